@@ -8,9 +8,7 @@ from typing import Any
 
 import yaml
 
-from common.stages.plan import Selection
-from common.stages.run import StageRequest
-from common.stages.single import find_request
+from common.stages.request import Selection, StageRequest, find_request
 
 
 def request(

@@ -6,7 +6,8 @@ import functools
 import tempfile
 from pathlib import Path
 
-from common.stages.run import StageRequest, run_stage
+from common.stages.request import StageRequest
+from common.stages.run import run_stage
 from tests.m3p import stages as m3p
 from tests.stages import request
 from tests.xmc_gan import stages as xmc_gan

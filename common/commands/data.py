@@ -103,8 +103,8 @@ def _data_command(arguments: argparse.Namespace) -> int:
     if len(asked) > 1:
         raise StageError(f"{' and '.join(asked)} are done one at a time: give one of them")
     from common.data.prepare import report, report_files
-    from common.stages.parts import has_part, optional_part
-    from common.stages.single import datasets_of, files_of
+    from common.stages.paper_modules import has_part, optional_part
+    from common.stages.recipe_data import datasets_of, files_of
 
     paper, data = paper_named(arguments.paper).name, arguments.data.resolve()
     own = optional_part(paper, "prepare")

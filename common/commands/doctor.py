@@ -65,7 +65,7 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     if missing:
         console.print(f"\n[red]missing packages: {', '.join(missing)}[/red]; run `make setup`")
         return 1
-    from common.stages.single import datasets_of
+    from common.stages.recipe_data import datasets_of
 
     folder = (data or data_root()).resolve()
     print(f"\ndata sets of the scale paper in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")

@@ -125,8 +125,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """
     from common.reporting.records import short_name
     from common.reporting.tables import entries, load
-    from common.stages.plan import Selection
-    from common.stages.single import find_request
+    from common.stages.request import Selection, find_request
 
     request = find_request(name, Selection(scale=scale, runs=runs or runs_root()))
     run, paper = request.configuration(), paper_named(request.paper)

@@ -13,7 +13,7 @@ from typing import Any
 from common import files
 from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, names_of_papers, paper_named
-from common.stages.parts import TRAINED, check_part, has_part, optional_part
+from common.stages.paper_modules import TRAINED, check_part, has_part, optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: Layouts of an export that every paper has: a folder for `from_export`, and encoders as programs of `torch.export`.

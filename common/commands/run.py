@@ -26,7 +26,7 @@ from common.reporting.papers import (
 from common.stages import stopping
 
 if TYPE_CHECKING:
-    from common.stages.plan import Selection
+    from common.stages.request import Selection
 
 #: Seeds that numpy takes.
 LARGEST_SEED = 2**32 - 1
@@ -116,7 +116,8 @@ def predict(name: StageName, *overrides: str, options: OneStage) -> int:
 
 def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage, unless_done: bool = False) -> int:
     use(options.isa)
-    from common.stages.single import find_request, print_configuration, run_mode
+    from common.stages.modes import print_configuration, run_mode
+    from common.stages.request import find_request
 
     # As with LightningCLI, `--model.help` asks what may be set.
     sections = [text[2:-5] for text in overrides if text.startswith("--") and text.endswith(".help")]
@@ -137,7 +138,7 @@ def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage
 
 
 def _selection(where: Where, seeds: Sequence[int]) -> Selection:
-    from common.stages.plan import Selection
+    from common.stages.request import Selection
 
     chosen = where if isinstance(where, ManyStages) else ManyStages()
     return Selection(
@@ -167,7 +168,8 @@ Jobs = Annotated[
 def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     """Run all stages of a paper that have not run, and print its tables."""
     use(options.isa)
-    from common.stages import plan
+    from common.stages.plan import default_jobs
+    from common.stages.reproduce import reproduce
 
     selection = _selections(options)
     name = paper_named(paper).name
@@ -176,9 +178,9 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     def finished(stage: str) -> None:
         print_filled(name, stage, selection, printed)
 
-    side_by_side = jobs or plan.default_jobs(selection.hardware)
+    side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
-        failed = plan.reproduce(name, selection, jobs=side_by_side, finished=finished, watch=True)
+        failed = reproduce(name, selection, jobs=side_by_side, finished=finished, watch=True)
         show_tables(name, selection.scale, selection.runs, printed)
     return 1 if failed else 0
 
@@ -271,7 +273,7 @@ def rehearse(
     from common.reporting.progress import duration
     from common.stages import rehearse as rehearsal
     from common.stages.configuration import scales_of
-    from common.stages.parts import optional_part
+    from common.stages.paper_modules import optional_part
 
     names = [paper_named(name).name for name in papers]
     if not names:

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import StageError
 from common.files import whole_folder
 from common.stages.export import Encoder, TrainedModel
-from common.stages.parts import CARD
+from common.stages.paper_modules import CARD
 
 #: Largest difference between program and model, relative to the largest output: a few roundings of float32.
 TOLERANCE = 1e-5

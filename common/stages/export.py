@@ -24,8 +24,8 @@ from common.encoders.checkpoint_files import differences
 from common.errors import StageError
 from common.files import parsing, put_back, whole_folder
 from common.reporting.papers import existing_papers
-from common.stages.finished import FinishedStage, open_finished
-from common.stages.parts import CARD, CONFIGURATION, TRAINED, part
+from common.stages.finished_stage import FinishedStage, open_finished
+from common.stages.paper_modules import CARD, CONFIGURATION, TRAINED, part
 from common.stages.safe_builder import Builder, arguments_of
 
 FORMAT = "representation-assemble/model/1"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import StageError
 from common.files import parsing
-from common.stages.parts import CARD, CONFIGURATION
+from common.stages.paper_modules import CARD, CONFIGURATION
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

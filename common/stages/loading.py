@@ -14,7 +14,7 @@ import torch
 from common.errors import StageError
 from common.files import cache_folder
 from common.stages.configuration import RunConfiguration
-from common.stages.finished import instantiate
+from common.stages.finished_stage import instantiate
 
 #: Samples of a batch that is read at once.
 _BATCH = 4

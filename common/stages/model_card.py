@@ -12,7 +12,7 @@ from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
 from common.stages.configuration import class_at
-from common.stages.run import dataset_entries
+from common.stages.recipe_data import dataset_entries
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -18,9 +18,10 @@ from common.files import environment, write_atomically
 from common.reporting import records
 from common.reporting.papers import paper_named
 from common.reporting.tables import Tables, load
-from common.stages.parts import part
-from common.stages.plan import Planned, Selection, plan, reproduce
-from common.stages.run import finished_record
+from common.stages.paper_modules import part
+from common.stages.plan import Planned, plan
+from common.stages.reproduce import reproduce
+from common.stages.request import Selection, finished_record
 
 if TYPE_CHECKING:
     from rich.table import Table

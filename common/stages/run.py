@@ -14,9 +14,8 @@ import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ import yaml
 from common.errors import Preempted, RunsElsewhereError, StageError, printable
 from common.files import lock, make_folder, require_cache, sweep, sweep_cache, write_atomically
 from common.reporting import records
-from common.reporting.draws import NATIVE, Draw, require
+from common.reporting.draws import NATIVE, require
 from common.reporting.papers import checkout, runs_root
 from common.stages import stopping
 from common.stages.configuration import (
@@ -35,12 +34,13 @@ from common.stages.configuration import (
     class_at,
     merge,
     place,
-    resolve,
     substitute,
     take_switches,
 )
 from common.stages.launch import is_main_process, require_processes
-from common.stages.lean import import_lightning
+from common.stages.lightning_import import import_lightning
+from common.stages.recipe_data import dataset_entries
+from common.stages.request import StageRequest, finished_record, recorded_lineage
 from common.stages.stopping import end_with_parent
 
 if TYPE_CHECKING:
@@ -53,104 +53,6 @@ if TYPE_CHECKING:
 
 #: How torch's error for batch normalization of a single value begins.
 _ONE_VALUE = "Expected more than 1 value per channel when training"
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The finished stage that a field of this stage starts from."""
-
-    stage: str
-    directory: Path
-    lineage_hash: str
-
-    def checkpoint(self, name: str) -> Path:
-        """File of one of its checkpoints."""
-        return self.directory / "checkpoints" / f"{name}.ckpt"
-
-
-@dataclass(frozen=True)
-class StageRequest:
-    """One stage to run.
-
-    Attributes:
-        paper, stage, recipe, job, row: identity as in tables.yaml; `row` is the model of the row that it evaluates.
-        scale, hardware, seed: as on the command line.
-        parents: dotted field -> stage that fills it with its checkpoint.
-        overrides: dotted fields that tables.yaml sets for this stage.
-        arguments: overrides from the command line.
-        runs: folder of all runs.
-        data: folder that `$DATA` in configs stands for.
-        rehearsal: whether it is a stage of a large scale on tiny data.
-        isa: instruction set that decides how sums are rounded.
-    """
-
-    paper: str
-    stage: str
-    recipe: str
-    job: str
-    row: str | None
-    scale: str
-    hardware: str
-    seed: int
-    runs: Path
-    data: Path
-    parents: Mapping[str, Parent] = field(default_factory=dict)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    arguments: Sequence[str] = ()
-    rehearsal: bool = False
-    isa: str = NATIVE
-
-    @property
-    def draw(self) -> Draw:
-        """Seed and rounding."""
-        return Draw(self.seed, self.isa)
-
-    @property
-    def directory(self) -> Path:
-        """Folder of this stage's run."""
-        return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
-
-    @property
-    def published(self) -> bool:
-        """Whether its numbers may stand beside published ones."""
-        return self.scale == "paper" and not self.rehearsal
-
-    def configuration(self) -> RunConfiguration:
-        """The merged configuration, without the parents' paths."""
-        return resolve(
-            self.paper,
-            self.recipe,
-            scale=self.scale,
-            hardware=self.hardware,
-            seed=self.seed,
-            # Only pre-training is spread over nodes: the downstream protocols have small batches.
-            stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
-            arguments=self.arguments,
-            rehearsal=self.rehearsal,
-        )
-
-    def lineage_hash(self, run: RunConfiguration | None = None) -> str:
-        """Hash of this configuration and of all that it descends from."""
-        run = run or self.configuration()
-        return records.lineage_hash(
-            records.config_hash(run.config),
-            {
-                name: parent.lineage_hash if run.start_from == "last" else f"{parent.lineage_hash}/{run.start_from}"
-                for name, parent in self.parents.items()
-            },
-        )
-
-
-def finished_record(request: StageRequest, lineage: str) -> records.Record | None:
-    """The record of this very stage, or None without one: not finished, of another configuration, or malformed."""
-    path = request.directory / "record.json"
-    if not path.is_file():
-        return None
-    try:
-        record = records.read(path)
-    except records.RecordError:
-        return None
-    return record if record.lineage_hash == lineage else None
 
 
 def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
@@ -237,13 +139,6 @@ def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
         raise StageError(
             f"{stage} cannot go on from where it was stopped: {reason}. Delete that file, and the stage starts anew"
         ) from None
-
-
-def recorded_lineage(identity_path: Path) -> str | None:
-    try:
-        return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
@@ -439,18 +334,6 @@ def _require_files(section: object) -> None:
                 require_captions(listing, dataset.annotations(split, listing))
 
 
-def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
-    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
-    if isinstance(section, Mapping):
-        if str(section.get("class_path", "")).startswith("common.data.datasets."):
-            yield section
-        for value in section.values():
-            yield from dataset_entries(value)
-    elif isinstance(section, list):
-        for value in section:
-            yield from dataset_entries(value)
-
-
 def _flags(request: StageRequest) -> str:
     flags = [f"--scale {request.scale} --seed {request.seed}"]
     flags += [f"--isa {request.isa}"] if request.isa != NATIVE else []
@@ -539,7 +422,7 @@ def _record_of(
     """The record of a stage that has ended; called by all ranks, which count their skipped files together."""
     import torch
 
-    from common.stages.memory import peak_memory_gib
+    from common.stages.telemetry import peak_memory_gib
 
     trainer = cli.trainer
     media = request.directory / "media"
@@ -589,8 +472,7 @@ def _run_claimed(
     from common.reporting.progress import FILE as PROGRESS_FILE
     from common.stages.cli import build
     from common.stages.loggers import MetricsFile, note_files
-    from common.stages.memory import reset_peak_memory
-    from common.stages.telemetry import Telemetry
+    from common.stages.telemetry import Telemetry, reset_peak_memory
     from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
     _quiet_lightning()

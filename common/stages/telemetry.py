@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from common.stages.loggers import MetricsFile
-from common.stages.memory import peak_memory_gib
 
 
 class Telemetry(Callback):
@@ -109,3 +110,21 @@ def _rates_of(trainer: pl.Trainer) -> list[float]:
 
 def _bare(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def reset_peak_memory() -> None:
+    """Count from what is held now; without effect where the system does not offer it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_gib() -> float | None:
+    """Peak of the resident memory in GiB since the last reset, without loader processes; None where it is unknown."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 2**20, 2)
+    return None

@@ -20,7 +20,7 @@ from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from common.stages.export import Encoder, Items, Modality, Trained, TrainedModel, noise_like
-from common.stages.finished import FinishedStage
+from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import Builder, path_of
 from papers.avid_cma import networks
 

@@ -23,7 +23,7 @@ from common.stages.export import (
     with_arguments,
     without_sources,
 )
-from common.stages.finished import FinishedStage
+from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import Builder, path_of
 from common.types import PositiveInt
 from papers.m3p import encoder

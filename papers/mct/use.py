@@ -35,7 +35,7 @@ from common.stages.export import (
     with_arguments,
     without_sources,
 )
-from common.stages.finished import FinishedStage, instantiate
+from common.stages.finished_stage import FinishedStage, instantiate
 from common.stages.safe_builder import Builder, path_of
 from papers.mct import networks
 from papers.mct.loss import MultimodalContrast

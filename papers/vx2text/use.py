@@ -19,7 +19,7 @@ from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
 from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel, noise_like, with_arguments
 from common.stages.export import Modality as AnyModality
-from common.stages.finished import FinishedStage
+from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import Builder, path_of
 from papers.vx2text import fusion
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput

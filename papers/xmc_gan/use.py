@@ -34,7 +34,7 @@ from common.stages.export import (
     with_arguments,
     without_sources,
 )
-from common.stages.finished import FinishedStage
+from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import Builder, path_of
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of

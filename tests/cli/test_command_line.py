@@ -22,9 +22,8 @@ from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
 from common.reporting.progress import duration
 from common.stages.configuration import resolve
-from common.stages.plan import Selection
+from common.stages.request import Selection, find_request
 from common.stages.run import stage_configuration
-from common.stages.single import find_request
 from tests.cli.process import LOADED, assemble
 
 

@@ -13,7 +13,7 @@ from common.data.regions import RegionFeatures
 from common.data.released_files import released_files
 from common.errors import StageError
 from common.reporting.papers import existing_papers
-from common.stages.single import files_of
+from common.stages.recipe_data import files_of
 
 
 def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):

@@ -11,8 +11,8 @@ from common.errors import nearest
 from common.reporting.papers import existing_papers
 from common.reporting.tables import expand, load
 from common.stages.configuration import recipes_of
-from common.stages.plan import Selection
-from common.stages.single import _starts_from_nothing, find_request
+from common.stages.modes import _starts_from_nothing
+from common.stages.request import Selection, find_request
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:

@@ -76,8 +76,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_another_folder_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from common.stages.plan import Selection
-    from common.stages.single import find_request
+    from common.stages.request import Selection, find_request
 
     arguments = ["--data.dataset", "folder"]
     stages = [
@@ -88,8 +87,7 @@ def test_another_folder_is_another_run(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_another_root_is_another_run_wherever_it_is_written(tmp_path: Path) -> None:
-    from common.stages.plan import Selection
-    from common.stages.single import find_request
+    from common.stages.request import Selection, find_request
 
     mine = tmp_path / "mine.yaml"
 

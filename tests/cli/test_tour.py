@@ -18,7 +18,7 @@ import yaml
 from common.commands.main import main
 from common.data.worlds.base import World
 from common.reporting.papers import paper_named, project_root
-from common.stages.finished import instantiate
+from common.stages.finished_stage import instantiate
 from tests.trained import checkpoint
 
 TOUR = project_root() / "docs" / "tour.md"

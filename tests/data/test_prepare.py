@@ -30,7 +30,7 @@ from common.data.worlds.clip_layouts import (
     write_kinetics,
     write_ucf101,
 )
-from common.stages.single import files_of
+from common.stages.recipe_data import files_of
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.stages.run import StageRequest
+from common.stages.request import StageRequest
 from papers.avid_cma.loss import BankLoss
 from tests.distributed.stages import over, train, train_on_two
 from tests.stages import read_metrics, request

@@ -25,7 +25,7 @@ from common.errors import ReportingError, StageError, printable
 from common.reporting import papers, records
 from common.stages.configuration import load_yaml
 from common.stages.export import read_export
-from common.stages.finished import open_finished
+from common.stages.finished_stage import open_finished
 from common.stages.run import _step_of
 from common.training.callbacks import WholeCheckpoints
 

@@ -18,10 +18,11 @@ import pytest
 
 from common.data.item_dataset import TooManyBrokenFiles
 from common.errors import Preempted, RunsElsewhereError, StageError
-from common.stages import plan as schedule
+from common.stages import reproduce as schedule
 from common.stages import run as running
 from common.stages import stopping
-from common.stages.plan import Selection, plan
+from common.stages.plan import plan
+from common.stages.request import Selection
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, time; from common.stages.plan import _pool\n"
+        "import os, signal, sys, time; from common.stages.reproduce import _pool\n"
         "if __name__ == '__main__':\n"
         "    pool = _pool(2); found = {pool.submit(os.getpid).result() for _ in range(3)}\n"
         "    [pool.submit(time.sleep, 60) for _ in range(2)]; time.sleep(1)\n"

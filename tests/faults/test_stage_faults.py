@@ -24,7 +24,8 @@ from common.errors import NonFiniteLossError, StageError
 from common.files import AtomicWriteError
 from common.stages import run as runner
 from common.stages.configuration import ConfigurationError
-from common.stages.run import StageRequest, run_stage
+from common.stages.request import StageRequest
+from common.stages.run import run_stage
 from common.training.callbacks import StopOnNonFiniteLoss, WholeCheckpoints
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request

@@ -13,7 +13,7 @@ import torch
 from common.encoders.checkpoint_files import CheckpointError
 from common.reporting.tables import load
 from common.stages.configuration import resolve
-from common.stages.finished import instantiate
+from common.stages.finished_stage import instantiate
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.data import RetrievalData, images_of_an_epoch
 from papers.m3p.encoder import M3P, M3PEncoder

@@ -9,7 +9,8 @@ import pytest
 from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash
 from common.reporting.results import find_promoted
-from common.stages.plan import Selection, plan
+from common.stages.plan import plan
+from common.stages.request import Selection
 
 PAPERS = [paper.name for paper in existing_papers() if find_promoted(paper.name)]
 

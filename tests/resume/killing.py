@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from common.stages.run import StageRequest, run_stage
+from common.stages.request import StageRequest
+from common.stages.run import run_stage
 from tests.stages import callbacks
 
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}

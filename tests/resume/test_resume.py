@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from common.protocols.classification import ActionRecognition, LinearProbes
 from common.reporting import records
 from common.stages.plan import state_of
-from common.stages.run import recorded_lineage, run_stage
+from common.stages.request import recorded_lineage
+from common.stages.run import run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.module import AVIDModule
 from tests.resume.killing import LAYER, assert_equal, compare, kill_at, kill_when

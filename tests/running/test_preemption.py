@@ -18,7 +18,8 @@ from common.errors import Preempted, StageError
 from common.stages import loggers
 from common.stages import preempt as preemption
 from common.stages import run as running
-from common.stages.run import StageRequest, run_stage
+from common.stages.request import StageRequest
+from common.stages.run import run_stage
 from common.stages.stopping import end_with_parent
 from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed

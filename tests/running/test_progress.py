@@ -16,8 +16,8 @@ from common.commands.run import print_filled
 from common.reporting.draws import Draw
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
-from common.stages import plan as schedule
-from common.stages.plan import Selection
+from common.stages import reproduce as schedule
+from common.stages.request import Selection
 from common.training.callbacks import Progress
 from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures
 

@@ -24,9 +24,10 @@ from common.stages.configuration import (
     resolve,
     take_switches,
 )
-from common.stages.parts import optional_part
-from common.stages.plan import Selection, plan
-from common.stages.single import datasets_of
+from common.stages.paper_modules import optional_part
+from common.stages.plan import plan
+from common.stages.recipe_data import datasets_of
+from common.stages.request import Selection
 
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]
 

@@ -17,7 +17,7 @@ from common.encoders.image import ImageResNet
 from common.errors import StageError
 from common.reporting.papers import existing_papers
 from common.stages.export import trained_model
-from common.stages.parts import has_part
+from common.stages.paper_modules import has_part
 from common.stages.safe_builder import Builder, arguments_of, path_of
 
 NETWORK = "common.encoders.audio.AudioConvNet"

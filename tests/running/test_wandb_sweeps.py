@@ -14,8 +14,7 @@ import yaml
 from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
 from common.stages.configuration import check_ranges, take_switches
-from common.stages.plan import Selection
-from common.stages.single import find_request
+from common.stages.request import Selection, find_request
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 

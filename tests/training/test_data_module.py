@@ -15,7 +15,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.images import ImageCache, ImageItems
 from common.data.listing import Clip, Listing
 from common.data.samplers import EpochSampler
-from common.stages import single
+from common.stages import recipe_data
 from common.training.data_module import ShardedDataModule
 from tests.data.image_layouts import write_image
 
@@ -156,23 +156,23 @@ def test_a_recipe_may_name_data_sets_anywhere_in_its_data(monkeypatch: pytest.Mo
         },
         "none": {"model": {}},
     }
-    monkeypatch.setattr(single, "recipes_of", lambda paper: list(configs))
+    monkeypatch.setattr(recipe_data, "recipes_of", lambda paper: list(configs))
 
     def resolved(paper: str, recipe: str, scale: str) -> Any:
         return SimpleNamespace(with_placeholders=lambda **names: configs[recipe])
 
-    monkeypatch.setattr(single, "resolve", resolved)
+    monkeypatch.setattr(recipe_data, "resolve", resolved)
     # A recipe that only serves the miniature needs no real data; a set that no recipe reads may be wished for.
     stages = {
         "stage": SimpleNamespace(recipe="mini", scales=("mini",)),
         "one": SimpleNamespace(recipe="one", scales=()),
     }
     stages["again"] = SimpleNamespace(recipe="one", scales=("paper",))
-    monkeypatch.setattr(single, "load", lambda paper: SimpleNamespace(stages=stages))
+    monkeypatch.setattr(recipe_data, "load", lambda paper: SimpleNamespace(stages=stages))
     configs["mini"] = {"data": {"init_args": {"dataset": entry("esc50.ESC50")}}}
     package = import_module("papers.mct")
     monkeypatch.setattr(package, "OPTIONAL_DATASETS", ("common.data.datasets.sbu.SBU",), raising=False)
-    *found, wished = single.datasets_of("mct", tmp_path)
+    *found, wished = recipe_data.datasets_of("mct", tmp_path)
     assert (type(wished).__name__, wished.root) == ("SBU", tmp_path / "sbu")
     assert [type(dataset).__name__ for dataset in found] == ["COCO", "PascalVOC", "PascalVOC", "ImageNet"]
     assert [dataset.years for dataset in found[1:3]] == [("2007",), ("2007", "2012")]  # type: ignore[attr-defined]

@@ -14,7 +14,8 @@ from common.commands.main import main
 from common.data.media import MediaError
 from common.errors import StageError
 from common.reporting.records import Record
-from common.stages.run import StageRequest, run_stage
+from common.stages.request import StageRequest
+from common.stages.run import run_stage
 from papers.vx2text import VX2Text
 from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav

@@ -12,14 +12,14 @@ import pytest
 
 from common.reporting.papers import project_root
 from common.stages.cli import StageCLI
-from common.stages.lean import LEFT_OUT
+from common.stages.lightning_import import LEFT_OUT
 from common.stages.run import run_stage
 from tests.stages import request
 
 CODE = """
 import sys
 from pathlib import Path
-from common.stages.lean import import_lightning
+from common.stages.lightning_import import import_lightning
 import_lightning()
 import papers.avid_cma.data, papers.avid_cma.module
 import common.stages.cli, common.stages.loggers, common.stages.telemetry, common.training.callbacks

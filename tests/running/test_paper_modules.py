@@ -11,7 +11,7 @@ from common.errors import StageError
 from common.reporting.results import find_promoted
 from common.stages.export import trained_model
 from common.stages.model_card import model_card
-from common.stages.parts import has_part, optional_part, part
+from common.stages.paper_modules import has_part, optional_part, part
 
 
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
@@ -24,7 +24,7 @@ def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
 def test_commands_say_which_file_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("common.stages.parts.optional_part", lambda paper, name: None)
+    monkeypatch.setattr("common.stages.paper_modules.optional_part", lambda paper, name: None)
     assert main(["rehearse", "mct"]) == 2
     assert "rehearsals/mct.py does not exist" in capsys.readouterr().err
 
@@ -42,7 +42,9 @@ def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     found = has_part
-    monkeypatch.setattr("common.stages.parts.has_part", lambda paper, name: paper != "mct" and found(paper, name))
+    monkeypatch.setattr(
+        "common.stages.paper_modules.has_part", lambda paper, name: paper != "mct" and found(paper, name)
+    )
     for command in (["embed", "mct", "--text", "a"], ["export", "mct"]):
         assert main([*command, "--checkpoint", "none.ckpt", "--output", str(tmp_path / "x.npz")]) == 2
         assert "papers/mct/use.py does not exist" in capsys.readouterr().err
@@ -70,7 +72,7 @@ def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
 ) -> None:
     found = optional_part
     monkeypatch.setattr(
-        "common.stages.rehearse.optional_part",
+        "common.stages.paper_modules.optional_part",
         lambda paper, name: None if paper == "mct" else found(paper, name),
     )
     rehearsed: list[str] = []

@@ -1,0 +1,196 @@
+"""One stage from the command line: find it, show its configuration, run, validate or predict with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.errors import StageError, nearest
+from common.reporting.papers import paper_named
+from common.reporting.records import short_name
+from common.reporting.tables import ROW, load
+from common.stages.configuration import (
+    ConfigurationError,
+    Layer,
+    leaves,
+    merge,
+    origin,
+    place,
+)
+from common.stages.launch import is_main_process, require_processes
+from common.stages.request import StageRequest
+from common.stages.run import run_stage
+
+if TYPE_CHECKING:
+    pass
+
+
+def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:
+    """Print the stack, the deviations of the scale and the merged configuration.
+
+    Args:
+        request: the stage.
+        sections: parts of the configuration, such as `model`, to print alone as flags; none = all of it.
+
+    Raises:
+        ConfigurationError: there is no such part.
+    """
+    run = request.configuration()
+    for section in sections:
+        if section not in run.config:
+            raise ConfigurationError(f"--{section}.help: {nearest(section, run.config)}")
+        print(f"# --{section}.FIELD VALUE, as {run.recipe} sets it at scale {run.scale}")
+        for path, value in leaves(run.config[section], section):
+            flag, _, field = short_name(path).rpartition(".")
+            if field == "class_path":
+                print(f"# --{flag} is a {value}")
+            else:
+                print(f"--{flag}.{field} {_in_one_line(value)}")
+    if sections:
+        return
+    print("# " + " < ".join(layer.name for layer in run.layers))
+    for deviation in run.deviations:
+        print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
+    if run.describe_ours():
+        print(f"# ours, in no source of the paper: {run.describe_ours()}")
+    for field, parent in request.parents.items():
+        print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
+    for line in _with_origins(run.config, run.layers):
+        print(line)
+
+
+def _with_origins(tree: dict[str, Any], layers: Sequence[Layer], *parents: str) -> Iterator[str]:
+    """A configuration as YAML, with the file that set a value as the comment of its line."""
+    for key, value in tree.items():
+        path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
+        if isinstance(value, dict) and value:
+            yield start
+            yield from _with_origins(value, layers, *path)
+        else:
+            yield f"{start} {_in_one_line(value)}   # {origin('.'.join(path), layers)}"
+
+
+def _in_one_line(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
+
+
+def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
+    """`fit`, `test`, `validate` or `predict` for one stage; prints what came out.
+
+    Only `fit` writes a record: the others look at a trained stage without changing it.
+    """
+    if command == "fit":
+        if checkpoint is not None:
+            raise StageError(
+                "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
+                "starts from another stage with --model.warm_start or --model.pretrained"
+            )
+        ours = request.configuration().describe_ours()
+        if ours and is_main_process():
+            print(f"values that are ours, in no source of the paper: {ours}")
+        untrained = _starts_from_nothing(request)
+        if untrained and is_main_process():
+            print(f"warning: {untrained}", file=sys.stderr, flush=True)
+        metrics = run_stage(request, unless_done).metrics
+        if is_main_process():
+            _print_metrics(metrics)
+            if untrained:
+                print(f"warning: {untrained}", file=sys.stderr)
+            print(f"record: {request.directory / 'record.json'}")
+        return 0
+    return _use(command, request, checkpoint)
+
+
+def _starts_from_nothing(request: StageRequest) -> str:
+    """What a bare recipe that measures a trained model must be told when it is given none; else empty."""
+    stages = load(request.paper).stages
+    name = request.stage.partition("+")[0]
+    if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
+        return ""
+    config = dict(leaves(request.configuration().config))
+    for stage in stages.values():
+        filled = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
+        empty = [field for field in filled if config.get(field, "") is None]
+        if empty and len(empty) < len(filled):
+            given = next(field for field in filled if field not in empty)
+            return (
+                f"--{short_name(empty[0])} is null: give it the checkpoint of "
+                f"--{short_name(given)}, so that the model is measured as it was trained"
+            )
+        if empty:
+            return (
+                f"--{short_name(empty[0])} is null, so {request.recipe} measures random weights, unless "
+                f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
+                f"`assemble list {paper_named(request.paper).short}`"
+            )
+    return ""
+
+
+def _print_metrics(metrics: Mapping[str, float | None]) -> None:
+    for name, value in metrics.items():
+        print(f"{name:<40} {value if value is None else format(value, '.4f')}")
+
+
+def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+    import torch
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    from common.stages.cli import build
+
+    run = request.configuration()
+    weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
+    if not run.trains:
+        raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
+    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
+    config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
+    if command == "predict":
+        # One file holds all outputs; of several processes each would write its share over the others'.
+        config["trainer"] |= {"devices": 1, "num_nodes": 1}
+    require_processes(config["trainer"])
+    if not weights.is_file():
+        raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+    from common.files import write_whole
+
+    try:
+        content = read_checkpoint(weights)
+        if "state_dict" not in content:
+            raise CheckpointError(f"{weights}: holds no 'state_dict'; give checkpoints/last.ckpt of a stage")
+        own = str(run.config["model"]["class_path"]).rpartition(".")[2]
+        if content.get("module", own) != own:
+            raise CheckpointError(
+                f"{weights} is of {content['module']}, and {request.stage} is of {own}: give a checkpoint of such a "
+                "stage"
+            )
+    except CheckpointError as error:
+        raise StageError(str(error)) from None
+    for name, parent in request.parents.items():
+        # A network that measures is no part of the weights; one that training started from may be gone by now.
+        if parent.checkpoint(run.start_from).is_file():
+            config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
+    # The pictures of a test go beside the record's, not over them.
+    folder = request.directory / command
+    cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
+    loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"
+    if not is_overridden(loader, cli.datamodule):
+        raise StageError(f"{request.stage} has no data to {command} with; `assemble test` measures it")
+    use = getattr(cli.trainer, command)
+    outputs = use(
+        cli.model,
+        datamodule=cli.datamodule,
+        ckpt_path=str(weights),
+        weights_only=True,
+        **({} if command == "predict" else {"verbose": False}),
+    )
+    if command != "predict":
+        if is_main_process():
+            _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
+        return 0
+    path = folder / "predictions.pt"
+    write_whole(path, lambda whole: torch.save(outputs, whole))
+    print(f"written to {path}")
+    return 0

@@ -1,0 +1,99 @@
+"""Data sets and files that recipes read."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.reporting.tables import load
+from common.stages.configuration import (
+    class_at,
+    recipes_of,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from common.data.datasets.base import MediaDataset
+    from common.data.released_files import FileStatus
+
+
+def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
+    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
+    if isinstance(section, Mapping):
+        if str(section.get("class_path", "")).startswith("common.data.datasets."):
+            yield section
+        for value in section.values():
+            yield from dataset_entries(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from dataset_entries(value)
+
+
+_DATA = "$DATA/"
+
+
+def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
+    """Every data set that a paper's recipes read at the scale `paper`, and those that it can read, once each.
+
+    The latter are named by `OPTIONAL_DATASETS` in the paper's package; they lie in a folder of their own name. Recipes
+    of which the paper's tables know only stages in miniature are left out.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for recipe in _published_recipes(paper):
+        config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
+        for entry in dataset_entries(config.get("data")):
+            arguments = entry.get("init_args") or {}
+            key = (entry["class_path"], str(arguments))
+            if key not in found:
+                found[key] = class_at(entry["class_path"])(**arguments)
+    for path in getattr(importlib.import_module(f"papers.{paper}"), "OPTIONAL_DATASETS", ()):
+        dataset = class_at(path)
+        found[path, ""] = dataset(data / dataset.name)
+    return list(found.values())
+
+
+def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
+    """Every file and folder that a paper's recipes read at the scale `paper` beside data sets: weights, lists, ...
+
+    Args:
+        paper: package name.
+        data: folder of the data sets.
+        verify: also compare published checksums.
+    """
+    from common.data.released_files import look_at
+
+    recipes: dict[str, list[str]] = {}
+    roots: set[str] = set()
+    for recipe in _published_recipes(paper):
+        config = resolve(paper, recipe, scale="paper").config
+        for entry in dataset_entries(config.get("data")):
+            # Folders of data sets; a file that chooses a part of one is listed.
+            roots.update(path for path in _data_paths(entry) if not Path(path).suffix)
+        for path in _data_paths(config):
+            recipes.setdefault(path, []).append(recipe)
+    return [
+        look_at(path, data, tuple(dict.fromkeys(own)), verify)
+        for path, own in sorted(recipes.items())
+        if path not in roots
+    ]
+
+
+def _published_recipes(paper: str) -> list[str]:
+    """Recipes of a paper but those of which its tables know only stages in miniature."""
+    stages = load(paper).stages.values()
+    miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
+    return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
+
+
+def _data_paths(section: object) -> Iterator[str]:
+    """Every path below the folder of the data sets in a section of a configuration, relative to it."""
+    if isinstance(section, Mapping):
+        for value in section.values():
+            yield from _data_paths(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from _data_paths(value)
+    elif isinstance(section, str) and section.startswith(_DATA):
+        yield section.removeprefix(_DATA)
