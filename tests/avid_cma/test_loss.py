@@ -504,7 +504,6 @@ def test_warm_start_says_what_does_not_fit() -> None:
         ("avid", {"instance_cross": 0.0}, "instance_"),
         ("avid", {"positive_within": 1.0}, "positive_within"),
         ("avid", {"positive_cross": 1.0}, "positive_cross"),
-        ("avid", {"bank_momentum": 1.1}, "momentum"),
         ("cma", {"num_items": 6}, "num_items=6 is too small for positives=5"),
         ("cma", {"within_negatives": 17}, "within_negatives=17"),
         ("cma", {"positives": 0}, "positives"),

@@ -453,7 +453,6 @@ def test_a_run_is_the_same_twice() -> None:
         ({"text_encoder": None, "weight_cc": 0.0}, r"model.text_encoder is null"),
         ({"weight_ii": 0.0, "weight_tag": 0.0, "weight_cross": 0.0}, r"no loss trains the image encoder: .*weight_ii"),
         ({"tag_count": 0}, r"weight_tag=1.0 switches J_tag on, but the data have no tags"),
-        ({"queue_size": 0}, "size=0"),
         ({"inter_dim": 0}, "dim=0"),
     ],
     ids=str,
