@@ -256,11 +256,11 @@ def _embed_command(arguments: argparse.Namespace) -> int:
     texts = [*arguments.text, *(_lines(arguments.captions) if arguments.captions else [])]
     if not arguments.files and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
+    wanted = ("text",) if texts else ()
+    of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
     absent = next((path for path in arguments.files if not path.exists()), None)
     if absent and arguments.regions is None:  # region features go by the names of pictures, which may be elsewhere
         raise StageError(f"{absent} does not exist")
-    wanted = ("text",) if texts else ()
-    of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
     paths = _found(arguments.files, kinds)
     model = _loaded(of_paper, arguments)

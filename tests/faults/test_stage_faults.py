@@ -269,7 +269,7 @@ def test_validation_touches_neither_banks_nor_normalizer(tmp_path: Path) -> None
         (["fit", "avid/avid", "--scale", "smoke", "--model", "null"], "'model' must hold fields"),
         (["fit", "avid/avid", "--scale", "smoke", "--trainer.devices", "many"], "trainer: `devices`"),
         (["fit", "avid/avid", "--scale", "smoke", "--trainer.devices", "0"], "trainer: `Trainer(devices=0)`"),
-        (["fit", "avid/avid", "--scale", "smoke", "--config", "configs"], "configs cannot be read: Is a directory"),
+        (["fit", "avid/avid", "--scale", "smoke", "--config", "configs"], "configs: Is a directory"),
         (
             ["fit", "avid/avid", "--scale", "smoke", "--data.batch_size", "0"],
             "data.batch_size is 0; it must",
@@ -313,11 +313,11 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
     checkpoint.write_bytes(checkpoint.read_bytes()[:20_000])
     with pytest.raises(StageError, match=r"avid cannot go on .*last\.ckpt: .*Delete that file"):
         run_stage(stage)
-    assert main(["embed", "avid", "x.mp4", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
+    assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
     assert "last.ckpt" in capsys.readouterr().err
     # So is the configuration beside it.
     (stage.directory / "config.yaml").write_text("model: [", encoding="utf-8")
-    assert main(["embed", "avid", "x.mp4", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
+    assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
     assert "config.yaml is damaged" in capsys.readouterr().err
     checkpoint.unlink()
     assert run_stage(stage).steps == 2
@@ -396,5 +396,5 @@ def test_a_folder_in_the_place_of_the_curves_is_told(tmp_path: Path) -> None:
     stage = request("avid_cma/avid", tmp_path)
     runner._prepare_directory(stage, stage.configuration(), stage.lineage_hash())
     (stage.directory / "metrics.csv").mkdir()
-    with pytest.raises(StageError, match=r"metrics\.csv is no file.*move it away"):
+    with pytest.raises(StageError, match=r"metrics\.csv is not a file.*move it away"):
         run_stage(stage)
