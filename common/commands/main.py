@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common.commands import doctor, find, measure, run, runs
-from common.commands.data import add_parsers as add_data_parsers
+from common.commands import data, doctor, find, measure, run, runs
 from common.commands.models import add_parsers as add_use_parsers
 from common.commands.parsing import Command, call, overview
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
@@ -36,6 +35,7 @@ COMMANDS: dict[str, Command] = {
         find.show,
         runs.runs,
         measure.gpu_check,
+        data.data,
         doctor.doctor,
     )
 }
@@ -146,7 +146,6 @@ def build_parser() -> argparse.ArgumentParser:
     from common.commands.reports import add_parsers
 
     add_parsers(commands)
-    add_data_parsers(commands)
     add_use_parsers(commands)
     return parser
 
