@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common.commands import data, doctor, find, measure, run, runs
-from common.commands.models import add_parsers as add_use_parsers
+from common.commands import data, doctor, find, measure, models, run, runs
 from common.commands.parsing import Command, call, overview
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
@@ -36,6 +35,12 @@ COMMANDS: dict[str, Command] = {
         runs.runs,
         measure.gpu_check,
         data.data,
+        models.embed,
+        models.retrieve,
+        models.answer,
+        models.caption,
+        models.generate,
+        models.export,
         doctor.doctor,
     )
 }
@@ -109,10 +114,6 @@ def _legacy(given: list[str]) -> int:
     if given and not given[0].startswith("-") and given[0] not in _subcommands(parser):
         raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], _subcommands(parser))}; see --help")
     arguments, rest = parser.parse_known_args(given)
-    if "files" in arguments and not any(text.startswith("-") for text in rest):
-        # Before Python 3.12.7, files that come after an option are left over.
-        arguments.files += [Path(text) for text in rest]
-        rest = []
     if rest:
         named = {name for paper in existing_papers() for name in (paper.name, paper.short)}
         one = " (it takes one paper; run it for each)" if named & set(rest) else ""
@@ -146,7 +147,6 @@ def build_parser() -> argparse.ArgumentParser:
     from common.commands.reports import add_parsers
 
     add_parsers(commands)
-    add_use_parsers(commands)
     return parser
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from common import files
+from common.commands.parsing import Option, PaperName, at_least
 from common.errors import StageError, nearest, printable
-from common.reporting.papers import existing_papers, names_of_papers, paper_named
+from common.reporting.papers import existing_papers, paper_named
 from common.stages.paper_modules import TRAINED, check_part, has_part, optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
@@ -20,6 +21,7 @@ CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an exp
 OWN_LAYOUT, PROGRAMS = "safetensors", "torch_export"
 #: Commands that are methods of a paper's model class, which few have, and what the others do not do.
 SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
+KINDS = ("video", "audio", "image", "text")
 #: Letters and digits of a caption in the name of its files, at most.
 NAME_LENGTH = 60
 #: Options of the command line that a model class may declare.
@@ -34,132 +36,58 @@ REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
 FILE_SUFFIXES = frozenset({".pth", ".pt", ".pkl", ".bin", ".ckpt", ".safetensors"})
 
 
-def add_parsers(commands: Any) -> None:
-    """Add the commands to the parser of `assemble`."""
-    command = _add(commands, "embed", _embed_command, "vectors of files and texts, by a trained model")
-    command.description = (
-        "Write what a trained model makes of files and texts as vectors, one row each, into an .npz file. A file that "
-        "cannot be read is skipped, counted and named."
-    )
-    command.epilog = (
-        "Video, audio, images or texts, whatever the paper's model embeds; its README says so. For each of these the "
-        "file has two arrays, such as `video`, the vectors, and `video_names`."
-    )
-    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="files, or folders of them")
-    command.add_argument(
-        "--text", action="append", default=[], metavar="TEXT", help="a text; may be given several times"
-    )
-    command.add_argument("--captions", type=Path, metavar="FILE", help="a text file with one text a line")
-    command.add_argument("--output", type=Path, required=True, metavar="FILE", help=".npz file to write")
-    command.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows at a time; default: 16")
-    _add_text_and_regions(command)
+@dataclass(frozen=True)
+class ModelOptions:
+    """Flags of the commands that use a trained model."""
 
-    command = _add(commands, "retrieve", _retrieve_command, "search files or texts with a trained model")
-    command.description = "Rank what is searched by how well it fits a query."
-    command.epilog = "Sounds for a video, images for a text and the reverse, whatever the paper's model compares."
-    command.add_argument("--query", required=True, metavar="FILE|TEXT", help="a file, or a text in quotes")
-    command.add_argument(
-        "--among",
-        type=Path,
-        required=True,
-        metavar="FOLDER|FILE",
-        help="what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble embed`, "
-        "or, by a model of regions, a file of region features",
-    )
-    command.add_argument("--top", type=int, default=5, metavar="N", help="so many are shown; default: 5")
-    kinds = ("video", "audio", "image", "text")
-    command.add_argument("--from", dest="query_kind", choices=kinds, help="what of the query is compared")
-    command.add_argument("--to", dest="kind", choices=kinds, help="what it is compared with; default: by the paper")
-    _add_text_and_regions(command)
-
-    command = _add(commands, "answer", _answer_command, "answer a question about a clip with a trained model")
-    command.add_argument("clip", type=Path, help="video file, with or without sound")
-    command.add_argument("question", help="in quotes")
-    command.add_argument(
-        "--option", dest="options", action="append", default=[], metavar="TEXT",
-        help="an answer to choose from, for a model that chooses (tvqa): give five",
-    )  # fmt: skip
-    command.add_argument(
-        "--turn", dest="history", action="append", nargs=2, default=[], metavar=("QUESTION", "ANSWER"),
-        help="an earlier question and its answer; may be given several times, in their order",
-    )  # fmt: skip
-    command.add_argument("--known", default="", metavar="TEXT", help="a description of the clip")
-    _add_speech(command)
-
-    command = _add(commands, "caption", _caption_command, "describe a clip with a trained model")
-    command.add_argument("clip", type=Path, help="video file, with or without sound")
-    _add_speech(command)
-
-    command = _add(commands, "generate", _generate_command, "make images of captions with a trained model")
-    command.description = "Make images of captions and write them as PNG files."
-    command.epilog = (
-        'assemble generate PAPER "a red circle left of a blue square" --checkpoint '
-        "runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4"
-    )
-    command.add_argument("captions", nargs="+", metavar="caption", help="what is to be seen, in quotes")
-    command.add_argument("--output", type=Path, default=Path("generated"), help="folder; default: generated")
-    command.add_argument("--number", type=int, default=1, help="images of each caption; default: 1")
-    command.add_argument("--seed", type=int, default=0, help="seed of the noise; default: 0")
-
-    command = commands.add_parser(
-        "export",
-        help="export a model as a folder, or its backbone as a file for other code",
-        description="Write a trained model as a folder that needs nothing else: weights (safetensors), configuration, "
-        "vocabularies, the record, and a model card; without queues, banks or optimizer. Other layouts write the "
-        "backbone alone, as other libraries read it.",
-    )
-    command.add_argument("paper", help=names_of_papers())
-    command.add_argument(
-        "--checkpoint", type=Path, help=f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"
-    )
-    command.add_argument(
-        "--layout", default=OWN_LAYOUT, help=f"default: {OWN_LAYOUT}, the folder; `--layout list` names all"
-    )
-    command.add_argument("--output", type=Path, help="folder, or file of another layout, to write")
-    command.add_argument("--force", action="store_true", help="replace an export that is there")
-    command.add_argument(
-        "--push", metavar="USER/NAME", help="also send the folder to this repository of the Hugging Face Hub"
-    )
-    command.add_argument("--private", action="store_true", help="with --push: make a new repository private")
-    command.set_defaults(func=_export_command)
+    checkpoint: Annotated[Path, CHECKPOINT]
+    device: Annotated[str, "where it runs: cpu, cuda"] = "cpu"
 
 
-def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-    """A command that uses a trained model."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
-    command.add_argument(
-        "paper", help="one whose model does; another one names it" if name in SPECIAL else names_of_papers()
-    )
-    command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
-    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
-    command.set_defaults(func=run)
-    return command
+@dataclass(frozen=True)
+class EncoderOptions(ModelOptions):
+    """Also for models of many languages, and of regions alone."""
+
+    language: Annotated[str | None, Option("language of the texts, such as de", metavar="CODE")] = None
+    regions: Annotated[
+        Path | None, Option("region features of the pictures, for a model without a detector", metavar="FILE")
+    ] = None  # fmt: skip
 
 
-def _add_speech(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--speech", action="append", default=[], metavar="TEXT",
-        help="a line that is said in the clip; may be given several times, in their order",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class ExportOptions:
+    """Flags of `export`."""
+
+    checkpoint: Annotated[
+        Path | None, f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"
+    ] = None  # fmt: skip
+    layout: Annotated[str, f"default: {OWN_LAYOUT}, the folder; `--layout list` names all"] = OWN_LAYOUT
+    output: Annotated[Path | None, "folder, or file of another layout, to write"] = None
+    force: Annotated[bool, "replace an export that is there"] = False
+    push: Annotated[
+        str | None, Option("also send the folder to this repository of the Hugging Face Hub", metavar="USER/NAME")
+    ] = None  # fmt: skip
+    private: Annotated[bool, "with --push: make a new repository private"] = False
 
 
-def _add_text_and_regions(command: argparse.ArgumentParser) -> None:
-    own = command.add_argument_group("models of many languages and of regions alone")
-    own.add_argument("--language", metavar="CODE", help="language of the texts, such as de")
-    own.add_argument(
-        "--regions", type=Path, metavar="FILE", help="region features of the pictures, for a model without a detector"
-    )
+SpecialPaper = Annotated[str, "one whose model does; another one names it"]
+Clip = Annotated[Path, "video file, with or without sound"]
+Speech = Annotated[
+    Sequence[str],
+    Option("a line that is said in the clip; may be given several times, in their order", metavar="TEXT", repeat=True),
+]
+Kind = Annotated[str | None, Option("what of the query is compared with what", choices=KINDS)]
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: str) -> Any:
+def _kind(name: str, options: ModelOptions, able: Callable[[Any], object], lacks: str) -> Any:
     """The class of a paper's trained models, if it is `able`; else an error with what it `lacks` and who is able."""
-    paper = paper_named(arguments.paper)
+    paper = paper_named(name)
     check_part(paper.name, *TRAINED)
-    if not arguments.checkpoint.exists():
-        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
+    if not options.checkpoint.exists():
+        raise StageError(f"--checkpoint {options.checkpoint} does not exist: give {CHECKPOINT}")
     from common.stages.export import trained_model
 
     kind = trained_model(paper.name)
@@ -170,22 +98,22 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
 
     if not able(kind):
         raise StageError(f"{paper.short} {lacks}; {others(able)} can")
-    given = [option for option in OPTIONS if getattr(arguments, option, None) is not None]
+    given = [option for option in OPTIONS if getattr(options, option, None) is not None]
     foreign = next((option for option in given if option not in kind.options), None)
     if foreign is not None:
         raise StageError(f"--{foreign} goes with {others(lambda one: foreign in one.options)}, not with {paper.short}")
     return kind
 
 
-def _loaded(kind: Any, arguments: argparse.Namespace) -> Any:
+def _loaded(kind: Any, options: EncoderOptions) -> Any:
     """The trained model, with what the command line sets of it."""
-    model = kind.from_export(arguments.checkpoint, arguments.device)
-    if arguments.regions is not None:
-        model.regions = _region_features(arguments.regions)
-    if arguments.language is not None:
-        if model.languages and arguments.language not in model.languages:
-            raise StageError(f"--language {arguments.language}: {nearest(arguments.language, model.languages)}")
-        model.language = arguments.language
+    model = kind.from_export(options.checkpoint, options.device)
+    if options.regions is not None:
+        model.regions = _region_features(options.regions)
+    if options.language is not None:
+        if model.languages and options.language not in model.languages:
+            raise StageError(f"--language {options.language}: {nearest(options.language, model.languages)}")
+        model.language = options.language
     return model
 
 
@@ -238,40 +166,50 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told
             print(f"  and {len(reasons) - NAMED} more")
 
 
-def _require_positive(arguments: argparse.Namespace, name: str) -> None:
-    if getattr(arguments, name) < 1:
-        raise StageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
-
-
 # -- embed -------------------------------------------------------------------------------------------------------------
 
 
-def _embed_command(arguments: argparse.Namespace) -> int:
+def embed(
+    paper: PaperName,
+    given: Annotated[Sequence[Path], Option("files, or folders of them", metavar="FILE")] = (),
+    *,
+    options: EncoderOptions,
+    text: Annotated[Sequence[str], Option("a text; may be given several times", metavar="TEXT", repeat=True)] = (),
+    captions: Annotated[Path | None, Option("a text file with one text a line", metavar="FILE")] = None,
+    output: Annotated[Path, Option(".npz file to write", metavar="FILE")],
+    batch_size: Annotated[int, Option("rows at a time", metavar="N", parse=at_least(1))] = 16,
+) -> int:
+    """Write vectors of files and texts, one row each, into an .npz file, by a trained model.
+
+    Video, audio, images or texts, whatever the paper's model embeds; its README says so. For each of these the file has
+    two arrays, such as `video`, the vectors, and `video_names`. A file that cannot be read is skipped, counted and
+    named.
+    """
     import numpy as np
 
-    if arguments.output.suffix != ".npz" or arguments.output.is_dir():
-        raise StageError(f"--output {arguments.output}: give a file that ends in .npz")
-    files.require_writable(arguments.output.parent, "--output")
-    _require_positive(arguments, "batch_size")
-    texts = [*arguments.text, *(_lines(arguments.captions) if arguments.captions else [])]
-    if not arguments.files and not texts:
+    if output.suffix != ".npz" or output.is_dir():
+        raise StageError(f"--output {output}: give a file that ends in .npz")
+    files.require_writable(output.parent, "--output")
+    texts = [*text, *(_lines(captions) if captions else [])]
+    if not given and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
     wanted = ("text",) if texts else ()
-    of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
-    absent = next((path for path in arguments.files if not path.exists()), None)
-    if absent and arguments.regions is None:  # region features go by the names of pictures, which may be elsewhere
+    of_paper = _kind(paper, options, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
+    absent = next((path for path in given if not path.exists()), None)
+    if absent and options.regions is None:  # region features go by the names of pictures, which may be elsewhere
         raise StageError(f"{absent} does not exist")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
-    paths = _found(arguments.files, kinds)
-    model = _loaded(of_paper, arguments)
+    paths = _found(given, kinds)
+    model = _loaded(of_paper, options)
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
     columns: dict[str, Any] = {}
     rows: dict[str, dict[str, int]] = {}
     skipped: list[tuple[int, str]] = []
-    for kind, items in [*((kind, paths) for kind in kinds if paths), *((kind, texts) for kind in wanted)]:
+    rounds: list[tuple[str, Sequence[Any]]] = [(kind, paths) for kind in kinds if paths]
+    for kind, items in [*rounds, *((kind, texts) for kind in wanted)]:
         missed: list[tuple[int, str]] = []
         try:
-            vectors, kept = model.embed(kind, items, missed, arguments.batch_size)
+            vectors, kept = model.embed(kind, items, missed, batch_size)
         except StageError:
             if not missed or (kind == kinds[-1] and not columns):
                 raise
@@ -293,9 +231,9 @@ def _embed_command(arguments: argparse.Namespace) -> int:
         with path.open("wb") as file:
             np.savez(file, **columns)
 
-    files.write_whole(arguments.output, write)
+    files.write_whole(output, write)
     shapes = ", ".join(f"{kind} {list(columns[kind].shape)}" for kind in rows)
-    print(f"written to {arguments.output}: {shapes}")
+    print(f"written to {output}: {shapes}")
     return 0
 
 
@@ -322,15 +260,32 @@ def _print_rows(names: Sequence[str], rows: dict[str, dict[str, int]], columns: 
 # -- retrieve ----------------------------------------------------------------------------------------------------------
 
 
-def _retrieve_command(arguments: argparse.Namespace) -> int:
-    _require_positive(arguments, "top")
-    among = arguments.among
+def retrieve(
+    paper: PaperName,
+    *,
+    options: EncoderOptions,
+    query: Annotated[str, Option("a file, or a text in quotes", metavar="FILE|TEXT")],
+    among: Annotated[
+        Path,
+        Option(
+            "what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble "
+            "embed`, or, by a model of regions, a file of region features",
+            metavar="FOLDER|FILE",
+        ),
+    ],
+    top: Annotated[int, Option("so many are shown", metavar="N", parse=at_least(1))] = 5,
+    from_: Kind = None,
+    to: Kind = None,
+) -> int:
+    """Rank files or texts by how well they fit a query, with a trained model.
+
+    Sounds for a video, images for a text and the reverse, whatever the paper's model compares.
+    """
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
-    of_paper = _kind(arguments, lambda kind: kind.retrieves, "cannot compare anything")
-    query_kind, kind = _pair(of_paper, arguments)
-    query = arguments.query if query_kind == "text" else Path(arguments.query)
-    model = _loaded(of_paper, arguments)
+    of_paper = _kind(paper, options, lambda kind: kind.retrieves, "cannot compare anything")
+    query_kind, kind = _pair(of_paper, query, among, from_, to)
+    model = _loaded(of_paper, options)
     skipped: list[tuple[int, str]] = []
     items: Sequence[Any]
     if among.suffix == ".npz" and "model" in _arrays_of(among):
@@ -339,14 +294,14 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
     else:
         items = _lines(among) if kind == "text" else _searched_files(model, among, kind)
         searched, kept = model.searched(kind, items, skipped)
-    scores = model.compare(query_kind, query, kind, searched)
-    order = scores.argsort(descending=True, stable=True)[: arguments.top].tolist()
+    scores = model.compare(query_kind, query if query_kind == "text" else Path(query), kind, searched)
+    order = scores.argsort(descending=True, stable=True)[:top].tolist()
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("score", justify="right")
-    table.add_column(f"{kind} for {printable(arguments.query)} ({query_kind})", overflow="fold")
+    table.add_column(f"{kind} for {printable(query)} ({query_kind})", overflow="fold")
     for rank, place in enumerate(order, start=1):
         table.add_row(str(rank), f"{scores[place]:.3f}", printable(str(items[kept[place]])))
     files.console(highlight=False, markup=False).print(table)
@@ -354,14 +309,14 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pair(of_paper: Any, arguments: argparse.Namespace) -> tuple[str, str]:
+def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | None) -> tuple[str, str]:
     """What of the query is compared with what: as asked for, or the first that the files allow."""
-    path, among = Path(arguments.query), arguments.among
+    path = Path(query)
     # Unlike `Path.is_file`, it takes a text that is longer than a name can be.
-    is_file = os.path.isfile(arguments.query)
+    is_file = os.path.isfile(query)
 
     def fits(query_kind: str, kind: str) -> bool:
-        if query_kind != (arguments.query_kind or query_kind) or kind != (arguments.kind or kind):
+        if query_kind != (from_ or query_kind) or kind != (to or kind):
             return False
         if (query_kind == "text") == is_file or (is_file and path.suffix.lower() not in _suffixes(query_kind)):
             return False
@@ -371,11 +326,11 @@ def _pair(of_paper: Any, arguments: argparse.Namespace) -> tuple[str, str]:
 
     found = [pair for pair in of_paper.retrieves if fits(*pair)]
     media = frozenset[str]().union(*(_suffixes(kind) for pair in of_paper.retrieves for kind in pair if kind != "text"))
-    if not is_file and arguments.query_kind is None and path.suffix.lower() in media:
+    if not is_file and from_ is None and path.suffix.lower() in media:
         raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
     if not found:
         known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves)
-        what = f"the file {path}" if is_file else f"the text {arguments.query!r} (no file has that name)"
+        what = f"the file {path}" if is_file else f"the text {query!r} (no file has that name)"
         raise StageError(
             f"{of_paper.paper} cannot search {among} by {what}. It does {known}; --among takes a folder for files and "
             "a text file for texts"
@@ -420,34 +375,70 @@ def _searched_files(model: Any, among: Path, kind: str) -> list[Any]:
 # -- the others --------------------------------------------------------------------------------------------------------
 
 
-def _special(arguments: argparse.Namespace) -> Any:
+def _special(command: str, paper: str, options: ModelOptions) -> Any:
     """The trained model, for a command that is a method of it."""
-    name = arguments.command
-    kind = _kind(arguments, lambda kind: hasattr(kind, name), SPECIAL[name])
-    return kind.from_export(arguments.checkpoint, arguments.device)
+    kind = _kind(paper, options, lambda kind: hasattr(kind, command), SPECIAL[command])
+    return kind.from_export(options.checkpoint, options.device)
 
 
-def _answer_command(arguments: argparse.Namespace) -> int:
-    a = arguments
-    model = _special(a)
-    for note in model.notes(a.question):
-        print(f"{a.question!r}: {note}", file=sys.stderr)
-    print(model.answer(a.clip, a.question, speech=a.speech, options=a.options, history=a.history, known=a.known))
+def answer(
+    paper: SpecialPaper,
+    clip: Clip,
+    question: Annotated[str, "in quotes"],
+    *,
+    model: ModelOptions,
+    choices: Annotated[
+        Sequence[str],
+        Option(
+            "an answer to choose from, for a model that chooses (tvqa): give five",
+            metavar="TEXT",
+            names=("--option",),
+            repeat=True,
+        ),
+    ] = (),
+    history: Annotated[
+        Sequence[tuple[str, str]],
+        Option(
+            "an earlier question and its answer; may be given several times, in their order",
+            metavar=("QUESTION", "ANSWER"),
+            names=("--turn",),
+            nargs=2,
+            repeat=True,
+        ),
+    ] = (),
+    known: Annotated[str, Option("a description of the clip", metavar="TEXT")] = "",
+    speech: Speech = (),
+) -> int:
+    """Answer a question about a clip with a trained model."""
+    trained = _special("answer", paper, model)
+    for note in trained.notes(question):
+        print(f"{question!r}: {note}", file=sys.stderr)
+    print(trained.answer(clip, question, speech=speech, options=choices, history=history, known=known))
     return 0
 
 
-def _caption_command(arguments: argparse.Namespace) -> int:
-    print(_special(arguments).caption(arguments.clip, speech=arguments.speech))
+def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Speech = ()) -> int:
+    """Describe a clip with a trained model."""
+    print(_special("caption", paper, model).caption(clip, speech=speech))
     return 0
 
 
-def _generate_command(arguments: argparse.Namespace) -> int:
-    a = arguments
-    _require_positive(a, "number")
-    if a.seed < 0:
-        raise StageError(f"--seed must not be below 0, got {a.seed}")
-    files.require_writable(a.output, "--output")
-    for path in write_images(_special(a), a.captions, a.output, a.number, a.seed):
+def generate(
+    paper: SpecialPaper,
+    captions: Annotated[Sequence[str], Option("what is to be seen, in quotes", metavar="caption")],
+    *,
+    model: ModelOptions,
+    output: Annotated[Path, "folder"] = Path("generated"),
+    number: Annotated[int, Option("images of each caption", parse=at_least(1))] = 1,
+    seed: Annotated[int, Option("seed of the noise", parse=at_least(0))] = 0,
+) -> int:
+    """Make images of captions with a trained model and write them as PNG files.
+
+    assemble generate PAPER "a red circle left of a blue square" --checkpoint
+    runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4
+    """
+    files.require_writable(output, "--output")
+    for path in write_images(_special("generate", paper, model), captions, output, number, seed):
         print(f"written to {path}")
     return 0
 
@@ -476,10 +467,14 @@ def write_images(model: Any, captions: Sequence[str], output: Path, number: int 
     return written
 
 
-def _export_command(arguments: argparse.Namespace) -> int:
-    a = arguments
-    paper = paper_named(a.paper).name
-    weights = optional_part(paper, "weights")
+def export(paper: PaperName, *, options: ExportOptions) -> int:
+    """Export a trained model as a folder, or its backbone as a file for other code.
+
+    The folder needs nothing else: weights (safetensors), configuration, vocabularies, the record, and a model card;
+    without queues, banks or optimizer. Other layouts write the backbone alone, as other libraries read it.
+    """
+    a, name = options, paper_named(paper).name
+    weights = optional_part(name, "weights")
     backbones = () if weights is None else tuple(weights.LAYOUTS)
     if a.layout == "list":
         print(", ".join((OWN_LAYOUT, PROGRAMS, *backbones)))
@@ -487,20 +482,22 @@ def _export_command(arguments: argparse.Namespace) -> int:
     if a.layout not in (OWN_LAYOUT, PROGRAMS, *backbones):
         raise StageError(f"--layout {a.layout}: {nearest(a.layout, (OWN_LAYOUT, PROGRAMS, *backbones))}")
     if a.layout not in backbones:
-        check_part(paper, *TRAINED)
+        check_part(name, *TRAINED)
     _check_export(a, backbones)
+    assert a.checkpoint is not None
+    assert a.output is not None
     if a.layout in backbones:
         written = weights.export(a.checkpoint, a.output, a.layout)
     elif a.layout == PROGRAMS:
         from common.stages.encoder_programs import write_programs
         from common.stages.export import trained_model
 
-        written, told = write_programs(trained_model(paper), a.checkpoint, a.output)
+        written, told = write_programs(trained_model(name), a.checkpoint, a.output)
         print("\n".join(told))
     else:
         from common.stages.export import trained_model, write_export
 
-        written = write_export(trained_model(paper), a.checkpoint, a.output, a.force, a.push)
+        written = write_export(trained_model(name), a.checkpoint, a.output, a.force, a.push)
     print(f"written to {written}")
     if a.push:
         from common.stages.hub import push_export
@@ -509,10 +506,11 @@ def _export_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_export(arguments: argparse.Namespace, backbones: Sequence[str]) -> None:
+def _check_export(options: ExportOptions, backbones: Sequence[str]) -> None:
     """Refuse what cannot be written, before the model is read."""
-    checkpoint, layout, output = arguments.checkpoint, arguments.layout, arguments.output
-    if missing := [f"--{name}" for name in ("checkpoint", "output") if getattr(arguments, name) is None]:
+    checkpoint, layout, output = options.checkpoint, options.layout, options.output
+    if checkpoint is None or output is None:
+        missing = [f"--{name}" for name in ("checkpoint", "output") if getattr(options, name) is None]
         raise StageError(f"an export needs {' and '.join(missing)}")
     if not checkpoint.exists():
         raise StageError(f"--checkpoint {checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
@@ -526,11 +524,11 @@ def _check_export(arguments: argparse.Namespace, backbones: Sequence[str]) -> No
         others = f"; files are of --layout {', '.join(backbones)}" if backbones else ""
         raise StageError(f"--output {output}: the layout {OWN_LAYOUT} is a folder{others}")
     files.require_writable(output.parent, "--output")
-    if arguments.push:
+    if options.push:
         from common.stages.hub import check_repository
 
         if layout != OWN_LAYOUT:
             raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
-        check_repository(arguments.push)
-    elif arguments.private:
+        check_repository(options.push)
+    elif options.private:
         raise StageError("--private goes with --push USER/NAME")

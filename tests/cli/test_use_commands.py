@@ -190,7 +190,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("embed", "mct", *mct, "--output", x), "there is nothing to embed: give files, --text or --captions"),
         (("embed", "mct", *mct, tmp_path / "nope", "--output", x), "nope does not exist"),
         (("embed", "mct", *mct, image, "--output", "x.csv"), "--output x.csv"),
-        (("embed", "mct", *mct, image, "--output", x, "--batch-size", "0"), "--batch-size must be at least 1"),
+        (("embed", "mct", *mct, image, "--output", x, "--batch-size", "0"), "--batch-size: must be at least 1"),
         (
             ("embed", "mct", *mct, image, "--output", x, "--language", "de"),
             "--language goes with m3p, not with mct",
@@ -202,7 +202,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("retrieve", "vx2text", *vx2text, "--query", "a", "--among", clips), "vx2text cannot compare anything; avid,"),
         (("retrieve", "avid", *avid, "--query", "a dog", "--among", clips), "the text 'a dog' (no file has that name)"),
         (("retrieve", "avid", *avid, "--query", image, "--among", clips), "--from video --to audio"),
-        (("retrieve", "mct", *mct, "--query", "a", "--among", pictures, "--top", "0"), "--top must be at least 1"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", pictures, "--top", "0"), "--top: must be at least 1"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "none"), "none does not exist"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other, "--to", "text"), "holds no text, but image"),
@@ -236,7 +236,7 @@ def test_help_is_quick() -> None:
         (["embed", "avid", "a.mp4", "--output", "README.md/rows.npz"], "--output"),
         (["embed", "avid", "a.mp4", "--output", "/proc/none/rows.npz"], "--output"),
         (["generate", "xmc_gan", "a circle", "--output", "README.md/made"], "--output"),
-        (["generate", "xmc_gan", "a circle", "--number", "0"], "--number must be at least 1"),
+        (["generate", "xmc_gan", "a circle", "--number", "0"], "--number: must be at least 1"),
         (["export", "avid", "--output", "README.md/export"], "--output"),
     ],
 )

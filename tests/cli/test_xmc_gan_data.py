@@ -62,7 +62,7 @@ def test_errors_say_what_to_do(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["data", "mct", "--data", str(data), "--text-features"]) == 2
     assert "mct stores no text features; xmcgan does" in capsys.readouterr().err
     assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--batch-size", "0"]) == 2
-    assert "--batch-size must be at least 1" in capsys.readouterr().err
+    assert "--batch-size: must be at least 1" in capsys.readouterr().err
     assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--bert", str(tmp_path / "none")]) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
     assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty"), "--text-features"]) == 2

@@ -315,4 +315,4 @@ def test_the_command_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["data", "m3p", "--output", "a.h5"]) == 2
     assert "goes with --extract-regions" in capsys.readouterr().err
     assert main(["data", "m3p", "--extract-regions", str(tmp_path), "--output", "a.h5", "--regions", "0"]) == 2
-    assert "--regions must be at least 1" in capsys.readouterr().err
+    assert "--regions: must be at least 1" in capsys.readouterr().err
