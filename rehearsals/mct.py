@@ -8,15 +8,15 @@ import torch
 
 from common.data.datasets.coco import CLASSES
 from common.data.worlds.layouts import imagenet_class
-from common.data.worlds.random_pictures import (
+from common.encoders.image import ImageResNet
+from rehearsals.random_bert import write_random_bert
+from rehearsals.random_pictures import (
     words_of_captions,
     write_random_coco,
     write_random_imagenet,
     write_random_karpathy,
     write_random_voc,
 )
-from common.encoders.image import ImageResNet
-from common.encoders.random_bert import write_random_bert
 
 
 def write_datasets(root: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from common.data.datasets.coco import CLASSES
 from common.data.worlds.layouts import coco_name
-from common.data.worlds.random_pictures import annotated, words_of_captions, write_random_coco
-from common.encoders.random_bert import write_random_bert
+from rehearsals.random_bert import write_random_bert
+from rehearsals.random_pictures import annotated, words_of_captions, write_random_coco
 
 TRAIN, TEST = 8, 4
 
