@@ -197,7 +197,7 @@ class Record:
         """Parse a record; see `of`."""
         return cls.of(parse_json(text))
 
-    @property
+    @functools.cached_property
     def configuration(self) -> str:
         """Hash of the configuration without its seeds."""
         return config_hash(self.config, ignored=IGNORED_KEYS | SEED_KEYS)
