@@ -270,22 +270,14 @@ class DatasetStatus:
     Args:
         name: Name in records; ``title`` is the one for people.
         present: Whether every split that can be listed was found.
-        path: Folder looked in.
         layout: Layout found, or "" when missing.
-        expected_layout: The supported layouts, a few lines.
-        size: Approximate size on disk.
-        license: Terms of the data, in a few words.
-        source: Where to get it.
         prepares: What ``prepare`` does with it.
-        counts: Items found per split (and fold).
+        counts: Items found per split (and fold), in ``unit``.
         missing: Items that official lists name but the folder lacks.
         notes: Warnings: other counts than published, what is wrong.
-        broken: Files that failed to decode in a check, with the reason.
-        checked: Number of files that were decoded in the check.
-        verified: Files whose published checksum was found right.
-        corrupt: Files whose checksum is another, with the reason.
+        broken, checked: Files that failed to decode in a check, with the reason, and number of files that were tried.
+        verified, corrupt: Files with the published checksum and with another.
         problem: The whole message when the set is missing.
-        unit: What the counts count: "clips" or "images".
     """
 
     name: str

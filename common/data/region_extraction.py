@@ -62,10 +62,6 @@ def load_detector(weights: str | os.PathLike[str] | None, architecture: str = AR
     Args:
         weights: state dict as torchvision distributes it, or a checkpoint that holds one under `model` or `state_dict`.
         architecture: torchvision's name of the detector.
-
-    Raises:
-        FileNotFoundError: no file was named, or it does not exist.
-        ValueError: there is no such detector, or the weights are of something else.
     """
     from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 
@@ -121,8 +117,6 @@ class RegionExtractor:
         device: str = "cpu",
         origin: Mapping[str, str] | None = None,
     ) -> None:
-        if regions < 1:
-            raise ValueError(f"regions must be at least 1, not {regions}")
         self.detector = detector.eval().to(device)
         self.regions = regions
         self.min_score = min_score
@@ -190,14 +184,10 @@ def extract_regions(
     Args:
         folder: folder of pictures; subfolders count. A picture is called by its file's name without suffix.
         output: `.h5` or `.npz` file.
-        extractor: finds the regions.
-        batch_size: pictures at a time.
         half: keep features with 16 bits.
         distribution: also keep the probabilities of all classes; an existing file keeps its own choice.
-        progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: there is no such folder.
         ValueError: no picture can be read, two have the same name, or `output` has another suffix or was made with
             another detector or other settings.
     """

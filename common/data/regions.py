@@ -136,7 +136,6 @@ class RegionFeatures:
         key: what the keys are made from: of a file `google_000123.jpg`, "google_000123" or "123".
 
     Attributes:
-        paths: the files.
         feature_size: F.
         max_regions: the largest number of regions that a picture can have.
 
@@ -184,12 +183,7 @@ class RegionFeatures:
         return [key for key in keys if self._find(key) < 0]
 
     def __getitem__(self, key: str) -> Regions:
-        """The regions of a picture.
-
-        Raises:
-            KeyError: there are none.
-            RegionError: they are damaged.
-        """
+        """The regions of a picture; KeyError where there are none."""
         place = self._find(key)
         if place < 0:
             raise KeyError(key)
@@ -197,11 +191,7 @@ class RegionFeatures:
         return self._files[number].read(place - int(self._starts[number]), key)
 
     def table(self, keys: Iterable[str]) -> RegionTable:
-        """The regions of several pictures in memory.
-
-        Raises:
-            RegionError: a picture has none, or its regions are damaged.
-        """
+        """The regions of several pictures in memory; RegionError where one has none."""
         wanted = Texts(keys)
         lacking = self.missing(wanted)
         if lacking:
@@ -386,19 +376,13 @@ def write_regions(
     half: bool = False,
     identity: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write a file, `.h5` or `.npz`, whole or not at all.
+    """Write the regions of named pictures into an `.h5` or `.npz` file, whole or not at all; returns how many.
 
     Args:
         path: the file; missing folders are made, an older file is replaced.
-        rows: name and regions of every picture. HDF5 is written as they come; the other layout holds all in memory.
+        rows: name and regions of every picture; `.npz` holds all of them in memory.
         half: keep the features with 16 bits.
         identity: what they were made with, for :func:`identity_of`.
-
-    Returns:
-        Number of pictures.
-
-    Raises:
-        ValueError: the suffix is neither, there are no pictures, or their features differ in width.
     """
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
