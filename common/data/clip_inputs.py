@@ -77,12 +77,7 @@ class AudioInput:
     statistics: str | None = None
 
     def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
-        """Samples to the encoder's input.
-
-        Args:
-            training: whether the volume is drawn.
-            statistics: mean and deviation [F] of each bin; None leaves plain decibels.
-        """
+        """Samples to the encoder's input; plain decibels without `statistics` (mean and deviation [F])."""
         return AudioTransform(
             sample_rate=self.sample_rate,
             window=self.duration,

@@ -243,8 +243,8 @@ class MediaFile:
         if self._decoded is not None:
             self.info = self._decoded.info
             return
-        self._open()
         try:
+            self._open()
             with _decoding(self.path):
                 self.info = self._read_info()
         except BaseException:
@@ -343,10 +343,9 @@ class MediaFile:
                 for time, frame in self._timed_frames(seek_to=None):
                     times.append(time)
                     frames.append(_pixels(frame, reformatter))
-            if not frames:
-                raise MediaError.of(self.path, "no video frame could be decoded")
-            self._check_sizes(frames)
-            video = VideoTrack(np.asarray(times), np.stack(frames))
+                if not frames:
+                    raise MediaError.of(self.path, "no video frame could be decoded")
+                video = VideoTrack(np.asarray(times), np.stack(frames))
         if self.info.audio_limits is not None:
             audio = self._read_track(-np.inf, np.inf)
         return DecodedMedia(self.info, video, audio)
@@ -367,9 +366,7 @@ class MediaFile:
             if stream is not None:
                 context: Any = stream.codec_context
                 if context is None:
-                    kind = "video" if stream is self._video else "audio"
-                    self.close()
-                    raise MediaError.of(self.path, f"the codec of its {kind} stream is not known")
+                    raise MediaError.of(self.path, "the codec of a stream is not known")
                 # Loader processes already use every core; threads here would only cost their start.
                 context.thread_count = 1
 
@@ -506,13 +503,7 @@ class MediaFile:
             previous = frame
         if previous is None and not chosen and seek_to is not None:
             return None
-        self._check_sizes(chosen)
         return np.stack(chosen) if chosen else np.zeros((0, *self.info.frame_size, 3), dtype=np.uint8)
-
-    def _check_sizes(self, frames: list[npt.NDArray[np.uint8]]) -> None:
-        sizes = sorted({frame.shape[:2] for frame in frames})
-        if len(sizes) > 1:
-            raise MediaError.of(self.path, f"the frame size changes ({sizes[0]}, {sizes[1]})")
 
     # Sound
 
@@ -549,9 +540,6 @@ class MediaFile:
             if following <= start:
                 continue
             samples = _samples(frame)
-            channels = samples.shape[1]
-            if parts and channels != parts[0].shape[1]:
-                raise MediaError.of(self.path, "the number of channels changes")
             if not parts:
                 if seek_to is not None and time > start:
                     return None
@@ -560,7 +548,7 @@ class MediaFile:
             if gap > AUDIO_GAP_SECONDS * rate:
                 if time >= min(end, self.info.audio_limits[1] + 1.0):
                     break  # A stamp beyond the stream: nothing that follows belongs to it.
-                parts.append(np.zeros((gap, channels), samples.dtype))
+                parts.append(np.zeros((gap, samples.shape[1]), samples.dtype))
                 collected += len(parts[-1])
             elif -gap > AUDIO_GAP_SECONDS * rate:
                 samples = samples[-gap:]
@@ -584,9 +572,7 @@ def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.
 def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
     """Samples [N, channels] of a frame: `to_ndarray` without its overhead, at some fifty frames a second of sound."""
     channels, planar = frame.layout.nb_channels, frame.format.is_planar
-    count, dtype = frame.samples, _SAMPLE_TYPES.get(frame.format.name)
-    if dtype is None:
-        raise ValueError(f"sound of the type {frame.format.name} is not supported")
+    count, dtype = frame.samples, _SAMPLE_TYPES[frame.format.name]
     if not planar:
         return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
     samples = np.empty((channels, count), dtype)
