@@ -95,9 +95,7 @@ class AudioVisualClips(ClipDataset):
         video_fps: Frame rate of the video clip.
         jitter: How far, in seconds, the video clip may reach over the audio clip on either side, in training.
         training: Augment and jitter; both transforms follow.
-
     A file without sound is skipped.
-
     Returns of an item:
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
         `skipped` (files passed over to get this sample).
@@ -189,7 +187,6 @@ class VideoClips(ClipDataset):
         video_transform: Frames to tensor.
         video_duration, video_fps: Length and frame rate of the clip.
         training: Augment. The time of the clip is random in evaluation as well ("Clip@1").
-
     Returns of an item:
         `video` [3, T, crop, crop], `label`, `index`, `skipped`.
 
@@ -230,7 +227,6 @@ class DenseVideoClips(ClipDataset):
         clips: Number of clips.
         random_starts: Clips at random places instead ("Clip@1").
         video_duration, video_fps: Length and frame rate of a clip.
-
     Returns of an item:
         `video` [clips, 3, T, crop, crop], `label`, `index`, `skipped`.
 
@@ -288,7 +284,6 @@ class SoundWindows(ClipDataset):
         wrap_seconds: Part of the file that windows wrap round in; None = excerpts.
         excerpt_seconds: Length of a training excerpt without `wrap_seconds`.
         speed: Range of the factor on the decoding rate in training; samples are treated as if it were 1.
-
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
 

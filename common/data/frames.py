@@ -24,9 +24,6 @@ class FrameFolder:
 
     Frame `00001.jpg` is on screen from second 0 on, the next one a third of a second later (`FRAME_RATE`).
     Where a number is missing, the frame before it stays.
-
-    Raises:
-        MediaError: the folder is missing, or holds no numbered frame.
     """
 
     def __init__(self, path: str | os.PathLike[str], cache: ImageCache | None = None) -> None:

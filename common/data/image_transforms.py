@@ -187,7 +187,6 @@ def random_area(
     """The part of a picture that a random resized crop takes: ten tries, then the largest allowed one in the center.
 
     Args:
-        width, height: Size of the picture.
         min_area: The share of the area is uniform between this and 1.
         max_aspect: The logarithm of width over height is uniform between that of 1 / max_aspect and of max_aspect.
         draws: Uniform in [0, 1): area and aspect of each try, then the horizontal and the vertical place.

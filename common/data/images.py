@@ -31,9 +31,6 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     An alpha channel is dropped, of 16 bits the upper 8 are kept, an animation gives its first frame. EXIF orientation
     is not applied, since boxes and masks are in stored pixels.
-
-    Raises:
-        ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
     """
     path = Path(path)
     with parsing(path, ImageError), Image.open(path) as image:
@@ -91,7 +88,6 @@ class ImageItems(ItemDataset):
         training: Which branch of the transform is used.
         seed, max_skipped_fraction: See :class:`ItemDataset`.
         cache_bytes: Bound of the decoded pictures kept in the memory of each process; 0 = read them every time.
-
     Returns of an item:
         `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files passed over to get
         this sample), int64.

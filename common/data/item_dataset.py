@@ -49,11 +49,7 @@ class SkipLedger:
             self.flags.share_memory_()
 
     def record(self, file: int, error: MediaError) -> None:
-        """Mark a file as skipped.
-
-        Raises:
-            TooManyBrokenFiles: That was one too many.
-        """
+        """Mark a file as skipped."""
         if self.flags[file]:
             return
         self.flags[file] = 1
@@ -88,7 +84,6 @@ class ItemDataset(Dataset[Sample], ABC):
         passes: Length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
         seed: Seed of everything random.
         max_skipped_fraction: Share of the files that may be skipped before the run fails.
-
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:

@@ -229,9 +229,6 @@ class MediaFile:
     """One open media file; use it in a `with` statement.
 
     Times are seconds on the file's own clock, the same for both streams. A rotation in the header is not applied.
-
-    Raises:
-        MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
     """
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
@@ -273,9 +270,6 @@ class MediaFile:
             Frames [T, H, W, 3] uint8 and the time of the first of them. T is the duration times `fps`,
             or less at the end of the file.
 
-        Raises:
-            MediaError: There is no picture, none in the window, or none at that time can be decoded.
-
         Source: docs/papers/avid_cma.md [2.1].
         """
         if self.info.video_limits is None:
@@ -300,9 +294,6 @@ class MediaFile:
 
         Returns:
             Samples [N] float32, 16-bit values divided by 32767; fewer than asked for at the end of the file.
-
-        Raises:
-            MediaError: There is no sound stream, or it cannot be decoded.
 
         Source: docs/papers/avid_cma.md [2.3], step 1.
         """

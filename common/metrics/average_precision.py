@@ -16,9 +16,6 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         A value up to 1; NaN when no sample is positive, for then the measure is undefined.
 
-    Raises:
-        ValueError: the shapes differ, a label is none of the three, or a score is not finite.
-
     Source: docs/papers/mct.md [9].
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
@@ -46,9 +43,6 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Returns:
         [C] float64, NaN for classes without a positive sample.
-
-    Raises:
-        ValueError: as `average_precision`.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or scores.ndim != 2:

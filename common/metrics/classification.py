@@ -27,7 +27,6 @@ def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     Args:
         scores: [..., C].
         labels: True classes [...].
-        k: how many guesses are allowed.
 
     Returns:
         [...] float32.

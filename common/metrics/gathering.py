@@ -35,9 +35,6 @@ def gather_rows(rows: Tensor) -> Tensor:
 def gather_objects(values: list[Any]) -> list[Any]:
     """Values of all processes in rank order; every process may bring another number of them, also none.
 
-    Args:
-        values: Anything that can be pickled.
-
     Returns:
         The joined list on every process; `values` itself when there is one process.
     """
@@ -90,9 +87,6 @@ class OncePerSample:
         Args:
             index: which samples, [B].
             values: for every name one value a sample, [B].
-
-        Raises:
-            ValueError: the names are not those of the constructor.
         """
         if set(values) != set(self.names):
             raise ValueError(f"expected values for {sorted(self.names)}, got {sorted(values)}")
@@ -148,9 +142,6 @@ class RowsOncePerSample:
         Args:
             index: which samples, [B].
             rows: for every name a tensor [B, ...], with the same trailing shape and type in every batch and process.
-
-        Raises:
-            ValueError: the names are not those of the constructor.
         """
         if set(rows) != set(self.names):
             raise ValueError(f"expected rows for {sorted(self.names)}, got {sorted(rows)}")
@@ -163,9 +154,6 @@ class RowsOncePerSample:
 
         Args:
             device: where to collect; needed only by a process that may have seen no sample.
-
-        Raises:
-            ValueError: no process saw a sample.
         """
         own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
         # A process without samples does not know the shapes, but must take part all the same.

@@ -39,9 +39,6 @@ def classify_windowed(
     Returns:
         The class with the highest mean decision value over the windows, for every sample to be classified.
 
-    Raises:
-        ValueError: a feature is not finite.
-
     Source: docs/papers/avid_cma.md [10.3].
     """
     windows, dims = train_rows.shape[1:]
@@ -108,14 +105,10 @@ def evaluate_class(
         folds: Folds of the cross-validation; fewer when there are fewer positives or negatives.
         positive_weight: weight of a positive sample against a negative one.
         max_iterations: when the solver stops at the latest.
-        random_state: seed of the solver.
 
     Returns:
         The average precision and the chosen C. A class is left out, with the reason, when it has no positive test
         sample or fewer than two positive or two negative training samples, for which C cannot be chosen.
-
-    Raises:
-        ValueError: `costs` or `folds` is of no use, or a feature is not finite.
 
     Source: docs/papers/mct.md [9].
     """

@@ -54,9 +54,6 @@ def caption_ranks(
         The ranks of the images that have a caption, in their order, out of all captions, and of the captions [M], out
         of all images; int64, 0 is best. A query without a single valid own score has the size of the gallery as rank,
         which is beyond the last place.
-
-    Raises:
-        ValueError: the shapes do not fit, or a caption belongs to no row of `image`.
     """
     own = _checked_owners(image, captions, caption_image, equal_text)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
@@ -155,9 +152,6 @@ def caption_retrieval(
         own caption, counted from 1; for captions as queries the same as `t2i_...`. Float64 scalars. Images without
         captions are no queries, but can be found.
 
-    Raises:
-        ValueError: as `caption_ranks`, there is nothing to search for, or `fold_size` does not fit.
-
     Source: docs/papers/mct.md [9].
     """
     if not len(image):
@@ -232,9 +226,6 @@ def score_retrieval(
 
     Returns:
         What `caption_retrieval` returns, and `mr`, the mean of the six recalls in percent; float64 scalars.
-
-    Raises:
-        ValueError: the shapes do not fit, or a caption belongs to no row.
 
     Source: docs/papers/m3p.md [10].
     """

@@ -17,10 +17,6 @@ def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], ND
     Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter of
     two as close. Corpus scores add up the counts of all items; they are not means.
 
-    Args:
-        captions: N items.
-        orders: the longest n-gram, K.
-
     Returns:
         Corpus scores [K] (NaN without items) and scores per item [N, K].
 

@@ -45,10 +45,6 @@ class CaptionSet:
         candidates: one tokenized caption per item, tokens separated by white space, [N].
         references: Per item at least one tokenized reference, [N] lists.
         names: what error messages call the items; by default their positions.
-
-    Raises:
-        TypeError: a caption is not a string, or an item's references are one string instead of a list.
-        ValueError: the numbers of items differ, or an item has no reference.
     """
 
     def __init__(
@@ -156,10 +152,6 @@ def check_captions(names: Sequence[Hashable], candidates: Sequence[object], refe
         names: what messages call the items, [N].
         candidates: Should be strings, [N].
         references: Should be non-empty lists of strings, [N].
-
-    Raises:
-        TypeError: Something is not a string or not a list.
-        ValueError: an item has no reference.
     """
     for name, candidate, one in zip(names, candidates, references):
         if not isinstance(candidate, str):

@@ -18,8 +18,6 @@ def cider(
     item every weight, and so the score, is 0.
 
     Args:
-        captions: N items.
-        orders: the longest n-gram.
         clip: whether repeating an n-gram more often than the reference earns nothing.
         sigma: width of the Gaussian penalty on the difference in the number of bigrams; None for no penalty.
 

@@ -26,11 +26,7 @@ def java_command(jar: str, memory: str) -> tuple[list[str], Path]:
     """The start of a command line that runs Java, and the jar.
 
     Args:
-        jar: path within pycocoevalcap.
         memory: Largest heap, as `2G`.
-
-    Raises:
-        JavaUnavailable: There is no Java or no such jar.
     """
     java = shutil.which("java")
     if java is None:
@@ -57,14 +53,10 @@ def ptb_tokenize(texts: Sequence[str], timeout: float = 600) -> list[str]:
     Whether the original keeps the full stop of a last word such as `c.` can depend on the caption after it.
 
     Args:
-        texts: N captions.
         timeout: seconds after which Java is given up.
 
     Returns:
         Words in lower case without punctuation, joined by one space, [N].
-
-    Raises:
-        JavaUnavailable: It cannot run, fails or answers with another number of captions.
     """
     if not texts:
         return []

@@ -22,14 +22,10 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
     """METEOR with the settings of coco-caption (English, normalized). Takes seconds to start and 1.5 GB of memory.
 
     Args:
-        captions: N items.
         timeout: seconds after which Java is given up.
 
     Returns:
         Corpus score from the summed statistics of all items (NaN without any) and scores per item [N].
-
-    Raises:
-        JavaUnavailable: It cannot run, fails or gives no numbers.
 
     Source: docs/papers/vx2text.md [11] (METEOR 1.5 -l en -norm, aggregated statistics).
     """

@@ -59,10 +59,6 @@ class CaptionMeter:
             index: which samples, [B].
             candidates: one caption per sample, [B].
             references: At least one reference per sample, [B] lists.
-
-        Raises:
-            TypeError: a candidate is not a string, or the references of a sample are not a list of strings.
-            ValueError: the lengths differ, or a sample has no reference or other references than before.
         """
         indices = [operator.index(one) for one in (index.tolist() if isinstance(index, Tensor) else index)]
         for field, values in (("candidates", candidates), ("references", references)):
@@ -80,10 +76,6 @@ class CaptionMeter:
 
         Returns:
             Scores with `ids` in ascending order.
-
-        Raises:
-            ValueError: Processes saw one sample with different references.
-            RuntimeError: the first process could not score, on every process.
         """
         samples: dict[int, tuple[str, tuple[str, ...]]] = {}
         gathered = gather_objects(list(self._samples.items()))

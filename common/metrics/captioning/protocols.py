@@ -47,9 +47,6 @@ def preparation(protocol: Protocol, official_quirks: bool = True) -> tuple[Calla
             DSTC8 filter on candidates only.
         official_quirks: keep the defect of the DSTC7 filter, which published numbers need. Without it `avsd_1ref`
             and `avsd7` drop commas and full stops only.
-
-    Raises:
-        ValueError: There is no such protocol.
     """
     filter_ = without_short_words if official_quirks else without_stops
     match protocol:

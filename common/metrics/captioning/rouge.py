@@ -18,9 +18,6 @@ def rouge_l(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
     The best precision and the best recall may come from different references. Sentences are split at single spaces, so
     an empty one has one empty word, and empty against empty is a perfect match.
 
-    Args:
-        captions: N items.
-
     Returns:
         Mean over items (NaN without any) and scores per item [N].
 

@@ -60,19 +60,12 @@ def score_captions(
     """BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
 
     Args:
-        candidates: item to its one caption.
         references: the same items to their references, at least one each.
         protocol: what is done to the strings first; see `protocols.preparation`.
         official_quirks: see `protocols.preparation`.
         tokenizer: `python` needs nothing; `java` is the original.
         with_meteor: whether to run METEOR, which needs Java. Where that is missing one line is logged and the score is
             None.
-
-    Raises:
-        TypeError: Something is not a string or a list of strings; names the item.
-        ValueError: the items of candidates and references differ, or an item has no reference; names the items. Or an
-            option is unknown.
-        JavaUnavailable: `tokenizer` is `java` and cannot run.
     """
     check_options(protocol, tokenizer)
     check_same_items(candidates, references)
@@ -108,12 +101,7 @@ def score_captions(
 
 
 def check_options(protocol: Protocol, tokenizer: Tokenizer) -> None:
-    """Refuse options that could not score anything.
-
-    Raises:
-        ValueError: There is no such protocol or tokenizer.
-        JavaUnavailable: `tokenizer` is `java` and there is no Java or no tokenizer for it.
-    """
+    """Refuse options that could not score anything."""
     preparation(protocol)
     if tokenizer not in get_args(Tokenizer):
         raise ValueError(f"tokenizer: {tokenizer!r} is none of {', '.join(get_args(Tokenizer))}")
@@ -122,12 +110,7 @@ def check_options(protocol: Protocol, tokenizer: Tokenizer) -> None:
 
 
 def check_same_items(candidates: Mapping[Hashable, object], references: Mapping[Hashable, object]) -> None:
-    """Refuse candidates and references of different items.
-
-    Raises:
-        TypeError: one of them is no mapping.
-        ValueError: an item is only on one side; names the first few.
-    """
+    """Refuse candidates and references of different items."""
     for field, side in (("candidates", candidates), ("references", references)):
         if not isinstance(side, Mapping):
             raise TypeError(f"{field}: expected a mapping from item to captions, got {type(side).__name__}")

@@ -260,9 +260,6 @@ def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
 def tokenize(text: str) -> str:
     """The words of one caption as caption scores count them.
 
-    Args:
-        text: any text.
-
     Returns:
         Tokens in lower case without those of `PUNCTUATION`, joined by one space.
     """

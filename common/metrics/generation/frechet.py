@@ -51,11 +51,7 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: the file is damaged or holds something else.
-        """
+        """Read what `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = cls(int(file["count"]), file["mean"], file["covariance"])
@@ -80,9 +76,6 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
     Returns:
         The distance, from 0 up; rounding can leave a value just below 0.
-
-    Raises:
-        ValueError: the two differ in length, are not finite, or what one holds is no covariance.
 
     Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which takes the whole root.
     """
@@ -144,11 +137,7 @@ class FeatureStatistics:
         self._count += len(rows)
 
     def compute(self) -> Moments:
-        """The moments over the samples of all processes; the same on every process.
-
-        Raises:
-            ValueError: there are fewer than two samples, or two processes brought the same one.
-        """
+        """The moments over the samples of all processes; the same on every process."""
         self._seen.require_disjoint(None if self._origin is None else self._origin.device)
         parts = [part for part in self._parts() if part.count]
         count = sum(part.count for part in parts)

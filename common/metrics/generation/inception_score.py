@@ -21,9 +21,6 @@ def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, floa
 
     Returns:
         Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
-
-    Raises:
-        ValueError: there are fewer rows than parts.
     """
     if not 1 <= splits <= len(probabilities):
         raise ValueError(f"{len(probabilities)} images cannot be scored in {splits} parts")
@@ -86,11 +83,7 @@ class InceptionScore:
         return torch.where(index < border, index // (size + 1), longer + (index - border) // max(size, 1))
 
     def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation over the parts; the same on every process.
-
-        Raises:
-            ValueError: a part has no sample, or two processes brought the same one.
-        """
+        """Mean and standard deviation over the parts; the same on every process."""
         device = None if self._sums is None else self._sums.device
         self._seen.require_disjoint(device)
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])

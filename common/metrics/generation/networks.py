@@ -28,9 +28,6 @@ class InceptionV3(nn.Module):
 
     Args:
         path: `inception_v3_google-0cc3c7bd.pth` of torchvision.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or of another network.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -59,10 +56,6 @@ class TensorFlowInception(nn.Module):
     Args:
         path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity; pytorch-fid has the same file under another
             name.
-
-    Raises:
-        ModuleNotFoundError: torch-fidelity is not installed.
-        CheckpointError: the file is missing, damaged or of another network.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -87,9 +80,6 @@ class ClipEmbeddings(nn.Module):
 
     Args:
         folder: model and tokenizer, as `save_pretrained` writes them.
-
-    Raises:
-        CheckpointError: the folder is not such a one.
     """
 
     mean: Tensor
@@ -133,9 +123,6 @@ class ObjectDetector(nn.Module):
     Args:
         path: `fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth` of torchvision.
         size: shorter side at which images are searched, in pixels.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or of another network.
 
     Source: confidence 0.5 and non-maximum suppression 0.4, as in the public tool.
     """

@@ -207,10 +207,7 @@ def object_captions(
     at random, count for them, with one image each.
 
     Args:
-        captions: of the evaluation set.
-        copies: images of a caption.
         person_captions: captions that count for the class `person`.
-        seed: of the draw.
 
     Source: docs/papers/xmc_gan.md [9.3].
     """
@@ -237,9 +234,6 @@ def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
 
     Returns:
         The mean over classes that have an image, and the mean over images.
-
-    Raises:
-        ValueError: no class has an image.
     """
     images, hits = images.double(), hits.double()
     known = images > 0

@@ -35,9 +35,6 @@ def first_ranked(
 
     Returns:
         [N] booleans.
-
-    Raises:
-        ValueError: an image has no other text to be compared with.
     """
     count = len(image)
     identity = torch.arange(count) if identity is None else identity.cpu()
@@ -77,9 +74,6 @@ def r_precision(
 
     Returns:
         Mean and standard deviation (divisor n) over the folds.
-
-    Raises:
-        ValueError: there are fewer images than folds.
     """
     if not 1 <= folds <= len(image):
         raise ValueError(f"{len(image)} images cannot be measured in {folds} folds")

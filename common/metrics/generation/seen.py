@@ -41,9 +41,6 @@ class Seen:
 
         Args:
             device: where to collect; None for that of the process group.
-
-        Raises:
-            ValueError: two processes brought the same sample.
         """
         if device is None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())  # of a process that saw no sample
