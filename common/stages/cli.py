@@ -73,11 +73,7 @@ class StageCLI(LightningCLI):
 
 
 def _brief(error: Exception) -> str:
-    """What jsonargparse says, as the field and what is wrong with it.
-
-    It reports a tree: keys and classes on the way to the field, for each alternative type of each of them, and the
-    whole section that was given. Of that the keys and the last lines are of use.
-    """
+    """What jsonargparse says, as the field and what is wrong with it."""
     keys: list[str] = []
     problems: list[str] = []
     for line in str(error).splitlines():
@@ -125,11 +121,7 @@ class _Parsed(StageCLI):
 
 
 def check(run: RunConfiguration) -> None:
-    """Check the whole configuration of a stage, types and ranges included, without building anything.
-
-    Raises:
-        ConfigurationError: naming the recipe and the field.
-    """
+    """Check the whole configuration of a stage, types and ranges included, without building anything."""
     try:
         check_ranges(take_switches(run.config)[1], run.layers)
         _Parsed(run.with_placeholders(DATA="data", RUN="run"))
@@ -138,11 +130,7 @@ def check(run: RunConfiguration) -> None:
 
 
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
-    """Check every key of the merged configuration, then build trainer, model and data.
-
-    Raises:
-        ConfigurationError: an unknown field, a value of the wrong type, or fields that do not go together.
-    """
+    """Check every key of the merged configuration, then build trainer, model and data."""
     check_ranges(take_switches(config)[1], run.layers)
     try:
         cli = StageCLI(config, trainer_arguments)

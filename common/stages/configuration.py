@@ -10,11 +10,8 @@ A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + command-line overr
     configs/<paper>/rehearsal.yaml       (in a rehearsal)
     --config FILE, then --key value      from the command line
 
-The merge is done here and not by jsonargparse for two reasons. Planning, skipping and hashing must not import torch;
-and jsonargparse keeps the init arguments of the old class when a layer changes `class_path`, silently. Types are
-still checked by jsonargparse, when LightningCLI gets the merged result.
-
-This module imports neither torch nor lightning.
+The merge is done here and not by jsonargparse: planning must not import torch, and jsonargparse keeps the init
+arguments of the old class when a layer changes `class_path`. It still checks the types of the merged result.
 """
 
 from __future__ import annotations
@@ -53,11 +50,7 @@ class ConfigurationError(ValueError):
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML layer. A plan reads the same few files for every stage, so they are kept: do not change the result.
-
-    Raises:
-        ConfigurationError: the file is missing or cannot be read, is not YAML or does not hold a mapping.
-    """
+    """Read one YAML layer; it is kept, so do not change the result."""
     return _loaded(path, tuple(stamp_of(path)))
 
 
@@ -215,10 +208,7 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
 
     An overlay file has four keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (names of the
     fields that it may set, being sizes, steps, data or learning rates) and `deviations` (for all others, a list of
-    `{field, reason, families}`).
-
-    A recipe of no family is given what the nearest recipe is given that it extends: a new row of a table is as small as
-    the one that it differs from.
+    `{field, reason, families}`). A recipe of no family is given what the nearest recipe is given that it extends.
     """
     if name == "paper":
         return [], []
@@ -250,9 +240,6 @@ def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
 
     A family has settings for its `recipes`, a list of shell patterns, or for the recipe of its name. One that no recipe
     is in is there to be extended.
-
-    Raises:
-        ValueError: two families have the recipe, or one extends an unknown one.
     """
     found = [
         name for name, own in families.items() if any(fnmatchcase(recipe, one) for one in own.get("recipes", [name]))
@@ -300,9 +287,6 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
 
     `--data.dataset NAME` takes the class in `common/data/datasets/NAME.py` that holds what the configured data set
     holds (clips, sounds or images), in the folder that `--data` names, without a miniature.
-
-    Raises:
-        ConfigurationError: no module of data sets has that name, or none of its classes fits.
     """
     node: Any = config
     for part in key.split("."):
@@ -339,11 +323,7 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], list[Path]]:
-    """Split `--key value` / `--key=value` and `--config FILE` arguments.
-
-    Raises:
-        ConfigurationError: an argument that is neither, or a value that is no YAML.
-    """
+    """Split `--key value` / `--key=value` and `--config FILE` arguments."""
     overrides: list[tuple[str, Any]] = []
     files: list[Path] = []
     pending = list(arguments)
@@ -382,21 +362,7 @@ def resolve(
     arguments: Sequence[str] = (),
     rehearsal: bool = False,
 ) -> RunConfiguration:
-    """Build the configuration of one run from its layers.
-
-    Args:
-        paper: package or short name.
-        recipe: name of a file in configs/<paper>/.
-        scale: paper, single, mini or smoke.
-        hardware: name of a file in configs/hardware/.
-        seed: of weights, order, augmentation and, for a miniature, of the data.
-        stage_overrides: dotted fields that the stage sets (`set:` and parents in tables.yaml).
-        arguments: what is left of the command line: `--config FILE`, `--dotted.key value`.
-        rehearsal: put `rehearsal.yaml` over the scale; whatever differs through it is a deviation.
-
-    Raises:
-        ConfigurationError: an unknown paper, recipe, scale, hardware or key, naming it and the nearest valid one.
-    """
+    """Build the configuration of one run from its layers."""
     paper = paper_named(paper).name
     if scale not in SCALES:
         raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
@@ -530,11 +496,7 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 
 def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | None], dict[str, Any]]:
-    """The switches that a merged configuration sets, by name, and the configuration without them.
-
-    Raises:
-        ConfigurationError: a switch is neither true nor false, or a number of samples is none.
-    """
+    """The switches that a merged configuration sets, by name, and the configuration without them."""
     arguments = (config.get("model") or {}).get("init_args") or {}
     switches = {name: arguments[name] for name in SWITCHES if name in arguments}
     if not switches:
@@ -551,11 +513,7 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
 
 
 def class_at(path: Any) -> Any:
-    """What an import path names.
-
-    Raises:
-        ImportError, AttributeError, ValueError: it names nothing.
-    """
+    """What an import path names."""
     import importlib
 
     module, _, name = str(path).rpartition(".")
@@ -575,11 +533,7 @@ def _classes(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse classes that do not exist and arguments that a class does not take; nothing is imported.
-
-    Raises:
-        ConfigurationError: naming the field, the layer that set it, and the nearest valid name.
-    """
+    """Refuse classes that do not exist and arguments that a class does not take; nothing is imported."""
     given = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
     given += [(f"{p}.init_args", str(node["class_path"]), node.get("init_args") or {}) for p, node in _classes(config)]
     for path, cls, arguments in given:
@@ -597,11 +551,7 @@ def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 
 def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
-    """Refuse classes that cannot be imported, and arguments outside the range of their type.
-
-    Raises:
-        ConfigurationError: naming the field, the layer that set it, and the range.
-    """
+    """Refuse classes that cannot be imported, and arguments outside the range of their type."""
     import inspect
 
     from common.types import outside

@@ -43,17 +43,7 @@ class FinishedStage:
 
 
 def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str, example: str) -> FinishedStage:
-    """Read the configuration and the checkpoint of a finished stage.
-
-    Args:
-        checkpoint: `checkpoints/last.ckpt` of the stage; `config.yaml` lies in the folder above.
-        kinds: import paths of the LightningModules of which it may be.
-        otherwise: what another kind cannot do, and which stages can; stands in the message.
-        example: a stage, as `<paper>/<scale>/seed<k>/<stage>`; stands in the message.
-
-    Raises:
-        StageError: the checkpoint or its configuration is missing or damaged, or it is of another kind.
-    """
+    """Read the configuration and the checkpoint of a finished stage."""
     checkpoint = Path(checkpoint)
     configuration = checkpoint.parent.parent / "config.yaml"
     for path in (checkpoint, configuration):
@@ -87,15 +77,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
 
 
 def instantiate(config: dict[str, Any], base: type) -> Any:
-    """Build an object from plain data, with types checked.
-
-    Args:
-        config: `class_path` and `init_args`, nested ones included.
-        base: class that it must be of.
-
-    Raises:
-        StageError: an argument does not fit its class.
-    """
+    """Build an object from plain data, with types checked."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)

@@ -27,12 +27,6 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
     Eight that know nothing of each other would write into one folder, and one that takes itself for all of a job of
     SLURM would leave seven GPUs idle. A batch script that starts a stage of one node without `srun` is no launcher:
     Lightning then starts the processes, for which `SLURM_NTASKS` is taken out of this process's environment.
-
-    Args:
-        trainer: the part of the configuration.
-
-    Raises:
-        StageError: there are more or fewer.
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:

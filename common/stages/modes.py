@@ -30,15 +30,7 @@ if TYPE_CHECKING:
 
 
 def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:
-    """Print the stack, the deviations of the scale and the merged configuration.
-
-    Args:
-        request: the stage.
-        sections: parts of the configuration, such as `model`, to print alone as flags; none = all of it.
-
-    Raises:
-        ConfigurationError: there is no such part.
-    """
+    """Print the stack, the deviations of the scale and the merged configuration."""
     run = request.configuration()
     for section in sections:
         if section not in run.config:

@@ -18,22 +18,12 @@ def _module(paper: str, name: str) -> str:
 
 
 def has_part(paper: str, name: str) -> bool:
-    """Whether there is a module `papers.<paper>.<name>`; it is not imported.
-
-    Args:
-        paper: package of the paper.
-        name: file without its suffix.
-    """
+    """Whether there is a module `papers.<paper>.<name>`; it is not imported."""
     return importlib.util.find_spec(_module(paper, name)) is not None
 
 
 def optional_part(paper: str, name: str) -> Any:
-    """The module `papers.<paper>.<name>`, or None where the paper has no such file.
-
-    Args:
-        paper: package of the paper.
-        name: file without its suffix.
-    """
+    """The module `papers.<paper>.<name>`, or None where the paper has no such file."""
     return importlib.import_module(_module(paper, name)) if has_part(paper, name) else None
 
 
@@ -42,26 +32,13 @@ TRAINED = ("use", "has no trained models to use")
 
 
 def check_part(paper: str, name: str, without: str) -> None:
-    """Make sure that a paper has a file, without importing it, which takes seconds; see `part`.
-
-    Raises:
-        StageError: the paper has no such file.
-    """
+    """Make sure that a paper has a file, without importing it, which takes seconds; see `part`."""
     if not has_part(paper, name):
         raise _missing(paper, name, without)
 
 
 def part(paper: str, name: str, without: str) -> Any:
-    """The module `papers.<paper>.<name>`.
-
-    Args:
-        paper: package of the paper.
-        name: file without its suffix.
-        without: what the paper is or cannot do without it, as `cannot be rehearsed`; stands in the message.
-
-    Raises:
-        StageError: the paper has no such file.
-    """
+    """The module `papers.<paper>.<name>`."""
     found = optional_part(paper, name)
     if found is None:
         raise _missing(paper, name, without)

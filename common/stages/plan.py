@@ -41,11 +41,7 @@ class Planned:
 
 
 def plan(paper: str, selection: Selection) -> list[Planned]:
-    """All stages of a paper in the order in which they can run, for every seed.
-
-    Raises:
-        ConfigurationError, TablesError: before anything runs.
-    """
+    """All stages of a paper in the order in which they can run, for every seed."""
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
     if not instances and not any(selection.scale in table.scales for table in load(name).tables):
@@ -129,11 +125,7 @@ def fit_arguments(request: StageRequest) -> list[str]:
 
 
 def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
-    """Check types and ranges of what is about to run; it imports all that the stages need.
-
-    Raises:
-        ConfigurationError: naming the recipe and the field.
-    """
+    """Check types and ranges of what is about to run; it imports all that the stages need."""
     from common.stages.lightning_import import import_lightning
 
     import_lightning()
@@ -144,12 +136,7 @@ def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
 
 
 def render_plan(planned: Sequence[Planned], form: str) -> str:
-    """The plan as text, as a shell script or as SLURM submissions with dependencies.
-
-    Args:
-        planned: the stages in order.
-        form: text, shell or slurm.
-    """
+    """The plan as text, as a shell script or as SLURM submissions with dependencies."""
     if form == "text":
         times = seconds_of(planned)
         rows = [("", "draw", "stage", "recipe", "time", "why")] + [
@@ -194,13 +181,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
 
 
 def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
-    """The `sbatch` line of one stage.
-
-    Args:
-        item: the stage.
-        command: what `srun` starts in every process.
-        waits: shell variables with the jobs of its parents.
-    """
+    """The `sbatch` line of one stage."""
     request, trainer = item.request, item.run.config["trainer"]
     devices = trainer.get("devices", 1)
     tasks = int(devices) if str(devices).isdigit() else 1

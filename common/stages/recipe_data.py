@@ -55,13 +55,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
 
 
 def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
-    """Every file and folder that a paper's recipes read at the scale `paper` beside data sets: weights, lists, ...
-
-    Args:
-        paper: package name.
-        data: folder of the data sets.
-        verify: also compare published checksums.
-    """
+    """Every file and folder that a paper's recipes read at the scale `paper` beside data sets: weights, lists, ..."""
     from common.data.released_files import look_at
 
     recipes: dict[str, list[str]] = {}

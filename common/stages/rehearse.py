@@ -49,19 +49,7 @@ class Rehearsed:
 
 
 def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print) -> Path:
-    """The tiny data sets and random weights of a paper, written unless they are there.
-
-    Args:
-        paper: package of the paper.
-        folder: folder of the rehearsal.
-        say: where the lines go.
-
-    Returns:
-        Folder that `$DATA` stands for.
-
-    Raises:
-        StageError: the paper has nothing to rehearse with.
-    """
+    """The tiny data sets and random weights of a paper, written unless they are there."""
     module = part(paper, "rehearsal", "cannot be rehearsed")
     version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
     root = folder / DATA_FOLDER / paper
@@ -88,20 +76,7 @@ def rehearse(
     keep: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Rehearsed]:
-    """Run every stage of a paper at a large scale on tiny data; finished ones are passed over.
-
-    Args:
-        paper: package or short name.
-        folder: where data, runs and cache lie.
-        scale: one of `REHEARSED_SCALES`.
-        stages: only these and what they start from.
-        jobs: stages to run side by side.
-        keep: keep the checkpoints; otherwise each goes as soon as no stage starts from it any more.
-        say: where the lines go.
-
-    Returns:
-        One entry per stage, in order.
-    """
+    """Run every stage of a paper at a large scale on tiny data; finished ones are passed over."""
     name = paper_named(paper).name
     folder = folder.resolve()
     # A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold.

@@ -38,17 +38,6 @@ def reproduce(
     """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
 
     A stage that fails does not stop those that do not start from it.
-
-    Args:
-        paper: package or short name.
-        selection: which stages, at which scale, for which seeds.
-        jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
-        say: where the lines go.
-        finished: called in this process with the name of every stage that ran to its end.
-        watch: show how far the stages are while they run, see :class:`~common.reporting.progress.Watch`.
-
-    Returns:
-        The stages that failed, or could not start because a parent failed; empty when all is done.
     """
     planned = plan(paper, selection)
     left_out = by_request(paper, selection)
@@ -279,10 +268,9 @@ def _run(item: Planned) -> records.Record:
 
 
 def _run_in_worker(item: Planned) -> records.Record:
-    """Run a stage in a process of a pool, which ends when it is asked to, once its stage is saved.
+    """Run a stage in a process of a pool, which ends with its stage when a signal stops it.
 
-    A pool that has lost a process asks the others to end and waits for them, while one that only gave up its stage
-    would wait for the next: forever, where the lost one held the lock of the queue.
+    A worker that only gave up its stage could wait forever for the lock of the queue, which an ended one may hold.
     """
     try:
         with stopping.listening():

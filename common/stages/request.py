@@ -197,9 +197,6 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
 
     A run with overrides is another run than the table's: it gets a folder of its own, so that trying something never
     costs a finished record. Overrides that only say on what it runs, such as the number of devices, are none.
-
-    Raises:
-        ConfigurationError: nothing has that name; the message has the nearest.
     """
     paper_name, _, wanted = name.partition("/")
     if not wanted:
@@ -276,10 +273,7 @@ _WHICH_WEIGHTS = frozenset({"encoder_prefixes", "text_encoder_prefixes", "checkp
 
 
 def _words_that_count(arguments: Sequence[str]) -> list[str]:
-    """The words of overrides, but of those that change nothing of what is measured: the machine, one more logger.
-
-    `--field=value`, as a sweep writes it, is the run of `--field value`.
-    """
+    """The words of overrides, but of those that change nothing of what is measured: the machine, one more logger."""
     words: list[str] = []
     pending = list(arguments)
     while pending:

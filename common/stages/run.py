@@ -56,11 +56,7 @@ _ONE_VALUE = "Expected more than 1 value per channel when training"
 
 
 def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
-    """Make the stage's folder its own; returns the checkpoint to go on from, if there is one.
-
-    A folder that another configuration left behind is moved to `<stage>.previous`; what was only begun gives way to a
-    finished run that lies there.
-    """
+    """Make the stage's folder its own; returns the checkpoint to go on from, if there is one."""
     directory = request.directory
     identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
     identity_path = directory / "identity.json"
@@ -98,10 +94,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
 
 
 def _take_back(request: StageRequest, lineage: str) -> None:
-    """Make the run before the last the stage's own again where it is the one that is wanted.
-
-    So it is when a change of the configuration is taken back: what was finished must not go for what was begun.
-    """
+    """Make the run before the last the stage's own again where it is the one that is wanted."""
     directory, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
     if recorded_lineage(directory / "identity.json") == lineage:
         return
@@ -120,13 +113,7 @@ def _take_back(request: StageRequest, lineage: str) -> None:
 
 
 def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
-    """Step at which a checkpoint was saved, and the last one under which something was logged before.
-
-    The two differ where a module makes several updates of a batch: metrics are counted by batches.
-
-    Raises:
-        StageError: the file is damaged.
-    """
+    """Optimizer step and batch at which a checkpoint was saved; they differ where a batch makes several updates."""
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 
     try:
@@ -151,10 +138,7 @@ def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> Non
 
 
 def _quiet_lightning() -> None:
-    """Silence what Lightning says about itself at every start; errors and our own lines stay.
-
-    After its import, since that sets the level of its loggers.
-    """
+    """Silence what Lightning says about itself at every start; errors and our own lines stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # All that it says is which rank died before it ends the others.
@@ -176,20 +160,7 @@ def _quiet_lightning() -> None:
 
 
 def run_stage(request: StageRequest, unless_done: bool = False) -> records.Record:
-    """Run a stage to its end and write its record.
-
-    Args:
-        request: what to run.
-        unless_done: leave a stage that is finished as it is; else it is tested again.
-
-    Returns:
-        The record, already on disk.
-
-    Raises:
-        ConfigurationError: the configuration is wrong; nothing was started.
-        StageError: the stage cannot go on; its folder holds what it had reached.
-        Preempted: a signal asked the process to end.
-    """
+    """Run a stage to its end and write its record."""
     require(request.isa)
     if not is_main_process():
         end_with_parent()
@@ -283,11 +254,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
 
 
 def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[str, Any]]:
-    """The merged configuration of a stage, and the same with parents' checkpoints and all paths filled in.
-
-    Raises:
-        StageError: a parent has no checkpoint yet.
-    """
+    """The merged configuration of a stage, and the same with parents' checkpoints and all paths filled in."""
     run = request.configuration()
     config = run.config
     for name, parent in request.parents.items():
@@ -564,7 +531,7 @@ def _run_claimed(
 
 
 def _end_what_is_trained(trainer: pl.Trainer) -> None:
-    """Have a training begin and end where it goes on with no step left to make; Lightning leaves out both.
+    """Have a training begin and end where it resumes with no step left; Lightning leaves out both.
 
     The checkpoint of the last step is written before `on_train_end`, where the best weights are chosen and kept.
     """
