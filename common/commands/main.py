@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import io
 import os
@@ -10,38 +9,22 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import common
-from common.commands import data, doctor, find, measure, models, run, runs
+from common.commands import data, doctor, find, measure, models, reports, run, runs
 from common.commands.parsing import Command, call, overview
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
-from common.reporting.papers import existing_papers
 
-#: In the order of `assemble --help`; a trailing underscore of a name is left out.
+#: In the order of `assemble --help`.
 COMMANDS: dict[str, Command] = {
     command.__name__.strip("_").replace("_", "-"): command
     for command in (
-        run.fit,
-        run.validate,
-        run.test,
-        run.predict,
-        run.reproduce,
-        run.plan,
-        run.rehearse,
-        find.list_,
-        find.show,
-        runs.runs,
-        measure.gpu_check,
-        data.data,
-        models.embed,
-        models.retrieve,
-        models.answer,
-        models.caption,
-        models.generate,
-        models.export,
-        doctor.doctor,
+        *(run.fit, run.validate, run.test, run.predict, run.reproduce, run.plan, find.list_, find.show, runs.runs),
+        *(reports.tables, reports.claims, reports.compare, reports.report, reports.promote),
+        *(reports.wandb_report, reports.wandb_workspace, measure.gpu_check, data.data),
+        *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
+        *(run.rehearse, doctor.doctor),
     )
 }
 
@@ -89,9 +72,11 @@ def _run(argv: Sequence[str] | None) -> int:
         given = [*given[1:2], "--help"]
     try:
         _check_neighbor()
-        if given and given[0] in COMMANDS:
-            return call(COMMANDS[given[0]], given[0], given[1:])
-        return _legacy(given)
+        if not given or given[0].startswith("-"):
+            overview(COMMANDS).parse_args(given)  # prints help or version, or says that a command is missing
+        elif given[0] not in COMMANDS:
+            raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
+        return call(COMMANDS[given[0]], given[0], given[1:])
     except (ConfigurationError, StageError, ReportingError) as error:
         print(f"assemble: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -109,24 +94,6 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
 
 
-def _legacy(given: list[str]) -> int:
-    parser = build_parser()
-    if given and not given[0].startswith("-") and given[0] not in _subcommands(parser):
-        raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], _subcommands(parser))}; see --help")
-    arguments, rest = parser.parse_known_args(given)
-    if rest:
-        named = {name for paper in existing_papers() for name in (paper.name, paper.short)}
-        one = " (it takes one paper; run it for each)" if named & set(rest) else ""
-        _subcommands(parser)[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}{one}")
-    for name, value in vars(arguments).items():
-        setattr(arguments, name, [*map(_at_home, value)] if isinstance(value, list) else _at_home(value))
-    return int(arguments.func(arguments) or 0)
-
-
-def _at_home(value: Any) -> Any:
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
-
-
 def _explained(error: Exception) -> bool:
     """Whether an error was worded by this code for its user: it is of our own class, or our own line raised it."""
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -134,20 +101,6 @@ def _explained(error: Exception) -> bool:
     ours = any(path.is_relative_to(CODE / package) for package in ("common", "papers"))
     raised = ours and (place.line or "").startswith("raise ")
     return is_ours(error) or raised or (isinstance(error, OSError) and error.errno is None)  # the system's are numbered
-
-
-def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(action.choices)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with every subcommand that is not typed yet."""
-    parser, commands = overview(COMMANDS)
-    from common.commands.reports import add_parsers
-
-    add_parsers(commands)
-    return parser
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def overview(commands: Mapping[str, Command]) -> Any:
+def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of `assemble --help` and `--version`."""
     parser = _Parser(
         prog="assemble",
@@ -92,7 +92,7 @@ def overview(commands: Mapping[str, Command]) -> Any:
     listed = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in commands.items():
         listed.add_parser(name, help=_documentation(command)[0])
-    return parser, listed
+    return parser
 
 
 def call(command: Command, name: str, given: Sequence[str]) -> int:

@@ -211,9 +211,8 @@ def test_promote_refuses_what_cannot_be_reproduced(
 
 def test_no_torch_and_quick() -> None:
     code = (
-        "import sys, argparse, common.commands.reports as c, common.reporting.render as r, common.reporting.report;"
-        "p = argparse.ArgumentParser(); c.add_parsers(p.add_subparsers());"
-        "a = p.parse_args(['tables', 'avid', '--scale', 'paper', '--no-write']); s = a.func(a);"
+        "import sys; from common.commands.main import main; import common.reporting.report;"
+        "s = main(['tables', 'avid', '--scale', 'paper', '--no-write']);"
         "bad = [m for m in ('torch', 'lightning', 'numpy', 'matplotlib') if m in sys.modules];"
         "sys.exit(s or (str(bad) if bad else 0))"
     )
