@@ -1,4 +1,4 @@
-"""Tables as Markdown between two markers of a README, and on the terminal."""
+"""One view of a filled table, and its writers: Markdown, the READMEs, the terminal."""
 
 from __future__ import annotations
 
@@ -263,8 +263,11 @@ def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
         deviations = deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records)
         lines = [f"`{deviation['field']}`: {deviation['reason']}" for deviation in deviations]
         found[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
-    for scale in SCALES:
-        lines = [f"`{name}`: {', '.join(values)}" for name, values in ours_at(scale, filled).items()]
+    for scale in ("paper", "single"):  # all values of a miniature are ours
+        values: dict[str, dict[str, None]] = {}
+        for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
+            values.setdefault(entry["field"], {})[entry["value"]] = None
+        lines = [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]
         found[f"Values that are ours at {scale} scale, in no source of the paper"] = lines
     return {heading: lines for heading, lines in found.items() if lines}
 
@@ -274,18 +277,8 @@ def remarks_markdown(filled: Sequence[Filled]) -> list[str]:
     return [f"### {heading}\n\n" + "\n".join(f"- {line}" for line in ls) for heading, ls in remarks(filled).items()]
 
 
-def ours_at(scale: str, filled: Sequence[Filled]) -> dict[str, list[str]]:
-    """Fields whose values are ours in what was measured, with these; of miniatures none, whose values are all ours."""
-    found: dict[str, dict[str, None]] = {}
-    for f in filled:
-        if f.result.scale == scale in ("paper", "single"):
-            for entry in (entry for record in f.result.records for entry in record.ours):
-                found.setdefault(entry["field"], {})[entry["value"]] = None
-    return {name: list(found[name]) for name in sorted(found)}
-
-
 def _figure_name(result: TableResult) -> str:
-    """File of a table's figure, from the paper's folder: beside the records that it is drawn from."""
+    """File of a table's figure, from the paper's folder."""
     return f"results/{result.scale}/{result.table.id}.svg"
 
 
