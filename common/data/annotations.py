@@ -6,6 +6,7 @@ This module imports neither torch nor a decoder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from common.data.sequences import Rows, Texts
 from common.files import cache_folder, named, settled, stamp_of, write_atomically
 
 Value = TypeVar("Value")
+Read = TypeVar("Read", bound=Callable[..., Any])
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
 # bool [n], that is `difficult` (VOC) or `iscrowd` (COCO).
 Boxes = dict[str, Any]
@@ -285,6 +287,24 @@ class CaptionCollector:
             Rows.texts(self._captions),
             Rows.numbers(self._caption_ids),
         )
+
+
+def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
+    """Keep what a reader makes of files, per process, until one of the paths among its arguments is written anew."""
+
+    def decorated(read: Read) -> Read:
+        kept = functools.lru_cache(maxsize)(lambda stamps, *arguments: read(*arguments))
+
+        @functools.wraps(read)
+        def once(*arguments: Any) -> Any:
+            each = [argument if isinstance(argument, tuple) else (argument,) for argument in arguments]
+            paths = [path for group in each for path in group if isinstance(path, Path)]
+            return kept(tuple(tuple(stamp_of(path)) for path in paths), *arguments)
+
+        once.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+        return once  # type: ignore[return-value]
+
+    return decorated
 
 
 def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:

@@ -448,10 +448,10 @@ def test_listing_needs_no_torch(tmp_path: Path) -> None:
 
 def test_readers_as_they_stand(tmp_path: Path) -> None:
     captions = write_json(tmp_path / "captions.json", captions_document(3, captions=1))
-    images = read_captions(captions, (1,))
+    images = read_captions(captions)
     assert images.names == tuple(f"{n:012d}.jpg" for n in (23, 16, 9))
     assert images.rows_of([images.names[2], images.names[0]]).tolist() == [2, 0]
-    instances = read_instances(write_json(tmp_path / "instances.json", instances_document(3)), (1,))
+    instances = read_instances(write_json(tmp_path / "instances.json", instances_document(3)))
     assert instances.categories == tuple(category["name"] for category in CATEGORIES)
     assert instances.image_ids.tolist() == [16, 23, 23]
     assert instances.tags(np.array([23, 5])).tolist() == [[True, True, False], [False] * 3]
@@ -543,7 +543,7 @@ def test_wrong_lists_of_karpathy(tmp_path: Path, change: Any, message: str) -> N
 
 
 def test_karpathys_list_as_it_stands(tmp_path: Path) -> None:
-    splits = read_splits(write_json(tmp_path / "list.json", karpathy_document()), (1,))
+    splits = read_splits(write_json(tmp_path / "list.json", karpathy_document()))
     assert {split: len(images.names) for split, images in splits.items()} == {
         "train": 3,
         "restval": 2,

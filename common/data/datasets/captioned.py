@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import gzip
 import os
 import re
@@ -16,11 +15,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from common.data.annotations import LanguageCaptions, read_json
+from common.data.annotations import LanguageCaptions, read_json, read_once
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.listing import DatasetMissing, DatasetStatus
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
-from common.files import named, stamp_of
+from common.files import named
 
 #: Names that files of region features may have inside their folder.
 _REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5")
@@ -63,7 +62,7 @@ class LanguageCaptioned:
                 "  Make them: assemble data PAPER --extract-regions FOLDER_OF_IMAGES --detector WEIGHTS "
                 f"--output {folder / split}.h5"
             )
-        return _region_features(paths, tuple(tuple(stamp_of(path)) for path in paths), self.region_keys)
+        return _region_features(paths, self.region_keys)
 
     @property
     def regions_folder(self) -> Path:
@@ -222,8 +221,8 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
         return []
 
 
-@functools.lru_cache(maxsize=16)
-def _region_features(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...], key: KeyKind) -> RegionFeatures:
+@read_once(16)
+def _region_features(paths: tuple[Path, ...], key: KeyKind) -> RegionFeatures:
     return RegionFeatures(paths, key)
 
 

@@ -20,10 +20,10 @@ from common.data.annotations import (
     kept_columns,
     objects,
     read_json,
+    read_once,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
 from common.data.listing import Listing
-from common.files import stamp_of
 
 #: Archives of the images and annotations, as TensorFlow Datasets recorded them.
 ARCHIVES = {
@@ -94,7 +94,7 @@ class COCO(MediaDataset):
         path = self._instances_path(split)
         if not path.is_file():
             return images.annotations(rows)
-        instances = read_instances(path, _stamp(path))
+        instances = read_instances(path)
         ids = images.image_ids[rows]
         read_boxes = functools.partial(boxes_of, path, ids)
         return images.annotations(rows, instances.tags(ids), instances.categories, read_boxes)
@@ -106,7 +106,7 @@ class COCO(MediaDataset):
         split, _ = self._checked(split, fold)
         path = self._instances_path(split)
         if path.is_file():
-            read_instances(path, _stamp(path))
+            read_instances(path)
         return super().index(split)
 
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -132,7 +132,7 @@ class COCO(MediaDataset):
         path = self.root / "annotations" / f"captions_{split}{self.year}.json"
         if not path.is_file():
             raise self._lacks(path)
-        return read_captions(path, _stamp(path))
+        return read_captions(path)
 
     def _instances_path(self, split: str) -> Path:
         return self.root / "annotations" / f"instances_{split}{self.year}.json"
@@ -159,18 +159,10 @@ def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str 
         scan.notes.append(f"{without:,} images without a caption are left out")
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    return tuple(stamp_of(path))
-
-
 # ---------------------------------------------------------------------------------------------------- captions
-@functools.lru_cache(maxsize=4)
-def read_captions(path: Path, stamp: tuple[int, ...]) -> CaptionedImages:
-    """Read a file of captions in COCO's format, once per process.
-
-    Args:
-        stamp: Its time stamps and size: a file that was written anew is read anew.
-    """
+@read_once()
+def read_captions(path: Path) -> CaptionedImages:
+    """Read a file of captions in COCO's format, once per process."""
     document = read_json(path)
     collector = CaptionCollector(path)
     for entry in objects(document, "images", str(path)):
@@ -222,13 +214,9 @@ class Instances:
         return [order[start:end] for start, end in zip(starts.tolist(), ends.tolist())]
 
 
-@functools.lru_cache(maxsize=4)
-def read_instances(path: Path, stamp: tuple[int, ...]) -> Instances:
-    """Read a file of instances in COCO's format, once per process; the columns of a large one are kept on disk.
-
-    Args:
-        stamp: Its time stamps and size: a file that was written anew is read anew.
-    """
+@read_once()
+def read_instances(path: Path) -> Instances:
+    """Read a file of instances in COCO's format, once per process; the columns of a large one are kept on disk."""
     columns = kept_columns(path, functools.partial(_instance_columns, path))
     return Instances(
         tuple(columns["categories"].tolist()),
@@ -295,7 +283,7 @@ def _box(entry: Mapping[str, Any], where: str) -> list[float]:
 
 def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
     """Boxes of some images from a file of instances; those without area are left out."""
-    instances = read_instances(path, _stamp(path))
+    instances = read_instances(path)
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
     found: list[Boxes] = []
     for positions in instances.by_image(image_ids):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import LanguageCaptions
+from common.data.annotations import LanguageCaptions, read_once
 from common.data.datasets.base import first_folder, read_lines
 from common.data.datasets.captioned import read_text
 from common.data.datasets.stair_captions import OnCOCO
 from common.data.sequences import Rows, Texts
-from common.files import stamp_of
 
 _FOLDERS = ("coco-cn-version1805v1.1", ".")
 _CAPTIONS = "imageid.human-written-caption.txt"
@@ -56,7 +54,7 @@ class COCOCN(OnCOCO):
         for path in paths:
             if not path.is_file():
                 raise self._lacks(path)
-        captions = _read(tuple(paths), tuple(tuple(stamp_of(path)) for path in paths))
+        captions = _read(tuple(paths))
         return replace(captions, groups=self._groups(captions, split))
 
     def _groups(self, captions: LanguageCaptions, split: str) -> npt.NDArray[np.int64]:
@@ -69,8 +67,8 @@ class COCOCN(OnCOCO):
         return captions.groups if None in found else np.array(found, dtype=np.int64)
 
 
-@functools.lru_cache(maxsize=4)
-def _read(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> LanguageCaptions:
+@read_once()
+def _read(paths: tuple[Path, ...]) -> LanguageCaptions:
     listed, written = paths
     keys = read_lines(listed)
     if len(set(keys)) < len(keys):

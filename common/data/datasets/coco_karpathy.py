@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +17,13 @@ from common.data.annotations import (
     entry_of,
     objects,
     read_json,
+    read_once,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_file, walk
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import ARCHIVES, fill_scan
 from common.data.listing import Listing
 from common.data.sequences import Rows, Texts
-from common.files import stamp_of
 
 _LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
 _PARENTS = ("", "images/")
@@ -155,7 +154,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         path = first_file(self.root, _LISTS)
         if path is None:
             raise self._lacks(self.root / _LISTS[0])
-        return read_splits(path, tuple(stamp_of(path)))
+        return read_splits(path)
 
 
 def _key(name: str) -> str:
@@ -163,12 +162,9 @@ def _key(name: str) -> str:
     return os.path.splitext(name.rpartition("/")[2])[0]
 
 
-@functools.lru_cache(maxsize=2)
-def read_splits(path: Path, stamp: tuple[int, ...]) -> dict[str, CaptionedImages]:
+@read_once(2)
+def read_splits(path: Path) -> dict[str, CaptionedImages]:
     """Read Karpathy's list, once per process.
-
-    Args:
-        stamp: Its time stamps and size: a file that was written anew is read anew.
 
     Returns:
         The images of each split, and of `train+restval`, named from the folder of the image folders on.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import LanguageCaptions
+from common.data.annotations import LanguageCaptions, read_once
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_caption_table
 from common.data.sequences import Rows, Texts
-from common.files import stamp_of
 
 _FILES = {
     "train": ("google.csv", "Train_GCC-training.tsv", "Train-GCC-training.tsv"),
@@ -59,16 +57,12 @@ class ConceptualCaptions(CaptionedDataset):
         self._checked_language(language)
         if path is None:
             raise self._lacks(self.root / _FILES[split][1], f"the captions of split {split!r} are missing")
-        return self.grouped(read_numbered_captions(path, tuple(stamp_of(path))), split)
+        return self.grouped(read_numbered_captions(path), split)
 
 
-@functools.lru_cache(maxsize=4)
-def read_numbered_captions(path: Path, stamp: tuple[int, ...]) -> LanguageCaptions:
-    """Read a table of English captions whose rows are the images, once per process; blank captions are left out.
-
-    Args:
-        stamp: its time stamps and size: a file that was written anew is read anew.
-    """
+@read_once()
+def read_numbered_captions(path: Path) -> LanguageCaptions:
+    """Read a table of English captions whose rows are the images, once per process; blank captions are left out."""
     rows = [(number, " ".join(text.split())) for number, text in read_caption_table(path)]
     kept = [(number, text) for number, text in rows if text]
     if not kept:

@@ -18,11 +18,11 @@ from common.data.annotations import (
     entry_of,
     kept_columns,
     read_json_lines,
+    read_once,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
 from common.data.datasets.coco import fill_scan
 from common.data.listing import Listing
-from common.files import stamp_of
 
 _FOLDERS = ("", "annotations/", "localized_narratives/")
 
@@ -104,7 +104,7 @@ class LocalizedNarratives(MediaDataset):
 
     def _narratives(self, split: str) -> CaptionedImages:
         paths = self._paths(split)
-        return read_narratives(tuple(paths), tuple(tuple(stamp_of(path)) for path in paths), type(self).file_name)
+        return read_narratives(tuple(paths), type(self).file_name)
 
     @staticmethod
     def file_name(image_id: str) -> str:
@@ -174,12 +174,11 @@ class LocalizedNarrativesOpenImages(LocalizedNarratives):
     size = "several hundred GB"
 
 
-@functools.lru_cache(maxsize=4)
-def read_narratives(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...], name_of: Any) -> CaptionedImages:
+@read_once()
+def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
     """Read the parts of a file of narratives, once per process; the columns of large ones are kept on disk.
 
     Args:
-        stamps: Their time stamps and sizes: a file that was written anew is read anew.
         name_of: Makes a file name of an image's id.
 
     Returns:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import LanguageCaptions
+from common.data.annotations import LanguageCaptions, read_once
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_text_lines
 from common.data.sequences import Rows, Texts
-from common.files import stamp_of
 
 _HOMES = ("data/", "")
 _TASK1 = {"train": "train", "val": "val", "test": "test_2016_flickr"}
@@ -66,7 +64,7 @@ class Multi30K(CaptionedDataset):
         else:
             files = [self._text(f"task1/raw/{_TASK1[split]}.{language}")]
         paths = (listed, *files)
-        return self.grouped(_read(language, paths, tuple(tuple(stamp_of(path)) for path in paths)), split)
+        return self.grouped(_read(language, paths), split)
 
     def _image_list(self, split: str) -> Path:
         names = (f"task1/image_splits/{_TASK1[split]}.txt", f"task2/image_splits/{_TASK2[split]}_images.txt")
@@ -82,8 +80,8 @@ class Multi30K(CaptionedDataset):
         return path
 
 
-@functools.lru_cache(maxsize=16)
-def _read(language: str, paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> LanguageCaptions:
+@read_once(16)
+def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
     listed, *files = paths
     # Lists of other years append a number of the caption to the name.
     keys = [os.path.splitext(line.split("#")[0])[0] for line in read_text_lines(listed)]

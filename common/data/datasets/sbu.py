@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import LanguageCaptions, read_json
+from common.data.annotations import LanguageCaptions, read_json, read_once
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_text_lines
 from common.data.datasets.conceptual_captions import read_numbered_captions
 from common.data.sequences import Rows, Texts
-from common.files import stamp_of
 
 _FILES = ("sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt")
 
@@ -50,12 +48,11 @@ class SBU(CaptionedDataset):
         path = first_file(self.root, _FILES)
         if path is None:
             raise self._lacks(self.root / _FILES[1], "the captions are missing")
-        stamp = tuple(stamp_of(path))
-        return read_numbered_captions(path, stamp) if path.suffix == ".csv" else _read(path, stamp)
+        return read_numbered_captions(path) if path.suffix == ".csv" else _read(path)
 
 
-@functools.lru_cache(maxsize=2)
-def _read(path: Path, stamp: tuple[int, ...]) -> LanguageCaptions:
+@read_once(2)
+def _read(path: Path) -> LanguageCaptions:
     if path.suffix == ".json":
         content = read_json(path)
         texts = content.get("captions")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.data.annotations import LanguageCaptions
+from common.data.annotations import LanguageCaptions, read_once
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset
 from common.data.datasets.coco import read_captions
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.sequences import Rows, Texts
-from common.files import stamp_of
 
 _FOLDERS = ("", "stair_captions_v1.2/")
 _FILES = ("stair_captions_v1.2_train.json", "stair_captions_v1.2_val.json")
@@ -104,7 +102,7 @@ class STAIRCaptions(OnCOCO):
             if path is None:
                 raise self._lacks(self.root / name, "a file of captions is missing")
             paths.append(path)
-        by_number = _read(tuple(paths), tuple(tuple(stamp_of(path)) for path in paths))
+        by_number = _read(tuple(paths))
         kept = [row for row in zip(*coco.images(split)) if by_number.get(row[1])]
         if not kept:
             raise ValueError(f"{paths[0]}: has no caption of an image of {coco.root}, split {split!r}")
@@ -116,12 +114,12 @@ class STAIRCaptions(OnCOCO):
         )
 
 
-@functools.lru_cache(maxsize=2)
-def _read(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> dict[int, tuple[str, ...]]:
+@read_once(2)
+def _read(paths: tuple[Path, ...]) -> dict[int, tuple[str, ...]]:
     """Captions by the number of the image."""
     found: dict[int, tuple[str, ...]] = {}
-    for path, stamp in zip(paths, stamps):
-        images = read_captions(path, stamp)
+    for path in paths:
+        images = read_captions(path)
         for number, texts in zip(images.image_ids.tolist(), images.captions):
             if number in found:
                 raise ValueError(f"{path}: image {number} also stands in {paths[0].name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -14,11 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import entry_of, objects, read_json_lines
+from common.data.annotations import entry_of, objects, read_json_lines, read_once
 from common.data.datasets.base import MediaDataset, Scan, entries, first_file, first_folder, prefix_of
 from common.data.sequences import MadeOnDemand, Rows
 from common.data.windows import Limits
-from common.files import stamp_of
 
 #: Letters of the five options.
 OPTION_LETTERS = ("a", "b", "c", "d", "e")
@@ -303,13 +301,9 @@ def folder_of(clip: str, folders: Mapping[str, str]) -> str | None:
     return folders.get(clip, folders.get(other))
 
 
+@read_once()
 def read_subtitles(path: Path) -> Subtitles:
-    """Read subtitles once per process; see :class:`Subtitles`."""
-    return _read_subtitles(path, tuple(stamp_of(path)))
-
-
-@functools.lru_cache(maxsize=4)
-def _read_subtitles(path: Path, stamp: tuple[int, ...]) -> Subtitles:
+    """Read subtitles once per process."""
     return Subtitles(path)
 
 

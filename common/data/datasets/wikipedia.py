@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import kept_columns
+from common.data.annotations import kept_columns, read_once
 from common.data.datasets.base import MediaDataset, Scan
 from common.data.listing import DatasetStatus
 from common.data.sequences import MadeOnDemand
-from common.files import named, stamp_of
+from common.files import named
 
 _NAME = re.compile(r"([a-z][a-z_]*)\.(train|valid)\.txt")
 _READ_AT_ONCE = 2**24
@@ -122,7 +122,7 @@ class WikipediaText(MediaDataset):
         if not path.is_file():
             there = ", ".join(sorted({name.split(".")[0] for name in self._names() if _NAME.fullmatch(name)}))
             raise self._lacks(path, f"no text in {language!r} (there is text in: {there or 'no language'})")
-        return _text_lines(path, tuple(stamp_of(path)))
+        return _text_lines(path)
 
     def _names(self) -> list[str]:
         if not self.root.is_dir():
@@ -148,6 +148,6 @@ class WikipediaText(MediaDataset):
         return self._status("text files" if counts else "", counts, problems)
 
 
-@functools.lru_cache(maxsize=256)
-def _text_lines(path: Path, stamp: tuple[int, ...]) -> TextLines:
+@read_once(256)
+def _text_lines(path: Path) -> TextLines:
     return TextLines(path)
