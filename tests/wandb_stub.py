@@ -76,7 +76,7 @@ class WandbStub:
     """State of the server; `address` is its base URL.
 
     `refusing` is the status that answers everything that is sent from now on, as after a key was revoked (401) or a
-    fault (500); 200 is none. `deleted` are ids of runs that were removed.
+    fault (500); 200 is none.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,6 @@ class WandbStub:
         self.requests: list[str] = []
         self.views: dict[str, dict[str, Any]] = {}
         self.refusing = 200
-        self.deleted: set[str] = set()
         self.sweep = ""
         self.trials: list[dict[str, Any]] = []
         self.lock = threading.RLock()
@@ -352,10 +351,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with self.stub.lock:
             sent = json.loads(body)
-            if (sent.get("variables") or {}).get("name") in self.stub.deleted:
-                text = "run was previously created and deleted; try a new run name"
-                self._reply({"errors": [{"message": text}]}, 409)
-                return
             if self.path.endswith("/file_stream"):
                 self.stub.stream(self.path.split("/")[-2], sent)
                 self._reply({})

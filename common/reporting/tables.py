@@ -264,7 +264,7 @@ class Curve(Part):
 class Table(Part):
     """A published table: rows, metrics, claims and checks over its cells.
 
-    README and report page draw a `curve`, or its measured cells as bars if asked to (`chart`). At the scales in
+    README and report page draw a `curve`, or its measured cells as dots if asked to (`chart`). At the scales in
     `by_request` its stages run only when the table, a row or a stage is named.
     """
 
