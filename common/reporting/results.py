@@ -109,7 +109,7 @@ def _json(content: Any) -> bytes:
 def _read_shared(paper: Paper) -> Shared:
     path = _shared_file(paper)
     with parsing(path, RecordError):
-        return parse_json(path.read_bytes()) if path.exists() else {}
+        return {name: dict(held) for name, held in parse_json(path.read_bytes()).items()} if path.exists() else {}
 
 
 def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def damaged(name: str, text: str) -> Callable[[Path], None]:
         ("seed0.json", damaged("mini/seed0.json", "[]")),
         ("seed0.json", damaged("mini/seed0.json", '{"paper": "mct", "scale": "mini", "seed": 0, "schema": 1}')),
         ("seed0.json", lambda results: (results / "shared.json").unlink()),
-        ("seed0.json", damaged("shared.json", '{"config": 5}')),
+        ("shared.json", damaged("shared.json", '{"config": 5}')),
         ("shared.json", damaged("shared.json", "{")),
         ("seed1.json", lambda results: (results / "mini/seed0.json").rename(results / "mini/seed1.json") and None),
         ("seed0.json", lambda results: shutil.copytree(results / "mini", results / "paper") and None),
