@@ -70,7 +70,10 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     folder = (data or data_root()).resolve()
     print(f"\ndata sets of the scale paper in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
     for paper in existing_papers():
-        states = {status.title: status.present for status in (one.status() for one in datasets_of(paper.name, folder))}
+        states = {
+            status.dataset.full_title: status.present
+            for status in (one.status() for one in datasets_of(paper.name, folder))
+        }
         absent = [title for title, present in states.items() if not present]
         told = f"missing {'; '.join(absent)} (`assemble data {paper.short}` says more)" if absent else "all present"
         print(f"  {paper.short}: {told}", flush=True)

@@ -1,4 +1,4 @@
-"""What a data set contains: clips or images in a fixed order, the status of its folder and the cache of both.
+"""What a data set contains: clips or images in a fixed order, and the cache of that.
 
 This module knows nothing about any particular data set and imports neither torch nor a decoder.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,44 +261,6 @@ class Listing:
             self.layout,
             self.notes,
         )
-
-
-@dataclass(frozen=True)
-class DatasetStatus:
-    """What is known about a data set's folder, for the overview that ``make data-<paper>`` prints.
-
-    Args:
-        name: Name in records; ``title`` is the one for people.
-        present: Whether every split that can be listed was found.
-        layout: Layout found, or "" when missing.
-        prepares: What ``prepare`` does with it.
-        counts: Items found per split (and fold), in ``unit``.
-        missing: Items that official lists name but the folder lacks.
-        notes: Warnings: other counts than published, what is wrong.
-        broken, checked: Files that failed to decode in a check, with the reason, and number of files that were tried.
-        verified, corrupt: Files with the published checksum and with another.
-        problem: The whole message when the set is missing.
-    """
-
-    name: str
-    title: str
-    present: bool
-    path: Path
-    layout: str
-    expected_layout: str
-    size: str
-    license: str
-    source: str
-    prepares: str
-    counts: Mapping[str, int] = field(default_factory=dict)
-    missing: int = 0
-    notes: tuple[str, ...] = ()
-    broken: tuple[str, ...] = ()
-    checked: int = 0
-    verified: tuple[str, ...] = ()
-    corrupt: tuple[str, ...] = ()
-    problem: str = ""
-    unit: str = "clips"
 
 
 class ListingIndex:

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from common import files
 from common.data import checksums
-from common.data.datasets.base import MediaDataset
+from common.data.datasets.base import DatasetStatus, MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
-from common.data.listing import Clip, DatasetMissing, DatasetStatus, spread
+from common.data.listing import Clip, DatasetMissing, spread
 from common.data.released_files import FileStatus
 from common.errors import printable
 
@@ -87,7 +87,7 @@ def report(
                 with console.status(f"Reading region features of {dataset.title}"):
                     notes += dataset.check_regions(samples)
         statuses.append(replace(status, notes=(*status.notes, *notes)))
-        _print(console, statuses[-1].title, _state(statuses[-1]), _told(statuses[-1], prepare))
+        _print(console, dataset.full_title, _state(statuses[-1]), _told(statuses[-1], prepare))
     if not prepare and any(status.counts for status in statuses):
         console.print(
             Text("Nothing was prepared; with --prepare files are indexed, a sample is decoded, checksums are compared.")
@@ -130,16 +130,18 @@ def _state(status: DatasetStatus) -> Text:
 
 def _told(status: DatasetStatus, prepared: bool) -> list[str]:
     counts = ", ".join(f"{part} {count:,}" for part, count in status.counts.items())
-    lines = [f"Path: {status.path}"]
-    lines += [f"{status.unit.capitalize()}: {counts}"] if counts else []
+    dataset = status.dataset
+    lines = [f"Path: {dataset.root}"]
+    lines += [f"{dataset.unit.capitalize()}: {counts}"] if counts else []
     lines += [f"Layout: {status.layout}"] if status.layout else []
-    lines += [f"Size: {status.size}", f"License: {status.license}"]
+    lines += [f"Size: {dataset.size}", f"License: {dataset.license}"]
     if not status.present:
         lines += status.problem.splitlines()[:1]
-        lines += ["Expected:", *(f"  {line}" for line in status.expected_layout.splitlines())]
-    lines.append(f"Get it from: {status.source}")
+        lines += ["Expected:", *(f"  {line}" for line in dataset.expected_layout.splitlines())]
+        lines += [f"  {dataset.further_layout}"] if dataset.further_layout else []
+    lines.append(f"Get it from: {dataset.source}")
     if not (status.present and prepared):
-        lines.append(f"To prepare: {status.prepares}")
+        lines.append(f"To prepare: {dataset.prepares}")
     lines += [f"Note: {note}" for note in status.notes]
     if status.checked:
         lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")

@@ -83,7 +83,7 @@ def test_coco_counts_missing_files_and_images_without_captions(tmp_path: Path) -
     status = COCO(root).status()
     assert status.present
     assert status.counts == {"train": 2, "val": 2}
-    assert status.unit == "images"
+    assert status.dataset.unit == "images"
     assert "train: 1 listed images are missing, such as train2017/000000000016.jpg" in status.notes
     assert "train: 1 images without a caption are left out" in status.notes
     assert "train: 2 images, published 118,287" in status.notes

@@ -71,7 +71,7 @@ def test_an_empty_folder_is_missing_too(kind: type[MediaDataset], tmp_path: Path
     status = dataset.status()
     assert not status.present
     assert status.problem
-    assert status.path == tmp_path
+    assert status.dataset.root == tmp_path
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -36,7 +36,7 @@ def test_the_status_counts(tmp_path: Path) -> None:
     status = ImageNet(write_imagenet(tmp_path)).status()
     assert status.present
     assert status.counts == {"train": 9, "validation": 3}
-    assert status.unit == "images"
+    assert status.dataset.unit == "images"
     assert "train: 9 images, published 1,281,167" in status.notes
     assert "validation: 3 images, published 50,000" in status.notes
     assert "train: 3 classes, published 1000" in status.notes
@@ -86,7 +86,7 @@ def test_a_class_list(tmp_path: Path) -> None:
     status = chosen.status()
     assert status.present
     assert not status.notes
-    assert status.title == "ImageNet (ILSVRC 2012), classes of classes.txt"
+    assert status.dataset.full_title == "ImageNet (ILSVRC 2012), classes of classes.txt"
     assert chosen.index_path("train") != whole.index_path("train")
     before = chosen.index_path("train")
     path.write_text("n02110958\n")

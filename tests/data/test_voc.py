@@ -33,8 +33,8 @@ def test_splits_and_classes(tmp_path: Path, nested: bool) -> None:
     assert listing.labels.tolist() == [-1] * 5
     status = voc.status()
     assert status.present, status.problem
-    assert status.title == "Pascal VOC 2007"
-    assert status.unit == "images"
+    assert status.dataset.full_title == "Pascal VOC 2007"
+    assert status.dataset.unit == "images"
     assert "trainval: 5 images, published 5,011" in status.notes
     assert "trainval: 3 classes, published 20" in status.notes
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex
+from common.data.listing import ClipTable, DatasetMissing, Listing, ListingIndex
 from common.files import cache_folder, named
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
@@ -75,6 +75,8 @@ class MediaDataset(ABC):
     optional_splits: ClassVar[frozenset[str]] = frozenset()
     streams: ClassVar[tuple[str, ...]] = ("video",)
     expected_layout: ClassVar[str]
+    #: More of the expected layout, for the overview alone.
+    further_layout: ClassVar[str] = ""
     size: ClassVar[str]
     license: ClassVar[str]
     source: ClassVar[str]
@@ -274,36 +276,7 @@ class MediaDataset(ABC):
             if len(listing.classes) != self.published_classes():
                 notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
             notes += [f"{part}: {note}" for note in listing.notes]
-        return self._status("; ".join(layouts), counts, problems, notes, missing)
-
-    def _status(
-        self,
-        layout: str,
-        counts: dict[str, int],
-        problems: Sequence[str],
-        notes: Sequence[str] = (),
-        missing: int = 0,
-        expected_layout: str | None = None,
-    ) -> DatasetStatus:
-        """What was found, with what the class says of the set; None = its own expected layout."""
-        return DatasetStatus(
-            name=self.name,
-            title=self.full_title,
-            present=not problems and bool(counts),
-            path=self.root,
-            layout=layout,
-            expected_layout=self.expected_layout if expected_layout is None else expected_layout,
-            size=self.size,
-            license=self.license,
-            source=self.source,
-            prepares=self.prepares,
-            # Splits that are there keep their counts, so a partly present set shows both.
-            counts=counts,
-            missing=missing,
-            notes=tuple(dict.fromkeys(notes)),
-            problem=problems[0] if problems else "",
-            unit=self.unit,
-        )
+        return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)), missing)
 
     def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
         """A note where a part holds another number of items than its authors state; None = they state none."""
@@ -326,6 +299,42 @@ class MediaDataset(ABC):
                 return listing
         notes.append(f"{part}: those without sound are still counted; the first use leaves them out")
         return listing
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """What is known about a data set's folder, for the overview that ``make data-<paper>`` prints.
+
+    Args:
+        layout: layout found, or "" when missing.
+        counts: items found per split (and fold), in the set's `unit`; splits that are there keep theirs in a part.
+        problems: of each split that is missing, the whole message.
+        notes: warnings: other counts than published, what is wrong.
+        missing: items that official lists name but the folder lacks.
+        broken, checked: files that failed to decode in a check, with the reason, and number of files that were tried.
+        verified, corrupt: files with the published checksum and with another.
+    """
+
+    dataset: MediaDataset
+    layout: str
+    counts: Mapping[str, int]
+    problems: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+    missing: int = 0
+    broken: tuple[str, ...] = ()
+    checked: int = 0
+    verified: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> bool:
+        """Whether every split that can be listed was found."""
+        return not self.problems and bool(self.counts)
+
+    @property
+    def problem(self) -> str:
+        """The first message where the set is missing."""
+        return self.problems[0] if self.problems else ""
 
 
 def _part(split: str, fold: int | None) -> str:

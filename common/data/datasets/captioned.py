@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from common.data.annotations import LanguageCaptions, read_json, read_once
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
-from common.data.listing import DatasetMissing, DatasetStatus
+from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDataset, Scan, prefix_of, walk
+from common.data.listing import DatasetMissing
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.files import named
 
@@ -141,6 +141,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
 
     num_classes = 0
     streams = ("image",)
+    further_layout = _REGION_LAYOUT
     prepares = "check of every caption and of the region features; decoding of a random sample of the pictures"
     #: Where the pictures of a split lie, relative to the root, as `<key>.jpg`; the first folder that exists is used.
     image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -194,8 +195,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
                 notes += self.region_notes(split)
                 notes += self._picture_notes(split)
         layout = "captions by image" if counts else ""
-        expected = f"{self.expected_layout}\n{_REGION_LAYOUT}"
-        return self._status(layout, counts, problems, notes, expected_layout=expected)
+        return DatasetStatus(self, layout, counts, problems, tuple(dict.fromkeys(notes)))
 
     def grouped(self, captions: LanguageCaptions, split: str) -> LanguageCaptions:
         """Captions with what their images show, where `groups.json` says so; miniatures have it, no real set does."""

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import kept_columns, read_once
-from common.data.datasets.base import MediaDataset, Scan
-from common.data.listing import DatasetStatus
+from common.data.datasets.base import DatasetStatus, MediaDataset, Scan
 from common.data.sequences import MadeOnDemand
 from common.files import named
 
@@ -145,7 +144,7 @@ class WikipediaText(MediaDataset):
                     counts[f"{split} {language}"] = len(self.sentences(split, language))
                 except (FileNotFoundError, ValueError) as error:
                     problems.append(str(error))
-        return self._status("text files" if counts else "", counts, problems)
+        return DatasetStatus(self, "text files" if counts else "", counts, problems)
 
 
 @read_once(256)
