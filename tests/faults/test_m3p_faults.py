@@ -107,9 +107,6 @@ def test_a_language_without_captions(layouts: Layouts) -> None:
         ({"batch_size": 13}, r"data\.batch_size \(13\) is larger than the 12 captions of conceptual_captions"),
         ({"candidates": 13}, r"data\.candidates is 13, but must be from 2 to 12"),
         ({"candidates": 1}, r"data\.candidates is 1, but must be from 2"),
-        ({"steps_per_epoch": 0}, r"data\.steps_per_epoch must be at least 1"),
-        ({"bptt": 0}, r"data\.bptt must be at least 1"),
-        ({"max_regions": 0}, r"data\.max_regions must be at least 1"),
         ({"text": None}, r"data\.text is null, but data\.xmlm_steps is above 0"),
         ({"text": None, "xmlm_steps": 0, "relation_steps": 0}, "a step would read nothing"),
         ({"language_alpha": -0.5}, r"data\.language_alpha is 0 or above"),
@@ -126,8 +123,6 @@ def test_a_set_to_fine_tune_on_must_be_named(layouts: Layouts) -> None:
         layouts.retrieval(train_sets=[])
     with pytest.raises(ValueError, match=r"data\.train_sets: no set coco_en"):
         layouts.retrieval(train_sets=["coco_en"])
-    with pytest.raises(ValueError, match=r"data\.captions_per_image must be at least 1"):
-        layouts.retrieval(captions_per_image=0)
 
 
 def test_nothing_to_switch(layouts: Layouts) -> None:
