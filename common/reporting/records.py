@@ -17,14 +17,7 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetPydanticSchema,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetPydanticSchema, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common import files
@@ -287,8 +280,8 @@ def read(path: Path) -> Record:
 def read_run(root: Path, folder: Path) -> Record:
     """Read the record in a folder of `run_folders`, or raise a `RecordError`, also if it is of another run."""
     path = folder / RECORD_FILE
-    with files.parsing(path, RecordError):
-        record = Record.from_json(path.read_bytes())
+    record = read(path)
+    with files.parsing(path, RecordError):  # also whatever its draw has wrong
         if record.folder(root) != folder:
             raise ValueError(f"by its content this record belongs into {record.folder(root)}; move or delete it")
     return record
