@@ -1,4 +1,4 @@
-"""What the protocols share: an encoder that is given to them, and how they check and report."""
+"""The encoder module, checks and logging that the protocols share."""
 
 from __future__ import annotations
 
@@ -16,20 +16,16 @@ from common.monitoring.media import media_folder, write_table
 
 Batch = dict[str, Tensor]
 
-#: Where an encoder lies in the checkpoint of a protocol, and in a file of its own.
+#: Prefixes of an encoder's weights in the checkpoint of a protocol, and in a file of its own.
 PREFIXES = ("encoder.", "")
 
 
 class EncoderModule(pl.LightningModule):
-    """A module around an encoder that is given to it, which is read from a checkpoint before training.
-
-    A frozen encoder stays in evaluation mode, and it is an error if training changed it all the same.
+    """A module around an encoder; a frozen one stays in evaluation mode, and training must not change it.
 
     Args:
-        encoder: the encoder.
-        pretrained: checkpoint with its weights; None keeps the initial ones.
-        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
-        frozen: whether training leaves the encoder as it is.
+        pretrained: checkpoint with the encoder's weights, read before training; None keeps the initial ones.
+        encoder_prefixes: of its weights in that file; see `load_encoder`.
     """
 
     def __init__(
@@ -47,7 +43,7 @@ class EncoderModule(pl.LightningModule):
         self._before: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
-        """Before training only, load the pre-trained encoder; a test has the weights of the module's own checkpoint."""
+        """Load the pre-trained encoder before training; a test has the weights of the module's own checkpoint."""
         if stage == "fit":
             self._before = None
             if self.pretrained is not None:
@@ -59,11 +55,11 @@ class EncoderModule(pl.LightningModule):
         load_encoder(self.encoder, path, self.encoder_prefixes)
 
     def frozen(self) -> dict[str, nn.Module]:
-        """The encoders that training leaves as they are, by name."""
+        """The encoders that training does not change, by name."""
         return {"encoder": self.encoder} if self._frozen else {}
 
     def _unchanging(self) -> dict[str, Tensor]:
-        """Copies of the tensors that must be the same after training."""
+        """Copies of the tensors that training must not change."""
         return {
             f"{name}.{key}": value.detach().cpu().clone()
             for name, encoder in self.frozen().items()
@@ -78,13 +74,12 @@ class EncoderModule(pl.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Freeze the statistics, too, and remember the weights; Lightning leaves the modes as they were made."""
+        """Freeze the statistics, since Lightning doesn't call `train`, and remember the weights."""
         if self.frozen():
             self.train()
             self._before = self._before or self._unchanging()
 
     def on_train_end(self) -> None:
-        """Make sure that a frozen encoder is what it was."""
         before = self._before or {}
         changed = [
             name
@@ -94,59 +89,49 @@ class EncoderModule(pl.LightningModule):
         ]
         if changed:
             raise RuntimeError(
-                f"{len(changed)} tensors of a frozen encoder changed, the first is {changed[0]}; "
-                "the result would not be that of the pre-trained encoder. Does a callback train it or put it into "
-                "training mode?"
+                f"{len(changed)} tensors of a frozen encoder changed, the first is {changed[0]}. "
+                "Does a callback train it or put it into training mode?"
             )
 
 
 def check_num_classes(module: pl.LightningModule, num_classes: int | None = None, fewest: int = 2) -> None:
-    """Stop when the data module says that its data have another number of classes, or nothing to tell apart.
-
-    Args:
-        module: its trainer knows the data module.
-        num_classes: what it was made for; None = for any number.
-        fewest: least number that means something; tags can be alone, classes cannot.
-    """
+    """Raise when the data module has another number of classes (None takes any), or fewer than can be learned."""
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
     if found is not None and found < fewest:
         raise ValueError(
-            f"num_classes: the data have {found or 'no'} {'class' if found else 'classes'}, and at least {fewest} can "
-            "be learned: put the files of each class into a folder of its own, or write a list with labels (or tags)"
+            f"num_classes: the data have {found}, but need at least {fewest}: "
+            "put the files of each class into a folder of its own, or write a list with labels (or tags)"
         )
     if found is not None and num_classes not in (None, found):
         raise ValueError(
-            f"num_classes: the model has {num_classes}, but the data have {found}; set it to {found} "
-            f"(--model.num_classes {found})"
+            f"num_classes: the model has {num_classes}, but the data have {found}; set --model.num_classes {found}"
         )
 
 
 def number_of_test_loaders(module: pl.LightningModule) -> int:
-    """How many loaders the test has."""
     loaders: Any = module.trainer.test_dataloaders
     return len(loaders) if isinstance(loaders, list | tuple) else 1
 
 
-def require_two_test_loaders(module: pl.LightningModule, expected: str) -> None:
-    """Stop when the test does not have two loaders; `expected` says what they show."""
-    if number_of_test_loaders(module) != 2:
-        raise ValueError(f"test_dataloaders: {type(module).__name__} needs two of them: {expected}")
+def require_test_loaders(module: pl.LightningModule, number: int, expected: str) -> None:
+    """Raise when the test does not have that many loaders; `expected` says what they show."""
+    if number_of_test_loaders(module) != number:
+        raise ValueError(f"test_dataloaders: {type(module).__name__} needs {number} of them: {expected}")
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
-    """Log what all processes have computed alike; averaging over them again could only round it."""
+    """Log what is the same on all processes; averaging over them would only round it."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
 
 
 def mean_average_precision(
     module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """Mean over the classes that could be measured, in percent; every class goes into a file, and is named if left out.
+    """Mean over the classes that could be measured, in percent; `media/average_precision.csv` lists every class.
 
     Args:
-        module: its trainer says where the file goes; its data module may give the `class_names`.
         average: average precision of every class [C], NaN for those left out.
-        details: more about every class; `left_out` says why.
+        details: more columns of every class; `left_out` says why.
     """
     judged = ~np.isnan(average)
     names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))

@@ -1,8 +1,8 @@
 """A bridge between frozen encoders: does training two modalities together make it easier to join them?
 
-The encoders of both modalities stay as they are, and a small bridge is trained on pairs to map their features into a
-common space. The same bridge is given the same steps on encoders that were trained together and on encoders that were
-trained apart; what differs is how well, and how soon, an image is found by its caption and a caption by its image.
+A small bridge is trained on pairs to map the features of two frozen encoders into a common space. The same steps are
+taken on encoders that were trained together and on encoders that were trained apart. We compare how well, and how soon,
+images and captions find each other.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.memory.collective import all_gather_rows
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
-from common.protocols.data import check_fraction, evenly_spaced
+from common.protocols.data import evenly_spaced
 from common.types import Fraction, PositiveFloat, PositiveInt
 
 Modality = Literal["image", "text"]
@@ -40,15 +40,13 @@ Modality = Literal["image", "text"]
 class Bridge(nn.Module):
     """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
 
-    Features are standardized first, without learned parameters, in training by mean and deviation of the batch, in the
-    test by those over all batches of the training: the scale of an encoder's features says nothing about it, but
-    decides how fast a projection of them learns.
+    Features are standardized first, without learned parameters: by the batch in training, by all training batches in
+    the test. The scale of an encoder's features says nothing about it, but decides how fast a projection learns.
 
     Args:
         widths: features of the encoder of each modality.
-        embedding_dim: width of the common space.
         hidden_dim: units of a hidden layer; None for a linear map.
-        copies: how many bridges are trained side by side.
+        copies: bridges trained side by side.
     """
 
     def __init__(self, widths: dict[Modality, int], embedding_dim: int, hidden_dim: int | None, copies: int) -> None:
@@ -71,27 +69,24 @@ class BridgedRetrieval(EncoderModule):
     """Search for captions by images and for images by captions through a bridge between frozen encoders.
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens are no negatives of each
-    other. Its learning rate is constant, so that the bridge after k steps is what a training of k steps would have
-    made, and one training shows how soon a bridge is good enough: it is kept after each of `lengths` steps, and these
-    copies are part of every checkpoint. Which of the learning rates counts is chosen for each length, by pairs
-    of the training split that no bridge was trained on, so that no encoder is held back by a rate that suits another.
+    other. The learning rate is constant, so one training shows what shorter ones would have reached: the bridge is kept
+    after each of `lengths` steps, as part of every checkpoint. Held-out pairs of the training split choose the learning
+    rate for each length, so that no encoder is held back by a rate that suits another.
 
     `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption
-    with the same tokens as an own one counts as an own one. Logged are `test/i2t_r1`, `_r5`, `_r10`, `_medr`
-    and `_meanr` after the last step, for images as queries, the same as `test/t2i_...` for captions; `test/r10`,
-    the mean of both R@10; `test/r10_after_<steps>` for every length; `test/area`,
-    the mean of these over the logarithm of the steps; `test/steps_to_90`, after how many steps 90 % of the last R@10
-    is reached, between two lengths by interpolation in the logarithm; `test/learning_rate`, the last choice; and
-    `test/encoder_parameters` and `test/bridge_parameters`.
+    with the same tokens as an own one counts as an own one. Logged are
+
+    - `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval` after the last step;
+    - `test/r10`, the mean of both R@10, and `test/r10_after_<steps>` for every length;
+    - `test/area` and `test/steps_to_90`, see `convergence`;
+    - `test/learning_rate`, the last choice; `test/encoder_parameters` and `test/bridge_parameters`.
 
     Args:
         image_encoder: encoder with `feature_dim` features.
         text_encoder: encoder of tokens [B, L] with `feature_dim` features.
         pretrained: checkpoint with both encoders; None measures the initial weights.
-        encoder_prefixes, text_encoder_prefixes: where each lies in that file; see `load_encoder`.
-        embedding_dim: width of the common space.
+        encoder_prefixes, text_encoder_prefixes: of each in that file; see `load_encoder`.
         hidden_dim: units of a hidden layer of the bridge; None for a linear one.
-        temperature: of the similarities.
         learning_rates: of Adam, a bridge for each.
         lengths: numbers of steps after which the bridge is kept, ascending; the last is that of the training.
 
@@ -117,8 +112,6 @@ class BridgedRetrieval(EncoderModule):
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
         if not lengths or sorted(set(lengths)) != list(lengths):
             raise ValueError(f"lengths: expected ascending numbers of steps, got {list(lengths)}")
-        if not learning_rates:
-            raise ValueError("learning_rates: expected at least one")
         self.text_encoder = text_encoder.requires_grad_(False)
         widths: dict[Modality, int] = {"image": image_encoder.feature_dim, "text": text_encoder.feature_dim}  # type: ignore[dict-item]
         self.bridge = Bridge(widths, embedding_dim, hidden_dim, len(learning_rates))
@@ -134,7 +127,6 @@ class BridgedRetrieval(EncoderModule):
         return {**super().frozen(), "text_encoder": self.text_encoder}
 
     def setup(self, stage: str) -> None:
-        """Check the vocabulary and, before training only, load the encoders."""
         super().setup(stage)
         if isinstance(self.text_encoder, BertEncoder) and stage == "fit":
             self.text_encoder.require_weights()
@@ -151,8 +143,7 @@ class BridgedRetrieval(EncoderModule):
         return self.text_encoder(tokens)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Symmetric InfoNCE of the pairs of the global batch, summed over the bridges."""
-        # Features have no gradient, so every process may have them all, and the whole loss and gradient with them.
+        # Features have no gradient, so every process can compute the whole loss and gradient.
         image, text, words, owner = all_gather_rows(
             self.features(batch["image"]),
             self.text_features(batch["tokens"]),
@@ -181,24 +172,16 @@ class BridgedRetrieval(EncoderModule):
     # -- the bridge after so many steps --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Make sure that all lengths will be reached."""
         super().on_train_start()
         steps, last = int(self.trainer.estimated_stepping_batches), self.hparams["lengths"][-1]
         if steps != last:
-            raise ValueError(
-                f"model.lengths ends with {last}, but the training has {steps} steps; make the two equal "
-                "(trainer.max_steps)"
-            )
+            raise ValueError(f"model.lengths ends with {last}, but trainer.max_steps is {steps}; make the two equal")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the bridge as the steps so far have made it.
-
-        Not at the end of a step: a checkpoint of that step would then have been written before.
-        """
+        # Not at the end of a step: its checkpoint would be written before.
         self._keep()
 
     def on_train_end(self) -> None:
-        """Keep the last bridge, and make sure that the encoders are what they were."""
         self._keep()
         super().on_train_end()
 
@@ -209,12 +192,7 @@ class BridgedRetrieval(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        loaders = self.trainer.test_dataloaders
-        if not isinstance(loaders, list | tuple) or len(loaders) != 4:
-            raise ValueError(
-                "test_dataloaders: BridgedRetrieval needs four of them: images and captions to choose the learning "
-                "rate by, images and captions to test on"
-            )
+        require_test_loaders(self, 4, "images and captions to choose the learning rate by, then those to test on")
         names = ("feature",), ("feature", "image_index", "text")
         self.tables = [RowsOncePerSample(*names[place % 2]) for place in range(4)]
 
@@ -230,7 +208,6 @@ class BridgedRetrieval(EncoderModule):
             )  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
-        """Measure the bridge of every length, and log recalls in percent, and ranks."""
         selection, test = (Pairs(self.tables[place], self.tables[place + 1], self.device) for place in (0, 2))
         curve: dict[int, Tensor] = {}
         for length in self.hparams["lengths"]:
@@ -254,12 +231,7 @@ class BridgedRetrieval(EncoderModule):
 
 
 class Pairs:
-    """Features of images and of their captions, to be searched by each other.
-
-    Args:
-        images, captions: `feature` of each; captions have `image_index` and `text`, too.
-        device: where to collect them.
-    """
+    """Features of images and of their captions, which also have `image_index` and `text`."""
 
     def __init__(self, images: RowsOncePerSample, captions: RowsOncePerSample, device: torch.device) -> None:
         index, rows = images.compute(device)
@@ -268,7 +240,7 @@ class Pairs:
         self.image, self.caption, self.text = rows["feature"], found["feature"][known], found["text"][known]
 
     def searched(self, bridge: nn.Module) -> list[dict[str, Tensor]]:
-        """What `caption_retrieval` finds through every copy of a bridge, and the mean `r10` of both directions."""
+        """Results of `caption_retrieval` for every copy of a bridge, and `r10`, the mean of both directions."""
         found = [
             caption_retrieval(image, caption, self.row, equal_text=self.text)
             for image, caption in zip(bridge("image", self.image), bridge("text", self.caption))
@@ -277,14 +249,11 @@ class Pairs:
 
 
 def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tensor]:
-    """How soon a curve is where it ends.
-
-    Args:
-        curve: number of steps, ascending -> value.
+    """How soon a curve (steps, ascending -> value) reaches its last value.
 
     Returns:
         `area`, the mean of the curve over the logarithm of the steps; `steps_to_<percent>`, the steps after which it
-        first reaches that share of its last value, by interpolation in their logarithm.
+        first reaches that share of its last value, interpolated in the logarithm.
     """
     steps = torch.tensor(list(curve), dtype=torch.float64).log2()
     values = torch.stack(list(curve.values())).double().cpu()
@@ -306,13 +275,12 @@ def _size(*modules: nn.Module) -> Tensor:
 
 
 class BridgeData(PairData):
-    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to test it on.
+    """Pairs to train a bridge on, to choose its learning rate by, and to test it on.
 
-    The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
+    Split and tokenizer are those of the pre-training.
 
     Args:
-        held_out_fraction: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
-        kwargs: see PairData, CaptionData and ImageData.
+        held_out_fraction: share of the images of `split`, evenly spaced, that choose the learning rate.
     """
 
     def __init__(
@@ -323,7 +291,6 @@ class BridgeData(PairData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
-        check_fraction(held_out_fraction)
         self.held_out_fraction = held_out_fraction
 
     def setup(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""Images with captions: what pre-training on them and the protocols that search among them have in common."""
+"""Images with captions, for pre-training and for the protocols that search among them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,7 @@ EXAMPLE_WORDS = (5, 40)
 
 
 class CaptionRows(Dataset[Sample]):
-    """The captions of some images, one by one: `tokens`, `index` and `image_index`.
-
-    Args:
-        captions: of every image.
-        tokenizer: makes tokens of them.
-    """
+    """The captions of some images, one by one: `tokens`, `index` and `image_index`."""
 
     def __init__(self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> None:
         self.text = [normalize_caption(text) for own in captions for text in own]
@@ -53,13 +48,10 @@ class CaptionRows(Dataset[Sample]):
 
 
 class CaptionPairs(ImageItems):
-    """Pairs of an image and one of its captions; an epoch shows an image as often as it has captions.
+    """Pairs of an image and one of its captions.
 
     Args:
-        listing, annotations: the images and their captions.
-        tokenizer: makes tokens of captions.
-        captions_per_image: captions of each image that are used; one with fewer shows some twice.
-        options: see ImageItems.
+        captions_per_image: how often an epoch shows each image; one with fewer captions shows some twice.
     """
 
     def __init__(
@@ -88,14 +80,12 @@ class CaptionPairs(ImageItems):
 
 
 class CaptionData(ImageData):
-    """Images with captions, and the tokenizer of these.
+    """Images with captions.
 
     Args:
-        tokenizer: makes tokens of captions; a vocabulary of its own is made from the training captions. None leaves
-            captions out.
+        tokenizer: one with a vocabulary of its own makes it from the training captions; None leaves captions out.
         split, held_out_split: listings to train on and to measure on.
-        held_out_batch_size: images or captions per step of that, per device.
-        kwargs: see ImageData and ShardedDataModule.
+        held_out_batch_size: images or captions per step, per device.
     """
 
     def __init__(
@@ -157,16 +147,14 @@ class CaptionData(ImageData):
 
     @cached_property
     def held_out_images(self) -> ImageItems:
-        """Images that training never sees, without augmentation."""
         return ImageItems(self.held_out_listing, **self.options(training=False))
 
     @cached_property
     def held_out_captions(self) -> CaptionRows:
-        """Their captions."""
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
     def example_captions(self, size: int, draw: Draw) -> Tensor:
-        """Tokens [size, L] of made-up captions of the greatest length."""
+        """Made-up captions of the greatest length, [size, L]."""
         return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
 
     def test_dataloader(self) -> Any:
@@ -185,12 +173,7 @@ class CaptionData(ImageData):
 
 
 class PairData(CaptionData):
-    """Pairs of an image and one of its captions to train on.
-
-    Args:
-        captions_per_image: captions of every image that are used.
-        kwargs: see CaptionData and ImageData.
-    """
+    """Pairs of an image and one of its captions to train on; see CaptionPairs."""
 
     def __init__(
         self,
@@ -209,7 +192,6 @@ class PairData(CaptionData):
         return self.training_loader(pairs, collate_fn=self.collate)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` pairs."""
         tokens = self.example_captions(size, draw)
         batch = self.example_images(size, draw) | {
             "tokens": tokens, "lengths": torch.full((size,), tokens.shape[1]), "image_index": torch.arange(size),
@@ -221,12 +203,7 @@ class PairData(CaptionData):
 
 
 def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> None:
-    """Stop when a text encoder has fewer embeddings than the tokenizer of the data module has pieces.
-
-    Args:
-        module: its trainer knows the data module.
-        encoder: one without `vocabulary_size` takes any; so does None, where the data bring vectors.
-    """
+    """Raise when a text encoder with `vocabulary_size` has fewer embeddings than the data's tokenizer has pieces."""
     size: Any = getattr(encoder, "vocabulary_size", None)
     if size is None:
         return

@@ -1,7 +1,7 @@
-"""Classification with an encoder that was trained in whatever way: fine-tuned, probed, or trained with labels.
+"""Classification with any encoder: fine-tuned, probed, or trained with labels.
 
-Every protocol is a set of heads on one encoder, trained side by side by the sum of their losses, and says what of the
-test is reported. Samples count once, whatever the number of processes.
+Every protocol is a set of heads on one encoder, trained side by side by the sum of their losses. Every test sample
+counts once, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common.protocols.base import (
     log_results,
     mean_average_precision,
     number_of_test_loaders,
-    require_two_test_loaders,
+    require_test_loaders,
 )
 from common.training.optimizers import warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -35,14 +35,12 @@ class Classification(EncoderModule):
     """What the protocols share: heads on an encoder, their training, and hits that count every sample once.
 
     Args:
-        encoder: network with `feature_dim` features.
         heads: from features to logits, by name.
         num_classes: checked against the data module.
         learning_rates: of each head; the encoder's is the first.
-        optimizer, momentum, weight_decay: `adam`, or `sgd` with momentum; weight decay is L2 in the gradient.
+        weight_decay: L2 in the gradient.
         schedule: the learning rates fall in `steps` at the milestones, or along a `cosine` over the whole training.
         milestones, gamma: epochs at which the learning rates fall, and the factor.
-        kwargs: see EncoderModule.
 
     Shapes:
         Batch: `label`, `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W], in a test also
@@ -82,11 +80,10 @@ class Classification(EncoderModule):
 
     @property
     def encoder_learns(self) -> bool:
-        """Whether the encoder gets a gradient."""
         return not self.frozen()
 
     def features(self, inputs: Tensor) -> Mapping[str, Tensor] | Tensor:
-        """What the heads see: the same for all, or something for each by its name."""
+        """Inputs of the heads: the same for all, or one for each by its name."""
         return self.encoder(inputs)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -106,11 +103,10 @@ class Classification(EncoderModule):
         return {name: F.cross_entropy(scores, batch["label"]) for name, scores in logits.items()}
 
     def total(self, losses: Tensor) -> Tensor:
-        """The loss of all heads together."""
         return losses.sum()
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """What is logged beside the loss."""
+        """Logged with the loss."""
         return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -156,7 +152,7 @@ class Classification(EncoderModule):
         self.meters[dataloader_idx].update(batch["index"], **values)
 
     def _test_logits(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits [B, C] of images, [B, clips, C] of videos; a video may come as a single clip."""
+        """Logits [B, C] of images, [B, clips, C] of videos; a video can be a single clip."""
         inputs = _inputs(batch)
         if "image" in batch:
             return self(inputs)
@@ -178,15 +174,7 @@ class Classification(EncoderModule):
 
 
 class SupervisedClassification(Classification):
-    """An image encoder trained with labels, all of it: the supervised baseline. Others may start from its checkpoint.
-
-    Logged are `test/top1` and `test/top5` of the last weights.
-
-    Args:
-        image_encoder: encoder with `feature_dim` features.
-        num_classes: number of classes.
-        learning_rate: of SGD.
-        kwargs: see Classification and EncoderModule.
+    """An image encoder trained with labels: the supervised baseline; logs `test/top1` and `test/top5`.
 
     Source: docs/papers/mct.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
     """
@@ -211,7 +199,6 @@ class SupervisedClassification(Classification):
         return {"top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """`top1`, `top5`, `images`."""
         (test,) = means
         return {"top1": 100 * test["head top1"], "top5": 100 * test["head top5"], "images": test["count"]}
 
@@ -219,23 +206,17 @@ class SupervisedClassification(Classification):
 class ActionRecognition(Classification):
     """Fine-tuning of a video encoder on labeled actions.
 
-    In the first `warmup_epochs` only the classifier learns; the encoder runs in training mode all the same, so that its
-    batch normalization already moves to the new data. Then everything learns. The trainer's `max_epochs` is the sum of
-    both phases, and the weights of the last epoch are tested.
+    In the first `warmup_epochs` only the classifier learns, with the encoder in training mode, so that its batch
+    normalization already moves to the new data. Then everything learns. The trainer's `max_epochs` counts both phases,
+    and the last weights are tested.
 
     Test batches hold several clips of every video: `test/video_top1` and `test/video_top5` are of the mean of their
-    class probabilities. A second test loader, if there is one, holds random clips, alone or several to an item, and
-    `test/clip_top1` is the accuracy of a single one of these.
+    class probabilities. An optional second test loader holds random clips, and `test/clip_top1` is the accuracy of a
+    single one.
 
     Args:
-        video_encoder: encoder with `feature_dim` features.
-        num_classes: number of actions.
-        dropout: fraction of the features dropped in front of the classifier.
         learning_rate: of Adam, in both phases.
-        warmup_epochs: epochs in which only the classifier learns.
         milestones: epochs after the warm-up at which the learning rate falls.
-        gamma: factor of the learning rate at every milestone.
-        kwargs: see Classification and EncoderModule.
 
     Source: docs/papers/avid_cma.md [10.1].
     """
@@ -261,25 +242,18 @@ class ActionRecognition(Classification):
         self.warmup_epochs = warmup_epochs
 
     def start_without_files(self) -> None:
-        """Skip the warm-up, so that a measured step trains the encoder as most steps do."""
-        self.warmup_epochs = 0
+        self.warmup_epochs = 0  # a measured step trains the encoder, as most steps do
 
     @property
     def warming_up(self) -> bool:
-        """Whether only the classifier learns in the current epoch."""
         return self.current_epoch < self.warmup_epochs
 
     @property
     def encoder_learns(self) -> bool:
-        """With one process the encoder needs no gradient in the warm-up.
-
-        Data parallelism insists on one for every parameter that it manages: there it is computed, and dropped before
-        the step.
-        """
+        # Data parallelism needs a gradient of every parameter; it is dropped before the step in the warm-up.
         return not self.warming_up or self.trainer.world_size > 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the encoder as it is during the warm-up, and leave no gradient behind for the first full step."""
         if self.warming_up:
             for parameter in self.encoder.parameters():
                 parameter.grad = None
@@ -288,14 +262,12 @@ class ActionRecognition(Classification):
         return {"clip_top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
 
     def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
-        """As of all, but of the second loader every clip by itself."""
         if loader == 0:
             return super().hits_of(logits, labels, loader)
         each = labels[:, None].expand(logits.shape[:2])
         return {"top1": hits(logits, each).mean(1), "top5": hits(logits, each, 5).mean(1)}
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """`video_top1`, `video_top5`, `clip_top1` where there are random clips, `videos`."""
         accuracies = {"video_top1": 100 * means[0]["head top1"], "video_top5": 100 * means[0]["head top5"]}
         if len(means) > 1:
             accuracies["clip_top1"] = 100 * means[1]["head top1"]
@@ -303,20 +275,16 @@ class ActionRecognition(Classification):
 
 
 class LinearProbes(Classification):
-    """Linear classifiers on the stages of a frozen video encoder, one for each stage, trained side by side.
+    """Linear classifiers on the stages of a frozen video encoder, trained side by side.
 
-    Each sees the maxima of a stage over a coarse grid, normalized over the batch. Tested as `ActionRecognition` on
-    several clips a video: `test/<stage>_top1` for every stage and `test/best_top1`, the best of them.
+    Tested as `ActionRecognition` on several clips a video: `test/<stage>_top1` and `test/best_top1`, the best of them.
 
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
-        num_classes: number of classes.
         layers: stage -> side of the grid; time is reduced to one.
         learning_rate: of Adam.
-        milestones: epochs at which the learning rate falls.
         official_quirks: run the frozen encoder in training mode, as the released code does by accident: its batch
             normalization then uses, and drifts to, the statistics of the probed data.
-        kwargs: see Classification and EncoderModule.
 
     Source: docs/papers/avid_cma.md [10.2].
     """
@@ -341,7 +309,6 @@ class LinearProbes(Classification):
         self.save_hyperparameters(ignore=["video_encoder"])
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode of the probes, and of the encoder for the quirk."""
         super().train(mode)
         self.encoder.train(mode and self.official_quirks)
         return self
@@ -351,15 +318,12 @@ class LinearProbes(Classification):
         return {name: value for name, value in tensors.items() if not (self.official_quirks and name in buffers)}
 
     def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
-        """The map of every stage."""
         return self.encoder.forward_stages(inputs)  # type: ignore[operator]
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The loss of every probe."""
         return {f"{stage}_loss": loss for stage, loss in losses.items()}
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """`<stage>_top1`, `best_top1`, `videos`."""
         (test,) = means
         return {**of_stages({stage: 100 * test[f"{stage} top1"] for stage in self.names}), "videos": test["count"]}
 
@@ -372,7 +336,7 @@ def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
 
 
 def stage_channels(encoder: nn.Module, field: str, layers: Mapping[str, int]) -> Mapping[str, int]:
-    """Channels of every stage of an encoder, after a check that the wanted stages exist."""
+    """Channels of every stage of an encoder that has the wanted ones."""
     channels: Any = getattr(encoder, "stage_channels", None)
     if channels is None:
         raise ValueError(f"{field}: {type(encoder).__name__} does not say its stage_channels, so it cannot be probed")
@@ -383,29 +347,24 @@ def stage_channels(encoder: nn.Module, field: str, layers: Mapping[str, int]) ->
 
 
 def of_stages(top1: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the accuracies of every stage, and of the best one."""
+    """`<stage>_top1` of every stage, and `best_top1`."""
     best = torch.stack(list(top1.values())).max()
     return {**{f"{stage}_top1": value for stage, value in top1.items()}, "best_top1": best}
 
 
 class LinearClassification(Classification):
-    """A linear classifier on frozen features, one for every learning rate of a sweep, trained side by side.
+    """Linear classifiers on frozen features, one for every learning rate of a sweep, trained side by side.
 
-    How well a learning rate works depends on the scale of the features, which differs a hundredfold between methods.
-    The test takes two loaders: images held out from the training set, seen as in the test, choose the learning rate,
-    and the test images measure it; training needs no validation loop. Logged are `test/top1` and `test/top5` of the
-    chosen one, the choice itself as `test/learning_rate`, and for every rate `test/top1_lr_<rate>` and
-    `test/validation_top1_lr_<rate>`. Of equally good rates the first is chosen, and never one with scores that are not
-    finite. A rate that diverges in training is left out of the steps where it does, and the others do not notice.
+    The best learning rate depends on the scale of the features, which differs a hundredfold between methods.
+    The test takes two loaders: images held out from the training set choose the learning rate, and the test images
+    measure it. Logged are `test/top1` and `test/top5` of the chosen one, `test/learning_rate`, and for every rate
+    `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. Of equally good rates the first is chosen, and never one
+    with scores that are not finite. A rate that diverges doesn't change the others.
 
     Args:
-        image_encoder: encoder with `feature_dim` features.
-        num_classes: number of classes.
         learning_rates: of SGD, one classifier for each.
-        milestones: epochs at which the learning rates fall.
         normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature, by
             the batch in training and by running statistics in the test, without learned parameters.
-        kwargs: see Classification and EncoderModule.
 
     Source: docs/papers/mct.md [9], ImageNet linear, and 12.4.
     """
@@ -431,7 +390,6 @@ class LinearClassification(Classification):
         self.norm = nn.BatchNorm1d(width, affine=False) if normalize_features == "batch_norm" else nn.Identity()
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Logits [B, num_classes] of every classifier, at full precision also under autocast."""
         with torch.no_grad():
             features = self.encoder(inputs)
         with torch.autocast(features.device.type, enabled=False):
@@ -440,13 +398,11 @@ class LinearClassification(Classification):
             return {name: head(features) for name, head in self.named_heads()}
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropies; NaN, without a gradient, of a classifier that diverged.
-
-        Under a common loss scale or a common norm of the gradient, the others would go down with it.
-        """
+        """Cross-entropies; NaN, without a gradient, of a classifier that diverged."""
+        # Under a common loss scale or a common norm of the gradient, the others would diverge with it.
         sound = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
         losses = super().losses({name: torch.where(sound[name], scores, 0.0) for name, scores in logits.items()}, batch)
-        # Two finite scores may be infinitely far from each other.
+        # The difference of two finite scores can be infinite.
         sound = {name: sound[name] & loss.detach().isfinite() for name, loss in losses.items()}
         return {name: torch.where(sound[name], loss, torch.nan) for name, loss in losses.items()}
 
@@ -455,22 +411,19 @@ class LinearClassification(Classification):
         return torch.where(losses.detach().isnan().all(), torch.nan, losses.nansum())
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The loss of every classifier."""
         return {f"loss_lr_{rate}": loss for rate, loss in losses.items()}
 
     def on_test_epoch_start(self) -> None:
-        require_two_test_loaders(self, "images held out from the training set, then the test images")
+        require_test_loaders(self, 2, "images held out from the training set, then the test images")
         super().on_test_epoch_start()
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The accuracies of the chosen learning rate, and of all."""
         validation, test = means
         if not (validation["count"] > 0 and test["count"] > 0):
             raise ValueError("test_dataloaders: one of the two has no image; hold out a part of the training set")
         sound = [name for name in self.names if validation[f"{name} finite"] == 1]
         if not sound:
-            tried = ", ".join(self.names)
-            raise ValueError(f"learning_rates: training diverged with each of {tried}; add smaller ones")
+            raise ValueError(f"learning_rates: training diverged with all of {', '.join(self.names)}; add smaller ones")
         chosen = max(sound, key=lambda name: float(validation[f"{name} top1"]))
         results = {
             "top1": 100 * test[f"{chosen} top1"],
@@ -489,15 +442,11 @@ class MultiLabelTagging(Classification):
     """A linear layer on frozen features that says which tags an image has.
 
     Logged are `test/map`, the mean of the average precisions of all tags with a positive test image, how many these are
-    (`test/classes`), and `test/images`; `media/average_precision.csv` has every tag. Entries marked as difficult count
-    neither in training nor in the test.
+    (`test/classes`), and `test/images`; `media/average_precision.csv` has every tag. Difficult entries count neither in
+    training nor in the test.
 
     Args:
-        image_encoder: encoder with `feature_dim` features.
-        num_classes: number of tags.
         learning_rate: of SGD; the loss is summed over tags, so it means the same for any number of them.
-        milestones: epochs at which the learning rate falls.
-        kwargs: see Classification and EncoderModule.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
@@ -530,7 +479,6 @@ class MultiLabelTagging(Classification):
         return labels
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Binary cross-entropy, summed over tags, mean over images."""
         labels, scores = self._labels(batch), logits["head"]
         each = F.binary_cross_entropy_with_logits(scores, (labels == 1).to(scores.dtype), reduction="none")
         return {"head": torch.where(labels >= 0, each, 0.0).sum(1).mean()}
@@ -551,7 +499,7 @@ class MultiLabelTagging(Classification):
 
 
 def linear(width: int, classes: int) -> nn.Linear:
-    """A linear classifier as the protocols on frozen features start it."""
+    """A linear classifier with small initial weights and no bias."""
     layer = nn.Linear(width, classes)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

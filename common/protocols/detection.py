@@ -1,8 +1,4 @@
-"""Object detection on Pascal VOC as a transfer protocol: Faster R-CNN on the fourth stage of the image encoder.
-
-The parts are torchvision's: region proposals, RoI heads and their losses. The data module is here as well, since
-nothing else reads boxes.
-"""
+"""Object detection on Pascal VOC: torchvision's Faster R-CNN on an image encoder, and its data module."""
 
 from __future__ import annotations
 
@@ -52,7 +48,7 @@ from common.metrics.detection import (
     voc07_average_precision,
 )
 from common.monitoring.figures import chart, plain, save_figure
-from common.protocols.base import PREFIXES
+from common.protocols.base import PREFIXES, check_num_classes, log_results
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import refuse_half_weights
@@ -60,42 +56,36 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
-#: Detections that are less sure are not drawn.
+#: Detections with lower scores are not drawn.
 LEAST_SCORE = 0.5
 
 
 class Detection(pl.LightningModule):
     """Faster R-CNN with the fourth stage of a residual network as its map and the fifth as its head; all of it learns.
 
-    Batch normalization is fine-tuned, and followed by one more behind the last stage. Over several devices it needs
+    Batch normalization is fine-tuned, and one more follows the last stage. Over several devices it needs
     `trainer.sync_batchnorm: true`: a device has only a few images. Before the test its statistics are computed again
-    from training batches, since those gathered during training belong to weights that have changed since.
+    from training batches, since those of the training belong to weights that have changed since.
 
     Logged are, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables,
     and `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, whatever the
     number of processes. `media/detections.png` shows some images.
 
-    The checkpoint holds the fine-tuned encoder under `image_encoder.`.
-
     Args:
-        image_encoder: its weights are replaced by those of `pretrained`.
         num_classes: kinds of objects, without the background.
         pretrained: checkpoint with the pre-trained encoder; None trains from the initial weights.
-        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
+        encoder_prefixes: of its weights in that file; see `load_encoder`.
         anchor_sizes, anchor_ratios: sides in pixels, and height over width, of the boxes around every place of the map.
-        proposals_per_map_training, proposals_per_map_test: how many of the best are looked at.
-        proposals_training, proposals_test: how many of these are left without overlap.
-        anchors_per_image: how many learn to tell objects from background in a step.
-        crops_per_image: how many proposals learn to classify in a step.
+        proposals_per_map_training, proposals_per_map_test: the best ones, before non-maximum suppression.
+        proposals_training, proposals_test: those left after it.
+        anchors_per_image: trained per step to tell objects from background.
+        crops_per_image: proposals trained per step to classify.
         crop_size: side of the crops of the map.
-        detections_per_image: the best are kept.
-        score_threshold: weaker detections are dropped.
-        learning_rate, momentum, weight_decay: of SGD; parameters of batch normalization do not decay.
+        weight_decay: parameters of batch normalization do not decay.
         warmup_steps: of a linear rise from a thousandth of the learning rate.
         milestones: steps at which the learning rate falls.
-        gamma: factor of the learning rate at every milestone.
         precise_bn_batches: training batches to compute the statistics from before the test; 0 keeps the old ones.
-        pictures: how many test images are drawn.
+        pictures: test images that are drawn.
 
     Shapes:
         Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
@@ -137,7 +127,9 @@ class Detection(pl.LightningModule):
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"milestones: expected ascending steps, got {list(milestones)}")
         self.image_encoder = image_encoder
-        self.stride = _stride_of_map(image_encoder)
+        pool = 1 if isinstance(image_encoder.maxpool, nn.Identity) else 2
+        # Pixels between two places of the map; the third and the fourth stage halve it.
+        self.stride = int(image_encoder.conv1.stride[0]) * pool * 4
         anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
         channels = image_encoder.stage_channels["res4"]
         self.rpn = RegionProposalNetwork(
@@ -171,11 +163,11 @@ class Detection(pl.LightningModule):
     # -- the detector --------------------------------------------------------------------------------------------------
 
     def forward(self, images: Sequence[Tensor], targets: list[Objects] | None = None) -> tuple[list[Objects], Objects]:
-        """Detect objects.
+        """Detections and losses.
 
         Args:
             images: normalized, each [3, H, W].
-            targets: what is there, `boxes` and `labels`; needed in training mode.
+            targets: `boxes` and `labels`; needed in training mode.
 
         Returns:
             In evaluation mode for every image `boxes` [D, 4] in pixels of the tensor, `labels` [D] and `scores` [D];
@@ -202,12 +194,8 @@ class Detection(pl.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the precision and the classes and, before training only, load the pre-trained encoder."""
         refuse_half_weights(self, "the corners of boxes, true ones as well, by up to some pixels")
-        own = self.hparams["num_classes"]
-        found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", own)
-        if found != own:
-            raise ValueError(f"num_classes: the model has {own}, but the data have {found}; set it to {found}")
+        check_num_classes(self, self.hparams["num_classes"], fewest=1)
         if stage == "fit" and self.hparams["pretrained"] is not None:
             load_encoder(self.image_encoder, self.hparams["pretrained"], self.hparams["encoder_prefixes"])
 
@@ -221,7 +209,6 @@ class Detection(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD with a warm-up and a learning rate that falls at the milestones, step by step."""
         h: Any = self.hparams
         norms = {p for module in self.modules() if isinstance(module, _BatchNorm) for p in module.parameters()}
         groups = [
@@ -241,17 +228,17 @@ class Detection(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Compute the statistics of batch normalization again; the same training batches give the same statistics."""
+        """Compute the statistics of batch normalization again, from the same training batches every time."""
         batches = self.hparams["precise_bn_batches"]
         if not batches:
             return
         loader = getattr(getattr(self.trainer, "datamodule", None), "statistics_dataloader", None)
         if loader is None:
             raise ValueError(
-                "precise_bn_batches: the batches come from statistics_dataloader of the data module, as DetectionData "
-                "has it; set it to 0 to keep the statistics of training"
+                "precise_bn_batches: the data module has no statistics_dataloader; set it to 0 to keep the statistics "
+                "of training"
             )
-        # Lightning synchronizes the layers of several devices in training alone, and these are statistics of training.
+        # Lightning synchronizes the layers of several devices only in training.
         synchronization = getattr(self.trainer.strategy, "_layer_sync", None)
         if synchronization is not None:
             synchronization.apply(self)
@@ -273,15 +260,13 @@ class Detection(pl.LightningModule):
         self.detections.update(batch["index"], self(batch["images"])[0], batch["targets"])
 
     def on_test_epoch_end(self) -> None:
-        """Log the average precisions in percent, and draw some images."""
         detections = self.detections.compute()
         metrics = {f"test/{name}": 100 * value for name, value in voc07_average_precision(detections.values()).items()}
         metrics |= {
             f"test/coco_{name}": 100 * value for name, value in coco_average_precision(detections.values()).items()
         }
         metrics["test/images"] = float(len(detections))
-        # All processes have computed them alike; averaging over them again could only round.
-        self.log_dict({name: torch.tensor(value, device=self.device) for name, value in metrics.items()})
+        log_results(self, {name: torch.tensor(value) for name, value in metrics.items()})
         items = getattr(getattr(self.trainer, "datamodule", None), "test_images", None)
         if self.trainer.is_global_zero and isinstance(items, DetectionImages) and self.hparams["pictures"] > 0:
             shown = spread(len(detections), self.hparams["pictures"])
@@ -291,7 +276,7 @@ class Detection(pl.LightningModule):
 
 
 class _Predictor(FastRCNNPredictor):
-    """Classes and boxes of crops, at full precision also under autocast, initialized as in detectron2."""
+    """Classes and boxes of crops, at full precision under autocast, initialized as in detectron2."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -305,11 +290,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
-    """Images [3, H, W] of any sizes in one tensor, with zeros at the right and at the bottom.
-
-    Args:
-        multiple: both sides of the tensor are multiples of it, so that the map's places lie evenly.
-    """
+    """Images [3, H, W] padded to one size, whose sides are multiples of a number, so that the map's places are even."""
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
     height, width = (multiple * math.ceil(max(sides) / multiple) for sides in zip(*sizes))
     tensors = images[0].new_zeros(len(images), 3, height, width)
@@ -322,18 +303,16 @@ def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
 def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any]]) -> None:
     """Set the running statistics of batch normalization to those of the given batches under the current weights.
 
-    The mean is that of the batches' means, the variance that of all values: it counts also how the means differ, which
-    matters when batches are small. All processes end with the same statistics. The module's modes stay as they were.
+    The variance is that of all values: it counts how the means of the batches differ, which matters when batches are
+    small. All processes get the same statistics.
 
     Args:
-        module: called in training mode with each batch's entries.
+        module: called in training mode with each batch's entries; its modes are restored.
         batches: of equal size; of every process its own.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
     """
     norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
     modes = {m: m.training for m in module.modules()}
     momenta = [norm.momentum for norm in norms]
     sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.running_mean.device) for norm in norms]
@@ -365,12 +344,6 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
         norm.running_var.copy_(square - mean.square())
 
 
-def _stride_of_map(encoder: ImageResNet) -> int:
-    """Pixels between two places of the fourth stage's map."""
-    pool = 1 if isinstance(encoder.maxpool, nn.Identity) else 2
-    return int(encoder.conv1.stride[0]) * pool * 4  # the third and the fourth stage halve it
-
-
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
@@ -383,8 +356,7 @@ class BoxTransform:
         test_size: length of the shorter side in a test.
         max_size: limit of the longer side; the shorter one then gets shorter.
         flip: probability of a horizontal flip in training.
-        mean, std: statistics of the channels, on a scale of 0 to 1.
-        training: which of the two a call does.
+        mean, std: of the channels, on a scale of 0 to 1.
     """
 
     sizes: tuple[PositiveInt, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -406,26 +378,17 @@ class BoxTransform:
         return dataclasses.replace(self, training=training)
 
     def resized(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
-        """Width and height of a picture of the given ones after its shorter side is made so long."""
+        """Width and height of a picture of the given ones after its shorter side is set."""
         scale = min(shorter / min(size), self.max_size / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def __call__(
         self, image: Image.Image, boxes: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[Tensor, np.ndarray]:
-        """Transform a picture and its boxes.
-
-        Args:
-            boxes: left, top, right, bottom in pixels, [n, 4].
-            rng: source of the draws; not needed for a test.
-
-        Returns:
-            float32 [3, H, W], and the boxes in its pixels [n, 4].
-        """
+        """A picture as float32 [3, H, W], and its boxes (left, top, right, bottom) in pixels of it, [n, 4]."""
         size, flipped = self.test_size, False
         if self.training:
-            if rng is None:
-                raise ValueError("the training branch needs a random generator")
+            assert rng is not None
             draws = rng.random(2)
             size = self.sizes[int(draws[0] * len(self.sizes))]
             flipped = bool(draws[1] < self.flip)
@@ -442,15 +405,11 @@ class DetectionImages(ImageItems):
     """Images with the boxes of their objects.
 
     Args:
-        listing: the images.
-        boxes: of every image.
         keep_difficult: whether objects marked as difficult stay; they do in a test.
         options: see ImageItems; `transform` is a BoxTransform.
     Returns of an item:
         `image` float32 [3, H, W]; `target`, a dict of `boxes` float32 [n, 4], `labels` int64 [n] from 1, `difficult`
         bool [n] and `image_id`, the position in the listing; `index`.
-    Raises of an item:
-        ValueError: a box does not lie in the image.
     """
 
     def __init__(self, listing: Listing, boxes: Sequence[Boxes], keep_difficult: bool = True, **options: Any) -> None:
@@ -460,13 +419,12 @@ class DetectionImages(ImageItems):
         self.keep_difficult = keep_difficult
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of a test image of the given ones."""
         return self._transform.resized(size, self._transform.test_size)
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
         entry = self.boxes[item]
         given = np.asarray(entry["boxes"], dtype=np.float32).reshape(-1, 4)
-        # Annotators are off by a pixel now and then.
+        # Some annotations are off by a pixel.
         boxes = np.clip(given, 0, np.array([*image.size, *image.size], dtype=np.float32))
         wrong = (np.abs(boxes - given) > 1).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         if wrong.any():
@@ -486,16 +444,12 @@ class DetectionImages(ImageItems):
 
 
 class DetectionData(ImageData):
-    """Images of Pascal VOC with boxes.
+    """Images of Pascal VOC with boxes; of several years, the test split is that of the years that have one.
 
     Args:
-        dataset: of several years, the test split is that of the years that have one.
-        image: what an image and its boxes become; its `training` is set here. None for the published one.
-        train_split, test_split: names of the listings.
-        train_difficult: whether difficult objects are learned like others, as the published numbers have it.
+        image: its `training` is set here; None for the published one.
+        train_difficult: whether difficult objects are learned like others, as in the published numbers.
         test_batch_size: images per test step, per device.
-        batch_size: global batch.
-        kwargs: see ImageData.
     """
 
     def __init__(
@@ -520,18 +474,15 @@ class DetectionData(ImageData):
 
     @property
     def num_classes(self) -> int:
-        """Kinds of objects; known after setup."""
         return len(self.listing.classes)
 
     @cached_property
     def training_images(self) -> DetectionImages:
-        """The training images."""
         boxes = self.dataset.boxes(self.train_split, self.listing)
         return DetectionImages(self.listing, boxes, self.train_difficult, **self.options(training=True))
 
     @cached_property
     def test_images(self) -> DetectionImages:
-        """The test images."""
         listing = self.dataset.listing(self.test_split)
         return DetectionImages(listing, self.dataset.boxes(self.test_split, listing), **self.options(training=False))
 
@@ -539,7 +490,6 @@ class DetectionData(ImageData):
         return self.training_loader(self.training_images, collate_fn=collate_detection)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images of the largest size, with two boxes each."""
         image = cast(BoxTransform, self.image)
         side = max(image.sizes)
         boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]]) * side
@@ -553,7 +503,7 @@ class DetectionData(ImageData):
         return Example(batch, batches, {"num_classes": module.hparams["num_classes"]})
 
     def statistics_dataloader(self) -> DataLoader[Any]:
-        """Training batches in the order of the first epoch, the same ones whenever it is called."""
+        """Training batches in the order of the first epoch, whenever it is called."""
         trainer = self.trainer
         assert trainer is not None
         images = self.training_images
@@ -572,7 +522,7 @@ class DetectionData(ImageData):
 
 
 def collate_detection(samples: Sequence[Sample]) -> Batch:
-    """Make a batch of images that differ in size and in their number of objects: lists, and `index` [B]."""
+    """Lists of images and targets, which differ in size, and `index` [B]."""
     return {
         "images": [sample["image"] for sample in samples],
         "targets": [sample["target"] for sample in samples],
@@ -586,11 +536,7 @@ def draw_detections(
     found: Mapping[int, DetectedImage],
     path: Path,
 ) -> None:
-    """Draw images with what is there (dashed, white) and what was found (colored by class, with scores).
-
-    Args:
-        images: the images that the keys of `found` count.
-    """
+    """Draw images with their true boxes (dashed, white) and the `found` ones (colored by class, with scores)."""
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
     figure, axes = chart(rows, columns, size=(3 * columns, 3 * rows))
@@ -603,7 +549,7 @@ def draw_detections(
 
     for axis, (item, image) in zip(axes.flat, found.items()):
         pixels = images.preview(item)
-        # Boxes are in pixels of the tensor that the network saw.
+        # Boxes are in pixels of the network's input.
         width, height = images.resized((pixels.shape[1], pixels.shape[0]))
         axis.imshow(pixels, extent=(0, width, height, 0))
         for box in image.true_boxes:

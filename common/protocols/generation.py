@@ -1,7 +1,6 @@
-"""Generated images, measured: FID, inception score, R-precision and semantic object accuracy of any generator.
+"""FID, inception score, R-precision and semantic object accuracy of any generator, with released networks.
 
-A test step hands over images batch by batch; nothing is kept but sums and embeddings, and every sample counts once,
-whatever the number of processes. Each metric is made by a released network out of a local file.
+Only sums and embeddings are kept, and every sample counts once, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -43,19 +42,16 @@ class ImageEvaluation(ABC):
     """What a test measures of the images that a module generates from captions.
 
     The order of calls: `load_pretrained`, `begin`, `update` for each batch and repetition, `compute`.
-
-    Attributes:
-        repeats: how often all images are generated, each time with other noise.
     """
 
-    repeats: int = 1
+    repeats: int = 1  # how often all images are generated, each time with other noise
 
     @abstractmethod
     def load_pretrained(self) -> None:
-        """Read the networks, so that a wrong file ends a run before it trains."""
+        """Read the networks; a wrong file then stops a run before it trains."""
 
     def why_not(self, metric: str) -> str:
-        """Why a metric will not be measured (a network is missing, or the name is unknown); empty where it will."""
+        """Why a metric will not be measured: its network is missing, or its name is unknown; empty if it will."""
         return ""
 
     @abstractmethod
@@ -64,14 +60,11 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
-        """Add a batch.
+        """Add a batch of repetition `repeat`, counted from 0.
 
         Args:
+            generated: [B, 3, S, S] in [0, 1].
             batch: `index` of the samples [B], numbers of their `caption` [B], real images `image` of the captions.
-            repeat: which repetition, from 0 to `repeats` - 1.
-
-        Shapes:
-            generated [B, 3, S, S] in [0, 1]
         """
 
     @abstractmethod
@@ -80,13 +73,7 @@ class ImageEvaluation(ABC):
 
 
 class NetworkFile(NamedTuple):
-    """A released network that metrics are made of.
-
-    Attributes:
-        build: makes it of a file or folder.
-        metrics: what is left out without it.
-        wanted: the file that is meant, for messages.
-    """
+    """A released network, the metrics that need it, and which file it is, for messages."""
 
     build: Callable[[str], nn.Module]
     metrics: tuple[str, ...]
@@ -107,9 +94,8 @@ NETWORKS = {
         ObjectDetector, ("soa_c", "soa_i"), "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"
     ),
 }
-#: Frechet distance of each network that makes features.
 DISTANCES = {"inception": "fid", "inception_tv": "fid_tv"}
-#: Metrics whose standard deviation over the repetitions is given, too.
+#: Metrics reported with their standard deviation over the repetitions.
 SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
 
 
@@ -123,22 +109,20 @@ class GenerationEvaluation(ImageEvaluation):
     | `r_precision` | `clip` | no: papers train encoders of their own |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
 
-    With several repetitions each comes with its standard deviation over them, `<name>_spread`, object accuracy only
-    where it has no images of its own (`object_copies` 0); `r_precision_fold_spread` is that over the folds. A network
-    that is not at hand leaves its metrics out, and a line at the start says which file is missing. Statistics of real
-    images are kept in the cache folder. The networks are no part of the module's state.
+    With several repetitions `<name>_spread` is the standard deviation over them; object accuracy has one only with
+    `object_copies` 0. `r_precision_fold_spread` is that over the folds. Statistics of real images are cached. The
+    networks are not part of the module's state.
 
     The module has `images_of(batch, seed)`, images [B, 3, S, S] of a batch's captions. Its data module has
     `reference_loader()`, real images; `texts("test", numbers)`, captions by their numbers; and for object accuracy
     `caption_count` and `caption_loader(numbers)`, batches of captions without images.
 
     Args:
-        inception, inception_tv, clip, detector: files and, for CLIP, a folder; None leaves the metrics out.
-        repeats: how often all images are generated, each time with other noise.
+        inception, inception_tv, clip, detector: files and, for CLIP, a folder; a missing one leaves its metrics out.
         splits: of the inception score.
         candidates, folds: of R-precision.
-        object_copies, person_captions: of SOA, see `object_captions`; it takes images of its own for all captions
-            of the test split. 0 copies measure it on the images of the other metrics instead, and count every caption.
+        object_copies, person_captions: of SOA, see `object_captions`, on images of its own for all captions of the
+            test split. 0 copies measure it on the images of the other metrics instead, and count every caption.
         seed: of draws and of the noise of SOA's images.
     """
 
@@ -169,7 +153,7 @@ class GenerationEvaluation(ImageEvaluation):
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are at hand, by the names of the arguments."""
+        """The available networks, by the names of the arguments."""
         self.load_pretrained()
         assert self._loaded is not None
         return self._loaded
@@ -270,7 +254,7 @@ class GenerationEvaluation(ImageEvaluation):
         return {**means, **spreads}
 
     def _look_for_objects(self) -> None:
-        """Generate an image of every caption that names a class, several times, and look for the class in it."""
+        """Generate images of the captions that name a class, and look for the class in them."""
         captions = self.data.texts("test", list(range(self.data.caption_count)))
         wanted = object_captions(captions, self.object_copies, self.person_captions, self.seed)
         if not wanted:
@@ -289,10 +273,9 @@ class GenerationEvaluation(ImageEvaluation):
 
     @torch.no_grad()
     def _real_moments(self, name: str) -> Moments:
-        """Statistics of real images, from the cache or made and kept there."""
         loader = self.data.reference_loader()
         path = cache_folder() / "generation" / f"{self._key(name, loader)}.npz"
-        if all(gather_objects([path.is_file()])):  # processes may run on machines with caches of their own
+        if all(gather_objects([path.is_file()])):  # machines have caches of their own
             return Moments.load(path)
         statistics = FeatureStatistics()
         network = self.networks[name]
@@ -306,23 +289,19 @@ class GenerationEvaluation(ImageEvaluation):
         return moments
 
     def _key(self, name: str, loader: Any) -> str:
-        """Hash of what decides the statistics: the weights, the pictures and how they are read."""
+        """Hash of the weights, the pictures and how they are read."""
         weights = hashlib.sha256(Path(str(self.files[name])).read_bytes()).hexdigest()
         content = repr((name, weights, loader.dataset.describe(), len(loader.dataset), vars(self.data.transform)))
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 class RealImages(pl.LightningModule):
-    """The real images of the test captions, measured as if they were generated: what a perfect generator reaches.
-
-    Args:
-        evaluation: what is measured, once.
-    """
+    """The real images of the test captions, measured as if they were generated: what a perfect generator reaches."""
 
     def __init__(self, evaluation: ImageEvaluation) -> None:
         super().__init__()
-        if getattr(evaluation, "repeats", 1) != 1 or getattr(evaluation, "object_copies", 0):
-            raise ValueError("evaluation: real images cannot be made anew: set repeats to 1 and object_copies to 0")
+        if (evaluation.repeats, getattr(evaluation, "object_copies", 0)) != (1, 0):
+            raise ValueError("evaluation: real images can't be generated again: set repeats to 1, object_copies to 0")
         self.evaluation = evaluation
 
     def setup(self, stage: str) -> None:
@@ -340,7 +319,7 @@ class RealImages(pl.LightningModule):
 
 
 def without_substitutes(batch: Batch) -> Batch:
-    """A batch without samples that stand in for a broken file: they are counted at their own place."""
+    """A batch without the samples that replace broken files: they are counted at their own place."""
     if "skipped" not in batch:
         return batch
     own = batch["skipped"] == 0
@@ -349,7 +328,7 @@ def without_substitutes(batch: Batch) -> Batch:
 
 @rank_zero_only
 def print_once(line: str) -> None:
-    """Print a line on the first process alone."""
+    """Print a line on the first process only."""
     print(f"  {line}")
 
 
@@ -361,6 +340,6 @@ def _multi_hot(classes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _identity(text: str) -> int:
-    """The same number for the same words, on every process."""
+    """The same number for the same words on every process; `hash` differs between processes."""
     words = " ".join(text.lower().split())
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")

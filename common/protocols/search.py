@@ -1,4 +1,4 @@
-"""Search for captions by images and for images by captions, on frozen image features (the recipe of VSE++)."""
+"""Search for captions by images and for images by captions, on frozen image features, as in VSE++."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_two_test_loaders
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -31,11 +31,7 @@ class SearchSpace(nn.Module):
     """The common space of images and captions: unit vectors, compared by their inner product.
 
     Args:
-        feature_dim: width of the image features.
         text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
-        embedding_dim: width of the space.
-
-    Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
     """
 
     def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
@@ -58,32 +54,25 @@ class SearchSpace(nn.Module):
 class CrossModalSearch(EncoderModule):
     """A linear layer on frozen image features, and a text encoder, into a common space.
 
-    Every pair in the batch is a negative of the others; under several processes the batches are joined, so that a
-    global batch means the same for any number.
+    Negatives are the other pairs of the global batch.
 
-    After every epoch the weights are compared by the sum of the six recalls on the validation split, and the best ones
-    are tested. They are part of the module, `selected`, and so of every checkpoint: the record of a run says that the
-    last checkpoint is tested, and this one holds the selection. This is not Lightning's validation loop, which a run
-    resumed at the end of an epoch would skip: it happens before the first step of the next epoch, or at the end, and
-    whether it did is in the checkpoint as well.
+    After every epoch the weights are compared by the sum of the six recalls on the validation split. The best ones,
+    `selected`, are part of the module and so of every checkpoint, and are tested. A run resumed at the end of an epoch
+    would skip Lightning's validation loop, so the comparison happens before the first step of the next epoch, or at the
+    end of training; the checkpoint knows whether it did.
 
     The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logged are
-    `test/i2t_r1`, `_r5`, `_r10`, `_medr` and `_meanr` for images as queries, the same as `test/t2i_...` for captions,
-    all once more with the ending `_equal_text`, where captions with the same tokens as an own one count as own ones,
-    and `test/selected_epoch` and `test/validation_recall_sum`.
+    `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same with the ending
+    `_equal_text`, where captions with the same tokens as an own one count as own ones; and `test/selected_epoch` and
+    `test/validation_recall_sum`.
 
     Args:
-        image_encoder: encoder with `feature_dim` features; its weights are replaced by those of `pretrained`.
         text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
-        pretrained: checkpoint with the pre-trained encoder; None searches with the initial weights.
-        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
-        embedding_dim: width of the common space.
         margin: by how much a pair must beat its negatives.
         hardest: only the hardest negative of every image and caption counts, instead of all of them.
-        mask_same_image: captions of the same image in a batch are no negatives. A batch drawn by images has none.
+        mask_same_image: captions of the same image in a batch are no negatives.
         learning_rate: of Adam.
         milestones: epochs at which the learning rate falls.
-        gamma: factor of the learning rate at every milestone.
         fold_size: images that are searched at a time in the test; None for all of them. Validation searches all.
 
     Shapes:
@@ -113,10 +102,7 @@ class CrossModalSearch(EncoderModule):
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
         width = getattr(text_encoder, "feature_dim", embedding_dim)
         if width != embedding_dim:
-            raise ValueError(
-                f"embedding_dim: the common space has {embedding_dim} dimensions, but text_encoder gives {width}; "
-                "the two must be equal"
-            )
+            raise ValueError(f"embedding_dim: expected the {width} dimensions of text_encoder, got {embedding_dim}")
         self.space = SearchSpace(int(image_encoder.feature_dim), text_encoder, embedding_dim)  # type: ignore[arg-type]
         self.selected = copy.deepcopy(self.space).requires_grad_(False)
         # Plain numbers, not buffers: half precision would round the sum that later epochs are compared with.
@@ -128,7 +114,6 @@ class CrossModalSearch(EncoderModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Before training only, load the pre-trained encoder and make sure that there is something to select by."""
         super().setup(stage)
         check_vocabulary(self, self.space.text_encoder)
         if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
@@ -140,7 +125,6 @@ class CrossModalSearch(EncoderModule):
         return self.encoder(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Hinge loss of the pairs of the global batch."""
         image = _joined(self.space.image(self.features(batch["image"])))
         text = _joined(self.space.text(batch["tokens"], batch["lengths"]))
         with torch.autocast(image.device.type, enabled=False):
@@ -152,26 +136,22 @@ class CrossModalSearch(EncoderModule):
                 scores = scores.masked_fill(same, -2.0 - self.hparams["margin"])
             loss = in_batch_hinge(scores, self.hparams["margin"], self.hparams["hardest"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["tokens"]))
-        # Every process has the whole loss but only its own part of the gradient, and these parts are averaged.
+        # Every process has the whole loss but only its part of the gradient, and these parts are averaged.
         return loss * world_size()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Compare the weights of the epoch that is over."""
         if batch_idx == 0 and self.global_step > self.compared_step:
             self.select(self.global_step)
 
     def on_train_end(self) -> None:
-        """Compare those of the last epoch, and make sure that the encoder is what it was."""
         if self.global_step > self.compared_step:
             self.select(self.global_step - 1)
         super().on_train_end()
 
     def start_without_files(self) -> None:
-        """Train on made-up batches: there is no validation split to compare weights on."""
-        self._compares = False
+        self._compares = False  # there is no validation split
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam; the learning rate falls at the milestones."""
         settings: Any = self.hparams
         optimizer = torch.optim.Adam(self.space.parameters(), lr=settings["learning_rate"])
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings["milestones"]), settings["gamma"])
@@ -181,20 +161,14 @@ class CrossModalSearch(EncoderModule):
 
     @torch.no_grad()
     def select(self, log_at: int) -> None:
-        """Keep the current weights if they are the best so far on the validation split.
-
-        Args:
-            log_at: step that the recalls are logged at.
-        """
+        """Keep the current weights if they are the best so far on the validation split; log the recalls at a step."""
         if not self._compares:
             return
         loaders = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        if not isinstance(loaders, list | tuple) or len(loaders) != 2:
-            raise ValueError("val_dataloader: CrossModalSearch needs two loaders, images and captions")
         strategy, tables = self.trainer.strategy, _tables()
         precision = strategy.precision_plugin
         self.eval()
-        # Loaders draw a seed for their workers: training must not depend on whether this happened in between.
+        # Loaders draw a seed for their workers, and training must not depend on it.
         with torch.random.fork_rng(devices=[]), precision.forward_context():
             for kind, loader in enumerate(loaders):
                 for batch in loader:
@@ -212,7 +186,6 @@ class CrossModalSearch(EncoderModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which weights are the selected ones, and up to which step they were compared."""
         checkpoint["selection"] = {
             "epoch": self.selected_epoch,
             "recall_sum": self.selected_recall_sum,
@@ -225,7 +198,6 @@ class CrossModalSearch(EncoderModule):
         self.compared_step = selection["compared_step"]
 
     def _collect(self, space: SearchSpace, tables: Sequence[RowsOncePerSample], kind: int, batch: Batch) -> None:
-        """Embed a few images (kind 0) or captions (kind 1)."""
         if kind == 0:
             tables[0].update(batch["index"], embedding=space.image(self.features(batch["image"])))
         else:
@@ -240,7 +212,6 @@ class CrossModalSearch(EncoderModule):
     def _search(
         self, tables: Sequence[RowsOncePerSample], fold_size: int | None = None, equal_text: bool = False
     ) -> dict[str, Tensor]:
-        """Recalls and ranks in both directions."""
         index, image = tables[0].compute(self.device)
         index = index.long()
         _, caption = tables[1].compute(self.device)
@@ -251,11 +222,10 @@ class CrossModalSearch(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        require_two_test_loaders(self, "images, then captions")
+        require_test_loaders(self, 2, "images, then captions")
         self.tables = _tables()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Embed a few images or captions with the selected weights."""
         self._collect(self.selected, self.tables, dataloader_idx, batch)
 
     def on_test_epoch_end(self) -> None:
@@ -273,7 +243,7 @@ def _tables() -> list[RowsOncePerSample]:
 
 
 def _joined(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order; the own ones keep their gradient."""
+    """Rows of all processes in rank order, with the gradient of this process's."""
     if not is_distributed():
         return rows
     start = rank() * len(rows)
@@ -282,12 +252,7 @@ def _joined(rows: Tensor) -> Tensor:
 
 
 class SearchData(PairData):
-    """Images and captions to be found by each other: trained on one split, selected on another, tested on a third.
-
-    Args:
-        test_split: listing to test on; `held_out_split` is the one to select on.
-        kwargs: see PairData, CaptionData and ImageData.
-    """
+    """Images and captions that find each other: trained on `split`, selected on `held_out_split`, tested on a third."""
 
     def __init__(
         self,

@@ -20,19 +20,14 @@ from common.protocols.base import (
     check_num_classes,
     log_results,
     mean_average_precision,
-    require_two_test_loaders,
+    require_test_loaders,
 )
 from common.protocols.classification import of_stages, stage_channels
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class MachinesOnFeatures(EncoderModule):
-    """What both protocols share: a frozen encoder on one device. The machines are fitted on the CPU, `jobs` at a time.
-
-    Args:
-        encoder: the encoder.
-        kwargs: see EncoderModule.
-    """
+    """A frozen encoder on one device; the machines are fitted on the CPU, `jobs` at a time."""
 
     def __init__(self, encoder: nn.Module, **kwargs: Any) -> None:
         super().__init__(encoder, frozen=True, **kwargs)
@@ -40,8 +35,8 @@ class MachinesOnFeatures(EncoderModule):
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
             raise ValueError(
-                f"trainer.devices: {type(self).__name__} runs on one device, got {self.trainer.world_size}; set it "
-                "to 1 (trainer.num_nodes, too), and model.jobs to the number of machines to fit at a time"
+                f"trainer.devices: {type(self).__name__} runs on one device, got {self.trainer.world_size}; set "
+                "trainer.devices and trainer.num_nodes to 1, and model.jobs to the machines to fit at a time"
             )
         if self.pretrained is not None:
             self.load_pretrained(self.pretrained)
@@ -53,26 +48,22 @@ class MachinesOnFeatures(EncoderModule):
 class SoundSVM(MachinesOnFeatures):
     """Linear machines on the stages of an audio encoder, for files seen as several windows each.
 
-    The test takes two loaders: augmented windows to learn from and regular ones to be judged on. With `folds` above one
-    both hold all files, and each fold is judged by a machine that learned from the others; the result is the mean over
-    folds. With one fold the loaders hold different files. Logged are `test/<stage>_top1` for every stage and
-    `test/best_top1`, the best of them. Every file counts once.
+    The test takes two loaders: augmented windows to learn from and regular ones to test on. With `folds` above one
+    both hold all files, and the result is the mean over folds, each tested by a machine that learned from the others.
+    With one fold the loaders hold different files. Logged are `test/<stage>_top1` for every stage and `test/best_top1`,
+    the best of them. Every file counts once.
 
     Memory: the features of a stage are `files * windows * dims * 4` bytes a loader (ESC-50 at full size: 2,000 * 10 *
-    9,216 * 4 = 737 MB), and all stages of both loaders are held (5.6 GB); while one machine is fitted, scikit-learn
-    needs about seven times the size of its training rows beside that (float64 as index-value pairs).
+    9,216 * 4 = 737 MB), and all stages of both loaders are held (5.6 GB). Each of the `jobs` machines that are fitted
+    at a time needs about seven times the size of its training rows (float64 as index-value pairs).
 
     Args:
         audio_encoder: encoder with `forward_stages` and `stage_channels`.
         layers: stage -> side of the grid of means.
         C: weight of the errors: 10 for ESC-50, 1 for DCASE.
-        folds: number of folds: 5 for ESC-50; 1 for a fixed division into training and test files.
+        folds: 5 for ESC-50; 1 for a fixed division into training and test files.
         standardize_epsilon: added to the standard deviation of every feature.
-        loss: `hinge`, or `squared_hinge` as an older version of the protocol.
-        tolerance, max_iterations: when the solver stops, and when at the latest; it rarely needs to converge.
-        random_state: seed of the solver.
-        jobs: machines fitted at a time, each in a process with the memory stated above.
-        kwargs: see EncoderModule.
+        loss: `hinge`, or `squared_hinge` as in an older version of the protocol.
 
     Shapes:
         Batch: `audio` [B, windows, 1, T, F], `label` [B], `index` [B], and `fold` [B] when there are folds.
@@ -115,7 +106,7 @@ class SoundSVM(MachinesOnFeatures):
         }
 
     def on_test_epoch_start(self) -> None:
-        require_two_test_loaders(self, "training windows, then test windows")
+        require_test_loaders(self, 2, "training windows, then test windows")
         self.tables = [FileFeatures(), FileFeatures()]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -170,14 +161,14 @@ class FileFeatures:
         return first_occurrences(torch.cat(self._facts)[:, 0]).numpy()
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Class and fold of every file, ascending by the index."""
+        """Class and fold of every file, in the order of the index."""
         _, label, fold = torch.cat(self._facts).numpy()[self._kept()].T
         return label, fold
 
     def take(self, layer: str) -> np.ndarray:
-        """Features [files, windows, dims] of a stage in the same order; they are forgotten here."""
+        """Features [files, windows, dims] of a stage in the same order; frees their memory here."""
         rows, kept = np.concatenate(self._features.pop(layer)), self._kept()
-        # Files that came once and in order, as they nearly always do, need no second copy.
+        # Files nearly always come once and in order: no second copy.
         return rows if np.array_equal(kept, np.arange(len(rows))) else rows[kept]
 
 
@@ -187,20 +178,14 @@ class MultiLabelSVM(MachinesOnFeatures):
     The test takes two loaders: images to learn from, images to test on. Logged are `test/map`, the mean of the average
     precisions of all classes that could be measured, how many these are (`test/classes`), how many of them chose each C
     (`test/classes_with_C_<C>`), and `test/images`. `media/average_precision.csv` has every class. Every image counts
-    once. Memory: the features of all images, `images * dims * 4` bytes (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice
-    those of the training images while a machine is fitted.
+    once. Memory: `images * dims * 4` bytes (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice those of the training images
+    while a machine is fitted.
 
     Args:
         image_encoder: encoder with `forward_map`.
-        pool: side of the grid of means that the last map is reduced to; 1 for the current protocol, 2 for the 8192
-            features of VirTex v0.9.
-        costs: the values of C to choose from.
-        folds: folds of the cross-validation that chooses.
+        pool: side of the grid of means of the last map; 2 for the 8192 features of VirTex v0.9.
+        costs, folds: the values of C to choose from, by cross-validation with so many folds.
         positive_weight: weight of a positive sample against a negative one.
-        max_iterations: when the solver stops at the latest.
-        random_state: seed of the solver.
-        jobs: machines fitted at a time.
-        kwargs: see EncoderModule.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
@@ -236,7 +221,7 @@ class MultiLabelSVM(MachinesOnFeatures):
         return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1), dim=1)
 
     def on_test_epoch_start(self) -> None:
-        require_two_test_loaders(self, "images to learn from, then images to judge")
+        require_test_loaders(self, 2, "images to learn from, then images to test on")
         self.tables = [RowsOncePerSample("features", "labels") for _ in range(2)]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

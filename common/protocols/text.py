@@ -17,13 +17,11 @@ from common.metrics.gathering import OncePerSample, gather_objects
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What a model wrote for a sample, and what it should have written.
+    """What a model wrote for a sample, or the option it picked, and what it should have written.
 
     Attributes:
-        text: the generated text, or the picked option.
         answer: the original one; "" where it is withheld.
-        references: texts that it is compared with.
-        question: what was asked; "" for a caption.
+        question: "" for a caption.
         kind: of the question; "" where there are no kinds.
     """
 
@@ -35,12 +33,11 @@ class GeneratedText:
 
     @property
     def matches(self) -> bool:
-        """Whether the text is the original one, apart from spaces and case."""
+        """Whether the text is the answer, apart from spaces and case."""
         return plain(self.text) == plain(self.answer)
 
 
 def plain(text: str) -> str:
-    """A text in small letters with single spaces."""
     return " ".join(text.casefold().split())
 
 
@@ -55,20 +52,17 @@ class TextTest:
     | `distinct` | how many different texts were generated |
     | `bleu_1` ... `cider` | generated text under the first protocol; others as `<protocol>/<name>` |
 
-    METEOR is left out where Java is missing.
-
     Args:
         protocols: of the caption metrics; see `common.metrics.captioning`. `avsd_1ref` compares with the original
             answer alone; `avsd7` and `avsd8` leave out samples without other references, as the two scales must not
             mix.
-        meteor: whether METEOR is among the metrics.
+        meteor: also compute METEOR if Java is installed.
 
     Attributes:
         texts: after `compute`, the generated texts of all processes by sample.
     """
 
     def __init__(self, protocols: Sequence[str] = (), meteor: bool = True) -> None:
-        # The meter refuses an unknown protocol.
         self._captions = {name: CaptionMeter(name, with_meteor=meteor) for name in protocols}  # type: ignore[arg-type]
         self.reset()
 
@@ -98,12 +92,12 @@ class TextTest:
         questions: Iterable[str],
         kinds: Iterable[str],
     ) -> None:
-        """Add samples [B] with what was written for them; see `GeneratedText`. A sample that came already stays."""
+        """Add samples [B], see `GeneratedText`; a repeated sample keeps its first text."""
         for sample, text, answer, others, *asked in zip(index.tolist(), texts, answers, references, questions, kinds):
             self._own_texts.setdefault(sample, GeneratedText(text, answer, tuple(others), *asked))
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:
-        """All metrics, the same on every process; all processes must call."""
+        """All metrics; all processes must call, and get the same."""
         loss, choices = self._loss.compute(device), self._choices.compute(device)
         self.texts = {}
         for sample, text in gather_objects(sorted(self._own_texts.items())):
@@ -121,7 +115,6 @@ class TextTest:
     def _caption_metrics(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for number, (protocol, meter) in enumerate(self._captions.items()):
-            # Each process brings its own samples; the meter gathers them.
             compared = {sample: references_of(text, protocol) for sample, text in self._own_texts.items()}
             samples = [sample for sample, references in compared.items() if references]
             meter.update(samples, [self._own_texts[n].text for n in samples], [compared[n] for n in samples])
@@ -134,7 +127,7 @@ class TextTest:
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
-    """Share of texts that are the original answer, of all and of each kind of question; and how many differ."""
+    """Share of texts that match the answer, of all and of each kind of question; `distinct`: how many differ."""
     found = {"distinct": float(len({plain(text.text) for text in texts}))}
     known = [text for text in texts if text.answer]
     for kind in ["", *sorted({text.kind for text in known} - {""})]:
@@ -145,7 +138,7 @@ def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
 
 
 def references_of(text: GeneratedText, protocol: str) -> list[str]:
-    """The texts that a protocol compares with; empty where the sample does not count."""
+    """The texts that a protocol compares with; empty if the sample doesn't count."""
     if protocol == "avsd_1ref":
         return [text.answer] if text.answer else []
     if protocol in ("avsd7", "avsd8") and len(text.references) < 2:

@@ -162,13 +162,13 @@ def test_wrong_numbers_and_missing_captions_are_told(
         assert main(["fit", name, "--scale", "smoke", *own, *words]) == 1
         return capsys.readouterr().err
 
-    assert "the data have 1 class, and at least 2 can be learned" in fails("mct/imagenet_linear")
+    assert "num_classes: the data have 1" in fails("mct/imagenet_linear")
     assert "images have no caption, such as" in fails("mct/mct")
     # Told before anything is built or logged.
     assert not list((tmp_path / "runs").rglob("mct+*/metrics.csv"))
     (tmp_path / "one" / "dog").mkdir()
     (tmp_path / "one" / "cat" / "0.png").rename(tmp_path / "one" / "dog" / "0.png")
-    assert "set it to 2 (--model.num_classes 2)" in fails("mct/imagenet_linear")
+    assert "set --model.num_classes 2" in fails("mct/imagenet_linear")
 
 
 def test_the_file_of_the_page_adds_a_set() -> None:

