@@ -10,21 +10,14 @@ from common.memory.collective import is_distributed, world_size
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order; every process may bring another number of them, also none.
-
-    Args:
-        rows: [n, ...], with the same trailing shape and type on every process, on a device of the process group.
-
-    Returns:
-        [sum of n, ...] on every process; `rows` itself when there is one process.
-    """
+    """Rows [n, ...] of all processes in rank order, [sum of n, ...] on every process; `n` may differ and be 0."""
     if not is_distributed():
         return rows
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(world_size())]
     dist.all_gather(counts, count)
     lengths = [int(one) for one in counts]
-    # Collectives want equal shapes, so all bring the longest length and the padding is cut off again.
+    # Collectives need equal shapes: pad to the longest length, and cut the padding off again.
     padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in lengths]
@@ -33,11 +26,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
-    """Values of all processes in rank order; every process may bring another number of them, also none.
-
-    Returns:
-        The joined list on every process; `values` itself when there is one process.
-    """
+    """Values of all processes in rank order, pickled; their number may differ and be 0."""
     if not is_distributed():
         return values
     parts: list[list[Any]] = [[] for _ in range(world_size())]
@@ -56,19 +45,9 @@ def first_occurrences(index: Tensor) -> Tensor:
 class OncePerSample:
     """Means of per-sample values with every sample weighing the same, however often it was seen.
 
-    A distributed sampler may repeat samples to give every process the same number, and a loader that meets a broken
-    file delivers its neighbor twice. Both would weigh twice in an ordinary mean. Here values are kept by sample
-    index, collected from all processes at the end, and the values of one index are averaged first. So an index may
-    also come several times on purpose, once for each random clip of a video.
-
-    Args:
-        names: the values of one sample.
-
-    Examples:
-        >>> meter = OncePerSample("top1")
-        >>> meter.update(torch.tensor([4, 7, 4]), top1=torch.tensor([1.0, 0.0, 1.0]))
-        >>> meter.compute()["top1"].item()
-        0.5
+    A distributed sampler repeats samples to give every process the same number, and a loader replaces a broken file by
+    its neighbor. The values of one index are averaged first, over all processes, so an index may also come several
+    times on purpose, once for each random clip of a video.
     """
 
     def __init__(self, *names: str) -> None:
@@ -76,31 +55,16 @@ class OncePerSample:
         self._indices: list[Tensor] = []
         self._values: list[Tensor] = []
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._indices.clear()
-        self._values.clear()
-
     def update(self, index: Tensor, **values: Tensor) -> None:
-        """Add samples.
-
-        Args:
-            index: which samples, [B].
-            values: for every name one value a sample, [B].
-        """
-        if set(values) != set(self.names):
-            raise ValueError(f"expected values for {sorted(self.names)}, got {sorted(values)}")
+        """Add samples [B] with one value [B] of every name."""
         self._indices.append(index.detach())
         self._values.append(torch.stack([values[name].detach().double() for name in self.names], dim=1))
 
     def compute(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
-        """The means over all samples of all processes; NaN where there is no sample.
+        """Float64 means over all samples of all processes, NaN if there is none, and their number, `count`.
 
         Args:
             device: where to collect; needed only by a process that may have seen no sample.
-
-        Returns:
-            For every name a float64 scalar. `count` gives the number of samples.
         """
         if self._indices:
             index, values = torch.cat(self._indices), torch.cat(self._values)
@@ -118,17 +82,7 @@ class OncePerSample:
 class RowsOncePerSample:
     """Tensors with one row a sample, from all batches and processes, each sample once and in ascending order.
 
-    A loader that meets a broken file delivers its neighbor twice; the second row is left out.
-
-    Args:
-        names: the tensors.
-
-    Examples:
-        >>> rows = RowsOncePerSample("embedding")
-        >>> rows.update(torch.tensor([4, 1, 4]), embedding=torch.eye(3))
-        >>> index, collected = rows.compute()
-        >>> index.tolist(), collected["embedding"].shape
-        ([1, 4], torch.Size([2, 3]))
+    A loader replaces a broken file by its neighbor; the second row of a sample is left out.
     """
 
     def __init__(self, *names: str) -> None:
@@ -137,17 +91,10 @@ class RowsOncePerSample:
         self._rows: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            index: which samples, [B].
-            rows: for every name a tensor [B, ...], with the same trailing shape and type in every batch and process.
-        """
-        if set(rows) != set(self.names):
-            raise ValueError(f"expected rows for {sorted(self.names)}, got {sorted(rows)}")
+        """Add samples [B] with a tensor [B, ...] of every name; trailing shapes and types never change."""
         self._indices.append(index.detach())
-        for name, row in rows.items():
-            self._rows[name].append(row.detach())
+        for name in self.names:
+            self._rows[name].append(rows[name].detach())
 
     def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Positions [N] of the samples, ascending, and for every name their rows [N, ...].

@@ -28,11 +28,9 @@ def classify_windowed(
     """Classify samples seen as several windows by one-vs-rest linear machines on standardized features.
 
     Args:
-        train_rows: [m, windows, dims].
-        test_rows: [n, windows, dims].
+        train_rows, test_rows: [m, windows, dims] and [n, windows, dims].
         label: classes of the training samples [m].
-        train_mask: which training samples to fit to, [m] booleans.
-        test_mask: which test samples to classify, [n] booleans.
+        train_mask, test_mask: which samples to fit to, [m], and to classify, [n].
         standardize_epsilon: added to the standard deviation of every feature.
         options: of `sklearn.svm.LinearSVC`.
 
@@ -46,11 +44,11 @@ def classify_windowed(
     mean = x.mean(0, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError("features: some are not finite; is the checkpoint of the encoder sound?")
-    # By the sum of squares, which needs no second array of this size; float64 keeps it exact enough.
+    # The sum of squares needs no second array of this size; float64 keeps it exact enough.
     variance = np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x) - mean**2
     shift = mean.astype(np.float32)
     scale = (np.sqrt(np.maximum(variance, 0)) + standardize_epsilon).astype(np.float32)
-    # A copy already, as chosen by a mask, so it may be changed.
+    # In place: a mask makes a copy.
     x -= shift
     x /= scale
     machine = LinearSVC(dual=True, intercept_scaling=1, **options)
@@ -66,11 +64,11 @@ def classify_windowed(
 
 @dataclass(frozen=True)
 class ClassVerdict:
-    """What became of one class of a multi-label task.
+    """Result for one class of a multi-label task.
 
     Attributes:
         average_precision: on the test samples, up to 1; NaN when the class was left out.
-        cost: the weight of errors C that cross-validation chose; NaN when no machine was fitted.
+        cost: the C that cross-validation chose; NaN when the class was left out.
         left_out: why the class cannot be measured; empty when it was.
     """
 
@@ -92,19 +90,15 @@ def evaluate_class(
 ) -> ClassVerdict:
     """Fit a linear machine for one class and measure its average precision.
 
-    The machine has the squared hinge and an L2 penalty. Its C is the one with the highest mean average precision over
-    folds of the training samples in their order, each fold with the same share of positives. Difficult samples are
-    negatives in training and left out in the test.
+    Its C is the one with the highest mean average precision over folds of the training samples in their order, each
+    fold with the same share of positives. Difficult samples are negatives in training and left out in the test.
 
     Args:
-        train_rows: [m, dims].
-        train_labels: [m]: 1 for present, 0 for absent, -1 for difficult.
-        test_rows: [n, dims].
-        test_labels: [n], likewise.
+        train_rows, test_rows: [m, dims] and [n, dims].
+        train_labels, test_labels: [m] and [n]: 1 for present, 0 for absent, -1 for difficult.
         costs: the values of C to choose from; of equally good ones the first wins.
-        folds: Folds of the cross-validation; fewer when there are fewer positives or negatives.
+        folds: of the cross-validation; fewer when there are fewer positives or negatives.
         positive_weight: weight of a positive sample against a negative one.
-        max_iterations: when the solver stops at the latest.
 
     Returns:
         The average precision and the chosen C. A class is left out, with the reason, when it has no positive test
@@ -112,8 +106,6 @@ def evaluate_class(
 
     Source: docs/papers/mct.md [9].
     """
-    if not len(costs) or min(costs) <= 0:
-        raise ValueError(f"costs: expected positive values, got {list(costs)}")
     if folds < 2:
         raise ValueError(f"folds: a cross-validation needs at least 2, got {folds}")
     if not (np.isfinite(train_rows).all() and np.isfinite(test_rows).all()):
@@ -128,7 +120,7 @@ def evaluate_class(
         return ClassVerdict(float("nan"), float("nan"), "no positive test sample")
 
     def machine(cost: float) -> LinearSVC:
-        # The solver follows from the shape of the data; both have the same optimum.
+        # "auto" chooses the solver by the shape of the data; both have the same optimum.
         return LinearSVC(
             C=cost,
             class_weight={1: positive_weight, -1: 1.0},

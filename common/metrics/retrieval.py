@@ -10,21 +10,14 @@ from common.metrics.classification import label_ranks
 
 
 def match_ranks(query: Tensor, gallery: Tensor, block: int = 1024) -> Tensor:
-    """Rank of every query's own gallery item, the one in the same row, by inner product.
+    """Rank of every query's own gallery item, the one in the same row, by inner product; [Q] int64, 0 is best.
 
-    Other items that tie with it are counted as better, and so is everything when a score is NaN: a collapsed encoder
-    retrieves nothing.
+    Ties and NaN count as better than the own item: a collapsed encoder retrieves nothing.
 
     Args:
-        query: [Q, d].
-        gallery: [N, d].
+        query, gallery: [Q, d] and [N, d].
         block: queries compared at a time; bounds the memory to `block * N` scores.
-
-    Returns:
-        [Q] int64; 0 is best.
     """
-    if len(query) > len(gallery):
-        raise ValueError(f"{len(query)} queries have no row of their own among {len(gallery)} in the gallery")
     own = torch.arange(len(query), device=query.device)
     return torch.cat([label_ranks(part @ gallery.T, rows) for part, rows in zip(query.split(block), own.split(block))])
 
@@ -42,20 +35,18 @@ def caption_ranks(
     precision is compared in float32.
 
     Args:
-        image: embeddings [N, d].
-        captions: embeddings [M, d].
-        caption_image: row of `image` that each caption describes, [M]; an image may have any number, also none.
+        image, captions: embeddings [N, d] and [M, d].
+        caption_image: row of `image` that each caption describes, [M]; an image can have any number of captions.
         equal_text: a number for the text of each caption, [M] int64, equal where two captions are the same string.
             Captions of other images with the text of an own one then count as own ones, and so do the images of
-            captions with the text of the query. None takes every caption for a text of its own.
-        max_scores: Bounds the memory to so many scores at a time, though one query is always compared as a whole.
+            captions with the text of the query. None takes all texts for different.
+        max_scores: scores compared at a time, to bound the memory; one query is always compared as a whole.
 
     Returns:
         The ranks of the images that have a caption, in their order, out of all captions, and of the captions [M], out
-        of all images; int64, 0 is best. A query without a single valid own score has the size of the gallery as rank,
-        which is beyond the last place.
+        of all images; int64, 0 is best. The rank of a query without a valid own score is the size of the gallery.
     """
-    own = _checked_owners(image, captions, caption_image, equal_text)
+    own = _checked_owners(image, captions, caption_image)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
     text = _numbered(equal_text, own)
     texts = int(text.max()) + 1
@@ -83,31 +74,16 @@ def caption_ranks(
     return torch.cat(of_images), torch.cat(of_captions)
 
 
-def _checked_owners(image: Tensor, captions: Tensor, caption_image: Tensor, equal_text: Tensor | None) -> Tensor:
-    """`caption_image` on the device of `image`, after a check of all shapes."""
-    if image.ndim != 2 or captions.ndim != 2 or image.shape[1] != captions.shape[1]:
+def _checked_owners(images: Tensor, captions: Tensor, caption_image: Tensor) -> Tensor:
+    """`caption_image` on the device of `images`; other owners would give wrong ranks unseen."""
+    own = caption_image.to(images.device, torch.int64)
+    if not len(own) or own.shape != captions.shape[:1]:
+        raise ValueError(f"caption_image: expected a row for each of {len(captions)} captions, got {list(own.shape)}")
+    if not 0 <= int(own.min()) <= int(own.max()) < len(images):
         raise ValueError(
-            f"image and captions: expected [N, d] and [M, d], got {list(image.shape)} and {list(captions.shape)}"
-        )
-    if caption_image.shape != captions.shape[:1]:
-        raise ValueError(
-            f"caption_image: expected one row for each of {len(captions)} captions, got {list(caption_image.shape)}"
-        )
-    _check_texts(equal_text, len(captions))
-    own = caption_image.to(image.device, torch.int64)
-    if not len(own):
-        raise ValueError("captions: there are none to search")
-    if not 0 <= int(own.min()) <= int(own.max()) < len(image):
-        raise ValueError(
-            f"caption_image: captions belong to rows {int(own.min())} to {int(own.max())}, but there are {len(image)} "
-            "images"
+            f"caption_image: rows {int(own.min())} to {int(own.max())}, but there are {len(images)} images"
         )
     return own
-
-
-def _check_texts(equal_text: Tensor | None, captions: int) -> None:
-    if equal_text is not None and equal_text.shape != (captions,):
-        raise ValueError(f"equal_text: expected one text for each of {captions} captions, got {list(equal_text.shape)}")
 
 
 def _numbered(equal_text: Tensor | None, own: Tensor) -> Tensor:
@@ -132,19 +108,14 @@ def caption_retrieval(
     equal_text: Tensor | None = None,
     max_scores: int = 1 << 22,
 ) -> dict[str, Tensor]:
-    """Search for captions by images and for images by captions.
+    """Search for captions by images and for images by captions; see `caption_ranks`.
 
     With `fold_size` the images are divided in their order into folds of that size, each is searched on its own with
     its own captions, and the result is the mean over folds (the "1K" protocol: five folds of 1,000).
 
     Args:
-        image: embeddings [N, d].
-        captions: embeddings [M, d].
-        caption_image: see `caption_ranks`.
-        fold_size: images of a fold. Where it does not divide their number, the folds are made as equal as possible,
-            but may differ from it by one in a hundred at most. None searches all at once.
-        equal_text: see `caption_ranks`.
-        max_scores: see `caption_ranks`.
+        fold_size: images of a fold; None searches all at once. If it does not divide their number, folds are made as
+            equal as possible, and differ from it by at most 1 %.
 
     Returns:
         For images as queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage that has an own caption among the
@@ -154,15 +125,11 @@ def caption_retrieval(
 
     Source: docs/papers/mct.md [9].
     """
-    if not len(image):
-        raise ValueError("image: there are none to search")
-    owners = _checked_owners(image, captions, caption_image, equal_text)
+    owners = _checked_owners(image, captions, caption_image)
     captions = captions.to(image.device)
     results = []
     for start, end in _folds(len(image), fold_size):
         here = ((owners >= start) & (owners < end)).nonzero().flatten()
-        if not len(here):
-            raise ValueError(f"caption_image: none of the images {start} to {end - 1}, one fold, has a caption")
         text = None if equal_text is None else equal_text.to(image.device)[here]
         i2t, t2i = caption_ranks(image[start:end], captions[here], owners[here] - start, text, max_scores)
         results.append(_summary("i2t", i2t, len(here)) | _summary("t2i", t2i, end - start))
@@ -170,16 +137,12 @@ def caption_retrieval(
 
 
 def _folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
-    """First image and the one after the last of every fold."""
     if fold_size is None:
         return [(0, images)]
-    count = max(1, round(images / fold_size)) if fold_size >= 1 else 0
+    count = max(1, round(images / fold_size))
     # A few broken files must not stop an evaluation; a fold of another size would be another task.
-    if count == 0 or abs(images / count - fold_size) > fold_size / 100:
-        raise ValueError(
-            f"fold_size: {images} images cannot be divided into folds of {fold_size}; "
-            "choose a divisor, or none for all images at once"
-        )
+    if abs(images / count - fold_size) > fold_size / 100:
+        raise ValueError(f"fold_size: {images} images cannot be divided into folds of {fold_size}; null searches all")
     size, larger = divmod(images, count)
     ends = [size * fold + min(fold, larger) for fold in range(count + 1)]
     return list(pairwise(ends))
@@ -188,7 +151,7 @@ def _folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
 def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
     """Recalls, median and mean of ranks [Q] in a gallery of that size."""
     ranks = ranks.double()
-    # A rank beyond the gallery stands for a query without a valid score, which is never a hit.
+    # The rank of a query without a valid score is the size of the gallery, which is never a hit.
     summary = {f"{direction}_r{k}": 100 * (ranks < min(k, gallery)).double().mean() for k in (1, 5, 10)}
     ordered = ranks.sort().values
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
@@ -196,14 +159,15 @@ def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
 
 
 def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the images of captions stand among the images that could be read.
+    """Rows of the captions' images among the images that could be read.
 
     Args:
-        index: images that are there, ascending, [N].
+        index: images that could be read, ascending, [N].
         owner: image of every caption, [M].
 
     Returns:
-        For the captions whose image is there its place in `index`, [m <= M]; and which captions these are, bool [M].
+        For the captions whose image could be read its place in `index`, [m <= M]; and which captions these are, bool
+        [M].
     """
     row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
     known = index[row] == owner
@@ -213,15 +177,10 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
 def score_retrieval(
     scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None, block: int = 4096
 ) -> dict[str, Tensor]:
-    """Search for captions by images and for images by captions, by a matrix of scores of all pairs.
-
-    For models that have no embeddings to multiply, as every pair is read on its own. A query is a hit among the K best
-    when one of its own is; an item that ties with the best own one counts as better, and a NaN as well.
+    """Search by a matrix of scores of all pairs, for models that read every pair; see `caption_ranks`.
 
     Args:
         scores: [N, M], images by captions.
-        caption_image: row of every caption's image, [M]; an image may have any number, also none.
-        equal_text: see `caption_ranks`.
         block: queries ranked at a time; bounds the memory.
 
     Returns:
@@ -229,17 +188,7 @@ def score_retrieval(
 
     Source: docs/papers/m3p.md [10].
     """
-    if scores.ndim != 2 or scores.shape[1:] != caption_image.shape or not scores.numel():
-        raise ValueError(
-            f"scores: expected [N, M] with a row number for each of M captions, got {list(scores.shape)} and "
-            f"{list(caption_image.shape)}"
-        )
-    own = caption_image.to(scores.device, torch.int64)
-    if not 0 <= int(own.min()) <= int(own.max()) < len(scores):
-        raise ValueError(
-            f"caption_image: rows {int(own.min())} to {int(own.max())}, but there are {len(scores)} images"
-        )
-    _check_texts(equal_text, len(own))
+    own = _checked_owners(scores, scores.T, caption_image)
     scores = at_least_float32(scores)
     text = _numbered(equal_text, own)
     has_text = torch.zeros(len(scores), int(text.max()) + 1, dtype=torch.bool, device=scores.device)

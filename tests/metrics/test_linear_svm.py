@@ -119,9 +119,5 @@ class TestOneClass:
                 evaluate_class(wrong, label, rows, label)
             with pytest.raises(ValueError, match="features"):
                 evaluate_class(rows, label, wrong, label)
-        with pytest.raises(ValueError, match="costs"):
-            evaluate_class(rows, label, rows, label, costs=[])
-        with pytest.raises(ValueError, match="costs"):
-            evaluate_class(rows, label, rows, label, costs=[0.0])
         with pytest.raises(ValueError, match="folds"):
             evaluate_class(rows, label, rows, label, folds=1)

@@ -1,7 +1,6 @@
 """Scores of generated images: Frechet distance, inception score, R-precision and semantic object accuracy.
 
-Each is a pure function of statistics, and an accumulator that collects them over batches and processes. Networks that
-make features, embeddings and detections are the caller's.
+Each is a pure function of statistics, and an accumulator that collects them over batches and processes.
 """
 
 from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance

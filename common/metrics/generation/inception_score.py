@@ -16,14 +16,12 @@ def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, floa
     """`exp` of the mean divergence between the classes of an image and those of all images.
 
     Args:
-        probabilities: of the classes [N, C]; rows sum to 1.
-        splits: parts of neighboring rows, scored apart. The first parts are one longer where N does not divide.
+        probabilities: of the classes [N, C].
+        splits: parts of neighboring rows, scored separately; the first ones are longer by one if N does not divide.
 
     Returns:
         Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
     """
-    if not 1 <= splits <= len(probabilities):
-        raise ValueError(f"{len(probabilities)} images cannot be scored in {splits} parts")
     scores = torch.stack([_score(*_sums(part)) for part in probabilities.double().tensor_split(splits)])
     return float(scores.mean()), float(scores.std(correction=0))
 
@@ -36,7 +34,7 @@ def _sums(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
     mean = total / count
-    # sum of p (log p - log mean) over classes and images; a class with no probability at all adds nothing.
+    # sum of p (log p - log mean) over classes and images; a class without any probability adds nothing.
     return ((entropy - torch.special.xlogy(total, mean).sum()) / count).exp()
 
 
@@ -49,8 +47,6 @@ class InceptionScore:
     """
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:
-        if splits < 1 or (splits > 1 and (total is None or total < splits)):
-            raise ValueError(f"{splits} parts need the number of samples, at least {splits}; got {total}")
         self.splits = splits
         self.total = total
         self._seen = Seen()
@@ -58,12 +54,7 @@ class InceptionScore:
         self._sums: Tensor | None = None
 
     def update(self, index: Tensor, probabilities: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            index: which samples [B]; a sample that was there before is left out.
-            probabilities: of the classes [B, C].
-        """
+        """Add the samples [B] that are new, with the probabilities of their classes [B, C]."""
         chosen = self._seen.fresh(index).to(probabilities.device)
         rows = probabilities.detach()[chosen].double()
         if self._sums is None:

@@ -1,7 +1,4 @@
-"""Frozen released networks whose outputs generated images are measured by, each from a local file or folder.
-
-Nothing is downloaded. All take images [B, 3, S, S] in [0, 1].
-"""
+"""Frozen released networks for metrics of images [B, 3, S, S] in [0, 1], each from a local file or folder."""
 
 from __future__ import annotations
 
@@ -23,8 +20,7 @@ _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 class InceptionV3(nn.Module):
     """Inception V3 of ImageNet: the features and classes of FID and inception score.
 
-    The architecture is that of Keras. torchvision's weights come from the same authors by way of another conversion:
-    scores are close to those with Keras' weights but not equal to the digit.
+    torchvision converted the weights in another way than Keras: scores are close but not equal.
 
     Args:
         path: `inception_v3_google-0cc3c7bd.pth` of torchvision.
@@ -34,7 +30,7 @@ class InceptionV3(nn.Module):
         super().__init__()
         from torchvision.models import inception_v3
 
-        # The weights want [-1, 1]; torchvision's own preprocessing would be undone by `transform_input`.
+        # The weights take [-1, 1]; `transform_input` is for torchvision's other preprocessing.
         network = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False)
         _fill(network, path)
         self.classifier = network.fc
@@ -51,7 +47,7 @@ class InceptionV3(nn.Module):
 
 
 class TensorFlowInception(nn.Module):
-    """The Inception of 2015 that most papers' FID uses, in torchmetrics' port; it compares with no other network.
+    """The Inception of 2015 that most papers' FID uses, in torchmetrics' port, which needs torch-fidelity.
 
     Args:
         path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity; pytorch-fid has the same file under another
@@ -62,7 +58,7 @@ class TensorFlowInception(nn.Module):
         super().__init__()
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        read_checkpoint(path)  # for the message: the library's own errors do not say which file it is
+        read_checkpoint(path)  # the library's errors do not name the file
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).requires_grad_(False)
         except RuntimeError as error:
@@ -74,12 +70,9 @@ class TensorFlowInception(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP's embeddings of images and texts, for R-precision.
+    """CLIP's embeddings of images and texts, for R-precision, from a folder written by `save_pretrained`.
 
-    Papers train encoders of their own for it: numbers with CLIP show an order and cannot be compared with theirs.
-
-    Args:
-        folder: model and tokenizer, as `save_pretrained` writes them.
+    Papers train other encoders for it, so published numbers are not comparable.
     """
 
     mean: Tensor
@@ -92,7 +85,7 @@ class ClipEmbeddings(nn.Module):
         try:
             model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever the library meets in a folder that is not one
+        except Exception as error:  # the library raises anything for another folder
             raise CheckpointError(f"{folder}: holds no CLIP model with a tokenizer ({error})") from error
         self.model = model
         self.size = int(model.config.vision_config.image_size)
@@ -108,7 +101,7 @@ class ClipEmbeddings(nn.Module):
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, d]; what goes beyond the tokens that CLIP can read is cut off."""
+        """Embeddings [B, d] of texts, cut off at CLIP's greatest length."""
         longest = int(self.model.config.text_config.max_position_embeddings)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         outputs = self.model.text_model(**tokens.to(self.mean.device))
@@ -118,7 +111,7 @@ class ClipEmbeddings(nn.Module):
 class ObjectDetector(nn.Module):
     """Which of COCO's 80 classes a detector finds in an image, for SOA.
 
-    A Faster R-CNN in place of the public tool's YOLOv3, so shares differ from published ones.
+    A Faster R-CNN instead of the public tool's YOLOv3, so shares differ from published ones.
 
     Args:
         path: `fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth` of torchvision.

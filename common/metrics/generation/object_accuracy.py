@@ -20,8 +20,8 @@ from torch import Tensor
 from common.data.datasets.coco import CLASSES
 from common.metrics.generation.seen import Seen
 
-# What names a class, in the singular; "" names none. The longest phrase at a place counts and its words are used up, so
-# that a hot dog is no dog and a teddy bear no bear.
+# Phrases that name a class, in the singular; "" names none. The longest phrase at a place counts and uses up its words:
+# a hot dog is no dog, and a teddy bear no bear.
 _PHRASES: dict[str, str] = {
     "person": "person|man|woman|boy|girl|child|kid|baby|toddler|guy|lady|people|player|skier|snowboarder|skateboarder|"
     "surfer|rider|cyclist|pedestrian|batter|pitcher|umpire|catcher|officer|policeman|worker|farmer|chef|bride|groom|"
@@ -121,12 +121,11 @@ _PLURALS = {
 _WHOLE = frozenset(
     {"bus", "minibus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"}
 )
-# A color and a fruit share a name: only more than one of them is surely the fruit.
+# Only the plural is surely the fruit and not the color.
 _ORANGES = "oranges"
 
 
 def _singular(word: str) -> str:
-    """A word's singular, roughly: enough to look up the nouns of the list."""
     if word in _PLURALS:
         return _PLURALS[word]
     if word in ("buses", "busses"):
@@ -154,18 +153,7 @@ _LONGEST = max(map(len, _BY_PHRASE))
 
 
 def mentioned_classes(caption: str) -> tuple[int, ...]:
-    """Classes that an English caption names, ascending.
-
-    Args:
-        caption: any text; case and punctuation do not matter.
-
-    Returns:
-        Positions in `CLASSES`.
-
-    Examples:
-        >>> [CLASSES[number] for number in mentioned_classes("A dog and two men eat hot dogs.")]
-        ['person', 'dog', 'hot dog']
-    """
+    """Classes that an English caption names, as ascending positions in `CLASSES`."""
     spoken = re.findall(r"[a-z]+", caption.lower())
     words = [_singular(word) for word in spoken]
     found, place = set(), 0
@@ -185,13 +173,7 @@ def mentioned_classes(caption: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """An image to generate.
-
-    Attributes:
-        caption: position of its caption.
-        copy: which of the images of that caption.
-        classes: what the detector must find; positions in `CLASSES`.
-    """
+    """An image to generate: position of its caption, number among its images, and positions in `CLASSES` to find."""
 
     caption: int
     copy: int
@@ -201,13 +183,9 @@ class ObjectImage:
 def object_captions(
     captions: Sequence[str], copies: int = 3, person_captions: int = 30_000, seed: int = 0
 ) -> list[ObjectImage]:
-    """The images that the accuracy is measured on.
+    """The images that the accuracy is measured on: `copies` of every caption that names a class.
 
-    Every caption that names a class gets `copies` images. People are in so many captions that only some of these, drawn
-    at random, count for them, with one image each.
-
-    Args:
-        person_captions: captions that count for the class `person`.
+    People are in so many captions that only `person_captions` of them, drawn at random, count, with one image each.
 
     Source: docs/papers/xmc_gan.md [9.3].
     """
@@ -226,41 +204,26 @@ def object_captions(
 
 
 def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
-    """SOA-C and SOA-I, in percent.
+    """SOA-C and SOA-I in percent: the mean over classes that have an image, and the mean over images.
 
     Args:
         images: images whose caption names the class [C].
         hits: those of them in which the detector finds it [C].
-
-    Returns:
-        The mean over classes that have an image, and the mean over images.
     """
     images, hits = images.double(), hits.double()
     known = images > 0
-    if not bool(known.any()):
-        raise ValueError("object accuracy needs an image whose caption names a class")
     return float(100 * (hits[known] / images[known]).mean()), float(100 * hits.sum() / images.sum())
 
 
 class ObjectAccuracy:
-    """SOA over all batches and processes; only counts are kept.
-
-    Args:
-        classes: number of classes, C.
-    """
+    """SOA over all batches and processes; only counts are kept."""
 
     def __init__(self, classes: int = len(CLASSES)) -> None:
         self._seen = Seen()
         self._counts = torch.zeros(2, classes, dtype=torch.int64)
 
     def update(self, index: Tensor, named: Tensor, found: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            index: which images [B]; an image that was there before is left out.
-            named: whether its caption names a class [B, C] booleans.
-            found: whether the detector finds it [B, C] booleans.
-        """
+        """Add the images [B] that are new: whether the caption names a class and the detector finds it, [B, C]."""
         chosen = self._seen.fresh(index)
         named, found = named.cpu()[chosen], found.cpu()[chosen]
         self._counts += torch.stack([named.sum(0), (named & found).sum(0)])

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from common.metrics.gathering import RowsOncePerSample
 
-# Bounds the memory of a draw: so many queries at a time are compared with all texts, and so many values of candidates
-# are multiplied at once.
+# Bounds the memory: random keys of a block of queries, and values of their candidates.
 _SCORES = 1 << 24
 
 
@@ -23,15 +22,14 @@ def first_ranked(
 ) -> Tensor:
     """Whether an image's own text beats texts drawn from the others, by inner product.
 
-    A tie is no hit, and neither is a score that is not a number: a collapsed encoder finds nothing.
+    Ties and NaN are no hits: a collapsed encoder finds nothing.
 
     Args:
-        image: of the generated images [N, d].
-        text: of their texts [N, d].
+        image, text: embeddings [N, d] of the generated images and of their texts.
         identity: number of each text [N], the same for equal texts, which are never drawn against each other. None
-            takes all texts for different ones; then an image whose text occurs twice can be beaten by its own text.
-        candidates: texts an image is compared with, its own among them.
-        seed: of the draw, without replacement. Where fewer others than asked for are there, all are taken.
+            takes all texts for different.
+        candidates: texts an image is compared with, its own included; all if there are fewer.
+        seed: of the draw, without replacement.
 
     Returns:
         [N] booleans.
@@ -49,8 +47,8 @@ def first_ranked(
         valid = (drawn < 1.5).to(image.device)
         if not bool(valid.any(1).all()):
             raise ValueError("r-precision needs another text for every image, but one text is that of all images")
-        # The own text is scored as one of the candidates, by the same sum in the same order: a product of another kind
-        # rounds in another way, and equal texts would be told apart.
+        # The own text is scored by the same sum in the same order as the others: another product rounds in another way,
+        # and equal texts would differ.
         compared = torch.cat([rows[:, None], others], dim=1).to(text.device)
         scores = (image[start : start + block, None] * text[compared]).sum(-1)
         hits.append(((scores[:, 1:] < scores[:, :1]) | ~valid).all(1))
@@ -65,18 +63,14 @@ def r_precision(
     folds: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """R-precision by cosine, in percent.
+    """R-precision by cosine, in percent; see `first_ranked`.
 
     Args:
-        image, text: embeddings [N, d] of images and of their texts.
-        identity, candidates, seed: see `first_ranked`; 100 candidates give 1% at chance.
-        folds: parts of shuffled images, measured apart; the spread is over them.
+        folds: parts of shuffled images, measured separately; not more than there are images.
 
     Returns:
         Mean and standard deviation (divisor n) over the folds.
     """
-    if not 1 <= folds <= len(image):
-        raise ValueError(f"{len(image)} images cannot be measured in {folds} folds")
     hits = first_ranked(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1), identity, candidates, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(hits)))
     shares = torch.stack([100 * hits.cpu()[part].double().mean() for part in order.tensor_split(folds)])
@@ -84,11 +78,7 @@ def r_precision(
 
 
 class RPrecision:
-    """R-precision over all batches and processes.
-
-    Args:
-        candidates, folds, seed: see `r_precision`.
-    """
+    """R-precision over all batches and processes."""
 
     def __init__(self, candidates: int = 100, folds: int = 10, seed: int = 0) -> None:
         self.candidates = candidates
@@ -97,17 +87,11 @@ class RPrecision:
         self._rows = RowsOncePerSample("image", "text", "identity")
 
     def update(self, index: Tensor, image: Tensor, text: Tensor, identity: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            index: which samples [B].
-            image, text: embeddings [B, d].
-            identity: [B] int64, equal for equal texts, on every process alike.
-        """
+        """Add samples [B] with embeddings [B, d], and `identity` [B] int64, equal for equal texts on all processes."""
         self._rows.update(index, image=image.float(), text=text.float(), identity=identity)
 
     def compute(self, device: torch.device | str | None = None) -> tuple[float, float]:
-        """Mean and spread over the folds; the same on every process."""
+        """Mean and standard deviation over the folds; the same on every process."""
         _, rows = self._rows.compute(device)
         folds = min(self.folds, len(rows["image"]))
         return r_precision(rows["image"], rows["text"], rows["identity"], self.candidates, folds, self.seed)
