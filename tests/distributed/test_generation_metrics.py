@@ -82,4 +82,4 @@ def _same_sample_twice(rank: int) -> str:
 
 def test_a_sample_of_two_processes_is_refused() -> None:
     for message in run_distributed(_same_sample_twice):
-        assert message.startswith("1 samples were counted by two processes")
+        assert message.startswith("two processes counted the same 1 samples")
