@@ -74,7 +74,6 @@ class ModalityClassification(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["classifier"], logger=False)
         self.classifier = classifier
-        self.test = OncePerSample("precision", "loss")
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
@@ -87,7 +86,7 @@ class ModalityClassification(pl.LightningModule):
         return loss
 
     def on_test_start(self) -> None:
-        self.test.reset()
+        self.test = OncePerSample("precision", "loss")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         precision, loss = words_found(self.classifier(batch[self.hparams["modality"]]), batch["words"])
