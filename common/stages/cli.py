@@ -149,22 +149,11 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
             devices_of_group(group, cli.datamodule.batch_size, cli.trainer.world_size)
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
-    # Who steps its optimizers itself may accumulate and clip itself, too: then it has fields for that.
-    own = {name for name in ("accumulate", "clip_norm") if name in cli.model.hparams}
-    if cli.trainer.accumulate_grad_batches != 1 and "accumulate" in own:
-        raise ConfigurationError("trainer.accumulate_grad_batches: leave it at 1 and set model.accumulate instead")
-    if cli.trainer.gradient_clip_val and "clip_norm" in own:
-        raise ConfigurationError("trainer.gradient_clip_val: leave it at null and set model.clip_norm instead")
-    if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
-        raise ConfigurationError(
-            f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "
-            f"{type(cli.model).__name__} compares the samples of a batch with each other and steps its optimizers "
-            "itself: the losses of parts would not be that of the whole. Leave it at 1; gradient_checkpointing, "
-            "precision bf16-mixed and more devices save memory"
-        )
-    if cli.trainer.gradient_clip_val and not cli.model.automatic_optimization:
-        raise ConfigurationError(
-            f"trainer.gradient_clip_val is {cli.trainer.gradient_clip_val}, but {type(cli.model).__name__} steps its "
-            "optimizers itself and clips no gradients: leave it at null"
-        )
+    for field, default, own in (("accumulate_grad_batches", 1, "accumulate"), ("gradient_clip_val", None, "clip_norm")):
+        if not cli.model.automatic_optimization and getattr(cli.trainer, field) not in (default, 0):
+            instead = f" and set model.{own} instead" if own in cli.model.hparams else ""
+            raise ConfigurationError(
+                f"trainer.{field}: {type(cli.model).__name__} steps its optimizers itself; leave it at "
+                f"{default or 'null'}{instead}"
+            )
     return cli

@@ -43,24 +43,10 @@ def reproduce(
     left_out = by_request(paper, selection)
     if left_out:
         say(f"left out, made by request (--tables, --rows, or --everything): {'; '.join(left_out)}")
-    return run_planned(paper_named(paper).title, planned, selection, jobs=jobs, say=say, finished=finished, watch=watch)
-
-
-def run_planned(
-    title: str,
-    planned: Sequence[Planned],
-    selection: Selection,
-    *,
-    jobs: int = 1,
-    say: Callable[[str], None] = print,
-    finished: Callable[[str], None] | None = None,
-    watch: bool = False,
-) -> list[str]:
-    """Run what is not done of planned stages, see `reproduce`; `title` says what they are."""
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
     say(
-        f"{title} at scale {selection.scale}: {len(planned)} stages"
+        f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - total} done, {total} to run"

@@ -243,7 +243,7 @@ def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
 
 
 def test_xmc_gan_refuses_to_accumulate() -> None:
-    with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches is 2, but XMCGANModule .* Leave it at 1"):
+    with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches: XMCGANModule .* leave it at 1"):
         Trained("xmc_gan", "--trainer.accumulate_grad_batches", "2")
 
 
