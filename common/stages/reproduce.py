@@ -76,7 +76,11 @@ def reproduce(
     workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
     with stopping.listening(), workers, watching as shown, _pool(jobs) as pool:
         try:
-            pool.submit(check_configurations, [item.run for item in waiting]).result()
+            stopping.check()
+            checked = pool.submit(check_configurations, [item.run for item in waiting])
+            while not wait([checked], timeout=0.5).done:
+                stopping.check()
+            checked.result()
             while waiting or running:
                 stopping.check()
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
@@ -111,6 +115,8 @@ def reproduce(
                         finished(item.request.stage)
         except (Exception, Preempted) as error:
             if (number := stopping.received()) is not None:
+                if jobs > 1:
+                    _tell_workers(signal.SIGTERM)  # also those that began after the signal
                 pool.shutdown(wait=True, cancel_futures=True)
                 say("stopped; the same command resumes")
                 raise Preempted(number) from error
