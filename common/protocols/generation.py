@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -148,20 +149,12 @@ class GenerationEvaluation(ImageEvaluation):
         self.object_copies = object_copies
         self.person_captions = person_captions
         self.seed = seed
-        self._loaded: dict[str, nn.Module] | None = None
         self.missing: dict[str, str] = {}
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """The available networks, by the names of the arguments."""
-        self.load_pretrained()
-        assert self._loaded is not None
-        return self._loaded
-
-    def load_pretrained(self) -> None:
-        if self._loaded is not None:
-            return
-        self._loaded, self.missing = {}, {}
+        loaded: dict[str, nn.Module] = {}
         for name, path in self.files.items():
             build, metrics, wanted = NETWORKS[name]
             reason = ""
@@ -171,13 +164,17 @@ class GenerationEvaluation(ImageEvaluation):
                 reason = f"{path} does not exist (wanted: {wanted})"
             else:
                 try:
-                    self._loaded[name] = build(path)
+                    loaded[name] = build(path)
                 except ModuleNotFoundError as error:
                     reason = str(error)
             if reason:
                 self.missing.update(dict.fromkeys(metrics, f"{' and '.join(metrics)} will be left out: {reason}"))
         for line in dict.fromkeys(self.missing.values()):
             print_once(line)
+        return loaded
+
+    def load_pretrained(self) -> None:
+        _ = self.networks
 
     def why_not(self, metric: str) -> str:
         self.load_pretrained()
