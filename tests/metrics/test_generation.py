@@ -151,6 +151,8 @@ def test_inception_score_of_sure_and_of_blind_classifiers() -> None:
     assert inception_score(torch.tensor([[1.0, 0.0]] * 3))[0] == pytest.approx(1)
     with pytest.raises(ValueError, match="without an image"):
         InceptionScore().compute()
+    with pytest.raises(ValueError, match="10 parts"):
+        InceptionScore(10, total=9)
 
 
 # -- R-precision -------------------------------------------------------------------------------------------------------

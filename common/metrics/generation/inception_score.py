@@ -47,6 +47,8 @@ class InceptionScore:
     """
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:
+        if splits > 1 and (total is None or total < splits):
+            raise ValueError(f"{splits} parts need the number of samples, at least {splits}; got {total}")
         self.splits = splits
         self.total = total
         self._seen = Seen()
