@@ -164,8 +164,14 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
     require(request.isa)
     if not is_main_process():
         end_with_parent()
-    with stopping.listening():
-        return _run_listening(request, unless_done)
+    try:
+        with stopping.listening():
+            return _run_listening(request, unless_done)
+    except Preempted:
+        if is_main_process():
+            raise
+        # A rank that ends badly has its launcher kill rank 0, which may be saving or asking for the job.
+        raise SystemExit(0) from None
 
 
 def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
@@ -196,11 +202,9 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
             return _run_claimed(request, run, config, lineage, preemption)
         except (Exception, Preempted) as error:
             if (number := error.signal if isinstance(error, Preempted) else stopping.received()) is not None:
-                if not is_main_process():
-                    # A rank that ends badly has its launcher end rank 0, which may be saving or asking for the job.
-                    raise SystemExit(0) from None
-                print(f"  {preemption.describe(request.stage, number)}", flush=True)
-                preemption.queue_again(number)
+                if is_main_process():
+                    print(f"  {preemption.describe(request.stage, number)}", flush=True)
+                    preemption.queue_again(number)
                 raise Preempted(number) from error
             if isinstance(error, RuntimeError) and _lost_a_process(error):
                 raise StageError(
@@ -464,7 +468,6 @@ def _run_claimed(
     trainer = cli.trainer
     # Lightning's own handlers save in the middle of a step and call collectives.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    ranks = getattr(trainer.strategy.launcher, "kill", lambda number: None)
     # The checkpoint that a stage goes on from is written last: the losses of its step follow right behind it.
     callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")
@@ -492,14 +495,12 @@ def _run_claimed(
             metrics_file.drop_after(-1)
         if run.trains:
             resumed = resume_from and str(resume_from)
-            with stopping.telling(ranks):
-                trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed, weights_only=True)
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed, weights_only=True)
             trainer.save_checkpoint(last)
             stopping.check()
         steps = trainer.global_step
         weights = str(last) if run.trains else None
-        with stopping.telling(ranks):
-            trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
+        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
         metrics: dict[str, float | None] = {
             name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("test/")
         }

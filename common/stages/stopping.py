@@ -147,32 +147,23 @@ def postpone(seconds: float) -> None:
 
 
 @contextmanager
-def telling(child: Callable[[int], object]) -> Iterator[None]:
-    """While it lasts, a signal is handed on to child processes: SIGTERM for Ctrl-C, SIGKILL when this process ends."""
-    if _listener is None:
-        yield
-        return
-    _listener.children.append(child)
-    try:
-        yield
-    finally:
-        _listener.children.remove(child)
-
-
-@contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """As `telling`, of child processes that keep the time themselves: this one waits until they have ended."""
+    """Hand signals on to child processes and wait until they have ended: they keep the time themselves.
+
+    They get SIGTERM for Ctrl-C, and SIGKILL when this process ends at once. Ranks are not told: they agree on a step.
+    """
     listener = _listener
     if listener is None:
         yield
         return
-    with telling(child):
-        listener.waiting += 1
-        try:
-            yield
-        finally:
-            postpone(PATIENCE)
-            listener.waiting -= 1
+    listener.children.append(child)
+    listener.waiting += 1
+    try:
+        yield
+    finally:
+        listener.children.remove(child)
+        postpone(PATIENCE)
+        listener.waiting -= 1
 
 
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
