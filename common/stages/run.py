@@ -468,6 +468,8 @@ def _run_claimed(
     trainer = cli.trainer
     # Lightning's own handlers save in the middle of a step and call collectives.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    if (ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
+        stopping.kill_at_end(ranks)
     # The checkpoint that a stage goes on from is written last: the losses of its step follow right behind it.
     callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")

@@ -30,6 +30,7 @@ class _Listener:
     def __init__(self) -> None:
         self.received: int | None = None
         self.children: list[Callable[[int], object]] = []
+        self.ranks: list[Callable[[int], object]] = []
         self.deadline, self.waiting = 0.0, 0
         wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         wanted += [REQUEUE_SIGNAL] if "SLURM_JOB_ID" in os.environ else []
@@ -85,6 +86,7 @@ class _Listener:
                 tell(number)
 
     def _end(self) -> None:
+        self.children += self.ranks
         self._tell(signal.SIGKILL)
         # The main thread may hold the lock of a stream.
         last = threading.Thread(target=_last_words, daemon=True)
@@ -164,6 +166,12 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
         listener.children.remove(child)
         postpone(PATIENCE)
         listener.waiting -= 1
+
+
+def kill_at_end(ranks: Callable[[int], object]) -> None:
+    """Where this process ends at once, its ranks end with it."""
+    if _listener is not None:
+        _listener.ranks.append(ranks)
 
 
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
