@@ -1,4 +1,4 @@
-"""Joins records with the tables of a paper: every cell's values over draws, and what had to be left out."""
+"""Joins records with a paper's tables: the values of each cell over draws, and what was left out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ class Cell:
     """A cell of a table at one scale.
 
     Args:
-        published: the published value, or None where none is known.
         values: draw to measured value, the mean over the cell's stages.
-        records: the records behind the values.
-        instances: ids of the stages that fill it; empty when nothing is run for it.
+        instances: ids of the stages that fill it; empty if nothing is run for it.
     """
 
     published: Published | None = None
@@ -52,10 +50,8 @@ class TableResult:
     """A table filled from the records of one scale.
 
     Args:
-        table: the table.
-        scale: the scale; records of others never enter.
         cells: (row label, metric id) to cell, for the rows shown at this scale.
-        notes: what a reader must know about these numbers, such as records left out.
+        notes: caveats for the reader, such as records left out.
     """
 
     table: Table
@@ -80,12 +76,7 @@ class TableResult:
         return any(cell.values for cell in self.cells.values())
 
     def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
-        """Whether every cell that stages fill has a value of each of these draws.
-
-        Args:
-            draws: the draws.
-            made: the stages that are made; rows by request count where theirs are among them.
-        """
+        """Whether every cell has a value of each draw; rows by request count only if their stages are in `made`."""
         by_request = {row.label for row in self.rows if self.scale in row.by_request}
         filled = [
             cell
@@ -108,9 +99,9 @@ def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
-    """Choose the records that may be averaged: one scale, the newest configuration of each stage, one lineage.
+    """Choose the records to average: one scale, the newest configuration of each stage, one lineage.
 
-    A stage whose parent was trained again with another configuration counts when it is measured again.
+    If a parent was retrained with another configuration, its children count once they are measured again.
     """
     newest: dict[tuple[str, Draw], Record] = {}
     for record in records:

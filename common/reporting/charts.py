@@ -1,7 +1,6 @@
-"""Charts as SVG: dot plots and curves of tables, and training curves.
+"""Charts as SVG: dot plots, curves of tables, and training curves.
 
-The same numbers give the same text, so that committed figures can be checked. Texts stay texts, and colors are the
-variables of the report page, which a figure in a README sets itself on a dark screen.
+The same numbers give the same text, so committed figures can be checked. Colors are the report page's CSS variables.
 """
 
 from __future__ import annotations
@@ -57,11 +56,8 @@ def caption(result: TableResult) -> str:
 
 
 def dots(result: TableResult, yours: TableResult | None = None) -> str:
-    """Measured cells as dots on zoomed axes, a panel for each metric; empty when none was measured for two rows.
-
-    Args:
-        result: the filled table.
-        yours: the same table of other runs, whose means get a mark of their own.
+    """Measured cells as dots on zoomed axes, a panel per metric; empty below two measured rows. `yours` gets its own
+    mark.
     """
     panels = _panels(result, yours)
     return _dots(f"{result.table.title} ({result.scale})", panels) if panels else ""
@@ -150,13 +146,7 @@ def _curve_lines(result: TableResult) -> dict[str, list[tuple[float, float, floa
 
 
 def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float, float, float]] = ()) -> str:
-    """Training curves by step.
-
-    Args:
-        title: what is drawn.
-        lines: name to (step, value) points; at least one point in all.
-        band: (step, lowest, highest) of recorded runs, drawn behind them.
-    """
+    """Training curves: name to (step, value) points, at least one; `band` is (step, lowest, highest) recorded."""
     return _training(title, tuple((name, tuple(points)) for name, points in lines.items()), tuple(band))
 
 

@@ -1,7 +1,7 @@
-"""Claims and checks: whether what a paper asserts, and what we expect, holds over the measured cells, draw by draw.
+"""Claims and checks, judged over the measured cells draw by draw.
 
-Both compare rows in every draw. They hold when the 95 % interval of the mean difference (Student's t) lies beyond the
-threshold, fail when the interval lies on the other side, else they are not separable. One draw has no interval.
+Both compare rows in every draw. They hold when the 95 % interval of the mean difference (Student's t) is beyond the
+threshold, fail when it is on the other side, and are otherwise not separable. One draw has no interval.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a claim or check at one scale.
+    """The verdict on a claim or check at one scale.
 
     Args:
-        check: the claim or check.
-        table: id of its table.
-        scale: the scale.
         paper: the paper's margin; empty for a check.
         verdict: `holds`, `fails`, `not separable` or `not run`.
-        difference: mean over draws of what the deciding comparison compares, as the paper's margin is.
-        interval: where the mean lies with 95 % confidence; None below two draws.
-        draws: those for which every cell of the deciding comparison was measured.
-        excess: by how much the worse end of the interval passes the threshold of the deciding comparison.
-        detail: why it was not run; else the cells of the deciding comparison, where there are several.
+        difference: mean over draws of the deciding comparison's difference.
+        interval: 95 % confidence interval of the mean; None below two draws.
+        draws: those with every cell of the deciding comparison.
+        excess: how far the worse end of the interval passes the threshold.
+        detail: why it was not run, or the cells of the deciding comparison if there are several.
         conditional: whether the condition `when` was measured and not met.
     """
 
@@ -151,10 +148,7 @@ def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def gate_failures(results: Iterable[Judged]) -> tuple[list[Judged], list[Judged]]:
-    """The gated claims and checks at mini that fail, and those that were not measured.
-
-    One whose condition was measured and not met is in neither list, nor is one that is not separable.
-    """
+    """Gated claims and checks at mini that fail, and those not measured; no unmet conditions or inseparable ones."""
     gated = [r for r in results if r.scale == "mini" and r.check.gate == "mini"]
     return (
         [r for r in gated if r.verdict == FAILS],

@@ -1,9 +1,8 @@
-"""Does a run match? Every measured cell beside the recorded mean and spread over draws, worst first.
+"""Compares a run's cells with the recorded mean and spread over draws, worst first.
 
-A cell is reproduced when it lies where 19 of 20 draws like the recorded ones would (the 95 % prediction interval, by
-Student's t: two standard deviations for many draws, 2.8 for six), or within its metric's own tolerance; a difference
-below the last digit that the table prints is none. So of twenty cells of such a draw one lies outside by chance, on
-average and however many draws are recorded; but the cells of one draw move together, as one network feeds many.
+A cell is reproduced if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
+deviations for many draws, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit. So one
+cell in twenty is outside by chance, and the cells of one draw are correlated.
 """
 
 from __future__ import annotations
@@ -37,13 +36,7 @@ CROWD = 3
 
 @dataclass(frozen=True)
 class Compared:
-    """A measured cell beside its reference.
-
-    Args:
-        table: the first table that has it.
-        mine: what was measured.
-        reference: what is recorded.
-    """
+    """A measured cell and its reference; `table` is the first table that has it."""
 
     table: Table
     row: Row
@@ -66,10 +59,7 @@ class Compared:
 
     @property
     def allowed(self) -> float:
-        """The largest difference of a cell that reproduces its reference.
-
-        Both the recorded mean and spread, and the mean of mine, are of a few draws.
-        """
+        """The largest difference that still reproduces the reference; counts the uncertainty of both means."""
         chance = 0.0
         if self.reference.spread:
             chance = self._limit * self.reference.spread
@@ -95,9 +85,9 @@ class Compared:
 
     @property
     def likelihood(self) -> float:
-        """How often draws like the recorded ones lie this far off: 0.05 where the difference is what is allowed.
+        """How often draws like the recorded ones are this far off: 0.05 at the allowed difference.
 
-        A tolerance or a last digit that is more than the interval is taken for it.
+        A larger tolerance or last digit replaces the interval.
         """
         from scipy.special import stdtr
 
@@ -143,9 +133,9 @@ class Compared:
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
-    """Put every measured cell of a paper at one scale beside its reference, the worst first.
+    """Compare every measured cell of a paper at one scale with its reference, worst first.
 
-    A cell of several tables is compared once; those in which the recorded draws agree are left out.
+    A cell of several tables is compared once; cells in which the recorded draws agree are left out.
     """
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
     for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
@@ -166,9 +156,8 @@ def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Pat
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """The verdict in words.
-
-    Such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`.
+    """The verdict, such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: HMDB 78.1 against
+    ...`.
     """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
@@ -185,10 +174,11 @@ def summary(compared: Sequence[Compared]) -> str:
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
-    """Why these are no draw like the recorded ones; None where they may be, or none has a reference.
+    """Why these runs don't match the recorded ones; None if they may, or if no cell has a reference.
 
-    Two rules. The worst cell may not be further off than among so many cells one honest draw in twenty has one
-    (Bonferroni). And no more than three of twenty cells may lie outside, where one does by chance; but always one may.
+    They don't if the worst cell is less likely than one honest draw in twenty (Bonferroni), or if more than three in
+    twenty
+    cells (and more than one) are outside.
     """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     worst = min(judged, key=lambda c: c.likelihood, default=None)

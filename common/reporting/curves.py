@@ -1,4 +1,4 @@
-"""Training curves: of a run, read from its metrics file; of promoted runs, in one table."""
+"""Training curves: read from a run's metrics file, or from the table of promoted runs."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
 
 
 def table_of(curves: Mapping[tuple[str, str, str], Curves]) -> bytes:
-    """A compressed table of curves, with five digits of each value.
+    """A compressed table of curves with five digits per value.
 
-    Each draw is compressed by itself, so that git keeps only the difference when one is added.
+    Each draw is compressed separately, so git stores only the difference when one is added.
     """
     parts: dict[tuple[str, str], list[tuple[str, ...]]] = {("", ""): [HEAD]}
     for (scale, draw, stage), metrics in sorted(curves.items()):
@@ -92,11 +92,7 @@ def band_of(runs: Iterable[Curves]) -> dict[str, list[tuple[float, float, float]
 
 
 def summaries(path: Path) -> dict[str, float]:
-    """Last, smallest and largest value of every curve of a run's `metrics.csv`.
-
-    Returns:
-        `<metric>` to the last value, `<metric>:min` and `<metric>:max` where there are several.
-    """
+    """A run's `metrics.csv` as `<metric>` (last value), and `<metric>:min` and `<metric>:max` if there are several."""
     found: dict[str, float] = {}
     for name, points in read_points(path).items():
         values = [value for _, value in points]

@@ -1,7 +1,6 @@
 """A draw: seed and floating-point rounding of a run.
 
-The instruction set of a processor decides the order of sums, which may change where a small network ends that is
-stopped early. `--isa` emulates another processor.
+A CPU's instruction set decides the order of sums, which can change the result of a small network that stops early.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report page of running stages: rendered again when a run changes, served to this machine alone."""
+"""The report page of running stages: rendered again when a run changes, served on the loopback interface."""
 
 from __future__ import annotations
 
@@ -29,15 +29,11 @@ _FILES = ("record.json", "identity.json", "metrics.csv", "progress.json")
 
 
 class LiveReport(ThreadingHTTPServer):
-    """Serves a page on the loopback interface until it is shut down.
+    """Serves a page on the loopback interface until shut down; port 0 takes any free one.
 
     Args:
-        render: makes the page, given the stamp that tells it from later ones.
-        runs: folder of runs; the page is made again when something in it changes.
-        port: 0 for any that is free.
-
-    Raises:
-        ReportingError: the port is taken.
+        render: makes the page from a stamp that identifies its version.
+        runs: folder of runs; a change in it renders the page again.
     """
 
     daemon_threads = True

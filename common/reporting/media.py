@@ -1,4 +1,4 @@
-"""What a run left to look at, embedded: pictures, clips and small tables, within a budget of bytes."""
+"""A run's pictures, clips and small tables, embedded within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Medium:
 
     Attributes:
         kind: `image` or `video`.
-        text: what it shows, for people who cannot see it.
+        text: alternative text.
         uri: its content.
     """
 
@@ -68,11 +68,7 @@ class Sheet:
 
 @dataclass
 class Gallery:
-    """What a run left to look at, and what was left out, with the reasons.
-
-    Attributes:
-        rows: title of a row of pictures to what they show from left to right, and the row.
-    """
+    """A run's media, and what was left out and why; `rows` maps a title to the row and its columns' names."""
 
     media: list[Medium] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
@@ -91,13 +87,9 @@ class Comparison:
 
 
 def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
-    """Everything in the media of a run that a page can show.
+    """Everything in a run's media that a page can show within the budget.
 
-    Args:
-        folder: the run's folder.
-        record: its record, which names the files.
-        budget: what the page can still take.
-        rows: also the rows of pictures (`<title>.row.png`), which a file `<title>.row.json` describes.
+    With `rows` also the rows of pictures (`<title>.row.png`), which `<title>.row.json` describes.
     """
     found = Gallery()
     for name in record.media:

@@ -1,4 +1,4 @@
-"""The papers, found by their tables files; the order of scales; where a project's folders lie."""
+"""The papers, found by their tables files; the order of scales; the project's folders."""
 
 from __future__ import annotations
 
@@ -23,12 +23,9 @@ class Paper:
     """The block `paper:` at the head of a paper's `tables.yaml`.
 
     Args:
-        name: package under `papers/` and folder under `configs/`.
-        short: the name that `make reproduce-<short>` takes.
-        order: its place among the papers.
-        recipe: its main recipe.
-        without_files: dotted fields of the configuration that name files, and their values when training is tried
-            without any; `{named: word, count: 3}` stands for the texts `word 0`, `word 1`, `word 2`.
+        short: the name in `make reproduce-<short>`.
+        without_files: values, for training without files, of the dotted configuration fields that name files;
+            `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
     """
 
     name: str

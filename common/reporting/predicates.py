@@ -1,7 +1,4 @@
-"""Predicates over the cells of a table, such as `AVID-CMA.ucf >= AVID.ucf + 1`.
-
-A small language of its own, never evaluated as Python.
-"""
+"""Predicates over the cells of a table, such as `AVID-CMA.ucf >= AVID.ucf + 1`; never evaluated as Python."""
 
 from __future__ import annotations
 
@@ -123,11 +120,8 @@ class Predicate:
 def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predicate:
     """Parse a predicate.
 
-    Allowed: `row.metric`, numbers, `+ - * /`, parentheses, one of `>= > <= <` per comparison, and `and`
-    between comparisons. A row label with spaces or brackets stands in backticks.
-
-    Raises:
-        PredicateError: for anything else, and for an unknown row or metric (with the nearest valid name).
+    Allowed: `row.metric`, numbers, `+ - * /`, parentheses, one of `>= > <= <` per comparison, and `and` between
+    comparisons. A row label with spaces or brackets needs backticks.
     """
     if _PLACEHOLDER in text:
         raise PredicateError(f"{_PLACEHOLDER!r} is a reserved name: {text!r}")

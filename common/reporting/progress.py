@@ -1,4 +1,4 @@
-"""Progress of running stages, which each writes into a file of its folder; `assemble reproduce` shows it."""
+"""Progress of running stages, which each writes to a file in its folder; `assemble reproduce` shows it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ QUIET = 60.0
 
 
 class Watch:
-    """Shows running stages: on a terminal a line for each that changes in place, else a line at each quarter.
+    """Shows running stages: a line that updates in place on a terminal, else a line per quarter.
 
     Args:
-        say: where plain lines go.
-        terminal: whether there is a terminal to draw on; None to look.
+        say: prints plain lines.
+        terminal: whether to draw on a terminal; None to detect it.
     """
 
     def __init__(self, say: Callable[[str], None], terminal: bool | None = None) -> None:
@@ -81,9 +81,8 @@ class Watch:
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
-    """What a stage wrote last: ``step``, ``share`` of the training, ``loss``, ``left`` in seconds.
-
-    None if it wrote nothing after the time `since`, as before its first step and when its training is over.
+    """What a stage last wrote: `step`, `share` of the training, `loss`, `left` in seconds; None if nothing since
+    `since`.
     """
     try:
         if (folder / FILE).stat().st_mtime < since - 1:  # of an earlier session; file systems round times

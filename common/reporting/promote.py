@@ -1,4 +1,4 @@
-"""Promotion: copying records of clean revisions, and their curves, from runs into the committed results."""
+"""Promotion: copies records of clean revisions, and their curves, from runs into the committed results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Promotion:
-    """What happened to one record.
-
-    Args:
-        record: the record as it is promoted, or would be.
-        action: `promoted`, `updated`, `unchanged`, `kept` or `refused`.
-        reason: why it was kept or refused.
-    """
+    """What happened to one record: `promoted`, `updated`, `unchanged`, `kept` or `refused`, and why."""
 
     record: Record
     action: str
@@ -45,18 +39,10 @@ def promote(
     stages: Sequence[str] | None = None,
     replace: bool = False,
 ) -> list[Promotion]:
-    """Copy the records of a paper from clean revisions into its results.
+    """Copy a paper's records of clean revisions into its results.
 
-    A seed on a processor with other instructions is another draw: where a native draw of the seed is there already, one
-    of another kind of machine is kept beside it under the name of its instruction set, as with `--isa`.
-
-    Args:
-        paper: package or short name.
-        scales: the scales to promote; smoke numbers mean nothing, so they are not unless asked for.
-        runs: folder of runs.
-        stages: keep these stages (names, or instance ids).
-        replace: also replace records of a draw that another machine made.
-
+    If a seed already has a native draw, one from another kind of machine is added under its instruction set, as with
+    `--isa`. `replace` also replaces records of a draw made on another machine.
     """
     entry, root = paper_named(paper), runs or runs_root()
     for scale in scales:

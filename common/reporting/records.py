@@ -1,4 +1,4 @@
-"""The record: the JSON file that a finished stage writes, and the hashes that say what it stands for."""
+"""The record: the JSON file that a finished stage writes, and the hashes that identify its configuration."""
 
 from __future__ import annotations
 
@@ -118,29 +118,25 @@ _HARDWARE = dict[str, str | int | float | list[str] | _ISA]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Record:
-    """What a finished stage measured, and where that came from.
+    """What a finished stage measured, and how.
 
     Args:
-        paper: package name of the paper.
         stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
         recipe: name of the recipe under `configs/<paper>/`.
         row: the model stage that the row measures.
-        metrics: accuracies in percent. A value that is not finite is kept as null.
-        selection: which weights were measured: `last`, or what the module names in `selected_by`, such as `best on
-            validation`.
+        metrics: accuracies in percent; a value that isn't finite is null.
+        selection: which weights were measured: `last`, or the module's `selected_by`, such as `best on validation`.
         config: the whole resolved configuration.
-        ours: what no source of the paper gives, as the recipe lists it.
-        deviations: whatever the scale changes beyond sizes; at the scale `paper` whatever a rehearsal changes.
+        ours: values that no source of the paper gives.
+        deviations: what the scale changes beyond sizes; at the scale `paper`, what a rehearsal changes.
         parents: configuration field to the stage whose checkpoint it takes.
-        git: see `git_state`; `dirty` when any session of the stage was, and `earlier` with other revisions of its
-            earlier sessions.
-        hardware: see :func:`hardware`; `peak_memory_gib` is the most memory that the process held.
+        git: see `git_state`; `dirty` if any session of the stage was, `earlier` with revisions of earlier sessions.
+        hardware: see `hardware`; `peak_memory_gib` is the most memory the process held.
         global_batch: samples per step over all devices.
-        steps: optimizer steps done.
         started: UTC, ISO 8601.
         data: data set name to `{"version", "samples", "skipped", "skipped_names"}`.
-        media: names of the picture files, relative to the run's folder.
-        former: the hashes that it had before its configuration was written otherwise.
+        media: picture files, relative to the run's folder.
+        former: hashes from before its configuration was written in another form.
     """
 
     paper: _Name
@@ -218,11 +214,8 @@ def short_name(field: str) -> str:
 
 
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
-    """Hash of what in a resolved configuration changes the result: 12 hexadecimal digits.
-
-    Args:
-        config: plain data.
-        ignored: keys left out at every depth.
+    """Hash of what in a resolved configuration changes the result: 12 hexadecimal digits. Skips `ignored` keys at any
+    depth.
     """
     canonical = json.dumps(_without(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -242,12 +235,7 @@ def _without(value: Any, ignored: frozenset[str]) -> Any:
 
 
 def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
-    """Hash of a stage's configuration together with everything it started from.
-
-    Args:
-        own: the stage's `config_hash`.
-        parents: configuration field to the lineage hash of the stage whose checkpoint it takes.
-    """
+    """Hash of a stage's `config_hash` and the lineage hashes of its parents, by configuration field."""
     canonical = json.dumps({"config": own, "parents": dict(parents)}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -321,11 +309,7 @@ def find(
 ) -> list[Record]:
     """Every record under a folder of runs, ordered by paper, scale, draw and stage.
 
-    Args:
-        root: folder of runs.
-        paper: keep one paper, by package or short name.
-        scale: keep one scale.
-        malformed: called with what is wrong with a record, which is then left out (`warn`); None to raise it.
+    A malformed record is left out and passed to `malformed`, or raised without it.
     """
     found = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", check_scale(scale) if scale else "*"):
@@ -348,15 +332,9 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Iterable[Record], isa: str = NATIVE
 ) -> list[float | None]:
-    """How long stages take on this machine; None where no record tells.
+    """How long stages take on this machine; None if no record tells.
 
-    Recorded runs of the same instruction set count before others, scaled by the stages that also ran here.
-
-    Args:
-        stages: their instance ids.
-        here: records of this machine, all of one scale.
-        recorded: promoted records of that scale.
-        isa: instruction set of the runs in question.
+    Prefers recorded runs of the same instruction set, scaled by the stages that also ran here. `here` is of one scale.
     """
     recorded = list(recorded)
     wanted = machine_isa() if isa == NATIVE else isa
@@ -379,10 +357,9 @@ def _instructions(record: Record) -> str | None:
 
 
 def git_state(root: Path | None) -> dict[str, Any]:
-    """Revision of a working tree, and whether the tree is `dirty`; both None without git or a repository.
+    """Revision of a working tree, and whether it is `dirty`; both None without git or a repository.
 
-    Promoted results, Markdown pages and folders of runs do not make it dirty: running one stage, promoting its record
-    or rendering a table must not make the next record unfit for promotion.
+    Promoted results, Markdown pages and folders of runs don't count, so promoting one record doesn't block the next.
     """
     if root is None:
         return {"revision": None, "dirty": None}
@@ -411,12 +388,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, Any]:
-    """The machine, as a record describes it.
-
-    Args:
-        accelerators: names of the devices used, passed in because asking for them needs torch.
-        isa: instruction set that was asked for.
-    """
+    """The machine, for a record; `accelerators` are device names, passed in because asking for them needs torch."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""One view of a filled table, and its writers: Markdown, the READMEs, the terminal."""
+"""Filled tables as Markdown, in the READMEs, and on the terminal."""
 
 from __future__ import annotations
 
@@ -85,12 +85,7 @@ class Value:
 
 @dataclass(frozen=True)
 class View:
-    """A table as text, which the terminal, Markdown and the report page lay out.
-
-    Attributes:
-        kinds: the values that a cell of each metric holds.
-        rows: each row with its values by metric.
-    """
+    """A table as text: `kinds` are the values in each metric's cells, `rows` each row with its values by metric."""
 
     title: str
     caption: str
@@ -103,12 +98,7 @@ class View:
 
 
 def view(result: TableResult, yours: TableResult | None = None) -> View:
-    """Lay out a filled table.
-
-    Args:
-        result: the table as recorded.
-        yours: the same table and scale filled from other runs, in columns of their own where they measured anything.
-    """
+    """Lay out a filled table; `yours` is the same table filled from other runs, shown in extra columns."""
     yours = yours if yours is not None and yours.measured else None
     sources = {MEASURED: result} if result.measured or yours is None else {}
     sources |= {YOURS: yours} if yours is not None else {}
@@ -381,11 +371,7 @@ def overview_markdown() -> str:
 
 
 def update_between_markers(path: Path, name: str, text: str) -> bool:
-    """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` of a file; return whether it changed.
-
-    Raises:
-        RenderError: when the file or a marker is missing, repeated or in the wrong order.
-    """
+    """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` of a file; return whether it changed."""
     return bool(_written({path: _marked(path, name, text)}))
 
 
@@ -434,11 +420,7 @@ def render_overview() -> bool:
 
 
 def check() -> list[Path]:
-    """The README files and figures that rendering would change or remove.
-
-    Raises:
-        RenderError: a README lacks its markers.
-    """
+    """The README files and figures that rendering would change or remove."""
     pages: dict[Path, str | None] = {}
     for paper in existing_papers():
         pages |= _rendered(paper)
@@ -476,12 +458,7 @@ WIDE = 140
 
 
 def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
-    """Claims or checks for the terminal, grouped by table.
-
-    Args:
-        judged: not empty; those of one table and scale stand together.
-        width: columns of the terminal; below `WIDE` the other cells stand under each text.
-    """
+    """Claims or checks for the terminal, grouped by table; below `WIDE` columns the other cells go under each text."""
     from itertools import groupby
 
     from rich import box

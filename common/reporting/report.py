@@ -1,7 +1,4 @@
-"""One self-contained page: claims, tables, charts, training curves, pictures, clips, provenance.
-
-It needs no network, and its script only adds convenience.
-"""
+"""One self-contained page: claims, tables, charts, training curves, pictures, clips, provenance. Works offline."""
 
 from __future__ import annotations
 
@@ -43,16 +40,9 @@ def build(
 def page(
     papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None, stamp: str = ""
 ) -> str:
-    """The report as HTML: promoted records, and beside them, as "yours", what is in a folder of runs.
+    """The report as HTML: promoted records, and "yours" from a folder of runs.
 
-    Args:
-        papers: package or short names; None for all that exist.
-        scale: keep one scale; None for all that were measured.
-        runs: folder of runs.
-        stamp: of a live page, which loads itself again when the server has another one.
-
-    Raises:
-        ReportingError: for an unknown paper or scale or a malformed promoted record.
+    `stamp` identifies the version of a live page, which reloads when the server has a newer one.
     """
     folder = runs or runs_root()
     chosen = [paper_named(name) for name in papers] if papers else existing_papers()
@@ -142,10 +132,10 @@ class _Section:
     """What the page says about one paper; the template reads its attributes.
 
     Attributes:
-        best: the largest scale at which something was measured.
-        tables: for each scale at which something was measured, its tables.
-        waiting: tables that were measured at no scale.
-        claims: those of the best scale, each judged on the recorded runs and, if there are any, on yours.
+        best: the largest measured scale.
+        tables: measured scale to its tables.
+        waiting: tables measured at no scale.
+        claims: those of the best scale, judged on the recorded runs and, if there are any, on yours.
         remarks: deviations and values of ours.
     """
 

@@ -1,8 +1,7 @@
-"""The committed results of a paper: a file of records per scale and draw, what they share, and a table of curves.
+"""A paper's committed results: a file of records per scale and draw, their shared parts, and a table of curves.
 
-`results/<scale>/<draw>.json` holds what each stage of a draw has of its own. Its configuration (by section), its
-deviations, versions and the like are references: keys of `results/shared.json`, which holds each once under the hash of
-its content. `results/curves.csv.gz` has a row for each curve.
+`results/<scale>/<draw>.json` holds each stage of a draw. Its configuration (by section), deviations, versions and the
+like are keys of `results/shared.json`, by hash of the content. `results/curves.csv.gz` has a row per curve.
 """
 
 from __future__ import annotations
@@ -43,11 +42,7 @@ def place_of(record: Record) -> Place:
 
 
 def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
-    """Every promoted record of a paper, ordered by scale, draw and stage.
-
-    Raises:
-        RecordError: for a malformed file, or one that lies where it does not belong.
-    """
+    """Every promoted record of a paper, ordered by scale, draw and stage."""
     entry = paper_named(paper)
     shared = _read_shared(entry)
     folders = [check_scale(scale)] if scale else SCALES
@@ -62,11 +57,7 @@ def promoted_curves(paper: Paper) -> dict[Place, Curves]:
 
 
 def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place, Curves]) -> None:
-    """Write all results of a paper, so that a reader finds them whole whenever the writing is stopped.
-
-    Raises:
-        AtomicWriteError: when the disk is full or the folder not writable.
-    """
+    """Write all results of a paper; a reader finds them whole even if writing is interrupted."""
     shared: Shared = {}
     draws: dict[Path, dict[str, Any]] = {}
     kept: dict[Place, Curves] = {}

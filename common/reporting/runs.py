@@ -1,4 +1,4 @@
-"""The runs in a folder: state, configuration and metrics, by name of a field.
+"""The runs in a folder: state, configuration and metrics, by field name.
 
 A field is one of `BASICS`, a metric (`test/top1`), a curve's last, smallest or largest value (`train/loss`,
 `train/loss:min`), or a field of the configuration (`model.loss.temperature`).
@@ -50,10 +50,10 @@ class Run:
 
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
-        record: what it measured; None of one that is not finished.
-        state: `done`, `running`, `stopped`, or `damaged` where its record cannot be read.
-        told: what a running one said last of itself, see `common.reporting.progress.read`.
-        overrides: what was changed on the command line.
+        record: None until the run is finished.
+        state: `done`, `running`, `stopped`, or `damaged` if its record cannot be read.
+        told: progress of a running one, see `common.reporting.progress.read`.
+        overrides: changes from the command line.
     """
 
     name: str
@@ -165,11 +165,7 @@ def _began(folder: Path) -> str:
 
 
 def short_overrides(arguments: Sequence[str]) -> list[str]:
-    """Overrides by the last parts of their fields: `--model.loss.temperature 0.1` is `temperature=0.1`.
-
-    Args:
-        arguments: as on the command line, `--field value` or `--field=value`.
-    """
+    """Overrides by the last part of their field: `--model.loss.temperature 0.1` becomes `temperature=0.1`."""
     said: list[str] = []
     for argument in arguments:
         if argument.startswith("--"):
@@ -249,9 +245,8 @@ _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
-    """Whether a run's value meets a condition: as numbers where both are some, else as texts in lower case.
-
-    A run without a value meets `!=` alone.
+    """Whether a value meets a condition, as numbers if both are, else as lowercase text. A missing value only meets
+    `!=`.
     """
     value = run.value(field)
     if value is None or value == "":
@@ -327,9 +322,8 @@ class Difference:
 
 
 def config_differences(first: Run, second: Run) -> list[Difference]:
-    """Fields of two configurations that differ, those that may change a result first.
-
-    With their defaults, where both runs have kept them.
+    """Fields that differ between two configurations, result-changing ones first. Includes defaults if both runs kept
+    them.
     """
     whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
     left, right = ((run.whole_config if whole else run.config) for run in (first, second))

@@ -1,4 +1,4 @@
-"""Types for the content of files, and their errors in words."""
+"""Types for file contents, and readable validation errors."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 def told(error: ValidationError, given: Any) -> str:
     """The first error after its place: `tables[0] (transfer).rows[2].model: unknown stage ...`.
 
-    Args:
-        error: of pydantic.
-        given: what was validated, to name the keys of mappings that became lists.
+    `given` is the validated input; it names the keys of mappings that became lists.
     """
     first = error.errors()[0]
     where, node = "", given

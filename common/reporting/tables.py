@@ -60,10 +60,10 @@ def _names(info: ValidationInfo) -> dict[str, Any]:
 
 
 class Stage(Part):
-    """A node of the graph of stages.
+    """A node of the stage graph.
 
     Args:
-        parents: configuration field to the stage whose checkpoint it takes, or `$row`: the row's own model.
+        parents: configuration field to the stage whose checkpoint it takes, or `$row` for the row's model.
         overrides: configuration field to value, on top of the recipe.
     """
 
@@ -79,14 +79,12 @@ class Metric(Part):
     """A column of a table.
 
     Args:
-        id: its name in rows and claims.
-        stages: per scale, the stages whose mean fills a cell; `$row` is the row's own model stage.
+        stages: per scale, the stages whose mean fills a cell; `$row` is the row's model stage.
         key: the metric in the stage's record.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
-        compared: whether `assemble compare` judges it; what a probe chooses, as its learning rate, is no measurement.
-        tolerance: per scale, how far a run may be from the recorded mean and still reproduce it, where that is more
-            than draws differ by chance; a number counts at every scale.
+        compared: whether `assemble compare` judges it; a value that a probe chooses, such as a learning rate, is none.
+        tolerance: how far a run may be from the recorded mean if that exceeds chance; one number, or one per scale.
     """
 
     id: str
@@ -145,12 +143,11 @@ class Row(Part):
     Args:
         model: the stage whose model it measures; None for other authors' numbers.
         published: metric id to value.
-        source: where the published values come from, when not the table's source.
+        source: of the published values, if it isn't the table's.
         ours: not in the paper; added for a fair comparison.
         untrained: measures a network that was never pre-trained.
         metrics: the metrics it fills; None for all.
-        stages: metric id to the stages whose mean fills it, where they are not the column's own: one model may be
-            measured in several rows, each after another further training.
+        stages: metric id to the stages whose mean fills it, where they differ from the column's.
         by_request: scales at which its stages run only when the table, the row or a stage is named.
     """
 
@@ -218,12 +215,11 @@ _Predicate = Annotated[Predicate, BeforeValidator(_parsed)]
 
 
 class Check(Part):
-    """A sanity condition of ours, such as a loss that falls or a control at chance.
+    """A sanity condition of ours, such as a falling loss or a control at chance.
 
     Args:
-        text: what it says, understandable alone.
-        when: predicate over means that must hold for it to be judged at all.
-        gate: `mini` when a failure at mini must stop `assemble claims --gate`; else `report`.
+        when: predicate over means that must hold for it to be judged.
+        gate: `mini` if a failure at mini must stop `assemble claims --gate`; else `report`.
     """
 
     id: Text
@@ -238,19 +234,14 @@ class Claim(Check):
     """An ordering that the paper asserts.
 
     Args:
-        paper: the paper's margin, such as `+0.6` or `significant`; by default the difference of the published cells.
+        paper: its margin, such as `+0.6` or `significant`; defaults to the difference of the published cells.
     """
 
     paper: Line = ""
 
 
 class Curve(Part):
-    """Metrics of a table that are one quantity at several places, drawn as a line for every row.
-
-    Args:
-        x, y: what the axes show.
-        points: place on the x axis to metric id, ascending.
-    """
+    """Metrics of a table drawn as a line per row; `points` maps ascending x to a metric id, `x` and `y` are labels."""
 
     x: Text
     y: Text
@@ -264,8 +255,8 @@ class Curve(Part):
 class Table(Part):
     """A published table: rows, metrics, claims and checks over its cells.
 
-    README and report page draw a `curve`, or its measured cells as dots if asked to (`chart`). At the scales in
-    `by_request` its stages run only when the table, a row or a stage is named.
+    README and report page draw a `curve`, or with `chart` the measured cells as dots. At the scales in `by_request` its
+    stages run only when the table, a row or a stage is named.
     """
 
     id: Text
@@ -316,11 +307,7 @@ class Table(Part):
         return self
 
     def margin(self, claim: Claim) -> str:
-        """The paper's margin as the claim states it, else the difference of the published cells.
-
-        Raises:
-            ValueError: it does not, and a cell has no published number.
-        """
+        """The paper's margin as the claim states it, else the difference of the published cells."""
 
         def published(cell: CellName) -> float:
             value = self.row(cell.row).published_number(cell.metric)
@@ -402,11 +389,7 @@ class Tables(Part):
         return self
 
     def table(self, name: str) -> Table:
-        """The table of that id.
-
-        Raises:
-            TablesError: for an unknown id, with the nearest valid one.
-        """
+        """The table with that id."""
         for table in self.tables:
             if table.id == name:
                 return table
@@ -431,7 +414,7 @@ class StageInstance:
 
     Args:
         id: `ucf_1` or `ucf_1@avid_cma`.
-        row: the row's model stage, `untrained`, or None for a stage that belongs to no row.
+        row: the row's model stage, `untrained`, or None for a stage without a row.
         parents: configuration field to the instance whose checkpoint it takes.
         overrides: configuration field to value.
     """
@@ -450,11 +433,7 @@ class StageInstance:
 
 
 def load(paper: str, path: Path | None = None) -> Tables:
-    """Read and validate a paper's tables file, or another one.
-
-    Raises:
-        TablesError: naming the file and the field, and the nearest valid key for a misspelt one.
-    """
+    """Read and validate a paper's tables file, or the file at `path`."""
     entry = paper_named(paper)
     file = Path(path) if path is not None else entry.tables_file
     return _loaded(entry.name, file, tuple(stamp_of(file)))
@@ -496,18 +475,10 @@ def expand(
     stages: Collection[str] | None = None,
     everything: bool = True,
 ) -> list[StageInstance]:
-    """The stages that tables and claims need at a scale, in the order of the tables, parents before children.
+    """The stages that tables and claims need at a scale, in table order, parents before children.
 
-    So the first table is filled first, and a model is measured as soon as it is trained.
-
-    Args:
-        tables: keep these tables (ids).
-        rows: keep these rows (labels, or names of their models).
-        stages: keep these stages (names, or instance ids). Whatever a kept stage starts from is kept too.
-        everything: also what is made by request, when nothing is named.
-
-    Raises:
-        TablesError: for an unknown table, row or stage, and for a stage that is needed where it does not exist.
+    `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
+    `everything` adds what is made by request when nothing is named.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
     check_scale(scale)
@@ -617,11 +588,7 @@ def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row,
 
 
 def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """The table cells that a finished stage fills, for the summary of its run.
-
-    Returns:
-        `table/<table>/<metric>` to the measured value and `published/<table>/<metric>` to the published one.
-    """
+    """The cells that a finished stage fills: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`."""
     found: dict[str, float] = {}
     for table, row, metric in entries(source, instance, scale):
         value = metrics.get(metric.key)

@@ -1,7 +1,4 @@
-"""Reports on Weights & Biases: a document for each paper and one for all, with the tables beside their runs.
-
-Texts come from the records; panels ask the dashboard for the runs of a table's rows, by group and stage.
-"""
+"""Reports on Weights & Biases: one per paper and one for all, with the tables and panels of their runs."""
 
 from __future__ import annotations
 
@@ -29,13 +26,11 @@ SEND_SECONDS = 30.0
 
 
 def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fresh: bool = False) -> Report:
-    """The report of one paper: its tables with verdicts and deviations, panels for each, curves, pictures.
+    """The report of one paper: tables with verdicts and deviations, panels, curves, pictures.
 
     Args:
-        paper: the paper.
-        records: its records.
         entity: user or team that owns the project; may stay empty until the report is sent.
-        fresh: whether the records are of runs and not the promoted ones.
+        fresh: whether the records are of runs instead of the promoted ones.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -196,22 +191,14 @@ def write(report: Report, path: Path) -> None:
 
 
 def default_entity() -> str:
-    """The user or team that a key belongs to, asked of the server.
-
-    Raises:
-        ReportingError: when the server does not answer in time or refuses.
-    """
+    """The user or team that the key belongs to, asked of the server."""
     import wandb
 
     return str(within(SEND_SECONDS, lambda: wandb.Api(timeout=10).default_entity or ""))
 
 
 def send(report: Report, known: str = "") -> str:
-    """Save a report on the server in place of the one of the id `known`, if that is still there; return its address.
-
-    Raises:
-        ReportingError: when the server does not answer in time or refuses.
-    """
+    """Save a report on the server, replacing the one with id `known` if it exists; return its address."""
     report.id = known
     try:
         return str(within(SEND_SECONDS, lambda: report.save().url))
@@ -222,11 +209,7 @@ def send(report: Report, known: str = "") -> str:
 
 
 def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Workspace:
-    """A view of the project whose runs table is the paper's table, with a chart for each metric, losses and media.
-
-    Raises:
-        ReportingError: nothing of the paper was measured.
-    """
+    """A view of the project with the paper's table as its runs table, and charts of metrics, losses and media."""
     import wandb_workspaces.workspaces as ws
 
     source = load(paper.name)
@@ -267,14 +250,7 @@ def _shared_rows(filled: Sequence[render.Filled]) -> bool:
 
 
 def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:
-    """Save a view on the server in place of the one known as `<name>/<id>`, if that is still there.
-
-    Returns:
-        Its address, and `<name>/<id>`.
-
-    Raises:
-        ReportingError: when the server does not answer in time or refuses.
-    """
+    """Save a view on the server, replacing `known` (`<name>/<id>`) if it exists; return address and `<name>/<id>`."""
     workspace._internal_name, _, workspace._internal_id = known.partition("/")
     try:
         saved = within(SEND_SECONDS, workspace.save)

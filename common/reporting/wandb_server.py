@@ -1,4 +1,4 @@
-"""Where Weights & Biases is, whether there is a key for it, and whether it answers: all asked of its own client."""
+"""Where Weights & Biases is, whether there is a key for it, and whether it answers."""
 
 from __future__ import annotations
 
@@ -36,11 +36,7 @@ def one_line(error: Exception) -> str:
 
 
 def server() -> str:
-    """Address of the server, as `WANDB_BASE_URL` or `wandb login --host` set it.
-
-    Raises:
-        ReportingError: the client rejects its settings.
-    """
+    """Address of the server, as `WANDB_BASE_URL` or `wandb login --host` set it."""
     # Before the import: the client would report its own errors to another server.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -87,11 +83,7 @@ def _knock() -> None:
 
 
 def within(seconds: float, function: Callable[[], _T]) -> _T:
-    """Call a function of the client, which by itself tries again for minutes.
-
-    Raises:
-        ReportingError: when it raises, or has not returned in time.
-    """
+    """Call a function of the client with a time limit; the client itself retries for minutes."""
     found: list[_T] = []
     errors: list[Exception] = []
 
