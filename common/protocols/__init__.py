@@ -1,5 +1,5 @@
-"""Evaluations that take any encoder or model: classification, retrieval, detection, generated texts and images.
+"""Evaluations for any encoder or model: classification, retrieval, detection, generated texts and images.
 
-Each is a LightningModule that the configuration gives an encoder (`base.py`: `EncoderModule`), with a data module for
-it (`data.py`, `captions.py`). None knows a paper: docs/own-encoder.md gives them a network of your own.
+Each is a LightningModule that takes an encoder (`base.py`: `EncoderModule`), with a data module (`data.py`,
+`captions.py`). docs/own-encoder.md shows how to use your own network.
 """

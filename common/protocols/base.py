@@ -48,7 +48,7 @@ class EncoderModule(pl.LightningModule):
             self._before = None
             if self.pretrained is not None:
                 self.load_pretrained(self.pretrained)
-                # Kept before a resumed run restores its own copy, which must be the same.
+                # Stored before a resumed run restores its own copy, which must be equal.
                 self._before = self._unchanging()
 
     def load_pretrained(self, path: str) -> None:
@@ -95,7 +95,7 @@ class EncoderModule(pl.LightningModule):
 
 
 def check_num_classes(module: pl.LightningModule, num_classes: int | None = None, fewest: int = 2) -> None:
-    """Raise when the data module has another number of classes (None takes any), or fewer than can be learned."""
+    """Raise if the data module has another number of classes (None takes any), or too few."""
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
     if found is not None and found < fewest:
         raise ValueError(
@@ -114,23 +114,23 @@ def number_of_test_loaders(module: pl.LightningModule) -> int:
 
 
 def require_test_loaders(module: pl.LightningModule, number: int, expected: str) -> None:
-    """Raise when the test does not have that many loaders; `expected` says what they show."""
+    """Raise unless the test has that many loaders; `expected` describes them."""
     if number_of_test_loaders(module) != number:
         raise ValueError(f"test_dataloaders: {type(module).__name__} needs {number} of them: {expected}")
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
-    """Log what is the same on all processes; averaging over them would only round it."""
+    """Log values that are equal on all processes; averaging would only round them."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
 
 
 def mean_average_precision(
     module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """Mean over the classes that could be measured, in percent; `media/average_precision.csv` lists every class.
+    """Mean over the measured classes, in percent; `media/average_precision.csv` lists every class.
 
     Args:
-        average: average precision of every class [C], NaN for those left out.
+        average: average precision of every class [C], NaN if left out.
         details: more columns of every class; `left_out` says why.
     """
     judged = ~np.isnan(average)

@@ -1,8 +1,7 @@
 """A bridge between frozen encoders: does training two modalities together make it easier to join them?
 
-A small bridge is trained on pairs to map the features of two frozen encoders into a common space. The same steps are
-taken on encoders that were trained together and on encoders that were trained apart. We compare how well, and how soon,
-images and captions find each other.
+A small bridge maps the features of two frozen encoders into a common space, once for encoders trained together and once
+for encoders trained apart. We compare how well, and how soon, images and captions find each other.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ class Bridge(nn.Module):
     """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
 
     Features are standardized first, without learned parameters: by the batch in training, by all training batches in
-    the test. The scale of an encoder's features says nothing about it, but decides how fast a projection learns.
+    the
+    test. Otherwise the scale of the features would decide how fast a projection learns.
 
     Args:
         widths: features of the encoder of each modality.
@@ -68,13 +68,14 @@ class Bridge(nn.Module):
 class BridgedRetrieval(EncoderModule):
     """Search for captions by images and for images by captions through a bridge between frozen encoders.
 
-    The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens are no negatives of each
-    other. The learning rate is constant, so one training shows what shorter ones would have reached: the bridge is kept
-    after each of `lengths` steps, as part of every checkpoint. Held-out pairs of the training split choose the learning
-    rate for each length, so that no encoder is held back by a rate that suits another.
+    The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens aren't negatives of each
+    other. The learning rate is constant, and the bridge is kept after each of `lengths` steps, so one training shows
+    what
+    shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
 
-    `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption
-    with the same tokens as an own one counts as an own one. Logged are
+    `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption with
+    the
+    same tokens as an own one counts as an own one. Logs
 
     - `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval` after the last step;
     - `test/r10`, the mean of both R@10, and `test/r10_after_<steps>` for every length;
@@ -82,13 +83,12 @@ class BridgedRetrieval(EncoderModule):
     - `test/learning_rate`, the last choice; `test/encoder_parameters` and `test/bridge_parameters`.
 
     Args:
-        image_encoder: encoder with `feature_dim` features.
-        text_encoder: encoder of tokens [B, L] with `feature_dim` features.
+        image_encoder, text_encoder: have `feature_dim`; the latter takes tokens [B, L].
         pretrained: checkpoint with both encoders; None measures the initial weights.
         encoder_prefixes, text_encoder_prefixes: of each in that file; see `load_encoder`.
-        hidden_dim: units of a hidden layer of the bridge; None for a linear one.
+        hidden_dim: units of the bridge's hidden layer; None for a linear one.
         learning_rates: of Adam, a bridge for each.
-        lengths: numbers of steps after which the bridge is kept, ascending; the last is that of the training.
+        lengths: steps after which the bridge is kept, ascending; the last is the length of the training.
 
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
@@ -231,7 +231,7 @@ class BridgedRetrieval(EncoderModule):
 
 
 class Pairs:
-    """Features of images and of their captions, which also have `image_index` and `text`."""
+    """Features of images and of their captions; the latter also have `image_index` and `text`."""
 
     def __init__(self, images: RowsOncePerSample, captions: RowsOncePerSample, device: torch.device) -> None:
         index, rows = images.compute(device)
@@ -275,12 +275,10 @@ def _size(*modules: nn.Module) -> Tensor:
 
 
 class BridgeData(PairData):
-    """Pairs to train a bridge on, to choose its learning rate by, and to test it on.
+    """Pairs to train a bridge on, to choose its learning rate by, and to test it on, split and tokenized as in
+    pre-training.
 
-    Split and tokenizer are those of the pre-training.
-
-    Args:
-        held_out_fraction: share of the images of `split`, evenly spaced, that choose the learning rate.
+    `held_out_fraction` of the images of `split`, evenly spaced, choose the learning rate.
     """
 
     def __init__(

@@ -48,10 +48,9 @@ class CaptionRows(Dataset[Sample]):
 
 
 class CaptionPairs(ImageItems):
-    """Pairs of an image and one of its captions.
+    """Pairs of an image and one of its captions. An epoch shows each image `captions_per_image` times.
 
-    Args:
-        captions_per_image: how often an epoch shows each image; one with fewer captions shows some twice.
+    An image with fewer captions shows some of them twice.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class CaptionData(ImageData):
     """Images with captions.
 
     Args:
-        tokenizer: one with a vocabulary of its own makes it from the training captions; None leaves captions out.
+        tokenizer: one with its own vocabulary builds it from the training captions; None leaves captions out.
         split, held_out_split: listings to train on and to measure on.
         held_out_batch_size: images or captions per step, per device.
     """
@@ -154,7 +153,7 @@ class CaptionData(ImageData):
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
     def example_captions(self, size: int, draw: Draw) -> Tensor:
-        """Made-up captions of the greatest length, [size, L]."""
+        """Made-up captions of maximal length, [size, L]."""
         return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
 
     def test_dataloader(self) -> Any:
@@ -163,7 +162,7 @@ class CaptionData(ImageData):
         return self.gallery(self.held_out_images, self.held_out_captions)
 
     def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
-        """Loaders of images and of captions that are searched by each other."""
+        """Loaders of the images and captions to search."""
         if not len(captions):
             raise ValueError(f"data: none of the {len(images.listing)} {role} images has a caption to search by")
         return [
@@ -198,12 +197,12 @@ class PairData(CaptionData):
         }  # fmt: skip
         images = self.dataset.published_count(self.split)
         items = None if images is None else images * self.captions_per_image
-        # The vocabulary need not fit the model's here.
+        # The vocabulary may differ from the model's here.
         return Example(batch, batches_of_epoch(items, self.batch_size), {"vocabulary_size": 0})
 
 
 def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> None:
-    """Raise when a text encoder with `vocabulary_size` has fewer embeddings than the data's tokenizer has pieces."""
+    """Raise if a text encoder's `vocabulary_size` is below the data's tokenizer's."""
     size: Any = getattr(encoder, "vocabulary_size", None)
     if size is None:
         return

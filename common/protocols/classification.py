@@ -1,7 +1,7 @@
 """Classification with any encoder: fine-tuned, probed, or trained with labels.
 
 Every protocol is a set of heads on one encoder, trained side by side by the sum of their losses. Every test sample
-counts once, whatever the number of processes.
+counts once, for any number of processes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 
 class Classification(EncoderModule):
-    """What the protocols share: heads on an encoder, their training, and hits that count every sample once.
+    """Base of the protocols: heads on an encoder, their training, and hits that count every sample once.
 
     Args:
         heads: from features to logits, by name.
         num_classes: checked against the data module.
         learning_rates: of each head; the encoder's is the first.
         weight_decay: L2 in the gradient.
-        schedule: the learning rates fall in `steps` at the milestones, or along a `cosine` over the whole training.
+        schedule: of the learning rates: `steps` at the milestones, or a `cosine` over the whole training.
         milestones, gamma: epochs at which the learning rates fall, and the factor.
 
     Shapes:
@@ -83,11 +83,11 @@ class Classification(EncoderModule):
         return not self.frozen()
 
     def features(self, inputs: Tensor) -> Mapping[str, Tensor] | Tensor:
-        """Inputs of the heads: the same for all, or one for each by its name."""
+        """Inputs of the heads: the same for all, or one per name."""
         return self.encoder(inputs)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Logits [B, num_classes] of every head, at full precision also under autocast: rounded, the best often tie."""
+        """Logits [B, num_classes] of every head, at full precision under autocast, since rounded ones often tie."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
             features = self.features(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -169,7 +169,7 @@ class Classification(EncoderModule):
         log_results(self, {f"test/{name}": value for name, value in results.items()})
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """What is logged, from the mean values and the `count` of each loader."""
+        """Values to log, from the mean values and the `count` of each loader."""
         raise NotImplementedError
 
 
@@ -204,15 +204,15 @@ class SupervisedClassification(Classification):
 
 
 class ActionRecognition(Classification):
-    """Fine-tuning of a video encoder on labeled actions.
+    """Fine-tunes a video encoder on labeled actions.
 
-    In the first `warmup_epochs` only the classifier learns, with the encoder in training mode, so that its batch
-    normalization already moves to the new data. Then everything learns. The trainer's `max_epochs` counts both phases,
-    and the last weights are tested.
+    In the first `warmup_epochs` only the classifier learns, with the encoder in training mode, so its batch
+    normalization
+    already adapts to the new data. Then everything learns. `max_epochs` counts both phases; the last weights are
+    tested.
 
-    Test batches hold several clips of every video: `test/video_top1` and `test/video_top5` are of the mean of their
-    class probabilities. An optional second test loader holds random clips, and `test/clip_top1` is the accuracy of a
-    single one.
+    Test batches hold several clips per video: `test/video_top1` and `test/video_top5` use the mean of their class
+    probabilities. An optional second test loader holds random clips for `test/clip_top1`, the accuracy of a single one.
 
     Args:
         learning_rate: of Adam, in both phases.
@@ -277,7 +277,7 @@ class ActionRecognition(Classification):
 class LinearProbes(Classification):
     """Linear classifiers on the stages of a frozen video encoder, trained side by side.
 
-    Tested as `ActionRecognition` on several clips a video: `test/<stage>_top1` and `test/best_top1`, the best of them.
+    Tested like `ActionRecognition` on several clips per video: `test/<stage>_top1`, and their maximum `test/best_top1`.
 
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
@@ -336,7 +336,7 @@ def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
 
 
 def stage_channels(encoder: nn.Module, field: str, layers: Mapping[str, int]) -> Mapping[str, int]:
-    """Channels of every stage of an encoder that has the wanted ones."""
+    """Channels of every stage; checks that the encoder has the wanted ones."""
     channels: Any = getattr(encoder, "stage_channels", None)
     if channels is None:
         raise ValueError(f"{field}: {type(encoder).__name__} does not say its stage_channels, so it cannot be probed")
@@ -355,11 +355,12 @@ def of_stages(top1: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class LinearClassification(Classification):
     """Linear classifiers on frozen features, one for every learning rate of a sweep, trained side by side.
 
-    The best learning rate depends on the scale of the features, which differs a hundredfold between methods.
-    The test takes two loaders: images held out from the training set choose the learning rate, and the test images
-    measure it. Logged are `test/top1` and `test/top5` of the chosen one, `test/learning_rate`, and for every rate
-    `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. Of equally good rates the first is chosen, and never one
-    with scores that are not finite. A rate that diverges doesn't change the others.
+    The best learning rate depends on the scale of the features, which differs a hundredfold between methods. The test
+    takes two loaders: images held out from training choose the rate (the first of equally good ones, never one with
+    non-finite scores), test images measure it. Logs `test/top1` and `test/top5` of the chosen one,
+    `test/learning_rate`,
+    and per rate `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. A rate that diverges doesn't change the
+    others.
 
     Args:
         learning_rates: of SGD, one classifier for each.
@@ -439,14 +440,13 @@ class LinearClassification(Classification):
 
 
 class MultiLabelTagging(Classification):
-    """A linear layer on frozen features that says which tags an image has.
+    """A linear layer on frozen features that predicts an image's tags.
 
-    Logged are `test/map`, the mean of the average precisions of all tags with a positive test image, how many these are
-    (`test/classes`), and `test/images`; `media/average_precision.csv` has every tag. Difficult entries count neither in
-    training nor in the test.
+    Logs `test/map` over the tags with a positive test image, their number `test/classes`, and `test/images`;
+    `media/average_precision.csv` lists every tag. Difficult entries count neither in training nor in the test.
 
     Args:
-        learning_rate: of SGD; the loss is summed over tags, so it means the same for any number of them.
+        learning_rate: of SGD; independent of the number of tags, since the loss is summed over them.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].

@@ -1,7 +1,6 @@
-"""Data modules of the protocols: labeled videos, sounds and images of any data set in its own layout.
+"""Data modules of the protocols: labeled videos, sounds and images of any data set in its original layout.
 
-A miniature uses the very same classes: its world writes files in the layouts of the real data sets, which are pointed
-there.
+A miniature uses the same classes: its world writes files in the layouts of the real data sets.
 """
 
 from __future__ import annotations
@@ -49,12 +48,7 @@ STATISTICS_CLIPS = 10_000
 
 
 class AudioVisualData(ShardedDataModule):
-    """What the three data modules share: the data set or its stand-in from the world, and the transforms.
-
-    Args:
-        video, audio: what a clip is.
-        dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
-    """
+    """Base of the data modules of clips: `video` and `audio` define a clip; for the rest see ShardedDataModule."""
 
     def __init__(
         self,
@@ -83,15 +77,14 @@ class AudioVisualData(ShardedDataModule):
         return self.audio.transform(training, statistics)
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """What chooses the sounds in the files that statistics are of; other choices are kept apart."""
+        """Key of how the sounds for the statistics are chosen; other choices are cached separately."""
         return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
-        """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips and kept.
+        """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips of `listing` and
+        kept.
 
-        Args:
-            listing: the clips that the statistics are of.
-            sounds: items with `audio` in plain decibels, one per clip; None reads what an earlier call kept.
+        `sounds` has `audio` in plain decibels, one item per clip; None reads what an earlier call kept.
         """
         audio = self.audio
         if audio.statistics is not None:
@@ -106,7 +99,7 @@ class AudioVisualData(ShardedDataModule):
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
         if not path.is_file() and sounds is not None:
-            # Evenly spaced over the listing: as good as random, and the same for everyone.
+            # Evenly spaced over the listing: as good as random, and deterministic.
             chosen = spread(len(sounds), STATISTICS_CLIPS)  # type: ignore[arg-type]
             loader = DataLoader(Subset(sounds, chosen), batch_size=None, num_workers=self.num_workers)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +108,7 @@ class AudioVisualData(ShardedDataModule):
 
 
 def _stamp(clip: Clip) -> tuple[int, int]:
-    """What changes when the file with a clip's sound is written anew; zeros where it is not there."""
+    """Changes when the file with a clip's sound is rewritten; zeros if it is missing."""
     try:
         found = (clip.sound or clip.path).stat()
     except OSError:
@@ -127,13 +120,11 @@ class VideoClassificationData(AudioVisualData):
     """Labeled videos: random clips to train on, dense clips to test on (docs/papers/avid_cma.md [10.1], [10.2]).
 
     Args:
-        fold: official split, from 1; None where the set has none.
-        train_split, test_split: names of the listings.
+        fold: official split, from 1; None if the set has none.
         clips_per_video: random clips of each video per training epoch.
         test_clips: evenly spaced clips of each test video, whose class probabilities are averaged.
         clip_accuracy_clips: random clips of each test video scored one by one ("Clip@1"); 0 leaves that out.
         test_batch_size: videos per test step, per device.
-        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -163,7 +154,6 @@ class VideoClassificationData(AudioVisualData):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the listing; known after setup."""
         return len(self.listing.classes)
 
     @cached_property
@@ -207,7 +197,7 @@ class VideoClassificationData(AudioVisualData):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make numbers of clips that came as bytes, on the device."""
+        """Convert byte clips to floats on the device."""
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video_transform(training=False).normalized(batch["video"])
             # Lightning gives a batch the precision of the weights before this, and leaves bytes as they are.
@@ -226,13 +216,11 @@ class SoundClassificationData(AudioVisualData):
     """Labeled sounds as windows, for a classifier on frozen features (docs/papers/avid_cma.md [10.3]). There is no fit.
 
     Args:
-        train_split, test_split: names of the listings; equal where folds divide one listing.
+        train_split, test_split: names of the listings; equal if folds divide one listing.
         training_windows, test_windows: windows per file.
-        wrap_seconds: windows start anywhere in the first so many seconds and go on at the file's beginning (ESC-50);
+        wrap_seconds: windows start anywhere in this many first seconds and wrap around to the beginning (ESC-50);
             None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
-        excerpt_seconds: length of those excerpts.
         file_batch_size: files per step, per device.
-        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -272,7 +260,6 @@ class SoundClassificationData(AudioVisualData):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the listing; known after setup."""
         return len(self.listing.classes)
 
     def _windows(self, listing: Listing, training: bool, statistics: dict[str, np.ndarray] | None) -> SoundWindows:
@@ -299,11 +286,8 @@ class SoundClassificationData(AudioVisualData):
 
 
 class ImageData(ShardedDataModule):
-    """What the data modules share: the data set or its stand-in from a world, and the transform.
-
-    Args:
-        image: what an image becomes; its `training` is set here. None for the views of MoCo v2.
-        dataset, world, batch_size, kwargs: see ShardedDataModule.
+    """Base of the data modules of images; `image` is the transform (its `training` is set here), None for MoCo v2's
+    views.
     """
 
     def __init__(
@@ -318,7 +302,7 @@ class ImageData(ShardedDataModule):
         self.image = image or ImageTransform()
 
     def options(self, training: bool) -> dict[str, Any]:
-        """Arguments that all map-style data sets of this module take."""
+        """Arguments of all map-style data sets of this module."""
         return {"transform": self.image, "training": training, **self.item_options}
 
     def example_images(self, size: int, draw: Draw) -> dict[str, Tensor]:
@@ -330,11 +314,9 @@ class ClassificationData(ImageData):
     """Images of one class each, for linear classifiers and for training with labels (docs/papers/mct.md [9]).
 
     Args:
-        train_split, test_split: names of the listings.
-        held_out_fraction: share of the training images, evenly spaced over classes, that is kept back to choose a
-            learning rate with; the test then has two loaders, these images and the test images. 0 for none.
+        held_out_fraction: share of the training images, evenly spaced over classes, that chooses a learning rate; the
+            test then has two loaders, these images and the test images. 0 for none.
         test_batch_size: images per test step, per device.
-        kwargs: see ImageData and ShardedDataModule.
     """
 
     def __init__(
@@ -367,7 +349,6 @@ class ClassificationData(ImageData):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the listing; known after setup."""
         return len(self.listing.classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -391,7 +372,7 @@ class ClassificationData(ImageData):
 
 
 def evenly_spaced(count: int, share: float) -> np.ndarray:
-    """Which of so many items a share of them is, spread evenly over all: bool [count]."""
+    """Mask [count] of an evenly spaced share of items."""
     return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
 
 
@@ -401,11 +382,8 @@ def check_fraction(held_out_fraction: float) -> None:
 
 
 class LabeledImages(ImageItems):
-    """Images with several labels each: `labels` int8 [C], 1 present, 0 absent, -1 not counted.
-
-    Args:
-        listing, labels: the images and their labels [N, C].
-        options: see ImageItems.
+    """Images with several labels each: `labels` int8 [N, C], 1 present, 0 absent, -1 not counted. For options see
+    ImageItems.
     """
 
     def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
@@ -421,10 +399,8 @@ class MultiLabelData(ImageData):
     """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/mct.md [9]).
 
     Args:
-        train_split, test_split: names of the listings.
         fit: whether a trainer fits on the training images; else the test has two loaders, training and test images.
         test_batch_size: images per test step, per device.
-        kwargs: see ImageData and ShardedDataModule.
     """
 
     def __init__(
@@ -444,18 +420,15 @@ class MultiLabelData(ImageData):
 
     @property
     def num_classes(self) -> int:
-        """Number of labels."""
         return len(self.class_names)
 
     @cached_property
     def class_names(self) -> Sequence[str]:
-        """Names of the labels."""
         if isinstance(self.dataset, PascalVOC):
             return self.dataset.listing(self.train_split).classes
         return self.dataset.annotations(self.train_split).tag_names
 
     def images(self, split: str, training: bool) -> LabeledImages:
-        """The labeled images of a split."""
         listing = self.dataset.listing(split)
         if isinstance(self.dataset, PascalVOC):
             labels = self.dataset.labels(split, listing)

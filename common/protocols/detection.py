@@ -63,13 +63,13 @@ LEAST_SCORE = 0.5
 class Detection(pl.LightningModule):
     """Faster R-CNN with the fourth stage of a residual network as its map and the fifth as its head; all of it learns.
 
-    Batch normalization is fine-tuned, and one more follows the last stage. Over several devices it needs
-    `trainer.sync_batchnorm: true`: a device has only a few images. Before the test its statistics are computed again
-    from training batches, since those of the training belong to weights that have changed since.
+    Batch normalization is fine-tuned, and one more follows the last stage; several devices need
+    `trainer.sync_batchnorm: true`, since a device has only a few images. Before the test its statistics are recomputed
+    from training batches, as the weights have changed since.
 
-    Logged are, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables,
-    and `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, whatever the
-    number of processes. `media/detections.png` shows some images.
+    Logs, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
+    `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, for any number of
+    processes. `media/detections.png` shows some images.
 
     Args:
         num_classes: kinds of objects, without the background.
@@ -81,19 +81,19 @@ class Detection(pl.LightningModule):
         anchors_per_image: trained per step to tell objects from background.
         crops_per_image: proposals trained per step to classify.
         crop_size: side of the crops of the map.
-        weight_decay: parameters of batch normalization do not decay.
+        weight_decay: not for batch normalization.
         warmup_steps: of a linear rise from a thousandth of the learning rate.
         milestones: steps at which the learning rate falls.
-        precise_bn_batches: training batches to compute the statistics from before the test; 0 keeps the old ones.
+        precise_bn_batches: training batches for the statistics before the test; 0 keeps the old ones.
         pictures: test images that are drawn.
 
     Shapes:
         Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
         in pixels of the tensor), `labels` [n] from 1, `difficult` [n]; `index` [B].
 
-    Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, its defaults included: the numbers of proposals in
-    training, the thresholds, the start of the warm-up, no weight decay of batch normalization. Its box losses are L1,
-    torchvision's are smooth below a ninth.
+    Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, with its defaults for the numbers of proposals, the
+    thresholds, the start of the warm-up, and weight decay. Its box losses are L1, torchvision's are smooth below a
+    ninth.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class Detection(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Compute the statistics of batch normalization again, from the same training batches every time."""
+        """Recompute the statistics of batch normalization from the same training batches every time."""
         batches = self.hparams["precise_bn_batches"]
         if not batches:
             return
@@ -290,7 +290,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
-    """Images [3, H, W] padded to one size, whose sides are multiples of a number, so that the map's places are even."""
+    """Images [3, H, W] padded to one size with sides that are multiples of a number, so the map's places are even."""
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
     height, width = (multiple * math.ceil(max(sides) / multiple) for sides in zip(*sizes))
     tensors = images[0].new_zeros(len(images), 3, height, width)
@@ -303,12 +303,11 @@ def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
 def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any]]) -> None:
     """Set the running statistics of batch normalization to those of the given batches under the current weights.
 
-    The variance is that of all values: it counts how the means of the batches differ, which matters when batches are
-    small. All processes get the same statistics.
+    The variance is that of all values, so it includes how batch means differ. All processes get the same statistics.
 
     Args:
         module: called in training mode with each batch's entries; its modes are restored.
-        batches: of equal size; of every process its own.
+        batches: of equal size; different on every process.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
     """
@@ -352,9 +351,9 @@ class BoxTransform:
     """One picture with boxes to a normalized tensor of about the same shape and its boxes.
 
     Args:
-        sizes: length of the shorter side in training; one of them is drawn for every image.
+        sizes: length of the shorter side in training, drawn for every image.
         test_size: length of the shorter side in a test.
-        max_size: limit of the longer side; the shorter one then gets shorter.
+        max_size: limit of the longer side; overrides the shorter one.
         flip: probability of a horizontal flip in training.
         mean, std: of the channels, on a scale of 0 to 1.
     """
@@ -378,7 +377,7 @@ class BoxTransform:
         return dataclasses.replace(self, training=training)
 
     def resized(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
-        """Width and height of a picture of the given ones after its shorter side is set."""
+        """Width and height of a picture after resizing its shorter side."""
         scale = min(shorter / min(size), self.max_size / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -402,11 +401,10 @@ class BoxTransform:
 
 
 class DetectionImages(ImageItems):
-    """Images with the boxes of their objects.
+    """Images with the boxes of their objects. For `options` see ImageItems; `transform` is a BoxTransform.
 
     Args:
-        keep_difficult: whether objects marked as difficult stay; they do in a test.
-        options: see ImageItems; `transform` is a BoxTransform.
+        keep_difficult: whether to keep objects marked as difficult; a test does.
     Returns of an item:
         `image` float32 [3, H, W]; `target`, a dict of `boxes` float32 [n, 4], `labels` int64 [n] from 1, `difficult`
         bool [n] and `image_id`, the position in the listing; `index`.

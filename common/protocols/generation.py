@@ -1,6 +1,6 @@
 """FID, inception score, R-precision and semantic object accuracy of any generator, with released networks.
 
-Only sums and embeddings are kept, and every sample counts once, whatever the number of processes.
+Keeps only sums and embeddings; every sample counts once, for any number of processes.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ Batch = dict[str, Any]
 
 
 class ImageEvaluation(ABC):
-    """What a test measures of the images that a module generates from captions.
+    """Evaluation of images generated from captions.
 
-    The order of calls: `load_pretrained`, `begin`, `update` for each batch and repetition, `compute`.
+    Call `load_pretrained`, `begin`, `update` for each batch and repetition, then `compute`.
     """
 
     repeats: int = 1  # how often all images are generated, each time with other noise
 
     @abstractmethod
     def load_pretrained(self) -> None:
-        """Read the networks; a wrong file then stops a run before it trains."""
+        """Read the networks, so a wrong file stops a run before it trains."""
 
     def why_not(self, metric: str) -> str:
-        """Why a metric will not be measured: its network is missing, or its name is unknown; empty if it will."""
+        """Why a metric will not be measured (its network is missing, or its name unknown), or empty."""
         return ""
 
     @abstractmethod
@@ -74,7 +74,7 @@ class ImageEvaluation(ABC):
 
 
 class NetworkFile(NamedTuple):
-    """A released network, the metrics that need it, and which file it is, for messages."""
+    """A released network, the metrics that need it, and a description of its file for messages."""
 
     build: Callable[[str], nn.Module]
     metrics: tuple[str, ...]
@@ -107,14 +107,14 @@ class GenerationEvaluation(ImageEvaluation):
     |---|---|---|
     | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | yes, up to the conversion of the weights |
     | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | with those of this network |
-    | `r_precision` | `clip` | no: papers train encoders of their own |
+    | `r_precision` | `clip` | no: papers train their own encoders |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
 
-    With several repetitions `<name>_spread` is the standard deviation over them; object accuracy has one only with
-    `object_copies` 0. `r_precision_fold_spread` is that over the folds. Statistics of real images are cached. The
+    With several repetitions `<name>_spread` is the standard deviation over them (of object accuracy only with
+    `object_copies` 0), and `r_precision_fold_spread` that over the folds. Statistics of real images are cached. The
     networks are not part of the module's state.
 
-    The module has `images_of(batch, seed)`, images [B, 3, S, S] of a batch's captions. Its data module has
+    The module needs `images_of(batch, seed)`, images [B, 3, S, S] of a batch's captions. Its data module needs
     `reference_loader()`, real images; `texts("test", numbers)`, captions by their numbers; and for object accuracy
     `caption_count` and `caption_loader(numbers)`, batches of captions without images.
 
@@ -122,9 +122,9 @@ class GenerationEvaluation(ImageEvaluation):
         inception, inception_tv, clip, detector: files and, for CLIP, a folder; a missing one leaves its metrics out.
         splits: of the inception score.
         candidates, folds: of R-precision.
-        object_copies, person_captions: of SOA, see `object_captions`, on images of its own for all captions of the
-            test split. 0 copies measure it on the images of the other metrics instead, and count every caption.
-        seed: of draws and of the noise of SOA's images.
+        object_copies, person_captions: of SOA, see `object_captions`, on separate images for all captions of the test
+            split. 0 copies measure it on the images of the other metrics and count every caption.
+        seed: of random choices and of the noise of SOA's images.
     """
 
     def __init__(
@@ -251,7 +251,6 @@ class GenerationEvaluation(ImageEvaluation):
         return {**means, **spreads}
 
     def _look_for_objects(self) -> None:
-        """Generate images of the captions that name a class, and look for the class in them."""
         captions = self.data.texts("test", list(range(self.data.caption_count)))
         wanted = object_captions(captions, self.object_copies, self.person_captions, self.seed)
         if not wanted:
@@ -286,14 +285,13 @@ class GenerationEvaluation(ImageEvaluation):
         return moments
 
     def _key(self, name: str, loader: Any) -> str:
-        """Hash of the weights, the pictures and how they are read."""
         weights = hashlib.sha256(Path(str(self.files[name])).read_bytes()).hexdigest()
         content = repr((name, weights, loader.dataset.describe(), len(loader.dataset), vars(self.data.transform)))
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 class RealImages(pl.LightningModule):
-    """The real images of the test captions, measured as if they were generated: what a perfect generator reaches."""
+    """The real images of the test captions, measured as if generated: the score of a perfect generator."""
 
     def __init__(self, evaluation: ImageEvaluation) -> None:
         super().__init__()
@@ -316,7 +314,7 @@ class RealImages(pl.LightningModule):
 
 
 def without_substitutes(batch: Batch) -> Batch:
-    """A batch without the samples that replace broken files: they are counted at their own place."""
+    """A batch without the samples that replace broken files; they count at their own position."""
     if "skipped" not in batch:
         return batch
     own = batch["skipped"] == 0
@@ -325,7 +323,6 @@ def without_substitutes(batch: Batch) -> Batch:
 
 @rank_zero_only
 def print_once(line: str) -> None:
-    """Print a line on the first process only."""
     print(f"  {line}")
 
 
@@ -337,6 +334,6 @@ def _multi_hot(classes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _identity(text: str) -> int:
-    """The same number for the same words on every process; `hash` differs between processes."""
+    """A number per text, equal on every process (`hash` differs between processes)."""
     words = " ".join(text.lower().split())
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")

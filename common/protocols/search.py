@@ -54,26 +54,26 @@ class SearchSpace(nn.Module):
 class CrossModalSearch(EncoderModule):
     """A linear layer on frozen image features, and a text encoder, into a common space.
 
-    Negatives are the other pairs of the global batch.
+    Negatives are the other pairs of the global batch. After every epoch the weights are compared by the sum of the six
+    recalls on the validation split; the best ones, `selected`, are part of every checkpoint and are tested. A run
+    resumed
+    at the end of an epoch would skip Lightning's validation loop, so the comparison happens before the first step of
+    the
+    next epoch, or at the end of training; the checkpoint knows whether it did.
 
-    After every epoch the weights are compared by the sum of the six recalls on the validation split. The best ones,
-    `selected`, are part of the module and so of every checkpoint, and are tested. A run resumed at the end of an epoch
-    would skip Lightning's validation loop, so the comparison happens before the first step of the next epoch, or at the
-    end of training; the checkpoint knows whether it did.
-
-    The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logged are
-    `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same with the ending
-    `_equal_text`, where captions with the same tokens as an own one count as own ones; and `test/selected_epoch` and
+    The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logs
+    `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same ending in
+    `_equal_text`, where captions with the same tokens as an own one count as own ones; `test/selected_epoch` and
     `test/validation_recall_sum`.
 
     Args:
         text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
         margin: by how much a pair must beat its negatives.
-        hardest: only the hardest negative of every image and caption counts, instead of all of them.
+        hardest: only the hardest negative of every image and caption counts.
         mask_same_image: captions of the same image in a batch are no negatives.
         learning_rate: of Adam.
         milestones: epochs at which the learning rate falls.
-        fold_size: images that are searched at a time in the test; None for all of them. Validation searches all.
+        fold_size: images searched at a time in the test; None for all. Validation searches all.
 
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
@@ -161,7 +161,7 @@ class CrossModalSearch(EncoderModule):
 
     @torch.no_grad()
     def select(self, log_at: int) -> None:
-        """Keep the current weights if they are the best so far on the validation split; log the recalls at a step."""
+        """Keep the current weights if they are the best so far on the validation split; log the recalls."""
         if not self._compares:
             return
         loaders = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
@@ -252,7 +252,7 @@ def _joined(rows: Tensor) -> Tensor:
 
 
 class SearchData(PairData):
-    """Images and captions that find each other: trained on `split`, selected on `held_out_split`, tested on a third."""
+    """Images and captions: trained on `split`, selected on `held_out_split`, tested on a third."""
 
     def __init__(
         self,

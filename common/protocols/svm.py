@@ -48,14 +48,15 @@ class MachinesOnFeatures(EncoderModule):
 class SoundSVM(MachinesOnFeatures):
     """Linear machines on the stages of an audio encoder, for files seen as several windows each.
 
-    The test takes two loaders: augmented windows to learn from and regular ones to test on. With `folds` above one
-    both hold all files, and the result is the mean over folds, each tested by a machine that learned from the others.
-    With one fold the loaders hold different files. Logged are `test/<stage>_top1` for every stage and `test/best_top1`,
-    the best of them. Every file counts once.
+    The test takes two loaders: augmented windows to learn from and regular ones to test on. With several `folds` both
+    hold
+    all files, and the result is the mean over folds, each tested by a machine trained on the others. With one fold the
+    loaders hold different files. Logs `test/<stage>_top1`, and their maximum `test/best_top1`. Every file counts once.
 
-    Memory: the features of a stage are `files * windows * dims * 4` bytes a loader (ESC-50 at full size: 2,000 * 10 *
-    9,216 * 4 = 737 MB), and all stages of both loaders are held (5.6 GB). Each of the `jobs` machines that are fitted
-    at a time needs about seven times the size of its training rows (float64 as index-value pairs).
+    Memory: `files * windows * dims * 4` bytes per stage and loader (ESC-50 at full size: 2,000 * 10 * 9,216 * 4 = 737
+    MB;
+    all stages of both loaders 5.6 GB). Each of the `jobs` machines fitted at a time needs about seven times the size of
+    its training rows (float64 as index-value pairs).
 
     Args:
         audio_encoder: encoder with `forward_stages` and `stage_channels`.
@@ -145,7 +146,7 @@ class SoundSVM(MachinesOnFeatures):
 
 
 class FileFeatures:
-    """Features of the files of one loader, stage by stage in float32 on the host, each file once by its index."""
+    """Features of one loader's files, stage by stage in float32 on the host, each file once by its index."""
 
     def __init__(self) -> None:
         self._facts: list[Tensor] = []
@@ -161,30 +162,29 @@ class FileFeatures:
         return first_occurrences(torch.cat(self._facts)[:, 0]).numpy()
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Class and fold of every file, in the order of the index."""
+        """Class and fold of every file, by index."""
         _, label, fold = torch.cat(self._facts).numpy()[self._kept()].T
         return label, fold
 
     def take(self, layer: str) -> np.ndarray:
-        """Features [files, windows, dims] of a stage in the same order; frees their memory here."""
+        """Features [files, windows, dims] of a stage, by index; frees their memory here."""
         rows, kept = np.concatenate(self._features.pop(layer)), self._kept()
         # Files nearly always come once and in order: no second copy.
         return rows if np.array_equal(kept, np.arange(len(rows))) else rows[kept]
 
 
 class MultiLabelSVM(MachinesOnFeatures):
-    """Linear machines on the features of an image encoder, one a class, for images with several labels.
+    """Linear machines on the features of an image encoder, one per class, for images with several labels.
 
-    The test takes two loaders: images to learn from, images to test on. Logged are `test/map`, the mean of the average
-    precisions of all classes that could be measured, how many these are (`test/classes`), how many of them chose each C
-    (`test/classes_with_C_<C>`), and `test/images`. `media/average_precision.csv` has every class. Every image counts
-    once. Memory: `images * dims * 4` bytes (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice those of the training images
-    while a machine is fitted.
+    The test takes two loaders: images to learn from, images to test on. Logs `test/map` over the classes that could be
+    measured, their number `test/classes`, how many chose each C (`test/classes_with_C_<C>`), and `test/images`;
+    `media/average_precision.csv` lists every class. Every image counts once. Memory: `images * dims * 4` bytes
+    (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice those of the training images while a machine is fitted.
 
     Args:
         image_encoder: encoder with `forward_map`.
         pool: side of the grid of means of the last map; 2 for the 8192 features of VirTex v0.9.
-        costs, folds: the values of C to choose from, by cross-validation with so many folds.
+        costs, folds: the values of C to choose from, and folds of the cross-validation.
         positive_weight: weight of a positive sample against a negative one.
 
     Shapes:

@@ -1,6 +1,6 @@
 """Answers and captions on a test set: loss, accuracy of picked options, exact match and caption metrics.
 
-Every sample counts once, on any number of processes.
+Every sample counts once, for any number of processes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from common.metrics.gathering import OncePerSample, gather_objects
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What a model wrote for a sample, or the option it picked, and what it should have written.
+    """What a model wrote or picked for a sample, and the reference.
 
     Attributes:
-        answer: the original one; "" where it is withheld.
+        answer: the original one; "" if withheld.
         question: "" for a caption.
-        kind: of the question; "" where there are no kinds.
+        kind: of the question; "" if there are no kinds.
     """
 
     text: str
@@ -33,7 +33,7 @@ class GeneratedText:
 
     @property
     def matches(self) -> bool:
-        """Whether the text is the answer, apart from spaces and case."""
+        """Whether the text equals the answer, ignoring spaces and case."""
         return plain(self.text) == plain(self.answer)
 
 
@@ -54,8 +54,7 @@ class TextTest:
 
     Args:
         protocols: of the caption metrics; see `common.metrics.captioning`. `avsd_1ref` compares with the original
-            answer alone; `avsd7` and `avsd8` leave out samples without other references, as the two scales must not
-            mix.
+            answer alone; `avsd7` and `avsd8` leave out samples without other references, since the scales must not mix.
         meteor: also compute METEOR if Java is installed.
 
     Attributes:
@@ -79,7 +78,7 @@ class TextTest:
         self._loss.update(index, loss=loss, words=words)
 
     def update_choices(self, index: Tensor, picked: Tensor, correct: Tensor) -> None:
-        """Add samples [B] with the picked and the right option [B]; -1 where the right one is withheld."""
+        """Add samples [B] with the picked and the right option [B]; -1 if the right one is withheld."""
         known = correct >= 0
         self._choices.update(index[known], accuracy=100.0 * (picked == correct).float()[known])
 
@@ -97,7 +96,7 @@ class TextTest:
             self._own_texts.setdefault(sample, GeneratedText(text, answer, tuple(others), *asked))
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:
-        """All metrics; all processes must call, and get the same."""
+        """All metrics, the same on every process; all must call."""
         loss, choices = self._loss.compute(device), self._choices.compute(device)
         self.texts = {}
         for sample, text in gather_objects(sorted(self._own_texts.items())):
@@ -127,7 +126,7 @@ class TextTest:
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
-    """Share of texts that match the answer, of all and of each kind of question; `distinct`: how many differ."""
+    """Share of texts that match the answer, of all and per kind of question; `distinct` counts different texts."""
     found = {"distinct": float(len({plain(text.text) for text in texts}))}
     known = [text for text in texts if text.answer]
     for kind in ["", *sorted({text.kind for text in known} - {""})]:
