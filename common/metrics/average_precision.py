@@ -1,4 +1,4 @@
-"""Average precision of classes that occur together. Without torch: the support vector machines use it, too."""
+"""Average precision per class; without torch, since the support vector machines use it."""
 
 import numpy as np
 from sklearn.metrics import average_precision_score
@@ -7,14 +7,14 @@ from sklearn.metrics import average_precision_score
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the precision-recall curve of one class, as a sum over the recalls (no interpolation).
 
-    Samples with equal scores are taken together, so that one score for all gives the share of positives.
+    Equal scores are taken together, so one score for all gives the share of positives.
 
     Args:
         scores: [N].
         labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.
 
     Returns:
-        A value up to 1; NaN when no sample is positive, for then the measure is undefined.
+        A value up to 1; NaN if no sample is positive.
 
     Source: docs/papers/mct.md [9].
     """
@@ -35,15 +35,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Average precision of every class.
-
-    Args:
-        scores: [N, C].
-        labels: [N, C] of 1, 0 and -1, see `average_precision`.
-
-    Returns:
-        [C] float64, NaN for classes without a positive sample.
-    """
+    """Average precision [C] of every class (scores [N, C]), float64; NaN without a positive sample."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or scores.ndim != 2:
         raise ValueError(f"scores and labels: expected [samples, classes], got {scores.shape} and {labels.shape}")

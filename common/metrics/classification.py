@@ -7,7 +7,7 @@ from torch import Tensor
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     """How many other classes score at least as high as the true one: scores [..., C] and labels [...] -> int64 [...].
 
-    Ties and NaN count against the classifier, so that one with the same score for every class is right about nothing.
+    Ties and NaN count against the classifier, so one with the same score for every class is never right.
     """
     own = scores.gather(-1, labels.unsqueeze(-1))
     return (~(scores < own)).sum(-1) - 1

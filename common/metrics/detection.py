@@ -25,10 +25,10 @@ _NO_AREA = 1e11
 
 @dataclass(frozen=True)
 class DetectedImage:
-    """What was found in an image, and what is there.
+    """Detections and objects of an image; a box is left, top, right, bottom.
 
     Attributes:
-        boxes, scores, labels: detections [D, 4], [D], [D]; a box is left, top, right, bottom.
+        boxes, scores, labels: detections [D, 4], [D], [D].
         true_boxes, true_labels: objects [G, 4], [G].
         difficult: objects that count neither as found nor as missed [G].
     """
@@ -42,10 +42,7 @@ class DetectedImage:
 
 
 class DetectionsOncePerImage:
-    """Detections of all batches and processes, each image once.
-
-    A distributed sampler may repeat images, and a loader that meets a broken file delivers its neighbor twice; the
-    first of them stays.
+    """Detections of all batches and processes, each image once: the first, as samplers and loaders may repeat images.
 
     Examples:
         >>> found = DetectionsOncePerImage()
@@ -62,12 +59,11 @@ class DetectionsOncePerImage:
     def update(
         self, index: Tensor, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
     ) -> None:
-        """Add a batch.
+        """Add a batch of images `index` [B].
 
         Args:
-            index: which images [B].
             detections: for every image `boxes` [D, 4], `scores` [D] and `labels` [D].
-            targets: for every image `boxes` [G, 4], `labels` [G] and, where there are such, `difficult` [G].
+            targets: for every image `boxes` [G, 4], `labels` [G] and optionally `difficult` [G].
         """
         if not len(index) == len(detections) == len(targets):
             raise ValueError(f"{len(index)} images, {len(detections)} detections and {len(targets)} targets differ")
@@ -98,9 +94,11 @@ class DetectionsOncePerImage:
 def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
     """Mean over classes of the average precision at 101 recalls, by pycocotools.
 
-    At most 100 detections an image and class count. A difficult object is ignored as COCO ignores objects outside a
-    range of areas: the best detection of it counts neither as right nor as wrong, further ones are wrong. (Marked as
-    crowds, difficult objects would also excuse every detection that lies inside them, however small.)
+    At most 100 detections per image and class count. A difficult object is ignored like COCO's objects outside a range
+    of
+    areas: its best detection doesn't count, further ones are wrong. (Marked as crowds, difficult objects would also
+    excuse
+    every detection inside them.)
 
     Returns:
         `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Classes without an object
@@ -128,7 +126,7 @@ def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
 
 
 def _coco(images: int, labels: Iterable[int], rows: list[dict[str, Any]]) -> Any:
-    """An index of pycocotools; identifiers start at 1, because the evaluation takes 0 for no match."""
+    """An index of pycocotools; ids start at 1 because 0 means no match."""
     from pycocotools.coco import COCO
 
     coco = COCO()
@@ -149,15 +147,15 @@ def _coco_box(image: int, box: Floats, label: np.int64) -> dict[str, Any]:
 
 
 def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
-    """Mean over classes of the average precision at 11 recalls, by the rules of Pascal VOC 2007.
+    """Mean over classes of the average precision at 11 recalls, by the rules of Pascal VOC 2007; like
+    `coco_average_precision`.
 
-    The numbers that MoCo, VirTex and others report on VOC07 come from detectron2, which applies these rules at every
-    overlap. A detection belongs to the object of its class that it overlaps most. It is right when that overlap exceeds
-    the threshold and no better detection belongs to the object; it does not count when the object is difficult.
-    (detectron2 first rounds scores to three decimals and boxes to one. Here nothing is rounded.)
-
-    Returns:
-        As `coco_average_precision`.
+    The VOC07 numbers of MoCo, VirTex and others come from detectron2, which applies these rules at every overlap. A
+    detection belongs to the object of its class that it overlaps most. It is right when that overlap exceeds the
+    threshold
+    and no better detection belongs to the object; it does not count when the object is difficult. (detectron2 first
+    rounds
+    scores to three decimals and boxes to one. Here nothing is rounded.)
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.

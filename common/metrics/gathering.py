@@ -26,7 +26,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
-    """Values of all processes in rank order, pickled; their number may differ and be 0."""
+    """Pickled values of all processes in rank order; their number may differ and be 0."""
     if not is_distributed():
         return values
     parts: list[list[Any]] = [[] for _ in range(world_size())]
@@ -45,9 +45,10 @@ def first_occurrences(index: Tensor) -> Tensor:
 class OncePerSample:
     """Means of per-sample values with every sample weighing the same, however often it was seen.
 
-    A distributed sampler repeats samples to give every process the same number, and a loader replaces a broken file by
-    its neighbor. The values of one index are averaged first, over all processes, so an index may also come several
-    times on purpose, once for each random clip of a video.
+    Samplers repeat samples to give every process the same number, and loaders replace a broken file by its neighbor.
+    The
+    values of one index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
+    video).
     """
 
     def __init__(self, *names: str) -> None:
@@ -56,15 +57,14 @@ class OncePerSample:
         self._values: list[Tensor] = []
 
     def update(self, index: Tensor, **values: Tensor) -> None:
-        """Add samples [B] with one value [B] of every name."""
+        """Add samples [B] with one value [B] per name."""
         self._indices.append(index.detach())
         self._values.append(torch.stack([values[name].detach().double() for name in self.names], dim=1))
 
     def compute(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """Float64 means over all samples of all processes, NaN if there is none, and their number, `count`.
 
-        Args:
-            device: where to collect; needed only by a process that may have seen no sample.
+        `device` is only needed by a process that may have seen no sample.
         """
         if self._indices:
             index, values = torch.cat(self._indices), torch.cat(self._values)
@@ -80,10 +80,7 @@ class OncePerSample:
 
 
 class RowsOncePerSample:
-    """Tensors with one row a sample, from all batches and processes, each sample once and in ascending order.
-
-    A loader replaces a broken file by its neighbor; the second row of a sample is left out.
-    """
+    """One row per sample from all batches and processes, ascending; the first row of a repeated sample counts."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -91,16 +88,15 @@ class RowsOncePerSample:
         self._rows: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
-        """Add samples [B] with a tensor [B, ...] of every name; trailing shapes and types never change."""
+        """Add samples [B] with a tensor [B, ...] per name; trailing shapes and types are constant."""
         self._indices.append(index.detach())
         for name in self.names:
             self._rows[name].append(rows[name].detach())
 
     def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Positions [N] of the samples, ascending, and for every name their rows [N, ...].
+        """Positions [N] of the samples, ascending, and their rows [N, ...] by name.
 
-        Args:
-            device: where to collect; needed only by a process that may have seen no sample.
+        `device` is only needed by a process that may have seen no sample.
         """
         own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
         # A process without samples does not know the shapes, but must take part all the same.

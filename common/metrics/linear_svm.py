@@ -1,7 +1,4 @@
-"""Linear support vector machines on frozen features.
-
-Without torch, so that processes which fit machines side by side start quickly.
-"""
+"""Linear support vector machines on frozen features; without torch, so worker processes start quickly."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +22,9 @@ def classify_windowed(
     standardize_epsilon: float,
     options: Mapping[str, Any],
 ) -> np.ndarray:
-    """Classify samples seen as several windows by one-vs-rest linear machines on standardized features.
+    """Class of each test sample, seen as several windows, by one-vs-rest linear machines on standardized features.
+
+    The class has the highest mean decision value over the windows.
 
     Args:
         train_rows, test_rows: [m, windows, dims] and [n, windows, dims].
@@ -33,9 +32,6 @@ def classify_windowed(
         train_mask, test_mask: which samples to fit to, [m], and to classify, [n].
         standardize_epsilon: added to the standard deviation of every feature.
         options: of `sklearn.svm.LinearSVC`.
-
-    Returns:
-        The class with the highest mean decision value over the windows, for every sample to be classified.
 
     Source: docs/papers/avid_cma.md [10.3].
     """
@@ -67,9 +63,9 @@ class ClassVerdict:
     """Result for one class of a multi-label task.
 
     Attributes:
-        average_precision: on the test samples, up to 1; NaN when the class was left out.
-        cost: the C that cross-validation chose; NaN when the class was left out.
-        left_out: why the class cannot be measured; empty when it was.
+        average_precision: on the test samples, up to 1; NaN if the class was left out.
+        cost: the C that cross-validation chose; NaN if the class was left out.
+        left_out: why the class cannot be measured, or empty.
     """
 
     average_precision: float
@@ -90,19 +86,17 @@ def evaluate_class(
 ) -> ClassVerdict:
     """Fit a linear machine for one class and measure its average precision.
 
-    Its C is the one with the highest mean average precision over folds of the training samples in their order, each
-    fold with the same share of positives. Difficult samples are negatives in training and left out in the test.
+    C has the highest mean average precision over folds of the training samples in their order, each with the same share
+    of
+    positives. Difficult samples are negatives in training and left out in the test. A class is left out if it has no
+    positive test sample, or fewer than two positive or two negative training samples to choose C with.
 
     Args:
         train_rows, test_rows: [m, dims] and [n, dims].
         train_labels, test_labels: [m] and [n]: 1 for present, 0 for absent, -1 for difficult.
-        costs: the values of C to choose from; of equally good ones the first wins.
-        folds: of the cross-validation; fewer when there are fewer positives or negatives.
+        costs: the values of C to choose from; the first wins a tie.
+        folds: of the cross-validation; fewer with fewer positives or negatives.
         positive_weight: weight of a positive sample against a negative one.
-
-    Returns:
-        The average precision and the chosen C. A class is left out, with the reason, when it has no positive test
-        sample or fewer than two positive or two negative training samples, for which C cannot be chosen.
 
     Source: docs/papers/mct.md [9].
     """

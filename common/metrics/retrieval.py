@@ -31,20 +31,21 @@ def caption_ranks(
 ) -> tuple[Tensor, Tensor]:
     """Rank of the best own caption of every image, and of the own image of every caption, by inner product.
 
-    Items that tie with the best own one are counted as better, and so is everything when its score is NaN. Half
-    precision is compared in float32.
+    Items that tie with the best own one count as better, and so does everything if its score is NaN. Half precision is
+    compared in float32.
 
     Args:
         image, captions: embeddings [N, d] and [M, d].
         caption_image: row of `image` that each caption describes, [M]; an image can have any number of captions.
-        equal_text: a number for the text of each caption, [M] int64, equal where two captions are the same string.
-            Captions of other images with the text of an own one then count as own ones, and so do the images of
-            captions with the text of the query. None takes all texts for different.
+        equal_text: a number per caption, [M] int64, equal for equal strings. Captions of other images with the text of
+            an
+            own one then count as own, and so do the images of captions with the query's text. None: all texts differ.
         max_scores: scores compared at a time, to bound the memory; one query is always compared as a whole.
 
     Returns:
-        The ranks of the images that have a caption, in their order, out of all captions, and of the captions [M], out
-        of all images; int64, 0 is best. The rank of a query without a valid own score is the size of the gallery.
+        Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best. The rank of a
+            query
+        without a valid own score is the size of the gallery.
     """
     own = _checked_owners(image, captions, caption_image)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
@@ -75,7 +76,7 @@ def caption_ranks(
 
 
 def _checked_owners(images: Tensor, captions: Tensor, caption_image: Tensor) -> Tensor:
-    """`caption_image` on the device of `images`; other owners would give wrong ranks unseen."""
+    """`caption_image` on the device of `images`, validated, since wrong owners would give wrong ranks silently."""
     own = caption_image.to(images.device, torch.int64)
     if not len(own) or own.shape != captions.shape[:1]:
         raise ValueError(f"caption_image: expected a row for each of {len(captions)} captions, got {list(own.shape)}")
@@ -87,7 +88,6 @@ def _checked_owners(images: Tensor, captions: Tensor, caption_image: Tensor) -> 
 
 
 def _numbered(equal_text: Tensor | None, own: Tensor) -> Tensor:
-    """The text of each caption as a number from 0, on the device of `own`."""
     if equal_text is None:
         return torch.arange(len(own), device=own.device)
     return torch.unique(equal_text.to(own.device), return_inverse=True)[1]
@@ -110,18 +110,19 @@ def caption_retrieval(
 ) -> dict[str, Tensor]:
     """Search for captions by images and for images by captions; see `caption_ranks`.
 
-    With `fold_size` the images are divided in their order into folds of that size, each is searched on its own with
-    its own captions, and the result is the mean over folds (the "1K" protocol: five folds of 1,000).
+    With `fold_size` each fold of that many images is searched separately with its own captions, and the result is the
+    mean
+    over folds (the "1K" protocol: five folds of 1,000).
 
     Args:
-        fold_size: images of a fold; None searches all at once. If it does not divide their number, folds are made as
-            equal as possible, and differ from it by at most 1 %.
+        fold_size: images of a fold; None searches all at once. If it does not divide their number, folds are as equal
+            as
+            possible, and differ from it by at most 1 %.
 
     Returns:
-        For images as queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage that has an own caption among the
-        1, 5 and 10 nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the nearest
-        own caption, counted from 1; for captions as queries the same as `t2i_...`. Float64 scalars. Images without
-        captions are no queries, but can be found.
+        For image queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage with an own caption among the 1, 5 and 10
+        nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the nearest own caption,
+        counted from 1; for caption queries `t2i_...`. Float64 scalars. Images without captions are never queries.
 
     Source: docs/papers/mct.md [9].
     """
@@ -140,7 +141,7 @@ def _folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
     if fold_size is None:
         return [(0, images)]
     count = max(1, round(images / fold_size))
-    # A few broken files must not stop an evaluation; a fold of another size would be another task.
+    # Tolerate a few broken files; a fold of another size would be another task.
     if abs(images / count - fold_size) > fold_size / 100:
         raise ValueError(f"fold_size: {images} images cannot be divided into folds of {fold_size}; null searches all")
     size, larger = divmod(images, count)
@@ -159,15 +160,14 @@ def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
 
 
 def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the captions' images among the images that could be read.
+    """Rows of the captions' images among the readable images.
 
     Args:
-        index: images that could be read, ascending, [N].
+        index: readable images, ascending, [N].
         owner: image of every caption, [M].
 
     Returns:
-        For the captions whose image could be read its place in `index`, [m <= M]; and which captions these are, bool
-        [M].
+        Place in `index` of each caption's image, if readable, [m <= M]; and which captions these are, bool [M].
     """
     row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
     known = index[row] == owner
@@ -179,12 +179,11 @@ def score_retrieval(
 ) -> dict[str, Tensor]:
     """Search by a matrix of scores of all pairs, for models that read every pair; see `caption_ranks`.
 
+    Returns what `caption_retrieval` does, and `mr`, the mean of the six recalls in percent.
+
     Args:
         scores: [N, M], images by captions.
         block: queries ranked at a time; bounds the memory.
-
-    Returns:
-        What `caption_retrieval` returns, and `mr`, the mean of the six recalls in percent; float64 scalars.
 
     Source: docs/papers/m3p.md [10].
     """

@@ -1,7 +1,7 @@
 """Scores of generated captions and answers: BLEU, ROUGE-L, CIDEr and METEOR, equal to those of coco-caption.
 
-`score_captions` takes raw text, `CaptionMeter` collects it over batches and processes. The metrics alone are pure
-functions of a `CaptionSet` of tokenized text, in the modules `bleu`, `rouge`, `cider` and `meteor`.
+`score_captions` takes raw text, `CaptionMeter` collects it over batches and processes. The modules `bleu`, `rouge`,
+`cider` and `meteor` have pure functions of a tokenized `CaptionSet`.
 """
 
 from common.metrics.captioning.caption_set import CaptionSet

@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from common.metrics.captioning.caption_set import CaptionSet
 
-# An order without any match or n-gram counts as this much, so no score is an exact zero but by the brevity penalty.
+# Value of an order without a match or n-gram, so only the brevity penalty gives an exact zero.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """BLEU-1 to BLEU-`orders`.
 
-    Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter of
-    two as close. Corpus scores add up the counts of all items; they are not means.
+    Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter on a
+    tie. Corpus scores add up the counts of all items; they are not means.
 
     Returns:
         Corpus scores [K] (NaN without items) and scores per item [N, K].

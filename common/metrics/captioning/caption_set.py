@@ -21,10 +21,10 @@ class NGrams:
 
     Attributes:
         distinct: number of distinct n-grams in all sentences, G.
-        candidate_item, candidate_gram, candidate_count: Entries of the candidates, [C].
-        reference_row, reference_gram, reference_count: Entries of the references, [E]; the row counts references.
-        partner: for every reference entry the candidate entry of the same item and n-gram, -1 where there is none, [E].
-        document_frequency: in how many items some reference holds the n-gram, [G].
+        candidate_item, candidate_gram, candidate_count: entries of the candidates, [C].
+        reference_row, reference_gram, reference_count: entries of the references, [E]; the row counts references.
+        partner: candidate entry of the same item and n-gram for each reference entry, -1 if none, [E].
+        document_frequency: number of items with the n-gram in some reference, [G].
     """
 
     distinct: int
@@ -42,9 +42,9 @@ class CaptionSet:
     """Candidates and references of N items as the metrics read them.
 
     Args:
-        candidates: one tokenized caption per item, tokens separated by white space, [N].
-        references: Per item at least one tokenized reference, [N] lists.
-        names: what error messages call the items; by default their positions.
+        candidates: one tokenized caption per item, tokens separated by white space.
+        references: at least one tokenized reference per item.
+        names: of the items in error messages; positions by default.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CaptionSet:
 
     @cached_property
     def _positions(self) -> tuple[Ints, Ints]:
-        """Sentence and token number of every position of all sentences laid end to end, each [P]."""
+        """Sentence and token number of every position of all sentences joined, each [P]."""
         tokens = list(chain.from_iterable(self._sentences))
         number = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
         numbers = np.fromiter(map(number.__getitem__, tokens), np.int64, len(tokens))
@@ -91,15 +91,11 @@ class CaptionSet:
 
     @cached_property
     def _gram_numbers(self) -> list[Ints]:
-        """Per order, from 1 on, the number of the n-gram at every position where one starts; grows on demand."""
+        """Per order from 1, the number of the n-gram starting at every position; grows on demand."""
         return [self._positions[1]]
 
     def ngrams(self, order: int) -> NGrams:
-        """The n-grams of `order` tokens; found once.
-
-        Args:
-            order: 1 or more.
-        """
+        """The n-grams of `order` tokens (1 or more); cached."""
         if order not in self._ngrams:
             self._ngrams[order] = self._find(order)
         return self._ngrams[order]
@@ -139,20 +135,14 @@ class CaptionSet:
 
 
 def _counted(values: Ints) -> tuple[Ints, Ints]:
-    """Distinct values in ascending order and how often each occurs; by sorting, which `np.unique` stopped doing."""
+    """Distinct values, ascending, and their counts; by sorting, since `np.unique` no longer sorts."""
     ordered = np.sort(values)
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
     return ordered[first], np.diff(first, append=len(ordered))
 
 
 def check_captions(names: Sequence[Hashable], candidates: Sequence[object], references: Sequence[object]) -> None:
-    """Refuse captions that cannot be scored, naming the item.
-
-    Args:
-        names: what messages call the items, [N].
-        candidates: Should be strings, [N].
-        references: Should be non-empty lists of strings, [N].
-    """
+    """Refuse captions that cannot be scored, naming the item."""
     for name, candidate, one in zip(names, candidates, references):
         if not isinstance(candidate, str):
             raise TypeError(f"item {name!r}: the candidate must be one string, got {type(candidate).__name__}")
@@ -166,5 +156,4 @@ def check_captions(names: Sequence[Hashable], candidates: Sequence[object], refe
 
 
 def mean(items: NDArray[np.float64]) -> float:
-    """Mean over items; NaN without any."""
     return float(items.mean()) if len(items) else float("nan")

@@ -13,9 +13,9 @@ def cider(
 ) -> tuple[float, NDArray[np.float64]]:
     """Cosine of the n-gram vectors of candidate and references, weighted by how rare an n-gram is.
 
-    The defaults are CIDEr-D, which coco-caption and the papers call CIDEr. `clip=False, sigma=None` is CIDEr without
-    the D. Rarity is counted in the references of these very items, so a score depends on all of them; with a single
-    item every weight, and so the score, is 0.
+    The defaults are CIDEr-D, which coco-caption and the papers call CIDEr; `clip=False, sigma=None` is plain CIDEr.
+    Rarity
+    is counted in the references of these items, so a score depends on all of them and is 0 for a single item.
 
     Args:
         clip: whether repeating an n-gram more often than the reference earns nothing.

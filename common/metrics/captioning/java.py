@@ -1,7 +1,6 @@
-"""The original Java programs behind caption scores, which the optional package pycocoevalcap carries.
+"""The original Java programs for caption scores, from the two jars of the optional package pycocoevalcap.
 
-Only its two jars are used. Its own wrappers write into the package's folder and give every caption after one that holds
-a line separator to the wrong item.
+Its own wrappers write into the package's folder and misalign captions after one with a line separator.
 """
 
 from __future__ import annotations
@@ -19,15 +18,11 @@ PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 
 
 class JavaUnavailable(RuntimeError):
-    """Java or a jar is missing or does not run; the message says which and what to do."""
+    """Java or a jar is missing or does not run."""
 
 
 def java_command(jar: str, memory: str) -> tuple[list[str], Path]:
-    """The start of a command line that runs Java, and the jar.
-
-    Args:
-        memory: Largest heap, as `2G`.
-    """
+    """Start of a command line that runs Java, and the jar; `memory` is the largest heap, such as `2G`."""
     java = shutil.which("java")
     if java is None:
         raise JavaUnavailable("no `java` on the PATH; install a Java runtime (8 or later)")
@@ -43,20 +38,15 @@ def java_command(jar: str, memory: str) -> tuple[list[str], Path]:
 
 
 def one_line(text: str) -> str:
-    """White space as single spaces: the programs read one caption per line, and know many line separators."""
+    """White space as single spaces; the programs read one caption per line and know many line separators."""
     return " ".join(text.split())
 
 
 def ptb_tokenize(texts: Sequence[str], timeout: float = 600) -> list[str]:
-    """Captions through the original PTB tokenizer.
+    """Captions through the original PTB tokenizer: lower case without punctuation, joined by one space. Timeout in
+    seconds.
 
     Whether the original keeps the full stop of a last word such as `c.` can depend on the caption after it.
-
-    Args:
-        timeout: seconds after which Java is given up.
-
-    Returns:
-        Words in lower case without punctuation, joined by one space, [N].
     """
     if not texts:
         return []
@@ -76,6 +66,6 @@ def ptb_tokenize(texts: Sequence[str], timeout: float = 600) -> list[str]:
 
 
 def last_line(output: bytes) -> str:
-    """The last line that a program wrote, for a message."""
+    """The last line of a program's output, for a message."""
     lines = output.decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no message")

@@ -1,4 +1,4 @@
-"""METEOR 1.5 (Denkowski and Lavie, 2014) through its own Java program; there is no substitute for it."""
+"""METEOR 1.5 (Denkowski and Lavie, 2014) through its original Java program."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ _SEPARATOR = "|||"
 
 def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[np.float64]]:
     """METEOR with the settings of coco-caption (English, normalized). Takes seconds to start and 1.5 GB of memory.
-
-    Args:
-        timeout: seconds after which Java is given up.
 
     Returns:
         Corpus score from the summed statistics of all items (NaN without any) and scores per item [N].
@@ -72,7 +69,7 @@ def _field(text: str) -> str:
 
 
 def _ask(stdin: IO[bytes], stdout: IO[bytes], requests: Iterable[str], answers: int) -> list[str]:
-    """Write all requests while reading the answers: written first, both pipes could fill up and wait for each other."""
+    """Write all requests while reading the answers; otherwise both pipes could fill up and deadlock."""
 
     def write() -> None:
         try:

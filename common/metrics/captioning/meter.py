@@ -16,13 +16,7 @@ from common.metrics.gathering import gather_objects
 
 
 class CaptionMeter:
-    """Caption scores with every sample counted once, however often and in however many processes it was seen.
-
-    Args:
-        protocol: see `score_captions`; the rest too.
-        official_quirks: as above.
-        tokenizer: as above.
-        with_meteor: as above.
+    """Caption scores over batches and processes, every sample counted once. For the options see `score_captions`.
 
     Examples:
         >>> meter = CaptionMeter(with_meteor=False)
@@ -47,19 +41,12 @@ class CaptionMeter:
         self._samples: dict[int, tuple[str, tuple[str, ...]]] = {}
 
     def reset(self) -> None:
-        """Forget everything."""
         self._samples.clear()
 
     def update(
         self, index: Tensor | Sequence[int], candidates: Sequence[str], references: Sequence[Sequence[str]]
     ) -> None:
-        """Add samples. Of a sample seen again the first candidate counts.
-
-        Args:
-            index: which samples, [B].
-            candidates: one caption per sample, [B].
-            references: At least one reference per sample, [B] lists.
-        """
+        """Add B samples by `index`, at least one reference each. The first candidate of a repeated sample counts."""
         indices = [operator.index(one) for one in (index.tolist() if isinstance(index, Tensor) else index)]
         for field, values in (("candidates", candidates), ("references", references)):
             if isinstance(values, str) or len(values) != len(indices):
@@ -70,12 +57,9 @@ class CaptionMeter:
             _add(self._samples, one, candidate, tuple(texts))
 
     def compute(self) -> CaptionScores:
-        """The scores over all samples of all processes, the same on each.
+        """The scores over all samples of all processes, `ids` ascending, the same on each process.
 
-        The first process computes them, so that METEOR's memory is needed once.
-
-        Returns:
-            Scores with `ids` in ascending order.
+        The first process computes them, so METEOR's memory is needed once.
         """
         samples: dict[int, tuple[str, tuple[str, ...]]] = {}
         gathered = gather_objects(list(self._samples.items()))

@@ -15,26 +15,26 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def keep(text: str) -> str:
-    """The text itself."""
     return text
 
 
 def ascii_only(text: str) -> str:
-    """Every character outside ASCII as one space, ends stripped."""
+    """Every non-ASCII character as one space, ends stripped."""
     return _NOT_ASCII.sub(" ", text).strip()
 
 
 def without_short_words(text: str) -> str:
-    """Without the words of exactly one character, `a`, `i` and `2` among them.
+    """Without the words of exactly one character, such as `a`, `i` and `2`.
 
-    The official DSTC7 stop-word list holds a full stop that it uses as a regular expression, where it means any
-    character. The published numbers carry this defect.
+    The official DSTC7 stop-word list uses a full stop as a regular expression, so it matches any character. The
+    published
+    numbers have this defect.
     """
     return " ".join(word for word in text.split() if len(word) != 1)
 
 
 def without_stops(text: str) -> str:
-    """Without the words `,` and `.`, which is what the stop-word list means and what DSTC8 does."""
+    """Without the words `,` and `.`, as the stop-word list intends and DSTC8 does."""
     return " ".join(word for word in text.split() if word not in (",", "."))
 
 

@@ -39,7 +39,7 @@ def rouge_l(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
 
 
 def _places(words: Sequence[str]) -> dict[str, int]:
-    """For every word the bits of the positions where it stands."""
+    """A bit mask of positions for every word."""
     places: dict[str, int] = {}
     for position, word in enumerate(words):
         places[word] = places.get(word, 0) | 1 << position

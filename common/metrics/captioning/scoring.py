@@ -27,12 +27,11 @@ METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores as fractions; CIDEr times ten, as everywhere.
+    """Scores as fractions; CIDEr times ten, as usual.
 
     Attributes:
         ids: the items, in the order of the scores per item.
-        corpus: for every one of `METRICS` the score of all items; NaN without items, None where it was not measured,
-            which a table shows as a dash.
+        corpus: score of all items for each of `METRICS`; NaN without items, None if not measured.
         items: the same per item, [N].
         notes: why something was not measured, a line each.
     """
@@ -44,7 +43,6 @@ class CaptionScores:
 
     @property
     def measured(self) -> dict[str, float]:
-        """The corpus scores that exist."""
         return {name: value for name, value in self.corpus.items() if value is not None}
 
 
@@ -60,12 +58,10 @@ def score_captions(
     """BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
 
     Args:
-        references: the same items to their references, at least one each.
-        protocol: what is done to the strings first; see `protocols.preparation`.
-        official_quirks: see `protocols.preparation`.
+        references: at least one per item of `candidates`.
+        protocol, official_quirks: see `protocols.preparation`.
         tokenizer: `python` needs nothing; `java` is the original.
-        with_meteor: whether to run METEOR, which needs Java. Where that is missing one line is logged and the score is
-            None.
+        with_meteor: whether to run METEOR. Without Java its score is None, and one line is logged.
     """
     check_options(protocol, tokenizer)
     check_same_items(candidates, references)
@@ -101,7 +97,6 @@ def score_captions(
 
 
 def check_options(protocol: Protocol, tokenizer: Tokenizer) -> None:
-    """Refuse options that could not score anything."""
     preparation(protocol)
     if tokenizer not in get_args(Tokenizer):
         raise ValueError(f"tokenizer: {tokenizer!r} is none of {', '.join(get_args(Tokenizer))}")
@@ -110,7 +105,6 @@ def check_options(protocol: Protocol, tokenizer: Tokenizer) -> None:
 
 
 def check_same_items(candidates: Mapping[Hashable, object], references: Mapping[Hashable, object]) -> None:
-    """Refuse candidates and references of different items."""
     for field, side in (("candidates", candidates), ("references", references)):
         if not isinstance(side, Mapping):
             raise TypeError(f"{field}: expected a mapping from item to captions, got {type(side).__name__}")

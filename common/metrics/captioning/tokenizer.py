@@ -1,12 +1,11 @@
 """Words of a caption as the Penn Treebank tokenizer of coco-caption sees them, without Java.
 
-Published caption scores depend on the tokenizer: `don't` is two tokens, `t-shirt` one, brackets become `-lrb-`
-and count as words while commas do not count at all. This module follows the behavior of Stanford CoreNLP's
-`PTBTokenizer -preserveLines -lowerCase`, observed from outside: all golden strings come out equal, and 99.9 % of
-10,000 lines of licenses and documentation. `java.ptb_tokenize` runs the original. What still differs is rare:
-misspelt contractions as `don'ts`, odd addresses and telephone numbers, scripts added to Unicode after 2010, and an
-initial at the very end (`vitamin c.`), whose full stop the original keeps or drops by the first word of the caption
-after it.
+Published caption scores depend on the tokenizer: `don't` is two tokens, `t-shirt` one; brackets become `-lrb-` and
+count as words, commas do not. This module follows the observed behavior of Stanford CoreNLP's
+`PTBTokenizer -preserveLines -lowerCase`: all golden strings agree, and 99.9 % of 10,000 lines of licenses and
+documentation. `java.ptb_tokenize` runs the original. Rare differences: misspelt contractions such as `don'ts`, odd
+addresses and telephone numbers, scripts added to Unicode after 2010, and an initial at the very end (`vitamin c.`),
+whose full stop the original keeps or drops by the first word of the next caption.
 
 Source: docs/papers/vx2text.md [11] (tokenizer: lower-casing, then a punctuation list; collapse of white space first).
 """
@@ -81,7 +80,7 @@ _Rule = tuple[str, Callable[[str, int], "re.Match[str] | None"]]
 
 @functools.cache
 def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
-    """The token forms that start with a letter or digit, and those that start with anything else."""
+    """Token forms that start with a letter or digit, and the other ones."""
     if ascii_only:  # the usual case, and regular expressions over plain classes are faster
         letter, digit, any_ = "[A-Za-z]", "[0-9]", "[A-Za-z0-9]"
     else:
@@ -108,7 +107,7 @@ def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
         rf"(?:\({digit}{{2,3}}\)[- ]?|(?:\+{digit}{{1,3}}[- ]?|{digit}{{2,4}}[- ])?{digit}{{2,4}}[- ])"
         rf"{digit}{{3,4}}[- ]?{digit}{{3,5}}"
     )
-    # Lengths are bounded wherever a form may start inside another, or a long text without spaces would take forever.
+    # Lengths are bounded where a form may start inside another; else a long text without spaces would take forever.
     path = r"[^\s\"<>|()]{1,300}[^\s\"<>|(){}.,!?;:-]"
     host = rf"{any_}[^\s\"<>|()]{{0,300}}"
     address = r"(?:mailto:)?[A-Za-z0-9][\w.+%-]{0,63}@(?:[\w-]{1,63}\.){0,9}[\w-]{1,63}"
@@ -168,7 +167,7 @@ def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
     return compiled(alphanumeric), compiled(other)
 
 
-# What most captions consist of, found without trying every form.
+# Fast path for most captions.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9]*(?=[ ,;\")]|\.?(?: |$))")
 _PLAIN_PUNCTUATION = re.compile(r"[,;!?](?: |$)|\.$")
 _TITLE_SET = frozenset((_TITLES + _NUMBERED).split())
@@ -179,15 +178,9 @@ _START = re.compile(rf" (?:{'|'.join(f'{one.capitalize()}|{one.upper()}' for one
 
 
 def ptb_tokens(text: str) -> list[str]:
-    """Tokens of one caption in lower case, punctuation included.
+    """Tokens of one caption in lower case, punctuation included; the longest token form wins, the first on a tie.
 
-    Of the token forms that fit at a position the longest is taken, the first of equals.
-
-    Args:
-        text: any text. White space of every kind, line separators included, only separates tokens.
-
-    Returns:
-        Tokens without spaces; a telephone number or a mixed fraction holds no-break spaces.
+    White space of every kind only separates tokens. A telephone number or a mixed fraction holds no-break spaces.
     """
     written = " ".join(text.replace("\u00ad", "").split())
     text = written.replace("\u2019", "'")  # of the same length, so that tokens can be taken from either
@@ -222,7 +215,7 @@ def ptb_tokens(text: str) -> list[str]:
 
 
 def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
-    """What is written for a form of some kind; `text[end:]` is what follows it."""
+    """Spelling of a token form; `text[end:]` follows it."""
     match kind:
         case "token" | "suffix":
             return [token]
@@ -258,9 +251,5 @@ def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
 
 
 def tokenize(text: str) -> str:
-    """The words of one caption as caption scores count them.
-
-    Returns:
-        Tokens in lower case without those of `PUNCTUATION`, joined by one space.
-    """
+    """The words of one caption as caption scores count them: lower case, without `PUNCTUATION`, joined by one space."""
     return " ".join([token for token in ptb_tokens(text) if token not in PUNCTUATION])

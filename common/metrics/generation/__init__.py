@@ -1,6 +1,6 @@
 """Scores of generated images: Frechet distance, inception score, R-precision and semantic object accuracy.
 
-Each is a pure function of statistics, and an accumulator that collects them over batches and processes.
+Each has a pure function, and an accumulator over batches and processes.
 """
 
 from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance

@@ -17,7 +17,7 @@ def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, floa
 
     Args:
         probabilities: of the classes [N, C].
-        splits: parts of neighboring rows, scored separately; the first ones are longer by one if N does not divide.
+        splits: parts of neighboring rows, scored separately; the first are longer by one if N does not divide.
 
     Returns:
         Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
@@ -39,11 +39,9 @@ def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
 
 
 class InceptionScore:
-    """The score over all batches and processes, from float64 sums: no row is kept.
+    """The score over all batches and processes, from float64 sums; no row is kept.
 
-    Args:
-        splits: see `inception_score`.
-        total: number of samples, whose indices are 0 to total - 1; needed for more than one part.
+    With several `splits` it needs `total`, the number of samples, whose indices are 0 to total - 1.
     """
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:
@@ -56,7 +54,7 @@ class InceptionScore:
         self._sums: Tensor | None = None
 
     def update(self, index: Tensor, probabilities: Tensor) -> None:
-        """Add the samples [B] that are new, with the probabilities of their classes [B, C]."""
+        """Add the new ones among samples [B], with their class probabilities [B, C]."""
         chosen = self._seen.fresh(index).to(probabilities.device)
         rows = probabilities.detach()[chosen].double()
         if self._sums is None:

@@ -18,12 +18,10 @@ _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 
 class InceptionV3(nn.Module):
-    """Inception V3 of ImageNet: the features and classes of FID and inception score.
+    """Inception V3 of ImageNet (`inception_v3_google-0cc3c7bd.pth` of torchvision): features and classes for FID and
+    IS.
 
-    torchvision converted the weights in another way than Keras: scores are close but not equal.
-
-    Args:
-        path: `inception_v3_google-0cc3c7bd.pth` of torchvision.
+    torchvision and Keras converted the weights differently: scores are close but not equal.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,8 +48,7 @@ class TensorFlowInception(nn.Module):
     """The Inception of 2015 that most papers' FID uses, in torchmetrics' port, which needs torch-fidelity.
 
     Args:
-        path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity; pytorch-fid has the same file under another
-            name.
+        path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity, or pytorch-fid's copy under another name.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,9 +67,8 @@ class TensorFlowInception(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP's embeddings of images and texts, for R-precision, from a folder written by `save_pretrained`.
-
-    Papers train other encoders for it, so published numbers are not comparable.
+    """CLIP's embeddings for R-precision, from a folder written by `save_pretrained`; papers train other encoders for
+    it.
     """
 
     mean: Tensor

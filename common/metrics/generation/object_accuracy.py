@@ -1,7 +1,6 @@
 """Semantic object accuracy (SOA): whether a detector finds in a generated image what its caption names.
 
-The words that name a class are our own list: the lists of the public tool are not part of this project, so which
-captions count differs a little from published numbers.
+The list of words per class is ours, so which captions count differs a little from published numbers.
 
 Source: T. Hinz et al., "Semantic Object Accuracy for Generative Text-to-Image Synthesis"; docs/papers/xmc_gan.md [9.3].
 """
@@ -121,7 +120,7 @@ _PLURALS = {
 _WHOLE = frozenset(
     {"bus", "minibus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"}
 )
-# Only the plural is surely the fruit and not the color.
+# Only the plural always means the fruit and not the color.
 _ORANGES = "oranges"
 
 
@@ -185,7 +184,7 @@ def object_captions(
 ) -> list[ObjectImage]:
     """The images that the accuracy is measured on: `copies` of every caption that names a class.
 
-    People are in so many captions that only `person_captions` of them, drawn at random, count, with one image each.
+    People are so frequent that only `person_captions` of their captions, drawn at random, count, with one image each.
 
     Source: docs/papers/xmc_gan.md [9.3].
     """
@@ -204,11 +203,11 @@ def object_captions(
 
 
 def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
-    """SOA-C and SOA-I in percent: the mean over classes that have an image, and the mean over images.
+    """SOA-C (mean over classes with an image) and SOA-I (mean over images) in percent.
 
     Args:
         images: images whose caption names the class [C].
-        hits: those of them in which the detector finds it [C].
+        hits: those in which the detector finds it [C].
     """
     images, hits = images.double(), hits.double()
     known = images > 0
@@ -223,13 +222,13 @@ class ObjectAccuracy:
         self._counts = torch.zeros(2, classes, dtype=torch.int64)
 
     def update(self, index: Tensor, named: Tensor, found: Tensor) -> None:
-        """Add the images [B] that are new: whether the caption names a class and the detector finds it, [B, C]."""
+        """Add the new ones among images [B]: whether the caption names and the detector finds each class, [B, C]."""
         chosen = self._seen.fresh(index)
         named, found = named.cpu()[chosen], found.cpu()[chosen]
         self._counts += torch.stack([named.sum(0), (named & found).sum(0)])
 
     def compute(self, device: torch.device | str | None = None) -> tuple[float, float] | None:
-        """SOA-C and SOA-I in percent, the same on every process; None where no caption names a class."""
+        """SOA-C and SOA-I in percent, the same on every process; None if no caption names a class."""
         images, hits = self.counts(device)
         return object_accuracy(images, hits) if bool(images.any()) else None
 

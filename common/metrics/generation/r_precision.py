@@ -20,19 +20,15 @@ _SCORES = 1 << 24
 def first_ranked(
     image: Tensor, text: Tensor, identity: Tensor | None = None, candidates: int = 100, seed: int = 0
 ) -> Tensor:
-    """Whether an image's own text beats texts drawn from the others, by inner product.
+    """Whether an image's text beats texts drawn from the others, by inner product; [N] booleans.
 
     Ties and NaN are no hits: a collapsed encoder finds nothing.
 
     Args:
         image, text: embeddings [N, d] of the generated images and of their texts.
-        identity: number of each text [N], the same for equal texts, which are never drawn against each other. None
-            takes all texts for different.
+        identity: number of each text [N]; equal texts are never drawn against each other. None: all differ.
         candidates: texts an image is compared with, its own included; all if there are fewer.
         seed: of the draw, without replacement.
-
-    Returns:
-        [N] booleans.
     """
     count = len(image)
     identity = torch.arange(count) if identity is None else identity.cpu()
@@ -63,13 +59,9 @@ def r_precision(
     folds: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """R-precision by cosine, in percent; see `first_ranked`.
+    """R-precision by cosine, in percent: mean and standard deviation (divisor n) over folds; see `first_ranked`.
 
-    Args:
-        folds: parts of shuffled images, measured separately; not more than there are images.
-
-    Returns:
-        Mean and standard deviation (divisor n) over the folds.
+    `folds` are parts of shuffled images, measured separately; at most one per image.
     """
     hits = first_ranked(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1), identity, candidates, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(hits)))
@@ -78,8 +70,6 @@ def r_precision(
 
 
 class RPrecision:
-    """R-precision over all batches and processes."""
-
     def __init__(self, candidates: int = 100, folds: int = 10, seed: int = 0) -> None:
         self.candidates = candidates
         self.folds = folds

@@ -1,4 +1,4 @@
-"""The samples that a process has counted, so that a sum over all processes has every sample once."""
+"""The samples that a process has counted, so a sum over all processes has every sample once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from common.metrics.gathering import gather_rows
 class Seen:
     """Indices of the samples that sums already hold.
 
-    A sum cannot forget a sample: within a process a second row of a sample is left out, and two processes must bring
-    different samples, as our samplers do. The caller leaves out rows that replace a broken file, which another process
-    may have as well.
+    A sum cannot forget a sample: repeats within a process are skipped, and processes must bring different samples, as
+    our
+    samplers do. The caller leaves out rows that replace a broken file, since another process may have them.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,9 @@ class Seen:
         return torch.tensor(chosen, dtype=torch.int64)
 
     def require_disjoint(self, device: torch.device | str | None = None) -> int:
-        """Number of samples of all processes, collected on a device; None for that of the process group."""
+        """Number of samples of all processes; raises if two counted the same. The device defaults to the process
+        group's.
+        """
         if device is None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())  # of a process that saw no sample
         index = gather_rows(torch.tensor(sorted(self._known), dtype=torch.int64, device=device))
