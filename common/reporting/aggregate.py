@@ -28,7 +28,6 @@ class Cell:
 
     @property
     def mean(self) -> float | None:
-        """Mean over draws; None without a value."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
@@ -61,7 +60,6 @@ class TableResult:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows shown at this scale."""
         return self.table.rows_at(self.scale)
 
     @property
@@ -72,7 +70,6 @@ class TableResult:
 
     @property
     def measured(self) -> bool:
-        """Whether any cell holds a measured value."""
         return any(cell.values for cell in self.cells.values())
 
     def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
@@ -92,7 +89,7 @@ class TableResult:
 
 
 def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
-    """What records change beyond sizes, each field once, in the words of the newest of them."""
+    """What records change beyond sizes, each field once, in the words of the newest record."""
     by_age = sorted(records, key=lambda record: record.started)
     newest = {deviation["field"]: deviation for record in by_age for deviation in record.deviations}
     return [newest[field] for field in sorted(newest)]

@@ -171,7 +171,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels, with a line below and nothing that the size of fonts would move."""
+    """Axes at a place in pixels, independent of font sizes."""
     full_width, full_height = (72 * inches for inches in figure.get_size_inches())
     box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
     axis = figure.add_axes(box)
@@ -191,7 +191,7 @@ def _text(figure: Figure, x: float, y: float, text: str, **style: str) -> None:
 
 
 def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], color: str, width: float) -> None:
-    """Lines from (x, y) to (x, y), as one path; one of no length is a dot, by its round ends."""
+    """Lines from (x, y) to (x, y) as one path; a line of zero length is a dot."""
     if strokes:
         gap = math.nan
         x = [value for left, _, right, _ in strokes for value in (left, right, gap)]
@@ -201,7 +201,6 @@ def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], c
 
 
 def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, alpha: float = 1.0) -> None:
-    """Fill what lies between the lower and the upper ends at each x."""
     outline = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in reversed(points)]
     axis.fill(*zip(*outline, strict=True), color=color, alpha=alpha, linewidth=0, clip_on=False)
 
@@ -211,7 +210,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """A figure as text without what differs between machines, or would stand twice on one page."""
+    """A figure as text, without anything that differs between machines or repeats on a page."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

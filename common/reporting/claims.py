@@ -92,7 +92,7 @@ def _judge(check: Check, result: TableResult) -> Judged:
 def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Judged:
     cells, paper = comparison.cells(), result.scale == "paper"
     rows = {cell: result.table.row(cell.row) for cell in cells}
-    # A row that is only printed counts at paper scale, by its published number.
+    # At paper scale a row that is only printed counts by its published number.
     printed = {
         cell: number
         for cell, row in rows.items()
@@ -137,7 +137,7 @@ def _what(cells: Sequence[CellName], result: TableResult) -> str:
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
-    """Where the mean of a normal variable lies with 95 % confidence, by Student's t; None below two values."""
+    """95 % confidence interval of the mean of a normal variable, by Student's t; None below two values."""
     if len(values) < 2:
         return None
     from scipy.special import stdtrit

@@ -28,9 +28,9 @@ OUTSIDE = "outside"
 REPRODUCED = "reproduced"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
-#: How often a cell of an honest draw lies outside, and how often an honest draw may be refused for its worst cell.
+#: Share of an honest draw's cells outside, and of honest draws that may be refused for their worst cell.
 CHANCE = 0.05
-#: How many times as many cells as chance leaves outside may lie there, since the cells of a draw move together.
+#: How many times more cells than by chance may be outside, since the cells of a draw are correlated.
 CROWD = 3
 
 
@@ -68,7 +68,7 @@ class Compared:
 
     @property
     def settled(self) -> bool:
-        """Whether the recorded draws agree to the last digit, as in what chance gives: this says nothing of a run."""
+        """Whether the recorded draws agree to the last digit, which says nothing about a run."""
         spread = self.reference.spread
         return spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
 
@@ -78,7 +78,6 @@ class Compared:
 
     @property
     def _limit(self) -> float:
-        """The size that 19 of 20 values of Student's t do not exceed, by the number of recorded draws."""
         from scipy.special import stdtrit
 
         return float(stdtrit(len(self.reference.values) - 1, 1 - CHANCE / 2))
@@ -101,7 +100,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `outside` or `no reference`: one draw has no spread to tell chance from change."""
+        """`reproduced`, `outside` or `no reference`; one draw has no spread to compare with."""
         if self.difference is None:
             return NO_REFERENCE
         if self.ratio <= 1:
@@ -150,7 +149,7 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
 
 
 def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Path | None = None) -> list[Compared]:
-    """The same for fresh records: with those of another folder of runs, or else with the promoted ones."""
+    """Compare fresh records with those of another folder of runs, or with the promoted ones."""
     reference = find_promoted(paper, scale) if against is None else find(against, paper, scale, malformed=warn)
     return compare(load(paper), scale, find(runs or runs_root(), paper, scale, malformed=warn), reference)
 
@@ -194,7 +193,6 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
 
 
 def rich_comparison(compared: Sequence[Compared]) -> RichTable:
-    """The cells for the terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -219,6 +217,5 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
 
 
 def draws_of(compared: Sequence[Compared]) -> tuple[set[Draw], set[Draw]]:
-    """The draws behind mine and behind the reference."""
     mine = {draw for c in compared for draw in c.mine.values}
     return mine, {draw for c in compared for draw in c.reference.values}

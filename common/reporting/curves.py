@@ -14,7 +14,7 @@ from common.files import parsing
 from common.reporting.records import RecordError, warn_of
 
 MAX_POINTS = 200
-#: Values from here on would overflow where they are drawn, and count as not finite.
+#: Larger values would overflow when drawn, and count as not finite.
 LARGEST = 1e300
 #: Columns of a table of curves; the last two hold numbers with spaces between them.
 HEAD = ("scale", "draw", "stage", "name", "steps", "values")
@@ -24,12 +24,12 @@ Curves = dict[str, list[tuple[float, float]]]
 
 
 def read_curves(path: Path) -> Curves:
-    """The curves of a run's `metrics.csv` as they are drawn; see `thinned`."""
+    """The curves of a run's `metrics.csv`, thinned for drawing."""
     return thinned(read_points(path))
 
 
 def read_points(path: Path) -> Curves:
-    """Every point of a run's `metrics.csv`: nothing if it does not exist, or, with a warning, if it is damaged."""
+    """Every point of a run's `metrics.csv`; empty if it does not exist, or, with a warning, if it is damaged."""
     found: Curves = {}
     if not path.exists():
         return found
@@ -46,7 +46,7 @@ def read_points(path: Path) -> Curves:
 
 
 def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
-    """The curves of a table, by scale, draw and stage: nothing if it does not exist."""
+    """The curves of a table, by scale, draw and stage; empty if it does not exist."""
     found: dict[tuple[str, str, str], Curves] = {}
     if not path.exists():
         return found
@@ -103,7 +103,7 @@ def summaries(path: Path) -> dict[str, float]:
 
 
 def importance(metric: str) -> tuple[bool, bool, bool, str]:
-    """Sorts metrics: losses first, of these the whole one; what validation data gave before what training data gave."""
+    """Sort key of metrics: losses first, the total loss before its parts, validation before training."""
     return "loss" not in metric, metric.rpartition("/")[2] != "loss", not metric.startswith("val"), metric
 
 
@@ -113,7 +113,7 @@ def thinned(curves: Curves) -> Curves:
 
 
 def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of equal groups of neighboring points, so that no peak of noise is picked by chance."""
+    """Means of equal groups of neighboring points, so no noise peak is picked by chance."""
     if len(points) <= MAX_POINTS:
         return points
     size = math.ceil(len(points) / MAX_POINTS)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from common.errors import StageError
 
 NATIVE = "native"
-#: Instruction set to the variables that hold oneDNN and ATen to it, weakest first; `native` sets none.
+#: Instruction set to the variables that restrict oneDNN and ATen to it, weakest first; `native` sets none.
 INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     NATIVE: {},
     "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
@@ -33,7 +33,7 @@ _FLAGS = {
 
 
 class Draw(NamedTuple):
-    """Seed and rounding of a run; `native` is whatever its processor does by itself."""
+    """Seed and rounding of a run; `native` is the processor's default."""
 
     seed: int
     isa: str = NATIVE
@@ -62,7 +62,7 @@ def told(draws: Iterable[Draw]) -> str:
 
 
 def machine_isa() -> str | None:
-    """The strongest of the instruction sets that this machine has; None if it is no x86 or unknown."""
+    """The strongest known instruction set of this machine; None if it isn't x86 or is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -72,7 +72,7 @@ def machine_isa() -> str | None:
 
 
 def use(isa: str) -> None:
-    """Hold this process, and those that it starts, to an instruction set; before torch is imported."""
+    """Hold this process and its children to an instruction set; call before torch is imported."""
     has = machine_isa()
     ranks = list(INSTRUCTION_SETS)
     if isa != NATIVE and (has is None or ranks.index(isa) > ranks.index(has)):

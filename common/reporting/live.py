@@ -49,17 +49,15 @@ class LiveReport(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Address of the page."""
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
     def stamp(self) -> str:
-        """Changes when a run did; rendering takes at most a tenth of the time, so that training keeps its cores."""
+        """Changes when a run does; rendering takes at most a tenth of the time, to leave the cores to training."""
         if time.monotonic() < self._next:
             return self._stamp
         return str(hash(tuple(_state(folder) for folder in run_folders(self._runs))))
 
     def page(self) -> bytes:
-        """The page as of now."""
         with self._lock:
             stamp, began = self.stamp(), time.monotonic()
             if stamp != self._stamp:
@@ -73,7 +71,7 @@ class LiveReport(ThreadingHTTPServer):
 
 def _state(folder: Path) -> tuple[Any, ...]:
     times = [path.stat().st_mtime_ns if (path := folder / name).is_file() else 0 for name in _FILES]
-    # A killed process changes no file: its progress is too old after a while.
+    # A killed process changes no file; its progress becomes too old.
     return folder.name, *times, progress.read(folder, time.time() - 120) is None
 
 
@@ -86,8 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def do_GET(self) -> None:
-        """Answer with the page, or with its stamp."""
-        # The host alone: with a tunnel the port is another one.
+        # Only the host: a tunnel changes the port.
         if re.sub(r":\d+$", "", self.headers.get("Host", "")).lower() not in HOSTS:
             return self._send(403, "text/plain", f"this page answers to {', '.join(HOSTS)} alone".encode())
         if self.path not in ("/", "/stamp"):

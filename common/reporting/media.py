@@ -26,12 +26,12 @@ _ROW, _ROW_CONTENT = ".row.png", ".row.json"
 
 @dataclass
 class Budget:
-    """How many bytes of media a page may still take, before they are encoded as text."""
+    """How many bytes of media a page may still take, before encoding."""
 
     left: int = MAX_PAGE_BYTES
 
     def refuse(self, path: Path) -> str:
-        """Why a file does not fit, or an empty text; one that fits is counted."""
+        """Why a file does not fit, or an empty string; counts one that fits."""
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             return f"{size / MEBIBYTE:.1f} MiB, more than {MAX_FILE_BYTES / MEBIBYTE:.0f}"
@@ -78,7 +78,7 @@ class Gallery:
 
 @dataclass
 class Comparison:
-    """Rows of pictures of several stages that show the same things in the same order, one row a stage."""
+    """Rows of pictures of several stages that show the same things in the same order, one row per stage."""
 
     title: str
     scale: str
@@ -127,7 +127,7 @@ def comparisons(galleries: Iterable[tuple[str, str, Gallery]]) -> list[Compariso
 
 
 def is_own(path: Path, folder: Path) -> bool:
-    """Whether a file lies in a run's folder, links followed: a record of others must not show what lies elsewhere."""
+    """Whether a file is inside a run's folder after following links; an untrusted record must not show other files."""
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
@@ -140,7 +140,6 @@ def _embedded(path: Path, record: Record) -> Medium:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """The first rows of a table of texts."""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         header, *rows = [*csv.reader(file)] or [[]]
     return Sheet(path.name, header, rows[:MAX_TABLE_ROWS], max(len(rows) - MAX_TABLE_ROWS, 0))

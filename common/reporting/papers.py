@@ -59,7 +59,7 @@ def project_root() -> Path:
 
 
 def checkout() -> Path | None:
-    """The project's folder; None for an installed package."""
+    """The project's checkout; None for an installed package."""
     root = project_root()
     return root if os.environ.get("ASSEMBLE_ROOT") or (root / "pyproject.toml").is_file() else None
 
@@ -75,7 +75,7 @@ def needed_checkout(what: str) -> Path:
 
 
 def working_folder() -> Path:
-    """Default place of ``runs/`` and ``data/``: the checkout, else the current folder."""
+    """Default parent of `runs/` and `data/`: the checkout, else the current folder."""
     return checkout() or Path.cwd()
 
 
@@ -102,7 +102,7 @@ def example_stage() -> str:
 
 @functools.lru_cache(maxsize=64)
 def _headed(file: Path, changed: int) -> Paper:
-    """Parse the head of a tables file alone, since the whole takes fifty times as long."""
+    """Parse only the head of a tables file; parsing all of it takes fifty times as long."""
     with parsing(file, ReportingError):
         block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", file.read_text(encoding="utf-8"), re.MULTILINE)
         head = parse_yaml(block[0])["paper"] if block else {}
@@ -124,7 +124,7 @@ def paper_named(name: str) -> Paper:
 
 
 def check_scale(scale: str) -> str:
-    """Return the scale if it is one; else the error names the nearest."""
+    """Return the scale if it exists; else the error suggests the nearest."""
     if scale not in SCALES:
         raise ReportingError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
     return scale

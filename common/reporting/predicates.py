@@ -29,7 +29,7 @@ Value = Callable[["CellName"], float]
 
 
 class PredicateError(ReportingError):
-    """A predicate is not in the language; the message says which part and what is allowed."""
+    """A predicate is not in the language; the message says which part, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ class Term:
         return self.operation(left.value(of), right.value(of))
 
     def cells(self) -> Iterator[CellName]:
-        """The cells that the term reads."""
         if self.cell is not None:
             yield self.cell
         for operand in self.operands:
@@ -89,7 +88,6 @@ class Comparison:
 
     @property
     def threshold(self) -> float:
-        """What the difference is compared with."""
         return self.right.constant() - self.left.constant()
 
     def difference(self, of: Value) -> float:
@@ -97,7 +95,6 @@ class Comparison:
         return self.left.value(of) - self.right.value(of) + self.threshold
 
     def accepts(self, difference: float) -> bool:
-        """Whether a difference passes the threshold."""
         return self.compare(difference, self.threshold)
 
     def excess(self, difference: float) -> float:
@@ -105,7 +102,6 @@ class Comparison:
         return (difference - self.threshold) * (1 if self.compare in (operator.ge, operator.gt) else -1)
 
     def cells(self) -> tuple[CellName, ...]:
-        """The cells that the comparison reads, each once."""
         return tuple(dict.fromkeys([*self.left.cells(), *self.right.cells()]))
 
 

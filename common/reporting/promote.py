@@ -65,7 +65,7 @@ def promote(
         done = []
         for record in found:
             kept = _as_kept(record, before)
-            # Folders of this machine have no place in a committed file.
+            # Committed files must not contain folders of this machine.
             folders = [(str(project_root()), "."), (str(Path.home()), "~")]
             kept = dataclasses.replace(kept, config=portable(kept.config, folders))
             place = place_of(kept)
@@ -114,7 +114,7 @@ def _machine(record: Record) -> str:
 
 
 def _as_kept(record: Record, promoted: Iterable[Record]) -> Record:
-    """The record as it is kept: a native one says its instruction set where another machine has the seed already."""
+    """The record as stored; a native one names its instruction set if another machine already has the seed."""
     machine = record.hardware.get("isa", {}).get("machine")
     same = (one for one in promoted if (one.scale, one.draw) == (record.scale, record.draw))
     others = {one.hardware.get("isa", {}).get("machine") for one in same} - {None}

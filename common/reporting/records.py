@@ -75,7 +75,7 @@ def _inside(file: str) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    # A diverged diagnostic must not cost the record of a long run: it is kept, as missing.
+    # A diverged diagnostic must not lose the record of a long run; it is stored as missing.
     return value if value is not None and abs(value) < 1e300 else None
 
 
@@ -93,8 +93,6 @@ def _plain(value: Any) -> Any:
 
 
 def _keys(*keys: str) -> AfterValidator:
-    """A mapping with these keys and no others."""
-
     def check(given: dict[str, str]) -> dict[str, str]:
         if set(given) != set(keys):
             raise ValueError(f"expected {' and '.join(map(repr, keys))}, got {given!r:.100}")
@@ -183,12 +181,10 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
-        """Parse a record; see `of`."""
         return cls.of(parse_json(text))
 
     @functools.cached_property
     def configuration(self) -> str:
-        """Hash of the configuration without its seeds."""
         return config_hash(self.config, ignored=IGNORED_KEYS | SEED_KEYS)
 
     @property
@@ -204,7 +200,7 @@ class Record:
 
     @property
     def clean(self) -> bool:
-        """Whether the record comes from a known revision with nothing changed in the tree."""
+        """Whether the record comes from a known revision of a clean tree."""
         return bool(self.git.get("revision")) and self.git.get("dirty") is False
 
 
@@ -241,7 +237,7 @@ def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
 
 
 def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
-    """Copy of plain data in which leading folders of paths are replaced by names, the first pair that fits."""
+    """Copy of plain data with leading folders of paths replaced by names; the first pair that fits wins."""
     if isinstance(value, str):
         for folder, name in replacements:
             if value == folder or value.startswith(folder.rstrip("/") + "/"):
@@ -255,18 +251,17 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record in one step; an older one stays intact if that fails."""
+    """Write a record atomically."""
     files.write_atomically(Path(path), record.to_json())
 
 
 def read(path: Path) -> Record:
-    """Read one record, or raise a `RecordError`."""
     with files.parsing(path, RecordError):
         return Record.from_json(path.read_bytes())
 
 
 def read_run(root: Path, folder: Path) -> Record:
-    """Read the record in a folder of `run_folders`, or raise a `RecordError`, also if it is of another run."""
+    """Read the record in a folder of `run_folders`; a `RecordError` if it is malformed or of another run."""
     path = folder / RECORD_FILE
     record = read(path)
     with files.parsing(path, RecordError):  # also whatever its draw has wrong
@@ -281,18 +276,18 @@ def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Pa
 
 
 def warn(error: RecordError) -> None:
-    """Print once on the standard error stream that a record is left out, and why."""
+    """Print once to standard error that a record is left out, and why."""
     warn_of(f"a record is left out: {error}")
 
 
 @functools.cache
 def warn_of(text: str) -> None:
-    """Print a warning on the standard error stream, the same one once."""
+    """Print a warning to standard error, the same one once."""
     print(printable(f"warning: {text}"), file=sys.stderr)
 
 
 def run_folders(root: Path, paper: str = "*", scale: str = "*") -> list[Path]:
-    """Folders of runs by paper, scale, draw and stage; those that were set aside are left out."""
+    """Folders of runs by paper, scale, draw and stage, without those set aside."""
     found = []
     for path in Path(root).glob(f"{paper}/{scale}/seed*/*"):
         place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)?", path.parts[-2])
@@ -325,7 +320,6 @@ def find(
 
 
 def in_order(found: Iterable[Record]) -> list[Record]:
-    """Records by paper, scale, draw and stage."""
     return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.draw, r.stage))
 
 
@@ -375,7 +369,7 @@ def git_state(root: Path | None) -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            # Reading must neither hold up a commit in the meantime nor, when killed, leave a lock behind.
+            # Reading must not block a commit, nor leave a lock behind if killed.
             ["git", "--no-optional-locks", "-C", str(root), *arguments],
             capture_output=True,
             text=True,
@@ -413,7 +407,6 @@ def _cpu_model() -> str:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of the installed packages, from their metadata."""
     from importlib import metadata
 
     found = {"python": platform.python_version()}

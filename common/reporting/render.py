@@ -47,7 +47,6 @@ class Filled:
 
 
 def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None) -> list[Filled]:
-    """Fill the tables of a paper at one scale and judge their claims and checks."""
     return [
         Filled(result, judge(result, result.table.claims), judge(result, result.table.checks))
         for result in collect(source, scale, records, tables)
@@ -60,7 +59,7 @@ def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> li
 
 
 def fill_best(source: Tables, records: Sequence[Record]) -> list[Filled]:
-    """Every table at every scale but smoke at which something was measured; else empty, at its largest scale."""
+    """Every table at every measured scale but smoke; an unmeasured one empty at its largest scale."""
     per_scale = {scale: {f.result.table.id: f for f in fill(source, scale, records)} for scale in SCALES}
     filled: list[Filled] = []
     for table in source.tables:
@@ -133,7 +132,7 @@ def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
 
 
 def published_text(cell: Cell, decimals: int) -> str:
-    """The published value with its footnote mark; a dash where none is known."""
+    """The published value with its footnote mark; a dash if unknown."""
     if cell.published is None:
         return DASH
     mark = f" ({cell.published.mark})" if cell.published.mark else ""
@@ -141,28 +140,27 @@ def published_text(cell: Cell, decimals: int) -> str:
 
 
 def usual_draws(result: TableResult) -> int:
-    """The number of draws that most cells of a table have; 0 where nothing is measured."""
+    """The number of draws that most cells of a table have; 0 if nothing is measured."""
     counts = [len(cell.values) for cell in result.cells.values() if cell.values]
     return max(set(counts), key=lambda n: (counts.count(n), n)) if counts else 0
 
 
 def heading(metric: Metric) -> str:
-    """Label and unit of a metric, with an arrow where less is better."""
+    """Label and unit of a metric, with an arrow if less is better."""
     return f"{metric.title}{' ↓' if metric.better == 'down' else ''}"
 
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
-    """Whether the cells of a metric hold published values beside the measured ones; in a table of ours few do."""
+    """Whether the cells of a metric show published values next to the measured ones."""
     return metric.published and (not result.table.ours or any(metric.id in row.published for row in result.rows))
 
 
 def any_paired(result: TableResult) -> bool:
-    """Whether any shown metric of a table holds published values."""
     return any(is_paired(result, metric) for metric in result.table.metrics if not metric.hidden)
 
 
 def row_text(row: Row) -> str:
-    """Heading of a row; says so when the row is not the paper's."""
+    """Heading of a row; says so if the row is not the paper's."""
     return f"{row.label} (ours, not in the paper)" if row.ours else row.label
 
 
@@ -180,7 +178,6 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def hardware_text(record: Record) -> str:
-    """The machine of a record in a few words."""
     accelerators = record.hardware.get("accelerators") or []
     names = ", ".join(f"{accelerators.count(n)} x {n}" for n in dict.fromkeys(accelerators))
     cpu = f"{record.hardware.get('cpu', 'unknown CPU')}, {record.hardware.get('cores', '?')} cores"
@@ -188,7 +185,7 @@ def hardware_text(record: Record) -> str:
 
 
 def revision_text(record: Record) -> str:
-    """Short revision, flagged when the tree was changed or git did not answer."""
+    """Short revision, flagged if the tree was dirty or git did not answer."""
     revision = record.git.get("revision")
     if not revision:
         return "unknown"
@@ -219,7 +216,7 @@ def table_markdown(filled: Filled) -> str:
 
 
 def _pair(values: Sequence[Value], paired: bool) -> str:
-    """`81.5 / 50.0 ± 1.4`; one dash for two. Beside metrics that were published, one that was not says so by a dash."""
+    """`81.5 / 50.0 ± 1.4`, or one dash if both are missing. A dash marks a metric without a published value."""
     texts = [value.text for value in values]
     if paired and len(texts) == 1:
         texts.insert(0, DASH)
@@ -227,7 +224,7 @@ def _pair(values: Sequence[Value], paired: bool) -> str:
 
 
 def judged_cells(judged: Judged) -> dict[str, str]:
-    """A claim or check as cells, heading to text: a claim has the paper's margin beside ours, a check its value."""
+    """A claim or check as heading to text: a claim has the paper's margin and ours, a check its value."""
     text, verdict = judged.check.text, judged.label
     if isinstance(judged.check, Claim):
         return {"claim": text, "paper": judged.paper, "ours (95 %)": judged.outcome, "verdict": verdict}
@@ -235,7 +232,7 @@ def judged_cells(judged: Judged) -> dict[str, str]:
 
 
 def judged_markdown(judged: Sequence[Judged]) -> list[str]:
-    """Claims or checks as a table; those that were not run in one line."""
+    """Claims or checks as a table, with the ones not run in one line."""
     run = [judged_cells(j) for j in judged if j.verdict != NOT_RUN]
     lines = []
     if run:
@@ -247,7 +244,7 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
 
 
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
-    """What holds for all tables: deviations beyond sizes, then values of ours, for each scale; heading to lines."""
+    """Deviations beyond sizes, then values of ours, for each scale; heading to lines."""
     found: dict[str, list[str]] = {}
     for scale in SCALES:
         deviations = deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records)
@@ -263,7 +260,6 @@ def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
 
 
 def remarks_markdown(filled: Sequence[Filled]) -> list[str]:
-    """The remarks as Markdown, one text for each heading."""
     return [f"### {heading}\n\n" + "\n".join(f"- {line}" for line in ls) for heading, ls in remarks(filled).items()]
 
 
@@ -273,7 +269,7 @@ def _figure_name(result: TableResult) -> str:
 
 
 def caption(result: TableResult, yours: TableResult | None = None) -> str:
-    """How the cells read, what the scale is, and where the published values come from."""
+    """How to read the cells, what the scale is, and where the published values come from."""
     parts = [f"measured at **{result.scale}** scale{_draws(result)}"] if result.measured or not yours else []
     parts += [f"yours at **{result.scale}** scale{_draws(yours)}"] if yours else []
     measured = f"{'; '.join(parts)}: {_MEANINGS[result.scale]}"
@@ -302,7 +298,7 @@ def _escape(text: str) -> str:
 
 
 def tables_markdown(filled: Sequence[Filled]) -> str:
-    """Tables as Markdown, with the remarks once below them, and a line for what is not measured at any scale."""
+    """Tables as Markdown, then the remarks, and a line for what is not measured at any scale."""
     parts = [table_markdown(f) for f in filled if f.result.measured] + remarks_markdown(filled)
     waiting = [f"*{f.result.table.title}* ({_origin(f.result)})" for f in filled if not f.result.measured]
     if waiting:
@@ -312,7 +308,7 @@ def tables_markdown(filled: Sequence[Filled]) -> str:
 
 @dataclass(frozen=True)
 class OverviewRow:
-    """A paper in one line: how far it is, its headline number, and the verdicts on its claims."""
+    """A paper in one line: progress, headline number, verdicts on its claims."""
 
     status: str
     headline: str = DASH
@@ -322,7 +318,6 @@ class OverviewRow:
 
 
 def overview_row(source: Tables, records: Sequence[Record]) -> OverviewRow:
-    """One line on a paper from its records."""
     filled = {scale: fill(source, scale, records) for scale in PROMOTED_SCALES}
     measured = [scale for scale in PROMOTED_SCALES if any(f.result.measured for f in filled[scale])]
     status = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
@@ -336,7 +331,7 @@ def overview_row(source: Tables, records: Sequence[Record]) -> OverviewRow:
         return OverviewRow(status, claims=claims)
     headline, metric = source.headline, source.table(source.headline.table).metric(source.headline.metric)
     published = Cell(source.table(headline.table).row(headline.row).published.get(metric.id))
-    # A number of the miniature never stands beside a published one.
+    # Never show a number of the miniature next to a published one.
     own = next((f.result for f in filled["paper"] if f.result.table.id == headline.table), None)
     cell = own.cells.get((headline.row, headline.metric), Cell()) if own is not None else Cell()
     return OverviewRow(
@@ -349,7 +344,6 @@ def overview_row(source: Tables, records: Sequence[Record]) -> OverviewRow:
 
 
 def overview_markdown() -> str:
-    """The overview of the papers as Markdown."""
     lines = [
         "| paper | status | headline | published | measured at paper scale | claims |",
         "|---|---|---|---:|---:|---|",
@@ -386,7 +380,7 @@ def _marked(path: Path, name: str, body: str) -> str:
 
 
 def _rendered(paper: Paper) -> dict[Path, str | None]:
-    """The README of a paper and its figures, from the promoted records; None for a figure that no table has."""
+    """The README of a paper and its figures from the promoted records; None for an obsolete figure."""
     filled = fill_best(load(paper.name), records_of(paper.name))
     figures: dict[Path, str | None] = {
         path: None for path in sorted(paper.results.rglob("*.svg")) if not path.name.startswith(".")
@@ -432,7 +426,6 @@ def check() -> list[Path]:
 
 
 def rich_table(shown: View) -> RichTable:
-    """A table for the terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -488,7 +481,6 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
 
 
 def print_table(filled: Filled, console: Console) -> None:
-    """Print a table with its notes, claims, checks and provenance."""
     shown = view(filled.result)
     console.print(rich_table(shown))
     for note in shown.notes:
@@ -499,7 +491,7 @@ def print_table(filled: Filled, console: Console) -> None:
 
 
 def print_tables(filled: Sequence[Filled], console: Console, printed: Collection[str] = ()) -> None:
-    """Print tables, except those already `printed` (ids), then the remarks on all."""
+    """Print tables, except those already `printed` (ids), then the remarks."""
     for f in filled:
         if f.result.table.id not in printed:
             print_table(f, console)

@@ -50,7 +50,7 @@ def page(
     budget = Budget()
     sections = []
     for number, paper in enumerate(chosen):
-        # What one paper leaves of its share goes to those after it.
+        # The unused share of one paper goes to the next ones.
         share = Budget(budget.left // (len(chosen) - number))
         before = share.left
         sections.append(_Section(paper, scales, folder, share))
@@ -83,8 +83,6 @@ def _template() -> Any:
 
 @dataclass(frozen=True)
 class _ShownRun:
-    """What the page shows of one run."""
-
     run: Run
     progress: str
     curves: dict[str, list[tuple[float, float]]]
@@ -96,7 +94,7 @@ class _ShownRun:
 
 
 class _Table:
-    """A table of the page, as recorded and as filled from your runs; its main numbers are yours if none is recorded."""
+    """A table of the page, as recorded and from your runs; the latter are the main numbers if none is recorded."""
 
     def __init__(self, recorded: render.Filled, yours: render.Filled) -> None:
         self.recorded, self.yours = recorded, yours
@@ -156,7 +154,7 @@ class _Section:
         measured = [table for table in filled if table.measured]
         self.best = next((scale for scale in scales if any(t.scale == scale for t in measured)), None)
         self.tables = {scale: some for scale in scales if (some := [t for t in measured if t.scale == scale])}
-        # At the scale whose claims are listed, where the table exists at it.
+        # At the scale whose claims are listed, if the table exists there.
         filled.sort(key=lambda table: table.scale != self.best)
         by_id = {table.id: table for table in reversed(filled)}
         self.waiting = [
@@ -173,7 +171,7 @@ class _Section:
         self.runs = self._runs()
 
     def _readable(self, budget: Budget) -> list[_ShownRun]:
-        """The runs in the order of the stages. One that cannot be shown, whatever is wrong with it, is left out."""
+        """The runs in stage order, without those that fail to render."""
         found = [run for run in find_runs(self.folder, [self.paper.name]) if run.state != DAMAGED]
         order = {stage: place for place, stage in enumerate(self.source.stages)}
 
@@ -187,7 +185,7 @@ class _Section:
             ranked.append((ranks[place(run)], run))
             ranks[place(run)] += 1
         shown = []
-        # Where the page cannot hold all pictures, it holds those of the first draw of every stage.
+        # If not all pictures fit, show those of the first draw of every stage.
         for rank, run in sorted(ranked, key=lambda item: (item[0], place(item[1]))):
             if run.name.split("/")[1] in self.scales:
                 try:
@@ -197,7 +195,7 @@ class _Section:
         return sorted(shown, key=lambda one: place(one.run))
 
     def _shown(self, run: Run, budget: Budget, rank: int) -> _ShownRun:
-        """Read everything that a run could have wrong."""
+        """Read everything in a run that could be malformed."""
         if run.record:
             self.facts[id(run.record)] = self._facts(run.record, run.folder / RECORD_FILE)
         told = run.fields.get("progress", "") if run.record is None else ""
@@ -205,7 +203,6 @@ class _Section:
         return _ShownRun(run, told, read_curves(run.folder / "metrics.csv"), pictures)
 
     def _facts(self, record: Record, path: Path) -> dict[str, Any]:
-        """Where the values of a record come from, as texts."""
         root = project_root()
         return {
             "file": (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
@@ -220,7 +217,6 @@ class _Section:
         }
 
     def origin(self, cell: Cell) -> dict[str, Any]:
-        """Where one measured cell comes from."""
         stages: dict[str, list[Record]] = {}
         for record in cell.records:
             stages.setdefault(record.stage, []).append(record)
@@ -244,7 +240,7 @@ class _Section:
         }
 
     def _files(self, records: Sequence[Record]) -> str:
-        """The records' files; those that differ by their draw alone as one pattern that a shell takes."""
+        """The records' files; those that only differ by draw as one shell pattern."""
         draws: dict[str, set[str]] = {}
         for record in records:
             number = record.draw.folder.removeprefix("seed")
@@ -288,7 +284,7 @@ class _Section:
                     "holds": _holds(len(lines), [shown.gallery for shown in group]),
                 }
             )  # fmt: skip
-        # One that has pictures stands open, to show what there is.
+        # Expand a run that has pictures.
         first = [s for s in sections if any(g.media for g in s["galleries"].values())] or sections
         for section in sections:
             section["open"] = section is first[0] or bool(section["states"])
@@ -301,7 +297,7 @@ def _duration(records: Sequence[Record]) -> str:
 
 
 def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
-    """What a run has to show, in words; empty when it has nothing."""
+    """What a run has to show, in words; may be empty."""
     kinds = [m.kind for g in galleries for m in g.media]
     counts = {
         "curve": curves,

@@ -20,7 +20,7 @@ from common.reporting.papers import SCALES, Paper, check_scale, paper_named
 from common.reporting.records import Record, RecordError, in_order
 from common.reporting.schema import parse_json
 
-#: Fields that say where a record belongs, equal for all records of a file.
+#: Fields that are equal for all records of a file.
 HEAD = ("paper", "scale", "seed", "schema")
 #: Fields that `shared.json` holds whole. Of a configuration it holds each section, of the hardware all but the peak.
 SHARED = ("data", "deviations", "git", "ours", "versions")
@@ -32,12 +32,10 @@ Shared = dict[str, dict[str, Any]]
 
 
 def draw_file(paper: Paper, scale: str, draw: Draw) -> Path:
-    """The file of a draw's promoted records."""
     return paper.results / scale / f"{draw.folder}.json"
 
 
 def place_of(record: Record) -> Place:
-    """Where a record and its curves are kept."""
     return record.scale, record.draw.folder, record.stage
 
 
@@ -52,7 +50,6 @@ def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
 
 
 def promoted_curves(paper: Paper) -> dict[Place, Curves]:
-    """The curves of a paper's promoted records."""
     return read_table(_curves_file(paper))
 
 
@@ -104,7 +101,7 @@ def _read_shared(paper: Paper) -> Shared:
 
 
 def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
-    """What a record has of its own; what others may have, too, goes into `shared`."""
+    """A record without the parts it may share with others, which go into `shared`."""
 
     def refer(field: str, content: Any) -> str:
         canonical = json.dumps(content, sort_keys=True)

@@ -65,12 +65,12 @@ class Run:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Fields of its configuration; of a finished run only those that its recipe and its overrides set."""
+        """Fields of its configuration; of a finished run only those set by recipe and overrides."""
         return flat(self.record.config) if self.record else self.whole_config
 
     @functools.cached_property
     def whole_config(self) -> dict[str, Any]:
-        """Fields of its configuration with all defaults, or what is known of it."""
+        """Fields of its configuration with all defaults, as far as known."""
         path = self.folder / "config.yaml"
         if not path.exists():
             return flat(self.record.config) if self.record else {}
@@ -79,7 +79,7 @@ class Run:
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
-        """Every field but those of curves, which take longer."""
+        """Every field except curves, which take longer."""
         paper, scale, draw, stage = self.name.split("/")
         record = self.record
         found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
@@ -110,7 +110,7 @@ class Run:
 
 
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
-    """Every run, finished or not, of these papers or all; one that cannot be described is left out with a warning."""
+    """Every run of these papers or all, finished or not; an unreadable one is left out with a warning."""
     found = []
     for folder in run_folders(root):
         if papers and folder.parts[-4] not in papers:
@@ -147,7 +147,7 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process holds a lock; trying to take it would disturb a process that wants it."""
+    """Whether a process holds a lock; doesn't try to take it, which would disturb others."""
     try:
         place = lock.stat()
         locks = Path("/proc/locks").read_text(encoding="utf-8")
@@ -198,7 +198,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def headline(record: Record) -> str:
-    """The metrics of a run that tables show, or its first ones; few of them."""
+    """The few metrics of a run that tables show, else its first ones."""
     try:
         filled = entries(load(record.paper), record.stage, record.scale)
     except ReportingError:  # of a paper of another branch, or of tables that are being edited
@@ -211,7 +211,7 @@ def headline(record: Record) -> str:
 
 
 def field_names(runs: Iterable[Run]) -> list[str]:
-    """Names of all fields that some run has; basics first, then metrics, then the configuration's."""
+    """Names of all fields of any run; basics first, then metrics, then the configuration's."""
     runs = list(runs)
     metrics = {name for run in runs if run.record for name in run.record.metrics}
     metrics |= {name for run in runs for name in run.curves}
@@ -220,7 +220,6 @@ def field_names(runs: Iterable[Run]) -> list[str]:
 
 
 def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
-    """Refuse a field that no run has."""
     quick = {*BASICS, *(name for run in runs for name in run.fields)}
     for name in names:
         if name not in quick and not any(name in run.curves for run in runs):
@@ -258,7 +257,7 @@ def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
 
 
 def text_of(value: Any) -> str:
-    """A value of a field as it is shown: nothing for none, five digits of a broken number."""
+    """A field's value as text: empty for None, five digits for a float."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -274,7 +273,7 @@ def _number(value: Any) -> float | None:
 
 
 def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Run]:
-    """Runs by a field, numbers before texts; those without a value come last either way."""
+    """Runs by a field, numbers before texts; those without a value are last in either direction."""
 
     def key(run: Run) -> tuple[bool, float, str]:
         number = _number(value := run.value(field))
@@ -286,7 +285,7 @@ def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Ru
 
 
 def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
-    """The runs that names, their ends or folders mean: `mini/seed0/avid`, or `avid` if there is one such."""
+    """The runs matching names, their ends or folders: `mini/seed0/avid`, or `avid` if unique."""
     found, wrong = [], []
     for name in names:
         try:
@@ -313,7 +312,7 @@ def _named_run(runs: Sequence[Run], name: str) -> Run:
 
 @dataclass(frozen=True)
 class Difference:
-    """A field in which two runs differ; `counts` says whether it may change what is measured."""
+    """A field in which two runs differ; `counts` says whether it may change results."""
 
     field: str
     first: Any
@@ -340,7 +339,7 @@ def _counts(field: str) -> bool:
 
 
 def metric_differences(first: Run, second: Run) -> list[Difference]:
-    """All metrics that one of two runs has, equal or not: what was measured, and where its curves ended."""
+    """All metrics of either run, equal or not: measurements, and the last values of curves."""
 
     def known(run: Run) -> dict[str, Any]:
         ends = {name: value for name, value in run.curves.items() if ":" not in name}

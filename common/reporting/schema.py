@@ -20,7 +20,7 @@ from common.errors import nearest
 
 
 def among(value: str, valid: Collection[str], what: str = "value") -> str:
-    """Return a text that is one of a few, or raise a ValueError with the nearest one."""
+    """Return a text if it is one of a few; else a ValueError suggests the nearest."""
     if value not in valid:
         raise ValueError(f"unknown {what} {value!r}: {nearest(value, valid)}")
     return value
@@ -31,7 +31,7 @@ def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
 
 
 def known(what: str) -> AfterValidator:
-    """A text that is among the names of the validation's context, where it has names of this kind."""
+    """A text checked against the validation context's names of this kind, if any."""
 
     def check(value: str, info: ValidationInfo) -> str:
         return among(value, (info.context or {}).get(what, (value,)), what)
@@ -52,7 +52,7 @@ Text = Annotated[Line, AfterValidator(_filled)]
 
 
 class Part(BaseModel):
-    """A mapping of a file: no other keys than its fields."""
+    """A mapping in a file; refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, arbitrary_types_allowed=True)
 
@@ -71,7 +71,7 @@ _OBJECT = TypeAdapter(dict[str, Any])
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object, or a ValueError. Python's own has no limit of depth and reads text that no file can hold."""
+    """A JSON object, or a ValueError. Unlike Python's parser it limits depth and refuses invalid text."""
     try:
         return _OBJECT.validate_json(text)
     except ValidationError as error:

@@ -39,7 +39,7 @@ class TablesError(ReportingError):
     """A tables file is wrong; the message names the file and the field."""
 
 
-# While a file is validated, the context holds the names that its parts may use: of stages, metrics and rows.
+# During validation the context holds the valid names of stages, metrics and rows.
 _Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
 _Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(one for one in SCALES if one in given))]
 _StageName = Annotated[StrictStr, known("stage")]
@@ -50,12 +50,12 @@ _StageNames = Annotated[
 ]
 
 
-# A day on one card pays for a few rows: a table that is measured there, too, lists the scale.
+# One card manages a few rows a day, so only tables that list this scale are measured at it.
 _UNLISTED = tuple(scale for scale in SCALES if scale != "single")
 
 
 def _names(info: ValidationInfo) -> dict[str, Any]:
-    """The context; what is put into it is of no use where there is none, as for a part that a test makes."""
+    """The validation context; a discarded dict if there is none."""
     return {} if info.context is None else info.context
 
 
@@ -121,7 +121,7 @@ class Metric(Part):
 
 
 class Published(Part):
-    """A published value, or a range of two, and the footnote mark it carries, if any."""
+    """A published value, or a range of two, and its footnote mark, if any."""
 
     value: StrictFloat | tuple[StrictFloat, StrictFloat]
     mark: Line = ""
@@ -133,7 +133,6 @@ class Published(Part):
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """The value, or both ends of a range."""
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
 
@@ -187,21 +186,20 @@ class Row(Part):
         return self
 
     def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
-        """Names of the stages whose mean fills a cell; `$row` is the row's own model."""
+        """Names of the stages whose mean fills a cell; `$row` is the row's model."""
         return self.stages.get(metric.id, metric.stages.get(scale, ()))
 
     @property
     def measured(self) -> bool:
-        """Whether it is measured here, and not only printed."""
+        """Whether it is measured here instead of only printed."""
         return self.model is not None or self.untrained
 
     def published_number(self, metric: str) -> float | None:
-        """The published value of a metric; None where it is unknown or a range."""
+        """The published value of a metric; None if it is unknown or a range."""
         known = self.published.get(metric)
         return None if known is None or len(known.ends) > 1 else known.ends[0]
 
     def fills(self, metric: str) -> bool:
-        """Whether stages are run for this metric."""
         return self.measured and (self.metrics is None or metric in self.metrics)
 
 
@@ -323,15 +321,12 @@ class Table(Part):
         return ", ".join(f"{label} {margin}" if several else margin for label, margin in zip(labels, margins))
 
     def metric(self, name: str) -> Metric:
-        """The metric of that id."""
         return next(metric for metric in self.metrics if metric.id == name)
 
     def row(self, label: str) -> Row:
-        """The row of that label."""
         return next(row for row in self.rows if row.label == label)
 
     def rows_at(self, scale: str) -> tuple[Row, ...]:
-        """The rows shown at a scale."""
         return tuple(row for row in self.rows if scale in row.scales)
 
     def made_by_request(self, row: Row, scale: str) -> bool:
@@ -340,7 +335,7 @@ class Table(Part):
 
 
 class Headline(Part):
-    """The one number of a paper that the overview shows; `mini` is that of a report while this one is not measured."""
+    """The number of a paper that the overview shows; `mini` stands in until it is measured."""
 
     table: StrictStr
     row: StrictStr
@@ -349,7 +344,7 @@ class Headline(Part):
 
 
 class Tables(Part):
-    """Everything that a paper's tables file says; of the block `paper:` its package name."""
+    """A paper's tables file; of the block `paper:` only the package name."""
 
     paper: str
     path: Path
@@ -389,14 +384,13 @@ class Tables(Part):
         return self
 
     def table(self, name: str) -> Table:
-        """The table with that id."""
         for table in self.tables:
             if table.id == name:
                 return table
         raise TablesError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
 
     def instances(self, table: Table, row: Row, metric: Metric, scale: str) -> list[str]:
-        """Ids of the stage instances whose mean fills a cell at a scale; empty when nothing is run for it."""
+        """Ids of the stage instances whose mean fills a cell at a scale; empty if nothing is run for it."""
         if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
             return []
         found: list[str] = []
@@ -428,7 +422,6 @@ class StageInstance:
 
     @property
     def stage(self) -> str:
-        """Name of the stage, without the row."""
         return self.id.split("@", 1)[0]
 
 
@@ -451,7 +444,6 @@ def _loaded(paper: str, file: Path, stamp: tuple[int, ...]) -> Tables:
 
 
 def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
-    """The values of a mapping with their names in them."""
     return [{**part, field: str(name)} if isinstance(part, Mapping) else part for name, part in parts.items()]
 
 
@@ -507,7 +499,7 @@ def expand(
 def _check_rows(rows: Collection[str], tables: list[Table], path: Path) -> None:
     every = [row for table in tables for row in table.rows]
     known = {name for row in every for name in (row.label, row.model) if name}
-    # Numbers of others stand in rows, too: nothing is run for those, so they are not offered.
+    # Rows with other authors' numbers run nothing, so they are not offered.
     run = {name for row in every if row.model or row.untrained for name in (row.label, row.model) if name}
     for name in rows:
         if name not in known:
@@ -521,7 +513,7 @@ def _listed(path: Path) -> str:
 def _need(
     name: str, row: Row | None, scale: str, source: Tables, needed: dict[str, StageInstance], where: str
 ) -> str | None:
-    """Add the instance of a stage for a row, and its parents; return its id (None: nothing to run)."""
+    """Add a row's stage instance and its parents; return its id (None: nothing to run)."""
     if name == ROW:
         assert row is not None
         return _need(row.model, None, scale, source, needed, where) if row.model is not None else None
@@ -577,7 +569,7 @@ def _selected(
 
 
 def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row, Metric]]:
-    """The cells that a stage instance fills at a scale, e.g. to name its summary values in W&B."""
+    """The cells that a stage instance fills at a scale, for example to name its W&B summary values."""
     return [
         (table, row, metric)
         for table in source.tables

@@ -65,7 +65,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fres
 
 
 def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> Report:
-    """The report of all papers: the overview, every claim with its verdict, and panels of each headline's table."""
+    """The report of all papers: overview, claims with verdicts, and panels of each headline's table."""
     import wandb_workspaces.reports.v2 as wr
 
     blocks: list[Any] = [wr.TableOfContents(), wr.H2("Overview"), wr.MarkdownBlock(text=_overview(papers))]
@@ -103,7 +103,7 @@ def _claim(claim: Judged) -> str:
 
 
 def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:
-    """Runs of a paper and scale: of some stages as one group if they are named, else a group for each configuration."""
+    """Runs of a paper and scale: named stages as one group, else a group per configuration."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces import expr
 
@@ -119,13 +119,13 @@ def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), colum
 
 
 def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
-    """A set of runs for each row that is run, a chart for each metric, and charts of published values apart."""
+    """A run set per row, a chart per metric, and separate charts of published values."""
     import wandb_workspaces.reports.v2 as wr
 
     result = filled.result
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
-    # Runs have the published value only where theirs may be compared with it.
+    # Runs only have the published value if theirs is comparable.
     kinds = ("table", "published") if scale == "paper" else ("table",)
     keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
     runsets = []
@@ -162,14 +162,14 @@ def _lines(title: str, pattern: str) -> Any:
 
 
 def media_keys(records: Iterable[Record]) -> tuple[list[str], list[str]]:
-    """Keys under which runs log their media: of pictures and clips, where numbered files share one, and of tables."""
+    """Keys of logged media: pictures and clips (numbered files share one), and tables."""
     files = [PurePosixPath(name) for record in records for name in record.media]
     seen = {re.sub(r"_\d+$", "", file.stem) for file in files if file.suffix in (".png", ".mp4", ".webm", ".gif")}
     return sorted(seen), sorted({f"{file.stem}_table" for file in files if file.suffix == ".csv"})
 
 
 def _media(records: Iterable[Record]) -> list[Any]:
-    """A panel for each kind of picture, clip and table that runs log."""
+    """A panel for each kind of logged picture, clip and table."""
     import wandb_workspaces.reports.v2 as wr
 
     seen, tables = media_keys(records)
@@ -178,7 +178,7 @@ def _media(records: Iterable[Record]) -> list[Any]:
 
 
 def write(report: Report, path: Path) -> None:
-    """Write what is sent to the server for a report as JSON."""
+    """Write a report as the JSON sent to the server."""
     model = report._to_model()  # the package offers no other way to it than to send it
     content = {
         "project": report.project,
@@ -244,7 +244,7 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Wor
 
 
 def _shared_rows(filled: Sequence[render.Filled]) -> bool:
-    """Whether a table has two rows of one model, which are told apart by their stages alone."""
+    """Whether two rows of a table share a model, so only their stages tell them apart."""
     models = [[row.model for row in f.result.rows if row.model] for f in filled]
     return any(len(set(of_table)) < len(of_table) for of_table in models)
 
@@ -262,7 +262,7 @@ def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:
 
 
 class Sent:
-    """Ids of what was sent before, so that it is replaced: a file of them by server, project and name."""
+    """Ids of earlier uploads, by server, project and name, so they are replaced."""
 
     def __init__(self, path: Path, entity: str) -> None:
         self._path, self._place = path, f"{server()}/{entity}/{project()}"
@@ -274,11 +274,10 @@ class Sent:
             return {}
 
     def id(self, name: str) -> str:
-        """The id under which something was sent; empty when it was not."""
+        """The id of an earlier upload, or empty."""
         return self._all().get(self._place, {}).get(name, "")
 
     def keep(self, name: str, identity: str) -> None:
-        """Remember the id of what was sent."""
         found = self._all()
         found.setdefault(self._place, {})[name] = identity
         write_atomically(self._path, json.dumps(found, indent=1, sort_keys=True) + "\n")

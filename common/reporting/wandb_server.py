@@ -21,17 +21,17 @@ NO_KEY = "no key (WANDB_API_KEY or `wandb login`)"
 
 
 def project() -> str:
-    """Name of the project that runs and reports belong to: `WANDB_PROJECT`, or ours."""
+    """Project of runs and reports: `WANDB_PROJECT`, or ours."""
     return os.environ.get("WANDB_PROJECT") or "representation-assemble"
 
 
 def entity() -> str:
-    """User or team that owns the project: `WANDB_ENTITY`; empty for the key's own."""
+    """User or team that owns the project: `WANDB_ENTITY`; empty for the key's default."""
     return os.environ.get("WANDB_ENTITY", "")
 
 
 def one_line(error: Exception) -> str:
-    """What an error of the client says, in one line."""
+    """A client error as one line."""
     return " ".join(str(error).split())
 
 
@@ -48,7 +48,7 @@ def server() -> str:
 
 
 def why_no_key() -> str:
-    """Why there is no key that could be used; empty when there is one. Asks no server."""
+    """Why there is no usable key, or empty. Asks no server."""
     try:
         host = server()
         from wandb.sdk.lib import wbauth
@@ -60,7 +60,7 @@ def why_no_key() -> str:
 
 
 def why_unreachable() -> str:
-    """Why the server cannot be used, found out within seconds; empty when there is a key and the server answers."""
+    """Why the server cannot be used, within seconds; empty if there is a key and the server answers."""
     if missing := why_no_key():
         return missing
     try:
@@ -71,7 +71,7 @@ def why_unreachable() -> str:
 
 
 def _knock() -> None:
-    """Ask for anything, through the proxy of the environment: a refusal is an answer, too."""
+    """Send any request through the environment's proxy; a refusal counts as an answer."""
     try:
         build_opener().open(server(), timeout=PATIENCE_SECONDS).close()
     except HTTPError as error:
