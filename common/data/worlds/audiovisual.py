@@ -1,4 +1,4 @@
-"""A miniature of the data that audio-visual pre-training needs: clips with sound, written as real media files."""
+"""A miniature for audio-visual pre-training: clips with sound, written as real media files."""
 
 from __future__ import annotations
 
@@ -52,30 +52,18 @@ _AUDIO_OPTIONS = {"aac_coder": "fast"}
 class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
-    What is class, what picture and sound share besides it and what is private to one of them says
-    `common.data.worlds.clip_generator`. Every split is drawn apart, so downstream clips were never seen in
-    pre-training. Files are rendered on the first :meth:`prepare` into the cache, each data set in the layout in which
-    the real one is distributed, and read by the same classes as the real ones.
+    `common.data.worlds.clip_generator` defines the classes and factors. Splits are independent, so downstream clips do
+    not
+    occur in pre-training.
 
     Args:
-        seed: seed of all clips; another seed draws another world.
-        pretrain: clips of the stand-in for Kinetics-400 to train on.
-        validation: clips of its validation split.
-        audioset: clips of the stand-in for AudioSet to train on.
-        audioset_evaluation: clips of its evaluation split.
-        ucf_groups: groups of clips per class of UCF-101; a division tests on about 7 of 25 of them.
-        ucf_clips_per_group: clips of each group.
-        hmdb_train: training clips per class and division of HMDB-51; its pictures are harder than those of UCF-101.
-        hmdb_test: test clips per class and division.
+        pretrain, validation: clips of Kinetics-400.
+        audioset, audioset_evaluation: clips of AudioSet.
+        ucf_groups: groups per class of UCF-101; a division tests on about 7 of 25.
+        hmdb_train, hmdb_test: clips per class and division of HMDB-51, whose pictures are harder than those of UCF-101.
         esc_clips_per_fold: recordings per class and fold of ESC-50.
-        esc_seconds: length of those recordings.
-        dcase_train: training recordings per class of DCASE; they are noisier than those of ESC-50.
-        dcase_test: test recordings per class.
-        dcase_seconds: length of those recordings.
-        seconds: length of a video clip.
+        dcase_train, dcase_test: recordings per class of DCASE, noisier than those of ESC-50.
         size: side of a frame in pixels; even.
-        fps: frames per second.
-        sample_rate: samples per second of the sound.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
@@ -232,7 +220,7 @@ class AudioVisualWorld(World):
         return ClipGenerator(own.seed, own.size, own.fps, own.sample_rate, nuisance)
 
     def _position_in_source(self, index: int) -> tuple[int, int]:
-        """Seconds of an imagined source video that a clip was cut from; only the file names say them."""
+        """First and last second in an imagined source video, for file names only."""
         begin = index * 37 % 290
         return begin, begin + max(1, round(self.seconds))
 
@@ -242,7 +230,7 @@ class AudioVisualWorld(World):
         write_clip(path, frames, generator.fps, generator.audio(split, index, self.seconds), generator.sample_rate)
 
     def _silent_clips(self, write: Write, generator: ClipGenerator, split: str) -> Callable[[Path], None]:
-        """Writes the clips of a split, one after the other."""
+        """Return a function that writes the next clip of a split."""
         number = itertools.count()
 
         def silent(path: Path, index: int) -> None:
@@ -257,14 +245,11 @@ class AudioVisualWorld(World):
 def write_clip(
     path: Path, frames: np.ndarray, fps: int, samples: np.ndarray | None = None, sample_rate: int | None = None
 ) -> None:
-    """Write a video file with H.264 pictures and, where there are samples, an AAC track.
+    """Write H.264 video and, with samples, an AAC track; the suffix selects the container.
 
     Args:
-        path: file to write; its suffix decides the container.
         frames: uint8 [T, H, W, 3].
-        fps: frames per second.
         samples: float [S] in [-1, 1]; None for a silent file.
-        sample_rate: samples per second.
     """
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options=_VIDEO_OPTIONS)
@@ -299,7 +284,7 @@ def _quantized(samples: np.ndarray) -> np.ndarray:
 
 
 def _video_id(*numbers: int) -> str:
-    """Eleven characters that look like a YouTube identifier."""
+    """Eleven characters that look like a YouTube ID."""
     digest = hashlib.sha256(json.dumps(numbers).encode()).digest()
     return base64.urlsafe_b64encode(digest[:9]).decode()[:11]
 

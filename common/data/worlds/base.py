@@ -1,4 +1,4 @@
-"""What every miniature world shares: the cache folder of its parameters, and rendering once under a lock."""
+"""Base of the miniature worlds: a cache folder per parameters, rendered once under a lock."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Write = Callable[[Path, Callable[[], None]], None]
 
 
 def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that decide what files hold, from the `locals()` at the beginning of a world's constructor."""
+    """The arguments that affect the files, from the `locals()` at the start of a world's constructor."""
     return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
 
 
 class World(ABC):
-    """Generated data as real files, each data set in the layout in which the one it stands in for is distributed.
+    """Generated data as real files in the layouts of the data sets they replace.
 
-    Files are rendered on the first :meth:`prepare` into a folder that is named after everything that decides what they
-    hold, and read by the same classes as the real data.
+    :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
+    classes
+    for the real data read them.
 
     Args:
-        parameters: the arguments that decide what the files hold; plain data.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
@@ -49,37 +49,28 @@ class World(ABC):
         self._root = root
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that decides what the files hold; plain data."""
+        """Everything that affects the files, as plain data."""
         return {"version": self.version, "parameters": self.parameters}
 
     def key(self) -> str:
-        """Hash of everything that decides what the files hold."""
+        """Hash of the recipe."""
         return hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> Path:
-        """Folder of this world."""
         parent = cache_folder() / "worlds" if self._root is None else Path(self._root).expanduser()
         return parent / f"{self.kind}-{self.key()}"
 
     def root_of(self, name: str) -> Path:
-        """Folder that stands in for the root of a data set.
-
-        Args:
-            name: one of ``names``.
-        """
+        """Folder that replaces the root of a data set."""
         if name not in self.names:
             raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
         return self.folder / self._folder_name(name)
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
-        """Render the data sets that are missing; does nothing when they are there.
+        """Render the missing data sets (None: all of them).
 
-        A data set appears under its final name only when complete. When several processes ask at once, one renders and
-        the others wait for it.
-
-        Args:
-            names: data sets to render; None for all.
+        A data set appears under its final name only when complete. One process renders; others wait.
         """
         wanted = self.names if names is None else tuple(names)
         if all(self.root_of(name).is_dir() for name in wanted):
@@ -100,11 +91,7 @@ class World(ABC):
             (self.folder / "world.json").write_text(description + "\n", encoding="utf-8")
 
     def move_to(self, root: Path, folders: Mapping[str, str]) -> None:
-        """Render data sets and put them where real ones lie; they are then no part of this world's folder any more.
-
-        Args:
-            folders: name of a data set -> its folder below `root`.
-        """
+        """Render data sets and move them out of the world, from data set name to folder below `root`."""
         self.prepare(list(folders))
         for name, folder in folders.items():
             shutil.move(self.root_of(name), root / folder)
@@ -140,9 +127,6 @@ class World(ABC):
 
     @abstractmethod
     def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder.
-
-        Args:
-            name: one of ``names``.
-            write: to be called with each media file's path and what writes it; makes its folder and counts it.
+        """Write a data set into an empty folder; `write` takes a path and a function that writes it, creates folders
+        and counts.
         """

@@ -1,12 +1,11 @@
-"""Procedural clips with sound, in twenty classes: what is seen and what is heard of a class have many cues each.
+"""Procedural clips with sound, in twenty classes, each with several noisy cues.
 
-A class is seen by its color, its shape and its motion, and heard by its pitch, its timbre and its envelope. No cue is
-sure: the colors of neighboring classes overlap, so do their pitches, in another order, and one shape or one envelope
-serves several classes. So neither modality alone settles what is alike, and both together nearly do.
+Color, shape and motion show a class; pitch, timbre and envelope sound it. Neighboring classes overlap in color, and in
+another order in pitch; classes share shapes and envelopes. So neither modality alone identifies the class, and both
+together nearly do.
 
-Picture and sound of a clip share the class, its tempo and phase, and its size, which is seen and is heard as loudness.
-Background, position, noise and hums are drawn separately for each modality and stay the same throughout a clip: they
-identify a clip inside its own modality and tell nothing about the other one.
+Picture and sound of a clip share the class, tempo, phase, and size (heard as loudness). Background, position, noise and
+hums are independent per modality and constant in a clip: they identify a clip within one modality only.
 """
 
 from __future__ import annotations
@@ -36,18 +35,11 @@ _PICTURE, _SOUND, _SHARED = 0, 1, 2  # independent random streams of one clip
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How unsure the cues of a class are, and how strong the private factors of a draw.
+    """Uncertainty of the class cues, and strength of the private factors.
 
-    Args:
-        color_spread: standard deviation of the hue, in distances between neighboring classes.
-        pitch_spread: standard deviation of the pitch, in distances between neighboring classes.
-        background_cells: smallest and largest number of background cells along a side.
-        background_strength: standard deviation of the background around mid-gray.
-        distractors: number of small static discs behind the object.
-        pixel_noise: standard deviation of the pixel noise.
-        opacity: opacity of the object.
-        snr: lowest and highest ratio of signal to noise in decibels.
-        hums: number of constant hums.
+    Spreads of color and pitch are standard deviations in distances between neighboring classes; background and pixel
+    noise
+    are standard deviations; `distractors` are small static discs; `snr` is the range in decibels.
     """
 
     color_spread: float = 1.0
@@ -63,12 +55,12 @@ class Nuisance:
 
 @dataclass(frozen=True)
 class Shared:
-    """What picture and sound of one clip have in common besides the class.
+    """What picture and sound of a clip share besides the class.
 
     Args:
         tempo: in hertz, log-uniform in [1, 3].
-        phase: of the motion and of the envelope at the start of the clip, in radians.
-        size: of the object, uniform in [0, 1] from the largest and loudest to the smallest and softest.
+        phase: of motion and envelope at the start of the clip, in radians.
+        size: uniform in [0, 1], from largest and loudest to smallest and softest.
     """
 
     tempo: float
@@ -78,15 +70,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class ClipGenerator:
-    """Renders clip number `index` of a split; the same arguments always give the same bytes.
-
-    Args:
-        seed: seed of the world.
-        size: side of a frame in pixels.
-        fps: frames per second.
-        sample_rate: samples per second of the sound.
-        nuisance: how unsure the cues are, and the strength of the private factors.
-    """
+    """Renders clip number `index` of a split; the same arguments always give the same bytes."""
 
     seed: int
     size: int = 24
@@ -96,20 +80,15 @@ class ClipGenerator:
 
     @staticmethod
     def label(index: int) -> int:
-        """Class of a clip: classes take turns, so every run of 20 clips is balanced."""
+        """Classes take turns, so every run of 20 clips is balanced."""
         return index % NUM_CLASSES
 
     def shared(self, split: int, index: int) -> Shared:
-        """What picture and sound of a clip share."""
         tempo, size, phase = self._rng(split, index, _SHARED).uniform(size=3)
         return Shared(float(np.exp(tempo * np.log(3.0))), float(2 * np.pi * phase), float(size))
 
     def video(self, split: int, index: int, duration: float) -> np.ndarray:
-        """Render the picture.
-
-        Returns:
-            uint8 [T, size, size, 3] with T = round(duration * fps).
-        """
+        """Render the picture: uint8 [T, size, size, 3] with T = round(duration * fps)."""
         label, rng, nuisance = self.label(index), self._rng(split, index, _PICTURE), self.nuisance
         motion, unit, shared = MOTIONS[label % 4], self.size / _REFERENCE_SIZE, self.shared(split, index)
         times = np.arange(round(duration * self.fps)) / self.fps
@@ -138,11 +117,7 @@ class ClipGenerator:
         return np.round(np.clip(frames, 0, 1) * 255).astype(np.uint8)
 
     def audio(self, split: int, index: int, duration: float) -> np.ndarray:
-        """Render the sound.
-
-        Returns:
-            float32 [round(duration * sample_rate)] in [-1, 1].
-        """
+        """Render the sound: float32 [round(duration * sample_rate)] in [-1, 1]."""
         label, rng, nuisance = self.label(index), self._rng(split, index, _SOUND), self.nuisance
         timbre, envelope, shared = label % 5, ENVELOPES[label % 4], self.shared(split, index)
         samples = round(duration * self.sample_rate)
@@ -203,7 +178,7 @@ def _rms(signal: np.ndarray) -> float:
 
 
 def _shaped_noise(rng: np.random.Generator, samples: int, gain: np.ndarray) -> np.ndarray:
-    """White noise with the given amplitude per frequency, scaled to unit standard deviation."""
+    """Noise with the given amplitude per frequency, scaled to unit standard deviation."""
     noise = np.fft.irfft(np.fft.rfft(rng.normal(size=samples)) * gain, n=samples)
     return noise / max(_rms(noise), 1e-9)
 

@@ -1,7 +1,6 @@
 """Tiny data sets on disk in the layouts in which the real ones are distributed.
 
-Every writer takes the root, a few sizes and, where a test decodes, a function that writes a media file; without one
-the files hold a placeholder, which is enough for everything that lists.
+Without a `write` function, media files hold a placeholder, which is enough for listing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ AUDIOSET_HEAD = (
 
 
 def placeholder(path: Path) -> None:
-    """Write a file that only has a name."""
     path.write_bytes(b"placeholder")
 
 
@@ -33,7 +31,7 @@ def _put(path: Path, write: WriteMedia) -> Path:
 
 
 def video_id(number: int, prefix: str = "v") -> str:
-    """An identifier of eleven characters, as on YouTube."""
+    """An ID of eleven characters, as on YouTube."""
     return f"{prefix}{number:0{11 - len(prefix)}d}"
 
 
@@ -70,7 +68,7 @@ def write_audioset(
     prefix: str = "u",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """AudioSet: one list of segments and its clips; `listed` above `clips` leaves the last ones missing."""
+    """AudioSet: one list of segments and its clips; with `listed` above `clips`, the last ones are missing."""
     lines = [*AUDIOSET_HEAD]
     for number in range(clips if listed is None else listed):
         video, start = video_id(number, prefix), number * 10
@@ -119,7 +117,7 @@ def write_hmdb51(
     nested: bool = False,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """HMDB-51: division k tests on the k-th block of `test` clips of a class, and the clips after it train."""
+    """HMDB-51: division k tests on the k-th block of `test` clips of a class and trains on the clips after it."""
     clips = {name: [clip_name.format(name=name, number=n) for n in range(clips_per_class)] for name in classes}
     for number in range(clips_per_class):
         for name in classes:
@@ -159,7 +157,7 @@ def write_dcase(
     lists: bool = False,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """DCASE scenes: the two folders of the two archives, or one folder with `train.txt` and `test.txt`."""
+    """DCASE scenes: the two folders of the published archives, or one folder with `train.txt` and `test.txt`."""
     for split, folder in (("train", "scenes_stereo"), ("test", "scenes_stereo_testset")):
         lines = []
         for scene in scenes:

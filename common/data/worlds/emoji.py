@@ -61,17 +61,14 @@ _OPAQUE = 0.1  # from here on a pixel belongs to a drawing's box
 # ------------------------------------------------------------------------------------------------------------ the pack
 @dataclass(frozen=True)
 class Concept:
-    """One thing that was drawn and named.
+    """One thing with its drawings and names.
 
     Args:
         index: its row in the pack and its cell in every sheet.
-        code_points: its code points, hexadecimal, joined by "-".
-        group: one of nine.
-        subgroup: one of 96.
-        split: `train`, `val` or `test`, for tasks in which test concepts are new.
+        code_points: hexadecimal, joined by "-".
+        group, subgroup: one of nine, and one of 96.
+        split: `train`, `val` or `test`, for tasks with new test concepts.
         styles: designers who drew it.
-        name: its name by language.
-        keywords: its keywords by language.
     """
 
     index: int
@@ -85,13 +82,12 @@ class Concept:
 
     @property
     def core(self) -> bool:
-        """Whether it can be told apart by sight and named, and all four designers drew it."""
+        """Whether it is visually distinct, has a name, and all four designers drew it."""
         kept = self.group in CORE_GROUPS and self.subgroup not in LEFT_OUT_SUBGROUPS
         return kept and set(self.styles) == set(STYLES)
 
 
 def pack() -> Traversable:
-    """Folder of the pack inside the package."""
     folder = files("common.data.worlds") / "emoji_mini"
     if not (folder / "emoji.jsonl").is_file():
         raise FileNotFoundError(
@@ -101,7 +97,7 @@ def pack() -> Traversable:
 
 
 def read_concepts() -> tuple[Concept, ...]:
-    """All 1,580 concepts of the pack, by index; those with ``core`` set make the world."""
+    """All 1,580 concepts of the pack, by index; the worlds use those with ``core``."""
     concepts = []
     lines = (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
@@ -122,14 +118,7 @@ def read_concepts() -> tuple[Concept, ...]:
 
 
 def read_drawings(style: str, indices: Sequence[int]) -> np.ndarray:
-    """Drawings by one designer, on nothing.
-
-    Args:
-        style: one of ``STYLES``.
-
-    Returns:
-        uint8 [n, 64, 64, 4], colour and opacity.
-    """
+    """Drawings by one designer on a transparent ground, uint8 [n, 64, 64, 4]."""
     if style not in STYLES:
         raise ValueError(f"no sheet of style {style!r}; there are {', '.join(STYLES)}")
     with (pack() / f"{style}.webp").open("rb") as stream, Image.open(stream) as sheet:
@@ -153,10 +142,11 @@ def subgroup_classes(concepts: Iterable[Concept]) -> tuple[str, ...]:
 
 
 def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
-    """Five captions made of a concept's name and keywords, joined by commas.
+    """Five captions of a concept, joined by commas.
 
-    The name; the name and one keyword; the name and two; two keywords; three keywords. Keywords are drawn anew for each
-    and differ from the name where the concept has others; where it has too few the caption is shorter.
+    The name; the name and one keyword; the name and two; two keywords; three keywords. Keywords differ from the name if
+    the
+    concept has others; with too few keywords the caption is shorter.
     """
     name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
     others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
@@ -170,16 +160,7 @@ def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en"
 
 
 def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
-    """Put a drawing on a plain ground.
-
-    Args:
-        drawing: uint8 [64, 64, 4], colour and opacity.
-        ground: colour [3] in [0, 1].
-        size: side of the picture in pixels.
-
-    Returns:
-        uint8 [size, size, 3], resized with smooth edges.
-    """
+    """Put a drawing, uint8 [64, 64, 4], on a plain ground, color [3] in [0, 1]; returns uint8 [size, size, 3]."""
     opacity = drawing[..., 3:] / 255
     pixels = np.round(drawing[..., :3] * opacity + 255 * ground * (1 - opacity)).astype(np.uint8)
     if size == CELL:
@@ -191,20 +172,20 @@ def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
 class EmojiWorld(World):
     """Stand-ins for COCO (both splits) and ImageNet made of real drawings: a picture shows one thing by one designer.
 
-    COCO is split by designer: all concepts are seen in training, the drawings of the test designer are not. Entries
-    carry the concept as `group_id`, so that another drawing of it can serve as a second view. Categories are the
-    keywords that at least three concepts share. ImageNet is split by concept: classes are subgroups, and no drawing of
-    a test concept is among its training pictures. (COCO has drawings of those concepts too, without their class.)
+    COCO is split by designer: training has all concepts, but no drawing by the test designer. `group_id` is the
+    concept, so
+    another drawing of it can be a second view. Categories are the keywords that at least three concepts share. ImageNet
+    is
+    split by concept: classes are subgroups, and its training pictures contain no test concept. (COCO has drawings of
+    those
+    concepts, without their class.)
 
     Args:
-        seed: seed of the grounds and captions of training pictures; all others are one fixed draw.
-        language: language of captions and tags; one of en, de, fr, cs, ja, zh.
-        size: side of a picture in pixels.
+        seed: affects only grounds and captions of training pictures.
+        language: of captions and tags; one of en, de, fr, cs, ja, zh.
         concepts: number of the 818 concepts that COCO holds, spread evenly; None for all.
         classes: number of the 30 subgroups that ImageNet holds, the largest first.
-        train_styles: designers to train on. Of the last one's drawings, those of the pack's val concepts make the val
-            part of Karpathy's split.
-        test_style: designer to test on.
+        train_styles: training designers. The last one's drawings of the pack's val concepts are Karpathy's val split.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
@@ -266,7 +247,6 @@ class EmojiWorld(World):
         return np.random.default_rng([1 + self.seed if seeded else 0, _STYLE_NUMBERS[style], concept.index, stream])
 
     def _image(self, style: str, concept: Concept, drawing: np.ndarray, seeded: bool) -> np.ndarray:
-        """A drawing on a light ground."""
         ground = self._rng(style, concept, seeded, _GROUND).uniform(*_LIGHT, size=3)
         return compose(drawing, ground, self.size)
 
@@ -279,7 +259,7 @@ class EmojiWorld(World):
         name_of: Callable[[int], str],
         write: Write,
     ) -> list[Annotated]:
-        """Write one designer's drawings of some concepts and say what is in them."""
+        """Write one designer's drawings of some concepts and return their annotations."""
         images = []
         for concept, drawing in zip(concepts, read_drawings(style, [concept.index for concept in concepts])):
             number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index
@@ -301,7 +281,7 @@ class EmojiWorld(World):
         return images
 
     def _instances(self, concept: Concept, drawing: np.ndarray) -> tuple[Instance, ...]:
-        """One object per tag; all have the box of the whole drawing."""
+        """One object per tag, all with the box of the whole drawing."""
         opacity, scale = drawing[..., 3] / 255, self.size / CELL
         rows, columns = np.nonzero(opacity >= _OPAQUE)
         left, right = scale * columns.min(), scale * (columns.max() + 1)
@@ -358,12 +338,12 @@ class EmojiWorld(World):
         write_class_names(root, self.class_names)
 
     def _trained(self, style: str, concept: Concept) -> bool:
-        """Whether a drawing is among ImageNet's training pictures."""
+        """Whether a drawing is in ImageNet's training split."""
         return concept.split == "train"
 
 
 class EmojiByDesigner(EmojiWorld):
-    """The same with an ImageNet that is split as COCO is: all concepts are seen in training, one designer is not."""
+    """The same with an ImageNet that is split by designer, as COCO is."""
 
     kind = "emoji_by_designer"
     title = "emoji world by designer"

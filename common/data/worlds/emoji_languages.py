@@ -1,8 +1,6 @@
 """Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
 
-A concept is for testing, for fine-tuning or for pre-training; those that are tested share few words. Pictures for
-testing are by a designer whose drawings are not trained on. What they show has been drawn by others before, or never,
-as one chooses.
+A concept is for testing, fine-tuning or pre-training. Test pictures are by a designer who is not in training.
 """
 
 from __future__ import annotations
@@ -57,10 +55,11 @@ _SMALLEST = 0.7  # of a drawing in a training picture, as a share of the whole
 
 
 def plain(text: str) -> str:
-    """The form of all text of this world: lower case, no commas, colons, quotes or brackets, spaces round CJK signs.
+    """Normalize text: lower case, no commas, colons, quotes or brackets, and spaces around CJK signs.
 
-    A word put in by code switching stands between spaces, so a tokenizer should meet running Japanese and Chinese text
-    in the same way. Kana are no such signs: a run of them is a word, as in BERT's tokenizer.
+    Code switching puts words between spaces, so running Japanese and Chinese text must look the same to a tokenizer. A
+    run
+    of kana is one word, as in BERT's tokenizer.
 
     Source: docs/papers/m3p.md [13.1] and pitfall 15.
     """
@@ -68,13 +67,11 @@ def plain(text: str) -> str:
 
 
 def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, list[str]]:
-    """Translations of English words, from the annotations of the same concepts in both languages.
+    """Translate English words by the annotations of the same concepts in both languages.
 
-    A word of English names and keywords is translated by a name or keyword in the other language that stands with
-    nearly the same concepts: Dice's coefficient of the two sets is at least 0.5, and they share at least two concepts.
-
-    Returns:
-        Word -> its translations, at most three, the best first; sorted by word.
+    A translation shares at least two concepts with the word, with a Dice coefficient of at least 0.5. Returns word ->
+    at
+    most three translations, best first; sorted by word.
 
     Source: docs/papers/m3p.md [13.1].
     """
@@ -103,35 +100,26 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
 class EmojiLanguagesWorld(World):
     """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN, Wikipedia, and what belongs to them.
 
-    Captions are a name followed by up to `keywords` keywords in random order; the first caption of a test image always
-    has the first keywords of the list in their order. Pictures show the 818 concepts that all designers drew and that
-    can be told apart by sight (`Concept.core`). They are divided, once for all seeds: `test` concepts, no two of which
-    share `ALIKE` or more of their English words, `fine_tune` others, and the rest for pre-training. Text without
-    pictures is about the rest alone, and says nothing of test concepts.
+    Captions are a name and up to `keywords` keywords in random order; the first caption of a test image has the first
+    keywords in list order. Pictures show the 818 concepts with `Concept.core`, split once for all seeds into `test`
+    concepts (no two share `ALIKE` or more of their English words), `fine_tune` concepts, and the rest for pre-training.
+    Text without pictures covers only the rest.
 
-    Dictionaries are induced from the annotations of all 1,572 concepts, with and without pictures. As a printed
-    dictionary they hold the words of what is tested, but only those that at least two of the 1,572 share. Where few of
-    these have pictures, most words belong to one picture's concept alone.
+    Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts, so they include words of test
+    concepts, but only words that at least two concepts share. `sentencepiece` is a tokenizer trained on the
+    pre-training
+    text and all names and keywords; `imagenet` has drawings by concept, for the network that makes region features.
 
-    Where only `drawings` are unseen, other designers' drawings of the test concepts are in Conceptual Captions, with
-    English captions, in the training splits of the other sets, with captions in their languages, and in `imagenet`.
-    The fixed caption of a test image is none of them, unless its concept has no keywords.
-
-    `dictionaries` holds `en-<language>.txt`; `sentencepiece` a tokenizer that was trained on the text of pre-training
-    and on the names and keywords of all concepts with pictures, as one of a hundred languages knows the words of any
-    caption; `imagenet` drawings by what they show, for the network that makes region features.
+    With `unseen="drawings"`, other designers' drawings of the test concepts are in the training splits, with captions.
+    The
+    fixed caption of a test image is not among those, unless its concept has no keywords.
 
     Args:
-        seed: seed of captions, grounds and places of training pictures.
-        size: side of a picture in pixels.
         concepts: number of concepts with pictures, spread evenly over the 818; None for all.
-        test, fine_tune: numbers of concepts for testing and for fine-tuning.
         unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`.
         keywords: most keywords of a caption.
         pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
-        vocabulary_size: pieces of the tokenizer, at most.
-        train_styles: designers to train on.
-        test_style: designer to test on.
+        vocabulary_size: upper bound; there may be fewer pieces.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
@@ -229,13 +217,13 @@ class EmojiLanguagesWorld(World):
     # -- where things are ----------------------------------------------------------------------------------------------
 
     def place(self, dataset: Any) -> None:
-        """Point a data set at its stand-in; the names of its class and of this world's data sets are the same."""
+        """Point a data set at its stand-in; `dataset.name` must be one of `names`."""
         dataset.root = self.root_of(dataset.name)
         if hasattr(dataset, "place_coco"):
             dataset.place_coco(self.root_of("coco_karpathy"))
 
     def needed_for(self, dataset: Any) -> tuple[str, ...]:
-        """What must be prepared for a data set."""
+        """Names to prepare for a data set."""
         return (dataset.name, "coco_karpathy") if hasattr(dataset, "place_coco") else (dataset.name,)
 
     @property
@@ -245,7 +233,7 @@ class EmojiLanguagesWorld(World):
 
     @property
     def dictionary_folder(self) -> Path:
-        """Folder of `en-<language>.txt`: a word, a tab and a translation a line, several lines per word."""
+        """Folder of `en-<language>.txt`: lines of word, tab and translation; a word may have several lines."""
         return self.root_of("dictionaries")
 
     # -- text ----------------------------------------------------------------------------------------------------------
@@ -255,10 +243,9 @@ class EmojiLanguagesWorld(World):
     ) -> tuple[str, ...]:
         """Captions of a concept.
 
-        Args:
-            rng: the only source of chance; not used for the first caption where that is fixed.
-            first: whether the first caption is the fixed one: the name and the first keywords of the list. No other
-                caption is, where the concept has keywords.
+        With `first`, the first caption is fixed (the name and the first keywords), needs no `rng`, and is not repeated
+        unless
+        the concept has no keywords.
         """
         name = plain(concept.name[language])
         terms = dict.fromkeys(plain(word) for word in concept.keywords[language])
@@ -275,7 +262,7 @@ class EmojiLanguagesWorld(World):
 
     @cached_property
     def dictionaries(self) -> Mapping[str, Mapping[str, list[str]]]:
-        """Translations of the English words of this world's captions by language."""
+        """Language -> translations of the English words in this world's captions."""
         used = {word for concept in self.concepts for word in _english(concept)}
         return {
             language: {
@@ -285,7 +272,7 @@ class EmojiLanguagesWorld(World):
         }
 
     def _sentences(self, language: str) -> list[str]:
-        """Text without pictures: names with keywords, of concepts that are not tested, in random order."""
+        """Text without pictures in random order: names with keywords of `text_concepts`."""
         number = LANGUAGES.index(language)
         rng = np.random.default_rng([1 + self.seed, _TEXT, number])
         concepts = sorted(self.text_concepts, key=lambda concept: concept.code_points)
@@ -300,7 +287,7 @@ class EmojiLanguagesWorld(World):
         )
 
     def _image(self, style: str, concept: Concept, drawing: np.ndarray, copy: int, trained: bool) -> np.ndarray:
-        """A drawing on a light ground; in a training picture, somewhere on it and smaller."""
+        """Put a drawing on a light ground; training pictures also shrink and move it."""
         rng = self._rng(style, concept, _IMAGE, copy, trained)
         ground = rng.uniform(*_LIGHT, size=3)
         if trained:
@@ -315,7 +302,7 @@ class EmojiLanguagesWorld(World):
     def _pictures(
         self, styles: Sequence[str], concepts: Sequence[Concept], copies: int, trained: bool
     ) -> Iterable[tuple[str, Concept, int, np.ndarray]]:
-        """Designer, concept, copy and pixels of every picture; what a designer did not draw is passed over."""
+        """Yield designer, concept, copy and pixels of every picture; skips what a designer did not draw."""
         for style in styles:
             if style not in self._sheets:
                 # Unpacking a sheet takes as long as writing three hundred pictures.
@@ -328,7 +315,7 @@ class EmojiLanguagesWorld(World):
                         yield style, concept, copy, self._image(style, concept, drawing, copy, trained)
 
     def _split(self, split: str) -> tuple[Sequence[str], Sequence[Concept]]:
-        """Designers and concepts of a split of the captioned sets but Conceptual Captions."""
+        """Designers and concepts of a split, except for Conceptual Captions."""
         return {
             "train": (self.train_styles, self.tuned_concepts),
             "val": ((self.test_style,), self.held_out_concepts),
@@ -336,7 +323,7 @@ class EmojiLanguagesWorld(World):
         }[split]
 
     def _captioned(self, split: str, languages: Sequence[str]) -> list[tuple[int, Concept, dict[str, tuple[str, ...]]]]:
-        """Number, concept and captions by language of every image of a split, in the order of their numbers."""
+        """Number, concept and captions by language of every image of a split, sorted by number."""
         styles, concepts = self._split(split)
         rows = []
         for style in styles:
@@ -483,12 +470,12 @@ class EmojiLanguagesWorld(World):
 
     @cached_property
     def _shown(self) -> tuple[Concept, ...]:
-        """What the network for region features learns to tell apart."""
+        """Concepts that the network for region features learns to classify."""
         return _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """English names of what is shown: the classes of the regions, as a detector has those of things."""
+        """English names of the region classes."""
         return tuple(concept.name["en"] for concept in self._shown)
 
     def _imagenet(self, root: Path, write: Write) -> None:
@@ -506,7 +493,7 @@ class EmojiLanguagesWorld(World):
 
 
 def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:
-    """The first `count` concepts that share few English words with those before them; fewer where there are no more."""
+    """At most `count` concepts that each share few English words with the ones before."""
     chosen: list[Concept] = []
     said: list[set[str]] = []
     for concept in concepts:
@@ -518,7 +505,6 @@ def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:
 
 
 def _english(concept: Concept) -> set[str]:
-    """The words of a concept's English name and keywords."""
     return {word for text in (concept.name["en"], *concept.keywords["en"]) for word in plain(text).split()}
 
 

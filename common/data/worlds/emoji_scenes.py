@@ -26,13 +26,11 @@ _OPAQUE = 26  # from here on a pixel belongs to a drawing's box, of 255
 
 
 class EmojiScenesWorld(TwoSidesWorld):
-    """Scenes of drawings: one thing in either half of a picture, both by the designer who drew the picture.
+    """One drawing in either half of a picture, both by the same designer; with the ground, 432 combinations.
 
-    With the ground that makes 432 combinations. Every designer is in training and in test: what is generated is
-    compared with real pictures, and a hand that was never seen would be counted against it.
-
-    Args:
-        seed, train, test, size, captions_per_image, relations, root: see ``TwoSidesWorld``.
+    Every designer is in training and test, because generated pictures are compared with real ones and an unseen style
+    would
+    count against them. For the arguments see ``TwoSidesWorld``.
     """
 
     kind = "emoji_scenes"
@@ -77,7 +75,7 @@ def _drawings(style: int) -> npt.NDArray[np.uint8]:
 
 @cache
 def _tile(style: int, thing: int, side: int) -> Floats:
-    """A drawing cut to its box, whose longer side gets so many pixels: colour and opacity in [0, 1], [H, W, 4]."""
+    """A drawing cropped to its box, with the longer side `side` pixels: color and opacity in [0, 1], [H, W, 4]."""
     drawing = _drawings(style)[thing]
     rows, columns = np.nonzero(drawing[..., 3] >= _OPAQUE)
     cut = drawing[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

@@ -1,7 +1,7 @@
-"""Scenes of drawn glyphs: sixteen outlines, their places and colours, and the renderer that turns them into pixels.
+"""Scenes of drawn glyphs: sixteen outlines, their places and colors, and the renderer.
 
-A glyph is a set of closed outlines in a circle of radius 1; pictures, masks, boxes and polygons all follow from them.
-Lengths of a scene are shares of the picture's side, so that it can be drawn at any size.
+A glyph is a set of closed outlines in a circle of radius 1; pictures, masks, boxes and polygons derive from them.
+Lengths of a scene are fractions of the picture's side, so it can be drawn at any size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _points(*coordinates: tuple[float, float]) -> np.ndarray:
 
 
 def _arc(radius: float, begin: float, end: float, points: int, center: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """Points of an arc between two angles in turns, both included; y points down, so angles grow clockwise."""
+    """Points of an arc between two angles in turns, ends included; y points down, so angles grow clockwise."""
     angles = 2 * np.pi * np.linspace(begin, end, points)
     return np.stack([center[0] + radius * np.cos(angles), center[1] + radius * np.sin(angles)], axis=1)
 
@@ -116,13 +116,8 @@ OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
 class Copy:
     """One drawn glyph.
 
-    Args:
-        glyph: index into ``GLYPHS``.
-        center: x and y of the center, as shares of the picture's side.
-        radius: radius of the circle around the glyph, as a share of the side.
-        rotation: clockwise rotation in radians.
-        colour: colour in [0, 1].
-        opacity: 1 for a glyph that hides what is behind it.
+    `glyph` indexes ``GLYPHS``; `center` and `radius` are fractions of the picture's side; `rotation` is clockwise in
+    radians; colors and opacity are in [0, 1].
     """
 
     glyph: int
@@ -135,14 +130,9 @@ class Copy:
 
 @dataclass(frozen=True)
 class Attributes:
-    """What can be said about a scene of equal copies.
+    """What captions can say about a scene of equal copies.
 
-    Args:
-        glyph: index into ``GLYPHS``.
-        colour: index into ``COLOUR_NAMES``.
-        ground: the same for the background; never the colour of the copies.
-        large: whether the copies have the larger of two radii.
-        count: number of copies.
+    `colour` and `ground` index ``COLOUR_NAMES`` and always differ; `large` is the larger of two radii.
     """
 
     glyph: int
@@ -154,12 +144,7 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
-
-    Args:
-        copies: the glyphs; later ones are drawn over earlier ones.
-        ground: colour of the background in [0, 1].
-    """
+    """Glyphs, later ones drawn over earlier ones, on a background color in [0, 1]."""
 
     copies: tuple[Copy, ...]
     ground: RGB
@@ -167,13 +152,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn scene; the first axis of all but the image counts the copies.
+    """A drawn scene of n copies.
 
     Args:
         image: uint8 [H, W, 3].
-        coverage: share of each pixel that a copy covers, float32 [n, H, W] in [0, 1]; what hides a copy is not cut out.
+        coverage: fraction of each pixel that a copy covers, float32 [n, H, W], including hidden parts.
         boxes: float32 [n, 4], left, top, right, bottom in pixels.
-        polygons: outline of every copy in pixels, float64 [points, 2]; a hole is joined to the outer edge by a seam.
+        polygons: outline of every copy in pixels, float64 [points, 2]; a seam joins holes to the outer edge.
     """
 
     image: np.ndarray
@@ -183,10 +168,7 @@ class Picture:
 
 
 def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[Scene, Attributes]:
-    """Draw a scene of two to four copies of one glyph in one colour, and what can be said about it.
-
-    Args:
-        glyph: index into ``GLYPHS``; None to draw it too.
+    """Draw a scene of two to four copies of one glyph (None: a random one) in one color, and its attributes.
 
     Source:
         docs/papers/mct.md [13] ("glyph scenes").
@@ -200,11 +182,11 @@ def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[
 
 
 def mixed_scene(rng: np.random.Generator, objects: tuple[int, int] = (1, 3), faint: float = 0.0) -> Scene:
-    """Draw a scene of different glyphs, each in a colour and a size of its own.
+    """Draw a scene of different glyphs with independent colors and sizes.
 
     Args:
         objects: least and largest number of glyphs.
-        faint: probability of a copy that the ground shines through, which makes it hard to see.
+        faint: probability of a translucent copy, which is hard to see.
     """
     count = int(rng.integers(objects[0], objects[1] + 1))
     glyphs = [int(number) for number in rng.choice(len(GLYPHS), count, replace=False)]
@@ -216,17 +198,13 @@ def mixed_scene(rng: np.random.Generator, objects: tuple[int, int] = (1, 3), fai
 
 
 def dark_ground(colour: int) -> RGB:
-    """A named colour as dark as a background is."""
+    """A named color, darkened for a background."""
     red, green, blue = COLOURS[COLOUR_NAMES[colour]]
     return (GROUND_SHADE * red, GROUND_SHADE * green, GROUND_SHADE * blue)
 
 
 def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
-    """Draw centers of circles that lie inside the unit square and do not overlap.
-
-    Returns:
-        float64 [n, 2], x and y.
-    """
+    """Draw centers [n, 2] of circles that lie inside the unit square and do not overlap."""
     sizes = np.asarray(radii, dtype=np.float64)
     # The hardest usual case (four large copies) fills half of the square, so single tries mostly fail: many
     # arrangements grow side by side, and the first that ends well is taken.
@@ -264,16 +242,11 @@ def _copies(
 def draw(
     scene: Scene, rng: np.random.Generator, size: int = 32, gradient: float = 0.06, noise: float = 0.03
 ) -> Picture:
-    """Draw a scene with smooth edges.
+    """Draw a scene with smooth edges; deterministic given the state of `rng`.
 
     Args:
-        rng: source of the gradient's direction and of the pixel noise.
-        size: side of the picture in pixels.
         gradient: largest change of brightness by a linear gradient over the whole picture.
         noise: standard deviation of the pixel noise.
-
-    Returns:
-        The picture; the same scene and generator state give the same bytes.
     """
     rings = [[_in_picture(ring, copy, size) for ring in OUTLINES[GLYPHS[copy.glyph]]] for copy in scene.copies]
     covered = coverage(rings, size)
@@ -291,18 +264,12 @@ def draw(
 
 
 def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
-    """Share of every pixel that each shape covers.
+    """Fraction of every pixel that each shape covers, float64 [n, size, size].
 
-    Every edge fills what lies to its right, with its direction as sign; summed over a closed outline only the inside
-    is left, and a hole that runs the other way around is taken out. Along a row of pixels the area is exact, across
-    rows it is sampled.
-
-    Args:
-        shapes: rings of each shape, float64 [points, 2] in pixels.
-        size: side of the picture in pixels.
-
-    Returns:
-        float64 [n, size, size] in [0, 1].
+    Every edge fills what is to its right, with its direction as sign, so the sum over a closed outline leaves the
+    inside,
+    without holes that run the other way. The area is exact along rows and sampled across them. `shapes` are rings of
+    float64 [points, 2] in pixels.
     """
     if not shapes:
         return np.zeros((0, size, size))
@@ -331,7 +298,7 @@ def _in_picture(ring: np.ndarray, copy: Copy, size: int) -> np.ndarray:
 
 
 def _joined(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """One closed path around a shape with holes: there and back along seams that enclose nothing."""
+    """One closed path around a shape with holes, along seams that enclose nothing."""
     outer, *holes = rings
     path = [outer]
     for hole in holes:

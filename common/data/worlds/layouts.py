@@ -1,8 +1,4 @@
-"""Writers of the layouts in which captioned and labeled picture sets are distributed: COCO, Karpathy, VOC, ImageNet,
-Conceptual Captions, Multi30K, STAIR Captions, COCO-CN.
-
-They write the files that the real sets have, field by field; the worlds decide what is in the pictures.
-"""
+"""Write captioned and labeled picture sets in the layouts in which the real sets are distributed."""
 
 from __future__ import annotations
 
@@ -25,14 +21,8 @@ _PER_IMAGE = 100
 
 @dataclass(frozen=True)
 class Instance:
-    """One object of a picture.
-
-    Args:
-        category: index of the category, from 0.
-        box: left, top, right, bottom in pixels.
-        area: pixels that the object covers.
-        polygon: its outline in pixels, [points, 2].
-        difficult: whether it is too hard to see to be asked for.
+    """One object of a picture: category from 0, left/top/right/bottom and area in pixels, polygon [points, 2] in
+    pixels.
     """
 
     category: int
@@ -44,16 +34,11 @@ class Instance:
 
 @dataclass(frozen=True)
 class Annotated:
-    """One picture with what is known about it.
+    """One picture and its annotations.
 
     Args:
         number: its id, from 1, unique over all splits.
-        file_name: its file's name.
-        width: width in pixels.
-        height: height in pixels.
-        captions: sentences about it.
-        instances: its objects.
-        group: pictures of the same thing share it; None where nothing is shown twice.
+        group: pictures of the same thing share it; None if nothing is shown twice.
         license: index into the licenses of the set.
     """
 
@@ -69,13 +54,7 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a set of pictures says about itself and its categories.
-
-    Args:
-        description: the set in a few words.
-        categories: name and more general name of every category.
-        licenses: names of the licenses.
-    """
+    """Metadata of a set; `categories` are pairs of name and supercategory."""
 
     description: str
     categories: tuple[tuple[str, str], ...]
@@ -83,22 +62,17 @@ class Vocabulary:
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] with full colour resolution: glyphs and drawings are a few pixels wide."""
+    """Write uint8 [H, W, 3] with full color resolution, because glyphs are only a few pixels wide."""
     Image.fromarray(image).save(path, "JPEG", quality=95, subsampling=0)
 
 
 def coco_name(number: int) -> str:
-    """File name of a picture of COCO 2017."""
     return f"{number:012d}.jpg"
 
 
 # ---------------------------------------------------------------------------------------------------------------- COCO
 def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: Vocabulary) -> None:
-    """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json``.
-
-    Args:
-        split: such as `train2017`.
-    """
+    """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json``; `split` is, e.g., `train2017`."""
     for image in images:
         if max(len(image.captions), len(image.instances)) >= _PER_IMAGE:
             raise ValueError(f"{image.file_name}: at most {_PER_IMAGE - 1} captions and objects per picture")
@@ -159,12 +133,7 @@ def _coco_object(image: int, number: int, instance: Instance) -> dict[str, Any]:
 
 
 def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None:
-    """Write ``dataset_coco.json`` of Karpathy's split.
-
-    Args:
-        root: folder of the set, which also holds ``train2014`` and ``val2014``.
-        parts: pictures of `train`, `restval`, `val` and `test`; all but the first lie in ``val2014``.
-    """
+    """Write ``dataset_coco.json`` of Karpathy's split: `train` is in ``train2014``, all other parts in ``val2014``."""
     images: list[dict[str, Any]] = []
     for split, members in parts.items():
         for image in members:
@@ -191,12 +160,10 @@ def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None
 
 
 def karpathy_folder(split: str) -> str:
-    """Folder of the pictures of a part of Karpathy's split."""
     return "train2014" if split == "train" else "val2014"
 
 
 def karpathy_name(number: int, split: str) -> str:
-    """File name of a picture of COCO 2014."""
     return f"COCO_{karpathy_folder(split)}_{coco_name(number)}"
 
 
@@ -204,10 +171,9 @@ def karpathy_name(number: int, split: str) -> str:
 def write_voc(
     folder: Path, images: Sequence[Annotated], classes: Sequence[str], parts: Mapping[str, Sequence[int]]
 ) -> None:
-    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC.
+    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC into a folder such as ``VOCdevkit/VOC2007``.
 
     Args:
-        folder: such as ``VOCdevkit/VOC2007``.
         parts: rows of `images` that belong to each list, such as `trainval`.
     """
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
@@ -225,7 +191,7 @@ def write_voc(
 
 
 def _voc_flag(image: Annotated, category: int) -> int:
-    """1: shown; 0: shown, but nowhere easy to see; -1: not shown."""
+    """1: shown; 0: only difficult instances; -1: not shown."""
     own = [instance for instance in image.instances if instance.category == category]
     if not own:
         return -1
@@ -261,30 +227,26 @@ def _voc_annotation(image: Annotated, folder: str, classes: Sequence[str]) -> El
 
 # ------------------------------------------------------------------------------------------------------------ ImageNet
 def imagenet_class(number: int) -> str:
-    """Class folder in the form of a WordNet id; real ids end before these begin."""
+    """Class folder in the form of a WordNet ID, above the range of real IDs."""
     return f"n9{number:07d}"
 
 
 def imagenet_path(root: Path, split: str, label: int, number: int) -> Path:
-    """Path of picture `number` (from 1) of `train` or `val`."""
+    """Path of picture `number` (from 1) in `train` or `val`."""
     folder = imagenet_class(label)
     stem = f"{folder}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
     return root / split / folder / f"{stem}.JPEG"
 
 
 def write_class_names(root: Path, names: Sequence[str]) -> None:
-    """Write ``LOC_synset_mapping.txt``, which says what the class folders mean."""
+    """Write ``LOC_synset_mapping.txt``, which names the class folders."""
     lines = (f"{imagenet_class(number)} {name}" for number, name in enumerate(names))
     write_lines(root / "LOC_synset_mapping.txt", lines)
 
 
 # ------------------------------------------------------------------------------------------------ captions by language
 def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) -> None:
-    """Write the lists of Conceptual Captions.
-
-    Args:
-        parts: captions of `train` and `val`; the image of row n is `training/<n>.jpg` or `validation/<n>.jpg`.
-    """
+    """Write the lists of Conceptual Captions; row n is `training/<n>.jpg` or `validation/<n>.jpg`."""
     names = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
     for part, captions in parts.items():
         folder = conceptual_captions_folder(part)
@@ -294,19 +256,17 @@ def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) ->
 
 
 def conceptual_captions_folder(split: str) -> str:
-    """Folder of the pictures of a split of Conceptual Captions."""
     return "training" if split == "train" else "validation"
 
 
 def write_multi30k(
     root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
 ) -> None:
-    """Write one split of Multi30K.
+    """Write one split (`train`, `val` or `test`) of Multi30K.
 
     Args:
-        split: `train`, `val` or `test`.
-        stems: names of its images, without suffix.
-        captions: by language, five of each image in `en` and `de`, one in the others.
+        stems: image names without suffix.
+        captions: by language; five per image in `en` and `de`, one in the others.
     """
     task1, task2 = (split, split) if split != "test" else ("test_2016_flickr", "test_2016")
     home = root / "data"
@@ -324,12 +284,7 @@ def write_multi30k(
 
 
 def write_stair_captions(root: Path, parts: Mapping[str, Sequence[Annotated]], description: str) -> None:
-    """Write `stair_captions_v1.2_train.json` and `stair_captions_v1.2_val.json`.
-
-    Args:
-        parts: images of `train2014` and `val2014` with their captions.
-        description: the set in a few words.
-    """
+    """Write `stair_captions_v1.2_{train,val}.json` from the parts `train2014` and `val2014`."""
     for part, images in parts.items():
         captions = [
             {"image_id": image.number, "id": _PER_IMAGE * image.number + n, "caption": caption}
@@ -346,11 +301,7 @@ def write_stair_captions(root: Path, parts: Mapping[str, Sequence[Annotated]], d
 
 
 def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> None:
-    """Write COCO-CN.
-
-    Args:
-        parts: names of the images of `train`, `val` and `test`, without suffix, each with its captions.
-    """
+    """Write COCO-CN; each part is a list of image name without suffix and captions."""
     home = root / "coco-cn-version1805v1.1"
     for part, images in parts.items():
         write_lines(home / f"coco-cn_{part}.txt", (stem for stem, _ in images))
@@ -364,12 +315,12 @@ def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[s
 
 
 def write_groups(root: Path, groups: Mapping[str, Mapping[str, int]]) -> None:
-    """Write ``groups.json``, which miniatures have and no real data set does: what images show, by split and key."""
+    """Write ``groups.json`` (split -> key -> what the image shows), which only miniatures have."""
     _dump(root / "groups.json", groups)
 
 
 def write_lines(path: Path, lines: Iterable[str], newline: str = "\n") -> None:
-    """Write a text file, one text a line, and the folders it lies in."""
+    """Write a text file and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}{newline}" for line in lines), encoding="utf-8", newline="")
 

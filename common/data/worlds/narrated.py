@@ -1,8 +1,7 @@
 """A miniature of video with speech and text: moving shapes with a sound and a speaker, asked about and described.
 
-The words of the texts are the words that a classifier of pictures or of sounds can name. Two domains are drawn: clips
-to learn the words from (plain colours, little noise), and clips to talk about (tinted, noisier, other pitches), on
-which what was learned on the first is right more often than chance and far from always.
+The words of the texts are what a classifier of pictures or sounds can name. A classifier trained on the source domain
+(plain colors, little noise) beats chance on the target domain (tinted, noisier, other pitches) but is far from perfect.
 """
 
 from __future__ import annotations
@@ -97,15 +96,11 @@ _JPEG_QUALITY = 92
 class Domain:
     """How clips look and sound apart from their words.
 
-    Args:
-        tint: half width of the log gain of each colour channel.
-        background: standard deviation of the background around mid-grey.
-        pixel_noise: standard deviation of the pixel noise.
-        opacity: lowest and highest opacity of the object.
-        radius: smallest and largest half width of the object.
-        travel: shortest and longest way of the object in the whole clip.
-        low, high: lowest and highest frequency in hertz of either pitch.
-        snr: lowest and highest ratio of signal to noise in decibels.
+    Lengths are pixels of a 24 x 24 frame; pairs are the lowest and highest value. `tint` is the half width of the log
+    gain
+    per color channel, `background` and `pixel_noise` are standard deviations, `travel` is the distance over the whole
+    clip,
+    `low` and `high` are in hertz, `snr` is in decibels.
     """
 
     tint: float
@@ -156,31 +151,28 @@ class Scene:
 
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Scene:
-        """A scene with every word uniform and independent of the others."""
+        """Draw every word uniformly and independently."""
         words = (SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS)
         return cls(*(choices[int(rng.integers(len(choices)))] for choices in words))
 
     @property
     def video_words(self) -> tuple[str, ...]:
-        """The true categories of the picture."""
         return self.shape, self.colour, self.direction
 
     @property
     def audio_words(self) -> tuple[str, ...]:
-        """The true words of the sound."""
         return self.timbre, self.pitch
 
     @property
     def audio_category(self) -> str:
-        """The true category of the sound."""
         return f"{self.pitch} {self.timbre}"
 
     def answer(self, kind: str) -> str:
-        """The answer to the question of a kind, as the speaker of a dialogue gives it."""
+        """The answer that dialogues use."""
         return self.answers(kind)[0]
 
     def answers(self, kind: str) -> tuple[str, ...]:
-        """Six ways to say the true answer; the first is the one that dialogues have."""
+        """Six ways to say the true answer; dialogues use the first."""
         words = (*self.video_words, *self.audio_words, self.speaker)
         # Other questions are about a single word.
         told = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
@@ -210,25 +202,24 @@ class Scene:
 
 
 def every_scene() -> Iterator[Scene]:
-    """Each combination of words once."""
+    """Yield each combination of words once."""
     for words in itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS):
         yield Scene(*words)
 
 
 def greeting(speaker: str) -> str:
-    """What a speaker says."""
     return f"hello i am {speaker}"
 
 
 def kind_of(question: str) -> str:
-    """The kind of a question of this world: a key of :data:`QUESTIONS`, or "" for any other text."""
+    """The key of :data:`QUESTIONS` for a question of this world, or "" for any other text."""
     if question in (_FIRST, _LAST):
         return "speaker"
     return next((kind for kind, wording in QUESTIONS.items() if wording == question), "")
 
 
 def sentences() -> tuple[str, ...]:
-    """Sentences that hold every word of this world's texts, in a fixed order: what a vocabulary is made of."""
+    """Sentences that contain every word of this world's texts, in a fixed order, to build a vocabulary."""
     found: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
     for scene in every_scene():
         for kind in QUESTIONS:
@@ -244,11 +235,7 @@ def sentences() -> tuple[str, ...]:
 
 
 def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the moving shape of a scene.
-
-    Returns:
-        uint8 [frames, size, size, 3].
-    """
+    """Draw the moving shape of a scene: uint8 [frames, size, size, 3]."""
     unit = size / _REFERENCE_SIZE
     cells = int(rng.integers(2, 4))
     weights = _bilinear_weights(cells, size)
@@ -286,11 +273,7 @@ def _shape_mask(shape: str, centers: np.ndarray, radius: float, size: int) -> np
 
 
 def render_sound(scene: Scene, domain: Domain, samples: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Make the sound of a scene.
-
-    Returns:
-        float32 [samples] in [-1, 1].
-    """
+    """Synthesize the sound of a scene: float32 [samples] in [-1, 1]."""
     low, high = domain.high if scene.pitch == "high" else domain.low
     frequency = np.exp(rng.uniform(np.log(low), np.log(high)))
     times = np.arange(samples) / sample_rate
@@ -320,27 +303,22 @@ def render_sound(scene: Scene, domain: Domain, samples: int, sample_rate: int, r
 class NarratedWorld(World):
     """Stand-ins for Kinetics-400, ESC-50, AVSD, TVQA and TVC: shapes that move, with a sound, a speaker and texts.
 
-    Kinetics-400 and ESC-50 are the source domain: a class is the words of a clip ("red circle left", "high_beep"), so
-    a classifier of words can be trained on them. The other three are the target domain. A clip of AVSD has picture and
-    sound and a dialogue whose questions need the picture, the sound or the speech; what is said is in `subtitles.jsonl`
-    of TVQA's format, as a recognizer would write it. Clips of TVQA are frames without sound, in which two speakers
-    follow each other; TVC describes the two halves of the same clips. `words.jsonl` beside the annotations holds the
-    true categories of every clip, which no real data set has.
+    Kinetics-400 and ESC-50 are the source domain: classes are the words of a clip ("red circle left", "high_beep"). The
+    others are the target domain. AVSD clips have picture, sound and a dialogue that needs picture, sound or speech; the
+    speech is in `subtitles.jsonl` in TVQA's format. TVQA clips are silent frames with two speakers in turn; TVC
+    describes
+    the two halves of the same clips. `words.jsonl` holds the true categories of every clip, which no real data set has.
 
     Args:
-        seed: seed of all clips and texts; another seed draws another world.
-        source_clips: silent clips to learn the words of pictures from; all 48 classes in turn.
-        source_clips_validation: clips of that set's validation split.
-        source_sounds_per_fold: recordings of each of the six classes and five folds to learn the kinds of sound from.
-        dialogs, dialogs_validation, dialogs_test: clips with a dialogue in either split of AVSD.
-        turns: questions of a dialogue; in the test split dialogues have from one to so many.
-        moments, moments_validation, moments_test: clips in either split of TVQA and TVC, each with five questions and
-            two described moments.
-        seconds: length of a clip with sound.
-        long_seconds: length of a clip of TVQA.
+        source_clips, source_clips_validation: silent clips that cycle through all 48 classes.
+        source_sounds_per_fold: recordings per class (six) and fold (five).
+        dialogs, dialogs_validation, dialogs_test: AVSD clips, one dialogue each.
+        turns: questions per dialogue; test dialogues have 1 to `turns`.
+        moments, moments_validation, moments_test: TVQA and TVC clips, each with five questions and two described
+            moments.
+        seconds, long_seconds: length of a clip with sound, and of a TVQA clip.
         size: side of a frame in pixels; even.
-        fps: frames per second of the files with sound; frames of TVQA come at 3 per second.
-        sample_rate: samples per second of the sound.
+        fps: frames per second of the files with sound; TVQA frames have 3 per second.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 

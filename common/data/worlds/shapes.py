@@ -93,15 +93,10 @@ _LICENCES = ("Apache License 2.0 (generated pictures)",)
 
 @dataclass(frozen=True)
 class CaptionWords:
-    """How likely a caption says what can be said; "a [two] [small] [red] NOUN [on blue]".
+    """Probability of each word in "a [two] [small] [red] NOUN [on blue]".
 
-    Args:
-        count: probability of the number of copies.
-        size: probability of their size.
-        colour: probability of their colour.
-        ground: probability of the colour of the background.
-        glyph: probability that the noun names the glyph, by one of its words.
-        group: probability that a noun that does not, names the coarse group; else it is "thing".
+    `glyph` is the probability that the noun names the glyph; otherwise it is the coarse group with probability `group`,
+    else "thing".
     """
 
     count: float = 0.2
@@ -121,9 +116,7 @@ _STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
 
 
 def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
-    """Draw a caption of a scene.
-
-    Nouns stay in the singular and the article stays in front of numbers: a word has one form.
+    """Draw a caption of a scene; nouns stay singular, so every word has one form.
 
     Source:
         docs/papers/mct.md [13] ("glyph scenes").
@@ -147,28 +140,22 @@ def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWord
 
 
 class ShapesWorld(World):
-    """Stand-ins for COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a coloured ground.
+    """Stand-ins for COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a colored ground.
 
-    A scene holds two to four copies of one glyph; captions mostly name the glyph and seldom its colour or number, tags
-    always name it. Scenes of VOC hold one to three different glyphs. Every split is drawn apart. Training splits
-    follow the seed, all others are one fixed draw.
+    A scene has two to four copies of one glyph; captions mostly name the glyph and seldom its color or number, tags
+    always
+    name it. VOC scenes have one to three different glyphs. Splits are independent. Only training splits depend on the
+    seed.
 
     Args:
-        seed: seed of the training splits.
-        train: pictures of COCO to pre-train on.
-        val: pictures of its validation split.
-        karpathy_train: pictures to train retrieval on.
-        karpathy_val: pictures to choose by.
-        karpathy_test: pictures to search.
-        probe_train: pictures of ImageNet to train a probe on.
-        probe_test: pictures to test it on.
-        voc_train: pictures of VOC's trainval; even ones are train, odd ones val.
-        voc_test: pictures to test on.
-        size: side of a picture in pixels.
-        voc_size: side of a picture of VOC; a larger one shows the same scenes with more pixels. None for `size`.
+        train, val: pictures of COCO 2017.
+        karpathy_train, karpathy_val, karpathy_test: pictures of Karpathy's split.
+        probe_train, probe_test: pictures of ImageNet.
+        voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd ones val.
+        size, voc_size: side of a picture in pixels; `voc_size` is by default `size`.
         probe: what the classes of ImageNet are; the pictures are the same.
-        caption_style: `sparse` drops most words, `full` says all there is to say.
-        words: other probabilities than those of `sparse`.
+        caption_style: `sparse` drops most words, `full` drops none.
+        words: replaces the probabilities of `sparse`.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
 
     Source:
@@ -260,7 +247,7 @@ class ShapesWorld(World):
     def _captioned(
         self, split: str, count: int, folder: Path, name_of: Callable[[int], str], write: Write
     ) -> list[Annotated]:
-        """Write the pictures of a captioned split and say what is in them."""
+        """Write the pictures of a captioned split and return their annotations."""
         images = []
         for index, (attributes, scene, picture) in enumerate(self._drawn(split, count)):
             number = _SPLITS[split][0] * _IDS_PER_SPLIT + index
@@ -318,7 +305,6 @@ class ShapesWorld(World):
 
 
 def label_of(attributes: Attributes, probe: Probe) -> int:
-    """Class of a scene in one of the class systems."""
     if probe == "count":
         return COUNTS.index(attributes.count)
     return attributes.glyph if probe == "glyph" else attributes.colour

@@ -1,4 +1,4 @@
-"""A miniature for text-to-image generation: one drawn object on either side, captions that say what is where."""
+"""A miniature for text-to-image generation: a plain shape on either side, and captions that say what is where."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ _TRIANGLE_BASE = 0.62
 
 
 class TwoObjectsWorld(TwoSidesWorld):
-    """Scenes of plain shapes: an object is a circle, a square or a triangle, red, green, blue or yellow.
+    """Circles, squares and triangles in red, green, blue or yellow; with the ground, 432 combinations.
 
-    With the ground that makes 432 combinations. Attributes of an object are its shape and its colour.
-
-    Args:
-        seed, train, test, size, captions_per_image, relations, root: see ``TwoSidesWorld``.
+    Attributes of an object are its shape and its color. For the arguments see ``TwoSidesWorld``.
 
     Source:
         docs/papers/xmc_gan.md [14.1].
@@ -74,7 +71,7 @@ def _distances(
     y: npt.NDArray[np.float64],
     radius: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Signed distances of pixels from the edges of the objects, below 0 inside, [N, 2, size, size]."""
+    """Signed distances of pixels from the object edges, below 0 inside, [N, 2, size, size]."""
     circle = np.hypot(x, y) - radius
     square = np.maximum(np.abs(x), np.abs(y)) - _HALF_SQUARE * radius
     # A point on top and a base below: two slanted edges that meet in the point, whose normals lean half as far out.

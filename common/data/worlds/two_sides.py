@@ -1,4 +1,4 @@
-"""What worlds for text-to-image generation share: a thing in either half, captions that say what is where."""
+"""Base of the worlds for text-to-image generation: a thing in either half, and captions that say what is where."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Things:
-    """The two things of some pictures, not yet on their grounds.
+    """The two things of each picture, before they are drawn on their grounds.
 
     Args:
-        colours: in [0, 1], [N, 2, size, size, 3] or what broadcasts to it.
-        coverage: share of each pixel that a thing covers, [N, 2, size, size].
+        colours: in [0, 1], [N, 2, size, size, 3] or broadcastable.
+        coverage: fraction of each pixel that a thing covers, [N, 2, size, size].
         boxes: left, top, right, bottom in pixels, [N, 2, 4].
         licences: index into the world's licences for each picture.
     """
@@ -58,7 +58,7 @@ class Things:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Drawn pictures and what is in them.
+    """Drawn pictures and their annotations.
 
     Args:
         images: uint8 [N, size, size, 3].
@@ -78,22 +78,15 @@ class Pictures:
 class TwoSidesWorld(World):
     """A stand-in for COCO 2014: pictures of two things, one in the left and one in the right half, on a plain ground.
 
-    Every thing is an instance of a category with its name; the ground, which is white, black or gray, is one, too, with
-    the whole picture as its box. Captions name all of it, in random order: per thing "a THING SIDE", "SIDE a THING" or
-    "a THING at SIDE", then "on GROUND" or "on a GROUND". Files are PNG, so that no trace of a compression has to be
-    learned.
-
-    What a picture shows is stated by attributes: those of the left thing, those of the right one, and the ground.
-
-    Training pictures follow the seed, the others are one fixed draw.
+    Things are instances of named categories, and so is the ground (white, black or gray), with the whole picture as its
+    box. Captions name all three in random order: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" per thing, then
+    "on
+    GROUND" or "on a GROUND". Files are PNG to avoid compression artifacts. Attributes of a picture are those of the
+    left
+    thing, of the right thing, and the ground. Only training pictures depend on the seed.
 
     Args:
-        seed: seed of the training split.
-        train: pictures to train on.
-        test: pictures of the validation split, to test on.
-        size: side of a picture in pixels; larger ones show the same with more pixels.
-        captions_per_image: captions of every picture, drawn one by one.
-        relations: share of captions that say "a THING left of a THING" instead.
+        relations: fraction of captions that say "a THING left of a THING" instead.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
@@ -162,7 +155,7 @@ class TwoSidesWorld(World):
 
     @classmethod
     def categories(cls) -> tuple[tuple[str, str], ...]:
-        """Name and more general name of every category: the things, then the grounds."""
+        """Name and supercategory of every category: the things, then the grounds."""
         return (*cls.things, *((f"{ground} ground", "ground") for ground in GROUNDS))
 
     @classmethod
@@ -172,17 +165,12 @@ class TwoSidesWorld(World):
 
     @classmethod
     def thing_of(cls, attributes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Numbers of the left and of the right thing, int64 [N, 2], by attributes [N, A]."""
+        """Numbers of the left and the right thing, int64 [N, 2], from attributes [N, A]."""
         both = np.asarray(attributes)[:, :-1].reshape(-1, 2, len(cls.thing_sizes))
         return np.ravel_multi_index(tuple(np.moveaxis(both, -1, 0)), cls.thing_sizes)
 
     def draw(self, split: str, rows: Sequence[int]) -> Pictures:
-        """Draw some pictures of a split; each depends on the seed and its own number alone.
-
-        Args:
-            split: `train` or `val`.
-            rows: numbers of the pictures, from 0.
-        """
+        """Draw some pictures of `train` or `val`; each depends only on the seed and its number (from 0)."""
         sizes = self.attribute_sizes()
         count = len(sizes) + 3 + self._numbers
         draws = np.stack([self._rng(split, row, _PICTURE).random(count) for row in rows])
@@ -205,15 +193,10 @@ class TwoSidesWorld(World):
 
     @abstractmethod
     def _things(self, attributes: npt.NDArray[np.int64], spread: Floats) -> Things:
-        """The things of some pictures.
-
-        Args:
-            attributes: what they are, int64 [N, A].
-            spread: random numbers in [-1, 1), [N, `_numbers`].
-        """
+        """The things of some pictures, from attributes [N, A] and random numbers in [-1, 1), [N, `_numbers`]."""
 
     def _centers(self, spread: Floats) -> tuple[Floats, Floats]:
-        """Across and down, [N, 2] each in pixels, by random numbers [N, 4]: across, then down."""
+        """x and y in pixels, [N, 2] each, from random numbers [N, 4]."""
         scale = self.size / SIDE
         return (
             scale * (np.array([0.25, 0.75]) * SIDE + _SIDEWAYS * spread[:, :2]),
@@ -221,7 +204,7 @@ class TwoSidesWorld(World):
         )
 
     def captions(self, split: str, row: int, attributes: Sequence[int]) -> tuple[str, ...]:
-        """The captions of a picture; equal ones may occur."""
+        """The captions of a picture; may contain duplicates."""
         draws = self._rng(split, row, _WORDS).random((self.captions_per_image, 5)).tolist()
         named = [self.things[thing][0] for thing in self.thing_of([attributes])[0]]
         ground = tuple(GROUNDS)[attributes[-1]]
@@ -250,11 +233,7 @@ class TwoSidesWorld(World):
 
     @classmethod
     def attributes_of(cls, annotations: ImageAnnotations) -> npt.NDArray[np.int64]:
-        """What pictures of this world show, recovered from the instances that their annotation file lists.
-
-        Returns:
-            int64 [N, A].
-        """
+        """Attributes of pictures, int64 [N, A], recovered from the instances in their annotation file."""
         names = tuple(name for name, _ in cls.categories())
         if annotations.tag_names != names:
             raise ValueError(
