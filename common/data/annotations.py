@@ -1,4 +1,4 @@
-"""What is known about pictures besides the files: captions, tags and boxes, as columns beside a listing.
+"""Captions, tags and boxes of the pictures of a listing, as columns.
 
 This module imports neither torch nor a decoder.
 """
@@ -33,16 +33,15 @@ KEEP_FROM_BYTES = 2**24
 
 @dataclass(frozen=True, eq=False)
 class ImageAnnotations:
-    """What is known about the pictures of a listing, row by row.
+    """Annotations of the pictures of a listing, row by row.
 
     Args:
-        image_ids: The set's own numbers of the pictures, int64 [N].
-        captions: Texts of each picture.
-        caption_ids: The set's own numbers of these texts.
-        tags: Categories that occur in a picture, bool [N, T]; a picture without tags has a row of zeros.
-        tag_names: Names of the T categories; none where the set comes without them.
-        groups: Pictures with the same number show the same thing, int64 [N].
-        read_boxes: Reads the boxes of all N pictures.
+        image_ids: the set's numbers of the pictures, int64 [N].
+        captions, caption_ids: texts of each picture, and the set's numbers of them.
+        tags: categories of each picture, bool [N, T]; all False without tags.
+        tag_names: names of the T categories; empty if the set has none.
+        groups: pictures with the same number show the same thing, int64 [N].
+        read_boxes: reads the boxes of all N pictures.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -67,13 +66,13 @@ class ImageAnnotations:
         return len(self.image_ids)
 
     def boxes(self) -> list[Boxes]:
-        """Boxes of every picture, read when they are asked for; see `Boxes` in this module."""
+        """Boxes of every picture, read lazily; see `Boxes` in this module."""
         if self.read_boxes is None:
             raise ValueError("these annotations come without boxes")
         return self.read_boxes()
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over ids, captions, tags and groups in order; boxes do not count."""
+        """SHA-256 (hexadecimal) over ids, captions, tags and groups in order, without boxes."""
         texts = self.captions if isinstance(self.captions, Rows) else Rows.texts(self.captions)
         numbers = self.caption_ids if isinstance(self.caption_ids, Rows) else Rows.numbers(self.caption_ids)
         state = hashlib.sha256(b"annotations 1\0")
@@ -90,10 +89,10 @@ class LanguageCaptions:
     """Captions of images in one language, row by row.
 
     Args:
-        language: Code of the language, such as "de".
-        keys: What the images are called wherever something belongs to them, such as region features; no two alike.
-        captions: Texts of each image, at least one.
-        groups: Images with the same number show the same thing, int64 [N]; by default, no two do.
+        language: code such as "de".
+        keys: unique names of the images, as in the region features.
+        captions: at least one text per image.
+        groups: images with the same number show the same thing, int64 [N]; by default, no two do.
     """
 
     language: str
@@ -112,7 +111,7 @@ class LanguageCaptions:
         return len(self.keys)
 
     def rows_of(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Positions of some images; -1 for one that has no caption in this language."""
+        """Positions of some images; -1 without a caption in this language."""
         positions = {key: row for row, key in enumerate(self.keys)}
         return np.array([positions.get(key, -1) for key in keys], dtype=np.int64)
 
@@ -131,7 +130,7 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, An
     """Read a JSON file whose outermost value is an object.
 
     Args:
-        without: Keys to drop wherever they occur, while reading: masks take ten times the memory of all else.
+        without: keys to drop anywhere while reading: masks take ten times the memory of the rest.
     """
 
     def drop(found: dict[str, Any]) -> dict[str, Any]:
@@ -151,11 +150,7 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, An
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file with one JSON object a line; blank lines are passed over.
-
-    Returns:
-        Pairs of file and line, for messages, and object.
-    """
+    """Yield (file and line, object) from a file with one JSON object per line; skips blank lines."""
     with named(path), path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -172,11 +167,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
-    """The list of objects under a key.
-
-    Args:
-        where: File and place, for the message.
-    """
+    """The list of objects under a key; `where` is the place for the message."""
     found = value.get(key)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f'{where} has no list of objects "{key}"; it has: {", ".join(map(str, value)) or "nothing"}')
@@ -184,7 +175,7 @@ def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, An
 
 
 def entry_of(entry: Mapping[str, Any], key: str, kind: type[Value], where: str) -> Value:
-    """The value under a key of an object, of the expected kind."""
+    """The value under a key, of the expected kind."""
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
         names = {int: "a whole number of 64 bits", str: "a text"}
@@ -194,15 +185,7 @@ def entry_of(entry: Mapping[str, Any], key: str, kind: type[Value], where: str) 
 
 @dataclass(frozen=True, eq=False)
 class CaptionedImages:
-    """The images of an annotation file, in its order, with their captions.
-
-    Args:
-        path: The file.
-        names: File names, as the file has them.
-        image_ids: Numbers of the images, int64 [N].
-        groups: Numbers of what they show, int64 [N].
-        captions, caption_ids: Rows of texts and of their numbers; blank captions are left out.
-    """
+    """The images of an annotation file, in its order, with their non-blank captions."""
 
     path: Path
     names: tuple[str, ...]
@@ -212,7 +195,6 @@ class CaptionedImages:
     caption_ids: Rows[int]
 
     def rows_of(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Positions of file names."""
         positions = {name: row for row, name in enumerate(self.names)}
         try:
             return np.array([positions[name] for name in names], dtype=np.int64)
@@ -226,7 +208,7 @@ class CaptionedImages:
         tag_names: tuple[str, ...] = (),
         read_boxes: Callable[[], list[Boxes]] | None = None,
     ) -> ImageAnnotations:
-        """The annotations of some images, in the given order; without `tags`, none of them has any."""
+        """The annotations of some images, in the given order."""
         chosen = rows.tolist()
         return ImageAnnotations(
             self.image_ids[rows],
@@ -240,11 +222,7 @@ class CaptionedImages:
 
 
 class CaptionCollector:
-    """Gathers images and captions from an annotation file and finds contradictions in it.
-
-    Args:
-        path: The file, for messages.
-    """
+    """Collects images and captions from an annotation file and finds contradictions in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -256,7 +234,6 @@ class CaptionCollector:
         self._seen: set[int] = set()
 
     def add_image(self, name: str, image_id: int, group: int) -> None:
-        """Add an image."""
         if image_id in self._rows:
             raise ValueError(f"{self.path}: image id {image_id} occurs twice")
         if name in self._names:
@@ -267,7 +244,7 @@ class CaptionCollector:
         self._caption_ids.append([])
 
     def add_caption(self, text: str, caption_id: int, image_id: int) -> None:
-        """Add a caption of an image that was added before; a blank one only takes its number."""
+        """Add a caption of a known image; a blank one only uses up its number."""
         if caption_id in self._seen:
             raise ValueError(f"{self.path}: caption id {caption_id} occurs twice")
         if image_id not in self._rows:
@@ -278,7 +255,6 @@ class CaptionCollector:
             self._caption_ids[self._rows[image_id]].append(caption_id)
 
     def finish(self) -> CaptionedImages:
-        """Everything that was added, as columns."""
         return CaptionedImages(
             self.path,
             tuple(self._names),
@@ -290,7 +266,7 @@ class CaptionCollector:
 
 
 def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
-    """Keep what a reader makes of files, per process, until one of the paths among its arguments is written anew."""
+    """Cache a reader's results per process until a path among its arguments changes."""
 
     def decorated(read: Read) -> Read:
         kept = functools.lru_cache(maxsize)(lambda stamps, *arguments: read(*arguments))
@@ -308,11 +284,7 @@ def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
 
 
 def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-    """Columns that were made from a file, kept in the cache folder as long as the file stays unchanged.
-
-    Args:
-        path: The file; only one that takes seconds to read is worth it.
-    """
+    """Cache the columns made from a file until it changes; only worth it for files that take seconds to read."""
     stamp = stamp_of(path)
     if stamp[2] < KEEP_FROM_BYTES:
         return make()

@@ -1,4 +1,4 @@
-"""What files hold, kept in the memory of a process."""
+"""In-memory caches of file contents, per process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FileKey = tuple[str, int, int]
 
 
 class FileCache(ABC, Generic[Content]):
-    """The contents of files, the least recently used ones dropped first. Failures are remembered too, as messages."""
+    """LRU cache of file contents. Failures are cached too, as messages."""
 
     _shared: ClassVar[Any] = None
 
@@ -30,7 +30,7 @@ class FileCache(ABC, Generic[Content]):
 
     @classmethod
     def shared(cls, max_bytes: int) -> Self:
-        """The cache of this kind in this process, which grows to the largest bound that was asked for."""
+        """This process's cache of this kind, which grows to the largest bound requested."""
         if cls._shared is None:
             cls._shared = cls(max_bytes)
         cls._shared.max_bytes = max(cls._shared.max_bytes, max_bytes)
@@ -38,7 +38,6 @@ class FileCache(ABC, Generic[Content]):
 
     @property
     def nbytes(self) -> int:
-        """Memory of what is held now."""
         return self._held
 
     def __len__(self) -> int:
@@ -50,7 +49,7 @@ class FileCache(ABC, Generic[Content]):
         return (kind.shared if self is kind._shared else kind, (self.max_bytes,))
 
     def fill(self, paths: Iterable[Path], unreadable: type[Exception]) -> None:
-        """Read files until one has to make room for another; those that raise `unreadable` are left for later."""
+        """Read files until the cache is full; ignores those that raise `unreadable`."""
         before = self.dropped
         for path in paths:
             with contextlib.suppress(unreadable):
@@ -60,14 +59,14 @@ class FileCache(ABC, Generic[Content]):
 
     @abstractmethod
     def get(self, path: Path) -> Any:
-        """What a file holds, read on the first call."""
+        """The content of a file, read on the first call."""
 
     def _key(self, path: Path) -> FileKey:
         found = path.stat()
         return os.fspath(path), found.st_mtime_ns, found.st_size
 
     def _find(self, key: FileKey) -> tuple[Content | str] | None:
-        """A tuple of what is kept of a file, or of the message of its failure."""
+        """A 1-tuple of a file's cached content or failure message."""
         with self._lock:
             if key not in self._entries:
                 return None

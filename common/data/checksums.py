@@ -1,4 +1,4 @@
-"""Checksums that the publisher of a file states, or that a library which fetches it checks."""
+"""Checksums that a file's publisher or a library that downloads it states."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 
 
 def difference(path: Path, published: str) -> str | None:
-    """What differs between a file and its published checksum, in words; None where nothing does.
+    """How a file differs from its published checksum, in words, or None.
 
-    Args:
-        path: the file.
-        published: `md5:` or `sha256:` and hexadecimal digits; fewer than all are those that the sum begins with.
+    `published` is `md5:` or `sha256:` and hexadecimal digits; a prefix is enough.
     """
     kind, _, expected = published.partition(":")
     found = digest(path, kind)
@@ -22,7 +20,7 @@ def difference(path: Path, published: str) -> str | None:
 
 
 def problem(path: Path, published: str) -> str | None:
-    """As `difference`; a file that cannot be read differs, too."""
+    """Like `difference`; an unreadable file differs, too."""
     try:
         return difference(path, published)
     except OSError as error:
@@ -30,13 +28,12 @@ def problem(path: Path, published: str) -> str | None:
 
 
 def digest(path: Path, kind: str) -> str:
-    """The `md5` or `sha256` of a file in hexadecimal digits."""
     status = path.stat()
     return _digest(path, kind, (status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=64)
 def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
-    """Sum of a file, which two data sets may share; read once as long as its stamp stays."""
+    """Digest of a file, cached until its stamp changes, because two data sets may share it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

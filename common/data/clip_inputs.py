@@ -1,4 +1,4 @@
-"""What a clip of video and sound is, and the statistics that its sound is standardized by."""
+"""Settings of video and audio clips, and the statistics that standardize the sound."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class VideoInput:
-    """What a video clip is (docs/papers/avid_cma.md [2.2]).
+    """Settings of a video clip (docs/papers/avid_cma.md [2.2]).
 
     Attributes:
-        fps, duration: frames per second and seconds of a clip.
         crop: side of the clip in pixels.
         resize: shorter side before the center crop of an evaluation.
         mode: `msc` (random resized crop) or `crop` (resize, then random crop).
-        min_area: smallest share of the area that a random resized crop takes.
+        min_area: smallest fraction of the area that a random resized crop takes.
         jitter: strengths of brightness, contrast, saturation and hue jitter in training.
         keep_aspect: False squeezes the frames to a square before cropping, as the released probe does.
     """
@@ -39,11 +38,9 @@ class VideoInput:
 
     @property
     def frames(self) -> int:
-        """Frames of a clip."""
         return int(self.duration * self.fps)
 
     def transform(self, training: bool) -> VideoTransform:
-        """Frames to the encoder's input."""
         return VideoTransform(
             mode=self.mode,
             crop=self.crop,
@@ -58,10 +55,9 @@ class VideoInput:
 
 @dataclass(frozen=True)
 class AudioInput:
-    """What an audio clip is (docs/papers/avid_cma.md [2.3]).
+    """Settings of an audio clip (docs/papers/avid_cma.md [2.3]).
 
     Attributes:
-        sample_rate, duration: samples per second and seconds of a clip.
         fft: FFT length in samples, 1024 in the paper (its configs say 512, half of it).
         frames_per_second: spectrogram frames per second.
         volume: half-width of the random gain around 1 in training.
@@ -77,7 +73,7 @@ class AudioInput:
     statistics: str | None = None
 
     def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
-        """Samples to the encoder's input; plain decibels without `statistics` (mean and deviation [F])."""
+        """The transform with `statistics` (mean and deviation [F]), or in plain decibels without."""
         return AudioTransform(
             sample_rate=self.sample_rate,
             window=self.duration,
@@ -90,7 +86,7 @@ class AudioInput:
 
 
 def read_statistics(path: Path) -> dict[str, np.ndarray]:
-    """Read per-bin audio statistics from an .npz file or from one of our pre-training checkpoints."""
+    """Read per-bin audio statistics from an .npz file or one of our pre-training checkpoints."""
     if not path.is_file():
         raise FileNotFoundError(f"data.audio.statistics: {path} does not exist")
     if path.suffix == ".npz":

@@ -33,14 +33,12 @@ _EXCERPT_MARGIN = 0.1
 
 
 class ClipDataset(ItemDataset):
-    """Files of picture and sound, decoded or taken from the cache of this process; subclasses cut the sample.
+    """Media files, decoded or from this process's cache; subclasses cut the sample.
 
     Args:
-        listing: The files.
-        clips_per_video: Length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
-        seed: Seed of everything random.
-        max_skipped_fraction: Share of the files that may be skipped before the run fails.
-        cache_bytes: Bound of the decoded files kept in the memory of each process; 0 = read them every time.
+        clips_per_video: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
+        max_skipped_fraction: fraction of the files that may be skipped before the run fails.
+        cache_bytes: bound of the decoded files in memory, per process; 0 = no cache.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -85,17 +83,14 @@ class ClipDataset(ItemDataset):
 
 
 class AudioVisualClips(ClipDataset):
-    """A video clip and an audio clip from about the same moment of a file.
+    """A video clip and an audio clip from about the same moment of a file; skips files without sound.
 
     Args:
-        listing, options: See :class:`ClipDataset`.
-        video_transform: None = no "video" in the samples, and nothing of the picture is decoded.
-        audio_transform: Also gives the sample rate and the length of the audio clip.
-        video_duration: Length of the video clip in seconds.
-        video_fps: Frame rate of the video clip.
-        jitter: How far, in seconds, the video clip may reach over the audio clip on either side, in training.
-        training: Augment and jitter; both transforms follow.
-    A file without sound is skipped.
+        video_transform: None = no "video" in the samples, and the picture is not decoded.
+        audio_transform: also sets the sample rate and the length of the audio clip.
+        video_duration: in seconds.
+        jitter: how far, in seconds, the video clip may extend past the audio clip on either side, in training.
+        training: whether to augment and jitter.
     Returns of an item:
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
         `skipped` (files passed over to get this sample).
@@ -182,11 +177,8 @@ class AudioVisualClips(ClipDataset):
 class VideoClips(ClipDataset):
     """One random clip per item, without sound.
 
-    Args:
-        listing, options: See :class:`ClipDataset`.
-        video_transform: Frames to tensor.
-        video_duration, video_fps: Length and frame rate of the clip.
-        training: Augment. The time of the clip is random in evaluation as well ("Clip@1").
+    The time of the clip is random in evaluation as well ("Clip@1"); `training` only augments.
+
     Returns of an item:
         `video` [3, T, crop, crop], `label`, `index`, `skipped`.
 
@@ -219,14 +211,8 @@ class VideoClips(ClipDataset):
 
 
 class DenseVideoClips(ClipDataset):
-    """Several clips of one video: evenly spaced over the whole of it ("Video@1"), or at random.
+    """Several clips of one video, evenly spaced ("Video@1") or with `random_starts` ("Clip@1"), in evaluation mode.
 
-    Args:
-        listing, seed, max_skipped_fraction, cache_bytes: See :class:`ClipDataset`.
-        video_transform: Frames to tensor; its evaluation branch is used.
-        clips: Number of clips.
-        random_starts: Clips at random places instead ("Clip@1").
-        video_duration, video_fps: Length and frame rate of a clip.
     Returns of an item:
         `video` [clips, 3, T, crop, crop], `label`, `index`, `skipped`.
 
@@ -273,17 +259,14 @@ class DenseVideoClips(ClipDataset):
 class SoundWindows(ClipDataset):
     """Several windows of each sound file, for a linear classifier on audio features.
 
-    With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and go on at its beginning.
-    Without it (DCASE) a training window is the beginning of an excerpt, and test windows are spread over the file.
+    With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and wrap around. Without it
+    (DCASE) a training window is the beginning of an excerpt, and test windows are spread over the file.
 
     Args:
-        listing, seed, max_skipped_fraction, cache_bytes: See :class:`ClipDataset`.
-        audio_transform: Also gives the sample rate and the length of a window.
-        training: Random starts, speed and volume; otherwise evenly spaced starts.
-        windows: Windows per file.
-        wrap_seconds: Part of the file that windows wrap round in; None = excerpts.
-        excerpt_seconds: Length of a training excerpt without `wrap_seconds`.
-        speed: Range of the factor on the decoding rate in training; samples are treated as if it were 1.
+        audio_transform: also sets the sample rate and the length of a window.
+        training: random starts, speed and volume; otherwise evenly spaced starts.
+        excerpt_seconds: length of a training excerpt without `wrap_seconds`.
+        speed: range of the factor on the decoding rate in training; samples are treated as if it were 1.
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
 

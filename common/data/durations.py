@@ -1,6 +1,6 @@
-"""How long picture and sound of clips overlap, measured once before training and kept in the cache folder.
+"""How long picture and sound of clips overlap, measured once before training and cached.
 
-Otherwise every visit to a file without sound costs a sample, and unreadable files add up until the run fails, days in.
+Otherwise every visit to a file without sound wastes a sample, and unreadable files only fail the run after days.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNKNOWN, _UNREADABLE, _ONE_SIDED = np.nan, -2.0, -1.0
 
 
 def long_enough(listing: Listing, seconds: float) -> Listing:
-    """The clips whose picture and sound overlap for more than `seconds`, in order; its notes say what is left out."""
+    """The clips with more than `seconds` of picture and sound together; the notes say what is left out."""
     common = common_seconds(listing)
     broken = common == _UNREADABLE
     if broken.sum() > MOST_UNREADABLE * len(listing):
@@ -60,7 +60,7 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
 
 
 def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
-    """Seconds [N] that picture and sound of every clip overlap, from the cache where they are known."""
+    """Seconds [N] that picture and sound of every clip overlap, cached."""
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_suffix(".lock")):
@@ -76,13 +76,13 @@ def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
 
 
 def kept_at(listing: Listing) -> Path:
-    """File in the cache folder that holds the durations of a listing."""
+    """Cache file for the durations of a listing."""
     key = hashlib.sha256(f"{os.path.abspath(listing.root)}\0{listing.fingerprint()}".encode()).hexdigest()[:16]
     return cache_folder() / "durations" / f"{listing.name}-{key}.npy"
 
 
 def is_known(listing: Listing) -> bool:
-    """Whether all files of a listing have been looked at."""
+    """Whether all files of a listing are measured."""
     return not np.isnan(_read(kept_at(listing), len(listing))).any()
 
 

@@ -1,4 +1,4 @@
-"""Getting the open data sets and weights of `open_data.yaml`, when their user asks for one and accepts its terms."""
+"""Download the open data sets and weights of `open_data.yaml`, when the user asks and accepts the terms."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _RETRIES = 2
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file that may be fetched.
+    """A file that can be downloaded.
 
     Args:
-        address: its URL.
-        file: where it goes, relative to the folder of the data sets.
-        checksum: as published; see `common.data.checksums`. None where none is known.
-        unpack: folder that the archive is unpacked into.
-        strip: how many of the first folders of its names are left out.
+        file: destination, relative to the folder of the data sets.
+        checksum: as published; see `common.data.checksums`. None if unknown.
+        unpack: folder for the archive's contents.
+        strip: number of leading folders to drop from its names.
     """
 
     address: str
@@ -43,7 +42,7 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class OpenData:
-    """A data set or weights that may be fetched; `note` says what its user must do afterwards."""
+    """A data set or weights that can be downloaded; `note` says what the user must do afterwards."""
 
     name: str
     title: str
@@ -54,7 +53,7 @@ class OpenData:
     note: str = ""
 
     def describe(self) -> str:
-        """What it is, under which terms, and where it comes from."""
+        """What it is, its terms, and its source."""
         lines = [f"{self.title} ({self.size})", f"  license: {self.license}", f"  terms:   {self.terms}"]
         for file in self.files:
             known = f"checksum {file.checksum}" if file.checksum else "no checksum is published"
@@ -63,7 +62,6 @@ class OpenData:
 
 
 def open_data(name: str) -> OpenData:
-    """An entry of the table."""
     table = read_yaml(TABLE, StageError)
     if name not in table:
         raise StageError(f"--fetch {name}: nothing of that name may be fetched; {nearest(name, table)}")
@@ -73,11 +71,7 @@ def open_data(name: str) -> OpenData:
 
 
 def fetch(data: OpenData, root: Path, tell: Callable[[str], None], progressbar: bool = False) -> None:
-    """Get all files of an entry with pooch and unpack them; what is there already is left alone.
-
-    Args:
-        progressbar: whether to draw one on the terminal.
-    """
+    """Download all files of an entry with pooch and unpack them; keeps existing files."""
     root.mkdir(parents=True, exist_ok=True)
     with exclusive(root / f".{FETCHED}.lock"):
         for file in data.files:
@@ -109,13 +103,13 @@ def _fetched(root: Path) -> dict[str, Any]:
 
 
 def _is_unpacked(known: dict[str, Any], folder: Path) -> bool:
-    """Whether what came of an archive is still there, by the files and folders at its top."""
+    """Whether the top-level files and folders of an archive still exist."""
     entries = known.get("unpacked")
     return isinstance(entries, list) and all((folder / str(entry)).exists() for entry in entries)
 
 
 def _download(file: OpenFile, path: Path, noted: str | None, tell: Callable[[str], None], progressbar: bool) -> str:
-    """Get a file unless it is there; returns its checksum, which is the published one or that of the first fetch."""
+    """Download a file unless it exists; returns the published checksum or that of the first download."""
     import pooch
 
     expected = file.checksum or noted
@@ -148,7 +142,7 @@ def _download(file: OpenFile, path: Path, noted: str | None, tell: Callable[[str
 
 
 def _unpack(archive: Path, folder: Path, strip: int) -> list[str]:
-    """Unpack an archive beside its place, then move its files there; returns the names at the top."""
+    """Unpack an archive next to its destination, then move its files there; returns the top-level names."""
     unpacking = folder / f".unpacking-{archive.name}"
     shutil.rmtree(unpacking, ignore_errors=True)
     unpacking.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Folders of numbered frames as clips: video that was taken apart before it was distributed, without sound."""
+"""Clips stored as folders of numbered frames, without sound."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
 class FrameFolder:
-    """The frames of one clip, read like a :class:`MediaFile`; use it in a `with` statement.
+    """The frames of one clip, with the interface of :class:`MediaFile`.
 
-    Frame `00001.jpg` is on screen from second 0 on, the next one a third of a second later (`FRAME_RATE`).
-    Where a number is missing, the frame before it stays.
+    Frame `00001.jpg` starts at second 0, the next one a third of a second later (`FRAME_RATE`). A missing number
+    repeats the frame before it.
     """
 
     def __init__(self, path: str | os.PathLike[str], cache: ImageCache | None = None) -> None:
@@ -47,16 +47,14 @@ class FrameFolder:
 
     @property
     def video_limits(self) -> Limits:
-        """First and last second."""
         return 0.0, int(self._numbers[-1]) / self.video_fps
 
     @property
     def audio_limits(self) -> None:
-        """There is no sound."""
         return None
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
-        """Read a clip; see :meth:`MediaFile.read_video`."""
+        """See :meth:`MediaFile.read_video`."""
         end = self.video_limits[1]
         indices, actual_start = select_frames(start, duration, fps, self.video_fps, end)
         if not len(indices):
@@ -70,7 +68,7 @@ class FrameFolder:
         return torch.from_numpy(np.stack(frames)[places]), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
-        """There is none: always a :class:`MediaError`."""
+        """Always raises a :class:`MediaError`."""
         raise MediaError.of(self.path, "has no audio stream")
 
     def fill_cache(self) -> None:
@@ -94,11 +92,7 @@ class FrameFolder:
 
 
 class MediaCaches:
-    """The caches of this process for decoded files and for decoded frames, each of at most so many bytes.
-
-    Args:
-        max_bytes: bound of either; 0 = no cache.
-    """
+    """This process's caches for decoded files and frames, of at most `max_bytes` each; 0 = no cache."""
 
     def __init__(self, max_bytes: int = 0) -> None:
         self.files = DecodedCache.shared(max_bytes) if max_bytes else None
@@ -106,7 +100,7 @@ class MediaCaches:
 
 
 def open_media(path: Path, caches: MediaCaches | None = None) -> MediaFile | FrameFolder:
-    """Open a media file, or a folder of frames in its place."""
+    """Open a media file or a folder of frames."""
     if path.is_dir():
         return FrameFolder(path, cache=None if caches is None else caches.frames)
     return MediaFile(path, None if caches is None else caches.files)

@@ -1,4 +1,4 @@
-"""From decoded pictures to the tensors that image encoders take."""
+"""Convert decoded pictures to encoder inputs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ADJUSTMENTS = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation, v
 
 
 class Transform(Protocol):
-    """What a data set of pictures makes of each of them."""
+    """Protocol of the picture transforms."""
 
     def with_training(self, training: bool) -> Self:
-        """The same transform on one of its branches."""
+        """A copy for training or evaluation."""
         ...
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
@@ -35,27 +35,24 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """One picture to one normalized tensor; every parameter is drawn from the generator that is passed in.
+    """One picture to one normalized tensor; all parameters come from the given generator.
 
     Training, in this order: random resized crop, color jitter in random order, gray, Gaussian blur, horizontal flip.
     Evaluation: resize, center crop. Both: divide by 255 and normalize. The operations are torchvision's on Pillow's
-    bytes, with Pillow's blur as in MoCo's code. A view takes a fixed number of draws, so switching one augmentation off
-    leaves the draws of the others as they are.
+    bytes, with Pillow's blur as in MoCo's code. A view takes a fixed number of draws, so turning one augmentation off
+    does not change the others.
 
     Args:
-        crop: Side of the result in pixels.
-        resize: Shorter side before the center crop of an evaluation; not used in training.
-        min_area: Smallest share of the picture that the random crop takes; 1.0 leaves the area whole.
-        max_aspect: Width over height of the random crop lies between this and its inverse.
-        jitter: Strength of brightness, contrast, saturation and hue; zero leaves that operation out.
-        jitter_probability: Probability that the four are applied at all.
-        grayscale: Probability of a gray picture.
-        blur: Probability of the blur.
-        blur_sigma: Range of the blur's standard deviation in pixels of the crop.
-        flip: Probability of the horizontal flip.
-        squeeze: An evaluation resizes to `resize` x `resize`, whatever the aspect (VirTex v0.9, with `resize = crop`).
-        mean, std: Statistics of the channels, on a scale of 0 to 1.
-        training: Which of the two branches a call takes.
+        crop: side of the result in pixels.
+        resize: shorter side before the center crop in evaluation.
+        min_area: smallest fraction of the picture that the random crop takes; 1.0 keeps the area.
+        max_aspect: width over height of the random crop is between this and its inverse.
+        jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
+        jitter_probability: probability that the four are applied at all.
+        grayscale, blur, flip: probabilities.
+        blur_sigma: range of the blur's standard deviation in pixels of the crop.
+        squeeze: evaluation resizes to `resize` x `resize`, whatever the aspect (VirTex v0.9, with `resize = crop`).
+        mean, std: channel statistics, on a scale of 0 to 1.
 
     Shapes:
         RGB picture -> float32 [3, crop, crop].
@@ -89,11 +86,10 @@ class ImageTransform:
             raise ValueError(f"blur_sigma must be a range, not {self.blur_sigma}")
 
     def with_training(self, training: bool) -> ImageTransform:
-        """The same transform on one of its branches."""
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        """The tensor of an RGB picture, and whether it is flipped: captions that name sides follow."""
+        """The tensor of an RGB picture, and whether it is flipped, so that captions can swap sides."""
         if image.mode != "RGB":
             raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
         if not self.training:
@@ -133,15 +129,10 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class SquashTransform:
-    """One picture to a square tensor in [0, 1], whatever its aspect: bilinear and without antialiasing, then a flip.
+    """One picture to a square tensor in [0, 1], whatever its aspect, then a flip.
 
-    Without antialiasing a result depends on the four nearest pixels alone, as TensorFlow resizes by default.
-
-    Args:
-        size: Side of the result in pixels.
-        flip: Probability of the horizontal flip in training.
-        flip_evaluation: The same for evaluation.
-        training: Which of the two probabilities a call takes.
+    Bilinear without antialiasing, as TensorFlow resizes by default. `flip` and `flip_evaluation` are the probabilities
+    of the flip in training and evaluation.
 
     Shapes:
         RGB picture -> float32 [3, size, size] in [0, 1].
@@ -155,11 +146,9 @@ class SquashTransform:
     training: bool = True
 
     def with_training(self, training: bool) -> SquashTransform:
-        """The same transform on one of its branches."""
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        """The tensor of an RGB picture, and whether it is flipped."""
         if image.mode != "RGB":
             raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
         probability = self.flip if self.training else self.flip_evaluation
@@ -171,9 +160,9 @@ class SquashTransform:
 
 
 def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """A picture as float32 [3, H, W]: bytes over 255, less the channels' mean, over their standard deviation.
+    """A picture as float32 [3, H, W]: bytes over 255, minus the channel means, over their standard deviations.
 
-    `to_dtype` of torchvision's second version multiplies by 1 / 255, which rounds otherwise than the published code.
+    torchvision's `to_dtype` (v2) multiplies by 1 / 255, which rounds differently from the published code.
     """
     planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) / np.float32(255.0)
     planes -= np.asarray(mean, np.float32)[:, None, None]
@@ -184,15 +173,12 @@ def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) 
 def random_area(
     width: int, height: int, min_area: float, max_aspect: float, draws: list[float]
 ) -> tuple[int, int, int, int]:
-    """The part of a picture that a random resized crop takes: ten tries, then the largest allowed one in the center.
+    """Left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
 
     Args:
-        min_area: The share of the area is uniform between this and 1.
-        max_aspect: The logarithm of width over height is uniform between that of 1 / max_aspect and of max_aspect.
-        draws: Uniform in [0, 1): area and aspect of each try, then the horizontal and the vertical place.
-
-    Returns:
-        Left, top, width and height.
+        min_area: the area fraction is uniform between this and 1.
+        max_aspect: the log of width over height is uniform between those of 1 / max_aspect and max_aspect.
+        draws: uniform in [0, 1): area and aspect of each try, then x and y.
     """
     bound = math.log(max_aspect)
     for attempt in range(CROP_TRIES):

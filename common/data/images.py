@@ -1,4 +1,4 @@
-"""Reading pictures with Pillow, a cache of decoded ones, and map-style data sets of them."""
+"""Read pictures with Pillow, cache decoded ones, and make map-style data sets of them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ImageError(MediaError):
-    """A file is not a picture, or one that cannot be decoded; the message names the file and the reason."""
+    """A file cannot be decoded as a picture; the message names the file and the reason."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a picture to RGB with 8 bits per channel.
+    """Decode a picture to 8-bit RGB.
 
-    An alpha channel is dropped, of 16 bits the upper 8 are kept, an animation gives its first frame. EXIF orientation
-    is not applied, since boxes and masks are in stored pixels.
+    Drops alpha, keeps the upper 8 of 16 bits, and takes the first frame of an animation. EXIF orientation is not
+    applied, because boxes and masks are in stored pixels.
     """
     path = Path(path)
     with parsing(path, ImageError), Image.open(path) as image:
@@ -52,10 +52,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageCache(FileCache[Pixels]):
-    """Decoded pictures kept in the memory of this process; one larger than the bound is read every time."""
+    """Decoded pictures in the memory of this process; pictures larger than the bound are not cached."""
 
     def get(self, path: Path) -> Image.Image:
-        """The decoded picture, read on the first call; the caller's own copy."""
+        """A copy of the decoded picture."""
         try:
             key = self._key(path)
         except OSError as error:
@@ -80,20 +80,15 @@ class ImageCache(FileCache[Pixels]):
 class ImageItems(ItemDataset):
     """One picture per item.
 
-    A subclass that makes other samples overrides :meth:`_sample`; one that reads captions or tags sets `annotations`.
+    A subclass that makes other samples overrides :meth:`_sample`; one that reads captions or tags sets `annotations`,
+    whose fingerprint then goes into the record.
 
     Args:
-        listing: The files.
-        transform: Picture to tensor.
-        training: Which branch of the transform is used.
-        seed, max_skipped_fraction: See :class:`ItemDataset`.
-        cache_bytes: Bound of the decoded pictures kept in the memory of each process; 0 = read them every time.
+        seed, max_skipped_fraction: see :class:`ItemDataset`.
+        cache_bytes: bound of the decoded pictures in memory, per process; 0 = no cache.
     Returns of an item:
         `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files passed over to get
         this sample), int64.
-
-    Attributes:
-        annotations: Set by such a subclass; the record then has their fingerprint.
     """
 
     annotations: ImageAnnotations
@@ -121,7 +116,7 @@ class ImageItems(ItemDataset):
         return self._sample(file, self.image(file), rng)
 
     def image(self, item: int) -> Image.Image:
-        """A picture of the listing as it is stored, RGB."""
+        """A picture of the listing as stored, RGB."""
         path = self.listing[item].path
         return read_image(path) if self.cache is None else self.cache.get(path)
 
@@ -139,7 +134,7 @@ class ImageItems(ItemDataset):
 
 
 def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
-    """Stop where an image has no caption, for a model that reads one of each."""
+    """Raise if an image has no caption."""
     captions = annotations.captions
     lengths = np.diff(captions.starts) if isinstance(captions, Rows) else np.array([len(own) for own in captions])
     without = np.flatnonzero(lengths == 0)

@@ -1,7 +1,7 @@
-"""What map-style data sets of clips and of images share: keys, seeds, and what happens with files that cannot be used.
+"""Base of the map-style data sets of clips and images: keys, seeds, and unusable files.
 
-A key is an item, or a pair (epoch, item). Everything random about a sample is drawn from a generator seeded by
-(seed, epoch, item), so a sample depends neither on the worker that makes it nor on the samples before it.
+A key is an item, or a pair (epoch, item). A generator seeded by (seed, epoch, item) makes all random draws of a sample,
+so a sample depends neither on its worker nor on earlier samples.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class SkipLedger:
     """Which files of a listing could not be used, counted over all worker processes.
 
     Args:
-        listing: The files.
-        max_share: Share of the files that may be skipped before the run fails.
+        max_share: fraction of the files that may be skipped before the run fails.
 
     Attributes:
         flags: uint8 [files] in shared memory; 1 = skipped. Ranks can combine theirs with a maximum.
@@ -49,7 +48,6 @@ class SkipLedger:
             self.flags.share_memory_()
 
     def record(self, file: int, error: MediaError) -> None:
-        """Mark a file as skipped."""
         if self.flags[file]:
             return
         self.flags[file] = 1
@@ -64,26 +62,23 @@ class SkipLedger:
             )
 
     def count(self) -> int:
-        """Number of files skipped so far."""
         return int(torch.count_nonzero(self.flags))
 
     def names(self) -> list[str]:
-        """Skipped files, each once, relative to the listing's root where they lie under it."""
+        """Skipped files, relative to the listing's root if they are under it."""
         skipped = torch.nonzero(self.flags).flatten().tolist()
         return list(dict.fromkeys(map(self.listing.table.name, skipped)))
 
 
 class ItemDataset(Dataset[Sample], ABC):
-    """Keys, seeds and the replacement of files that cannot be used; subclasses make the sample.
+    """Keys, seeds and the replacement of unusable files; subclasses make the sample.
 
-    A file that cannot be used is replaced by the next item, with that item's own index and label. An evaluation can
-    tell by the index that a sample is there twice.
+    The next item replaces an unusable file, with its own index and label, so an evaluation can detect duplicates by
+    index.
 
     Args:
-        listing: The files.
-        passes: Length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
-        seed: Seed of everything random.
-        max_skipped_fraction: Share of the files that may be skipped before the run fails.
+        passes: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
+        max_skipped_fraction: fraction of the files that may be skipped before the run fails.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
@@ -103,11 +98,11 @@ class ItemDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
-        """Make the sample of a file; a :class:`MediaError` has the next item take its place."""
+        """Make the sample of a file; on a :class:`MediaError` the next item replaces it."""
 
     @abstractmethod
     def fill_cache(self) -> None:
-        """Decode the files into the cache, if there is one; those that cannot be decoded are left for later."""
+        """Decode files into the cache, if there is one; ignores files that fail."""
 
     @abstractmethod
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
@@ -117,7 +112,7 @@ class ItemDataset(Dataset[Sample], ABC):
         return self.listing.table.name(item)
 
     def describe(self) -> dict[str, Any]:
-        """What was read, for the record: version, fingerprint and number of files."""
+        """Version, fingerprint and number of files, for the record."""
         return {
             "version": self.listing.version,
             "fingerprint": self.listing.fingerprint()[:16],

@@ -1,6 +1,6 @@
-"""What a data set contains: clips or images in a fixed order, and the cache of that.
+"""Listings: the clips or images of a data set in a fixed order, and their cache.
 
-This module knows nothing about any particular data set and imports neither torch nor a decoder.
+This module knows no particular data set and imports neither torch nor a decoder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INDEX_SCHEMA = 1
 
 
 class DatasetMissing(FileNotFoundError):
-    """A data set, or a part of it, is not where it was looked for; the message says what to do."""
+    """A data set or part of it was not found; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,11 @@ class Clip:
     """One item of a data set.
 
     Args:
-        path: The media file.
-        label: Class of the clip (of the picture where picture and sound are labeled apart); -1 = unknown.
-        sound_label: Class of the sound where the set labels it; -1 = none.
-        fold: Official fold the clip belongs to, from 1; 0 = the set has no folds.
-        start: First second of the clip inside the file; None = the file is the clip.
-        end: Last second of the clip inside the file; None = to the end of the file.
-        sound: File with the sound, on the same clock; None = the sound is in the file itself.
+        label: class of the clip (of the picture if picture and sound have separate labels); -1 = unknown.
+        sound_label: class of the sound; -1 = none.
+        fold: official fold, from 1; 0 = the set has no folds.
+        start, end: limits inside the file in seconds; None = those of the file.
+        sound: file with the sound, on the same clock; None = the sound is in the file itself.
     """
 
     path: Path
@@ -50,15 +48,12 @@ class Clip:
 
 
 class ClipTable(MadeOnDemand[Clip]):
-    """The clips of a listing as columns; a :class:`Clip` is made when one is asked for.
-
-    Two million Python objects would cost a gigabyte in every loader process.
+    """The clips of a listing as columns, because two million Python objects would take a gigabyte per loader process.
 
     Args:
-        root: Folder that relative names start from.
-        names: File names with forward slashes, relative to ``root``.
-        labels: One class per name; likewise ``sound_labels``, ``folds``, ``starts``, ``ends`` (NaN = None).
-        sounds: Names of the files with the sound ("" = in the file itself); None = of no clip.
+        names: file names with forward slashes, relative to ``root``.
+        labels: one class per name; likewise ``sound_labels``, ``folds``, ``starts``, ``ends`` (NaN = None).
+        sounds: names of the files with the sound ("" = in the file itself); None = of no clip.
     """
 
     __slots__ = ("_names", "ends", "folds", "labels", "root", "sound_labels", "sounds", "starts")
@@ -91,7 +86,6 @@ class ClipTable(MadeOnDemand[Clip]):
 
     @classmethod
     def of(cls, root: Path, clips: Iterable[Clip]) -> ClipTable:
-        """Make the table of a sequence of clips."""
         rows = list(clips)
         return cls(
             root,
@@ -105,15 +99,13 @@ class ClipTable(MadeOnDemand[Clip]):
         )
 
     def name(self, index: int) -> str:
-        """File name of one clip relative to the root, with forward slashes."""
+        """File name relative to the root, with forward slashes."""
         return self._names[index]
 
     def names(self) -> list[str]:
-        """All file names, in order."""
         return list(self._names)
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> ClipTable:
-        """The table of some rows, in the given order."""
         rows = np.asarray(indices, dtype=np.int64).reshape(-1)
         return ClipTable(
             self.root,
@@ -146,7 +138,7 @@ class ClipTable(MadeOnDemand[Clip]):
         return f"ClipTable({len(self)} clips under {self.root})"
 
     def digest(self) -> str:
-        """SHA-256 over relative names, labels, folds, segment limits and files with sound, in order; not the root."""
+        """SHA-256 over relative names, labels, folds, limits and sound files, in order; independent of the root."""
         state = hashlib.sha256(b"listing 1\0")
         for column, kind in (
             (self._names.ends, "<i8"),
@@ -169,12 +161,12 @@ def _column(values: npt.ArrayLike | None, count: int, default: float, kind: Any)
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many numbers below `count`, spread evenly."""
+    """At most `most` numbers below `count`, evenly spread."""
     return np.linspace(0, count - 1, min(most, count), dtype=np.int64).tolist()
 
 
 def joined(root: Path, name: str) -> Path:
-    """The file that a name stands for; one that begins with `..` lies beside the root, also where that is a link."""
+    """The path of a name; one that begins with `..` is relative to the root itself, even if that is a link."""
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 
@@ -190,14 +182,12 @@ class Listing:
     The position of a clip is its row in a memory bank, so a bank only fits the listing it was trained on.
 
     Args:
-        name: Data set, for records ("kinetics400").
-        version: What was listed: split, fold and layout, for records.
-        clips: The clips; a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
-        classes: Class names; the label of a clip is a position here.
-        missing: Number of items that the official lists name but the folder lacks.
-        missing_names: A few of those.
-        layout: Which of the supported layouts was found.
-        notes: Remarks for the overview, such as items that were left out.
+        version: split, fold and layout, for records.
+        clips: a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
+        classes: class names; the label of a clip is a position here.
+        missing: number of items that the official lists name but the folder lacks.
+        missing_names: a few of those.
+        notes: remarks for the overview, such as omitted items.
     """
 
     name: str
@@ -224,18 +214,15 @@ class Listing:
 
     @property
     def table(self) -> ClipTable:
-        """The clips as columns."""
         assert isinstance(self.clips, ClipTable)
         return self.clips
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
-        """Class of every clip, int32 [N]."""
         return self.table.labels
 
     @property
     def folds(self) -> npt.NDArray[np.int16]:
-        """Fold of every clip, int16 [N]."""
         return self.table.folds
 
     def __len__(self) -> int:
@@ -245,11 +232,11 @@ class Listing:
         return self.table[index]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over relative names, labels and order; equal wherever the folder lies."""
+        """SHA-256 (hexadecimal) over relative names, labels and order; independent of the root."""
         return self.table.digest()
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Listing:
-        """The listing of some clips, in the given order; labels and class names stay."""
+        """The listing of some clips, in the given order, with the same labels and classes."""
         return Listing(
             self.name,
             f"{self.version}, {len(indices)} of {len(self)}",
@@ -264,17 +251,17 @@ class Listing:
 
 
 class ListingIndex:
-    """A listing kept as JSON, valid as long as the folders and lists it was made from are unchanged.
+    """A listing kept as JSON, valid while the folders and lists it was made from are unchanged.
 
-    Adding or removing a file changes the time stamps of its folder. Modification and status-change time are compared,
-    because unpacking an archive may set the first back.
+    Adding or removing a file changes the folder's time stamps. Both mtime and ctime count, because unpacking an archive
+    may set the mtime back.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def load(self) -> Listing | None:
-        """The stored listing, or None when there is none, it is out of date or unreadable."""
+        """The stored listing, or None if it is missing, out of date or unreadable."""
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
             if document["schema"] != INDEX_SCHEMA:
@@ -309,11 +296,11 @@ class ListingIndex:
             return None
 
     def store(self, listing: Listing, watched: Iterable[Path], scanned_at: float | None = None) -> bool:
-        """Keep a listing of the watched folders and list files, which were read after `scanned_at` (None = now).
+        """Store a listing and return whether that worked; the `watched` paths were read after `scanned_at` (None =
+        now).
 
-        Returns:
-            Whether it was kept: not when a folder changed within the last two seconds, since a change right after the
-            walk could then go unnoticed, nor when the cache folder cannot be written.
+        It fails if a folder changed in the last two seconds (another change could go unnoticed) or the cache is not
+        writable.
         """
         stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
         if not all(settled(stamp, scanned_at) for _, stamp in stamps):

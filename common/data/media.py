@@ -1,7 +1,6 @@
-"""Reading video and sound from media files with PyAV, cut by time stamp.
+"""Read video and sound from media files with PyAV, cut by time stamp.
 
-Counting samples or packets is not used anywhere: how many samples a decoder returns before the first time stamp
-differs between PyAV releases, time stamps do not.
+Time stamps are reliable; the number of samples a decoder returns before the first one differs between PyAV releases.
 """
 
 from __future__ import annotations
@@ -55,13 +54,12 @@ class MediaError(RuntimeError):
 
     @classmethod
     def of(cls, path: Path, reason: str) -> MediaError:
-        """Make the error of one file."""
         return cls(f"{path}: {reason}")
 
 
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Any error of a decoder becomes a MediaError: what damaged files make of them cannot be foreseen."""
+    """Turn any decoder error into a MediaError: damaged files raise anything."""
     try:
         yield
     except MediaError:
@@ -73,13 +71,7 @@ def _decoding(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What the headers of a file say.
-
-    Args:
-        video_limits, audio_limits: First and last second of either stream; None = no such stream.
-        video_fps, audio_rate: Frames and samples per second; 0 without such a stream.
-        frame_size: Height and width in pixels; (0, 0) without a video stream.
-    """
+    """File headers; `frame_size` is height and width in pixels. Without a stream: None, 0 and (0, 0)."""
 
     video_limits: Limits | None
     audio_limits: Limits | None
@@ -89,7 +81,7 @@ class MediaInfo:
 
     @property
     def decoded_bytes(self) -> float:
-        """About how much memory the decoded file takes."""
+        """Approximate memory of the decoded file."""
         video = audio = 0.0
         if self.video_limits is not None:
             frames = (self.video_limits[1] - self.video_limits[0]) * self.video_fps
@@ -107,7 +99,7 @@ class VideoTrack:
     frames: npt.NDArray[np.uint8]
 
     def pick(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
-        """Frames that are on screen at the wanted times; see :func:`_pick_frames`, which this must equal."""
+        """Frames on screen at the wanted times; must equal :func:`_pick_frames`."""
         position = np.searchsorted(self.times, boundaries - step, side="left")
         boundaries, position = boundaries[position < len(self.times)], position[position < len(self.times)]
         held = (self.times[position] >= boundaries) & (position > 0)
@@ -116,15 +108,13 @@ class VideoTrack:
 
 @dataclass(slots=True)
 class AudioTrack:
-    """Decoded sound at the rate of the file, as the decoder returned it.
+    """Decoded sound at the rate of the file.
 
     Args:
-        samples: [N, channels] in the decoder's own sample type.
-        rate: Samples per second.
-        start: Time of sample 0 in seconds.
+        samples: [N, channels] in the decoder's sample type.
+        start: time of sample 0 in seconds.
         sample_format: PyAV's name of the sample type, packed form ("s16", "flt", ...).
         layout: PyAV's name of the channel layout.
-        path: The file, for messages.
     """
 
     samples: npt.NDArray[Any]
@@ -189,24 +179,21 @@ class AudioTrack:
 
 @dataclass(slots=True)
 class DecodedMedia:
-    """A whole file in memory."""
-
     info: MediaInfo
     video: VideoTrack | None
     audio: AudioTrack | None
 
     @property
     def nbytes(self) -> int:
-        """Memory of the decoded samples."""
         video = 0 if self.video is None else self.video.frames.nbytes + self.video.times.nbytes
         return video + (0 if self.audio is None else self.audio.samples.nbytes)
 
 
 class DecodedCache(FileCache[DecodedMedia | None]):
-    """Decoded small files kept in the memory of this process; one larger than the bound is read as without a cache."""
+    """Decoded small files in the memory of this process; files larger than the bound are not cached."""
 
     def get(self, path: Path) -> DecodedMedia | None:
-        """The decoded file, read on the first call; None when it is too large to be kept."""
+        """The decoded file, or None if it is too large to cache."""
         try:
             key = self._key(path)
         except OSError as error:
@@ -226,9 +213,9 @@ class DecodedCache(FileCache[DecodedMedia | None]):
 
 
 class MediaFile:
-    """One open media file; use it in a `with` statement.
+    """One open media file, to be used in a `with` statement.
 
-    Times are seconds on the file's own clock, the same for both streams. A rotation in the header is not applied.
+    Times are seconds on the file's clock, the same for both streams. A rotation in the header is not applied.
     """
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
@@ -250,25 +237,23 @@ class MediaFile:
 
     @property
     def video_limits(self) -> Limits | None:
-        """First and last second of the video stream; None = no picture."""
+        """First and last second of the video stream; None without one."""
         return self.info.video_limits
 
     @property
     def audio_limits(self) -> Limits | None:
-        """First and last second of the audio stream; None = no sound."""
+        """First and last second of the audio stream; None without one."""
         return self.info.audio_limits
 
     @property
     def video_fps(self) -> float:
-        """Frames per second of the video stream."""
         return self.info.video_fps
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
-        """Decode a clip at a given frame rate; frames are repeated or left out, never blended.
+        """Decode a clip at a given frame rate by repeating or dropping frames, never blending.
 
-        Returns:
-            Frames [T, H, W, 3] uint8 and the time of the first of them. T is the duration times `fps`,
-            or less at the end of the file.
+        Returns frames [T, H, W, 3] uint8 and the time of the first. T is the duration times `fps`, or less at the end
+        of the file.
 
         Source: docs/papers/avid_cma.md [2.1].
         """
@@ -290,10 +275,7 @@ class MediaFile:
         return torch.from_numpy(frames), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
-        """Decode a window of sound, mixed to one channel and resampled.
-
-        Returns:
-            Samples [N] float32, 16-bit values divided by 32767; fewer than asked for at the end of the file.
+        """Decode a window of sound as resampled mono: [N] float32, 16-bit values over 32767; shorter at the file's end.
 
         Source: docs/papers/avid_cma.md [2.3], step 1.
         """
@@ -302,7 +284,7 @@ class MediaFile:
         return self.decode_audio(start, duration).read(start, duration, sample_rate)
 
     def decode_audio(self, start: float, duration: float) -> AudioTrack:
-        """Decode a window of sound, and a little more, at the file's own rate; many windows can be cut from it."""
+        """Decode a window of sound and a small margin at the file's rate, to cut many windows from it."""
         if self.info.audio_limits is None:
             raise MediaError.of(self.path, "has no audio stream")
         if self._decoded is not None and self._decoded.audio is not None:
@@ -324,7 +306,6 @@ class MediaFile:
         self.close()
 
     def decode_all(self) -> DecodedMedia:
-        """Decode the whole file into memory."""
         video = audio = None
         if self.info.video_limits is not None:
             times: list[float] = []
@@ -416,7 +397,7 @@ class MediaFile:
         return self._container
 
     def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
-        """Go to a key frame at or before a time; None = the beginning. Packets of other streams are passed over."""
+        """Seek to a key frame at or before a time (None: the beginning), and discard packets of other streams."""
         wanted = stream.index
         if seek_to is None and not self._fresh:
             # Not every container can seek to its very beginning; every one can be opened again.
@@ -462,12 +443,9 @@ class MediaFile:
     ) -> npt.NDArray[np.uint8] | None:
         """Decode until every wanted time has its frame.
 
-        For a boundary b, that is the first frame stamped in [b - step, b), else the last one before it (a frame that
-        is held longer), else the first one of all.
-
-        Returns:
-            Frames, or None when a seek went past the first wanted frame, or to where nothing can be decoded (the last
-            group of pictures of an MPEG stream).
+        For a boundary b: the first frame stamped in [b - step, b), else the last one before it, else the first of all.
+        None if a seek went past the first wanted frame or to a place that cannot be decoded (the last group of pictures
+        in MPEG).
         """
         limits = boundaries.tolist()
         lows = (boundaries - step).tolist()
@@ -561,7 +539,7 @@ def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.
 
 
 def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
-    """Samples [N, channels] of a frame: `to_ndarray` without its overhead, at some fifty frames a second of sound."""
+    """Samples [N, channels] of a frame, without the overhead of `to_ndarray`."""
     channels, planar = frame.layout.nb_channels, frame.format.is_planar
     count, dtype = frame.samples, _SAMPLE_TYPES[frame.format.name]
     if not planar:
@@ -574,13 +552,12 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video stream of a file that is no cover: a picture attached to a sound is not its video."""
+    """The first video stream that is not cover art."""
     films = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
     return next(films, None)
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Read the headers of a file."""
     with MediaFile(path) as media:
         return media.info
 

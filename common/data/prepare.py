@@ -1,7 +1,6 @@
-"""The overview of a paper's data sets: what is there, what is missing, how to get it; and their preparation.
+"""Overview and preparation of a paper's data sets: what is present, what is missing, how to get it.
 
-Nothing is downloaded here: fetching a data set is the user's own act, since each has terms to agree to. A few open
-ones are got by `common.data.fetch`, when its user says so.
+Downloads nothing, because most data sets have terms to accept; `common.data.fetch` gets a few open ones on request.
 """
 
 from __future__ import annotations
@@ -36,12 +35,9 @@ _SILENT = "no sound"
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """What decoding a random sample of a data set's files gave.
+    """Result of decoding a random sample of a data set's files.
 
-    Args:
-        checked: Number of files that were tried.
-        broken: Those that failed, each with the reason.
-        silent: Number of video files without a sound track.
+    `broken` has a reason for each file; `silent` counts video files without a sound track.
     """
 
     checked: int
@@ -55,17 +51,11 @@ def report(
     prepare: bool = False,
     samples: int = 16,
 ) -> list[DatasetStatus]:
-    """Print what is known about some data sets, and prepare those that are there.
+    """Print the status of data sets, and prepare the available ones; returns one status per data set.
 
     Args:
-        datasets: of a paper.
-        console: where to print; None for the terminal.
-        prepare: also index every split, so that later runs start fast, decode a sample of the files, and compare
-            published checksums.
+        prepare: also index every split, decode a sample of the files, and compare published checksums.
         samples: files to decode per data set.
-
-    Returns:
-        One status per data set, in order.
     """
     console = console or files.console()
     statuses = []
@@ -96,7 +86,7 @@ def report(
 
 
 def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
-    """Print what `look_at` found of the released weights, vocabularies and lists that recipes read."""
+    """Print the status of the released weights, vocabularies and lists."""
     console = console or files.console()
     if statuses:
         console.print(Text("Weights and other files", style="italic"))
@@ -151,7 +141,7 @@ def _told(status: DatasetStatus, prepared: bool) -> list[str]:
 
 
 def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the files in a data set's folder whose checksum is right, and of the others with the reason."""
+    """Names of the files with the right checksum, and of the others with the reason."""
     verified, corrupt = [], []
     for name, published in dataset.checksums().items():
         path = dataset.root / name
@@ -165,7 +155,7 @@ def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
-    """Decode a little from the middle of some files, chosen at random over every split that is there."""
+    """Decode a little from the middle of random files of every available split."""
     from common.data.item_dataset import TooManyBrokenFiles  # deciding which files to try needs no decoder
 
     chosen: dict[Path, Clip] = {}
@@ -188,15 +178,12 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
 def check_files(
     dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000, needs_sound: bool = True
 ) -> list[str]:
-    """Try the files of a data set ahead of training; what was tried before and did not change is not tried again.
+    """Check files ahead of training and report what is broken or silent; unchanged files are checked once.
 
     Args:
-        allowed: Share of the files that may be broken.
-        at_most: Files that are tried, spread evenly over all.
-        needs_sound: Whether clips without sound are passed over.
-
-    Returns:
-        Lines for its user: what was found, what is broken, what has no sound.
+        allowed: fraction of the files that may be broken.
+        at_most: number of files to check, spread evenly.
+        needs_sound: whether clips without sound are skipped in training.
     """
     listing = dataset.listing("all")
     clips = [listing[row] for row in spread(len(listing), at_most)]
@@ -246,7 +233,7 @@ def _stamp(path: Path | None) -> list[int]:
 
 
 def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
-    """What is wrong with the files of a clip; "" = nothing."""
+    """What is wrong with the files of a clip; "" if nothing."""
     from common.data.media import MediaError
 
     try:
@@ -259,7 +246,7 @@ def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
 
 
 def _decode(path: Path, streams: tuple[str, ...]) -> bool:
-    """Decode a little of a file; tells whether it lacks the sound that its set should have beside the picture."""
+    """Decode a little of a file; returns whether it lacks a sound track that its set should have."""
     if streams == ("image",):
         from common.data.images import read_image
 
@@ -284,7 +271,7 @@ def _decode(path: Path, streams: tuple[str, ...]) -> bool:
 
 
 def _window(limits: tuple[float, float]) -> tuple[float, float]:
-    """Start and length of what is decoded: from the middle, as a seek may fail where the start does not."""
+    """Start and length to decode: from the middle, because a seek may fail there and not at the start."""
     start, end = limits
     if end - start >= 2 * CHECKED_SECONDS:
         return (start + end) / 2, CHECKED_SECONDS

@@ -1,7 +1,7 @@
-"""Region features of new pictures from a detector of torchvision, with weights from a local file.
+"""Region features of new pictures from a torchvision detector with local weights.
 
-The choice of regions is that of MMF's script for M3P's features: proposals are scored by every class but the
-background, repeated ones of each class are dropped, and those with the highest remaining score are kept, in its order.
+Regions are chosen as in MMF's script for M3P's features: proposals are scored by every class but the background,
+duplicates of each class are dropped, and those with the highest remaining score are kept, in its order.
 
 Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py` of MMF.
 """
@@ -57,7 +57,7 @@ class Extraction:
 
 
 def load_detector(weights: str | os.PathLike[str] | None, architecture: str = ARCHITECTURE) -> GeneralizedRCNN:
-    """A Faster R-CNN of torchvision with weights from a file; the number of classes is that of the weights.
+    """A torchvision Faster R-CNN with weights from a file, which also set the number of classes.
 
     Args:
         weights: state dict as torchvision distributes it, or a checkpoint that holds one under `model` or `state_dict`.
@@ -99,14 +99,13 @@ def load_detector(weights: str | os.PathLike[str] | None, architecture: str = AR
 
 
 class RegionExtractor:
-    """Finds the regions of pictures; their features are the output of the detector's box head (torchvision: 1024 wide).
+    """Finds the regions of pictures; features are the output of the detector's box head (torchvision: 1024 wide).
 
     Args:
-        detector: a two-stage detector of torchvision.
-        regions: regions per picture, at most.
-        min_score: least score of a region; the highest-scoring one is always kept.
-        device: where to compute.
-        origin: what tells the detector from others, such as a digest of its weights; part of `identity`.
+        detector: a two-stage torchvision detector.
+        regions: maximum number of regions per picture.
+        min_score: minimum score of a region; the best one is always kept.
+        origin: identifies the detector, e.g. by a digest of its weights; part of `identity`.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class RegionExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Regions]:
-        """The regions of some pictures, RGB in [0, 1], each [3, H, W]."""
+        """The regions of pictures, RGB in [0, 1], each [3, H, W]."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         batch, _ = self.detector.transform([image.to(self.device) for image in images])
         maps = self.detector.backbone(batch.tensors)
@@ -177,19 +176,14 @@ def extract_regions(
     distribution: bool = False,
     progress: bool = True,
 ) -> Extraction:
-    """Write the region features of all pictures below a folder into one file.
+    """Write the region features of all pictures below a folder into one `.h5` or `.npz` file.
 
-    A stopped run resumes from `<output>.parts`; pictures that the file already has are skipped.
+    A rerun resumes from `<output>.parts` and skips pictures that the file already has. Pictures are keyed by file name
+    without suffix.
 
     Args:
-        folder: folder of pictures; subfolders count. A picture is called by its file's name without suffix.
-        output: `.h5` or `.npz` file.
-        half: keep features with 16 bits.
-        distribution: also keep the probabilities of all classes; an existing file keeps its own choice.
-
-    Raises:
-        ValueError: no picture can be read, two have the same name, or `output` has another suffix or was made with
-            another detector or other settings.
+        half: store features as float16.
+        distribution: also store the class probabilities; an existing file keeps its setting.
     """
     folder, output = Path(folder).expanduser(), Path(output).expanduser()
     if output.suffix.lower() not in REGION_SUFFIXES:
@@ -255,7 +249,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _check_identity(path: Path, found: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
-    """Refuse to mix features; a file without an identity is taken as it is."""
+    """Refuse to mix features; a file without an identity is accepted."""
     changed = [name for name, value in identity.items() if found is not None and found.get(name) != value]
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
@@ -274,7 +268,7 @@ def _joined(files: Sequence[Path]) -> Iterator[tuple[str, Regions]]:
 
 
 def write_skipped(path: Path, skipped: Sequence[str]) -> None:
-    """Write why pictures were skipped, one a line; without any, delete an older list."""
+    """Write why pictures were skipped, one per line; deletes an old list if there are none."""
     if skipped:
         write_atomically(path, "".join(f"{reason}\n" for reason in skipped).encode("utf-8", "surrogateescape"))
     else:

@@ -1,4 +1,4 @@
-"""Region features of pictures: the boxes that a detector found, a vector and a class for each of them.
+"""Region features of pictures: the boxes that a detector found, with a vector and a class for each.
 
 A file holds the columns `image_id` [N], `wh` or `height_width` [N, 2] (both stored as height, then width), `num_boxes`
 [N], `bbox` or `boxes` [N, M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or
@@ -47,27 +47,24 @@ _IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|webp|bmp|gif|tiff?))+$", re.IGNOREC
 
 
 class RegionError(ValueError):
-    """Region features cannot be used; the message names the file and, where it is about one, the picture."""
+    """Region features cannot be used; the message names the file and, if known, the picture."""
 
 
 def picture_key(name: str) -> str:
-    """What a picture is called among region features: its file's name without suffix.
-
-    All suffixes of images at its end are left out ("cat" of `cat.jpg.jpg`), so that the key of a key is the same.
-    """
+    """File name of a picture without image suffixes ("cat" for `cat.jpg.jpg`); idempotent."""
     return _IMAGE_SUFFIXES.sub("", name)
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The regions of one picture, in the order of the detector.
+    """The R regions of one picture, in the detector's order.
 
     Args:
         features: not normalized, float32 [R, F].
         boxes: left, top, right, bottom in pixels, float32 [R, 4].
-        labels: class of each region, int64 [R]; 0 = background.
+        labels: int64 [R]; 0 = background.
         height, width: of the picture in pixels.
-        distribution: probabilities of the classes [R, C], where the file has them.
+        distribution: class probabilities [R, C], if the file has them.
     """
 
     features: npt.NDArray[np.float32]
@@ -82,19 +79,14 @@ class Regions:
 
     @property
     def box_vectors(self) -> npt.NDArray[np.float32]:
-        """What stands for the boxes in a model [R, 5]; see :func:`box_vectors`."""
+        """See :func:`box_vectors`; [R, 5]."""
         return box_vectors(self.boxes, self.height, self.width)
 
 
 def box_vectors(boxes: npt.ArrayLike, height: float, width: float) -> npt.NDArray[np.float32]:
-    """Left, top, right, bottom and area of boxes as shares of the picture, each vector scaled to length 1.
+    """Left, top, right, bottom and area of boxes relative to the picture, scaled to unit length.
 
-    Args:
-        boxes: left, top, right, bottom in pixels [..., 4].
-        height, width: of the picture in pixels, positive.
-
-    Returns:
-        float32 [..., 5]; a box without size at the origin stays zero.
+    Boxes are [..., 4] in pixels; the result is float32 [..., 5]. An empty box at the origin stays zero.
 
     Source: docs/papers/m3p.md [3], "Image embedding".
     """
@@ -111,11 +103,10 @@ class RegionTable:
     """The regions of several pictures in memory, padded to the same number.
 
     Args:
-        keys: the pictures.
-        features: not normalized, float32 [N, R, F]; zeros where there is no region.
+        features: not normalized, float32 [N, R, F]; zero padding.
         boxes: see :func:`box_vectors`, float32 [N, R, 5].
-        labels: int64 [N, R]; 0 = background, also where there is no region.
-        mask: where there is one, bool [N, R].
+        labels: int64 [N, R]; 0 = background or padding.
+        mask: False for padding, bool [N, R].
     """
 
     keys: Texts
@@ -129,19 +120,15 @@ class RegionTable:
 
 
 class RegionFeatures:
-    """Region features of the pictures of a set, read from their files when they are asked for.
+    """Region features of a set's pictures, read lazily.
 
     Args:
-        paths: files of them. A picture that several of them hold is read from the first one.
-        key: what the keys are made from: of a file `google_000123.jpg`, "google_000123" or "123".
+        paths: the first file that has a picture counts.
+        key: how to make keys: for a file `google_000123.jpg`, "google_000123" or "123".
 
     Attributes:
         feature_size: F.
-        max_regions: the largest number of regions that a picture can have.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        RegionError: a file is damaged, holds no region features, or its columns do not fit each other.
+        max_regions: largest number of regions of a picture.
     """
 
     def __init__(self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: KeyKind = "stem") -> None:
@@ -179,11 +166,11 @@ class RegionFeatures:
         return Texts(_decoded(self._sorted[row]) for row in np.argsort(self._places))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of some pictures that have no regions here."""
+        """The keys without regions."""
         return [key for key in keys if self._find(key) < 0]
 
     def __getitem__(self, key: str) -> Regions:
-        """The regions of a picture; KeyError where there are none."""
+        """The regions of a picture, or KeyError."""
         place = self._find(key)
         if place < 0:
             raise KeyError(key)
@@ -191,7 +178,7 @@ class RegionFeatures:
         return self._files[number].read(place - int(self._starts[number]), key)
 
     def table(self, keys: Iterable[str]) -> RegionTable:
-        """The regions of several pictures in memory; RegionError where one has none."""
+        """The regions of several pictures in memory; RegionError if one has none."""
         wanted = Texts(keys)
         lacking = self.missing(wanted)
         if lacking:
@@ -250,7 +237,7 @@ def _decoded(name: bytes) -> str:
 
 # ---------------------------------------------------------------------------------------------------- reading
 class _RegionFile:
-    """The columns of one file. Whatever is wrong with it, which may be a stranger's, becomes a RegionError."""
+    """The columns of one untrusted file; any problem becomes a RegionError."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -339,7 +326,7 @@ def _numpy_columns(path: Path) -> dict[str, Any]:
 
 
 def _hdf5_columns(path: Path) -> dict[str, Any]:
-    """Columns of an open file; none may lead to another file, which a stranger's could name."""
+    """Columns of an open untrusted file; links to other files are refused."""
     h5py = optional_package("h5py", "features")
     columns: dict[str, Any] = {}
     with parsing(path, RegionError):
@@ -358,7 +345,7 @@ def _hdf5_columns(path: Path) -> dict[str, Any]:
 
 
 def identity_of(path: Path) -> dict[str, Any] | None:
-    """What the features of a file were made with; None where nothing says so."""
+    """How the features of a file were made, or None if unknown."""
     with parsing(path, RegionError):
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as columns:
@@ -376,13 +363,12 @@ def write_regions(
     half: bool = False,
     identity: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write the regions of named pictures into an `.h5` or `.npz` file, whole or not at all; returns how many.
+    """Write regions into an `.h5` or `.npz` file atomically and return how many.
 
     Args:
-        path: the file; missing folders are made, an older file is replaced.
-        rows: name and regions of every picture; `.npz` holds all of them in memory.
-        half: keep the features with 16 bits.
-        identity: what they were made with, for :func:`identity_of`.
+        rows: name and regions of every picture; `.npz` keeps all of them in memory.
+        half: store features as float16.
+        identity: how they were made, for :func:`identity_of`.
     """
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
@@ -401,7 +387,7 @@ def write_regions(
 
 
 def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.NDArray[Any]]:
-    """Columns of some pictures, padded to their largest number of regions."""
+    """Columns of some pictures, padded to the largest number of regions."""
     every = [regions for _, regions in held]
     most = max(map(len, every))
 

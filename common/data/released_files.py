@@ -1,6 +1,6 @@
-"""What the recipes read beside data sets: released weights, vocabularies, dictionaries and lists.
+"""Released weights, vocabularies, dictionaries and lists that the recipes read.
 
-Nothing is downloaded: like data sets, they are fetched by their user, who agrees to their terms (common/data/fetch.py).
+Nothing is downloaded: the user gets them and agrees to their terms (common/data/fetch.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TABLE = Path(__file__).with_name("released_files.yaml")
 
 @dataclass(frozen=True)
 class ReleasedFile:
-    """A file, or a folder of files, that recipes name; `released_files.yaml` says what the fields are."""
+    """A file or folder that recipes name; `released_files.yaml` explains the fields."""
 
     path: str
     title: str
@@ -32,16 +32,14 @@ class ReleasedFile:
 
 @dataclass(frozen=True)
 class FileStatus:
-    """What is known about a released file.
+    """Status of a released file.
 
     Args:
-        file: the facts.
-        path: where it was looked for.
         recipes: recipes that name it.
-        present: whether it is there, with all that a folder must have.
+        present: whether it exists, with all that a folder must have.
         missing: what a folder lacks.
-        checked: whether its checksum was looked at.
-        problem: what is wrong with it; "" for nothing.
+        checked: whether its checksum was compared.
+        problem: "" if nothing is wrong.
     """
 
     file: ReleasedFile
@@ -55,7 +53,6 @@ class FileStatus:
 
 @functools.cache
 def released_files() -> tuple[ReleasedFile, ...]:
-    """The table."""
     return tuple(
         ReleasedFile(**{**entry, "contents": tuple(entry.get("contents", ()))})
         for entry in read_yaml(TABLE, StageError)
@@ -63,14 +60,7 @@ def released_files() -> tuple[ReleasedFile, ...]:
 
 
 def look_at(path: str, data: Path, recipes: tuple[str, ...] = (), verify: bool = False) -> FileStatus:
-    """Look for a file that recipes name.
-
-    Args:
-        path: relative to `data`.
-        data: folder of the data sets.
-        recipes: recipes that name it.
-        verify: also compare it with its published checksum.
-    """
+    """Look for a file (relative to `data`) that recipes name; `verify` also compares its published checksum."""
     known = (replace(file, path=path) for file in released_files() if fnmatch.fnmatchcase(path, file.path))
     file = next(known, ReleasedFile(path, Path(path).name))
     place = data / path

@@ -1,8 +1,7 @@
 """Order of the samples: seeded by the epoch, split over ranks, and resumable at any step.
 
-Lightning's own restart replays the order of epoch 0 in the first resumed epoch, because the default sampler draws
-from a generator whose state is gone. Here the order of epoch e is a pure function of (seed, e), so a restarted run
-only needs to know where it stopped.
+Lightning replays the order of epoch 0 in the first resumed epoch, because the default sampler loses its generator's
+state. Here the order of epoch e is a pure function of (seed, e), so a resumed run only needs its position.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields `(epoch, item)` keys in an order that depends on (seed, epoch) alone.
+    """Yields `(epoch, item)` keys in an order that depends only on (seed, epoch).
 
     Rank r of W takes items r, r + W, ... of the epoch's order, so a global batch (`batch_size`) is the same set for
     every W. Items after the last whole batch are dropped, as docs/papers/avid_cma.md [9] says.
@@ -58,7 +57,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def begin_at(self, position: Callable[[], tuple[int, int]]) -> None:
-        """Ask, when the next iteration begins, at which epoch and global batch of it; that iteration only."""
+        """Let the next iteration start at the (epoch, global batch) that `position` returns when it begins."""
         self._position = position
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -78,14 +77,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield epoch, item
 
     def __len__(self) -> int:
-        """Samples of this rank in a whole epoch, also when the next iteration starts in its middle."""
+        """Samples of this rank in a whole epoch, even if the next iteration starts in the middle."""
         return self.batches_per_epoch * self.batch_size // self.world_size
 
 
 class ShardSampler(Sampler[int]):
     """Every item exactly once over all ranks, in order, without padding: for evaluation.
 
-    Ranks may get one item more or less than each other, so nothing in an evaluation step may wait for the other ranks.
+    Ranks may differ by one item, so an evaluation step must not wait for other ranks.
     """
 
     def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:

@@ -1,7 +1,7 @@
-"""Sequences that make their items when they are asked for, so that columns or files hold them until then.
+"""Lazy sequences over columns or files.
 
-Millions of small Python objects would cost a gigabyte in every loader process: reading them changes their reference
-counts, so forked processes soon own copies. A column is one byte string or array.
+Millions of small Python objects would take a gigabyte per loader process: reading changes their reference counts, so
+forked processes soon copy them. A column is one byte string or array.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ Item = TypeVar("Item")
 
 
 class MadeOnDemand(Sequence[Item]):
-    """A sequence whose items are made one by one; equals any sequence of the same items but text.
-
-    A subclass gives its length and makes an item. A slice is a list.
-    """
+    """A lazy sequence; equals any sequence of the same items except text. A slice is a list."""
 
     __slots__ = ()
 
     @abstractmethod
     def _item(self, position: int) -> Item:
-        """Make the item at a position, from 0 to the length less one."""
+        """Make the item at a position from 0 to length - 1."""
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -51,12 +48,7 @@ class MadeOnDemand(Sequence[Item]):
 
 
 class Texts(MadeOnDemand[str]):
-    """Texts held as one byte string.
-
-    Args:
-        texts: the texts.
-        errors: how signs that UTF-8 lacks are kept; `surrogateescape` for names of files.
-    """
+    """Texts in one byte string; `errors` handles characters that UTF-8 lacks (`surrogateescape` for file names)."""
 
     __slots__ = ("buffer", "ends", "errors")
 
@@ -77,11 +69,11 @@ class Texts(MadeOnDemand[str]):
 
 
 class Rows(MadeOnDemand[tuple[Item, ...]]):
-    """Rows of different lengths, held as one column and the places where rows begin; reads as a list of tuples.
+    """Rows of different lengths in one column; reads as a list of tuples.
 
     Attributes:
-        starts: places in the column where rows begin, and its length.
-        column: `Texts`, or whole numbers, int64.
+        starts: positions in the column where rows begin, and its length.
+        column: `Texts`, or int64.
     """
 
     def __init__(self, rows: Iterable[Sequence[Item]], column: Callable[[Iterator[Item]], Any]) -> None:
@@ -97,12 +89,10 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
 
     @classmethod
     def texts(cls, rows: Iterable[Sequence[str]]) -> Rows[str]:
-        """Rows of texts."""
         return Rows(rows, Texts)
 
     @classmethod
     def numbers(cls, rows: Iterable[Sequence[int]]) -> Rows[int]:
-        """Rows of whole numbers."""
         return Rows(rows, lambda values: np.fromiter(values, dtype=np.int64))
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Captions: their normal form, two views of one, and the tokenizers that make numbers of words."""
+"""Captions: normalization, two views of a caption, and tokenizers."""
 
 from __future__ import annotations
 
@@ -41,16 +41,10 @@ WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
 
 def normalize_caption(text: str) -> str:
-    """Lower case, compatibility decomposition, no combining marks, and single spaces between words.
+    """Lower case, compatibility decomposition, no combining marks, single spaces; idempotent.
 
-    Line and paragraph separators of Unicode count as spaces too. Halves of surrogate pairs, which JSON can hold and no
-    tokenizer accepts, are left out.
-
-    Args:
-        text: the caption as it stands in its file.
-
-    Returns:
-        Its normal form, whose normal form is itself.
+    Unicode's line and paragraph separators count as spaces. Drops lone surrogates, which JSON can hold but no tokenizer
+    accepts.
 
     Source: docs/papers/mct.md [8], after VirTex.
     """
@@ -63,9 +57,9 @@ def normalize_caption(text: str) -> str:
 
 
 def swap_left_right(text: str) -> str:
-    """Exchange the words "left" and "right", as a mirrored image asks for; twice gives the text back.
+    """Exchange the words "left" and "right", for a mirrored image; its own inverse.
 
-    Only whole words change, so "bright" stays, and "left-hand" becomes "right-hand". The case of the word is kept.
+    Only whole words change: "bright" stays, "left-hand" becomes "right-hand". Keeps the case.
 
     Source: docs/papers/mct.md [8]; the authors of VirTex replace inside words, too.
     """
@@ -83,16 +77,9 @@ def word_noise(
     synonyms: Mapping[str, Sequence[str]] | None = None,
     synonym: float = 0.1,
 ) -> str:
-    """A caption with words replaced, left out and moved; at least one word stays.
+    """Replace, drop and move words of a caption; at least one word stays.
 
-    Args:
-        dropout: probability of leaving out a word.
-        swap: probability of exchanging a word with any other.
-        synonyms: words that may stand for a word.
-        synonym: probability of replacing a word that has synonyms.
-
-    Returns:
-        The noisy caption; "" only for a caption without words.
+    `dropout` and `synonym` are probabilities per word; `swap` is the probability of exchanging a word with any other.
 
     Source: docs/papers/mct.md [8], the views "eda".
     """
@@ -122,17 +109,13 @@ def caption_views(
     back_translations: Mapping[int, str] | None = None,
     word_dropout: float = 0.0,
 ) -> tuple[str, str]:
-    """Two views of what is said about one image; which of them comes first is random.
+    """Two views of one image's captions, in random order.
 
     Args:
-        mode: `backtranslate`, a caption and its translation there and back; `sibling`, two captions of the image, and
-            twice the same where it has one only; `eda`, a caption and its copy with `word_noise`; `same`, twice the
-            same.
-        back_translations: annotation id -> text, for `backtranslate`.
-        word_dropout: probability of leaving out a word, in both views and besides the mode.
-
-    Returns:
-        The two texts.
+        mode: `backtranslate`, a caption and its back-translation; `sibling`, two captions of the image (twice the same
+            if there is one); `eda`, a caption and its copy with `word_noise`; `same`, twice the same.
+        back_translations: annotation id -> text.
+        word_dropout: probability of dropping a word, in both views of any mode.
 
     Source: docs/papers/mct.md [8]; the word dropout is that of section 13.
     """
@@ -161,7 +144,7 @@ def caption_views(
 
 
 def read_back_translations(path: str | Path) -> dict[int, str]:
-    """Read captions that were translated there and back."""
+    """Read back-translated captions by annotation id."""
     path = Path(path)
     form = 'expected a JSON object of annotation ids and texts, as {"37": "a man on a wave"}'
     try:
@@ -187,11 +170,7 @@ def read_back_translations(path: str | Path) -> dict[int, str]:
 
 
 def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
-    """Token ids of a batch as one tensor, filled up at the end of the shorter rows.
-
-    Returns:
-        int64 [B, L], L the length of the longest row, at least 1.
-    """
+    """Token ids of a batch, padded at the end: int64 [B, L], L at least 1."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     padded = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), pad_id, dtype=np.int64)
     filled = np.arange(padded.shape[1]) < lengths[:, None]
@@ -200,15 +179,13 @@ def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
 
 
 class CaptionTokenizer(ABC):
-    """From captions to token ids and back.
+    """Converts captions to token ids and back; call `prepare` first.
 
-    The vocabulary comes from a file, or is learned from the training captions. A learned one is kept in the cache
-    folder under a name made of the captions and the settings, so it is learned once; learning is deterministic, so it
-    does not matter where and how often it happens. `prepare` must be called before anything else.
+    Without a file, the vocabulary is learned from the training captions. This is deterministic, and the result is
+    cached under a key of captions and settings.
 
     Args:
-        file: vocabulary file, or None to learn one.
-        max_tokens: longest result of `encode`, boundary tokens included.
+        max_tokens: maximum length of `encode`, boundary tokens included.
     """
 
     #: What shorter captions are filled up with.
@@ -227,35 +204,25 @@ class CaptionTokenizer(ABC):
         self._made: Any = None
 
     def normal_form(self, text: str) -> str:
-        """What a caption is made into before anything else."""
+        """Normalize a caption before tokenization."""
         return normalize_caption(text)
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of different tokens."""
         return self._checked(self._size)
 
     @property
     def content(self) -> bytes:
-        """The vocabulary as its file holds it, for `read`."""
+        """Bytes of the vocabulary file, for `read`."""
         return self._checked(self._content)
 
     def read(self, content: bytes) -> None:
-        """Take a vocabulary in, in place of `prepare`.
-
-        Args:
-            content: see the property of that name.
-        """
+        """Load `content` instead of calling `prepare`."""
         self._read(content)
         self._content = content
 
     def prepare(self, captions: Iterable[str] = (), folder: Path | None = None) -> None:
-        """Read the vocabulary, and learn it first if need be.
-
-        Args:
-            captions: training captions, used where no file was given.
-            folder: where learned vocabularies are kept; by default in the cache folder.
-        """
+        """Read the vocabulary, or learn it from training captions; `folder` replaces the cache folder."""
         if self.file is not None:
             if self._made is None:
                 self._read_given(Path(self.file))
@@ -279,7 +246,7 @@ class CaptionTokenizer(ABC):
 
     @property
     def _prepared(self) -> Any:
-        """What `_read` made of the vocabulary."""
+        """The result of `_read`."""
         return self._checked(self._made)
 
     def _checked(self, value: Value) -> Value:
@@ -305,7 +272,7 @@ class CaptionTokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of a caption between their boundary tokens, at most `max_tokens`; the closing one is never cut."""
+        """Token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
@@ -321,16 +288,15 @@ class CaptionTokenizer(ABC):
 
     @abstractmethod
     def _read(self, content: bytes) -> None:
-        """Take a vocabulary file in."""
+        """Load a vocabulary file."""
 
 
 class WordPieceTokenizer(CaptionTokenizer):
-    """BERT's uncased tokenizer: words are cut into the longest pieces known, `[CLS]` ... `[SEP]` around them.
+    """BERT's uncased tokenizer: words split into the longest known pieces, between `[CLS]` and `[SEP]`.
 
     Args:
         vocabulary: a `vocab.txt`, or the folder of a released BERT that has one; None learns it.
-        vocabulary_size: of a learned one, at most; there are fewer pieces when the captions have no more.
-        max_tokens: longest result of `encode`.
+        vocabulary_size: upper bound for a learned vocabulary.
 
     Source: docs/papers/mct.md [7].
     """
@@ -353,7 +319,7 @@ class WordPieceTokenizer(CaptionTokenizer):
 
     @property
     def mask_id(self) -> int:
-        """Number of `[MASK]`."""
+        """Id of `[MASK]`."""
         number = self._prepared.token_to_id("[MASK]")
         if number is None:
             raise ValueError(f"data.tokenizer.{self.field} has no [MASK], which masked words need")
@@ -416,16 +382,13 @@ class WordPieceTokenizer(CaptionTokenizer):
 
 
 class SentencePieceTokenizer(CaptionTokenizer):
-    """VirTex's tokenizer: byte-pair encoding by SentencePiece, `[SOS]` ... `[EOS]` around the pieces.
-
-    The unknown piece has the number 0 and doubles as padding.
+    """VirTex's tokenizer: SentencePiece BPE, between `[SOS]` and `[EOS]`; the unknown piece is 0 and also pads.
 
     Args:
         model: a SentencePiece model with the pieces `[SOS]` and `[EOS]`; None learns it.
-        vocabulary_size: of a learned one, at most; there are fewer pieces when the captions have no more.
-        max_tokens: longest result of `encode`.
+        vocabulary_size: upper bound for a learned vocabulary.
 
-    Source: docs/papers/mct.md [11]. VirTex cuts the closing token off from long captions; here it stays.
+    Source: docs/papers/mct.md [11]. VirTex cuts the closing token off long captions; we keep it.
     """
 
     field = "model"
@@ -472,15 +435,14 @@ class SentencePieceTokenizer(CaptionTokenizer):
 
 
 class XLMRTokenizer(CaptionTokenizer):
-    """XLM-R's multilingual tokenizer: SentencePiece's pieces, `<s>` ... `</s>` around them.
+    """XLM-R's multilingual tokenizer: SentencePiece's pieces between `<s>` and `</s>`.
 
-    Numbers are those of SentencePiece plus one, to make room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the
-    first piece 4, and `<mask>` after the last one. Captions keep their case and their accents; blanks at the end go.
+    Ids are SentencePiece's plus one, to make room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the first piece
+    4, `<mask>` last. Captions keep case and accents and lose trailing blanks.
 
     Args:
-        model: a released `sentencepiece.bpe.model`, or the folder that has one; None learns one by its unigram method.
-        vocabulary_size: of a learned one, at most; there are fewer pieces when the captions have no more.
-        max_tokens: longest result of `encode`; longer captions lose pieces, never the closing token.
+        model: a released `sentencepiece.bpe.model`, or the folder that has one; None learns a unigram model.
+        vocabulary_size: upper bound for a learned vocabulary.
 
     Source: docs/papers/m3p.md [2].
     """
@@ -501,22 +463,19 @@ class XLMRTokenizer(CaptionTokenizer):
 
     @property
     def mask_id(self) -> int:
-        """Number of `<mask>`, the last one."""
+        """Id of `<mask>`, the last one."""
         return self.vocabulary_size - 1
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the model, which tells apart what was made into tokens by different ones."""
+        """SHA-256 (hexadecimal) of the model."""
         return self._checked(self._fingerprint)
 
     def normal_form(self, text: str) -> str:
         return text.encode("utf-8", "ignore").decode().rstrip()
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of some texts, without boundary tokens and however long.
-
-        Those of a text are those of its words between spaces, one after the other: no piece spans a space.
-        """
+        """Token ids of texts, without boundary tokens or a length limit; no piece spans a space."""
         normal = [self.normal_form(text) for text in texts]
         # A list is always read by threads, if by one alone; starting it takes longer than a few words do.
         if len(texts) >= MANY_TEXTS:
@@ -529,7 +488,7 @@ class XLMRTokenizer(CaptionTokenizer):
         return self.enclose(self.pieces([text])[0])
 
     def enclose(self, pieces: Sequence[int]) -> list[int]:
-        """Put boundary tokens around the pieces of a caption, as many as there is room for."""
+        """Put boundary tokens around pieces, cut to `max_tokens`."""
         return [self.start_id, *pieces[: self.max_tokens - 2], self.end_id]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -552,7 +511,6 @@ class XLMRTokenizer(CaptionTokenizer):
 
 
 def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
-    """A SentencePiece model of some texts."""
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
@@ -586,15 +544,15 @@ def _piece_processor(content: bytes) -> SentencePieceProcessor:
 
 
 class WordVocabulary(CaptionTokenizer):
-    """VSE++'s tokenizer: whole words and punctuation marks, `<start>` ... `<end>` around them.
+    """VSE++'s tokenizer: whole words and punctuation marks, between `<start>` and `<end>`.
 
     Args:
-        vocabulary: a text file with one word a line, the special ones first; None learns it.
+        vocabulary: a text file with one word per line, special ones first; None learns it.
         min_count: rarer words are unknown.
-        max_words: the most frequent words that a learned vocabulary keeps; None keeps all.
-        max_tokens: longest result of `encode`; VSE++ has no such limit, and no caption of COCO reaches this one.
+        max_words: how many of the most frequent words to keep; None keeps all.
+        max_tokens: VSE++ has no such limit, and no caption of COCO reaches this one.
 
-    Source: docs/papers/mct.md [9]. VSE++ splits words by NLTK, which cuts contractions elsewhere ("do" and "n't").
+    Source: docs/papers/mct.md [9]. VSE++ uses NLTK, which splits contractions elsewhere ("do" and "n't").
     """
 
     file_name = "words.txt"
@@ -640,7 +598,7 @@ class WordVocabulary(CaptionTokenizer):
 
 
 def _uncased(numbers: dict[str, int]) -> Tokenizer:
-    """The tokenizer of an uncased BERT with these pieces, without boundary tokens."""
+    """An uncased BERT tokenizer with these pieces, without boundary tokens."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordPiece
 
@@ -652,16 +610,9 @@ def _uncased(numbers: dict[str, int]) -> Tokenizer:
 
 
 def text_numbers(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """A number for every text, equal where two texts have the same tokens and a model cannot tell them apart.
+    """Hash texts by their tokens, int64 [B], from int64 [B, L] padded at the end and lengths [B].
 
-    As a polynomial modulo 2^64, since texts of other batches and processes may be padded to another length.
-
-    Args:
-        tokens: token ids, int64 [B, L], filled up at the end.
-        lengths: number of tokens that count, [B].
-
-    Returns:
-        int64 [B].
+    A polynomial modulo 2^64, because other batches and processes may pad to another length.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     numbers = torch.where(place < lengths.to(tokens.device)[:, None], tokens.long() + 1, 0)

@@ -1,7 +1,7 @@
-"""Features of captions by a frozen text encoder, computed once and stored.
+"""Features of captions from a frozen text encoder, computed once and stored.
 
-An encoder maps (tokens int64 [n, T], length int64 [n]) to words [n, T, E] and sentences [n, E] in float32; words are
-zero from `length` on, and the boundary tokens are words like any other.
+An encoder maps (tokens int64 [n, T], length int64 [n]) to words [n, T, E] and sentences [n, E] in float32. Words are
+zero from `length` on and include the boundary tokens.
 """
 
 from __future__ import annotations
@@ -33,30 +33,23 @@ _POOLS: tuple[SentencePool, ...] = get_args(SentencePool)
 
 
 class FeaturesMissing(FileNotFoundError):
-    """There is no store of text features where one is needed; the message says how to make it."""
+    """A required store of text features is missing; the message says how to make it."""
 
 
 class FeaturesStale(ValueError):
-    """A store of text features was made of other captions, tokens or weights than are wanted now."""
+    """A store of text features was made with other captions, tokens or weights."""
 
 
 def valid_mask(length: Tensor, tokens: int) -> Tensor:
-    """Which of T places hold a token, bool [n, T].
-
-    Args:
-        length: number of tokens of each row, int64 [n].
-    """
+    """Which of T positions hold a token, bool [n, T], from lengths [n]."""
     return torch.arange(tokens, device=length.device) < length[:, None]
 
 
 def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
-    """Sentence vectors [n, E] of word vectors.
+    """Pool word vectors [n, T, E], including padded positions, to sentence vectors [n, E].
 
-    Args:
-        words: [n, T, E], with what the encoder emits at padded places.
-        length: number of tokens that count, [n].
-        pool: `official`, the sum over all T places divided by the length, which mixes in the padded ones; or
-            `masked_mean`, the mean over the tokens that count.
+    `official` divides the sum over all T positions by the length, padding included; `masked_mean` averages the valid
+    tokens.
     """
     if pool == "masked_mean":
         words = words * valid_mask(length, words.shape[1])[..., None]
@@ -64,7 +57,7 @@ def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
 
 
 def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [n, T], filled up with the tokenizer's padding, and their numbers int64 [n]; T is its maximum."""
+    """Tokens int64 [n, T], padded to the tokenizer's maximum T, and lengths int64 [n]."""
     rows = [tokenizer.encode(text) for text in texts]
     length = np.array([len(row) for row in rows], dtype=np.int64)
     tokens = np.full((len(rows), tokenizer.max_tokens), tokenizer.pad_id, dtype=np.int64)
@@ -73,28 +66,22 @@ def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Ten
 
 
 class TextEncoder(Protocol):
-    """What a store is made by; `feature_dim` is E."""
+    """Encoder for a store; `feature_dim` is E."""
 
     feature_dim: int
 
     def hidden_states(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Last hidden states [n, T, E], those of padded places included."""
+        """Last hidden states [n, T, E], including padded positions."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class FeatureStore:
-    """Features of all captions of a split in an HDF5 file: float16 words of the tokens that count, nothing else.
+    """Features of a split's captions in HDF5: float16 words of the valid tokens, and sentences of both poolings.
 
-    What the official pooling mixes in is not kept, so the sentences of both poolings are. Arrays are contiguous, and
-    mapped into memory, which processes share.
-
-    Args:
-        path: what `make_store` wrote.
-
-    Attributes:
-        about: `made_of`, a digest of captions and tokenizer; `bert`, that of BERT; and what else `make_store` was told.
+    Padded positions are not stored. Arrays are contiguous and memory-mapped, so processes share them. `about` has
+    `made_of` (digest of captions and tokenizer), `bert` (digest of BERT), and the `described` of `make_store`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,7 +103,6 @@ class FeatureStore:
             raise FeaturesStale(f"{path} is damaged ({error}): delete it") from None
 
     def __len__(self) -> int:
-        """Number of captions."""
         return len(self.starts) - 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,14 +110,7 @@ class FeatureStore:
         return {**self.__dict__, "_arrays": {}}
 
     def read(self, captions: npt.NDArray[np.int64], pool: SentencePool) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of some captions.
-
-        Args:
-            captions: their numbers, int64 [n].
-
-        Returns:
-            Words float32 [n, T, E], zero beyond the length; sentences float32 [n, E]; lengths int64 [n].
-        """
+        """Words float32 [n, T, E], zero-padded; sentences float32 [n, E]; lengths int64 [n]."""
         starts = self.starts[captions]
         lengths = self.starts[captions + 1] - starts
         words = np.zeros((len(captions), self.max_tokens, self.width), dtype=np.float32)
@@ -150,23 +129,16 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Where the stores of text features are, and of which BERT.
-
-    Args:
-        folder: holds one store for each data set, split and T.
-        bert: folder with BERT's released weights. Where it is missing, as on a machine that only trains, a store is not
-            checked against it.
-    """
+    """A folder with one store per data set, split and T, checked against the weights in `bert` if that exists."""
 
     folder: str
     bert: str
 
     def path(self, dataset: str, split: str, max_tokens: int) -> Path:
-        """The file of one store."""
         return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}.h5"
 
     def state(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
-        """What is there of a store, in words: "present", "missing", or why it is out of date."""
+        """Whether the store is "present", "missing", or why it is out of date."""
         try:
             self.open(dataset, split, captions, tokenizer)
         except FeaturesMissing:
@@ -176,11 +148,7 @@ class StoredFeatures:
         return "present"
 
     def open(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> FeatureStore:
-        """The store of a split, after a check that it is of these captions, this tokenizer and this BERT.
-
-        Args:
-            captions: of the split's images, in order; the store's numbers count them all.
-        """
+        """The store of a split, checked against captions (in order), tokenizer and BERT."""
         store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
         if store.about.get("made_of") != digest_of(captions, tokenizer):
             raise FeaturesStale(f"{store.path} was made of other captions or another tokenizer: delete it")
@@ -194,7 +162,7 @@ class StoredFeatures:
 
 
 def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
-    """SHA-256 over what a store depends on besides BERT: all captions, and the tokens of some of them."""
+    """SHA-256 over what a store depends on besides BERT: all captions, and the tokens of some."""
     count = int(captions.starts[-1])
     state = hashlib.sha256(f"{STORE_VERSION} {tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
     for number in range(count):
@@ -206,7 +174,7 @@ def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
 
 @functools.lru_cache(maxsize=4)
 def bert_digest(folder: Path) -> str:
-    """SHA-256 over configuration and weights of a BERT."""
+    """SHA-256 over the configuration and weights of a BERT."""
     state = hashlib.sha256()
     found = [folder / name for name in _BERT_FILES if (folder / name).is_file()]
     if len(found) < 2:
@@ -230,12 +198,11 @@ def make_store(
     advance: Callable[[int], None] = lambda count: None,
     described: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
-    """Compute and write the features of all captions; the store appears under its name only when it is whole.
+    """Compute the features of all captions and write them atomically.
 
     Args:
-        encoder: makes features of these, on the device that it lies on.
-        advance: called with the number of captions that were finished.
-        described: what else the store should say about itself.
+        advance: called with the number of finished captions.
+        described: further entries for `about`.
     """
     h5py = optional_package("h5py", "features")
 

@@ -1,4 +1,4 @@
-"""From decoded frames and samples to the tensors that encoders take."""
+"""Convert decoded frames and samples to encoder inputs."""
 
 from __future__ import annotations
 
@@ -31,27 +31,25 @@ Pixels = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """Frames of one clip to a normalized tensor; every random parameter is drawn once for the whole clip.
+    """Frames of one clip to a normalized tensor; random parameters are shared by the whole clip.
 
-    Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter.
-    Evaluation: resize and center crop. Both: divide by 255, normalize, and repeat the clip's own first frames when it
-    is short of frames. Resizing is Pillow's bilinear filter on bytes.
+    Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter. Evaluation:
+    resize and center crop. Both: divide by 255, normalize, and loop short clips. Resizing is Pillow's bilinear filter
+    on bytes.
 
-    `torchvision.transforms.v2` draws from one global generator, resizes bytes as Pillow does only with AVX2, weights
-    gray differently (0.2989 for 0.299) and takes seven times as long for the hue.
+    `torchvision.transforms.v2` draws from one global generator, matches Pillow's resizing only with AVX2, weights gray
+    differently (0.2989 for 0.299) and is seven times slower for the hue.
 
     Args:
         mode: "msc" = crop of random area and aspect, "crop" = fixed scale.
-        frames: Least length of the result; 0 leaves it to the data set.
-        crop: Side of the result in pixels.
-        resize: Shorter side before a plain crop; None = `int(crop / 0.875)`.
+        frames: minimum length of the result; 0 leaves it to the data set.
+        crop: side of the result in pixels.
+        resize: shorter side before a plain crop; None = `int(crop / 0.875)`.
         keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
-        min_area: Smallest share of the frame that "msc" cuts out.
-        jitter: Strength of brightness, contrast, saturation and hue; zero leaves that operation out.
-        flip: Probability of the horizontal flip.
-        mean, std: Statistics of the channels, on a scale of 0 to 1.
-        training: Which of the two branches a call takes.
-        normalize: False leaves the pixels as bytes, for `normalized` to be called on another device.
+        min_area: smallest fraction of the frame that "msc" crops.
+        jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
+        mean, std: channel statistics, on a scale of 0 to 1.
+        normalize: False returns bytes, for `normalized` to be called on another device.
 
     Shapes:
         frames uint8 [T, H, W, 3] -> float32 [3, frames, crop, crop]; uint8 without `normalize`.
@@ -90,15 +88,15 @@ class VideoTransform:
         return max(CACHED_PIXELS // self.crop**2, 1)
 
     def adapted(self, training: bool, frames: int) -> VideoTransform:
-        """The same transform on one of its branches, for clips of at least that many frames."""
+        """A copy for training or evaluation, with at least that many frames."""
         return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Transform one clip; an evaluation needs no generator."""
+        """Transform one clip; evaluation needs no generator."""
         return pad_clip(self.without_padding(frames, rng), self.frames)
 
     def without_padding(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Transform all frames that are there, [T, H, W, 3] -> [3, T, crop, crop]."""
+        """Transform without looping, [T, H, W, 3] -> [3, T, crop, crop]."""
         if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.dtype != torch.uint8:
             raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
         pixels = frames.permute(0, 3, 1, 2)
@@ -142,7 +140,7 @@ class VideoTransform:
         return _bilinear(pixels, (int(side * height / width), side))
 
     def normalized(self, video: Tensor) -> Tensor:
-        """Bytes [..., 3, T, H, W] of a call without `normalize` as the values of one with it, on their own device."""
+        """Normalize bytes [..., 3, T, H, W] on their device, for calls without `normalize`."""
         return self._standardized(video.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0))
 
     def _finished(self, pixels: Tensor) -> Tensor:
@@ -212,12 +210,11 @@ def _clamp(values: Pixels) -> None:
 
 
 def luma(colors: Pixels) -> Pixels:
-    """Gray level of RGB, [3, ...] -> [...]."""
     return np.tensordot(LUMA, colors, 1)
 
 
 def shift_hue(colors: Pixels, shift: float) -> None:
-    """Turn the hue of RGB in [0, 1], [3, ...], by a share of the color circle, in place; value and saturation stay."""
+    """Rotate the hue of RGB in [0, 1], [3, ...], by a fraction of the color circle, in place."""
     red, green, blue = colors
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
@@ -250,7 +247,7 @@ def shift_hue(colors: Pixels, shift: float) -> None:
 
 
 def pad_clip(clip: Tensor, frames: int) -> Tensor:
-    """Append a clip's own first frames, over and over, until it has enough: [3, T, H, W] -> [3, >= frames, H, W].
+    """Loop a clip until it has enough frames: [3, T, H, W] -> [3, >= frames, H, W].
 
     Source: docs/papers/avid_cma.md [2.2], "pad".
     """
@@ -264,19 +261,16 @@ def pad_clip(clip: Tensor, frames: int) -> Tensor:
 class AudioTransform:
     """Samples of one clip to a log spectrogram with linear (not mel) frequency bins.
 
-    Mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann
-    window and reflect padding, average of neighboring bins (bin 0 stays alone), decibels, normalization per bin.
+    Mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann window
+    and reflect padding, average of neighboring bins (bin 0 stays alone), decibels, normalization per bin.
 
     Args:
-        sample_rate: Samples per second.
-        window: Length of a clip in seconds.
-        fft: Length of the Fourier transform in samples. (The official configs name half of it `n_fft`.)
-        frames_per_second: Time steps per second.
-        bins: Number of output bins; None = `fft / 4 + 1`, i.e. bins averaged in pairs.
-        volume: Training multiplies the samples by a factor in [1 - volume, 1 + volume].
-        mean, std: Statistics in decibels, one number or one per bin; see :func:`compute_audio_statistics`.
-        dynamic_range: Decibels below the clip's loudest point that are kept.
-        training: Whether the volume is drawn.
+        window: length of a clip in seconds.
+        fft: length of the Fourier transform in samples. (The official configs name half of it `n_fft`.)
+        bins: number of output bins; None = `fft / 4 + 1`, i.e. bins averaged in pairs.
+        volume: training scales the samples by a factor in [1 - volume, 1 + volume].
+        mean, std: statistics in decibels, one number or one per bin; see :func:`compute_audio_statistics`.
+        dynamic_range: decibels below the clip's maximum that are kept.
 
     Shapes:
         samples float32 [N] or [channels, N] -> float32 [1, frames, bins].
@@ -316,30 +310,26 @@ class AudioTransform:
 
     @property
     def num_bins(self) -> int:
-        """Number of frequency bins of the result."""
         return self.fft // 4 + 1 if self.bins is None else self.bins
 
     @property
     def num_samples(self) -> int:
-        """Number of samples of a clip."""
         return int(self.window * self.sample_rate + 1e-6)
 
     @property
     def num_frames(self) -> int:
-        """Number of time steps of the result."""
         return int(self.window * self.frames_per_second + 1e-6)
 
     @property
     def normalizes(self) -> bool:
-        """Whether the result is normalized, or plain decibels."""
+        """Whether the result is normalized instead of plain decibels."""
         return bool(np.any(np.asarray(self.mean)) or np.any(np.asarray(self.std) != 1))
 
     def with_training(self, training: bool) -> AudioTransform:
-        """The same transform with or without augmentation."""
         return dataclasses.replace(self, training=training)
 
     def __call__(self, samples: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Transform one clip; an evaluation needs no generator."""
+        """Transform one clip; evaluation needs no generator."""
         samples = self.prepare(samples)
         if self.training and self.volume > 0.0:
             if rng is None:
@@ -353,7 +343,7 @@ class AudioTransform:
         return decibels.sub_(mean).mul_(scale)
 
     def prepare(self, samples: Tensor) -> Tensor:
-        """Mix to one channel and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
+        """Mix to mono and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
         if samples.ndim == 2:
             samples = samples.mean(dim=0)
         missing = self.num_samples - samples.shape[0]
@@ -386,14 +376,11 @@ class AudioTransform:
 def compute_audio_statistics(
     spectrograms: Iterable[Tensor], path: str | Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every frequency bin.
+    """Mean and standard deviation of every frequency bin, [bins] float32 each.
 
     Args:
         spectrograms: [..., time, bins] each, in decibels: from an :class:`AudioTransform` without statistics.
         path: .npz file to write, with arrays `mean`, `std` and `clips`.
-
-    Returns:
-        Mean and standard deviation, [bins] float32 each.
 
     Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """

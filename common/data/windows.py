@@ -1,6 +1,6 @@
 """When to cut: clip windows and frame choice as pure functions of stream limits and uniform draws.
 
-Nothing here draws a random number or opens a file. A draw `u` is uniform in [0, 1); the caller owns the generator.
+A draw is uniform in [0, 1); the caller owns the generator.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Limits = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class PairedWindow:
-    """Start of a video clip and of the audio clip that goes with it, in seconds."""
+    """Start of a video clip and of its audio clip, in seconds."""
 
     video_start: float
     audio_start: float
@@ -27,7 +27,7 @@ def between(low: float, high: float, draw: float) -> float:
 
 
 def restrict(limits: Limits, start: float | None, end: float | None) -> Limits:
-    """Limits of a listed segment inside a stream; None leaves that side alone."""
+    """Limits of a listed segment inside a stream; None keeps the stream's limit."""
     return (
         limits[0] if start is None else max(limits[0], start),
         limits[1] if end is None else min(limits[1], end),
@@ -42,18 +42,14 @@ def paired_window(
     jitter: float,
     draws: tuple[float, float],
 ) -> PairedWindow | None:
-    """Draw a video clip and an audio clip from about the same moment of a file.
+    """Starts of a video clip and an audio clip from about the same moment, or None if the streams are too short.
 
-    The longer of the two is placed first, where its own stream lasts long enough for it and the other stream for the
-    shorter clip. The shorter clip then lies within it, widened by `jitter` on both sides; it starts within its own
-    stream and may run past its end.
+    The longer clip is placed first, where its stream lasts long enough for it and the other stream for the shorter
+    clip. The shorter clip then lies within it, widened by `jitter` seconds on both sides; it starts within its stream
+    and may run past its end.
 
     Args:
-        jitter: Widening in seconds; 0 keeps the shorter clip inside the longer one.
-        draws: Two uniform draws in [0, 1): for the longer clip, then for the shorter.
-
-    Returns:
-        The two starts, or None when the streams are too short.
+        draws: two uniform draws in [0, 1): for the longer clip, then for the shorter.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -72,7 +68,7 @@ def paired_window(
 
 
 def clip_start(limits: Limits, duration: float, draw: float) -> float:
-    """Start of a random clip; a stream shorter than the clip is taken from its beginning.
+    """Start of a random clip; the start of the stream if it is shorter than the clip.
 
     Source: docs/papers/avid_cma.md [2.1], evaluation without audio.
     """
@@ -80,7 +76,7 @@ def clip_start(limits: Limits, duration: float, draw: float) -> float:
 
 
 def frame_count(duration: float, video_fps: float) -> int:
-    """Frames of a clip of some seconds; 0.29 s at 100 frames per second are 29, though their product rounds to less."""
+    """Frames of a clip; rounds so that 0.29 s at 100 frames per second are 29, though the float product is less."""
     return int(duration * video_fps + 1e-6)
 
 
@@ -89,17 +85,16 @@ def select_frames(
 ) -> tuple[npt.NDArray[np.int64], float]:
     """Choose source frames for a clip at another frame rate.
 
-    Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a
-    frame may repeat. Times stop half a source frame before the clip's or the stream's end, and after
-    `frame_count(duration, video_fps)` frames.
+    Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a frame
+    may repeat. Times stop half a source frame before the end of the clip or stream, and after `frame_count(duration,
+    video_fps)` frames.
 
     Args:
-        start, duration: Wanted window in seconds.
-        video_fps, source_fps: Wanted rate and rate of the file.
-        end, origin: Last second of the stream and time of its frame 0.
+        video_fps, source_fps: wanted rate and rate of the file.
+        end, origin: last second of the stream and time of its frame 0.
 
     Returns:
-        Frame indices [T] from `origin` on, and the true start: the time of the first chosen frame.
+        Frame indices [T] from `origin` on, and the time of the first chosen frame.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -114,7 +109,7 @@ def select_frames(
 
 
 def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDArray[np.int64]:
-    """First frame of each clip of a dense evaluation; all zero when the video is not longer than a clip.
+    """First frame of each clip of a dense evaluation; all zero if the video is not longer than a clip.
 
     Source: docs/papers/avid_cma.md [10.1] ("Video@1").
     """
@@ -132,7 +127,7 @@ def excerpt_start(limits: Limits, seconds: float, margin: float, draw: float) ->
 
 
 def wrapping_starts(seconds: float, windows: int) -> npt.NDArray[np.float64]:
-    """Evenly spaced starts of the test windows of a sound, both ends included; windows past the end wrap round.
+    """Evenly spaced starts of a sound's test windows, both ends included; windows past the end wrap around.
 
     Source: docs/papers/avid_cma.md [10.3].
     """
@@ -140,7 +135,7 @@ def wrapping_starts(seconds: float, windows: int) -> npt.NDArray[np.float64]:
 
 
 def wrapping_indices(num_samples: int, first: int, count: int) -> npt.NDArray[np.int64]:
-    """Sample indices of a window that continues at the beginning where the sound ends."""
+    """Sample indices of a window that wraps around at the end of the sound."""
     if num_samples < 1:
         raise ValueError("a window cannot wrap round an empty sound")
     return (first + np.arange(count)) % num_samples

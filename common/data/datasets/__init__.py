@@ -1,1 +1,1 @@
-"""One module per real data set, each reading the layout in which the set is distributed."""
+"""Real data sets, one module each, read in the layout in which they are distributed."""

@@ -46,26 +46,23 @@ _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 class AudioSet(MediaDataset):
     """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound.
 
-    Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``). Every
-    user fetches the clips, so many are gone and the usual tools name them differently. Understood are ``<YTID>.mp4``,
-    ``<YTID>_<start>.mp4`` and ``<YTID>_<start>_<end>.mp4`` in seconds or milliseconds, each also with the leading ``Y``
-    of some tools, at any depth (``..._part00/``) below a folder named after the split (``unbalanced_train_segments/``,
-    ``unbalanced_train/``, ``balanced_train_segments/``, ``eval_segments/``, ...) or below one common folder
-    (``videos/``, ``clips/``, ``data/``, or the root itself). Where a clip is there as video and as sound, the video is
-    taken. Listed clips without a file are counted, not an error.
+    Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``); users
+    download the clips. Accepted names are ``<YTID>.mp4``, ``<YTID>_<start>.mp4`` and ``<YTID>_<start>_<end>.mp4`` in
+    seconds or milliseconds, each also with a leading ``Y``, at any depth below a folder named after the split
+    (``unbalanced_train_segments/``, ``unbalanced_train/``, ``eval_segments/``, ...) or one common folder (``videos/``,
+    ``clips/``, ``data/``, or the root). A video takes precedence over a sound file. Listed clips without a file are
+    counted.
 
-    A clip may have several labels; ``label`` and ``sound_label`` are the first one (pre-training reads none). Classes
-    are those of ``class_labels_indices.csv`` when it lies beside the lists, else the sorted identifiers found in them.
+    Of several labels, ``label`` and ``sound_label`` are the first. Classes are those of ``class_labels_indices.csv`` if
+    it is next to the lists, else the sorted identifiers in them.
 
     Args:
-        root: Folder that holds the lists and the clips.
-        clip_list: Text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) a line; only these clips are
-            listed for training, as in the 100,000-clip ablations; evaluation is whole. None = all.
-        in_list_order: List them in the order of `clip_list` and not by name: the rows of memory banks that others
-            trained on such a list are in its order, and fit where no clip is missing.
-        trimmed: Whether the files were cut to the ten seconds; False = they are whole videos, and ``start`` and ``end``
-            of each clip say which part counts.
-        common_seconds: Clips with so little of picture and sound together are left out; None = all are listed.
+        clip_list: text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) per line that restricts
+            training, as in the 100,000-clip ablations. None = all.
+        in_list_order: list clips in the order of `clip_list`, not by name, to match the rows of others' memory banks;
+            they only fit if no clip is missing.
+        trimmed: False = files are whole videos, and ``start`` and ``end`` of each clip say which part counts.
+        common_seconds: leave out clips with at most this much of picture and sound together; None = keep all.
     """
 
     name = "audioset"
@@ -114,7 +111,7 @@ class AudioSet(MediaDataset):
             raise ValueError("data.dataset.in_list_order needs data.dataset.clip_list, whose order it is")
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        """As of any set; of a list of clips only where it is the one of 100,000 that was published."""
+        """A `clip_list` only has a published count if it has 100,000 clips."""
         if self.clip_list is None or split == "evaluation":
             return super().published_count(split, fold)
         return _PUBLISHED_LISTS.get(self.clip_list.name)
@@ -189,7 +186,7 @@ class AudioSet(MediaDataset):
         return next(self.root / name for name in _TOGETHER if (self.root / name).is_dir())
 
     def _wanted(self, watched: list[Path]) -> dict[str, int] | None:
-        """The clips of `clip_list` and their places in it."""
+        """The clips of `clip_list` and their positions."""
         if self.clip_list is None:
             return None
         if not self.clip_list.is_file():
@@ -234,7 +231,7 @@ def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _video_of(stem: str, listed: set[str]) -> str | None:
-    """The listed video that a file belongs to; identifiers may hold underscores and start with Y themselves."""
+    """The listed video that a file belongs to; identifiers may contain underscores and start with Y."""
     for begin in (0, 1) if stem.startswith("Y") else (0,):
         video = stem[begin : begin + _ID_LENGTH]
         if video in listed and _TIMES.fullmatch(stem, begin + _ID_LENGTH):

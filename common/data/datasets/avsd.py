@@ -1,4 +1,4 @@
-"""AVSD as in the seventh Dialog System Technology Challenge: dialogues about videos of Charades."""
+"""AVSD of the seventh Dialog System Technology Challenge: dialogues about videos of Charades."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VIDEO_FOLDERS = ("Charades_v1_480", "Charades_v1", "Charades_vu17_test_480", "C
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer; None where it is withheld."""
+    """A question and its answer; None if withheld."""
 
     question: str
     answer: str | None
@@ -36,11 +36,10 @@ class Dialog:
     """A dialogue about a video.
 
     Args:
-        video: name of the video, the release's `image_id`.
+        video: the release's `image_id`.
         caption: sentence about the video, known before the dialogue.
-        summary: what the one who asked wrote about the video after it.
-        turns: questions and answers.
-        references: ways to answer the last question; none unless their file is there.
+        summary: what the questioner wrote about the video afterwards.
+        references: ways to answer the last question; empty without their file.
     """
 
     video: str
@@ -53,13 +52,11 @@ class Dialog:
 class AVSD(MediaDataset):
     """AVSD (DSTC7): dialogues of ten questions and answers about 11,000 videos of Charades, which have sound.
 
-    A listing has one row per dialogue whose video is there. The last answer of a dialogue of the test split is withheld
-    in its file; two files of the challenges tell it, if they are there: one holds the original answers, the other six
-    references each. Videos without a sound track are left in. `subtitles.jsonl`, in TVQA's format, may say what is
-    spoken in the videos; the release has no such file.
+    A listing has one row per dialogue with a video, including silent ones. The test split withholds the last answer of
+    each dialogue; two optional files of the challenges have the original answers and six references each.
+    `subtitles.jsonl`, in TVQA's format, may hold the speech; the release has no such file.
 
     Args:
-        root: folder that holds the dialogues.
         videos: folder with the videos of Charades; None = the root.
 
     Source: docs/papers/vx2text.md [10].
@@ -90,18 +87,18 @@ class AVSD(MediaDataset):
         self.videos = None if videos is None else Path(videos).expanduser()
 
     def dialogs(self, split: str) -> list[Dialog]:
-        """The dialogues of a split, one per row of its listing and in its order."""
+        """The dialogues of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
         return [dialog for _, dialog in sorted(found, key=lambda row: row[0])]
 
     def subtitles(self) -> Subtitles | None:
-        """What is spoken in the videos; None without the file, which the release does not have."""
+        """Speech in the videos; None without the file, which the release does not have."""
         path = self.root / "subtitles.jsonl"
         return read_subtitles(path) if path.is_file() else None
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """True categories of picture and sound of every video; none but in a miniature."""
+        """True categories of picture and sound of every video; only miniatures have them."""
         return read_words(self.root)
 
     def _options(self) -> dict[str, object]:
@@ -124,7 +121,7 @@ class AVSD(MediaDataset):
         return first_file(self.root, [folder + name for name in names for folder in _FOLDERS])
 
     def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Dialog]], list[str]]:
-        """Video and dialogue where there is a video; names of the other videos."""
+        """Videos with their dialogues, and the names of missing videos."""
         path = self._file((_FILES[split],))
         if path is None:
             raise self._lacks(self.root / _FILES[split], f"the dialogues of split {split!r} are missing")
@@ -143,7 +140,7 @@ class AVSD(MediaDataset):
         return found, [dialog.video for dialog in dialogs if dialog.video not in videos]
 
     def _videos(self, watched: list[Path]) -> dict[str, str]:
-        """Videos by name, as file names relative to the root; a folder outside it keeps its whole name."""
+        """Video name -> file name relative to the root, or absolute if outside it."""
         home = self.root if self.videos is None else self.videos
         folders = [home / name for name in _VIDEO_FOLDERS if (home / name).is_dir()]
         if not folders and self.videos is not None and home.is_dir():
@@ -160,7 +157,6 @@ class AVSD(MediaDataset):
 
 
 def _dialogs(path: Path) -> list[Dialog]:
-    """Every dialogue of a file, in its order."""
     found = []
     for number, entry in enumerate(objects(read_json(path), "dialogs", str(path)), start=1):
         where = f"{path}, dialogue {number}"
@@ -185,7 +181,7 @@ def _dialogs(path: Path) -> list[Dialog]:
 
 
 def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]:
-    """Put the original last answers into the dialogues of the test split."""
+    """Insert the original last answers into the test dialogues."""
     known = _dialogs(answers)
     if [dialog.video for dialog in known] != [dialog.video for dialog in dialogs]:
         raise ValueError(f"{answers} is about other dialogues than {path}; remove it, or get both anew")
@@ -200,9 +196,9 @@ def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]
 
 
 def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dialog]:
-    """Put the references of the last answers into the dialogues of the test split.
+    """Insert the references of the last answers into the test dialogues.
 
-    The challenge's own script numbers the dialogues in the order of the file; names, `<video>_<turn>`, are checked.
+    As in the challenge's script, order identifies the dialogues; the names `<video>_<turn>` are checked.
     """
     document = read_json(references)
     texts: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What every data set shares: checking of arguments, the index, the status and the error for a missing folder."""
+"""Base of all data sets: argument checks, the index, the status, and the error for a missing folder."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ NAMED_MISSING = 20
 
 @dataclass
 class Scan:
-    """What reading a folder gave, before it becomes a :class:`Listing`.
+    """Result of reading a folder, before it becomes a :class:`Listing`.
 
     Args:
-        classes: Class names.
-        layout: The layout that was found, in words.
-        names: File names relative to the root; the order does not matter, a listing sorts by name.
-        labels: One class per name; so are the columns below where they are given.
-        watched: Folders read and list files used: the index is valid while these are unchanged.
-        missing_names: Items that the official lists name and the folder lacks.
-        notes: What else the overview should say.
-        in_order: Whether the names are in the order of the listing already.
+        layout: the layout that was found, in words.
+        names: file names relative to the root, in any order; a listing sorts them unless `in_order`.
+        labels: one class per name; likewise the columns below.
+        watched: folders and list files that invalidate the index when they change.
+        missing_names: items that the official lists name but the folder lacks.
+        notes: remarks for the overview.
     """
 
     classes: tuple[str, ...]
@@ -57,11 +55,7 @@ class Scan:
 
 
 class MediaDataset(ABC):
-    """A data set as a folder of media files with labels. Making one reads nothing; listing it does.
-
-    Args:
-        root: Folder that holds the data set.
-    """
+    """A data set as a folder of media files with labels. The constructor reads nothing."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -92,15 +86,7 @@ class MediaDataset(ABC):
 
     # ------------------------------------------------------------------------------------------------ listing
     def listing(self, split: str, fold: int | None = None) -> Listing:
-        """The clips or images of a split, sorted by file name.
-
-        Args:
-            split: One of ``splits`` (or an alias).
-            fold: Official fold, from 1, where the set has folds.
-
-        Returns:
-            The same items in the same order on every machine that holds the same files.
-        """
+        """The clips or images of a split (or alias) and fold (from 1), sorted by file name on every machine."""
         listing = self._all(split, fold)
         if self.common_seconds is None:
             return listing
@@ -109,7 +95,7 @@ class MediaDataset(ABC):
         return long_enough(listing, self.common_seconds)
 
     def _all(self, split: str, fold: int | None) -> Listing:
-        """All clips of a split, whether they have sound or not."""
+        """All clips of a split, with or without sound."""
         split, fold = self._checked(split, fold)
         index = ListingIndex(self.index_path(split, fold))
         kept = index.load()
@@ -121,18 +107,13 @@ class MediaDataset(ABC):
         return listing
 
     def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
-        """List a split anew and keep the result for quick starts.
-
-        Returns:
-            The listing, and whether it was kept (not when a folder changed within the last two seconds or the cache
-            folder cannot be written).
-        """
+        """List a split again and cache the result; returns the listing, and whether it was cached."""
         split, fold = self._checked(split, fold)
         listing, watched, scanned_at = self._fresh(split, fold)
         return listing, ListingIndex(self.index_path(split, fold)).store(listing, watched, scanned_at)
 
     def index_path(self, split: str, fold: int | None = None) -> Path:
-        """File in the cache folder that holds the index of a split."""
+        """Cache file for the index of a split."""
         key = f"{os.path.abspath(self.root)}\0{sorted(self._options().items())}"
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         part = split if fold is None else f"{split}-fold{fold}"
@@ -140,20 +121,18 @@ class MediaDataset(ABC):
 
     @property
     def unit(self) -> str:
-        """What the items are called in messages: "images" or "clips"."""
         return "images" if self.streams == ("image",) else "clips"
 
     @property
     def full_title(self) -> str:
-        """The title, with what the arguments choose of the set."""
+        """The title, including what the arguments select."""
         return self.title
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        """How many items the authors of the set state for a split; None = unknown."""
+        """Published number of items of a split; None = unknown."""
         return self.published_counts.get(_part(split, fold), self.published_counts.get(split))
 
     def published_classes(self) -> int:
-        """How many classes the authors of the set state."""
         return self.num_classes
 
     def parts(self) -> list[tuple[str, int | None]]:
@@ -163,7 +142,7 @@ class MediaDataset(ABC):
         return [(split, fold) for fold in range(1, self.num_folds + 1) for split in self.splits]
 
     def require_folder(self) -> None:
-        """Raise `DatasetMissing`, which says what is expected, where the folder is not there at all."""
+        """Raise `DatasetMissing` if the folder does not exist."""
         if not self.root.is_dir():
             raise self._lacks(self.root)
 
@@ -207,10 +186,10 @@ class MediaDataset(ABC):
 
     @abstractmethod
     def _scan(self, split: str, fold: int | None) -> Scan:
-        """Read the folder; the root exists, the split and the fold are valid."""
+        """Read the folder; root, split and fold are already checked."""
 
     def _options(self) -> dict[str, object]:
-        """Arguments besides the root that change what is listed (part of the index's name)."""
+        """Arguments besides the root that change the listing; part of the index's name."""
         return {}
 
     def _checked(self, split: str, fold: int | None) -> tuple[str, int | None]:
@@ -228,11 +207,7 @@ class MediaDataset(ABC):
         return split, fold
 
     def checksums(self) -> Mapping[str, str]:
-        """Checksums of files that may lie in the root, such as the archives that the set came in.
-
-        Returns:
-            Name relative to the root -> checksum as :func:`common.data.checksums.difference` takes it.
-        """
+        """Relative name of an archive or other file -> checksum as in :func:`common.data.checksums.difference`."""
         return {}
 
     # ------------------------------------------------------------------------------------------------ errors, status
@@ -247,7 +222,7 @@ class MediaDataset(ABC):
         )
 
     def status(self) -> DatasetStatus:
-        """What is there and what is missing; lists every split (from its index where that is fresh)."""
+        """What is present and what is missing; lists every split, from its index if that is fresh."""
         counts: dict[str, int] = {}
         notes: list[str] = []
         layouts: list[str] = []
@@ -279,13 +254,13 @@ class MediaDataset(ABC):
         return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)), missing)
 
     def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
-        """A note where a part holds another number of items than its authors state; None = they state none."""
+        """A note if the number of items differs from the published one."""
         if published is None or abs(found - published) <= self.count_tolerance * published:
             return []
         return [f"{part}: {found:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
 
     def _sounding(self, listing: Listing, part: str, notes: list[str]) -> Listing:
-        """The clips that are used, if they are known already: an overview opens no files."""
+        """The clips with sound, if already measured: an overview opens no files."""
         if self.common_seconds is None:
             return listing
         from common.data.durations import is_known, long_enough
@@ -303,16 +278,15 @@ class MediaDataset(ABC):
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """What is known about a data set's folder, for the overview that ``make data-<paper>`` prints.
+    """Status of a data set's folder, for the overview of ``make data-<paper>``.
 
     Args:
-        layout: layout found, or "" when missing.
-        counts: items found per split (and fold), in the set's `unit`; splits that are there keep theirs in a part.
-        problems: of each split that is missing, the whole message.
-        notes: warnings: other counts than published, what is wrong.
+        layout: layout found, or "" if missing.
+        counts: items per split (and fold), in the set's `unit`; optional splits count only if present.
+        problems: full message for each missing split.
         missing: items that official lists name but the folder lacks.
-        broken, checked: files that failed to decode in a check, with the reason, and number of files that were tried.
-        verified, corrupt: files with the published checksum and with another.
+        broken, checked: files that failed to decode, with the reason, and number of files tried.
+        verified, corrupt: files with the published checksum, and with another.
     """
 
     dataset: MediaDataset
@@ -328,12 +302,12 @@ class DatasetStatus:
 
     @property
     def present(self) -> bool:
-        """Whether every split that can be listed was found."""
+        """Whether every required split was found."""
         return not self.problems and bool(self.counts)
 
     @property
     def problem(self) -> str:
-        """The first message where the set is missing."""
+        """The first problem, or ""."""
         return self.problems[0] if self.problems else ""
 
 
@@ -343,17 +317,16 @@ def _part(split: str, fold: int | None) -> str:
 
 # ---------------------------------------------------------------------------------------------------- reading folders
 def first_folder(root: Path, candidates: Sequence[str]) -> Path | None:
-    """The first of some subfolders that exists; "." stands for the root."""
+    """The first existing subfolder; "." means the root."""
     return next((root / name for name in candidates if (root / name).is_dir()), None)
 
 
 def first_file(root: Path, candidates: Sequence[str]) -> Path | None:
-    """The first of some files that exists."""
     return next((root / name for name in candidates if (root / name).is_file()), None)
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the files of a folder, sorted, without hidden ones."""
+    """Sorted names of the subfolders and files of a folder, without hidden ones."""
     folders: list[str] = []
     files: list[str] = []
     with os.scandir(folder) as found:
@@ -366,9 +339,7 @@ def entries(folder: Path) -> tuple[list[str], list[str]]:
 def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> Iterator[tuple[str, str]]:
     """All files below a folder as (name relative to it, stem), depth first, sorted.
 
-    Args:
-        suffixes: Of the files that are wanted, in lower case; None = all files.
-        watched: Gets the folders that were visited.
+    `suffixes` are lower case; None = all files. Visited folders are added to `watched`.
     """
     pending = [""]
     seen: set[tuple[int, int]] = set()
@@ -390,7 +361,7 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text list without blank ones; byte-order mark and carriage returns are dropped."""
+    """Non-blank lines of a text list, without byte-order mark and carriage returns."""
     with named(path):
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     # Not splitlines(): file names may hold characters that it takes for line ends.
@@ -399,12 +370,7 @@ def read_lines(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def csv_rows(path: Path, kind: Callable[..., Any] = csv.DictReader, **options: Any) -> Iterator[Any]:
-    """Open a list in CSV; what damages it is an error with the file and the place.
-
-    Args:
-        path: the file, UTF-8.
-        kind: `csv.DictReader`, or `csv.reader` for rows without names.
-    """
+    """Open a UTF-8 CSV list; damage raises an error with file and line. `kind` is `csv.DictReader` or `csv.reader`."""
     with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = kind(stream, **options)
         try:
@@ -414,6 +380,6 @@ def csv_rows(path: Path, kind: Callable[..., Any] = csv.DictReader, **options: A
 
 
 def prefix_of(folder: Path, root: Path) -> str:
-    """What to put before a name inside a folder to make it relative to the root."""
+    """Prefix that makes a name inside a folder relative to the root."""
     relative = folder.relative_to(root).as_posix()
     return "" if relative == "." else f"{relative}/"

@@ -1,4 +1,4 @@
-"""What data sets of pictures with captions in some languages share: captions by key, region features, their status."""
+"""Base of data sets with captions in several languages: captions by key, region features, status."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 
 
 class LanguageCaptioned:
-    """Captions by language and the region features of the same pictures; a data set inherits it beside its own base.
+    """Mixin for captions by language and region features of the same pictures.
 
     Attributes:
-        languages: codes of the languages.
         regions_root: folder of the region features; None = `regions` in the folder of the data set.
-        own_splits: whether its splits are others than those of the data set whose images it shows, `coco`.
+        own_splits: whether its splits differ from those of `coco`, the data set whose images it shows.
     """
 
     languages: ClassVar[tuple[str, ...]]
@@ -49,10 +48,10 @@ class LanguageCaptioned:
 
     @abstractmethod
     def image_path(self, key: str, split: str) -> Path:
-        """The file of a picture, which need not exist: with region features, the pictures are only looked at."""
+        """The file of a picture, which may not exist: a model with region features does not need it."""
 
     def regions(self, split: str) -> RegionFeatures:
-        """The region features of a split's pictures, and maybe of others."""
+        """The region features of a split's pictures; may contain others."""
         paths = self.region_paths(split)
         if not paths:
             folder = self.regions_folder
@@ -66,11 +65,10 @@ class LanguageCaptioned:
 
     @property
     def regions_folder(self) -> Path:
-        """Folder where region features are looked for."""
         return self.root / "regions" if self.regions_root is None else Path(self.regions_root)
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """Files that hold the region features of a split; none = there are none."""
+        """Files with the region features of a split; empty if there are none."""
         folder = self.regions_folder
         for pattern in _REGION_PATTERNS:
             found = sorted(folder.glob(pattern.format(split=split)), key=_natural)
@@ -89,7 +87,7 @@ class LanguageCaptioned:
         )
 
     def region_notes(self, split: str) -> list[str]:
-        """What the overview says about the region features of a split."""
+        """Notes for the overview on the region features of a split."""
         try:
             features = self.regions(split)
         except DatasetMissing:
@@ -106,7 +104,7 @@ class LanguageCaptioned:
         return [f"{split}: {len(lacking):,} of {len(keys):,} images have no region features, such as {lacking[0]}"]
 
     def check_regions(self, samples: int, generator_seed: int = 0) -> list[str]:
-        """Read the regions of some pictures of every split; says which are damaged."""
+        """Read the regions of random pictures of every split and report damage."""
         problems = []
         for split in self.splits:  # type: ignore[attr-defined]
             try:
@@ -132,10 +130,9 @@ class LanguageCaptioned:
 
 
 class CaptionedDataset(LanguageCaptioned, MediaDataset):
-    """A data set that is read as captions with region features; its pictures need not be there.
+    """A data set of captions with region features; its pictures are optional.
 
     Args:
-        root: folder that holds the data set.
         regions: folder of the region features; None = `regions` in the root.
     """
 
@@ -177,7 +174,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
         return scan
 
     def status(self) -> DatasetStatus:
-        """What is there: captions by split and language, region features, pictures."""
+        """Status of captions by split and language, region features, and pictures."""
         counts: dict[str, int] = {}
         notes: list[str] = []
         problems: list[str] = []
@@ -198,7 +195,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
         return DatasetStatus(self, layout, counts, problems, tuple(dict.fromkeys(notes)))
 
     def grouped(self, captions: LanguageCaptions, split: str) -> LanguageCaptions:
-        """Captions with what their images show, where `groups.json` says so; miniatures have it, no real set does."""
+        """Add the groups of `groups.json`, which only miniatures have."""
         path = self.root / "groups.json"
         if not path.is_file():
             return captions
@@ -233,7 +230,7 @@ def _natural(path: Path) -> tuple[str | int, ...]:
 
 # ---------------------------------------------------------------------------------------------------- text files
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, also one packed by gzip."""
+    """A UTF-8 text file, optionally gzipped."""
     with named(path):
         content = path.read_bytes()
     try:
@@ -247,16 +244,16 @@ def read_text(path: Path) -> str:
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a text file, also blank ones, without white space at their ends; see :func:`read_text`."""
+    """The lines of a text file, stripped, including blank ones; see :func:`read_text`."""
     lines = [line.strip() for line in read_text(path).replace("\r\n", "\n").split("\n")]
     return lines[:-1] if lines and not lines[-1] else lines
 
 
 def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
-    """Rows of a table of captions with tabs between the columns: number from 0, and caption.
+    """Rows of a tab-separated table of captions: number from 0, and caption.
 
-    With a heading, captions stand in its column `caption`, and quotes have the meaning that they have in CSV files.
-    Without one, captions stand in the first column, followed by an address, and quotes mean themselves.
+    With a heading, the captions are the column `caption`, quoted as in CSV. Without one, they are the first column,
+    followed by an address, and quotes are literal.
     """
     with named(path), path.open(encoding="utf-8-sig", newline="") as stream:
         try:

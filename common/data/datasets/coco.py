@@ -51,8 +51,8 @@ CLASSES: tuple[str, ...] = (
 class COCO(MediaDataset):
     """COCO 2017: photographs with five captions each, and the outlines of objects of 80 categories.
 
-    A listing holds the images that have a caption. Their tags are the categories of their instances, numbered in the
-    order of the file. An image entry may have a field ``group_id``: images with the same number show the same thing.
+    A listing has the images with captions. Tags are the categories of the instances, in file order. Images with the
+    same optional ``group_id`` show the same thing.
 
     Source: docs/papers/mct.md [8].
     """
@@ -77,15 +77,7 @@ class COCO(MediaDataset):
     prepares = "index of the files and of the instances; decoding of a random sample"
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions, tags and boxes of a split's images.
-
-        Args:
-            split: One of ``splits`` (or an alias).
-            listing: Images of this split, such as a subset; None = all of them.
-
-        Returns:
-            One row per image of the listing, in its order.
-        """
+        """Captions, tags and boxes of the images of a listing (None = the whole split), in its order."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
@@ -139,11 +131,11 @@ class COCO(MediaDataset):
 
 
 def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "") -> None:
-    """Put the images that have captions and a file into a scan; count the others.
+    """Add the images with captions and a file to a scan; count the others as missing.
 
     Args:
-        files: Names of the files that are there, as the annotations spell them.
-        prefix: What to put before a name to make it relative to the root.
+        files: existing file names, as spelled in the annotations.
+        prefix: makes a name relative to the root.
     """
     lengths = np.diff(images.captions.starts).tolist()
     for name, length in zip(images.names, lengths):
@@ -162,7 +154,7 @@ def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str 
 # ---------------------------------------------------------------------------------------------------- captions
 @read_once()
 def read_captions(path: Path) -> CaptionedImages:
-    """Read a file of captions in COCO's format, once per process."""
+    """Read a COCO caption file, once per process."""
     document = read_json(path)
     collector = CaptionCollector(path)
     for entry in objects(document, "images", str(path)):
@@ -183,14 +175,14 @@ def read_captions(path: Path) -> CaptionedImages:
 # ---------------------------------------------------------------------------------------------------- instances
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """The objects of an annotation file as columns, in its order.
+    """The M objects of an annotation file as columns, in its order.
 
     Args:
-        categories: Names, in the order of the file.
-        image_ids: Number of the image each object is in, int64 [M].
-        labels: Its category, a position in `categories`, int64 [M].
-        boxes: Left, top, right, bottom, float32 [M, 4].
-        crowd: Whether it is a crowd rather than one object, bool [M].
+        categories: names, in file order.
+        image_ids: int64 [M].
+        labels: positions in `categories`, int64 [M].
+        boxes: left, top, right, bottom, float32 [M, 4].
+        crowd: whether it is a crowd, bool [M].
     """
 
     categories: tuple[str, ...]
@@ -200,14 +192,14 @@ class Instances:
     crowd: npt.NDArray[np.bool_]
 
     def tags(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which categories occur in some images, bool [N, categories]; crowds count."""
+        """Categories in each image, bool [N, categories]; crowds count."""
         tags = np.zeros((len(image_ids), len(self.categories)), dtype=np.bool_)
         for row, positions in enumerate(self.by_image(image_ids)):
             tags[row, self.labels[positions]] = True
         return tags
 
     def by_image(self, image_ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """Positions of the objects of each image, in the order of the file."""
+        """Positions of the objects of each image, in file order."""
         order = np.argsort(self.image_ids, kind="stable")
         ordered = self.image_ids[order]
         starts, ends = (np.searchsorted(ordered, image_ids, side) for side in ("left", "right"))
@@ -216,7 +208,7 @@ class Instances:
 
 @read_once()
 def read_instances(path: Path) -> Instances:
-    """Read a file of instances in COCO's format, once per process; the columns of a large one are kept on disk."""
+    """Read a COCO instance file, once per process; columns of large ones are cached on disk."""
     columns = kept_columns(path, functools.partial(_instance_columns, path))
     return Instances(
         tuple(columns["categories"].tolist()),
@@ -256,7 +248,7 @@ def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _categories(document: Mapping[str, Any], path: Path) -> tuple[dict[int, int], list[str]]:
-    """Consecutive index of each category id, and the names: both in the order of the file."""
+    """Consecutive index of each category id, and the names, in file order."""
     label_of: dict[int, int] = {}
     names: list[str] = []
     for entry in objects(document, "categories", str(path)):
@@ -282,7 +274,7 @@ def _box(entry: Mapping[str, Any], where: str) -> list[float]:
 
 
 def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
-    """Boxes of some images from a file of instances; those without area are left out."""
+    """Boxes of some images from an instance file, without empty ones."""
     instances = read_instances(path)
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
     found: list[Boxes] = []

@@ -21,10 +21,9 @@ _CAPTIONS = "imageid.human-written-caption.txt"
 
 
 class COCOCN(OnCOCO):
-    """COCO-CN: one or two Chinese captions per photograph, written by people, with splits of its own.
+    """COCO-CN: one or two human-written Chinese captions per photograph, with its own splits.
 
-    An image's key is the name of its file in COCO without suffix. Arguments: see :class:`OnCOCO`; `restval` has no
-    meaning here.
+    Keys are COCO file names without suffix. For the arguments see :class:`OnCOCO`; `restval` has no effect.
 
     Source: docs/papers/m3p.md [8]; layout of `coco-cn-version1805v1.1`: lines of `<image>#<number>`, tab, caption, and
     a list of images per split.
@@ -58,7 +57,7 @@ class COCOCN(OnCOCO):
         return replace(captions, groups=self._groups(captions, split))
 
     def _groups(self, captions: LanguageCaptions, split: str) -> npt.NDArray[np.int64]:
-        """What COCO's list says that the images show; without it, or where it lacks an image, no two show the same."""
+        """Groups from COCO's list; without it, or if it lacks an image, all groups differ."""
         if not self.coco.has_list():
             return captions.groups
         parts = [self.coco.images(part) for part in self.coco.splits]

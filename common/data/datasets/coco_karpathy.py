@@ -1,4 +1,4 @@
-"""COCO 2014 in the split of Karpathy and Fei-Fei, for search by captions."""
+"""COCO 2014 in the split of Karpathy and Fei-Fei, for retrieval by captions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ _PARENTS = ("", "images/")
 
 
 class COCOKarpathy(LanguageCaptioned, MediaDataset):
-    """COCO 2014, divided anew: most of the official validation images are for training here ("restval").
+    """COCO 2014 in Karpathy's split: most of the official validation images are for training here ("restval").
 
     Args:
-        root: Folder that holds the data set.
-        restval: The split `train` also holds `restval`: 113,287 images.
-        regions: Folder of region features, for models that read them; None = `regions` in the root.
+        restval: whether `train` includes `restval`: 113,287 images.
+        regions: folder of region features; None = `regions` in the root.
 
     Source: docs/papers/mct.md [9], "Cross-modal search"; of M3P, section 8.
     """
@@ -78,15 +77,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         return self.published_counts[split] + more
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions of a split's images; this set comes without tags and boxes.
-
-        Args:
-            split: One of ``splits`` (or an alias).
-            listing: Images of this split, such as a subset; None = all of them.
-
-        Returns:
-            One row per image of the listing, in its order.
-        """
+        """Captions of the images of a listing (None = the whole split), in its order; no tags or boxes."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._images()[self._part_of(split)]
@@ -96,7 +87,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         return images.annotations(images.rows_of(name.removeprefix(parent) for name in names))
 
     def captions(self, split: str, language: str = "en") -> LanguageCaptions:
-        """English captions of a split's images by key, whether or not the images are there."""
+        """English captions of a split's images by key, whether or not the files exist."""
         split, _ = self._checked(split, None)
         self._checked_language(language)
         images = self._images()[self._part_of(split)]
@@ -108,12 +99,11 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         return LanguageCaptions("en", keys, rows, images.groups[kept])
 
     def images(self, split: str) -> tuple[list[str], list[int], list[int]]:
-        """Keys of a split's images, COCO's numbers of them, and of what they show, in the order of the list."""
+        """Keys, COCO numbers and groups of a split's images, in list order."""
         images = self._images()[self._part_of(self._checked(split, None)[0])]
         return [_key(name) for name in images.names], images.image_ids.tolist(), images.groups.tolist()
 
     def has_list(self) -> bool:
-        """Whether Karpathy's list is there."""
         return first_file(self.root, _LISTS) is not None
 
     def image_path(self, key: str, split: str = "train") -> Path:
@@ -158,16 +148,14 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
 
 
 def _key(name: str) -> str:
-    """What an image is called wherever something belongs to it: its file's name without folder and suffix."""
+    """File name without folder and suffix, the key of an image everywhere."""
     return os.path.splitext(name.rpartition("/")[2])[0]
 
 
 @read_once(2)
 def read_splits(path: Path) -> dict[str, CaptionedImages]:
-    """Read Karpathy's list, once per process.
-
-    Returns:
-        The images of each split, and of `train+restval`, named from the folder of the image folders on.
+    """Images of each split and of `train+restval` in Karpathy's list, read once per process; names include the image
+    folder.
     """
     document = read_json(path, without=frozenset({"tokens"}))
     collectors = {split: CaptionCollector(path) for split in (*COCOKarpathy.splits, "train+restval")}

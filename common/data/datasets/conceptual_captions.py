@@ -1,4 +1,4 @@
-"""Conceptual Captions: pictures of the web with the texts that stood beside them."""
+"""Conceptual Captions: web pictures with their alt texts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ _FILES = {
 
 
 class ConceptualCaptions(CaptionedDataset):
-    """Conceptual Captions: one English caption per picture; most pictures must be fetched from the web one by one.
+    """Conceptual Captions: one English caption per picture; most pictures must be downloaded one by one.
 
-    An image's key is the number of its row, from 0 and without the heading, which the digits of `image_id` in the
-    region features must equal.
+    Keys are row numbers, from 0 without the heading; the digits of `image_id` in the region features must match.
 
     Source: docs/papers/m3p.md [4] and [8] (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`); the lists as Google
     distributes them have no heading.
@@ -62,7 +61,7 @@ class ConceptualCaptions(CaptionedDataset):
 
 @read_once()
 def read_numbered_captions(path: Path) -> LanguageCaptions:
-    """Read a table of English captions whose rows are the images, once per process; blank captions are left out."""
+    """Read a table of English captions with one image per row, once per process; skips blank captions."""
     rows = [(number, " ".join(text.split())) for number, text in read_caption_table(path)]
     kept = [(number, text) for number, text in rows if text]
     if not kept:

@@ -1,4 +1,4 @@
-"""DCASE acoustic scenes: the set that work on audio-visual learning calls DCASE (2014)."""
+"""DCASE acoustic scenes: the set that audio-visual papers call DCASE (2014)."""
 
 from __future__ import annotations
 
@@ -32,21 +32,18 @@ _NAME = re.compile(r"(.*?\D)(\d+)")
 class DCASE2014(MediaDataset):
     """DCASE scene classification: 100 training and 100 test recordings of 30 s, ten scenes.
 
-    Which year is meant is not stated by the paper. The data are those of the IEEE AASP challenge (public part for
-    training, private part, released later, for testing), on which the literature on audio-visual learning compares
-    under the name DCASE or DCASE 2014; one training list, one test list and ten classes fit no later year.
+    The paper does not state the year. We use the IEEE AASP challenge (public part for training, private part for
+    testing), which audio-visual papers call DCASE or DCASE 2014; one training list, one test list and ten classes fit
+    no later year.
 
     Two layouts are read:
 
-    - *lists*: ``train.txt`` and ``test.txt`` (here or in ``evaluation_setup/``), one ``<path><TAB><scene>`` a line,
+    - *lists*: ``train.txt`` and ``test.txt`` (here or in ``evaluation_setup/``), one ``<path><TAB><scene>`` per line,
       with paths from the root (or from ``audio/``).
-    - *two folders*, as the two published archives unpack: ``scenes_stereo/bus01.wav`` ... for training and
+    - *two folders*, as in the published archives: ``scenes_stereo/bus01.wav`` ... for training and
       ``scenes_stereo_testset/bus01.wav`` ... for testing; the scene is the name without its number.
 
     Scenes are numbered in alphabetical order over both splits.
-
-    Args:
-        root: Folder that holds the lists or the two folders.
     """
 
     name = "dcase2014"

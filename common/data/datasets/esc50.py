@@ -22,15 +22,11 @@ _FOLDERS = (".", "ESC-50-master", "ESC-50")
 class ESC50(MediaDataset):
     """ESC-50: 2,000 five-second recordings of 50 kinds of sound in five official folds.
 
-    Reads the published archive: ``audio/<fold>-<source>-<take>-<target>.wav`` and ``meta/esc50.csv`` (columns filename,
-    fold, target, category, esc10, src_file, take).
+    Reads the published archive, also as ``ESC-50-master``: ``audio/<fold>-<source>-<take>-<target>.wav`` and
+    ``meta/esc50.csv`` (columns filename, fold, target, category, esc10, src_file, take).
 
-    The folds make a five-fold cross-validation: every clip carries its fold. ``listing("all")`` gives everything, and
-    so do the other splits without a fold, for protocols that run over the folds themselves; with fold k, "test" is
-    fold k and "train" the other four.
-
-    Args:
-        root: Folder that holds ``audio`` and ``meta``, or the unpacked ``ESC-50-master``.
+    Every clip carries its fold. With fold k, "test" is fold k and "train" the other four; without a fold every split,
+    like "all", has everything, for protocols that run over the folds themselves.
     """
 
     name = "esc50"

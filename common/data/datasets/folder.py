@@ -1,8 +1,7 @@
-"""Data of one's own: a folder of clips, of images or of sounds; docs/own-data.md shows its layouts.
+"""The user's data: a folder of clips, images or sounds; docs/own-data.md shows its layouts.
 
-Where nothing divides the files, each class is dealt out to five folds by the hashes of the names: the same on every
-machine, whatever the order. Fold 1 is then what the others are tested on. The hashes know nothing of where a file came
-from: pieces of one recording should be divided by a list.
+Without splits, hashes of the names assign each class to five folds, the same on every machine; fold 1 is the test fold.
+Pieces of one recording may get different folds; use a list to split those.
 """
 
 from __future__ import annotations
@@ -52,17 +51,16 @@ _DEALT = (2, 1, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Item:
-    """A file, or a part of it, as the folder or a list tells of it.
+    """A file, or a part of it, as described by the folder or a list.
 
     Args:
         name: relative to the root.
-        label: name of its class; "" for none.
-        split: "train", "validation" or "test"; "" where nothing is divided.
+        label: class name, or "".
+        split: "train", "validation" or "test"; "" without splits.
         sound: file with the sound, relative to the root; "" for the file itself.
         start, end: limits of the part in seconds; NaN for the file's own.
-        captions: texts by language; "" stands for the language that the data set is told.
-        tags: what the image shows.
-        where: place that says so, for messages.
+        captions: texts by language; "" is the data set's default language.
+        where: file and line, for messages.
     """
 
     name: str
@@ -78,7 +76,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder holds, in the order of names; `watched` are the folders and lists that were read."""
+    """What a folder holds, sorted by name; `watched` are the folders and lists that were read."""
 
     items: tuple[Item, ...]
     layout: str
@@ -87,16 +85,11 @@ class Contents:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, sorted."""
         return tuple(sorted({item.label for item in self.items} - {""}))
 
 
 class OwnFolder(MediaDataset):
-    """What the three kinds share: layouts, splits, folds and messages.
-
-    Args:
-        root: The folder.
-    """
+    """Base of the three kinds: layouts, splits, folds and messages."""
 
     splits = ("train", "validation", "test", "all")
     split_aliases: ClassVar[Mapping[str, str]] = {
@@ -119,7 +112,7 @@ class OwnFolder(MediaDataset):
         return [("all", None)]
 
     def published_classes(self) -> int:
-        """None are published: whatever there is, is right."""
+        """Nothing is published, so any number is right."""
         return len(self._contents().classes)
 
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
@@ -165,7 +158,7 @@ class OwnFolder(MediaDataset):
     # -- reading the folder --------------------------------------------------------------------------------------------
 
     def _contents(self) -> Contents:
-        """What the folder holds; an error names the file, and the line of a list."""
+        """What the folder holds; errors name the file and line."""
         self.require_folder()
         folders, _ = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]
@@ -211,7 +204,7 @@ class OwnFolder(MediaDataset):
         return self._checked_contents(items, layout, watched, notes)
 
     def _in_folders(self, part: str, watched: list[Path], unknown: Counter[str]) -> list[Item]:
-        """The files of the root, or of the folder of a split; folders are classes."""
+        """The files of the root or a split's folder; folders are classes."""
         home, prefix = self.root / part, f"{part}/" if part else ""
         found: dict[str, list[str]] = defaultdict(list)
         sounds: dict[str, list[str]] = defaultdict(list)
@@ -249,7 +242,7 @@ class OwnFolder(MediaDataset):
         return any(walk(self.root / folder, self.suffixes, []))
 
     def _checked_contents(self, items: list[Item], layout: str, watched: list[Path], notes: list[str]) -> Contents:
-        """A file without a class among others that have one could not be classified; the same for splits."""
+        """Refuse partial labels and partial splits."""
         for what in ("label", "split"):
             lacking = [item for item in items if not getattr(item, what)]
             if lacking and len(lacking) < len(items):
@@ -286,7 +279,7 @@ class OwnFolder(MediaDataset):
         return self._checked_contents(self._merged(items), layout, watched, [])
 
     def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
-        """The item that a line of a list tells of."""
+        """The item of a line of a list."""
         known = ("file_name", "label", "split", *self.columns)
         for column in row:
             if column not in known and not ("caption" in known and column.startswith("caption_")):
@@ -326,7 +319,7 @@ class OwnFolder(MediaDataset):
         return Item(name, _normal(text("label")), split, file("sound"), start, end, _captions(row), _tags(row))
 
     def _merged(self, items: list[Item]) -> list[Item]:
-        """Lines of one file joined where that means something."""
+        """Join lines of the same file if the kind allows that."""
         first: dict[tuple[str, str, str], Item] = {}
         for item in items:
             before = first.setdefault((item.name, str(item.start), str(item.end)), item)
@@ -336,10 +329,10 @@ class OwnFolder(MediaDataset):
 
 
 class FolderOfClips(OwnFolder):
-    """Clips of one's own: videos with their sound, or with sound in files beside them.
+    """The user's clips: videos with sound, or with separate sound files.
 
-    A sound file of the same name beside a video (`dog.mp4`, `dog.wav`) takes the place of its own sound. In a list,
-    `sound` names it, and `start` and `end` (seconds) cut a clip out of a long file, which may have several lines.
+    A sound file with the name of a video (`dog.mp4`, `dog.wav`) replaces its sound. In a list, `sound` names it, and
+    `start` and `end` (seconds) cut a clip out of a long file, which may have several lines.
     """
 
     name = "own_clips"
@@ -357,7 +350,7 @@ class FolderOfClips(OwnFolder):
 
 
 class FolderOfAudio(OwnFolder):
-    """Sounds of one's own, in class folders or with a list."""
+    """The user's sounds, in class folders or with a list."""
 
     name = "own_audio"
     title = "Folder of audio"
@@ -373,14 +366,13 @@ class FolderOfAudio(OwnFolder):
 
 
 class FolderOfImages(LanguageCaptioned, OwnFolder):
-    """Images of one's own, in class folders, or with a list that has captions and tags.
+    """The user's images, in class folders, or with a list of captions and tags.
 
-    Lines of the same image add captions. Where no list has tags, the class of an image is its tag.
+    Lines of the same image add captions. If no list has tags, the class of an image is its tag.
 
     Args:
-        root: The folder.
-        language: Language of the column `caption`, and of the captions where a model reads one language.
-        regions: Folder of region features; None = `regions` in the root.
+        language: language of the column `caption`, and of monolingual models.
+        regions: folder of region features; None = `regions` in the root.
     """
 
     name = "own_images"
@@ -408,7 +400,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             self.regions_root = Path(regions).expanduser()
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions and tags of a split's images, one row per image of the listing, in its order."""
+        """Captions and tags of the images of a listing, in its order."""
         listing = self.listing(split) if listing is None else listing
         items = self._contents().items
         row_of = {item.name: row for row, item in enumerate(items)}
@@ -497,7 +489,7 @@ def _normal(text: str) -> str:
 
 
 def _folds(items: Sequence[Item]) -> list[int]:
-    """Fold of every item, from 1: the files of a class in the order of the hashes of their names, dealt out in turn."""
+    """Fold of every item, from 1: the files of a class in the order of their name hashes, dealt in turn."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         labels[_normal(item.name)].add(item.label)
@@ -519,7 +511,7 @@ def _digest(name: str) -> bytes:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Lines of a list as pairs of place and columns; empty cells are left out."""
+    """Yield place and non-empty columns of each line of a list."""
     if path.suffix == ".jsonl":
         for where, record in read_json_lines(path):
             yield where, {column: value for column, value in record.items() if value is not None}
@@ -559,7 +551,6 @@ def _texts(column: str, value: Any) -> tuple[str, ...]:
 
 
 def _captions(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Captions by language."""
     found: dict[str, tuple[str, ...]] = {}
     for column, value in row.items():
         if column in ("caption", "text") or column.startswith("caption_"):

@@ -26,14 +26,10 @@ _FOLDERS = {
 
 
 class ImageNet(MediaDataset):
-    """ImageNet of the 2012 challenge: photographs of 1,000 classes, one folder per class in both splits.
-
-    A class is named by its folder (its WordNet id) and numbered in the order of these names.
+    """ImageNet of the 2012 challenge: photographs of 1,000 classes, one folder (WordNet id) per class in both splits.
 
     Args:
-        root: Folder that holds the data set.
-        class_list: File with one class per line, to use these classes only (ImageNet-100); more words on a line are
-            ignored. The classes are still numbered in the order of their names.
+        class_list: file whose lines begin with the classes to use (ImageNet-100); classes are still sorted by name.
 
     Source: docs/papers/mct.md [9], "ImageNet linear".
     """
@@ -122,7 +118,6 @@ class ImageNet(MediaDataset):
         return scan
 
     def _listed(self) -> list[str]:
-        """Classes of the class list, sorted."""
         assert self.class_list is not None
         if not self.class_list.is_file():
             raise self._lacks(self.class_list, "no class_list, a file of one class folder per line, was found")

@@ -45,18 +45,17 @@ _ID_LENGTH = 11
 class Kinetics400(MediaDataset):
     """Kinetics-400: ten-second clips of 400 human actions.
 
-    Two layouts are read and told apart by what the folder of the split holds:
+    Two layouts are read, depending on the contents of the split's folder:
 
-    - *class folders*: ``train/<class>/<youtube id>_<start>_<end>.mp4``; the class is the name of the folder.
-    - *flat with lists*: ``train/<youtube id>_<start>_<end>.mp4``, as the archives of the CVDF copy unpack, with
+    - *class folders*: ``train/<class>/<youtube id>_<start>_<end>.mp4``.
+    - *flat with lists*: ``train/<youtube id>_<start>_<end>.mp4``, as in the CVDF archives, with
       ``annotations/train.csv`` (columns label, youtube_id, time_start, time_end, split) for the classes.
 
-    In both, a file of the same name under ``replacement/`` takes the place of a corrupted one. Classes are numbered in
-    alphabetical order. The clips are cut already, so ``start`` and ``end`` of a :class:`Clip` stay empty.
+    A file under ``replacement/`` replaces a corrupted one of the same name. Classes are in alphabetical order. The
+    clips are already cut, so ``start`` and ``end`` of a :class:`Clip` are None.
 
     Args:
-        root: Folder that holds ``train`` and ``val``.
-        common_seconds: Clips with so little of picture and sound together are left out; None = all are listed.
+        common_seconds: leave out clips with at most this much of picture and sound together; None = keep all.
     """
 
     name = "kinetics400"
@@ -161,7 +160,7 @@ class Kinetics400(MediaDataset):
         return scan
 
     def _replacements(self, watched: list[Path]) -> dict[str, str]:
-        """File stem -> name of the replacement relative to the root."""
+        """File stem -> replacement, relative to the root."""
         found: dict[str, str] = {}
         for candidate in _REPLACEMENTS:
             folder = self.root / candidate
@@ -177,7 +176,7 @@ def _class_names(folders: list[str]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Rows of a list as (label, video, file stem); lists of test clips may lack the label."""
+    """Yield (label, video, file stem); lists of test clips may lack the label."""
     with csv_rows(path) as reader:
         columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
         needed = [name for name in ("youtube_id", "time_start", "time_end") if name not in columns]

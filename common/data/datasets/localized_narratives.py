@@ -1,4 +1,4 @@
-"""Localized Narratives: long spoken descriptions of the images of COCO 2017 and of Open Images."""
+"""Localized Narratives: long spoken descriptions of images of COCO 2017 and Open Images."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ _FOLDERS = ("", "annotations/", "localized_narratives/")
 
 
 class LocalizedNarratives(MediaDataset):
-    """Images with what annotators said about them while they pointed at it; one narrative for each annotator.
+    """Images with narratives by annotators who pointed at them, one per annotator; use a subclass.
 
-    A listing holds the images that have a narrative and a file. The points, the times of the words and the recordings
-    are not read. Use `LocalizedNarrativesCOCO` or `LocalizedNarrativesOpenImages`.
+    A listing has the images with a narrative and a file. Mouse traces, word timings and recordings are not read.
 
     Source: docs/papers/xmc_gan.md [7].
     """
@@ -48,15 +47,7 @@ class LocalizedNarratives(MediaDataset):
     published_narratives: ClassVar[Mapping[str, int]] = {}
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Narratives of a split's images, as their captions; this set comes without tags and boxes.
-
-        Args:
-            split: One of ``splits`` (or an alias).
-            listing: Images of this split, such as a subset; None = all of them.
-
-        Returns:
-            One row per image of the listing, in its order.
-        """
+        """Narratives of a listing's images (None = the whole split) as captions, in its order; no tags or boxes."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
@@ -84,7 +75,7 @@ class LocalizedNarratives(MediaDataset):
         return folder
 
     def _paths(self, split: str) -> list[Path]:
-        """Files of narratives of a split: one, or all parts of one."""
+        """Files of narratives of a split: one file or all its parts."""
         stem = self.files[split]
         for parent in _FOLDERS:
             folder = self.root / parent
@@ -108,7 +99,7 @@ class LocalizedNarratives(MediaDataset):
 
     @staticmethod
     def file_name(image_id: str) -> str:
-        """Name of an image's file inside its folder."""
+        """File name of an image inside its folder."""
         return f"{image_id}.jpg"
 
 
@@ -141,7 +132,6 @@ class LocalizedNarrativesCOCO(LocalizedNarratives):
 
     @staticmethod
     def file_name(image_id: str) -> str:
-        """Name of an image's file: its number with twelve digits."""
         return f"{int(image_id):012d}.jpg" if image_id.isascii() and image_id.isdecimal() else f"{image_id}.jpg"
 
 
@@ -176,13 +166,10 @@ class LocalizedNarrativesOpenImages(LocalizedNarratives):
 
 @read_once()
 def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
-    """Read the parts of a file of narratives, once per process; the columns of large ones are kept on disk.
+    """Read files of narratives, once per process; large ones are cached on disk.
 
-    Args:
-        name_of: Makes a file name of an image's id.
-
-    Returns:
-        The images in order of their first narrative; numbers of images and narratives count them through.
+    Images are in order of their first narrative and numbered consecutively, as are narratives. `name_of` makes a file
+    name from an image id.
     """
     collector = CaptionCollector(paths[0])
     numbers: dict[str, int] = {}

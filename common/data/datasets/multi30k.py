@@ -19,10 +19,9 @@ _CAPTIONS = 5
 
 
 class Multi30K(CaptionedDataset):
-    """Multi30K: five captions in English and in German, written independently (task 2), one in French and in Czech,
-    translated from English (task 1).
+    """Multi30K: five independent captions in English and German (task 2), one French and Czech translation (task 1).
 
-    The test split is that of 2016. An image's key is the name of its file in Flickr30k without suffix.
+    The test split is that of 2016. Keys are Flickr30k file names without suffix.
 
     Source: docs/papers/m3p.md [8]; layout of the repository multi30k/dataset: line i of `data/task2/raw/train.3.de.gz`
     and of `data/task1/raw/train.fr.gz` belongs to line i of the image list, which both tasks share.

@@ -16,9 +16,7 @@ _FILES = ("sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_capti
 
 
 class SBU(CaptionedDataset):
-    """SBU captioned photo data set: one English caption per photograph, one split.
-
-    An image's key is the number of its row, from 0.
+    """SBU captioned photo data set: one English caption per photograph, one split. Keys are row numbers, from 0.
 
     Source: docs/papers/m3p.md [8] (`sbu.csv`); the authors distribute a JSON file of lists, and before that two text
     files, one of captions and one of addresses, row by row.

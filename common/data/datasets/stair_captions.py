@@ -21,12 +21,11 @@ _FILES = ("stair_captions_v1.2_train.json", "stair_captions_v1.2_val.json")
 
 
 class OnCOCO(CaptionedDataset):
-    """Captions in another language of photographs of COCO 2014, which lie with COCO.
+    """Base of captions in another language for the photographs of COCO 2014.
 
     Args:
-        root: folder that holds the captions.
-        coco: folder of COCO 2014 with Karpathy's list; None = the root itself, or the folder `coco` beside it.
-        restval: the split `train` also holds `restval`, where the set follows Karpathy's split.
+        coco: folder of COCO 2014 with Karpathy's list; None = the root, or the sibling folder `coco`.
+        restval: whether `train` includes `restval`, if the set uses Karpathy's split.
         regions: folder of the region features; None = `regions` in the folder of COCO.
     """
 
@@ -43,13 +42,12 @@ class OnCOCO(CaptionedDataset):
 
     @property
     def coco(self) -> COCOKarpathy:
-        """COCO in Karpathy's split."""
         places = [self.root, self.root.parent / "coco"] if self._coco is None else [self._coco]
         made = [COCOKarpathy(place, self.restval) for place in places]
         return next((found for found in made if found.has_list()), made[-1])
 
     def place_coco(self, root: str | os.PathLike[str]) -> None:
-        """Say where COCO lies."""
+        """Set the folder of COCO."""
         self._coco = Path(root)
 
     @property
@@ -69,7 +67,7 @@ class OnCOCO(CaptionedDataset):
 class STAIRCaptions(OnCOCO):
     """STAIR Captions: five Japanese captions per photograph of COCO, in Karpathy's split.
 
-    An image's key is the name of its file in COCO without suffix. Arguments: see :class:`OnCOCO`.
+    Keys are COCO file names without suffix. For the arguments see :class:`OnCOCO`.
 
     Source: docs/papers/m3p.md [8]. The files have the format of COCO's captions.
     """
@@ -116,7 +114,7 @@ class STAIRCaptions(OnCOCO):
 
 @read_once(2)
 def _read(paths: tuple[Path, ...]) -> dict[int, tuple[str, ...]]:
-    """Captions by the number of the image."""
+    """Captions by image number."""
     found: dict[int, tuple[str, ...]] = {}
     for path in paths:
         images = read_captions(path)

@@ -1,4 +1,4 @@
-"""TVC: descriptions of moments of the clips of TVQA."""
+"""TVC: descriptions of moments of TVQA's clips."""
 
 from __future__ import annotations
 
@@ -31,13 +31,7 @@ _FOLDERS = ("", "data/")
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A sentence about a moment.
-
-    Args:
-        number: the set's own number.
-        text: the sentence.
-        kind: what was looked at to write it: `v`ideo, `t`ext (the subtitles), or `vt`; "" where it is not said.
-    """
+    """A sentence about a moment; `kind` is its source: `v`ideo, `t`ext (subtitles), `vt`, or "" if unknown."""
 
     number: int
     text: str
@@ -46,14 +40,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A part of a clip.
-
-    Args:
-        number: the set's own number.
-        clip: name of the clip.
-        span: first and last second of the moment in the clip.
-        descriptions: what was written about it; none where it is withheld.
-    """
+    """A part of a clip; `span` is its first and last second, `descriptions` is empty if withheld."""
 
     number: int
     clip: str
@@ -62,15 +49,12 @@ class Moment:
 
 
 class TVC(MediaDataset):
-    """TVC: moments of the clips of TVQA, each with two descriptions to train on or four to be compared with.
+    """TVC: moments of the clips of TVQA, each with two descriptions for training or four references.
 
-    A listing has one row per moment whose clip is there, with the moment as its limits. Descriptions of the test split
-    are withheld.
+    A listing has one row per moment whose clip exists, with the moment as limits. The test split has no descriptions.
 
     Args:
-        root: folder that holds the files of moments.
-        clips: folder with the frames and subtitles, laid out as for :class:`TVQA`; None = the root, else the folder
-            `tvqa` beside it.
+        clips: folder with frames and subtitles as in :class:`TVQA`; None = the root, else the sibling folder `tvqa`.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -97,13 +81,12 @@ class TVC(MediaDataset):
         self.clips = None if clips is None else Path(clips).expanduser()
 
     def moments(self, split: str) -> list[Moment]:
-        """The moments of a split, one per row of its listing and in its order."""
+        """The moments of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
         return [moment for _, moment in sorted(found, key=lambda row: row[0])]
 
     def subtitles(self) -> Subtitles:
-        """The lines of every clip."""
         missing: DatasetMissing | None = None
         for home in self._homes():
             try:
@@ -114,7 +97,7 @@ class TVC(MediaDataset):
         raise missing
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """True categories of picture and sound of every clip; none but in a miniature."""
+        """True categories of picture and sound of every clip; only miniatures have them."""
         return next((found for home in self._homes() if (found := read_words(home))), {})
 
     def _homes(self) -> list[Path]:

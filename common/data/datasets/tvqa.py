@@ -1,4 +1,4 @@
-"""TVQA: questions about clips of television shows; and what it shares with TVC: frames and subtitles."""
+"""TVQA: questions about clips of television shows, and the frames and subtitles that it shares with TVC."""
 
 from __future__ import annotations
 
@@ -37,27 +37,22 @@ _SPAN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s*")
 
 @dataclass(frozen=True, slots=True)
 class Subtitle:
-    """One line of speech.
-
-    Args:
-        start, end: when it is spoken, in seconds.
-        text: what is said, with the speaker's name where the release has it.
-    """
+    """One line of speech, in seconds; the text includes the speaker's name if the release has it."""
 
     start: float
     end: float
     text: str
 
     def overlaps(self, limits: Limits) -> bool:
-        """Whether any of it is spoken between two times; a line without length counts where it starts."""
+        """Whether it overlaps the limits; a line of zero length counts at its start."""
         return self.start < limits[1] and (self.end > limits[0] or self.start >= limits[0])
 
 
 class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
-    """The lines of every clip, in the order of time, held as columns.
+    """The subtitles of every clip in order of time, as columns.
 
     Args:
-        path: file with one JSON object a line: `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`.
+        path: one JSON object per line: `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,16 +87,7 @@ class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with five options.
-
-    Args:
-        number: the set's own number.
-        text: the question.
-        options: the five answers to choose from.
-        answer: position of the right one; -1 where it is withheld.
-        clip: name of the clip.
-        span: seconds of the clip that the question is about; None where they are not marked.
-    """
+    """A question with five options; `answer` is -1 if withheld, `span` (seconds of the clip) is None if not marked."""
 
     number: int
     text: str
@@ -112,11 +98,7 @@ class Question:
 
 
 class Questions(MadeOnDemand[Question]):
-    """Questions as columns; a :class:`Question` is made when one is asked for.
-
-    Args:
-        rows: the questions.
-    """
+    """Questions as columns; a :class:`Question` is made on demand."""
 
     def __init__(self, rows: Sequence[Question]) -> None:
         self._texts = Rows.texts((row.text, *row.options, row.clip) for row in rows)
@@ -126,7 +108,7 @@ class Questions(MadeOnDemand[Question]):
 
     @property
     def answers(self) -> npt.NDArray[np.int64]:
-        """Position of the right option of every question [N]; -1 where it is withheld."""
+        """Position of the right option of every question [N]; -1 if withheld."""
         return self._numbers[:, 1]
 
     def __len__(self) -> int:
@@ -142,12 +124,11 @@ class Questions(MadeOnDemand[Question]):
 class TVQA(MediaDataset):
     """TVQA: questions with five options about clips of six television shows, with frames and subtitles but no sound.
 
-    A listing has one row per question whose clip is there; its label is the right option, -1 in the test split. Frames
+    A listing has one row per question whose clip exists; the label is the right option, -1 in the test split. Frames
     are JPEG files at 3 per second in a folder per clip; names of clips of The Big Bang Theory have no prefix.
 
     Args:
-        root: folder that holds the files of questions, the frames and the subtitles.
-        span: whether a question is asked about the part of the clip that it is marked with, instead of the whole clip.
+        span: whether a question is about its marked part of the clip instead of the whole.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -174,21 +155,20 @@ class TVQA(MediaDataset):
         self.span = span
 
     def questions(self, split: str) -> Questions:
-        """The questions of a split, one per row of its listing and in its order."""
+        """The questions of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
         # Exactly the order of a listing: by folder, questions about one clip as in the file.
         return Questions([question for _, question in sorted(found, key=lambda row: row[0])])
 
     def subtitles(self) -> Subtitles:
-        """The lines of every clip."""
         path = first_file(self.root, _SUBTITLE_FILES)
         if path is None:
             raise self._lacks(self.root / _SUBTITLE_FILES[0], "the subtitles are missing")
         return read_subtitles(path)
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """True categories of picture and sound of every clip; none but in a miniature, see :func:`read_words`."""
+        """True categories of picture and sound of every clip; only miniatures have them, see :func:`read_words`."""
         return read_words(self.root)
 
     def _options(self) -> dict[str, object]:
@@ -208,7 +188,7 @@ class TVQA(MediaDataset):
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Question]], list[str]]:
-        """Folder of frames and question where there are frames; clip and number of the other questions."""
+        """Frame folder and question of clips with frames; clip and number of the other questions."""
         path = first_file(self.root, [folder + _FILES[split] for folder in _FOLDERS])
         if path is None:
             raise self._lacks(self.root / _FILES[split], f"the questions of split {split!r} are missing")
@@ -248,15 +228,7 @@ def _question(record: dict[str, Any], where: str, withheld: bool) -> Question:
 
 
 def parse_span(text: object, where: str) -> Limits | None:
-    """Read marked seconds as TVQA writes them.
-
-    Args:
-        text: such as `76.01-84.2`; `nan`, `nan-nan` and nothing at all mean that no part is marked.
-        where: file and line, for the message.
-
-    Returns:
-        Start and end; None also for a part without length.
-    """
+    """Parse seconds such as `76.01-84.2`; None if empty, `nan`, `nan-nan` or of zero length."""
     if text is None or (isinstance(text, float) and np.isnan(text)):
         return None
     match = _SPAN.fullmatch(text) if isinstance(text, str) else None
@@ -270,14 +242,7 @@ def parse_span(text: object, where: str) -> Limits | None:
 
 # ---------------------------------------------------------------------------------------------------- shared files
 def frame_folders(home: Path, watched: list[Path]) -> dict[str, str] | None:
-    """Folders of frames by clip, as names relative to `home`.
-
-    Args:
-        watched: gets the folders that were read.
-
-    Returns:
-        None when there are no folders of frames at all.
-    """
+    """Frame folders by clip, relative to `home`, or None if there are none; folders read are added to `watched`."""
     folder = first_folder(home, _FRAME_FOLDERS)
     if folder is None:
         return None
@@ -296,7 +261,7 @@ def frame_folders(home: Path, watched: list[Path]) -> dict[str, str] | None:
 
 
 def folder_of(clip: str, folders: Mapping[str, str]) -> str | None:
-    """The folder of a clip's frames, with or without the prefix that the release leaves out; None = not there."""
+    """The folder of a clip's frames, with or without the prefix that the release omits, or None."""
     other = clip.removeprefix(_IMPLIED_PREFIX) if clip.startswith(_IMPLIED_PREFIX) else _IMPLIED_PREFIX + clip
     return folders.get(clip, folders.get(other))
 
@@ -308,7 +273,7 @@ def read_subtitles(path: Path) -> Subtitles:
 
 
 def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:
-    """Note in a scan what is missing of the subtitles of its clips; they are only needed where speech is used."""
+    """Note clips without subtitles, which only speech models need."""
     try:
         lacking = sorted(clips.difference(dataset.subtitles()))
     except FileNotFoundError:
@@ -319,11 +284,7 @@ def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:
 
 
 def read_words(root: Path) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Read the true categories of clips from `words.jsonl`, which miniatures have and no real data set does.
-
-    Returns:
-        Clip -> words of the picture and words of the sound; empty without the file.
-    """
+    """Clip -> words of picture and sound, from `words.jsonl`, which only miniatures have; empty without the file."""
     path = root / "words.jsonl"
     if not path.is_file():
         return {}

@@ -35,12 +35,9 @@ _LINE = re.compile(r"(.+?)(?:\s+(\d+))?")
 class UCF101(MediaDataset):
     """UCF-101: 13,320 clips of 101 actions with three official divisions into training and test.
 
-    Reads the archive and the lists as published: ``UCF-101/<Class>/v_<Class>_gXX_cYY.avi`` and
+    Reads the published layout: ``UCF-101/<Class>/v_<Class>_gXX_cYY.avi`` and
     ``ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt``. Labels are those of ``classInd.txt`` minus one.
-    Files that were converted to another container keep their place.
-
-    Args:
-        root: Folder that holds ``UCF-101`` and ``ucfTrainTestlist``.
+    Files may be converted to another container.
     """
 
     name = "ucf101"

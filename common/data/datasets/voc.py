@@ -26,12 +26,11 @@ _STATES = {"1": 1, "-1": 0, "0": -1}
 class PascalVOC(MediaDataset):
     """Pascal VOC of one or several years, in the layout of the development kit.
 
-    Classes are those that the lists of the years name, in alphabetical order; every year must have the same. A year
-    without labels for the test images (2012) has no part in the split "test".
+    Classes are those in the lists of the years, in alphabetical order; all years must agree. A year without labels for
+    the test images (2012) is not in "test".
 
     Args:
-        root: Folder that holds `VOCdevkit`, or that folder itself.
-        years: Years whose images are joined.
+        root: folder that holds `VOCdevkit`, or that folder itself.
 
     Source: docs/papers/mct.md [9], "VOC07 linear SVM" and "VOC07+12 detection".
     """
@@ -76,15 +75,9 @@ class PascalVOC(MediaDataset):
         return {archive["filename"]: f"md5:{archive['md5']}" for archive in known if archive is not None}
 
     def labels(self, split: str, listing: Listing | None = None) -> npt.NDArray[np.int8]:
-        """Which classes each image of a split shows.
+        """Classes in each image of a listing (None = the whole split), int8 [N, classes].
 
-        Args:
-            split: One of ``splits``.
-            listing: Images of this split, such as a subset; None = all of them.
-
-        Returns:
-            int8 [N, classes], in the order of the listing: 1 present, 0 absent, -1 only difficult examples. (The
-            lists of the set say 1, -1 and 0.)
+        1 present, 0 absent, -1 only difficult instances. (The lists of the set say 1, -1 and 0.)
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
@@ -113,12 +106,7 @@ class PascalVOC(MediaDataset):
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(listing.classes))
 
     def boxes(self, split: str, listing: Listing | None = None) -> list[Boxes]:
-        """Boxes of each image of a split, as in :data:`common.data.annotations.Boxes`, with a flag `difficult`.
-
-        Args:
-            split: One of ``splits``.
-            listing: Images of this split, such as a subset; None = all of them.
-        """
+        """Boxes of each image of a listing, as :data:`common.data.annotations.Boxes`, with a flag `difficult`."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         label_of = {name: label for label, name in enumerate(listing.classes)}
@@ -161,7 +149,7 @@ class PascalVOC(MediaDataset):
         return scan
 
     def _years_of(self, split: str) -> tuple[str, ...]:
-        """Years that have labeled images of a split: all of them, but for the split "test"."""
+        """Years with labeled images of a split."""
         having = []
         for year in self.years:
             lists = self._folder(year) / "ImageSets" / "Main"
@@ -196,7 +184,7 @@ class PascalVOC(MediaDataset):
 
 
 def _classes_in(lists: Path) -> tuple[str, ...]:
-    """Names of the classes that a folder of lists is about: those of `<class>_<split>.txt`."""
+    """Class names of a folder with lists `<class>_<split>.txt`."""
     endings = tuple(f"_{split}.txt" for split in PascalVOC.splits)
     return tuple(sorted({name.rpartition("_")[0] for name in entries(lists)[1] if name.endswith(endings)}))
 

@@ -1,4 +1,4 @@
-"""Text without pictures: one plain file per language, such as the articles of its Wikipedia."""
+"""Text without pictures: one plain file per language, such as Wikipedia."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ _READ_AT_ONCE = 2**24
 
 
 class TextLines(MadeOnDemand[str]):
-    """The lines of a text file, without blank ones; read from the file when they are asked for.
-
-    Args:
-        path: the file, in UTF-8.
-    """
+    """The non-blank lines of a UTF-8 text file, read lazily."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,7 +49,7 @@ class TextLines(MadeOnDemand[str]):
 
 
 def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """First byte of every line that is not blank, and the byte after its last."""
+    """First byte of every non-blank line, and the byte after its last."""
     ends = []
     blank = []
     place = 0
@@ -71,11 +67,10 @@ def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 class WikipediaText(MediaDataset):
-    """Sentences of several languages, one a line; languages are the ones whose files are there.
+    """Sentences of several languages, one per line.
 
     Args:
-        root: folder that holds the files.
-        languages: codes of the languages that must be there; None = those that are.
+        languages: codes of the required languages; None = those with files.
 
     Source: docs/papers/m3p.md [6.1] and [8]. The official code reads `{lang}.{train,valid}.pth`, which are such files
     after its tokenizer.
@@ -106,7 +101,7 @@ class WikipediaText(MediaDataset):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages, sorted."""
+        """Sorted codes."""
         if self._wanted is not None:
             return self._wanted
         found = sorted({match[1] for name in self._names() if (match := _NAME.fullmatch(name)) and match[2] == "train"})
@@ -115,7 +110,6 @@ class WikipediaText(MediaDataset):
         return tuple(found)
 
     def sentences(self, split: str, language: str) -> TextLines:
-        """The sentences of one language."""
         split, _ = self._checked(split, None)
         path = self.root / f"{language}.{split}.txt"
         if not path.is_file():

@@ -53,8 +53,7 @@ class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
     `common.data.worlds.clip_generator` defines the classes and factors. Splits are independent, so downstream clips do
-    not
-    occur in pre-training.
+    not occur in pre-training.
 
     Args:
         pretrain, validation: clips of Kinetics-400.

@@ -29,8 +29,7 @@ class World(ABC):
     """Generated data as real files in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
-    classes
-    for the real data read them.
+    classes for the real data read them.
 
     Args:
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
@@ -127,6 +126,4 @@ class World(ABC):
 
     @abstractmethod
     def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder; `write` takes a path and a function that writes it, creates folders
-        and counts.
-        """
+        """Write a data set into an empty folder; call `write` for each media file: it makes the folder and counts."""

@@ -38,8 +38,7 @@ class Nuisance:
     """Uncertainty of the class cues, and strength of the private factors.
 
     Spreads of color and pitch are standard deviations in distances between neighboring classes; background and pixel
-    noise
-    are standard deviations; `distractors` are small static discs; `snr` is the range in decibels.
+    noise are standard deviations; `distractors` are small static discs; `snr` is the range in decibels.
     """
 
     color_spread: float = 1.0

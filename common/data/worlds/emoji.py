@@ -145,8 +145,7 @@ def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en"
     """Five captions of a concept, joined by commas.
 
     The name; the name and one keyword; the name and two; two keywords; three keywords. Keywords differ from the name if
-    the
-    concept has others; with too few keywords the caption is shorter.
+    the concept has others; with too few keywords the caption is shorter.
     """
     name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
     others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
@@ -173,12 +172,9 @@ class EmojiWorld(World):
     """Stand-ins for COCO (both splits) and ImageNet made of real drawings: a picture shows one thing by one designer.
 
     COCO is split by designer: training has all concepts, but no drawing by the test designer. `group_id` is the
-    concept, so
-    another drawing of it can be a second view. Categories are the keywords that at least three concepts share. ImageNet
-    is
-    split by concept: classes are subgroups, and its training pictures contain no test concept. (COCO has drawings of
-    those
-    concepts, without their class.)
+    concept, so another drawing of it can be a second view. Categories are the keywords that at least three concepts
+    share. ImageNet is split by concept: classes are subgroups, and its training pictures contain no test concept. (COCO
+    has drawings of those concepts, without their class.)
 
     Args:
         seed: affects only grounds and captions of training pictures.

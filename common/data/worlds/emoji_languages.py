@@ -58,8 +58,7 @@ def plain(text: str) -> str:
     """Normalize text: lower case, no commas, colons, quotes or brackets, and spaces around CJK signs.
 
     Code switching puts words between spaces, so running Japanese and Chinese text must look the same to a tokenizer. A
-    run
-    of kana is one word, as in BERT's tokenizer.
+    run of kana is one word, as in BERT's tokenizer.
 
     Source: docs/papers/m3p.md [13.1] and pitfall 15.
     """
@@ -70,8 +69,7 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
     """Translate English words by the annotations of the same concepts in both languages.
 
     A translation shares at least two concepts with the word, with a Dice coefficient of at least 0.5. Returns word ->
-    at
-    most three translations, best first; sorted by word.
+    at most three translations, best first; sorted by word.
 
     Source: docs/papers/m3p.md [13.1].
     """
@@ -107,12 +105,11 @@ class EmojiLanguagesWorld(World):
 
     Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts, so they include words of test
     concepts, but only words that at least two concepts share. `sentencepiece` is a tokenizer trained on the
-    pre-training
-    text and all names and keywords; `imagenet` has drawings by concept, for the network that makes region features.
+    pre-training text and all names and keywords; `imagenet` has drawings by concept, for the network that makes region
+    features.
 
     With `unseen="drawings"`, other designers' drawings of the test concepts are in the training splits, with captions.
-    The
-    fixed caption of a test image is not among those, unless its concept has no keywords.
+    The fixed caption of a test image is not among those, unless its concept has no keywords.
 
     Args:
         concepts: number of concepts with pictures, spread evenly over the 818; None for all.
@@ -244,8 +241,7 @@ class EmojiLanguagesWorld(World):
         """Captions of a concept.
 
         With `first`, the first caption is fixed (the name and the first keywords), needs no `rng`, and is not repeated
-        unless
-        the concept has no keywords.
+        unless the concept has no keywords.
         """
         name = plain(concept.name[language])
         terms = dict.fromkeys(plain(word) for word in concept.keywords[language])

@@ -29,8 +29,7 @@ class EmojiScenesWorld(TwoSidesWorld):
     """One drawing in either half of a picture, both by the same designer; with the ground, 432 combinations.
 
     Every designer is in training and test, because generated pictures are compared with real ones and an unseen style
-    would
-    count against them. For the arguments see ``TwoSidesWorld``.
+    would count against them. For the arguments see ``TwoSidesWorld``.
     """
 
     kind = "emoji_scenes"

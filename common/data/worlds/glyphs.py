@@ -267,9 +267,8 @@ def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
     """Fraction of every pixel that each shape covers, float64 [n, size, size].
 
     Every edge fills what is to its right, with its direction as sign, so the sum over a closed outline leaves the
-    inside,
-    without holes that run the other way. The area is exact along rows and sampled across them. `shapes` are rings of
-    float64 [points, 2] in pixels.
+    inside, without holes that run the other way. The area is exact along rows and sampled across them. `shapes` are
+    rings of float64 [points, 2] in pixels.
     """
     if not shapes:
         return np.zeros((0, size, size))

@@ -21,9 +21,7 @@ _PER_IMAGE = 100
 
 @dataclass(frozen=True)
 class Instance:
-    """One object of a picture: category from 0, left/top/right/bottom and area in pixels, polygon [points, 2] in
-    pixels.
-    """
+    """One object of a picture: category from 0; box (left, top, right, bottom), area, polygon [points, 2] in pixels."""
 
     category: int
     box: tuple[float, float, float, float]

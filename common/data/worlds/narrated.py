@@ -97,10 +97,8 @@ class Domain:
     """How clips look and sound apart from their words.
 
     Lengths are pixels of a 24 x 24 frame; pairs are the lowest and highest value. `tint` is the half width of the log
-    gain
-    per color channel, `background` and `pixel_noise` are standard deviations, `travel` is the distance over the whole
-    clip,
-    `low` and `high` are in hertz, `snr` is in decibels.
+    gain per color channel, `background` and `pixel_noise` are standard deviations, `travel` is the distance over the
+    whole clip, `low` and `high` are in hertz, `snr` is in decibels.
     """
 
     tint: float
@@ -306,8 +304,8 @@ class NarratedWorld(World):
     Kinetics-400 and ESC-50 are the source domain: classes are the words of a clip ("red circle left", "high_beep"). The
     others are the target domain. AVSD clips have picture, sound and a dialogue that needs picture, sound or speech; the
     speech is in `subtitles.jsonl` in TVQA's format. TVQA clips are silent frames with two speakers in turn; TVC
-    describes
-    the two halves of the same clips. `words.jsonl` holds the true categories of every clip, which no real data set has.
+    describes the two halves of the same clips. `words.jsonl` holds the true categories of every clip, which no real
+    data set has.
 
     Args:
         source_clips, source_clips_validation: silent clips that cycle through all 48 classes.

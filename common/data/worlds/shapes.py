@@ -143,9 +143,8 @@ class ShapesWorld(World):
     """Stand-ins for COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a colored ground.
 
     A scene has two to four copies of one glyph; captions mostly name the glyph and seldom its color or number, tags
-    always
-    name it. VOC scenes have one to three different glyphs. Splits are independent. Only training splits depend on the
-    seed.
+    always name it. VOC scenes have one to three different glyphs. Splits are independent. Only training splits depend
+    on the seed.
 
     Args:
         train, val: pictures of COCO 2017.

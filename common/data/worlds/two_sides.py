@@ -80,10 +80,8 @@ class TwoSidesWorld(World):
 
     Things are instances of named categories, and so is the ground (white, black or gray), with the whole picture as its
     box. Captions name all three in random order: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" per thing, then
-    "on
-    GROUND" or "on a GROUND". Files are PNG to avoid compression artifacts. Attributes of a picture are those of the
-    left
-    thing, of the right thing, and the ground. Only training pictures depend on the seed.
+    "on GROUND" or "on a GROUND". Files are PNG to avoid compression artifacts. Attributes of a picture are those of the
+    left thing, of the right thing, and the ground. Only training pictures depend on the seed.
 
     Args:
         relations: fraction of captions that say "a THING left of a THING" instead.
