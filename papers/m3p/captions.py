@@ -1,4 +1,4 @@
-"""Captions as tokens: of one language, of several pooled by image, and with some words switched."""
+"""Captions as tokens: in one language, pooled by image over several, and code-switched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.data.text import XLMRTokenizer
 from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
 from papers.m3p.code_switching import CodeSwitcher
 
-# Texts are made into tokens this many at a time.
+# Number of texts tokenized at a time.
 CHUNK = 10_000
 
 
@@ -25,19 +25,14 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 
 class CaptionTokens:
-    """The captions of a set in one language, and the pieces of each, made once.
-
-    Args:
-        captions: the captions.
-        tokenizer: makes pieces of them.
-    """
+    """The captions of a set in one language, tokenized once."""
 
     def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
         self.captions = captions
         self.language = captions.language
         self.texts: Sequence[str] = captions.captions.column
         self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
-        # No piece has the number of the closing token, which stands behind every caption.
+        # No piece has the id of the closing token, which follows every caption.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
 
     def __len__(self) -> int:
@@ -54,18 +49,13 @@ class CaptionTokens:
 
 
 class CaptionReader:
-    """Reads captions of data sets and makes pieces of them; those of one data set, split and language once.
-
-    Args:
-        tokenizer: makes pieces of them.
-    """
+    """Reads and tokenizes captions, once per data set, split and language."""
 
     def __init__(self, tokenizer: XLMRTokenizer) -> None:
         self.tokenizer = tokenizer
         self._read: dict[tuple[int, str, str], CaptionTokens] = {}
 
     def __call__(self, dataset: Any, split: str, language: str) -> CaptionTokens:
-        """The captions of a split in a language."""
         key = (id(dataset), split, language)
         if key not in self._read:
             captions = dataset.captions(split, language)
@@ -76,10 +66,10 @@ class CaptionReader:
 
 
 class CaptionPool:
-    """Images with their captions in one language or in several; those of an image are pooled.
+    """Images with their captions in one or more languages, pooled by image.
 
     Args:
-        sets: captions of each set; images are the same where their keys are.
+        sets: captions of each set; equal keys mean the same image.
         keys: images to use, in this order; others and their captions are left out.
     """
 
@@ -94,7 +84,7 @@ class CaptionPool:
         self._captions = used[np.argsort(image[used], kind="stable")]
         self.counts = np.bincount(image[used], minlength=len(keys))
         self._starts = np.cumsum([0, *self.counts])
-        # Numbers of groups mean something within a set only: an image has that of the first set that holds it.
+        # Group numbers are only valid within a set: an image gets its group from the first set that holds it.
         groups = np.full((len(keys), 2), -1, dtype=np.int64)
         for number, (rows, tokens) in enumerate(zip(rows_of, sets)):
             new = np.flatnonzero((rows >= 0) & (groups[rows, 0] < 0))
@@ -107,17 +97,17 @@ class CaptionPool:
         return len(self.counts)
 
     def of(self, image: int) -> Ints:
-        """Numbers of the captions of an image."""
+        """Numbers of an image's captions."""
         return self._captions[self._starts[image] : self._starts[image + 1]]
 
     def caption(self, number: int) -> tuple[CaptionTokens, int]:
-        """The set that a caption is of, and its number there."""
+        """The set of a caption, and the caption's number in that set."""
         which = int(np.searchsorted(self._bases, number, side="right")) - 1
         return self.sets[which], number - int(self._bases[which])
 
 
 def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
-    """Positions of some keys among those of the images; -1 for one that is not there."""
+    """Position of each key among the images; -1 if missing."""
     if keys is images:
         return np.arange(len(keys))
     row_of = {key: row for row, key in enumerate(images)}
@@ -125,12 +115,10 @@ def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
 
 
 def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
-    """Exactly so many of an image's captions: cut in random order where there are more, repeated where there are fewer.
+    """Exactly `wanted` of an image's captions: a random subset, or with repetitions if there are too few.
 
     Args:
-        count: captions that the image has, at least 1.
-        wanted: captions that are wanted.
-        rng: source of the draws.
+        count: captions of the image, at least 1.
 
     Returns:
         Numbers from 0 to count - 1, int64 [wanted].
@@ -142,12 +130,7 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
 
 
 class SwitchedCaptions:
-    """Makes pieces of captions that are switched anew each time; what a word becomes is made once.
-
-    Args:
-        switcher: replaces words.
-        tokenizer: makes pieces of words.
-    """
+    """Tokenizes code-switched captions; the pieces of each word are cached."""
 
     def __init__(self, switcher: CodeSwitcher, tokenizer: XLMRTokenizer) -> None:
         self.switcher = switcher
@@ -155,7 +138,7 @@ class SwitchedCaptions:
         self._pieces: dict[str, list[int]] = {}
 
     def pieces(self, text: str, rng: np.random.Generator) -> Tokens | None:
-        """Pieces of a caption with some words replaced; None where it stayed as it is."""
+        """Pieces of a code-switched caption; None if it is unchanged."""
         switched = self.switcher.switch(text, rng)
         if switched == text:
             return None
@@ -167,12 +150,7 @@ class SwitchedCaptions:
 
 
 def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
-    """Put boundary tokens around pieces and fill the shorter captions up.
-
-    Args:
-        captions: pieces of each.
-        tokenizer: whose numbers are used.
-        width: at least so many tokens.
+    """Add boundary tokens and pad captions to a common length, at least `width`.
 
     Returns:
         Tokens int64 [P, L] and numbers of pieces int64 [P]. Caption p occupies its first `lengths[p]` + 2 positions.
@@ -190,16 +168,11 @@ def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: in
 
 
 def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
-    """Token ids of texts, one text after the other, each closed by `</s>`.
+    """Token ids of all texts in sequence, each text closed by `</s>`, int32 [tokens].
 
     Args:
-        texts: what to make tokens of.
-        tokenizer: makes them.
-        identity: tells these texts from all others. The tokens of many texts are then kept in the cache folder, and
-            read from there without taking memory; None makes them anew.
-
-    Returns:
-        int32 [tokens].
+        identity: unique key of these texts. The tokens of many texts are then cached on disk and memory-mapped; None
+            computes them every time.
     """
 
     def chunks() -> Iterator[npt.NDArray[np.int32]]:
@@ -222,18 +195,18 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
                     for chunk in chunks():
                         stream.write(chunk.tobytes())
 
-            # One process of a node makes them, the others read them; of Wikipedia they are tens of gigabytes.
+            # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
             make_folder(kept.parent)
             with exclusive(kept.parent.with_suffix(".lock")):
                 if not kept.is_file():
                     write_whole(kept, write)
         return np.memmap(kept, dtype=np.int32, mode="r")
     except OSError:
-        # A cache that cannot be written costs time and memory only.
+        # An unwritable cache only costs time and memory.
         return together()
 
 
 def file_identity(path: Path) -> str | None:
-    """What tells the content of a file from others; None for a file that was changed just now."""
+    """Key of a file's content; None for a file that changed just now."""
     stamp = stamp_of(path)
     return f"{os.path.abspath(path)} {list(stamp)}" if settled(stamp) else None

@@ -1,4 +1,4 @@
-"""Code-switching: words of a caption change places with their translations in other languages ([5])."""
+"""Code-switching: replaces words of a caption with translations into other languages ([5])."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from common.types import Fraction
 logger = logging.getLogger(__name__)
 
 Mode = Literal["every_word", "one_word"]
-# A word's translations into each language that has any, in the order of the languages.
+# Translations of a word into each language that has any, in the order of the languages.
 Entry = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of some captions a code switcher can switch.
+    """Share of the words of some captions that a code switcher can replace.
 
     Args:
-        tokens: number of words, each as often as it stands there.
+        tokens: number of words, with repetitions.
         types: number of different words.
-        token_share: of the words with an entry in any dictionary, in [0, 1].
-        type_share: likewise of the different words.
-        by_language: share of the words with an entry in the dictionary of each language.
+        token_share: words with an entry in any dictionary, in [0, 1].
+        type_share: different words with an entry.
+        by_language: share of the words with an entry in each language's dictionary.
     """
 
     tokens: int
@@ -43,7 +43,6 @@ class Coverage:
         return f"dictionaries hold {self.token_share:.0%} of the words ({parts})"
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
         return {
             "samples": self.tokens,
             "covered": round(self.token_share, 4),
@@ -54,22 +53,21 @@ class Coverage:
 
 
 class CodeSwitcher:
-    """Replaces words of captions by translations, at random.
+    """Replaces words of captions with random translations.
 
-    Dictionaries are text files as MUSE and FreeDict exports have them: `<source>-<target>.txt`, one pair a line, source
-    and translation separated by a tab, or by the first blank where there is none; a word may have many lines.
+    Dictionaries are text files exported by MUSE or FreeDict: `<source>-<target>.txt`, one pair per line, separated by a
+    tab or otherwise by the first blank. A word may have several lines.
 
     Args:
         dictionaries: folder of the files.
-        targets: languages to switch to; each needs its file. None for all whose files are there.
-        source: language of the captions that are switched; others stay as they are.
-        mode: `every_word`, each word that a dictionary has is replaced with probability `word_ratio` (the paper);
-            `one_word`, exactly one of them (the released pre-training code).
+        targets: languages to switch to; each needs a file. None uses all available files.
+        source: only captions in this language are switched.
+        mode: `every_word` replaces each word in a dictionary with probability `word_ratio` (the paper); `one_word`
+            replaces exactly one of them (the released pre-training code).
         sentence_ratio: probability that a caption is switched at all.
-        word_ratio: see `mode`.
-        strip_punctuation: look words up without marks around them, which stay where they are; else "dog," is no word,
-            as in the released code.
-        lower_case: look a word up in lower case where the dictionary lacks it as it is; the released code does not.
+        strip_punctuation: ignore punctuation around a word for the lookup and keep it in the result. The released code
+            doesn't, so it finds no entry for "dog,".
+        lower_case: fall back to lower case for the lookup; the released code doesn't.
 
     Source: [5]; `clag` and `dclag` of the released code.
     """
@@ -112,12 +110,11 @@ class CodeSwitcher:
         self._entries: dict[str, Entry] = {}
 
     def prepare(self) -> None:
-        """Read the dictionaries."""
         if self._words is not None:
             return
         if self.all_there:
             names = [file.stem.partition("-")[2] for file in self.dictionaries.glob(f"{self.source}-*.txt")]
-            # MUSE's en-de.0-5000.txt and alike are parts of en-de.txt, for training and test.
+            # Files such as MUSE's en-de.0-5000.txt are subsets of en-de.txt for training and test.
             self.targets = tuple(sorted(name for name in names if "." not in name))
             if not self.targets:
                 raise FileNotFoundError(
@@ -132,12 +129,7 @@ class CodeSwitcher:
         self._words = words
 
     def switch(self, text: str, rng: np.random.Generator) -> str:
-        """A caption with some words replaced.
-
-        Args:
-            text: the caption; words stand between single spaces.
-            rng: source of the draws.
-        """
+        """A caption with some words replaced; words are separated by single spaces."""
         if rng.random() >= self.sentence_ratio:
             return text
         words = text.split(" ")
@@ -151,7 +143,7 @@ class CodeSwitcher:
         return " ".join(words)
 
     def coverage(self, texts: Iterable[str]) -> Coverage:
-        """Share of the words of some captions that have an entry; a word is what has a letter or a digit."""
+        """Share of words with an entry; a word contains a letter or a digit."""
         counts: dict[str, int] = {}
         for text in texts:
             for word in text.split():
@@ -178,18 +170,18 @@ class CodeSwitcher:
         entry = self._entries[word]
         if not entry:
             return False
-        # The language first, then one of its translations: a language with many has no larger share.
+        # Choose the language first, so that languages with many translations aren't preferred.
         translations = entry[int(rng.random() * len(entry))]
         words[position] = translations[int(rng.random() * len(translations))]
         return True
 
     def _entry(self, word: str) -> Entry:
-        """Translations of a word as it stands in a caption, the marks around it included; empty without any."""
+        """Translations of a word of a caption with its surrounding punctuation; empty if unknown."""
         before, languages, after = self._look_up(word)
         return tuple(tuple(f"{before}{text}{after}" for text in texts) for texts in languages.values())
 
     def _look_up(self, word: str) -> tuple[str, Mapping[str, list[str]], str]:
-        """Marks before a word, its translations by language, and marks behind it."""
+        """Leading punctuation, translations by language, and trailing punctuation of a word."""
         self.prepare()
         assert self._words is not None
         first, last = 0, len(word)
@@ -210,12 +202,7 @@ def _is_mark(sign: str) -> bool:
 
 
 def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
-    """Pairs of a dictionary, in the order of its file; lines without a translation are left out and counted in the log.
-
-    Args:
-        folder: where it lies.
-        source, target: languages.
-    """
+    """Pairs of a dictionary, in file order; skips lines without a translation and logs their number."""
     path = folder / f"{source}-{target}.txt"
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -233,7 +220,7 @@ def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, s
     for line in content.split("\n"):
         if not line.strip():
             continue
-        # Not stripped before: a tab with nothing behind it is a word of several parts without a translation.
+        # Don't strip before: a tab followed by nothing marks a multi-word entry without a translation.
         word, _, translation = line.partition("\t") if "\t" in line else line.strip().partition(" ")
         word, translation = word.strip(), " ".join(translation.split())
         if word and translation:

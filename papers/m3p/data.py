@@ -1,7 +1,6 @@
-"""Data modules of M3P: text in many languages and captioned images to pre-train on, to fine-tune on and to search in.
+"""Data modules of M3P: multilingual text and captioned images for pre-training, fine-tuning and search.
 
-The miniature uses the very same classes: its world writes files in the layouts of the real data sets, and the data sets
-are pointed there.
+The miniature uses the same classes: its world writes files in the layouts of the real data sets.
 """
 
 from __future__ import annotations
@@ -42,44 +41,43 @@ from papers.m3p.streams import (
     language_probabilities,
 )
 
-#: Captions of a set that are looked through to see how many of their words the dictionaries hold.
+#: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
-#: Languages that the paper's dictionaries translate into ([5]).
+#: Languages of the paper's dictionaries ([5]).
 PUBLISHED_LANGUAGES = 50
 
 
 class RegionTextData(ShardedDataModule):
-    """What the data modules share: the tokenizer, regions, and the sets to search in.
+    """Shared base of the data modules: the tokenizer, regions, and the sets to search.
 
     Args:
-        tokenizer: makes tokens of all text; its `max_tokens` cuts captions. The world's own where there is a world.
-        sets: captioned sets by name, to search in and to fine-tune on; one that is null is left out.
-        training_sets: what training reads.
-        test_sets: names of those of `sets` to search in.
-        languages: languages with numbers, in any order; a number is the position in sorted order. None for those of the
-            sets.
-        world: miniature whose files stand in for those of the data sets and of the tokenizer; None for real data.
+        tokenizer: its `max_tokens` cuts captions; a world replaces it with its own.
+        sets: captioned sets by name, for search and fine-tuning; null leaves one out.
+        test_sets: names of the `sets` to search.
+        languages: languages with numbers in any order; the number is the position in sorted order. None for those of
+            the sets.
+        world: miniature that replaces the files of the data sets and the tokenizer; None for real data.
         region_network: checkpoint of the miniature's region network; None reads region features from files.
-        code_switching: replaces words of captions in training; None leaves them alone.
-        candidates: N, candidates for each image and each caption in training.
-        vlm_candidates: `groups`, N drawn from the whole set; `in_batch`, the other pairs of a batch.
-        exclude_siblings: no other caption of an image is a negative of it.
-        max_regions: regions of an image that are used, the first ones. Text stands behind this many everywhere, also
-            where images have fewer; a smaller number saves time, and is part of what a model has learned.
+        code_switching: replaces words of training captions; None keeps them.
+        candidates: N, per image and per caption in training.
+        vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
+        exclude_siblings: never use another caption of an image as its negative.
+        max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
+            fewer. A smaller number saves time, but the model depends on it.
         distributions: also read the detector's distributions over classes.
-        train_split, test_split: of the sets.
-        validation_split: of the sets to train on, to compare weights on; None for none.
-        validation_items: the first so many captions of it, one of every image before the second of any; None for all.
-        test_images: the first so many images of a set are searched; None for all.
-        test_captions: the first so many captions of each image; None for all.
-        cut_test_captions: captions of the test are cut like those of training; else they are as long as they are.
+        validation_split: of the training sets, to compare weights on; None for none.
+        validation_items: use the first so many captions, taking one of every image before the second of any; None for
+            all.
+        test_images: search the first so many images of a set; None for all.
+        test_captions: use the first so many captions of each image; None for all.
+        cut_test_captions: cut test captions like training captions.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
-        kwargs: see ShardedDataModule; `cache_bytes` keeps the regions of a set that fits in, and an image without
-            regions counts as broken.
+        kwargs: see ShardedDataModule; `cache_bytes` caches the regions of a set that fits, and an image without regions
+            counts as broken.
     """
 
-    #: Captions of an image that a comparison of weights shows.
+    #: Captions per image when weights are compared.
     shown_captions = 1
 
     def __init__(
@@ -126,14 +124,14 @@ class RegionTextData(ShardedDataModule):
         self.test_split = test_split
         self.validation_split = validation_split
         self.validation_items = validation_items
-        #: Pairs to compare weights on; known after setup for training.
+        #: Pairs to compare weights on; set in setup for training.
         self.validation: PairItems | None = None
         self.test_images = test_images
         self.test_captions = test_captions
         self.cut_test_captions = cut_test_captions
         self.test_batch_size = test_batch_size
         self.captions_of = CaptionReader(tokenizer)
-        #: What is searched; known after setup.
+        #: Sets to search; set in setup.
         self.searched = SearchedSets({}, test_split, self.captions_of)
         if world is not None:
             for one in [*self.sets.values(), *self.training_sets]:
@@ -146,14 +144,14 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def used_splits(self) -> list[tuple[Any, str]]:
-        """Captioned data sets and splits that are read, each once."""
+        """Captioned data sets and splits in use, each once."""
         splits = [self.train_split, *([] if self.validation_split is None else [self.validation_split])]
         used = [(one.dataset, split) for one in self.training_sets for split in splits]
         used += [(one.dataset, self.test_split) for one in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
     def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
-        """What must be rendered of the world."""
+        """Parts of the world to render."""
         switched = ["dictionaries"] if self.code_switching is not None else []
         names = [name for dataset, _ in self.used_splits for name in world.needed_for(dataset)]
         return ["sentencepiece", *switched, *dict.fromkeys(names)]
@@ -164,7 +162,7 @@ class RegionTextData(ShardedDataModule):
         self.find_regions()
 
     def find_regions(self) -> None:
-        """Have the miniature's network describe the pictures, where one is given."""
+        """Compute the regions with the miniature's network, if one is set."""
         if self.region_network is None:
             return
         used = self.used_splits
@@ -173,13 +171,13 @@ class RegionTextData(ShardedDataModule):
             dataset.regions_root = prepare_regions(dataset, splits, self.region_network)
 
     def prepare_tokenizer(self) -> None:
-        """Make the tokenizer ready, of the files that it needs alone."""
+        """Prepare the tokenizer with only the files it needs."""
         if self.world is not None:
             self.world.prepare(["sentencepiece"])
         self.tokenizer.prepare(self.training_texts())
 
     def training_texts(self) -> Iterable[str]:
-        """Text of training, to learn a tokenizer from where none is given."""
+        """Training text to learn a missing tokenizer from."""
         for one in self.training_sets:
             for captions in one.dataset.captions(self.train_split, one.language).captions:
                 yield from captions
@@ -222,7 +220,7 @@ class RegionTextData(ShardedDataModule):
                 self.warn_of_few_languages()
 
     def warn_of_few_languages(self) -> None:
-        """Say so where the dictionaries that are there are of fewer languages than the paper's."""
+        """Warn if the available dictionaries cover fewer languages than the paper's."""
         switcher = self.code_switching
         if switcher is not None and switcher.all_there and len(switcher.targets) < PUBLISHED_LANGUAGES:
             rank_zero_warn(
@@ -234,7 +232,7 @@ class RegionTextData(ShardedDataModule):
 
     @abstractmethod
     def read_training(self) -> None:
-        """Read what training needs, so that an error comes before it."""
+        """Read what training needs, so that errors occur before it starts."""
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
@@ -245,11 +243,11 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def languages(self) -> list[str]:
-        """Languages with numbers, sorted; a language's number is its position."""
+        """Languages with numbers, sorted; the number is the position."""
         return self.stated_languages or sorted({one.language for one in self.sets.values()})
 
     def numbers_languages(self, embeddings: int) -> bool:
-        """Whether a language's number here is that of its embedding in an encoder that has so many."""
+        """Whether the language numbers match those of an encoder with this many embeddings."""
         return self.stated_languages is not None or len(self.languages) == embeddings
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -257,12 +255,12 @@ class RegionTextData(ShardedDataModule):
     @property
     @abstractmethod
     def training_pairs(self) -> list[PairItems]:
-        """Pairs that training reads; those of a set of captions, or of several that are pooled."""
+        """Training pairs of each caption set, or of pooled sets."""
 
     def pairs_of(
         self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool, split: str | None = None
     ) -> PairItems:
-        """Pairs of images and captions of some sets, pooled by image; of the split to train on, or of another one."""
+        """Pairs of some sets, pooled by image; `split` defaults to the training split."""
         switcher = self.code_switching if split is None else None
         split = split or self.train_split
         pictures = find_pictures(sets, split, self.captions_of, self.max_skipped_fraction)
@@ -284,7 +282,7 @@ class RegionTextData(ShardedDataModule):
         )
 
     def validation_loader(self) -> DataLoader[Any]:
-        """Pairs of the validation split as steps of training, every one once over all processes."""
+        """Validation pairs as training steps, each once over all processes."""
         assert self.validation is not None
         count = min(len(self.validation), self.validation_items or len(self.validation))
         assert self.trainer is not None
@@ -296,7 +294,7 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def evaluation_sets(self) -> list[EvaluationSet]:
-        """Sets that are searched in; known after setup."""
+        """Sets to search; known after setup."""
         return self.searched.sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -310,13 +308,13 @@ class RegionTextData(ShardedDataModule):
         return self.searched.caption(position, caption)
 
     def preview(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
-        """An image of an evaluation set, by its `index`, uint8 [H, W, 3]; None where only its regions are there."""
+        """An image of an evaluation set, by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
         return self.searched.picture(position, image)
 
     # -- code-switching ------------------------------------------------------------------------------------------------
 
     def switched_examples(self, count: int) -> list[tuple[str, str]]:
-        """Captions as they are and as the first epoch reads them, from all over each set; none without switching."""
+        """Original and code-switched captions of the first epoch, spread over each set; empty without switching."""
         if self.code_switching is None:
             return []
         examples = []
@@ -329,10 +327,7 @@ class RegionTextData(ShardedDataModule):
 
     @cached_property
     def coverage(self) -> Coverage | None:
-        """How many words of the training captions the dictionaries hold; None where nothing is switched.
-
-        Of a large set, captions from all over it are counted.
-        """
+        """Dictionary coverage of the training captions, sampled from large sets; None without switching."""
         switcher = self.code_switching
         if switcher is None:
             return None
@@ -352,28 +347,26 @@ class RegionTextData(ShardedDataModule):
 
 
 class PretrainingData(RegionTextData):
-    """Three streams to pre-train M3P on: text in many languages, captions with regions, and code-switched captions.
+    """Three streams for pre-training: multilingual text, captions with regions, and code-switched captions.
 
-    An item of the training loader is one step: `xmlm`, up to `xmlm_steps` blocks of text, each in a language that is
-    drawn anew, and `relations`, up to `relation_steps` batches of pairs, each of a set of captions drawn anew (with
-    replacement, and never more draws than there are languages or sets).
+    An item of the training loader is one step: `xmlm`, up to `xmlm_steps` text blocks, each in a random language, and
+    `relations`, up to `relation_steps` batches of pairs, each of a random caption set (with replacement; at most as
+    many draws as languages or sets).
 
     Args:
-        captions: sets of captioned images.
         text: text without images; None for none.
-        language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 for all alike,
-            which the released code writes as -1.
-        xmlm_steps: draws of languages per step; 0 leaves text out.
-        relation_steps: draws of sets of captions per step.
-        text_batch_size: rows of a block of text, over all devices.
-        text_groups: groups of these rows that draw their languages independently, as the processes of the released code
-            do; any number of devices shares them.
-        bptt: tokens of such a row.
-        steps_per_epoch: steps of an epoch.
-        masking: what is masked; null masks nothing.
-        predicted_multiple: the number of words to guess in a block of text is cut to a multiple of this; 8 is what the
-            released code does in half precision.
-        kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all that it has;
+        language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 is uniform, which the
+            released code writes as -1.
+        xmlm_steps: language draws per step; 0 disables text.
+        relation_steps: caption set draws per step.
+        text_batch_size: rows of a text block, over all devices.
+        text_groups: groups of these rows with independent languages, like the processes of the released code; any
+            number of devices shares them.
+        bptt: tokens per row.
+        masking: null masks nothing.
+        predicted_multiple: cut the number of masked words of a text block to a multiple of this; the released code uses
+            8 in half precision.
+        kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has;
             `train_split` is also that of the text.
 
     Source: [6].
@@ -409,7 +402,7 @@ class PretrainingData(RegionTextData):
             )
         if text is not None and self.world is not None:
             self.world.place(text)
-        #: Text that is read.
+        #: Text in use.
         self.text = text if xmlm_steps else None
         self.language_alpha = language_alpha
         self.xmlm_steps = xmlm_steps
@@ -420,7 +413,7 @@ class PretrainingData(RegionTextData):
         self.steps_per_epoch = steps_per_epoch
         self.masking = masking
         self.predicted_multiple = predicted_multiple
-        #: Of each language the text, the number of sentences and how often it is drawn; known after setup for training.
+        #: Text, number of sentences and probability of each language; set in setup for training.
         self.streams: list[LanguageStream] = []
         self.sentences: dict[str, int] = {}
         self.probabilities: dict[str, float] = {}
@@ -513,13 +506,7 @@ class PretrainingData(RegionTextData):
         return described
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A step with captions and pictures of the greatest length, for estimates; see `common.training.examples`.
-
-        Args:
-            module: whose encoder reads it.
-            size: pairs, or groups of each direction, of a batch of one device.
-            draw: source of the numbers.
-        """
+        """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
         rows = max(self.text_batch_size * size // self.batch_size, 1)
         masking = self.masking or DEFAULT_MASKING
         blocks = min(self.xmlm_steps, len(self.languages))
@@ -532,18 +519,17 @@ class PretrainingData(RegionTextData):
 
 
 class RetrievalData(RegionTextData):
-    """Captioned images in one language, or in several pooled, to fine-tune on and to search in.
+    """Captioned images for fine-tuning and search, in one language or several pooled.
 
-    An item of the training loader is one step, as that of `PretrainingData`, with `xmlm` empty and one batch of pairs
-    in `relations`; nothing is masked.
+    A training step has the format of `PretrainingData`, with empty `xmlm`, one batch of pairs in `relations`, and no
+    masking.
 
     Args:
-        train_sets: names of the sets to fine-tune on: one for the settings "en" and "each", all for "all". The captions
-            of an image that several of them hold are pooled.
-        captions_per_image: captions of an image that an epoch shows; drawn anew every epoch where it has more, some of
-            them several times where it has fewer.
-        kwargs: see RegionTextData and ShardedDataModule. Where the model adds language embeddings beside regions, or
-            texts are to be embedded in a language, `languages` are those that it was pre-trained with.
+        train_sets: sets to fine-tune on: one for the settings "en" and "each", all for "all". Captions of an image in
+            several sets are pooled.
+        captions_per_image: captions of an image per epoch, drawn anew every epoch; repeated if it has fewer.
+        kwargs: see RegionTextData and ShardedDataModule. Set `languages` to those of pre-training if the model adds
+            language embeddings to text with regions, or texts are to be embedded in a language.
 
     Source: [8] and [9].
     """
@@ -575,7 +561,7 @@ class RetrievalData(RegionTextData):
         return self.training_loader(self.training_pairs[0], collate_fn=OneRelation(collator))
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A step with captions and pictures of the greatest length; see `PretrainingData.example_batch`."""
+        """A step of maximum size; see `PretrainingData.example_batch`."""
         step = {"xmlm": [], "relations": [pairs_example(self, module.model, size, None, draw)]}
         images = images_of_an_epoch(self)
         pairs = None if images is None else images * self.captions_per_image
@@ -583,7 +569,7 @@ class RetrievalData(RegionTextData):
 
 
 class OneRelation:
-    """Makes the step of a batch of pairs; a class, since loader processes are given it."""
+    """Wraps a batch of pairs as a step; a class, so loader processes can pickle it."""
 
     def __init__(self, collator: PairCollator) -> None:
         self.collator = collator
@@ -593,7 +579,7 @@ class OneRelation:
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
-    """Refuse an encoder that cannot read the data; after setup."""
+    """Refuse an encoder that can't read the data; call after setup."""
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
@@ -623,12 +609,11 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
 
 
 def there(sets: Mapping[str, CaptionSet | None]) -> dict[str, CaptionSet]:
-    """The sets but those that are left out."""
+    """The sets that aren't null."""
     return {name: one for name, one in sets.items() if one is not None}
 
 
 def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:
-    """Sets by their names."""
     unknown = [name for name in names if name not in sets]
     if unknown:
         raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(sets) or 'none'}")
@@ -636,10 +621,10 @@ def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str
 
 
 def images_of_an_epoch(data: RetrievalData) -> int | None:
-    """Published number of images that an epoch of fine-tuning shows; None where that of a set is not known.
+    """Published number of images per fine-tuning epoch; None if unknown for a set.
 
-    Sets are pooled by image. Those of one name show the same images, and of COCO's images those of COCO are shown,
-    see `find_pictures`.
+    Sets are pooled by image. Sets with the same name show the same images; a set on COCO's images adds no images to
+    COCO, see `find_pictures`.
     """
     counts: dict[str, int] = {}
     for one in data.training_sets:
@@ -653,6 +638,6 @@ def images_of_an_epoch(data: RetrievalData) -> int | None:
 
 
 def facts_of(module: Any) -> dict[str, int]:
-    """What data modules know after setup, as a module wants it."""
+    """Facts of a module's data that are known after setup."""
     encoder = module.model.encoder
     return {"feature_dim": encoder.feature_dim, "vocabulary_size": encoder.vocabulary_size}

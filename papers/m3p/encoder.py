@@ -1,4 +1,4 @@
-"""The encoder of M3P: text alone, or regions and text, and the heads on it."""
+"""The encoder of M3P for text alone or regions and text, and its heads."""
 
 from __future__ import annotations
 
@@ -11,24 +11,19 @@ from torch.nn import functional as F
 from common.losses.info_nce import at_least_float32
 from common.types import Fraction, PositiveInt
 
-#: Token id that fills rows up ([2]).
+#: Token id of padding ([2]).
 PADDING = 1
-#: Every LayerNorm's; XLM-R has 1e-5 ([3]).
+#: Epsilon of every LayerNorm; XLM-R has 1e-5 ([3]).
 EPSILON = 1e-12
 
-#: Captions of similar length that are read together; they are padded to the longest of them.
+#: Captions of similar length per batch, padded to the longest.
 CAPTIONS_TOGETHER = 64
 
 Positions = Literal["all", "first"]
 
 
 class RegionEmbedding(nn.Module):
-    """Vectors of image regions, out of what a detector saw there and where it was.
-
-    Args:
-        feature_dim: width of a detector's feature.
-        width: D.
-        dropout: share that is dropped.
+    """Embeds the detector's features and boxes of image regions.
 
     Shapes:
         features [B, R, feature_dim], L2-normalized; boxes [B, R, 5], L2-normalized -> [B, R, D]
@@ -49,13 +44,6 @@ class RegionEmbedding(nn.Module):
 
 class Block(nn.Module):
     """A transformer block that normalizes after each of its two sums.
-
-    Args:
-        width: D.
-        attention_heads: heads, a divisor of D.
-        feed_forward_width: width between the two layers after attention.
-        dropout: share of what is added that is dropped.
-        attention_dropout: share of the attention weights that is dropped.
 
     Source: [3], block.
     """
@@ -81,15 +69,15 @@ class Block(nn.Module):
 
         Args:
             hidden: [B, S, D].
-            mask: which positions count, bool [B, S]; every row has one that does.
-            positions: what is wanted: all positions, or the first alone, which costs much less and reads all the same.
+            mask: valid positions, bool [B, S]; at least one per row.
+            positions: `first` computes only the first output position, which is much cheaper and still attends to all.
 
         Returns:
             [B, S, D] or, for the first, [B, 1, D]; zero where the mask is False.
         """
         asking = hidden if positions == "all" else hidden[:, :1]
         wanted = mask if positions == "all" else mask[:, :1]
-        # torch scales the queries and takes the softmax in float32 also for half precision.
+        # torch scales the queries and computes the softmax in float32 even for half precision.
         attended = F.scaled_dot_product_attention(
             self._split(self.query(asking)),
             self._split(self.key(hidden)),
@@ -107,22 +95,19 @@ class Block(nn.Module):
 
 
 class M3PEncoder(nn.Module):
-    """One encoder with two ways in: text alone, or regions followed by text.
+    """One encoder with two kinds of input: text alone, or regions followed by text.
 
     Args:
-        vocabulary_size: number of token ids; XLM-R's is 250,002.
+        vocabulary_size: XLM-R's is 250,002.
         width: D.
-        layers: blocks.
-        attention_heads: heads of each, a divisor of D.
-        feed_forward_width: width between the two layers after attention.
-        positions: longest sequence, regions and tokens together.
-        languages: languages with an embedding of their own; with one, no embedding is added.
-        feature_dim: width of a region's feature.
-        dropout, attention_dropout: shares that are dropped, of sums and of attention weights.
-        joint_language_embedding: add the language's embedding to tokens that stand beside regions, too. The released
-            code builds the ids and leaves them out.
+        attention_heads: a divisor of D.
+        positions: longest sequence of regions and tokens together.
+        languages: number of language embeddings; with 1, none is added.
+        dropout, attention_dropout: for sums and for attention weights.
+        joint_language_embedding: also add language embeddings to tokens that follow regions. The released code builds
+            the ids but doesn't use them.
 
-    Source: [3]; sizes of the README's commands by default.
+    Source: [3]; default sizes from the commands in the README.
     """
 
     def __init__(
@@ -169,16 +154,16 @@ class M3PEncoder(nn.Module):
     def start_text(
         self, token_ids: Tensor, token_mask: Tensor, first: int = 0, languages: Tensor | None = None
     ) -> Tensor:
-        """Vectors of tokens as the first block reads them.
+        """Vectors of tokens for the first block.
 
         Args:
             token_ids: int64 [B, L].
-            token_mask: which of them count, bool [B, L].
-            first: position of the first token: 0 without regions, R behind them.
-            languages: ids [B] or [B, L] whose embeddings are added; None adds none.
+            token_mask: valid tokens, bool [B, L].
+            first: position of the first token: 0 without regions, R after R regions.
+            languages: ids [B] or [B, L] of embeddings to add; None adds none.
 
         Returns:
-            [B, L, D]; they depend neither on regions nor on other tokens.
+            [B, L, D], independent of regions and of other tokens.
         """
         last = first + token_ids.shape[1]
         if last > self.positions:
@@ -192,12 +177,12 @@ class M3PEncoder(nn.Module):
         return self.dropout(self.norm(vectors)) * token_mask[..., None]
 
     def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """Vectors of regions as the first block reads them, so that an image need be embedded only once for many texts.
+        """Vectors of regions for the first block, which can be reused for many texts.
 
         Args:
-            regions: features [B, R, feature_dim], L2-normalized; zero where a region is masked out.
+            regions: features [B, R, feature_dim], L2-normalized; zero for masked regions.
             boxes: [B, R, 5], L2-normalized.
-            region_mask: which of them count, bool [B, R].
+            region_mask: valid regions, bool [B, R].
 
         Returns:
             [B, R, D].
@@ -213,7 +198,7 @@ class M3PEncoder(nn.Module):
         Args:
             start: [B, S, D] of `start_regions` and `start_text`.
             mask: bool [B, S].
-            positions: all of them, or the first alone: the last block then computes no other.
+            positions: `first` only computes the first position in the last block.
 
         Returns:
             [B, S, D] or [B, 1, D]; zero where the mask is False.
@@ -222,12 +207,12 @@ class M3PEncoder(nn.Module):
         return self.blocks[-1](hidden, mask, positions)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the first position of all pairs, and of all positions of some: only true pairs need them.
+        """Hidden states of the first position of all pairs, and of all positions of some (the true pairs).
 
         Args:
             start: [P, S, D].
             mask: bool [P, S].
-            whole: rows [G] that are wanted whole.
+            whole: rows [G] with all positions.
 
         Returns:
             [P, D] and [G, S, D].
@@ -237,7 +222,7 @@ class M3PEncoder(nn.Module):
         return last(hidden, mask, "first")[:, 0], last(hidden[whole], mask[whole])
 
     def _before_the_last(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states after all blocks but the last, and the mask that the blocks read."""
+        """Hidden states after all blocks but the last, and the mask for the blocks."""
         mask = at_least_one(mask)
         *earlier, _ = self.blocks
         for block in earlier:
@@ -253,18 +238,18 @@ class M3PEncoder(nn.Module):
         region_mask: Tensor | None = None,
         languages: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of text, or of regions and text, regions first.
+        """Hidden states of text, or of regions followed by text.
 
         Args:
             token_ids: int64 [B, L].
-            token_mask: which of them count, bool [B, L].
+            token_mask: valid tokens, bool [B, L].
             regions: features [B, R, feature_dim], L2-normalized; None for text alone.
             boxes: [B, R, 5], L2-normalized.
-            region_mask: which of them count, bool [B, R]; all without it.
+            region_mask: valid regions, bool [B, R]; None means all.
             languages: ids [B] or [B, L].
 
         Returns:
-            [B, R + L, D]; zero at positions that do not count.
+            [B, R + L, D]; zero at invalid positions.
         """
         if regions is None:
             return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
@@ -279,7 +264,7 @@ class M3PEncoder(nn.Module):
         region_mask: Tensor | None = None,
         languages: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Vectors [B, R + L, D] of regions and text before the first block, and which of them count [B, R + L]."""
+        """Vectors [B, R + L, D] of regions and text for the first block, and their mask [B, R + L]."""
         if boxes is None:
             raise ValueError("regions without boxes: the encoder needs to know where a region is")
         if region_mask is None:
@@ -311,16 +296,15 @@ def _mean(rows: Tensor, mask: Tensor) -> Tensor:
 
 
 def at_least_one(mask: Tensor) -> Tensor:
-    """The mask, with the first position of a row that has none: attention over nothing is not a number."""
+    """The mask with the first position enabled in empty rows, because attention over nothing is NaN."""
     empty = ~mask.any(1, keepdim=True)
     return torch.cat([mask[:, :1] | empty, mask[:, 1:]], dim=1)
 
 
 class MatchHead(nn.Module):
-    """Whether image and text belong together: a logit from the hidden state of the first region.
+    """Whether image and text match: a logit from the hidden state of the first region.
 
-    In float32 also where the rest computes in half precision, by autocast or with weights of it: rounded to bfloat16,
-    many of the logits that a search compares are equal, and what ties is not found.
+    Always in float32, because rounding to bfloat16 makes many of the compared logits equal, and ties count as misses.
 
     Shapes:
         [B, D] -> [B]
@@ -334,7 +318,7 @@ class MatchHead(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def pooled(self, first: Tensor) -> Tensor:
-        """[B, D], float32 at least, of the hidden state [B, D] of the first position."""
+        """[B, D], at least float32, from the hidden state [B, D] of the first position."""
         with torch.autocast(first.device.type, enabled=False):
             return torch.tanh(_in_full_precision(self.dense, first))
 
@@ -344,18 +328,16 @@ class MatchHead(nn.Module):
 
 
 def _in_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What a layer makes of x, whose half precision, and that of the layer's weights, is raised to float32."""
+    """Output of a layer with the input and weights raised to float32."""
     weight = at_least_float32(layer.weight)
     return F.linear(x.to(weight.dtype), weight, at_least_float32(layer.bias))
 
 
 class RegionHeads(nn.Module):
-    """What was seen at a masked region: its class and its feature.
+    """Predicts the class and the feature of masked regions.
 
     Args:
-        width: D.
-        classes: classes of the detector, 0 being the background.
-        feature_dim: width of its feature.
+        classes: of the detector; 0 is background.
 
     Source: [3], other heads.
     """
@@ -373,7 +355,7 @@ class RegionHeads(nn.Module):
 
 
 class VocabularyHead(nn.Module):
-    """Logits of words: a product with the table of word embeddings, and a bias.
+    """Logits of words: product with the word embeddings, plus a bias.
 
     Source: [3]; tied, without a transformation in between.
     """
@@ -388,7 +370,7 @@ class VocabularyHead(nn.Module):
 
 
 def all_pairs(left: Tensor, right: Tensor) -> Tensor:
-    """Every row [R, ...] of one with every row [L, ...] of the other behind it: [A * B, R + L, ...], A outside."""
+    """All pairs of rows [R, ...] and [L, ...], concatenated: [A * B, R + L, ...], A is the outer index."""
     images, texts = len(left), len(right)
     first = left[:, None].expand(images, texts, *left.shape[1:])
     second = right[None].expand(images, texts, *right.shape[1:])
@@ -396,7 +378,7 @@ def all_pairs(left: Tensor, right: Tensor) -> Tensor:
 
 
 def similar_lengths(token_mask: Tensor, together: int = CAPTIONS_TOGETHER) -> list[Tensor]:
-    """Numbers of captions that are read together, since they are of similar length; the shortest first."""
+    """Groups of caption numbers of similar length, shortest first."""
     return list(token_mask.sum(1).argsort(stable=True).split(together))
 
 
@@ -404,8 +386,7 @@ class M3P(nn.Module):
     """The encoder with the heads of all tasks.
 
     Args:
-        encoder: the encoder.
-        region_classes: classes of the detector with the background, which is 0.
+        region_classes: of the detector, including background (0).
 
     Source: [3].
     """
@@ -431,15 +412,15 @@ class M3P(nn.Module):
         language: int | None = None,
         tokens_per_batch: int = 65536,
     ) -> Tensor:
-        """Scores [N, M] float32 of all pairs of some images and a few captions, out of the match head.
+        """Match scores [N, M] float32 of all pairs of some images and a few captions.
 
         Args:
-            image: regions as `start_regions` makes them, [N, R, D].
-            image_mask: which of them count, bool [N, R].
-            tokens: ids of the captions, int64 [M, W]; they are cut to the longest.
-            token_mask: which of them count, bool [M, W].
-            language: number of the captions' language, where the encoder adds language embeddings beside regions.
-            tokens_per_batch: regions and tokens that are read at a time, over all pairs together.
+            image: regions of `start_regions`, [N, R, D].
+            image_mask: valid regions, bool [N, R].
+            tokens: caption ids, int64 [M, W], cut to the longest caption.
+            token_mask: valid tokens, bool [M, W].
+            language: number of the captions' language, if the encoder adds language embeddings to text with regions.
+            tokens_per_batch: regions and tokens per batch, over all its pairs.
         """
         longest, regions = max(int(token_mask.sum(1).max()), 1), image.shape[1]
         tokens, mask = (rows[:, :longest].to(image.device) for rows in (tokens, token_mask))

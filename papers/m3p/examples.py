@@ -1,6 +1,6 @@
 """Made-up batches of the greatest length, for estimates and measurements without data.
 
-Which words and regions are masked follows no chance, so that every estimate is the same.
+Masked words and regions follow a fixed pattern, so every estimate is the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from common.training.examples import Draw
 from papers.m3p.masking import NO_LABEL, Masking
 from papers.m3p.pictures import unit_length
 
-# Ids of words that every vocabulary has.
+# Word ids that exist in every vocabulary.
 _WORDS = (5, 900)
 
 
 def text_example(rows: int, length: int, masking: Masking, draw: Draw) -> dict[str, Tensor]:
-    """A block of text."""
     tokens = draw.integers(*_WORDS, rows, length)
     return {
         "tokens": tokens,
@@ -32,15 +31,7 @@ def text_example(rows: int, length: int, masking: Masking, draw: Draw) -> dict[s
 def pairs_example(
     data: Any, model: Any, size: int, masking: Masking | None, draw: Draw
 ) -> dict[str, dict[str, Tensor]]:
-    """A batch of pairs, as `PairCollator` makes it.
-
-    Args:
-        data: whose candidates and lengths are wanted.
-        model: whose widths are wanted.
-        size: pairs in the batch, or groups of each direction.
-        masking: what is masked; None masks nothing.
-        draw: source of the numbers.
-    """
+    """A batch of pairs in the format of `PairCollator`; `size` counts pairs, or groups of each direction."""
     if data.vlm_candidates == "in_batch":
         return {"in_batch": _group(data, model, size, 1, masking, draw) | {"group": torch.arange(size)}}
     batch = {}
@@ -65,7 +56,7 @@ def _group(
     }
     if masking is None:
         return group
-    # In every other group words are masked, in the others regions.
+    # Every other group masks words, the rest mask regions.
     masks_words = (torch.arange(pairs) // candidates % 2 == 0)[:, None]
     words = _every(masking.words, pairs, length) & masks_words
     regions = _every(masking.regions, pairs, count) & ~masks_words
@@ -81,6 +72,6 @@ def _group(
 
 
 def _every(share: float, *shape: int) -> Tensor:
-    """A regular pattern bool of a shape, true in a share of its places."""
+    """A regular bool pattern that is true for this share of the places."""
     number = torch.arange(int(torch.Size(shape).numel()))
     return (((number + 1) * share).floor() > (number * share).floor()).reshape(shape)

@@ -1,4 +1,4 @@
-"""The training losses of M3P, out of hidden states of one forward pass per group of pairs."""
+"""Training losses of M3P from the hidden states of one forward pass per group of pairs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from common.losses.matching import candidate_matching, image_text_matching, in_b
 from common.memory.collective import share_of_mean
 from papers.m3p.encoder import M3P, all_pairs
 
-#: One group of pairs: tokens and regions of every pair, and labels of the true ones (see `with_places`).
+#: One group of pairs: tokens and regions of every pair, labels of the true ones (see `with_places`).
 Group = dict[str, Tensor]
 IN_BATCH = "in_batch"
 
 
 class WeightSchedule:
-    """Weight of a loss over the iterations: a number, or points between which it moves in straight lines.
+    """Weight of a loss over the iterations: a number, or linear interpolation between points.
 
     Args:
-        points: a number, or a text such as "0:1,1000:0", which falls from 1 to 0 in a thousand iterations and stays.
-        field: name of the setting, for the message.
+        points: a number, or text: "0:1,1000:0" falls from 1 to 0 in a thousand iterations and stays 0.
+        field: name of the setting, for error messages.
 
     Source: [6.2].
     """
@@ -56,7 +56,7 @@ class WeightSchedule:
 
     @property
     def ever(self) -> bool:
-        """Whether the weight is other than 0 at any time."""
+        """Whether the weight is ever nonzero."""
         return any(weight != 0 for _, weight in self.points)
 
     def __call__(self, iteration: int) -> float:
@@ -68,16 +68,17 @@ class WeightSchedule:
 
 
 def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A training batch with the places of its labels as numbers, found on the host before it goes to an accelerator.
+    """A training batch with the positions of its labels, computed on the host before it goes to an accelerator.
 
     Args:
-        batch: `xmlm`: batches of text with `labels` [B, L]; `relations`: mappings from the kind of a group to the
-            group, with `word_labels` [P, L], `region_labels` [P, R] and `region_targets` [P, R, F], or [K, F] of
-            the labeled regions in order; all of them may be missing. A label of -1 is none.
+        batch: `xmlm`: text batches with `labels` [B, L]. `relations`: maps kind to group, with the optional entries
+            `word_labels` [P, L], `region_labels` [P, R] and `region_targets` [P, R, F], or [K, F] of the labeled
+            regions in order. A label of -1 means none.
 
     Returns:
-        The same with, instead of labels, `word_places` and `region_places` [K] among the R + L positions of the G
-        true pairs, `word_targets` [K], `region_classes` [K], `region_features` [K, F], and `true_rows` [G].
+        The batch with these entries instead of labels: `word_places` and `region_places` [K] among the R + L positions
+            of
+        the G true pairs, `word_targets` [K], `region_classes` [K], `region_features` [K, F], and `true_rows` [G].
     """
     xmlm = []
     for block in batch["xmlm"]:
@@ -119,7 +120,6 @@ def text_terms(model: M3P, block: Group) -> dict[str, Tensor]:
     """Masked language modeling of text alone: `xmlm`.
 
     Args:
-        model: encoder and heads.
         block: `tokens` [B, L], `token_mask`, `languages` [B], and places of `with_places`.
 
     Source: [6.1].
@@ -143,21 +143,19 @@ def relation_terms(
     """Losses of one group of pairs, all from one forward pass.
 
     Args:
-        model: encoder and heads.
-        group: pairs and places of `with_places`; `languages` [P] where the encoder adds their embeddings beside
-            regions, and for pairs in a batch `group` [B].
-        kind: `t2i` and `i2t` for groups of N candidates, or `in_batch`: B images and B captions, every one of which is
-            paired with every other.
-        words, regions: whether masked words and masked regions are predicted.
-        soft_classes: the class of a region is compared with the detector's whole distribution by KL.
-        alignment: optimal transport between the words and the regions of a true and a false pair of each group, and
-            two-way matching of the same pairs.
-        contrast_temperature: of a contrast of mean word and region embeddings in a batch, see `embedding_contrast`; not
-            of the paper. Without it there is none.
+        group: pairs and places of `with_places`; `languages` [P] if the encoder adds their embeddings to text with
+            regions, and `group` [B] for in-batch pairs.
+        kind: `t2i` or `i2t` for groups of N candidates; `in_batch` pairs all B images with all B captions.
+        words, regions: predict masked words, masked regions.
+        soft_classes: compare the class of a region with the detector's whole distribution by KL.
+        alignment: optimal transport between words and regions of a true and a false pair per group, and two-way
+            matching of these pairs.
+        contrast_temperature: adds a contrast of mean embeddings in the batch, see `embedding_contrast`; not in the
+            paper.
 
     Returns:
-        `vlm_ce`, `vlm_bce`; `mlm`; `mrm_class` and `mrm_regression`; `alignment` and `itm`; `contrast`;
-        scalars. And `accuracy`, the share of groups whose true pair scores highest.
+        Scalars `vlm_ce`, `vlm_bce`; `mlm`; `mrm_class` and `mrm_regression`; `alignment` and `itm`; `contrast`; and
+        `accuracy`, the share of groups whose true pair scores highest.
 
     Source: [6.2] and [14].
     """
@@ -216,7 +214,7 @@ def _region_terms(model: M3P, hidden: Tensor, group: Group, soft_classes: bool) 
 
 
 def _pairs(model: M3P, group: Group, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start [P, S, D] and mask [P, S] of all pairs, and the rows of the true pairs and of one false pair each, [G]."""
+    """Start [P, S, D] and mask [P, S] of all pairs, and rows [G] of the true pairs and of one false pair per group."""
     encoder, true = model.encoder, group["true_rows"]
     if kind != IN_BATCH:
         start, mask = encoder.start_joint(
@@ -235,7 +233,7 @@ def _pairs(model: M3P, group: Group, kind: str) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _next_other(true: Tensor, group: Tensor | None) -> Tensor:
-    """For each pair [B] of a batch the next one that does not show the same; the next one at all without any."""
+    """For each pair [B], the next one of another group, or simply the next one if there is no other group."""
     size = len(true)
     following = (true + 1) % size
     if group is None:
@@ -246,28 +244,22 @@ def _next_other(true: Tensor, group: Tensor | None) -> Tensor:
 
 
 def embedding_contrast(model: M3P, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
-    """`contrast` of the mean region embedding of each image with the mean word embedding of its caption.
-
-    Args:
-        model: only the tables of words and regions of its encoder are used.
-        group: `in_batch` pairs.
-        temperature: of the cosine similarities.
-    """
+    """`contrast` of mean region embeddings and mean word embeddings of `in_batch` pairs."""
     image = model.encoder.mean_of_regions(group["regions"], group["boxes"], group["region_mask"])
     text = model.encoder.mean_of_words(group["tokens"], group["token_mask"])
     return contrast(image, text, temperature, group.get("group"))
 
 
 def contrast(image: Tensor, text: Tensor, temperature: float, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Cross entropy of finding the own one in the batch, in both directions, and how often it is found.
+    """Cross-entropy of finding the partner in the batch, in both directions, and the accuracy.
 
     Args:
-        image, text: [B, D], row by row of one pair.
+        image, text: [B, D]; rows are pairs.
         temperature: of the cosine similarities.
-        group: pairs with equal numbers [B] show the same thing and are no negatives of each other.
+        group: pairs with equal numbers [B] aren't negatives of each other.
 
     Returns:
-        Loss and share of images whose own text is nearest, scalars.
+        Loss, and share of images whose own text is nearest; scalars.
     """
     scores = F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T / temperature
     loss, _ = in_batch_matching(scores, group)

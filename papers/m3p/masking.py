@@ -1,7 +1,7 @@
-"""What the model has to guess: masked words and masked regions ([6.1] and [6.2]).
+"""Masks the words and regions that the model predicts ([6.1] and [6.2]).
 
-All functions take their random numbers as arguments, so that a batch is masked at once and each of its rows still
-depends on its own random numbers alone.
+All functions take their random numbers as arguments: a whole batch is masked at once, yet each row depends only on its
+own random numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
-#: Label of a place where nothing is to be guessed.
+#: Label of a place with nothing to predict.
 NO_LABEL = -1
-#: Uniform random numbers that a word needs, and a region.
+#: Uniform random numbers per word and per region.
 WORD_NOISE, REGION_NOISE = 3, 2
 
 
@@ -27,11 +27,11 @@ class Masking:
     """Shares of what is masked.
 
     Args:
-        words: of the pieces of a caption or of a text that are chosen.
-        mask, random: of the chosen ones that become `<mask>` and that become any piece; the rest stays.
-        regions: of the regions that are chosen.
-        kept_regions: of the chosen ones that stay; the others become zero.
-        text_fraction: of the pairs whose words are masked; those of the others whose regions are. Never both.
+        words: chosen pieces of a caption or text.
+        mask, random: chosen pieces that become `<mask>` or a random piece; the rest is unchanged.
+        regions: chosen regions.
+        kept_regions: chosen regions that are unchanged; the others become zero.
+        text_fraction: pairs with masked words; the others have masked regions.
 
     Source: [6.1] and [6.2].
     """
@@ -62,21 +62,17 @@ def mask_words(
     vocabulary_size: int,
     masking: Masking = DEFAULT_MASKING,
 ) -> tuple[Ints, Ints]:
-    """Mask pieces of captions; where chance chose none of a caption, its first one is.
+    """Mask pieces of captions; if none of a caption is chosen, mask its first.
 
     Args:
-        tokens: token ids.
-        maskable: which of them are pieces, and not boundary tokens or padding; a row may have none.
+        maskable: marks pieces, as opposed to boundary tokens and padding; may be all False in a row.
         noise: in [0, 1).
-        mask_id: number of `<mask>`.
-        vocabulary_size: number of different tokens, all of which may stand in for a piece.
-        masking: the shares.
 
     Shapes:
         tokens [P, L]; maskable [P, L]; noise [P, L, 3]
 
     Returns:
-        Tokens, and labels that hold the true piece at the chosen places and -1 elsewhere; both [P, L].
+        Tokens and labels, both [P, L]; a label is the true piece at chosen places and -1 elsewhere.
 
     Source: [6.2].
     """
@@ -95,22 +91,20 @@ def mask_stream(
     masking: Masking = DEFAULT_MASKING,
     multiple_of: int = 1,
 ) -> tuple[Ints, Ints]:
-    """Mask tokens of blocks of running text; never a row's first one, nor padding.
+    """Mask tokens of blocks of running text, but never a row's first token or padding.
+
+    Closing tokens inside a row may be masked. If no token is chosen, the very first one is masked.
 
     Args:
-        tokens: token ids; closing tokens inside may be masked like words.
         noise: in [0, 1).
-        mask_id, pad_id: numbers of `<mask>` and of padding.
-        vocabulary_size: number of different tokens.
-        masking: the shares.
-        multiple_of: of the chosen tokens the first ones are let go until their number is a multiple of this; 8 is what
-            the released code does in half precision. Fewer than this many all stay.
+        multiple_of: drops the first chosen tokens until their number is a multiple of this; all stay if there are
+            fewer. The released code uses 8 in half precision.
 
     Shapes:
         tokens [B, L]; noise [B, L, 3]
 
     Returns:
-        Tokens, and labels as those of `mask_words`. Where chance chose none, the very first token is.
+        Tokens and labels as in `mask_words`.
 
     Source: [6.1].
     """
@@ -118,7 +112,7 @@ def mask_stream(
     chosen[:, 0] = False
     count = int(chosen.sum())
     if multiple_of > 1 and count > multiple_of:
-        # The released code counts along time, so the first ones are the earliest of all rows.
+        # The released code counts along time, so the first tokens are the earliest of all rows.
         row, column = np.nonzero(chosen.T)[::-1]
         surplus = count % multiple_of
         chosen[row[:surplus], column[:surplus]] = False
@@ -143,23 +137,21 @@ def _disguise(
 
 
 def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = DEFAULT_MASKING) -> tuple[Bools, Ints]:
-    """Choose regions to be guessed; background is never one of them.
+    """Choose regions to predict, never background; if none is chosen, one random region is chosen and zeroed.
 
-    Where chance chose none, one region is chosen and made zero. (The released code then asks for the last one, which it
-    does not mask and which may be background.)
+    In that case the released code predicts the last region, which it doesn't mask and which may be background.
 
     Args:
-        classes: the detector's classes, 0 is background.
-        valid: which rows are regions, and not padding.
+        classes: of the detector; 0 is background.
+        valid: marks regions, as opposed to padding.
         noise: in [0, 1).
-        masking: the shares.
 
     Shapes:
         classes [P, R]; valid [P, R]; noise [P, R, 2]
 
     Returns:
-        Which regions are to be made zero, and labels that hold the class of the chosen ones and -1 elsewhere; both
-        [P, R]. A picture of background alone has none.
+        Regions to set to zero, and labels: the class of a chosen region and -1 elsewhere; both [P, R]. A picture with
+        only background has no chosen regions.
 
     Source: [6.2].
     """
@@ -167,7 +159,7 @@ def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = 
     chosen = eligible & (noise[:, :, 0] < masking.regions)
     zeroed = chosen & (noise[:, :, 1] >= masking.kept_regions)
     lacking = np.flatnonzero(~chosen.any(axis=1) & eligible.any(axis=1))
-    # The smallest of equally distributed numbers stands at any place with the same probability.
+    # The smallest of identically distributed numbers is equally likely to be at any place.
     column = np.where(eligible[lacking], noise[lacking, :, 0], np.inf).argmin(axis=1)
     chosen[lacking, column] = True
     zeroed[lacking, column] = True

@@ -1,4 +1,4 @@
-"""What stands in for downloads in the miniature: the training of its detector, and what it has instead of XLM-R."""
+"""Miniature stand-ins for downloads: training of its detector, and a warm start in place of XLM-R."""
 
 from __future__ import annotations
 
@@ -28,15 +28,13 @@ from papers.m3p.search import RetrievalTest
 
 
 class RegionClassifier(pl.LightningModule):
-    """Training of the network that stands in for a detector.
-
-    The checkpoint holds all that `prepare_regions` needs.
+    """Trains the miniature's detector; the checkpoint holds all that `prepare_regions` needs.
 
     Args:
-        classes: number of categories, at least as many as the data have.
+        classes: at least the number of categories in the data.
         channels, side: see `RegionNetwork`.
-        smoothing: share of the target that is spread over all classes.
-        learning_rate, weight_decay: of AdamW, after a warm-up over `warmup_fraction` of the steps, falling on a cosine.
+        smoothing: share of the target spread over all classes.
+        learning_rate, weight_decay: of AdamW with a warm-up and a cosine decay.
         warmup_fraction: share of the steps.
 
     Source: [13.2] (b) and 13.3.
@@ -74,7 +72,7 @@ class RegionClassifier(pl.LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         scores = self.network(batch["image"])
         first, five = hits(scores, batch["label"]), hits(scores, batch["label"], 5)
-        # A picture in place of a broken one is there twice.
+        # A picture that replaces a broken one is a duplicate.
         self._hits.append((torch.stack([torch.ones_like(first), first, five]) * (batch["skipped"] == 0)).sum(dim=1))
 
     def on_test_epoch_end(self) -> None:
@@ -95,7 +93,7 @@ class RegionPictures(ShardedDataModule):
     """Pictures by category to train `RegionClassifier` on.
 
     Args:
-        image: what a picture becomes; crops as small as a quarter make it know quarters.
+        image: picture transform; crops down to a quarter teach the network to recognize quarters.
         test_batch_size: pictures per test step, per device.
         dataset, world, batch_size, kwargs: see ShardedDataModule.
     """
@@ -115,11 +113,10 @@ class RegionPictures(ShardedDataModule):
 
     @property
     def class_count(self) -> int:
-        """Categories of the data."""
+        """Number of categories."""
         return len(self.dataset.listing("train").classes)
 
     def items(self, split: str, training: bool) -> ImageItems:
-        """The samples of a split."""
         return ImageItems(self.dataset.listing(split), self.image, training=training, **self.item_options)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -130,17 +127,17 @@ class RegionPictures(ShardedDataModule):
 
 
 class WarmStart(pl.LightningModule):
-    """What the miniature begins with in place of XLM-R: word and region embeddings that know of each other.
+    """Aligns word and region embeddings before pre-training, in place of XLM-R's weights.
 
-    The mean of a caption's word embeddings is compared with the mean of the image's region embeddings, by contrast in
-    the batch. From random weights the encoder stays for long where all candidates look alike ([13.2]).
+    The mean word embedding of a caption and the mean region embedding of its image are contrasted in the batch. Without
+    this start, the encoder scores all candidates alike for a long time ([13.2]).
 
     Args:
-        model: only the tables of words and regions of its encoder are trained.
+        model: only its word and region embeddings are trained.
         temperature: of the contrast.
         pretrained: checkpoint of another stage; None starts from random weights.
         learning_rate, warmup_steps: see `papers.m3p.module.adam`.
-        captions_per_image: of the test, see `RetrievalTest`.
+        captions_per_image: see `RetrievalTest`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""M3P as a LightningModule: several tasks on three streams share every update.
+"""M3P as a LightningModule: multitask training on three streams.
 
-Pre-training and fine-tuning are the same step: fine-tuning leaves the match of image and caption alone on, in one
-language or in several. Both are tested by searching captions by images and images by captions, in every language.
+Fine-tuning is the same step as pre-training with only the matching loss, in one language or several. The test searches
+captions by images and images by captions in every language.
 """
 
 from __future__ import annotations
@@ -27,50 +27,47 @@ from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
 Weight = float | str
-#: When the weights move: `per_group`, after every group of losses of an iteration that updates, as the released code;
-#: `per_cycle`, once for all losses of a cycle of iterations.
+#: When the weights are updated: `per_group` after every group of losses of an updating iteration, as in the released
+#: code; `per_cycle` once for all losses of a cycle of iterations.
 Updates = Literal["per_group", "per_cycle"]
 Selection = Literal["best", "last"]
-#: Losses of the match of images and captions.
+#: Losses of matching images and captions.
 MATCH = ("vlm_ce", "vlm_bce")
 
 
 class M3PModule(pl.LightningModule):
     """Multitask multilingual multimodal training ([6] and [9]).
 
-    Every training batch is one iteration: some steps on text of sampled languages and some on groups of images and
-    captions, each with losses of its own. A weight may be a number or a schedule over iterations, such as
-    "0:1,1000:0"; a task whose weight is always 0 is not computed.
+    Every training batch is one iteration: some steps on text in sampled languages and some on groups of images and
+    captions, each with its own losses. A weight is a number or a schedule over iterations such as "0:1,1000:0"; a task
+    whose weight is always 0 isn't computed.
 
-    With `per_group`, every group of losses gives its gradient as soon as it is read, and in every `accumulate`-th
-    iteration, the first one included, an update follows each group. The first of these carries the sum of all that
-    gathered since the last one, the others what their own group gave. With `per_cycle`, the losses of `accumulate`
-    iterations are averaged, those of an iteration summed, and one update follows the last. Steps, checkpoints and the
-    schedule of the rate count updates.
+    `per_group` computes the gradient of every group of losses immediately. Every `accumulate`-th iteration, starting
+    with the first, it updates after each group: the first update uses the gradients summed since the last one, the
+    others use that of their group. `per_cycle` sums the losses of an iteration, averages them over `accumulate`
+    iterations and then updates once. Steps, checkpoints and the learning rate schedule count updates.
 
     Args:
-        model: encoder and heads.
-        weight_xmlm: of masked words of text alone.
-        weight_mlm: of masked words of captions.
-        weight_mrm_class, weight_mrm_regression: of the classes and the features of masked regions.
-        weight_t2i, weight_i2t: of the match, searching images by a caption and captions by an image.
-        vlm_ce_weight, vlm_bce_weight: within these, of the softmax over the candidates and of a yes or no for each.
-        soft_classes: the target of a region's class is the detector's distribution, by KL, and not its best class.
-        alignment_weight: of the optimal transport between words and regions; not of the paper.
-        itm_weight: of two-way matching of one true and one false pair; not of the paper.
-        contrast_weight, contrast_temperature: of a contrast of mean word and region embeddings, beside pairs of a whole
-            batch; not of the paper.
-        pretrained: checkpoint or folder of XLM-R, or checkpoint of another stage or of the released code; None starts
-            from random weights.
+        weight_xmlm: masked words of text alone.
+        weight_mlm: masked words of captions.
+        weight_mrm_class, weight_mrm_regression: classes and features of masked regions.
+        weight_t2i, weight_i2t: the match, searching images by a caption and captions by an image.
+        vlm_ce_weight, vlm_bce_weight: within the match, softmax over the candidates and binary loss for each.
+        soft_classes: the class target of a region is the detector's distribution (KL) instead of its best class.
+        alignment_weight: optimal transport between words and regions; not in the paper.
+        itm_weight: two-way matching of one true and one false pair; not in the paper.
+        contrast_weight, contrast_temperature: contrast of mean word and region embeddings, for in-batch pairs; not in
+            the paper.
+        pretrained: XLM-R (checkpoint or folder), or checkpoint of another stage or the released code; None starts from
+            random weights.
         position_offset: see `load_into_model`.
-        learning_rate, warmup_steps: see `adam`; of updates.
-        updates: `per_group` or `per_cycle`.
+        learning_rate, warmup_steps: see `adam`; counted in updates.
         accumulate: iterations of a cycle.
-        clip_norm: largest norm of an update's gradient; None leaves it as it is.
-        selection: which weights are tested, and left in the last checkpoint: the `best` on the validation split, see
-            `Best`, or the `last`.
-        select_every: iterations between two comparisons on the validation split.
-        tokens_per_batch, captions_per_image: of the test, see `RetrievalTest`.
+        clip_norm: largest gradient norm of an update; None disables clipping.
+        selection: weights to test and to keep in the last checkpoint: `best` on the validation split (see `Best`) or
+            `last`.
+        select_every: iterations between two validations.
+        tokens_per_batch, captions_per_image: see `RetrievalTest`.
 
     Source: [6.3] for the updates.
     """
@@ -119,7 +116,7 @@ class M3PModule(pl.LightningModule):
         self.on = {name for name, schedule in self.schedules.items() if schedule.ever}
         if not self.on:
             raise ValueError("model: no task is on, one of the weights must not be 0")
-        # What no task trains must not wait for a gradient on another process.
+        # Parameters that no task trains must not wait for gradients of other processes.
         joint = model.encoder.joint_language_embedding
         model.encoder.language.requires_grad_("xmlm" in self.on or joint)
         model.vocabulary_head.requires_grad_(bool(self.on & {"xmlm", "mlm"}))
@@ -147,7 +144,7 @@ class M3PModule(pl.LightningModule):
             self.groups += 1
             for name, value in terms.items():
                 logs.setdefault(f"train/{name}", []).append(value.detach())
-            # Those of the match are weighted within their direction.
+            # The match losses are weighted within their direction.
             own = {name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights}
             weighted = [weight * terms[name] for name, weight in own.items()]
             if h.updates == "per_group" and any(own.values()):
@@ -165,7 +162,7 @@ class M3PModule(pl.LightningModule):
         return loss.detach()
 
     def terms_of(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Kind and losses of every group of an iteration, one after the other: blocks of text, then groups of pairs."""
+        """Kind and losses of each group of an iteration: text blocks first, then groups of pairs."""
         for block in batch["xmlm"] if "xmlm" in self.on else []:
             yield "xmlm", text_terms(self.model, block)
         for relation in batch["relations"]:
@@ -186,7 +183,7 @@ class M3PModule(pl.LightningModule):
         }
 
     def relation_terms(self, kind: str, group: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a group of pairs that are on."""
+        """The enabled losses of a group of pairs."""
         h: Any = self.hparams
         return relation_terms(
             self.model,
@@ -205,11 +202,11 @@ class M3PModule(pl.LightningModule):
     # -- updates -------------------------------------------------------------------------------------------------------
 
     def update(self) -> None:
-        """One step of the optimizer and of its schedule, by the gradients that have gathered; then these are gone."""
+        """Step the optimizer and its schedule with the accumulated gradients, then clear them."""
         optimizer: Any = self.optimizers()
         learning = [p for p in self.parameters() if p.requires_grad]
         for parameter in learning:
-            # What no group since the last update has read goes on by its momentum, as in the released code.
+            # As in the released code, parameters unused since the last update still move by their momentum.
             if parameter.grad is None and parameter in optimizer.state:
                 parameter.grad = torch.zeros_like(parameter)
         average_in_place(gathered(learning))
@@ -222,12 +219,12 @@ class M3PModule(pl.LightningModule):
 
     @property
     def batches_per_update(self) -> float:
-        """Iterations for each update, on average; after a first one, which tells how many groups there are."""
+        """Average iterations per update; needs one iteration to know the number of groups."""
         h: Any = self.hparams
         return h.accumulate / (self.groups if h.updates == "per_group" else 1)
 
     def on_save_checkpoint(self, checkpoint: Batch) -> None:
-        """Keep what has gathered since the last update, which several processes share out evenly for this."""
+        """Keep the gradients since the last update; the processes share them equally."""
         average_in_place(gathered(self.parameters()))
         held = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if held:
@@ -236,7 +233,6 @@ class M3PModule(pl.LightningModule):
             checkpoint["selection"] = self.best.state()
 
     def on_load_checkpoint(self, checkpoint: Batch) -> None:
-        """Go on from there."""
         self.held = checkpoint.get("gathered", {})
         if self.best is not None and "selection" in checkpoint:
             self.best.load(checkpoint["selection"])
@@ -258,14 +254,13 @@ class M3PModule(pl.LightningModule):
             self.best.restore(self)
 
     def start_without_files(self) -> None:
-        """Train on made-up batches: there is no validation split to compare weights on."""
+        """Train on made-up batches, which have no validation split to select weights on."""
         self.best = None
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> RegionTextData:
-        """The data module of this run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -297,7 +292,7 @@ class M3PModule(pl.LightningModule):
 
 
 def check_classes(model: M3P, batch: Batch) -> None:
-    """Refuse a batch, still on the host, with a region of a class that the model does not know."""
+    """Refuse a batch on the host with a region class that the model doesn't know."""
     known = model.region_heads.classifier.out_features
     for group in (group for relation in batch["relations"] for group in relation.values()):
         classes = group.get("region_classes")
@@ -309,12 +304,12 @@ def check_classes(model: M3P, batch: Batch) -> None:
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients that there are, in the order of the parameters."""
+    """The existing gradients, in the order of the parameters."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:
-    """Adam with XLM's settings: a linear warm-up from 1e-7, then the inverse square root of the step.
+    """Adam with XLM's settings: linear warm-up from 1e-7, then inverse square root decay.
 
     Source: [7].
     """
@@ -326,7 +321,7 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
 
 
 def start_from(path: str, model: M3P, position_offset: int = 2) -> None:
-    """Load the weights that training starts from; see `load_into_model`."""
+    """Load the initial weights; see `load_into_model`."""
     left = load_into_model(model, path, "model.pretrained", position_offset)
     if left:
         rank_zero_only(print)(f"  {path}: {len(left)} tensors are not used: {', '.join(left)}", flush=True)

@@ -1,6 +1,6 @@
-"""Recall by language, images found for captions, and captions as they are fed to training.
+"""Recall by language, images found for captions, and captions as training reads them.
 
-Which figures the paper shows is not known; these are our own.
+These figures are ours: the paper's are unknown.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from papers.m3p.search import RetrievalTest, Searched
 
-#: Captions of each language for which pictures are shown, and pictures shown for each.
+#: Captions shown per language, and pictures per caption.
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
-#: Captions shown as they are fed.
+#: Number of captions shown as training reads them.
 FED = 24
-#: A mean recall over the number of images, where nothing is known.
+#: Mean recall of random scores.
 CHANCE = "chance"
 
 
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
-    """Write all figures and tables of a tested stage into the folder `media` of the run; the main process only."""
+    """Write all figures and tables of a tested stage to the run's `media` folder, on the main process only."""
     if not module.trainer.is_global_zero or not test.found:
         return
     folder = media_folder(module)
@@ -38,7 +38,7 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
 
 
 def chance_recall(scored: Searched) -> float:
-    """Mean recall in percent of a model that knows nothing, on the same set ([12], P7)."""
+    """Mean recall of random scores on the same set, in percent ([12], P7)."""
     images, captions = scored.scores.shape
     each = captions / images
     to_images = sum(min(k / images, 1.0) for k in (1, 5, 10))
@@ -47,7 +47,7 @@ def chance_recall(scored: Searched) -> float:
 
 
 def draw_recalls(module: pl.LightningModule, found: list[Searched], folder: Path) -> None:
-    """`recall_by_language.png` and `.csv`: mean recall and the six recalls of every test set, beside chance."""
+    """`recall_by_language.png` and `.csv`: mean recall, the six recalls and chance for every test set."""
     keys = ["mr", *(f"{direction}_r{k}" for direction in ("t2i", "i2t") for k in (1, 5, 10))]
     rows = [
         [one.name, one.language, *(round(float(one.metrics[key]), 3) for key in keys), round(chance_recall(one), 3)]
@@ -66,7 +66,7 @@ def draw_recalls(module: pl.LightningModule, found: list[Searched], folder: Path
 
 
 def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched], folder: Path) -> None:
-    """`retrieved.png` and `.csv`: the images that score highest for some captions of every language."""
+    """`retrieved.png` and `.csv`: the highest-scoring images for some captions of every language."""
     rows: list[list[Any]] = []
     lines: list[Row] = []
     for one in found:
@@ -74,7 +74,7 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
         for column in range(0, count, max(count // CAPTIONS_SHOWN, 1))[:CAPTIONS_SHOWN]:
             scores, own = one.scores[:, column], int(one.gallery.caption_image[column])
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
-            # As in the recalls: what ties with it, or is no number, is before it.
+            # As in the recalls, ties and NaN rank ahead of the caption's picture.
             rank = int((~(scores < scores[own])).sum())
             text = data.caption_text(one.position, int(one.gallery.caption[column]))
             numbers = [int(one.gallery.image_number[row]) for row in best]
@@ -83,6 +83,6 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
             cells = [Cell(data.preview(one.position, n), color=color) for n, color in zip(numbers, colors)]
             lines.append(Row(f"{one.name}, own picture at {rank}: {text}", cells))
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
-    # Of some sets only the regions are there.
+    # Some sets have regions but no images.
     if any(cell.image is not None for line in lines for cell in line.cells):
         save_figure(module, image_grid(lines), folder / "retrieved.png", getattr(data, "credit", ""))

@@ -1,7 +1,6 @@
-"""True pairs of image and caption, groups of candidates, and batches of both.
+"""Pairs of image and caption, groups of candidates, and batches of both.
 
-A sample holds what chance decides about it as plain numbers; masking, padding and normalizing happen to a whole batch
-at once ([6.2] and [9]).
+A sample holds its random numbers; masking, padding and normalizing act on a whole batch ([6.2] and [9]).
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from papers.m3p.captions import CaptionPool, SwitchedCaptions, Tokens, forced_ca
 from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Masking, mask_regions, mask_words
 from papers.m3p.pictures import Pictures, RegionArrays, RegionItems, pad_regions, unit_length
 
-#: `groups`, N candidates for every image and every caption; `in_batch`, those of the other pairs of the batch.
+#: `groups`: N candidates for every image and caption; `in_batch`: the other pairs of the batch.
 Candidates = Literal["groups", "in_batch"]
-#: How often a picture that cannot be read is replaced by another candidate before the item is given up.
+#: Replacements tried for an unreadable picture before the item fails.
 ATTEMPTS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class PairGroup:
-    """Candidates of one image or of one caption, or a single true pair.
+    """Candidates of one image or caption, or a single true pair.
 
     Args:
         captions: pieces of one caption, or of N.
-        languages: number of the language of each caption, in which it was before words of it were switched.
+        languages: language number of each caption before code-switching.
         images: regions of one image, or of N.
         positive: position of the true candidate.
-        noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; empty without.
+        noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
     """
 
     captions: list[Tokens]
@@ -52,25 +51,24 @@ class PairGroup:
 
 
 class PairItems(RegionItems):
-    """Captions and images to be matched ([6.2] and [9]).
+    """Captions and images to match ([6.2] and [9]).
 
-    An item is an image with one of its captions. It becomes two groups of N pairs: `t2i`, the caption and N images, and
-    `i2t`, the image and N captions, in each of which one is true; or, for candidates within the batch, the pair
-    `in_batch`. An epoch shows an image `captions_per_image` times; which captions these are is drawn anew every epoch.
-    Negatives are drawn uniformly from the other images, each at most once.
+    An item is an image with one of its captions. It becomes two groups of N pairs, each with one true pair: `t2i`, the
+    caption and N images, and `i2t`, the image and N captions; for in-batch candidates it becomes the pair `in_batch`.
+    An epoch shows an image `captions_per_image` times with newly drawn captions. Negatives are drawn uniformly from the
+    other images without replacement.
 
     Args:
-        pictures: the images.
-        pool: their captions, row by row.
-        tokenizer: whose `max_tokens` cuts captions.
-        languages: languages in the order of their numbers; a caption in another one has the number 0.
-        captions_per_image: captions of each image and epoch; one with fewer shows some again.
+        pool: captions in the order of `pictures`.
+        tokenizer: its `max_tokens` cuts captions.
+        languages: in the order of their numbers; captions in other languages get number 0.
+        captions_per_image: per epoch; repeats captions of an image with fewer.
         candidates: N.
         vlm_candidates: where negatives come from.
-        exclude_siblings: no other caption of an image is a negative of it, nor is what belongs to another image of its
-            group, as both would be true; the released pre-training code leaves out the caption itself alone.
-        switched: replaces words of captions in its source language; None leaves them alone.
-        masked: whether to draw random numbers for masking.
+        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
+            match too. The released pre-training code only excludes the caption itself.
+        switched: code-switches captions in its source language; None switches none.
+        masked: draw random numbers for masking.
         options: see RegionItems and ItemDataset.
     """
 
@@ -117,7 +115,7 @@ class PairItems(RegionItems):
                 "in_batch": PairGroup(*self._texts([caption], rng), [regions], 0, self._noise(1, rng)),
                 "group": torch.tensor(int(self.pool.groups[file])),
             }
-        # The order of the draws: those of images for the caption, then those of captions for the image.
+        # Order of the random numbers: images for the caption, then captions for the image.
         positive = int(rng.integers(self.candidates))
         images = [image for _, _, image in self._negatives(file, caption, True, rng) if image is not None]
         images.insert(positive, regions)
@@ -132,21 +130,21 @@ class PairItems(RegionItems):
         return {"t2i": t2i, "i2t": PairGroup(texts, languages, [regions], positive, noise)}
 
     def _texts(self, captions: Sequence[int], rng: np.random.Generator) -> tuple[list[Tokens], list[int]]:
-        """Pieces of some captions, each switched on its own, and the numbers of their languages."""
+        """Pieces of captions, each code-switched independently, and their language numbers."""
         languages = [self.numbers.get(self.pool.caption(number)[0].language, 0) for number in captions]
         return [self._pieces(number, rng) for number in captions], languages
 
     def _chosen(self, file: int, slot: int, epoch: int) -> int:
-        """Number of the caption that an epoch shows of an image, one of `captions_per_image`."""
+        """Number of the caption that an epoch shows in a slot, one of `captions_per_image`."""
         captions = self.pool.of(file)
         if len(captions) == self.passes == 1:
             return int(captions[0])
-        # The same for all of an image in an epoch, so that together they are what was drawn.
+        # The same seed for all slots of an image in an epoch, so they show different captions.
         rng = np.random.default_rng((self.seed, epoch, file, self.passes))
         return int(captions[forced_captions(len(captions), self.passes, rng)[slot]])
 
     def read(self, key: tuple[int, int]) -> tuple[str, str, Tokens]:
-        """The caption of an item: its language, as it stands in its file, and the pieces that training reads."""
+        """An item's language, original caption, and pieces as training reads them."""
         epoch, item = key
         sample = self[key]
         tokens, number = self.pool.caption(self._chosen(int(sample["index"]), item // len(self.listing), epoch))
@@ -163,10 +161,7 @@ class PairItems(RegionItems):
     def _negatives(
         self, file: int, caption: int, read: bool, rng: np.random.Generator
     ) -> list[tuple[int, int, RegionArrays | None]]:
-        """Other images, each with the number of a caption, and with its regions where these are to be read.
-
-        One that cannot be read is counted and replaced.
-        """
+        """Other images, each with a caption number and, if `read`, its regions; replaces and counts unreadable ones."""
         negatives: dict[int, tuple[int, RegionArrays | None]] = {}
         error: MediaError | None = None
         for _ in range(ATTEMPTS * self.candidates):
@@ -196,12 +191,11 @@ class PairItems(RegionItems):
 
 
 class PairCollator:
-    """Makes batches of the samples of `PairItems`.
+    """Batches samples of `PairItems`.
 
     Args:
-        tokenizer: whose numbers are used.
-        masking: what is masked; None masks nothing.
-        max_regions: rows for regions that every batch has at least, see `pad_regions`.
+        masking: None masks nothing.
+        max_regions: minimum number of region rows per batch, see `pad_regions`.
     """
 
     def __init__(self, tokenizer: XLMRTokenizer, masking: Masking | None, max_regions: int = 0) -> None:
@@ -215,10 +209,9 @@ class PairCollator:
         Returns:
             `tokens` int64 [P, L], padded at the end, `token_mask` bool [P, L], and `languages` int64 [P]; `regions`
             float32 [P, R, F], of length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive`
-            int64 [G], or for pairs in the batch `group` int64 [P]. With masking, `word_labels` int64 [P, L] and
-            `region_labels` int64 [P, R], -1 where nothing is to be guessed and everywhere but in the true pairs;
-            `region_targets` float32 [K, F], the features of the K labeled regions as the detector gave them, row by
-            row, and, where there are any, `region_distributions` [K, C].
+            int64 [G], or `group` int64 [P] for in-batch pairs. With masking: `word_labels` int64 [P, L] and
+            `region_labels` int64 [P, R], -1 at unmasked places and in false pairs; `region_targets` float32 [K, F], the
+            detector's features of the K labeled regions in row order, and `region_distributions` [K, C] if available.
         """
         batch: dict[str, dict[str, Tensor]] = {}
         for kind in ("t2i", "i2t", "in_batch"):
@@ -233,14 +226,14 @@ class PairCollator:
         return batch
 
     def _join(self, groups: Sequence[PairGroup]) -> dict[str, Tensor]:
-        """The pairs of some groups, one below the other."""
+        """The pairs of all groups in sequence."""
         candidates = len(groups[0])
         captions = [caption for group in groups for caption in group.captions]
         images = [image for group in groups for image in group.images]
         tokens, lengths = pad_captions(captions, self.tokenizer)
         languages = np.array([number for group in groups for number in group.languages], dtype=np.int64)
         regions = pad_regions(images, self.max_regions)
-        # Of a single caption or image of a group, each of its pairs has a copy.
+        # A group's single caption or image is repeated for each of its pairs.
         if len(captions) < len(groups) * candidates:
             tokens, lengths, languages = (np.repeat(rows, candidates, axis=0) for rows in (tokens, lengths, languages))
         if len(images) < len(groups) * candidates:
@@ -283,7 +276,7 @@ class PairCollator:
         zeroed, region_labels = mask_regions(
             regions["classes"], regions["mask"], noise["regions"][:, : features.shape[1]], masking
         )
-        # Of a pair either words are masked or regions, and only the true pair of a group is guessed.
+        # A pair has masked words or masked regions, never both; only true pairs are predicted.
         masks_words = noise["text"] < masking.text_fraction
         true = np.zeros(len(groups) * len(groups[0]), dtype=np.bool_)
         true[np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]] = True

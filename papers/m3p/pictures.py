@@ -1,4 +1,4 @@
-"""Pictures as regions: which pictures of a data set have them, reading them, and batches of them."""
+"""Pictures as regions: find the pictures with regions, read them, and batch them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ class CaptionSet:
     """Captioned images in one language.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
-        language: of the captions.
-        captions_per_image: how often an epoch of pre-training shows an image, each time with another of its captions.
+        captions_per_image: how often a pre-training epoch shows an image, each time with another caption.
     """
 
     dataset: LanguageCaptioned
@@ -45,7 +43,7 @@ class RegionArrays:
         features: not normalized, float32 [R, F].
         boxes: five numbers each, scaled to length 1, float32 [R, 5].
         classes: int64 [R], 0 is background.
-        distribution: of the classes, float32 [R, C]; None where it is not asked for.
+        distribution: over the classes, float32 [R, C]; None unless requested.
     """
 
     features: npt.NDArray[np.float32]
@@ -56,14 +54,11 @@ class RegionArrays:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Some pictures and where their regions are.
+    """Pictures and the files of their regions.
 
     Args:
-        name, version: for the record.
-        keys: of the pictures.
-        features: files of regions.
-        source: which of these holds each picture, [N].
-        root: folder of the data set.
+        features: region files.
+        source: which of these files holds each picture, [N].
         missing: pictures without regions, left out.
     """
 
@@ -76,7 +71,6 @@ class Pictures:
     missing: Sequence[str] = ()
 
     def listing(self) -> Listing:
-        """The pictures as rows of a listing."""
         clips = ClipTable(self.root, self.keys, np.full(len(self.keys), -1))
         return Listing(self.name, self.version, clips, (), self.root, len(self.missing), tuple(self.missing[:20]))
 
@@ -84,24 +78,21 @@ class Pictures:
 def find_pictures(
     sets: Sequence[CaptionSet], split: str, captions: CaptionReader, max_missing: float, first: int | None = None
 ) -> Pictures:
-    """Images of some sets that have captions and regions, each once.
+    """Images of some sets that have captions and regions, each once; images with the same key are the same.
 
-    A set with splits of its own (COCO-CN) brings captions alone to others that show the same data set's images: some
-    of those that it trains on are tested by the others. The released code pools the 113,287 images of COCO, too [9].
+    A set with its own splits (COCO-CN) only adds captions to sets that show the same data set's images, because some of
+    its training images are test images of the others. The released code also pools the 113,287 images of COCO [9].
 
     Args:
-        sets: the sets; images are the same where their keys are.
-        split: of each.
-        captions: reads their captions.
-        max_missing: fraction of the images that may have no regions.
-        first: the first so many images; None for all.
+        max_missing: largest fraction of images without regions.
+        first: use only the first so many images; None for all.
     """
     features = [one.dataset.regions(split) for one in sets]
     keys_of = [captions(one.dataset, split, one.language).captions.keys for one in sets]
     datasets: list[Any] = [one.dataset for one in sets]
     shown = {_shown(dataset) for dataset in datasets if not dataset.own_splits}
     adding = [own for own, of in zip(keys_of, datasets) if not (of.own_splits and _shown(of) in shown)]
-    # The keys of one set stay the object that they are, which is quickly compared.
+    # A single set keeps its `keys` object, which makes later comparisons fast.
     keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for some in adding for key in some))
     keys = keys[:first] if first is not None and first < len(keys) else keys
     total, source = len(keys), np.zeros(len(keys), dtype=np.int16)
@@ -131,14 +122,12 @@ def _shown(dataset: Any) -> str:
 
 
 class RegionItems(ItemDataset):
-    """Pictures as regions: what an evaluation reads, `regions` and `index`.
+    """Pictures as regions for evaluation: `regions` and `index`.
 
     Args:
-        pictures: the pictures.
-        max_regions: regions of a picture that are used, the first ones. Of no picture there need be so many; see
-            `pad_regions`.
-        cache_bytes: memory for regions; they are kept when those of all pictures fit in.
-        distributions: also read the distribution of classes.
+        max_regions: use the first so many regions of a picture; it may have fewer, see `pad_regions`.
+        cache_bytes: memory for regions; they are cached if all fit.
+        distributions: also read the distribution over classes.
         options: see ItemDataset.
     """
 
@@ -157,12 +146,11 @@ class RegionItems(ItemDataset):
         numbers = len(pictures.keys) * max_regions * (pictures.features[0].feature_size + 7)
         self._cache: dict[int, RegionArrays] | None = {} if numbers * 4 <= cache_bytes else None
         if distributions:
-            # Features without them stop the run before it begins; damaged ones are met again later.
+            # Missing distributions stop the run here; damaged files are handled later.
             with contextlib.suppress(MediaError):
                 self.regions(0)
 
     def regions(self, file: int) -> RegionArrays:
-        """The regions of a picture."""
         if self._cache is not None and file in self._cache:
             return self._cache[file]
         key = self.pictures.keys[file]
@@ -205,18 +193,14 @@ class RegionItems(ItemDataset):
 
 
 def pad_regions(images: Sequence[RegionArrays], width: int = 0) -> dict[str, npt.NDArray[Any]]:
-    """Regions of several pictures in one array, filled up with zeros.
+    """Regions of several pictures in one array, padded with zeros to at least `width` rows.
 
-    Text stands behind the last row for a region. Its position, and so what the encoder makes of it, must not depend on
-    which pictures share a batch, a process or a data set.
-
-    Args:
-        images: the pictures.
-        width: at least so many rows R.
+    Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
+    pictures of a batch, process or data set.
 
     Returns:
         `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
-        `distribution` float32 [P, R, C] where the pictures have it.
+        `distribution` float32 [P, R, C] if the pictures have one.
     """
     counts = np.array([len(image.features) for image in images])
     mask = np.arange(max(int(counts.max()), width)) < counts[:, None]
@@ -234,13 +218,13 @@ def pad_regions(images: Sequence[RegionArrays], width: int = 0) -> dict[str, npt
 
 
 def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors scaled to length 1; a vector of zeros stays one."""
+    """Vectors scaled to length 1; zero vectors stay zero."""
     lengths = np.sqrt(np.einsum("...f,...f->...", features, features))[..., None]
     return features / np.maximum(lengths, np.float32(1e-12))
 
 
 def region_batch(images: Sequence[RegionArrays], width: int) -> dict[str, Tensor]:
-    """What the encoder reads of some pictures: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
+    """Encoder inputs of some pictures: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
     columns = pad_regions(images, width)
     return {
         "regions": torch.from_numpy(unit_length(columns["features"])),

@@ -1,8 +1,8 @@
-"""The miniature's detector: a small network that knows categories describes a picture and its quarters.
+"""The miniature's detector: a small classifier that describes a picture and its quarters.
 
-At paper scale a detector has found the regions (`assemble data m3p --extract-regions`, or files of others). The network
-here is trained as a stage of its own (`papers.m3p.miniature`); its features are written once, in the layout in which
-region features are published, and read by the same class.
+`papers.m3p.miniature` trains the network as a separate stage. Its features are written once, in the layout of published
+region features, so the same class reads them. At paper scale, regions come from a real detector (`assemble data m3p
+--extract-regions`) or from third-party files.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from common.files import cache_folder, exclusive, named, write_atomically
 
 logger = logging.getLogger(__name__)
 
-#: Regions of a picture: all of it, and its quarters.
+#: Regions per picture: the whole picture and its quarters.
 REGIONS = 5
 _AT_ONCE = 256  # pictures
-# Part of the name of kept features: a change of how they are made must change it.
+# Part of the cache key: increase it when the computation of the features changes.
 _VERSION = 1
 
 
@@ -39,9 +39,8 @@ class RegionNetwork(nn.Module):
     """A residual network and a linear classifier.
 
     Args:
-        classes: number of categories.
         channels: of the four stages; the last is the width of a region's features.
-        side: side of its input in pixels.
+        side: of the input in pixels.
 
     Shapes:
         [B, 3, side, side] -> scores [B, classes]; `features` -> [B, channels[-1]].
@@ -66,16 +65,12 @@ class RegionNetwork(nn.Module):
         return self.classifier(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """What a region is described by."""
+        """Features that describe a region."""
         return self.encoder(images)
 
 
 def read_region_network(checkpoint: str | Path) -> RegionNetwork:
-    """The trained network, ready to use.
-
-    Args:
-        checkpoint: of a `papers.m3p.miniature.RegionClassifier`.
-    """
+    """The trained network of a `papers.m3p.miniature.RegionClassifier` checkpoint, in evaluation mode."""
     content = read_checkpoint(checkpoint)
     settings = content.get("hyper_parameters") or {}
     try:
@@ -93,18 +88,17 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
 def prepare_regions(
     dataset: LanguageCaptioned, splits: Iterable[str], checkpoint: str | Path, folder: Path | None = None
 ) -> Path:
-    """Region features of a data set's pictures, made once and kept: `<split>.npz` in the layout that is published.
+    """Compute and cache region features of a data set's pictures: `<split>.npz` in the published layout.
 
-    When several processes ask at once, one makes them and the others wait.
+    One process computes them while the others wait.
 
     Args:
-        dataset: its pictures must be there; then point its `regions_root` at what is returned.
-        splits: which of its splits.
+        dataset: its pictures must exist; afterwards set its `regions_root` to the returned folder.
         checkpoint: of a `papers.m3p.miniature.RegionClassifier`.
-        folder: where features are kept; None for `regions` in the cache folder.
+        folder: cache; None for `regions` in the cache folder.
 
     Returns:
-        The folder that holds them, the same for data sets of the same pictures.
+        The folder of the features, the same for data sets of the same pictures.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
@@ -124,7 +118,7 @@ def prepare_regions(
             if _all_there(path, keys):
                 continue
             with contextlib.suppress(RegionError, FileNotFoundError):
-                # Another data set of the same pictures may divide them otherwise.
+                # Another data set may split the same pictures differently.
                 keys = dict.fromkeys([*RegionFeatures(path).keys, *keys])
             network = network or read_region_network(checkpoint)
             skipped: list[str] = []
@@ -138,7 +132,7 @@ def prepare_regions(
 
 
 def _all_there(path: Path, keys: Iterable[str]) -> bool:
-    """Whether a file has the features of some pictures, but for those that could not be read when it was made."""
+    """Whether a file has the features of all keys, except pictures that were unreadable when it was made."""
     if not _list_of_skipped(path).is_file():
         return False
     skipped = set(_list_of_skipped(path).read_text(encoding="utf-8").split("\n"))
@@ -149,7 +143,7 @@ def _all_there(path: Path, keys: Iterable[str]) -> bool:
 
 
 def _list_of_skipped(path: Path) -> Path:
-    """Written last, so it also tells that the features are whole."""
+    """Path of the skipped keys; written last, so its existence means the features are complete."""
     return path.with_suffix(".skipped.txt")
 
 
@@ -157,15 +151,14 @@ def _list_of_skipped(path: Path) -> Path:
 def region_rows(
     network: RegionNetwork, pictures: Iterable[tuple[str, Path]], skipped: list[str] | None = None
 ) -> Iterator[tuple[str, Regions]]:
-    """Whole and quarters of some pictures, described by a network; pictures that cannot be read are passed over.
+    """Key and regions of each picture and its quarters; skips unreadable pictures.
 
     Args:
-        network: see `read_region_network`.
-        pictures: key and file of each.
-        skipped: gets the keys of those that cannot be read.
+        pictures: key and path of each.
+        skipped: receives the keys of unreadable pictures.
 
     Returns:
-        Key and regions of each. Class 0, the background, never occurs: category c of the network is class c + 1.
+        Regions whose class c + 1 is category c of the network; class 0, the background, never occurs.
     """
     transform = ImageTransform(crop=network.side, resize=network.side, squeeze=True, training=False)
     held: list[tuple[str, np.ndarray, int, int]] = []

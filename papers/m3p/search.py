@@ -1,9 +1,9 @@
-"""Retrieval by reading every pair: scores of all images with all captions, and what is found by them.
+"""Retrieval with a cross-encoder: scores of all pairs of images and captions, and their recalls.
 
-There is no tower for images and none for captions, so a test set of 1,000 images with 5,000 captions takes five million
-forward passes in every language. They are kept as cheap as they can be: regions are embedded once per image and words
-once per caption, captions of similar length are read together, the last block computes the one position that the match
-is read from, every process takes a share, and an interrupted evaluation goes on where it stopped.
+There are no separate towers, so 1,000 images and 5,000 captions need five million forward passes per language. To save
+time, regions are embedded once per image and words once per caption, captions of similar length share a batch, the last
+block computes only the position that the match head reads, processes share the work, and an interrupted evaluation
+resumes.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ class EvaluationSet:
     """A language of a test set.
 
     Args:
-        name: of the set, as the configuration has it.
-        language: of its captions.
-        image_loader, caption_loader: positions in the list of test loaders; sets may share the images.
+        name: in the configuration.
+        image_loader, caption_loader: positions in the list of test loaders; sets may share images.
     """
 
     name: str
@@ -57,14 +56,13 @@ class EvaluationSet:
 
 
 class CaptionItems(Dataset[Sample]):
-    """Captions to be found, each with the image that it describes.
+    """Captions to find, each with its image.
 
     Args:
         tokens: all captions of the set.
-        pictures: the images that are searched; captions of others are left out.
+        pictures: the images to search; captions of others are left out.
         first: the first so many captions of each image; None for all.
-        tokenizer: whose `max_tokens` cuts them.
-        cut: whether they are cut at all; the released code cuts those of training alone.
+        cut: cut captions to the tokenizer's `max_tokens`; the released code only does so in training.
     """
 
     def __init__(
@@ -82,7 +80,7 @@ class CaptionItems(Dataset[Sample]):
             if key in image_of
             for number in range(starts[row], starts[row + 1])[:first]
         ]
-        #: Numbers of the captions in their set, and positions of their images.
+        #: Caption numbers in their set, and positions of their images.
         self.numbers, self.images = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
 
     def __len__(self) -> int:
@@ -96,11 +94,11 @@ class CaptionItems(Dataset[Sample]):
         }
 
     def text(self, item: int) -> str:
-        """A caption as it stands in its file."""
+        """The original caption."""
         return self.tokens.texts[int(self.numbers[item])]
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """A batch of captions: `tokens` and `token_mask` [B, W], W the same for all, `index` and `image_index` [B]."""
+        """Batch of captions: `tokens`, `token_mask` [B, W], `index` and `image_index` [B]; W is constant."""
         tokens, lengths = pad_captions([sample["pieces"] for sample in samples], self.tokenizer, self.width)
         return {
             "tokens": torch.from_numpy(tokens),
@@ -111,28 +109,24 @@ class CaptionItems(Dataset[Sample]):
 
 
 def collate_regions(samples: Sequence[Sample], max_regions: int) -> dict[str, Tensor]:
-    """A batch of pictures: `regions` [B, R, F], `boxes` [B, R, 5], `region_mask` [B, R], `index` and `skipped` [B]."""
+    """Batch of pictures: `regions` [B, R, F], `boxes` [B, R, 5], `region_mask` [B, R], `index` and `skipped` [B]."""
     return region_batch([sample["regions"] for sample in samples], max_regions) | {
         name: torch.stack([sample[name] for sample in samples]) for name in ("index", "skipped")
     }
 
 
 class SearchedSets:
-    """Sets of captioned images to search in, and what each test loader reads; equal images are read once.
+    """Sets of captioned images to search, and the items of each test loader; equal images are read once.
 
     Args:
-        sets: the sets by name.
-        split: of each.
-        captions: reads their captions.
-        images, captions_per_image: the first so many images of a set, and captions of each image; None for all.
-        max_missing: fraction of the images that may have no regions.
-        cut: whether captions are cut to what the tokenizer cuts those of training to.
+        images, captions_per_image: use the first so many images of a set, and captions of each image; None for all.
+        max_missing: largest fraction of images without regions.
+        cut: see `CaptionItems`.
         options: see RegionItems.
 
     Attributes:
-        sets: what is searched.
-        items: of each loader, images or captions.
-        longest: tokens of the longest caption, 0 without any.
+        items: images or captions of each loader.
+        longest: tokens of the longest caption, 0 without captions.
     """
 
     def __init__(
@@ -164,7 +158,7 @@ class SearchedSets:
         self.longest = max((items.width for items in self.items if isinstance(items, CaptionItems)), default=0)
 
     def loaders(self) -> list[tuple[str, RegionItems | CaptionItems, Collate]]:
-        """Name for the record, items and collate function of each loader."""
+        """Record name, items and collate function of each loader."""
         names = {one.image_loader: f"test {one.name}" for one in reversed(self.sets)}
         names |= {one.caption_loader: f"test captions {one.name}" for one in self.sets}
         return [
@@ -185,7 +179,7 @@ class SearchedSets:
         return items.text(caption)
 
     def picture(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
-        """An image of a set, by its `index`, uint8 [H, W, 3]; None where only its regions are there."""
+        """An image of a set, by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
         items = self.items[self.sets[position].image_loader]
         assert isinstance(items, RegionItems)
         path = self._datasets[position].image_path(items.pictures.keys[image], self.split)
@@ -197,22 +191,22 @@ class SearchedSets:
 
 # -- scores of all pairs -----------------------------------------------------------------------------------------------
 
-#: Seconds between two notes of what has been scored.
+#: Seconds between two saves of partial scores.
 SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images and captions that are searched, as the encoder's first block reads them.
+    """Images and captions to search, as inputs of the encoder's first block.
 
     Attributes:
         image: vectors of regions [N, R, D].
-        image_mask: which of them count, bool [N, R].
+        image_mask: valid regions, bool [N, R].
         tokens: ids of all captions, int64 [M, W].
-        token_mask: which of them count, bool [M, W].
+        token_mask: valid tokens, bool [M, W].
         caption_image: row of each caption's image, int64 [M].
-        caption: the captions' numbers in their data set, int64 [M].
-        image_number: the images' numbers in theirs, int64 [N].
+        caption: numbers of the captions in their data set, int64 [M].
+        image_number: numbers of the images in their data set, int64 [N].
     """
 
     image: Tensor
@@ -233,15 +227,15 @@ def score_pairs(
     title: str = "",
     captions_together: int = CAPTIONS_TOGETHER,
 ) -> Tensor:
-    """Scores [N, M] float32 of all pairs on every process, on the host.
+    """Scores [N, M] float32 of all pairs, on the host of every process.
 
     Args:
-        model: encoder and heads; evaluating.
-        gallery: images and captions, the same on every process.
-        tokens_per_batch: regions and tokens that are read at a time, over all pairs together.
-        partial: file of this process that notes what is done, so that an interrupted scoring goes on from there.
+        model: in evaluation mode.
+        gallery: the same on every process.
+        tokens_per_batch: regions and tokens per batch, over all its pairs.
+        partial: file of this process for partial scores, to resume an interrupted run.
         language: number of the captions' language.
-        title: of the progress bar; none is shown without.
+        title: of the progress bar; empty for none.
         captions_together: captions of similar length in one tile.
     """
     tiles = similar_lengths(gallery.token_mask, captions_together)[rank() :: world_size()]
@@ -261,7 +255,7 @@ def score_pairs(
             saved = time.monotonic()
     if partial is not None:
         note(partial, mark, done)
-    # Captions as rows, since processes may bring different numbers of them.
+    # Captions are rows, because processes may have different numbers of them.
     device = gallery.image.device
     rows = torch.cat([torch.zeros(0, len(gallery.image)), *(done[number].T for number in range(len(tiles)))])
     columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])
@@ -270,7 +264,7 @@ def score_pairs(
 
 
 def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
-    """What the scores depend on: another model or another gallery has another mark."""
+    """Fingerprint of the model and the gallery that the scores depend on."""
     digest = hashlib.sha256(f"{rank()} {world_size()} {captions_together}".encode())
     sums = [parameter.double().sum() for parameter in model.parameters()]
     for tensor in (torch.stack(sums), gallery.image.double().sum(), gallery.tokens, gallery.token_mask):
@@ -279,13 +273,13 @@ def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
 
 
 def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
-    """Write what has been scored; the file appears whole or not at all."""
+    """Save partial scores atomically."""
     content: dict[str, Any] = {"mark": mark, "tiles": dict(done)}
     write_torch(path, content)
 
 
 def _noted(path: Path, mark: str) -> dict[int, Tensor]:
-    """Tiles that an interrupted scoring of the same left behind; a damaged note is as good as none."""
+    """Tiles saved by an interrupted run with the same mark; a damaged file counts as empty."""
     if not path.is_file():
         return {}
     try:
@@ -309,13 +303,13 @@ def _progress(count: int, title: str) -> Iterator[int]:
 
 
 def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
-    """Columns [N * k] that give every image exactly k captions: the first k, or all of them over and over.
+    """Columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
 
-    The released code makes the same number of them, by chance where there are more or fewer. With one caption in French
-    or Czech it stands in the gallery five times, and what is found among the K best is counted with all of them.
+    The released code also makes exactly k, by random choice. A single French or Czech caption is in its gallery five
+    times, and the best K results count all copies.
 
     Args:
-        caption_image: row of each caption's image, int64 [M], each row once at least.
+        caption_image: row of each caption's image, int64 [M]; contains each row at least once.
         captions_per_image: k.
 
     Source: [8] and [10].
@@ -330,13 +324,12 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class Searched:
-    """What was found in one test set.
+    """Results of one test set.
 
     Attributes:
-        name, language: of the set.
-        position: of the set among those of the data module.
+        position: of the set in the data module.
         scores: [N, M], images by captions.
-        gallery: what was searched; without the vectors of regions.
+        gallery: without the vectors of regions.
         metrics: recalls in percent.
     """
 
@@ -353,9 +346,8 @@ class RetrievalTest:
 
     Args:
         tokens_per_batch: see `score_pairs`.
-        captions_per_image: every image counts with exactly so many captions, see `exactly`; None takes them as they
-            are.
-        by_means: compare mean word and region embeddings, for a model that has learned nothing else yet.
+        captions_per_image: captions counted per image, see `exactly`; None uses them unchanged.
+        by_means: compare mean word and region embeddings, for a model that is only warm-started.
 
     Source: [10].
     """
@@ -372,7 +364,7 @@ class RetrievalTest:
         self.found: list[Searched] = []
 
     def reset(self, module: Any) -> None:
-        """Start anew, for the sets of the module's data."""
+        """Start over with the test sets of the module's data."""
         self.module = module
         self.sets: list[EvaluationSet] = module.trainer.datamodule.evaluation_sets
         self.images = {one.image_loader: RowsOncePerSample("start", "mask") for one in self.sets}
@@ -380,7 +372,7 @@ class RetrievalTest:
         self.found = []
 
     def update(self, model: M3P, batch: Mapping[str, Tensor], loader: int) -> None:
-        """Embed the regions of a few images, or take a few captions."""
+        """Embed a batch of images, or collect a batch of captions."""
         if loader in self.images:
             regions, boxes, mask = batch["regions"], batch["boxes"], batch["region_mask"]
             if self.by_means:
@@ -394,10 +386,10 @@ class RetrievalTest:
             )
 
     def compute(self, model: M3P) -> dict[str, Tensor]:
-        """Recalls of every set in percent, and means over languages; all processes must call.
+        """Recalls of every set in percent and means over languages; all processes must call this.
 
         Returns:
-            `<set>_mr`, `<set>_t2i_r1` and so on, and `non_english_mr`, where there is another language.
+            `<set>_mr`, `<set>_t2i_r1` and so on, and `non_english_mr` if there is another language.
         """
         images = {loader: rows.compute(self.module.device) for loader, rows in self.images.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"

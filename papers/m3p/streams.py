@@ -1,4 +1,4 @@
-"""Running text in many languages as blocks of tokens, and which text and captions every step reads ([6.1], [6.3])."""
+"""Multilingual text as blocks of tokens, and the text and captions that each step reads ([6.1], [6.3])."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ Ints = npt.NDArray[np.int64]
 class LanguageStream:
     """The text of a language as blocks of `bptt` tokens in `batch_size` rows ([6.1]).
 
-    All sentences, each closed by `</s>`, are one stream. It is filled up with closing tokens at its beginning and cut
-    into as many pieces as a batch has rows; block i holds the i-th `bptt` tokens of every piece, moved by one, so that
-    the first block begins with a closing token.
+    All sentences, each closed by `</s>`, form one stream. It's padded with closing tokens at the start and cut into one
+    piece per row. Block i holds the i-th `bptt` tokens of every piece, shifted by one, so the first block starts with a
+    closing token.
 
     Args:
-        tokens: token ids of the stream, closing tokens included; may lie on disk.
+        tokens: ids of the stream with closing tokens; may be memory-mapped.
         batch_size: rows of a block.
         bptt: tokens of a row.
-        end_id: the closing token.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], batch_size: int, bptt: int, end_id: int = 2) -> None:
@@ -42,7 +41,6 @@ class LanguageStream:
         self._blocks = -(-len(tokens) // (batch_size * bptt))
 
     def __len__(self) -> int:
-        """Number of blocks."""
         return self._blocks
 
     def block(self, number: int, rows: slice = slice(None)) -> Ints:
@@ -53,17 +51,17 @@ class LanguageStream:
         start = np.arange(self.batch_size, dtype=np.int64)[rows] * piece
         offset = number * self.bptt + np.arange(self.bptt) - 1
         position = start[:, None] + offset - filled
-        # What stands before a piece is not its neighbour's end but a closing token.
+        # A piece is preceded by a closing token, not by the end of the previous piece.
         inside = (position >= 0) & (offset >= 0)
         return np.where(inside, self.tokens[np.where(inside, position, 0)], self.end_id).astype(np.int64)
 
 
 def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """How often each language is drawn: proportional to (its share of the sentences)^alpha; uniformly for alpha -1.
+    """Sampling probability of each language: proportional to (its share of the sentences)^alpha.
 
     Args:
         counts: sentences of each language.
-        alpha: 1 for the shares themselves, 0 (or -1, as the released code writes it) for all alike.
+        alpha: 1 for the shares, 0 (or -1, as in the released code) for a uniform distribution.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
@@ -81,8 +79,8 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
-#: Batch of a training step: `xmlm`, a list of blocks of text; `relations`, a list of batches of `PairCollator`; and
-#: `index`, the images of these in their listings.
+#: Batch of a training step: `xmlm`, a list of text blocks; `relations`, a list of `PairCollator` batches; `index`, the
+#: positions of their images in the listings.
 Step = dict[str, Any]
 #: Independent random streams of an epoch.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
@@ -93,8 +91,8 @@ class Draws:
     """What the steps of an epoch read.
 
     Args:
-        chosen: stream or set of captions of each draw, int64 [steps, draws].
-        turn: how often it was drawn before in this epoch, int64 [steps, draws].
+        chosen: stream or caption set of each draw, int64 [steps, draws].
+        turn: number of its earlier draws in this epoch, int64 [steps, draws].
     """
 
     chosen: Ints
@@ -102,7 +100,7 @@ class Draws:
 
     @classmethod
     def of(cls, probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
-        """Draw with replacement, at most as many a step as there are to choose from."""
+        """Sample with replacement; draws per step are limited to the number of choices."""
         draws = min(draws, len(probabilities))
         if not draws:
             return cls(np.zeros((steps, 0), dtype=np.int64), np.zeros((steps, 0), dtype=np.int64))
@@ -116,18 +114,17 @@ class Draws:
 
 @dataclass
 class MultitaskSchedule:
-    """Which languages and which sets of captions every step reads, as a function of (seed, epoch, step) alone.
+    """Languages and caption sets of every step, as a function of (seed, epoch, step) alone.
 
-    Languages are drawn for each of some groups of rows: the released code draws them in every process for itself. As a
-    number of the recipe, it does not depend on how many processes there are here.
+    Each group of rows draws its own languages, like each process of the released code. The number of groups is a
+    setting, so it doesn't depend on the number of processes here.
 
     Args:
-        languages: probabilities of the languages.
-        relations: number of sets of captions; all are drawn alike.
-        xmlm_steps, relation_steps: draws of each kind per step, at most as many as there are to choose from.
-        steps: of an epoch.
-        seed: of the draws.
-        text_groups: groups of rows of a block of text that draw their languages independently.
+        languages: probabilities.
+        relations: number of caption sets, which are equally likely.
+        xmlm_steps, relation_steps: draws of each kind per step, at most the number of choices.
+        steps: per epoch.
+        text_groups: groups of rows of a text block.
 
     Source: [6.3].
     """
@@ -142,7 +139,7 @@ class MultitaskSchedule:
     _epoch: tuple[int, list[Draws], Draws] | None = None
 
     def of(self, epoch: int) -> tuple[list[Draws], Draws]:
-        """Draws of languages, for each group of rows, and of sets of captions in an epoch; the last ones are kept."""
+        """Draws of languages per group of rows and of caption sets in an epoch; caches the last result."""
         if self._epoch is None or self._epoch[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
             languages = [Draws.of(self.languages, self.steps, self.xmlm_steps, rng)]
@@ -157,21 +154,20 @@ class MultitaskSchedule:
 
 @dataclass
 class MultitaskSteps(Dataset[Step]):
-    """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs ([6.3]).
+    """The steps of an epoch: some text blocks and some batches of pairs ([6.3]).
 
-    A step is a function of (seed, epoch, step). Row i of a block of text belongs to group i mod `text_groups`, and each
-    group has languages of its own. Of a batch, rank r of W reads rows r, r + W, ..., so that the batches of W ranks
-    joined are that of one; with as many groups as ranks every rank reads languages of its own.
+    A step is a function of (seed, epoch, step). Row i of a text block belongs to group i mod `text_groups`, and each
+    group has its own languages. Rank r of W reads rows r, r + W, ... of a batch, so the joined batches of W ranks equal
+    that of one rank. With as many groups as ranks, every rank reads its own languages.
 
     Args:
-        schedule: what each step reads; its seed is that of everything random.
-        streams: text of each language in blocks of as many rows as a group has, in the order of the languages' numbers.
-        pairs: pairs of each set of captions.
-        collator: makes batches of pairs, and knows the tokenizer of the text.
+        schedule: its seed is the seed of all random numbers.
+        streams: text per language in blocks with the rows of one group, in the order of the language numbers.
+        pairs: of each caption set.
+        collator: also provides the tokenizer of the text.
         batch_size: pairs or groups of a batch over all ranks.
         masking: of the text.
         multiple_of: see `mask_stream`.
-        rank, world_size: this process and the number of processes.
     """
 
     schedule: MultitaskSchedule
@@ -205,7 +201,7 @@ class MultitaskSteps(Dataset[Step]):
         }
 
     def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
-        """Order of the blocks or pairs of a source in its n-th pass of an epoch; the last one is kept."""
+        """Order of the blocks or pairs of a source in its n-th pass of an epoch; caches the last result."""
         last = self._orders.get((kind, number, group))
         if last is None or last[0] != (epoch, again):
             rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind, *_unless_zero(group)))
@@ -213,12 +209,12 @@ class MultitaskSteps(Dataset[Step]):
         return last[1]
 
     def _block(self, epoch: int, step: int, draw: int, group: int, draws: Draws) -> dict[str, Any]:
-        """Text of one language for the rows of a group, masked."""
+        """Masked text in one language for the rows of a group."""
         number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
-        # Drawn for the rows of all ranks, so that what is masked does not depend on their number.
+        # Drawn for the rows of all ranks, so masking doesn't depend on their number.
         rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE, *_unless_zero(group)))
         masked, labels = mask_stream(
             tokens,
@@ -237,7 +233,7 @@ class MultitaskSteps(Dataset[Step]):
         }
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The rows of this rank of a block whose groups take turns."""
+        """This rank's rows of a block whose groups alternate."""
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
         return {name: torch.from_numpy(rows[self.rank :: self.world_size]) for name, rows in flat.items()}
@@ -248,15 +244,15 @@ class MultitaskSteps(Dataset[Step]):
         order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
         first = batch * self.batch_size
         rows = order[first + self.rank : first + self.batch_size : self.world_size]
-        # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.
+        # Random numbers of an item also depend on the pass: an epoch passes a small set many times.
         return [pairs[(epoch << 16) + again, int(row)] for row in rows]
 
 
 def indices_of(samples: Sequence[Sample]) -> torch.Tensor:
-    """Positions of the samples' images in their listings, int64 [B], by which a loss that is not finite is told."""
+    """Positions of the samples' images in their listings, int64 [B], to report a non-finite loss."""
     return torch.tensor([int(sample["index"]) for sample in samples], dtype=torch.int64)
 
 
 def _unless_zero(group: int) -> tuple[int, ...]:
-    """What tells the random streams of a group from those of the first one."""
+    """Seed suffix of a group; empty for the first."""
     return (group,) if group else ()

@@ -33,17 +33,14 @@ from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
 
 class M3P(encoder.M3P, TrainedModel):
-    """A trained `encoder.M3P`, read by `M3P.from_export(path)`: how well do images and captions belong together?
+    """A trained `encoder.M3P`, loaded with `M3P.from_export(path)`: matches images and captions in many languages.
 
     Attributes:
-        tokenizer: makes tokens of texts.
-        max_regions: regions of a picture that are used.
-        detector: the miniature's region network, which finds the regions of a picture file; None at paper scale, where
-            regions come from files of features.
-        regions: file of region features to look pictures up in, by their names without suffix; None for the detector.
-        languages: those that have numbers; text may be in any language that the vocabulary knows. Empty after a
-            fine-tuning that does not say which languages the embeddings of its start are of.
-        language: of the texts, one of these, where the encoder adds language embeddings; None adds none.
+        detector: the miniature's region network; None at paper scale, where regions come from feature files.
+        regions: region features by picture name without suffix; None uses the detector.
+        languages: languages with an embedding; text may be in any language of the vocabulary. Empty after a fine-tuning
+            that doesn't name the languages of its pre-training.
+        language: of the texts, for an encoder with language embeddings; None adds none.
     """
 
     paper = "m3p"
@@ -76,16 +73,16 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """The encoder's state [B, D] at the first region of each picture read without text.
+        """The encoder's state [B, D] at the first region of each picture, read without text.
 
-        It is no vector that can be compared with one of a text: this model reads both together, see `match`.
+        It isn't comparable with a text's vector, because this model reads both together; see `match`.
         """
         start, mask = self._start(images)
         return self.encoder.encode(start, mask, "first")[:, 0].float()
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """The encoder's state [B, D] at the first token of each text read without regions."""
+        """The encoder's state [B, D] at the first token of each text, read without regions."""
         ids, mask = (value.to(self.device) for value in self._tokens(texts))
         number = self._language()
         languages = None if number is None else torch.full((len(ids),), number, device=self.device)
@@ -100,11 +97,11 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def match(self, images: Items, texts: Items) -> Tensor:
-        """How well every image and every text belong together, scores float32 [N, M] on the CPU; higher is better.
+        """Match scores float32 [N, M] of every image with every text, on the CPU; higher is better.
 
         Args:
-            images: a file, some files, or what `read_image` gives of them.
-            texts: one text or several, in any language.
+            images: one or more paths, or results of `read_image`.
+            texts: one or more, in any language.
         """
         start, mask = self._start(images)
         ids, token_mask = self._tokens(texts)
@@ -129,11 +126,7 @@ class M3P(encoder.M3P, TrainedModel):
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     def read_image(self, file: str | Path) -> RegionArrays:
-        """The regions of a picture.
-
-        Args:
-            file: the picture; with `regions`, its name without suffix is enough.
-        """
+        """The regions of a picture; with `regions` set, its name without suffix is enough."""
         if self.regions is not None:
             if self.regions.feature_size != self.encoder.feature_dim:
                 raise StageError(
@@ -154,13 +147,13 @@ class M3P(encoder.M3P, TrainedModel):
         return RegionArrays(regions.features[:count], regions.box_vectors[:count], regions.labels[:count])
 
     def _start(self, images: Items) -> tuple[Tensor, Tensor]:
-        """Regions as the first block reads them [B, R, D], and which of them count [B, R]."""
+        """Inputs [B, R, D] of the first block, and their mask [B, R]."""
         batch = region_batch(self.read_all("image", images), self.max_regions)
         regions, boxes, mask = (batch[name].to(self.device) for name in ("regions", "boxes", "region_mask"))
         return self.encoder.start_regions(regions, boxes, mask), mask
 
     def _tokens(self, texts: Items) -> tuple[Tensor, Tensor]:
-        """Ids [B, L] and which of them count [B, L], on the CPU."""
+        """Ids [B, L] and their mask [B, L], on the CPU."""
         rows = [self.tokenizer.encode(text) for text in self.read_all("text", texts)]
         ids = pad_tokens(rows, self.tokenizer.pad_id)
         return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]

@@ -1,4 +1,4 @@
-"""Weights of M3P: out of our own, released and XLM-R checkpoints, and into the layouts of others."""
+"""Convert weights of M3P: our, released and XLM-R checkpoints as input, third-party layouts as output."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from papers.m3p.encoder import M3P
 
 Layout = Literal["m3p", "xlm_roberta"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: Rows at the start of XLM-R's table of positions that no token uses: its positions begin behind its padding id.
+#: Unused first rows of XLM-R's position table: its positions start after its padding id.
 XLM_R_FIRST_POSITION = 2
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
-#: Parts of a name of ours and of the released code ([3]). A block's number comes in between.
+#: Parts of our names and of those in the released code ([3]), before and after a block's number.
 _RELEASED = {
     "encoder.token": "embeddings",
     "encoder.position": "position_embeddings",
@@ -84,19 +84,18 @@ def released_name(name: str) -> str:
 
 
 def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", position_offset: int = 2) -> list[str]:
-    """Give a model the weights of a checkpoint, recognized by the names of its tensors.
+    """Load a checkpoint into a model in place; the tensor names tell its layout.
 
     Args:
-        model: changed in place, when all fits. Out of XLM-R come the text encoder and the bias of the vocabulary; what
-            belongs to regions and to the match keeps its weights.
-        path: a Lightning checkpoint of any stage, a checkpoint of the released code, what `export` or `assemble export`
-            wrote, or XLM-R in the layout of transformers: the folder, or its `model.safetensors` or
-            `pytorch_model.bin`.
-        field: name of the setting that gave `path`, for the message.
-        position_offset: first row that is taken of XLM-R's table of positions: 2, where its positions begin, or 0.
+        model: unchanged on error. XLM-R provides the text encoder and the vocabulary bias; regions and the match head
+            keep their weights.
+        path: Lightning checkpoint of any stage, released checkpoint, output of `export` or `assemble export`, or XLM-R
+            in the layout of transformers (the folder, `model.safetensors` or `pytorch_model.bin`).
+        field: setting of `path`, for error messages.
+        position_offset: first row to use of XLM-R's position table: 2, where its positions start, or 0.
 
     Returns:
-        Names of the file's tensors that were not used, such as the generation layers of the released checkpoint.
+        Names of unused tensors, such as the generation layers of the released checkpoint.
 
     Source: [3].
     """
@@ -110,7 +109,7 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
             used = {released_name(name) for name in weights} | {"pred_layer.proj.weight"}  # the table of words again
         elif weights := _of_xlm_r(state, wanted["encoder.position.weight"], position_offset):
             used = {name for name in state if name.removeprefix("roberta.") in _used_of_xlm_r(weights)}
-            # The rest is not XLM-R's to give.
+            # XLM-R has no other tensors of ours.
             wanted = {name: value for name, value in wanted.items() if _renamed(name, _XLM_R, _XLM_R_BLOCK)}
             wanted |= {name: model.vocabulary_head.bias for name in weights if name == "vocabulary_head.bias"}
         else:
@@ -131,19 +130,15 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -> Path:
-    """Write the weights of a checkpoint for another library: no optimizer.
+    """Export the weights of a checkpoint for another library, without the optimizer.
 
-    A file of the layout `m3p` has the names of the released code under the entry `model`, without the layers that only
-    generation uses; the released code fills those from a fresh model. One of `xlm_roberta` is the text encoder as
-    `transformers.XLMRobertaModel` reads it: no regions and no language embeddings.
+    Layout `m3p` has the released code's names under the entry `model`, without the generation layers, which the
+    released code fills from a fresh model. Layout `xlm_roberta` is the text encoder for `transformers.XLMRobertaModel`,
+    without regions and language embeddings.
 
     Args:
-        checkpoint: a Lightning checkpoint of a stage, or a checkpoint of the released code.
-        output: file to write, ending in one of `SUFFIXES`; it appears whole or not at all.
-        layout: whose names.
-
-    Returns:
-        `output`.
+        checkpoint: Lightning checkpoint of a stage or released checkpoint.
+        output: path with one of `SUFFIXES`, written atomically.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -157,7 +152,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
         written = {released_name(name): value for name, value in weights.items()}
         written["pred_layer.proj.weight"] = written["embeddings.weight"].clone()
     else:
-        # Its two unused rows of positions and its token type are zero.
+        # XLM-R's two unused position rows and its token type are zero.
         written = {other: value for name, value in weights.items() if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
         positions = written["embeddings.position_embeddings.weight"]
         unused = positions.new_zeros(XLM_R_FIRST_POSITION, positions.shape[1])
@@ -170,7 +165,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
 
 
 def _file(path: Path) -> Path:
-    """The file of weights in a folder, or the path itself."""
+    """The weights file in a folder, or the path itself."""
     if not path.is_dir():
         return path
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -207,9 +202,8 @@ def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) 
     """Tensors of XLM-R under our names ([3], traps a and b).
 
     Args:
-        state: of the file.
-        table: our table of positions; its rows that XLM-R lacks stay as they are.
-        position_offset: first row that is taken of XLM-R's.
+        table: our position table; keeps rows that XLM-R lacks.
+        position_offset: first row to use of XLM-R's table.
     """
     text = below(state, "roberta.") or dict(state)
     if "embeddings.word_embeddings.weight" not in text:
@@ -229,7 +223,7 @@ def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) 
 
 
 def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
-    """Names in XLM-R, without `roberta.` before them, of what tensors of ours came from."""
+    """XLM-R names, without the prefix `roberta.`, that our tensors come from."""
     used = {other for name in weights if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
     return used | {
         "embeddings.token_type_embeddings.weight", "embeddings.position_ids",
@@ -238,14 +232,14 @@ def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
 
 
 def _names(parts: Mapping[str, str], block: Mapping[str, str], layers: int) -> dict[str, str]:
-    """Every name of ours that a layout might hold, and the name there."""
+    """Maps all of our names that a layout might contain to its names."""
     ours = [*parts, *(f"encoder.blocks.{number}.{part}" for number in range(layers) for part in block)]
     names = [f"{part}.{kind}" for part in ours for kind in ("weight", "bias")]
     return {name: other for name in names if (other := _renamed(name, parts, block))}
 
 
 def _renamed(name: str, parts: Mapping[str, str], block: Mapping[str, str]) -> str | None:
-    """Name of a tensor of ours in another layout; None where that has none."""
+    """Name of our tensor in another layout; None if it has none."""
     part, _, kind = name.rpartition(".")
     within = re.fullmatch(r"encoder\.blocks\.(\d+)\.(\w+)", part)
     if within:
