@@ -1,4 +1,4 @@
-"""Which of the kept checkpoints is measured: the one that scores best, with its raw or its averaged weights."""
+"""Select the checkpoint to measure: the best score with trained or averaged weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from common.protocols.generation import ImageEvaluation
 class CheckpointChoice:
     """Scores every checkpoint of a finished stage and takes the best.
 
-    The score is of the images that the test measures, as in the official job: a choice on the test, which a table that
-    shows it has to say.
+    As in the official job, the score uses the test images. A table with its results must say so.
 
     Args:
-        evaluation: makes the score.
-        key: its metric that decides.
-        better: whether a lower or a higher one is better.
-        checkpoint: last checkpoint of the stage; the others lie beside it as `step*.ckpt`.
+        evaluation: computes the score.
+        key: metric that decides.
+        checkpoint: last checkpoint of the stage, in the folder of the others (`step*.ckpt`).
 
     Source: [9.1].
     """
@@ -42,7 +40,7 @@ class CheckpointChoice:
         self.checkpoint = checkpoint
 
     def require(self) -> None:
-        """Read the networks that make the score, before images of a first checkpoint are generated."""
+        """Check the networks of the score before generating images."""
         self.files()
         self.evaluation.load_pretrained()
         reason = self.evaluation.why_not(self.key)
@@ -57,13 +55,13 @@ class CheckpointChoice:
         return [*sorted(last.parent.glob("step*.ckpt")), last]
 
     def take(self, module: Any) -> dict[str, float]:
-        """Load the best weights into a module that is in its test.
+        """Load the best weights into a module during its test.
 
         Returns:
-            The score, the step of the checkpoint, and 1 where its averaged weights were taken, by metric.
+            The score, the step of the checkpoint, and 1 if its averaged weights were taken, by metric.
         """
         rows, files = [], self.files()
-        # A loader of our own: one with persistent workers has one iterator, which the test itself holds by now.
+        # Use a new loader: with persistent workers a loader has a single iterator, which the test already uses.
         of_test = module.trainer.test_dataloaders
         batches = DataLoader(
             of_test.dataset, of_test.batch_size, sampler=of_test.sampler, collate_fn=of_test.collate_fn,
@@ -86,7 +84,7 @@ class CheckpointChoice:
         return {f"chosen_{self.key}": score, "chosen_step": float(step), "chosen_average": float(weights == "average")}
 
     def score(self, module: Any, batches: Iterable[dict[str, Any]]) -> float:
-        """The metric of the weights that a module has now."""
+        """The metric of the module's current weights."""
         self.evaluation.begin(module)
         for batch in batches:
             batch = {name: value.to(module.device) for name, value in batch.items() if isinstance(value, Tensor)}

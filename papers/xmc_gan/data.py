@@ -1,7 +1,6 @@
 """Data of XMC-GAN: images with one of their captions, as tokens or as stored BERT features ([2] and [7]).
 
-The miniature uses the very same classes: its world writes files in the layout of COCO 2014, and the data set is pointed
-there.
+The miniature uses the same classes: its world writes files in the layout of COCO 2014.
 """
 
 from __future__ import annotations
@@ -46,19 +45,19 @@ Items = Literal["images", "captions"]
 CaptionChoice = Literal["random", "shortest"]
 Role = Literal["train", "test", "reference"]
 
-#: First and last id of words that every vocabulary has, for made-up captions.
+#: First and last word id that every vocabulary has, for made-up captions.
 COMMON_TOKENS = (5, 40)
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionedItems:
-    """Items of a split, each with the captions that may be shown with it.
+    """Items of a split, each with its possible captions.
 
     Args:
         listing: the image of each item.
-        texts: captions of the split's images, row by row; captions are numbered through.
-        first, count: numbers of an item's first caption and how many follow one another, int64 [N].
-        rows: the image of each item as a row of `texts`, int64 [N].
+        texts: captions of the split's images, one row per image, numbered consecutively.
+        first, count: each item's first caption number and number of captions, int64 [N].
+        rows: each item's row in `texts`, int64 [N].
     """
 
     listing: Listing
@@ -69,13 +68,7 @@ class CaptionedItems:
 
     @staticmethod
     def of(listing: Listing, annotations: ImageAnnotations, items: Items, captions_per_image: int) -> CaptionedItems:
-        """All items of a split.
-
-        Args:
-            listing, annotations: its images.
-            items: an item for each image, or one for each caption.
-            captions_per_image: captions of an image that are used, the first ones.
-        """
+        """All items of a split: one per image or per caption, with an image's first `captions_per_image` captions."""
         captions = annotations.captions
         texts = captions if isinstance(captions, Rows) else Rows.texts(captions)
         first, count = texts.starts[:-1], np.minimum(np.diff(texts.starts), captions_per_image)
@@ -87,7 +80,7 @@ class CaptionedItems:
         return CaptionedItems(listing, texts, first, count, rows)
 
     def subset(self, items: npt.NDArray[np.int64]) -> CaptionedItems:
-        """Some items, in the given order; an item may come more than once."""
+        """Some items in the given order, possibly repeated."""
         return CaptionedItems(
             self.listing.subset(items), self.texts, self.first[items], self.count[items], self.rows[items]
         )
@@ -97,10 +90,7 @@ class TextToImageItems(ImageItems):
     """An image and the number of one of its captions: `image` float32 [3, S, S] in [0, 1], `caption` int64.
 
     Args:
-        items: the images and their captions.
-        tokenizer: counts tokens where the shortest caption is wanted.
-        choice: `random`, uniform at every visit, drawn from (seed, epoch, item); or `shortest`, the one with the fewest
-            tokens.
+        choice: `random` is uniform at every visit, drawn from (seed, epoch, item); `shortest` has the fewest tokens.
         options: see ImageItems.
 
     Source: [2.5].
@@ -126,11 +116,7 @@ class TextToImageItems(ImageItems):
 
 
 class CaptionNumbers(Dataset[Sample]):
-    """Numbers of captions: `caption`, and `index`, their position here.
-
-    Args:
-        numbers: int64 [n].
-    """
+    """Caption numbers int64 [n] as items: `caption`, and its position `index`."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.numbers = numbers
@@ -143,34 +129,32 @@ class CaptionNumbers(Dataset[Sample]):
 
 
 class TextToImageData(ShardedDataModule):
-    """Images with captions to train XMC-GAN on and to measure it with.
+    """Images with captions to train and measure XMC-GAN.
 
     Args:
-        tokenizer: makes tokens of captions; its `max_tokens` is T. A vocabulary of its own is made from the training
-            captions.
-        text_features: the store of BERT's features; None delivers tokens, for a text encoder in the model.
-        sentence_pool: which pooled sentence of the store, see `common.data.text_features.pool_sentence`.
-        image_size: S, side of the square that images are squashed to.
-        flip: probability of the horizontal flip; "left" and "right" in captions stay.
-        official_quirks: images are flipped in evaluation, too, and where there are fewer than `reference_samples` they
-            are taken again until there are that many, as the official code does.
-        minibatches: minibatches that a training batch holds, one after the other; each discriminator step takes one.
+        tokenizer: its `max_tokens` is T. If it has no vocabulary, one is made from the training captions.
+        text_features: store of BERT features; None delivers tokens for a text encoder in the model.
+        sentence_pool: pooled sentence of the store, see `common.data.text_features.pool_sentence`.
+        image_size: S, side of the square that images are resized to, ignoring their aspect ratio.
+        flip: probability of a horizontal flip; "left" and "right" in captions stay.
+        official_quirks: like the official code, also flip images in evaluation, and repeat them if there are fewer than
+            `reference_samples`.
+        minibatches: per training batch; each discriminator step takes one.
         items: an epoch shows each image once, or each caption (Localized Narratives).
-        captions_per_image: captions of an image that are used, the first ones.
-        split, test_split: listings to train on and to measure on.
-        test_caption: which caption of an image is shown in the test.
-        test_samples: draws of (image, caption) that the test generates from; None for each item once.
-        reference_samples: real images that the test compares with; None for all. The draws begin after them in the same
-            fixed order, and go round: Localized Narratives have fewer than 30,000.
+        captions_per_image: use the first so many captions of an image.
+        test_caption: caption of an image to use in the test.
+        test_samples: draws of (image, caption) to generate from; None for each item once.
+        reference_samples: real images for the comparison; None for all. The draws start after them in the same fixed
+            order and wrap around, because Localized Narratives have fewer than 30,000.
         batch_size: images of one minibatch, over all devices.
         test_batch_size: images per test step, per device.
-        dataset, world, kwargs: see ShardedDataModule; what is measured on is the same for every `seed`.
+        dataset, world, kwargs: see ShardedDataModule; test data don't depend on `seed`.
 
     Batches:
-        `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `skipped` int64 [n], above 0 where another
-        item stands in for a broken file; `caption` int64 [n], the number of the caption; `length` int64 [n], its
-        tokens; and either `tokens` int64 [n, T] or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training
-        n is `minibatches` times the minibatch of this device.
+        `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `skipped` int64 [n], above 0 if another
+        item replaces a broken file; `caption` int64 [n], its number; `length` int64 [n], its tokens; and either
+        `tokens` int64 [n, T] or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training, n is
+        `minibatches` times this device's share of a minibatch.
 
     Source: [2], [6.1], [7] and [9.1].
     """
@@ -238,7 +222,7 @@ class TextToImageData(ShardedDataModule):
             for split, listing in self.listings.items()
         }
         if self.text_features is not None:
-            # Both at once: a missing store of the test split must not show after days of training.
+            # Open both now, so a missing store of the test split doesn't fail after days of training.
             try:
                 self.stores = {
                     split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
@@ -258,12 +242,12 @@ class TextToImageData(ShardedDataModule):
 
     @cached_property
     def training_items(self) -> CaptionedItems:
-        """What is trained on; known after setup, as all that follows."""
+        """Training items; like the properties below, known after setup."""
         return self._items[self.split]
 
     @cached_property
     def reference_items(self) -> CaptionedItems:
-        """The real images that generated ones are compared with."""
+        """The real images to compare generated ones with."""
         order = self._test_order
         wanted = len(order) if self.reference_samples is None else self.reference_samples
         if not self.official_quirks:
@@ -279,7 +263,7 @@ class TextToImageData(ShardedDataModule):
         return self._items[self.test_split].subset(order[(after + np.arange(wanted)) % len(order)])
 
     def require_two(self) -> None:
-        """Check, before training, that the test has enough images for the covariances that it compares."""
+        """Check before training that the test has enough images for its covariances."""
         for name, items in (("test_samples", self.test_items), ("reference_samples", self.reference_items)):
             if len(items.listing) < 2:
                 raise ValueError(
@@ -325,14 +309,11 @@ class TextToImageData(ShardedDataModule):
 
     @property
     def caption_count(self) -> int:
-        """Number of captions of the test split; `caption` in batches of the test is below it."""
+        """Number of captions of the test split, an upper bound of `caption` in test batches."""
         return int(self._items[self.test_split].texts.starts[-1])
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
-        """Some captions of the test split without their images, over all ranks, to generate from.
-
-        Args:
-            numbers: the captions; one may come more than once.
+        """Test captions without images, over all ranks; `numbers` may contain repetitions.
 
         Batches:
             As in the test but without `image`; `index` is the position in `numbers`.
@@ -349,13 +330,7 @@ class TextToImageData(ShardedDataModule):
         return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """Made-up minibatches with captions of the greatest length, as many as an iteration takes; see `Example`.
-
-        Args:
-            module: the width of its word vectors is that of stored features.
-            size: samples of a minibatch on one device.
-            draw: source of the numbers.
-        """
+        """One iteration of made-up minibatches with captions of maximum length, `size` per device; see `Example`."""
         count, length = self.minibatches * size, self.tokenizer.max_tokens
         batch = {
             "image": draw.uniform(count, 3, self.image_size, self.image_size),
@@ -371,7 +346,7 @@ class TextToImageData(ShardedDataModule):
             batch |= {"words": draw.normal(count, length, width), "sentence": draw.normal(count, width)}
         narratives = getattr(self.dataset, "published_narratives", {}) if self.items == "captions" else {}
         items = narratives.get(self.split, self.dataset.published_count(self.split))
-        # Of a vocabulary that no caption was read for, the ids above are all.
+        # Without captions, the vocabulary consists of the ids above.
         facts = {"vocabulary_size": COMMON_TOKENS[1]}
         return Example(batch, batches_of_epoch(items, self.batch_size * self.minibatches), facts)
 
@@ -383,19 +358,16 @@ class TextToImageData(ShardedDataModule):
         return self.tokenizer.vocabulary_size
 
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
-        """Captions by the numbers that batches give."""
+        """Captions by the numbers in batches."""
         rows = self._of(role).texts
         return [rows.column[int(number)] for number in captions]
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [n, T] and lengths int64 [n] of any texts; what is over T is cut before the closing token."""
+        """Tokens int64 [n, T] and lengths int64 [n] of texts, cut to T with the closing token kept."""
         return encode_texts(texts, self.tokenizer)
 
     def attributes(self, role: Role) -> Tensor:
-        """What the images of a world with a thing on either side show.
-
-        Args:
-            role: which items; the rows are those that `index` in the batches counts.
+        """Attributes of images in a world with a thing on each side; `index` of a batch counts the rows.
 
         Returns:
             int64 [N, A]: attributes of the left thing, of the right one, and the ground.
@@ -420,14 +392,7 @@ class TextToImageData(ShardedDataModule):
 
 @dataclass
 class TextCollate:
-    """Makes a batch of samples and adds what their captions are in numbers.
-
-    Args:
-        texts: captions, numbered through.
-        tokenizer: makes tokens of them.
-        store: their features; None gives tokens.
-        pool: which sentence of the store.
-    """
+    """Batches samples and adds the tokens or features of their captions; without a `store` it adds tokens."""
 
     texts: Rows[str]
     tokenizer: CaptionTokenizer

@@ -1,8 +1,8 @@
-"""Layers of XMC-GAN: batch normalization under conditions, spectral normalization, and changes of the resolution.
+"""Layers of XMC-GAN: conditional batch normalization, spectral normalization, and resolution changes.
 
-Convolutions are arranged for speed, with the results of the order in [3] and [4]: 1x1 convolutions commute with a
-change of resolution, so they are done where the maps are small, and a 3x3 convolution next to such a change becomes one
-convolution of 4x4 with stride 2.
+Convolutions are rearranged for speed, with the same results as [3] and [4]: 1x1 convolutions commute with a change of
+resolution and run on the smaller maps; a 3x3 convolution with a change of resolution becomes one 4x4 convolution with
+stride 2.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from common.training.batch_norm import statistics_over
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization without weights of its own, whose running variance is the biased one.
+    """Batch normalization without weights and with a biased running variance.
 
-    So it is no `common.training.batch_norm.GroupedBatchNorm`, which is PyTorch's but for its groups; which samples are
-    a group, and the statistics of one that spans devices, are the same there.
+    Unlike this class, `common.training.batch_norm.GroupedBatchNorm` is PyTorch's batch normalization with groups. Both
+    choose groups alike and share statistics across devices.
 
     Args:
-        channels: of the maps.
-        group: samples that are normalized by their common statistics in training; None for the whole batch, over all
-            devices.
+        group: samples with common statistics in training; None for the whole batch, over all devices.
 
     Attributes:
-        updating: whether training moves the running statistics; see `keeping_statistics`. They are those of the first
-            group, which rank 0 holds: the official code keeps those of its first device.
+        updating: whether training updates the running statistics; see `keeping_statistics`. They come from the first
+            group, on rank 0, because the official code keeps those of its first device.
 
     Shapes:
         [B, C, H, W] -> [B, C, H, W]
@@ -69,11 +67,11 @@ class BatchNorm(nn.Module):
     def _alone(self, x: Tensor) -> Tensor:
         if not self.updating:
             return F.batch_norm(x, None, None, training=True, eps=self.epsilon)
-        # Into copies, since its backward pass would object to a change of what it was given.
+        # Copies, because the backward pass doesn't allow changes of its inputs.
         mean, variance = self.running_mean.clone(), self.running_variance.clone()
         y = F.batch_norm(x, mean, variance, training=True, momentum=self.momentum, eps=self.epsilon)
         count = x.numel() // x.shape[1]
-        # PyTorch has added the unbiased variance, which is count / (count - 1) times the biased one.
+        # PyTorch added the unbiased variance, which is count / (count - 1) times the biased one.
         kept = self.running_variance * (1.0 - self.momentum)
         self.running_variance.copy_(kept + (variance - kept) * ((count - 1) / count))
         self.running_mean.copy_(mean)
@@ -91,9 +89,9 @@ class BatchNorm(nn.Module):
 
 @contextmanager
 def keeping_statistics(network: nn.Module) -> Iterator[None]:
-    """While it lasts, batches are normalized as in training, but the running statistics stay as they are.
+    """Normalize batches as in training but keep the running statistics unchanged.
 
-    Source: [6.1]: the images of a step of the discriminator alone do not count.
+    Source: [6.1]: images of discriminator-only steps don't count.
     """
     norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
     for norm in norms:
@@ -106,7 +104,7 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """Initialize each half of a layer, which computes scale and shift, as a layer of its own."""
+    """Initialize the halves of a layer (scale and shift) as two separate layers."""
     for half in layer.weight.chunk(2):
         nn.init.xavier_normal_(half)
     assert layer.bias is not None
@@ -115,11 +113,10 @@ def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch normalization whose scale and shift are computed from a vector: BN(x) * (1 + gamma(c)) + beta(c).
+    """Batch normalization with scale and shift from a vector: BN(x) * (1 + gamma(c)) + beta(c).
 
     Args:
-        channels: of the maps.
-        conditions: width of the vector.
+        conditions: width K of the vector.
         group: see `BatchNorm`.
 
     Shapes:
@@ -139,14 +136,13 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class SpatialConditionalBatchNorm(nn.Module):
-    """Batch normalization whose scale and shift are computed at every place from a map of conditions.
+    """Batch normalization with a scale and shift per place from a map of conditions.
 
-    The map may be smaller than x by a whole factor: scale and shift of a place are then those of the nearest place of
-    the map, as if the map had been enlarged first.
+    The map may be smaller than x by a whole factor; each place then uses the nearest place of the map, as if the map
+    were enlarged first.
 
     Args:
-        channels: of the maps.
-        conditions: channels of the conditions.
+        conditions: channels K of the map.
         group: see `BatchNorm`.
 
     Shapes:
@@ -172,7 +168,7 @@ class SpatialConditionalBatchNorm(nn.Module):
 
 
 def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3x3 convolution and then the mean of every 2x2 places, as one convolution with 4/9 of the products.
+    """A 3x3 convolution followed by 2x2 mean pooling, as one convolution with 4/9 of the products.
 
     Shapes:
         x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, H / 2, W / 2]
@@ -181,7 +177,7 @@ def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def double_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Every place repeated 2x2 times and then a 3x3 convolution, as one transposed one with 4/9 of the products.
+    """Nearest enlargement by 2 followed by a 3x3 convolution, as one transposed convolution with 4/9 of the products.
 
     Shapes:
         x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, 2 H, 2 W]
@@ -208,10 +204,9 @@ class DoublingConv(nn.Conv2d):
 
 
 class _SpectralNorm:
-    """A weight divided by an estimate of its largest singular value, one step of power iteration at every pass.
+    """A weight divided by an estimate of its largest singular value, with one power iteration per pass.
 
-    The step is also made in evaluation, where its result is not kept. PyTorch's own version makes none there and takes
-    another epsilon.
+    Evaluation also iterates, but discards the result. PyTorch's version doesn't, and uses another epsilon.
 
     Source: [4.1].
     """
@@ -238,8 +233,6 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 class SpectralLinear(_SpectralNorm, nn.Linear):
-    """Linear layer with spectral normalization; see `_SpectralNorm`."""
-
     def __init__(self, inputs: int, outputs: int) -> None:
         nn.Linear.__init__(self, inputs, outputs)
         self.register_buffer("u", 0.01 * torch.randn(outputs))
@@ -249,13 +242,7 @@ class SpectralLinear(_SpectralNorm, nn.Linear):
 
 
 class SpectralConv(_SpectralNorm, nn.Conv2d):
-    """Convolution with spectral normalization; see `_SpectralNorm`.
-
-    Args:
-        inputs, outputs: channels.
-        kernel: its side.
-        halve: take the mean of every 2x2 places afterwards; for a kernel of 3.
-    """
+    """Convolution with spectral normalization, followed by 2x2 mean pooling if `halve` (for a kernel of 3)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, halve: bool = False) -> None:
         nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2)
@@ -269,7 +256,7 @@ class SpectralConv(_SpectralNorm, nn.Conv2d):
 
 
 def initialize(network: nn.Module) -> None:
-    """Glorot's normal weights and no biases for every layer but those that compute a scale and a shift."""
+    """Glorot's normal weights and zero biases for every layer, except those that compute scale and shift."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("modulation"):
             nn.init.xavier_normal_(layer.weight)

@@ -1,8 +1,8 @@
-"""The losses of XMC-GAN: hinge, and three contrastive losses S, W and I, each with its weight.
+"""The losses of XMC-GAN: hinge, and the weighted contrastive losses S, W and I.
 
-All contrastive losses compare the pairs of a batch: what belongs together stands on the diagonal of a matrix of
-similarities, and every row and every column is a classification of its own entry against all others. `XMCGANLoss` is
-what the networks train by; the functions below it are what it is made of, in float32 whatever their inputs.
+A contrastive loss compares the pairs of a batch in a matrix of similarities with the true pairs on the diagonal; every
+row and column is a classification. The networks train with `XMCGANLoss`; the functions below it are its parts, computed
+in float32.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from papers.xmc_gan.networks import Captions, DiscriminatorOutput, normalize
 
 
 class Contrast(NamedTuple):
-    """A contrastive loss and how well the pairs are told apart.
+    """A contrastive loss and its accuracy.
 
     Attributes:
         loss: sum of the cross entropies of rows and columns, in nats; 2 ln B at chance.
-        accuracy: fraction of the pairs that are the largest of their row, or column, averaged over both [0, 1].
-        entropy: of the distributions over a row, or column, averaged over both, in nats.
+        accuracy: fraction of the pairs that are the largest of their row or column, mean of both, in [0, 1].
+        entropy: of the distributions over a row or column, mean of both, in nats.
     """
 
     loss: Tensor
@@ -38,19 +38,14 @@ class Contrast(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The loss of one network.
-
-    Attributes:
-        total: what it trains by, with gradient.
-        logs: the total and every term by name, detached.
-    """
+    """The loss of one network: `total` with gradient, and `logs` of the total and every term, detached."""
 
     total: Tensor
     logs: dict[str, Tensor]
 
 
 class XMCGANLoss:
-    """Losses of discriminator and generator: hinge, plus a weighted sum of contrastive terms. A weight of 0 is off.
+    """Losses of discriminator and generator: hinge plus weighted contrastive terms; a weight of 0 disables one.
 
     | weight | loss | compares | term of the discriminator | terms of the generator |
     |---|---|---|---|---|
@@ -60,12 +55,11 @@ class XMCGANLoss:
     | `weight_image_net` | I | generated and real images, features of a frozen network | | `image_net` |
 
     Args:
-        weight_sentence, weight_word, weight_image_d, weight_image_net: see the table.
         temperature: of all contrastive losses but W.
         word_gammas: sharpness in W: of the attention over regions, of the maximum over words, and the inverse
             temperature.
-        negatives_group: images among which each finds its negatives, on however many devices; null for the whole batch.
-        captions_at_once: so many captions are compared at once in W, and again for the gradient: less memory, more
+        negatives_group: images that share negatives, on any number of devices; null for the whole batch.
+        captions_at_once: captions to compare at a time in W, recomputed for the gradient, which saves memory but takes
             time; null for all.
 
     Source: [5.7].
@@ -117,7 +111,7 @@ class XMCGANLoss:
         self.captions_at_once = captions_at_once
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
-        """Loss of the discriminator: real images alone enter the contrastive terms.
+        """Loss of the discriminator; only real images enter the contrastive terms.
 
         Args:
             output: of all real, then of all generated images.
@@ -139,7 +133,7 @@ class XMCGANLoss:
         Args:
             output: of all real, then of all generated images.
             captions: of the real images.
-            features: of the real and of the generated images, by the frozen network [B, F]; None where its weight is 0.
+            features: of the real and the generated images by the frozen network [B, F]; None if its weight is 0.
         """
         n = len(captions.length)
         terms = {}
@@ -154,7 +148,7 @@ class XMCGANLoss:
         return self.total("generator", hinge_generator(output.logit[n:]), terms)
 
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
-        """S and I: two vectors of every sample."""
+        """S and I: two vectors per sample."""
         ranks = shared_with(len(left), self.negatives_group)
         return mean([pair_loss(a, b, self.temperature, ranks=ranks) for a, b in self.groups(left, right)])
 
@@ -166,7 +160,7 @@ class XMCGANLoss:
         return mean([word_loss(parts, words, length, *options) for parts, words, length in groups])
 
     def groups(self, *values: Tensor) -> list[tuple[Tensor, ...]]:
-        """What each group of negatives has of some values [B, ...]; one group where it lies on several ranks."""
+        """Split values [B, ...] into groups of negatives; a single group if it spans several ranks."""
         count = groups_here("model.loss.negatives_group", len(values[0]), self.negatives_group)
         return list(zip(*(split_groups(value, count) for value in values)))
 
@@ -187,13 +181,10 @@ def mean(groups: Sequence[Contrast]) -> Contrast:
 
 
 def contrast(logits: Tensor) -> Contrast:
-    """Cross entropies of the rows and of the columns of a matrix whose diagonal holds the pairs.
-
-    Args:
-        logits: similarities, already divided by a temperature.
+    """Cross entropies of rows and columns of a matrix with the pairs on its diagonal.
 
     Shapes:
-        logits [B, B]
+        logits [B, B], similarities divided by a temperature
 
     Source: [5.2] and [5.9].
     """
@@ -219,14 +210,13 @@ def pair_loss(
     l2_normalize: bool = True,
     ranks: Any = None,
 ) -> Contrast:
-    """Contrast of two vectors of every sample: image and sentence, or generated and real image.
+    """Contrast of two vectors per sample: image and sentence, or generated and real image.
 
     Args:
-        left, right: one row for each sample.
-        temperature: the cosines are divided by it.
-        l2_normalize: compare directions alone.
-        ranks: process group whose samples are all compared; each of its ranks returns the loss of all. None for this
-            rank's alone.
+        temperature: divides the cosines.
+        l2_normalize: compare only directions.
+        ranks: process group whose samples are all compared; each rank returns the loss of all. None for this rank's
+            only.
 
     Shapes:
         left, right [B, D]
@@ -251,16 +241,15 @@ def word_similarity(
 ) -> Tensor:
     """Similarity of every caption to every image through the best matching regions of its words.
 
-    Each word gathers the regions of an image that resemble it, by a softmax over the regions; the similarity is a soft
-    maximum, over the words, of the cosine between a word and what it gathered.
+    Each word attends to the regions of an image by softmax. The similarity is a soft maximum over words of the cosine
+    between a word and its attended regions.
 
     Args:
         regions: features of the places of N images.
-        words: vectors of the words of M captions, padded with anything, zeros as well.
-        length: number of words that count, at least one.
+        words: word vectors of M captions; padding may have any values.
+        length: number of valid words, at least one.
         gammas: sharpness of the attention, of the maximum over words, and of the result.
-        captions_at_once: so many captions are compared at once, and again for the gradient: less memory, more time;
-            null for all.
+        captions_at_once: see `XMCGANLoss`.
 
     Shapes:
         regions [N, R, C], words [M, T, C], length [M] -> [M, N]
@@ -274,7 +263,7 @@ def word_similarity(
         parts = zip(words.split(size), length.split(size))
         if size >= len(words):
             return torch.cat([_word_similarity(regions, sharp, *part, gammas) for part in parts])
-        # What lies between is made again for the gradient: kept for all parts, it would take what one part saves.
+        # Recompute intermediates for the gradient; keeping those of all parts would cancel the savings.
         again: Any = functools.partial(checkpoint, _word_similarity, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([again(regions, sharp, *part, gammas) for part in parts])
 
@@ -303,9 +292,9 @@ def word_loss(
     """Contrast of captions and images by `word_similarity`.
 
     Args:
-        regions, words, length, gammas, captions_at_once: see `word_similarity`; one caption for each image.
-        ranks: see `pair_loss`; each rank compares its own images with the captions of all of them, which are the
-            smaller of the two, and with `captions_at_once` takes hardly more memory the more ranks there are.
+        regions, words, length, gammas, captions_at_once: see `word_similarity`; one caption per image.
+        ranks: see `pair_loss`; each rank compares its images with the captions of all ranks, which are smaller than
+            images. With `captions_at_once`, memory hardly grows with the number of ranks.
 
     Shapes:
         regions [B, R, C], words [B, T, C], length [B]

@@ -1,9 +1,9 @@
-"""What stands in for downloads in the miniature: BERT, an ImageNet network, the networks of metrics.
+"""Miniature stand-ins for downloads: BERT, an ImageNet network, the networks of metrics.
 
-`NGramText` stands in for BERT, `PictureNetwork` for the ImageNet network of the loss between generated and real images.
-`MiniatureEvaluation` applies the formulas of the paper's metrics with a network that learned to name what is in a
-picture, `AttributeClassifier`; its metrics are called `mini_...`. The two picture networks are trained by stages of
-their own (`MiniatureClassification`) and differ in width and task: a metric must not be the loss.
+`NGramText` replaces BERT, and `PictureNetwork` the ImageNet network of the loss between generated and real images.
+`MiniatureEvaluation` applies the formulas of the paper's metrics, as `mini_...`, with a network that names the contents
+of a picture, `AttributeClassifier`. Separate stages (`MiniatureClassification`) train the two picture networks, which
+differ in width and task so that the metric isn't the loss.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ Task = Literal["pairs", "crops", "untrained"]
 
 
 class NGramText(nn.Module):
-    """Frozen random features of n-grams, which stand in for BERT in the miniature.
+    """Frozen random features of n-grams, which replace BERT in the miniature.
 
-    A word vector is the tanh of a sum of random vectors, one for each token in a window around it. The window keeps
-    together which color, shape and side belong to one object, and the tanh keeps part of that in the mean.
+    A word vector is the tanh of a sum of random vectors, one per token in a window around it. The window binds color,
+    shape and side to one object, and the tanh keeps part of that in the mean.
 
     Args:
-        vocabulary_size: number of token ids, at least.
+        vocabulary_size: at least the number of token ids.
         width: E.
-        radius: tokens to either side that a word vector knows.
-        seed: seed of the vectors. It is part of the features as weights are part of BERT: the same in every run.
+        radius: tokens on each side in the window of a word.
+        seed: of the random vectors. They act as BERT's weights, so the seed is the same in every run.
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
@@ -90,11 +90,7 @@ class NGramText(nn.Module):
 
 
 class PretrainedNetwork(nn.Module):
-    """A network of the miniature, trained by a stage of its own and read from that stage's checkpoint.
-
-    Args:
-        pretrained: checkpoint; None keeps the random weights.
-    """
+    """A network of the miniature, loaded from the checkpoint of its stage; None keeps random weights."""
 
     sizes: list[int]  # number of values of each attribute
 
@@ -107,12 +103,12 @@ class PretrainedNetwork(nn.Module):
 
         Args:
             images: [B, 3, S, S] in [0, 1].
-            attributes: those of the left thing, of the right one, and the ground [B, A].
+            attributes: of the left thing, of the right one, and the ground [B, A].
         """
         raise NotImplementedError
 
     def load_pretrained(self) -> Self:
-        """Read the weights where there are any, and freeze the network."""
+        """Load the weights, if a checkpoint is set, and freeze the network."""
         if self.pretrained is not None:
             weights = below(dict(read_checkpoint(self.pretrained).get("state_dict", {})), "network.")
             problem = differences(self.state_dict(), weights)
@@ -126,9 +122,9 @@ def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
     """Three convolutions of stride 2, a grid of means, and a layer of ReLU features.
 
     Args:
-        width: channels of the first; doubled by each further one.
+        width: channels of the first convolution, doubled by each further one.
         feature_dim: number of features.
-        grid: cells of the grid a side; 1 forgets where things are.
+        grid: cells per side; 1 discards positions.
 
     Source: [14.4].
     """
@@ -140,7 +136,7 @@ def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
 
 
 def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A number for every combination of values [...], by attributes [..., A] of so many values each."""
+    """A number for every combination of attribute values, from attributes [..., A] with the given sizes."""
     number = torch.zeros_like(attributes[..., 0])
     for values, size in zip(attributes.unbind(-1), sizes, strict=True):
         number = number * size + values
@@ -155,11 +151,11 @@ def require_sizes(field: str, sizes: Sequence[int], data: Any) -> None:
 
 
 class AttributeClassifier(PretrainedNetwork):
-    """Names the thing in both halves of a picture, and its ground: the network that measures the miniature.
+    """Names the thing in each half of a picture and the ground; measures the miniature.
 
     Args:
         width, feature_dim, grid: see `convolutions`.
-        sizes: number of values of each attribute: those of the left thing, of the right one, and the ground.
+        sizes: values per attribute: those of the left thing, of the right one, and the ground.
         pretrained: checkpoint of the stage `mini_evaluator`.
 
     Source: [14.4]a.
@@ -185,7 +181,7 @@ class AttributeClassifier(PretrainedNetwork):
         return features.float(), torch.cat([part.log_softmax(1) for part in parts], dim=1)
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropies of every image [B], and whether both objects are named right [B]."""
+        """Sum of the cross-entropies of every image [B], and whether both objects are correct [B]."""
         values = self(images)[1]
         loss = -(values * self.one_hot(attributes)).sum(1)
         return loss, (self.named(values) == attributes)[:, :-1].all(1).float()
@@ -195,7 +191,7 @@ class AttributeClassifier(PretrainedNetwork):
         return torch.stack([part.argmax(1) for part in values.split(self.sizes, dim=1)], dim=1)
 
     def one_hot(self, attributes: Tensor) -> Tensor:
-        """Marks of the values [B, sum of sizes]."""
+        """One-hot vectors of the values [B, sum of sizes]."""
         pairs = zip(attributes.unbind(1), self.sizes, strict=True)
         return torch.cat([F.one_hot(a, n) for a, n in pairs], dim=1).float()
 
@@ -205,14 +201,14 @@ class AttributeClassifier(PretrainedNetwork):
 
 
 class PictureNetwork(PretrainedNetwork):
-    """Stands in for an ImageNet network in the loss between generated and real images; its outputs are the features.
+    """Replaces an ImageNet network in the loss between generated and real images; its outputs are the features.
 
     Args:
-        task: what it learns. `pairs`: which things (combinations of color and shape) a picture shows, and its ground,
-            without places. `crops`: the thing in a half of a picture, as networks for photos of one thing learn; a
-            weaker teacher. `untrained`: nothing, the weakest.
+        task: `pairs` learns the things of a picture (combinations of color and shape) and its ground, without
+            positions; `crops` the thing in a half of a picture, like networks for photos of one thing, which makes a
+            weaker teacher; `untrained` nothing, the weakest.
         width, feature_dim, grid: see `convolutions`.
-        sizes: number of values of each attribute: those of the left thing, of the right one, and the ground.
+        sizes: see `AttributeClassifier`.
         pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
 
     Source: [14.4]b and 14.8.
@@ -243,7 +239,7 @@ class PictureNetwork(PretrainedNetwork):
         return self.head(self.features(images))
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every image [B], and whether all of its objects are named right [B]."""
+        """Loss of every image [B], and whether all of its objects are correct [B]."""
         pairs = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
         if self.task == "crops":
             halves = torch.stack(images.chunk(2, dim=3), dim=1)
@@ -260,12 +256,12 @@ class PictureNetwork(PretrainedNetwork):
 
 
 class MiniatureClassification(pl.LightningModule):
-    """Training of a network of the miniature on real pictures and the truth about them.
+    """Trains a network of the miniature on real pictures and their true attributes.
 
     Args:
-        network: what is trained; its checkpoint holds it under `network.`.
-        noise: largest standard deviation of the noise that pictures get, so that blurred ones are classified sensibly.
-        learning_rate: of Adam; half a cosine to zero.
+        network: saved under `network.` in the checkpoint.
+        noise: largest standard deviation of noise added to pictures, so that blurred ones get sensible scores.
+        learning_rate: of Adam, with cosine decay to zero.
 
     Source: [14.4].
     """
@@ -314,31 +310,32 @@ class MiniatureClassification(pl.LightningModule):
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
-#: What a choice between checkpoints can go by.
+#: Metrics that can select a checkpoint.
 MINI_METRICS = ("mini_fd", "mini_r_precision", "mini_soa_i", "mini_soa_c", "mini_background")
 _NO_EVALUATOR = "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
 
 
 class MiniatureEvaluation(ImageEvaluation):
-    """The paper's metrics in the miniature, by a network that names what is in a picture.
+    """The paper's metrics in the miniature, by a network that names the contents of a picture.
 
-    | name | of |
+    | name | meaning |
     |---|---|
     | `mini_fd` | Frechet distance of the network's features to those of other real pictures |
-    | `mini_fd_floor` | the same of the captions' own real pictures, as many: what a perfect generator reaches |
+    | `mini_fd_floor` | the same for as many real pictures of the captions: a perfect generator |
     | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
-    | `mini_r_precision_shuffled` | the same with the captions in another order: the control, at chance |
-    | `mini_soa_i`, `mini_soa_c` | things whose half is named right (shape and color, or drawing); mean over things |
-    | `mini_soa_i_shuffled` | the control; chance is 8.3 |
-    | `mini_background` | pictures with the right ground |
-    | `captions` | how many there were |
+    | `mini_r_precision_shuffled` | control with shuffled captions, at chance |
+    | `mini_soa_i`, `mini_soa_c` | things whose half is named correctly (shape and color, or drawing); mean over things
+    |
+    | `mini_soa_i_shuffled` | control with shuffled captions; chance is 8.3 |
+    | `mini_background` | pictures with the correct ground |
+    | `captions` | number of captions |
 
-    Its network is no part of the module's state.
+    The network isn't part of the module's state.
 
     Args:
-        evaluator: the network, with the checkpoint of its stage. Without one nothing is measured, and a line says so.
-        candidates: texts that an image is compared with, its own among them.
-        seed: of their draw.
+        evaluator: with the checkpoint of its stage; without one, nothing is measured and a message says so.
+        candidates: texts to compare an image with, including its own.
+        seed: of the candidates.
 
     Source: [14.5].
     """

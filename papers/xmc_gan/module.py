@@ -1,6 +1,6 @@
 """XMC-GAN as a LightningModule: the paper's algorithm, readable top to bottom.
 
-One iteration has one or more minibatches. All but the last train the discriminator alone; on the last, one pass through
+One iteration has one or more minibatches. All but the last only train the discriminator; on the last, one pass through
 generator and discriminator gives both losses, and both networks step at once.
 """
 
@@ -36,19 +36,17 @@ class XMCGANModule(pl.LightningModule):
     """Text-to-image generation with contrastive losses ([1] to [6]).
 
     Args:
-        generator, discriminator: the networks; the discriminator's region head is dropped when no loss reads it.
-        loss: of both networks.
-        text_encoder: maps tokens and lengths to word and sentence vectors; null when the data brings them. What it has
-            to learn it learns with the discriminator.
-        image_network: frozen network of the loss between generated and real images; null when `loss.weight_image_net`
-            is 0.
-        evaluation: what is measured of generated images in the test; null for none.
+        discriminator: loses its region head if no loss reads it.
+        text_encoder: maps tokens and lengths to word and sentence vectors, and learns with the discriminator; null if
+            the data contain vectors.
+        image_network: frozen network of the loss between generated and real images; null if `loss.weight_image_net` is
+            0.
+        evaluation: metrics of generated images in the test; null for none.
         generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimizers.
         average_momentum: fraction of the averaged generator that a step keeps.
-        evaluated: which generator the test measures: `average`, or `trained`, as the last step left it.
-        seed: seed of the noise.
-        choice: takes the checkpoint that the test measures, in a stage that does not train; null for the weights as
-            they are.
+        evaluated: generator to test: `average`, or `trained`, the weights of the last step.
+        seed: of the noise.
+        choice: selects the checkpoint to test in a stage without training; null keeps the weights.
     """
 
     def __init__(
@@ -97,21 +95,21 @@ class XMCGANModule(pl.LightningModule):
 
     @property
     def generator(self) -> Generator:
-        """The generator that is trained."""
+        """The trained generator."""
         return self.generators.query  # type: ignore[return-value]
 
     @property
     def average(self) -> Generator:
-        """The moving average of the generator, with the statistics of the trained one: what is used."""
+        """The moving average of the generator, with the statistics of the trained one; used for inference."""
         return self.generators.key  # type: ignore[return-value]
 
     @property
     def measured(self) -> Generator:
-        """The generator whose images the test measures and shows."""
+        """The generator to test and show."""
         return self.generator if self.hparams["evaluated"] == "trained" else self.average
 
     def captions(self, batch: Batch) -> Captions:
-        """Vectors of the captions: from the data, or made here from their tokens."""
+        """Vectors of the captions, from the data or encoded from their tokens."""
         if "words" in batch:
             return Captions(batch["words"], batch["sentence"], batch["length"])
         if self.text_encoder is None:
@@ -120,7 +118,7 @@ class XMCGANModule(pl.LightningModule):
         return Captions(words, sentence, batch["length"])
 
     def image_features(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Features [B, F] of real and of generated images by the frozen network, where there is one."""
+        """Features [B, F] of real and generated images by the frozen network, if any."""
         if self.image_network is None:
             return None
         with torch.no_grad():
@@ -139,7 +137,7 @@ class XMCGANModule(pl.LightningModule):
         return total
 
     def discriminator_step(self, batch: Batch, z: Tensor) -> Tensor:
-        """Train the discriminator alone, on images that leave no trace in the generator's statistics."""
+        """Train only the discriminator; its images don't change the generator's statistics."""
         captions, real = self.captions(batch), batch["image"]
         with torch.no_grad(), keeping_statistics(self.generator):
             fake = self.generator(z, *captions)
@@ -151,16 +149,16 @@ class XMCGANModule(pl.LightningModule):
         return loss.detach()
 
     def joint_step(self, batch: Batch, z: Tensor) -> Tensor:
-        """Train both networks: one graph, both gradients by the weights before the step."""
+        """Train both networks: one graph, both gradients at the weights before the step."""
         captions, real = self.captions(batch), batch["image"]
-        # A text encoder that learns does so from real and generated images as they are, not by way of the generator.
+        # A learning text encoder gets gradients from the discriminator's inputs, not through the generator.
         fake = self.generator(z, *(value.detach() for value in captions))
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
         of_discriminator = self.loss.discriminator(output, captions)
         of_generator = self.loss.generator(output, captions, self.image_features(real, fake))
         self.set_gradients(of_discriminator.total, self.discriminator_parameters(), retain_graph=True)
         self.set_gradients(of_generator.total, list(self.generator.parameters()))
-        # Lightning counts the steps of its own wrapper: one for each iteration, that of the generator.
+        # Lightning counts the steps of its wrapper: one per iteration, that of the generator.
         generator_optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         _, discriminator_optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
         discriminator_optimizer.step()
@@ -170,17 +168,17 @@ class XMCGANModule(pl.LightningModule):
         return (of_discriminator.total + of_generator.total).detach()
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
-        """What the discriminator's optimizer trains: it, and the text encoder where that learns."""
+        """Parameters of the discriminator's optimizer, including a learning text encoder."""
         learning = [] if self.text_encoder is None else [p for p in self.text_encoder.parameters() if p.requires_grad]
         return [*self.discriminator.parameters(), *learning]
 
     def set_gradients(self, loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool = False) -> None:
-        """Give parameters the gradients of a loss, averaged over processes, and no other parameter any."""
-        # DDP averages what `backward` brings; gradients that are asked for by name are averaged here.
+        """Set the gradients of only these parameters, averaged over processes."""
+        # DDP only averages gradients of `backward`, so average these here.
         gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
         average_in_place(list(gradients))
         for parameter, gradient in zip(parameters, gradients):
-            # As `backward` does it: a fused step takes for granted that both lie in memory alike.
+            # As in `backward`: a fused step assumes that both have the same memory layout.
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def minibatches(self, batch: Batch) -> list[tuple[Batch, Tensor]]:
@@ -206,7 +204,6 @@ class XMCGANModule(pl.LightningModule):
 
     @property
     def data(self) -> TextToImageData:
-        """The data module of this run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -243,7 +240,7 @@ class XMCGANModule(pl.LightningModule):
         return self.measured(z, *captions)
 
     def images_of(self, batch: Batch, seed: int) -> Tensor:
-        """Images of a batch's captions, with noise that follows from the seed and the samples."""
+        """Images of a batch's captions, with noise that depends on the seed and the samples."""
         z = noise_of(batch["index"], self.generator.z_dim, seed).to(self.device)
         return self.generate(self.captions(batch), z)
 
@@ -261,9 +258,9 @@ class XMCGANModule(pl.LightningModule):
         self.match_real_images(batch)
 
     def match_real_images(self, batch: Batch) -> None:
-        """How well the discriminator tells held-out pairs apart, as many as are trained, or tested, together.
+        """Accuracy of the discriminator on held-out pairs, in groups as large as in training or in the test.
 
-        Each process has groups of its own samples: another number of processes draws other negatives.
+        Each process groups its own samples, so negatives depend on the number of processes.
         """
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)

@@ -1,8 +1,8 @@
-"""What a generator makes of the same captions in every stage, and how it gets there.
+"""Figures of generated images for the same captions in every stage, and of training.
 
-The paper shows generated images beside those of other models; these figures are our own. All are drawn by the measured
-generator from the first captions of the test, with noise that is the same in every stage, so that stages can be
-compared picture by picture: `captions.row.png` is one row of such a comparison, which the report puts together.
+The paper compares with other models; these figures are ours. The measured generator renders the first test captions
+with the same noise in every stage, so stages can be compared image by image: `captions.row.png` is one row of the
+comparison in the report.
 """
 
 from __future__ import annotations
@@ -25,24 +25,20 @@ from papers.xmc_gan.networks import noise_of
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-#: Noise vectors for each caption.
+#: Noise vectors per caption.
 NOISES = 4
-#: Captions whose images are followed along a path between two noise vectors, and the images on it.
+#: Captions to interpolate between two noise vectors, and images per path.
 PATHS = 4
 STEPS = 8
-#: Captions whose attention is shown.
+#: Captions with attention maps.
 ATTENDED = 3
-#: Seed of the noise of all figures, whatever the stage's own.
+#: Noise seed of all figures, independent of the stage's seed.
 SEED = 0
 
 
 @torch.no_grad()
 def draw(module: Any) -> None:
-    """Write all figures into the folder `media` of the run; rank 0 alone draws.
-
-    Args:
-        module: an `XMCGANModule` at the end of its test, in evaluation mode.
-    """
+    """Write all figures to the run's `media` folder, on rank 0 only, at the end of an `XMCGANModule`'s test."""
     if not module.trainer.is_global_zero:
         return
     folder = media_folder(module)
@@ -58,9 +54,9 @@ def draw(module: Any) -> None:
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points [steps, Z] on the great circle between two noise vectors [Z], whose length changes evenly.
+    """Points [steps, Z] on the great circle between two noise vectors [Z], with evenly changing length.
 
-    On a straight line the middle would be shorter than any noise that the generator was trained with.
+    Linear interpolation would make the middle shorter than any noise in training.
     """
     share = torch.linspace(0, 1, steps, device=start.device)[:, None]
     lengths = (1 - share) * start.norm() + share * end.norm()
@@ -72,13 +68,10 @@ def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixels], folder: Path) -> None:
-    """Write `caption_grid.png`: a line for each caption, its real image, then one image for each noise vector.
+    """Write `caption_grid.png`: one row per caption with its real image and one image per noise vector.
 
     Args:
-        module: its loggers and its data's credit line are used.
-        shown: the captions and their real images.
-        generated: for each noise vector the images of all captions [N, S, S, 3].
-        folder: where the file goes.
+        generated: for each noise vector, the images of all captions [N, S, S, 3].
     """
     real = pixels(shown.batch["image"])
     rows = [
@@ -95,13 +88,7 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
 
 
 def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
-    """Write `interpolation.png`: the same caption with noise that turns from one vector to another.
-
-    Args:
-        module: generates the images, and its loggers are used.
-        shown, captions: texts and vectors of the captions.
-        folder: where the file goes.
-    """
+    """Write `interpolation.png`: each caption with noise interpolated between two vectors."""
     lines = min(PATHS, len(shown.texts))
     start, end = (_noise(module, lines, number) for number in (0, 1))
     rows = []
@@ -114,13 +101,10 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
 
 
 def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
-    """Write `attention.png`: how much the regions of the generator's map attend to each word.
+    """Write `attention.png`: attention of the generator's regions to each word.
 
     Args:
-        module: its measured generator attends, and its loggers are used.
-        shown, captions: texts and vectors of the captions.
         images: generated with the first noise vector [N, S, S, 3].
-        folder: where the file goes.
     """
     lines = min(ATTENDED, len(shown.texts))
     own = type(captions)(*(value[:lines] for value in captions))
@@ -138,13 +122,13 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
 
 
 def words_of(text: str, tokenizer: Any) -> list[str]:
-    """What each token of a caption says; the boundary tokens, which say nothing, are named `[start]` and `[end]`."""
+    """Text of each token of a caption; boundary tokens become `[start]` and `[end]`."""
     tokens = tokenizer.encode(text)
     inner = [tokenizer.decode([token]).strip() or "?" for token in tokens[1:-1]]
     return ["[start]", *inner, "[end]"]
 
 
-#: Panels of the curves: title and start of the metrics' names.
+#: Panels of the curves: title and prefix of the metrics.
 PANELS = {
     "hinge losses": ("discriminator_hinge", "generator_hinge"),
     "contrastive losses of real images": ("real_sentence_loss", "real_word_loss"),
@@ -166,12 +150,10 @@ PANELS = {
 
 
 def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None:
-    """Write `curves.png`: losses and matched pairs of real and generated images over training; none without a file.
+    """Write `curves.png`: losses and matched pairs of real and generated images over training.
 
     Args:
-        module: only its loggers are used.
-        metrics: `metrics.csv` of the run, in rows of step, name and value.
-        folder: where the file goes.
+        metrics: `metrics.csv` of the run, with rows of step, name and value; without this file there is no figure.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     if metrics.is_file():
@@ -196,6 +178,6 @@ def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None
 
 
 def _noise(module: Any, count: int, number: int) -> Tensor:
-    """The noise that all stages share: of the first captions [count, Z], the `number`-th vector of each."""
+    """Noise shared by all stages: the `number`-th vector of each of the first captions [count, Z]."""
     index = torch.arange(count) * NOISES + number
     return noise_of(index, module.generator.z_dim, SEED).to(module.device)

@@ -1,4 +1,4 @@
-"""The networks of XMC-GAN: the generator with attentional self-modulation, and the discriminator that encodes images.
+"""The networks of XMC-GAN: generator with attentional self-modulation, and discriminator that encodes images.
 
 Images are channels-first, [B, 3, S, S] with values in [0, 1].
 """
@@ -25,17 +25,17 @@ from papers.xmc_gan.layers import (
     initialize,
 )
 
-#: Side of the map that a generator starts from and a discriminator ends with.
+#: Side of a generator's first map and a discriminator's last.
 FIRST_SIDE = 4
 
 
 def image_side(channels: Sequence[int]) -> int:
-    """Side of the images of a network with these channels, one entry for each resolution from 4 pixels on."""
+    """Image side of a network with these channels, one entry per resolution from 4 pixels on."""
     return FIRST_SIDE * 2 ** (len(channels) - 1)
 
 
 class Captions(NamedTuple):
-    """Text of a batch: word vectors [B, T, E], sentence vectors [B, E], and how many words count [B]."""
+    """Text of a batch: word vectors [B, T, E], sentence vectors [B, E], and number of valid words [B]."""
 
     words: Tensor
     sentence: Tensor
@@ -43,7 +43,7 @@ class Captions(NamedTuple):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """x divided by its length along the last dimension; a vector of zeros stays zero, with a finite gradient.
+    """x divided by its length along the last dimension; zero vectors stay zero, with a finite gradient.
 
     Source: [3.4].
     """
@@ -51,7 +51,7 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
-    """Noise [B, size] of samples [B]: a function of seed and sample alone, whatever process and batch they are in."""
+    """Noise [B, size] of samples [B], a function of seed and sample only, independent of process and batch."""
     rows = [np.random.default_rng((seed, number)).standard_normal(size, dtype=np.float32) for number in index.tolist()]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, size)
 
@@ -63,9 +63,8 @@ class GeneratorBlock(nn.Module):
     """Residual block that doubles the resolution.
 
     Args:
-        inputs, outputs: channels.
         conditions: width of the condition of its two normalizations.
-        spatial: whether these see a map of conditions or one vector.
+        spatial: whether the condition is a map or one vector.
         group: see `BatchNorm`.
 
     Shapes:
@@ -92,17 +91,17 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """Image from noise, a sentence vector and word vectors.
 
-    Blocks below `cond_size` see one vector of noise and sentence. At `cond_size` every place attends to the words; from
-    there on the blocks see at each place the words that it attended to, beside that vector.
+    Blocks below `cond_size` are conditioned on one vector of noise and sentence. At `cond_size` every place attends to
+    the words; later blocks are also conditioned on each place's attended words.
 
     Args:
         width: channels are multiples of it (ch).
         channels: multiples at 4x4 pixels and after every block; each block doubles the side.
         cond_size: side of the map that attends to the words.
-        z_dim: width of the noise, and of the sentence after its projection.
+        z_dim: width of the noise, and of the projected sentence.
         embedding_dim: width of word and sentence vectors (E).
         gamma: sharpness of the attention.
-        batch_norm_group: images that are normalized together, on however many devices; null for the whole batch.
+        batch_norm_group: images normalized together, on any number of devices; null for the whole batch.
 
     Source: [3].
     """
@@ -141,48 +140,43 @@ class Generator(nn.Module):
         initialize(self)
 
     def forward(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
-        """Images of captions.
+        """Images of captions, values in [0, 1].
 
         Args:
-            z: noise from a standard normal distribution.
-            words: vectors of the words, padded.
-            sentence: one vector for each caption.
-            length: number of words that count.
+            z: standard normal noise.
+            length: number of valid words.
 
         Shapes:
             z [B, z_dim], words [B, T, E], sentence [B, E], length [B] -> [B, 3, S, S]
-
-        Returns:
-            Images, values in [0, 1].
         """
         x, vector = self.up_to_attention(z, sentence)
         context, _ = self.attend(x, words, length)
         side = x.shape[-1]
         condition = torch.cat([context, vector[:, :, None, None].expand(-1, -1, side, side)], dim=1)
         if x.is_contiguous(memory_format=torch.channels_last):
-            # What is joined lies channels first; the maps that it scales would then change their layout at every block.
+            # The result of `cat` has channels first, which would change the layout of the scaled maps at every block.
             condition = condition.contiguous(memory_format=torch.channels_last)
         for block in self.spatial_blocks:
             x = block(x, condition)
-        # In float32, or half precision would leave too few shades.
+        # In float32, because half precision has too few shades.
         return (torch.tanh(self.image(F.relu(self.norm(x, condition))).float()) + 1.0) / 2.0
 
     def attention(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
-        """How much every place attends to each word, [B, T, cond_size, cond_size]; sums to 1 over the words."""
+        """Attention of every place to each word, [B, T, cond_size, cond_size]; sums to 1 over the words."""
         x, _ = self.up_to_attention(z, sentence)
         return self.attend(x, words, length)[1]
 
     def up_to_attention(self, z: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
         """The map that attends to the words [B, C, cond_size, cond_size], and the vector of noise and sentence."""
         vector = torch.cat([self.sentence(sentence), z], dim=1)
-        # Places before channels, as in the official code, so that its weights fit.
+        # Places before channels, so that weights of the official code fit.
         x = self.start(z).unflatten(1, (FIRST_SIDE, FIRST_SIDE, -1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x, vector)
         return x, vector
 
     def attend(self, x: Tensor, words: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """What each place attends to among the words [B, E, h, w], and how much to each of them [B, T, h, w]."""
+        """Attended words of each place [B, E, h, w], and its attention to each word [B, T, h, w]."""
         query = self.query(x)
         context, weights = attend(query.flatten(2).transpose(1, 2), words, length, self.gamma)
         shape = query.shape[-2:]
@@ -193,9 +187,7 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
     """Attention of regions over words: a softmax of scaled cosines, over normalized words.
 
     Args:
-        query: of the regions.
-        words: vectors of the words, padded.
-        length: number of words that count, at least one; None when all do.
+        length: number of valid words, at least one; None for all.
         gamma: sharpness.
 
     Shapes:
@@ -223,9 +215,8 @@ class DiscriminatorBlock(nn.Module):
     """Residual block that halves the resolution or keeps it.
 
     Args:
-        inputs, outputs: channels.
-        first: its input is an image, to which no ReLU is applied.
-        halve: whether the resolution shrinks; a block that keeps it and its channels adds its input as it is.
+        first: the input is an image, so no ReLU is applied to it.
+        halve: halve the resolution; a block that keeps resolution and channels has an identity shortcut.
 
     Shapes:
         [B, inputs, H, W] -> [B, outputs, H / 2, W / 2], or [B, outputs, H, W]
@@ -247,13 +238,13 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What the discriminator makes of N images and the B sentences that they repeat.
+    """Discriminator outputs for N images and the B sentences that they repeat.
 
     Attributes:
-        logit: how real an image of its sentence each one is [N].
+        logit: whether each image is real and matches its sentence [N].
         pooled: features of the images [N, P].
         sentence: the sentences in the space of `pooled` [B, P].
-        regions: features of places, row by row, in the space of words [N, R, E]; None without a region head.
+        regions: features of places, in row-major order, in the space of words [N, R, E]; None without a region head.
     """
 
     logit: Tensor
@@ -263,7 +254,7 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class Discriminator(nn.Module):
-    """Scores images under sentences, and encodes images and regions for the contrastive losses.
+    """Scores images given sentences, and encodes images and regions for the contrastive losses.
 
     Args:
         width: channels are multiples of it (ch).
@@ -298,11 +289,11 @@ class Discriminator(nn.Module):
         initialize(self)
 
     def drop_region_head(self) -> None:
-        """Leave out what only the losses of words need."""
+        """Remove layers that only word losses need."""
         self.regions = None
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of images [N, 3, S, S], as a whole [N, P] and of their places [N, R, E]."""
+        """Features of images [N, 3, S, S]: pooled [N, P] and per place [N, R, E]."""
         x, regions = images, None
         for level, block in enumerate(self.blocks):
             x = block(x)
@@ -311,11 +302,10 @@ class Discriminator(nn.Module):
         return F.relu(x).sum((2, 3)), regions
 
     def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
-        """Score images under sentences.
+        """Score images given sentences.
 
         Args:
-            images: values in [0, 1]; all images of the sentences once, then all of them again (real, then generated).
-            sentence: vectors of the sentences.
+            images: values in [0, 1]; one image per sentence, then the next set (real, then generated).
 
         Shapes:
             images [k * B, 3, S, S], sentence [B, E]
@@ -331,12 +321,12 @@ class Discriminator(nn.Module):
 
 
 class ImageNetFeatures(nn.Module):
-    """A network trained on ImageNet, as torchvision builds it; never trained here.
+    """A frozen torchvision network trained on ImageNet.
 
     Args:
         network: `resnet50` (the official code) or `vgg19` (the paper's ablation).
-        features: its 1000 `logits`, or what goes into its last layer (`pooled`).
-        pretrained: file of torchvision's weights; None keeps random ones.
+        features: the 1000 `logits`, or the inputs of the last layer (`pooled`).
+        pretrained: torchvision's weights; None keeps random ones.
         size: side to which images are resized.
 
     Shapes:
@@ -369,7 +359,6 @@ class ImageNetFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def load_pretrained(self) -> None:
-        """Read the weights."""
         if self.pretrained is None:
             return
         field = "model.image_network.pretrained"
@@ -388,7 +377,7 @@ class ImageNetFeatures(nn.Module):
         self.network.load_state_dict(weights)
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:

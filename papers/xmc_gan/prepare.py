@@ -26,14 +26,7 @@ COMMAND = "assemble data xmc_gan --text-features"
 
 @dataclass(frozen=True)
 class WantedStore:
-    """A store of text features that a recipe reads.
-
-    Args:
-        dataset: the data set.
-        split: which of its captions.
-        tokenizer: cuts them.
-        features: where the store is, and of which BERT.
-    """
+    """A store of text features that a recipe reads; `tokenizer` cuts the captions."""
 
     dataset: Any
     split: str
@@ -42,21 +35,15 @@ class WantedStore:
 
     @property
     def path(self) -> Path:
-        """Its file."""
         return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
 
     def captions(self) -> Rows[str]:
-        """What it is made of."""
         captions = self.dataset.annotations(self.split).captions
         return captions if isinstance(captions, Rows) else Rows.texts(captions)
 
 
 def wanted_stores(data: Path, bert: Path | None = None) -> list[WantedStore]:
-    """Every store that a recipe of the paper reads at the scale `paper`, once each.
-
-    Args:
-        data: folder that holds the data sets.
-        bert: folder of BERT, if another than the recipes name.
+    """Every store that a recipe of the paper reads at scale `paper`, once each; `bert` overrides the recipes' folder.
     """
     found: dict[Path, WantedStore] = {}
     for recipe in recipes_of(PAPER):
@@ -84,7 +71,7 @@ def _instance(section: dict[str, Any]) -> Any:
 
 
 def report(data: Path, console: Console | None = None) -> None:
-    """Print which stores are there, which are not, and how they are made."""
+    """Print which stores exist, which are missing, and how to make them."""
     console = Console() if console is None else console
     table = Table(title="Text features (frozen BERT)", title_justify="left", show_lines=True)
     for heading in ("Captions", "State", "Path"):
@@ -127,17 +114,13 @@ def text_features(
     batch_size: int = 256,
     console: Console | None = None,
 ) -> list[Path]:
-    """Make the stores that are missing or out of date, for every data set that is there.
+    """Make missing or outdated stores for every available data set; returns their paths.
 
     Args:
-        data: folder that holds the data sets.
-        bert: folder of BERT, if another than the recipes name.
-        device: where BERT runs; None for the accelerator if there is one.
+        bert: folder of BERT; None for that of the recipes.
+        device: None for the accelerator if there is one.
         batch_size: captions at a time.
-        console: where progress is shown; None for the terminal.
-
-    Returns:
-        The stores that were made.
+        console: for progress; None for the terminal.
     """
     console = Console(stderr=True) if console is None else console
     made: list[Path] = []
@@ -173,7 +156,7 @@ def text_features(
 
 
 def _present(stores: list[WantedStore], missing: list[str]) -> Iterator[WantedStore]:
-    """The stores whose data set is there; titles of the others are added to `missing`."""
+    """Stores whose data set is available; adds titles of the others to `missing`."""
     for store in stores:
         try:
             store.captions()

@@ -1,7 +1,7 @@
-"""Text encoders of XMC-GAN: frozen BERT, and a small one that learns with the networks that read it.
+"""Text encoders of XMC-GAN: frozen BERT, and a small one trained with the networks.
 
 Every encoder maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32; words are
-zero from `length` on. The boundary tokens are words like any other ([2.2]).
+zero from `length` on. Boundary tokens count as words ([2.2]).
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from common.encoders.text import BertEncoder
 
 
 class BertText(nn.Module):
-    """Frozen BERT: the last hidden states as words, and their pooled sentence; always in evaluation mode.
+    """Frozen BERT in evaluation mode: last hidden states as words, and their pooled sentence.
 
     Args:
-        pretrained: folder with released weights, or a name in the local cache of transformers. Nothing is downloaded;
-            where the files are missing, the first use says so. None starts from random weights, for a checkpoint that
-            holds those of BERT.
+        pretrained: folder of released weights, or a name in the local cache of transformers. Nothing is downloaded;
+            missing files raise an error at the first use. None starts from random weights, to be loaded from a
+            checkpoint.
         sentence_pool: see `pool_sentence`.
-        sizes: arguments of `BertEncoder`; None for those that lie beside the weights.
+        sizes: arguments of `BertEncoder`; None reads the configuration next to the weights.
 
     Attributes:
         feature_dim: E, 768 for BERT base.
 
     Shapes:
-        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]; for the official pooling T must be
-        the T of the data set, as padded places count.
+        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]; the official pooling needs the T of
+        the
+        data set, because padding counts.
 
     Source: [2.1]: bert-base-uncased, last_hidden_state, no gradients.
     """
@@ -50,13 +51,13 @@ class BertText(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> BertText:
-        """Stay in evaluation mode: the features must be those of the store."""
+        """Stay in evaluation mode: the features must equal those of the store."""
         return super().train(False)
 
     @torch.no_grad()
     def hidden_states(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Last hidden states [n, T, E], those of padded places included."""
-        # In full precision also where the rest trains in half of it: the features must be those of the store.
+        """Last hidden states [n, T, E], including padding."""
+        # In full precision even if the rest trains in half: the features must equal those of the store.
         with torch.autocast(tokens.device.type, enabled=False):
             return self.encoder.forward_tokens(tokens, valid_mask(length, tokens.shape[1])).float()
 
@@ -67,7 +68,7 @@ class BertText(nn.Module):
 
 
 def _bert_sizes(folder: Path) -> dict[str, int]:
-    """Sizes that the configuration beside the weights states; none where it is missing or damaged."""
+    """Sizes from the configuration next to the weights; empty if it is missing or damaged."""
     try:
         stated = json.loads((folder / "config.json").read_bytes())
         return {
@@ -79,18 +80,16 @@ def _bert_sizes(folder: Path) -> dict[str, int]:
             "max_tokens": stated["max_position_embeddings"],
         }
     except (OSError, ValueError, KeyError, TypeError):
-        # The encoder, which reads the files next, tells what is wrong with them.
+        # The encoder reads the files next and reports the error.
         return {}
 
 
 class TransformerText(nn.Module):
-    """A small text encoder that learns with the networks that read it.
+    """A small text encoder that is trained with the networks.
 
     Args:
-        vocabulary_size: number of token ids, at least.
+        vocabulary_size: at least the number of token ids.
         width: E.
-        layers: transformer layers.
-        attention_heads: of a layer.
         max_tokens: longest text.
 
     Shapes:

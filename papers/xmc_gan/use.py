@@ -1,4 +1,4 @@
-"""Use a trained XMC-GAN: draw images for captions, embed images and captions."""
+"""Use a trained XMC-GAN: generate images for captions, embed images and captions."""
 
 from __future__ import annotations
 
@@ -40,23 +40,22 @@ from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 from papers.xmc_gan.text import BertText, TransformerText
 
-#: Words of a small vocabulary that a message lists, at most.
+#: Maximum number of words that a message lists of a small vocabulary.
 LISTED_WORDS = 60
 
 
 class XMCGAN(TrainedModel):
-    """The averaged generator, the discriminator, and what reads captions for both.
+    """The averaged generator, the discriminator, and the text encoder of both.
 
     Images and captions are embedded in the space of the loss between images and sentences.
 
     Args:
-        generator, discriminator: the networks.
-        text_encoder: from tokens and lengths to word and sentence vectors.
+        text_encoder: maps tokens and lengths to word and sentence vectors.
         regions: whether the discriminator keeps its region head.
 
     Attributes:
-        tokenizer: cuts captions; `from_export` sets it, as the next one.
-        learned_words: words of the training captions, where the vocabulary was made of these; None else.
+        tokenizer: cuts captions; set by `from_export`.
+        learned_words: words of the training captions, if the vocabulary was made from them; set by `from_export`.
     """
 
     paper = "xmc_gan"
@@ -96,11 +95,11 @@ class XMCGAN(TrainedModel):
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
         if data.tokenizer.file is None:
-            # The vocabulary was made of the training captions, which the miniature's world writes.
+            # The vocabulary comes from the training captions, which the miniature's world writes.
             data.prepare_data()
         else:
             data.tokenizer.prepare()
-        # The generator that was measured.
+        # The generator that the test measured.
         raw = stage.config["model"]["init_args"].get("evaluated") == "trained"
         generator = "generators.query" if raw else "generators.key"
         weights = renamed(stage.state, generator=generator, discriminator="discriminator")
@@ -134,14 +133,10 @@ class XMCGAN(TrainedModel):
     # -- captions ------------------------------------------------------------------------------------------------------
 
     def notes(self, caption: str) -> list[str]:
-        """What a user should know about a caption: words that the model does not know, and what is cut off.
-
-        Args:
-            caption: what is to be shown.
-        """
+        """Warnings about a caption: unknown words, and text that is cut off."""
         tokenizer, learned, notes = self.tokenizer, self.learned_words, []
         pieces = WORD.findall(normalize_caption(caption))
-        # Marks are read like words, but a caption says nothing else without one.
+        # Punctuation is tokenized like words, but a caption without it means the same.
         words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
         if not words:
             raise StageError("there is no caption: say in quotes what is to be seen")
@@ -175,9 +170,8 @@ class XMCGAN(TrainedModel):
         """Images [captions, number, 3, S, S] in [0, 1] on the CPU.
 
         Args:
-            captions: what is to be seen, in one caption or several.
-            number: images of each, with different noise.
-            seed: of the noise; the n-th image of every caption has the same.
+            number: images per caption, with different noise.
+            seed: of the noise; the n-th image of every caption has the same noise.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
         if not captions or number < 1:
@@ -192,7 +186,7 @@ class XMCGAN(TrainedModel):
     # -- embeddings ----------------------------------------------------------------------------------------------------
 
     def read_image(self, file: str | Path) -> Tensor:
-        """A picture as the discriminator sees it, float32 [3, S, S] in [0, 1]."""
+        """An image as the discriminator reads it, float32 [3, S, S] in [0, 1]."""
         return self._pixels(read_image(file))[0]
 
     @torch.no_grad()
@@ -217,7 +211,7 @@ class XMCGAN(TrainedModel):
 
 
 def _bert_of_features(data: Any) -> BertText:
-    """BERT, which made the features that the stage was trained with."""
+    """The BERT that made the stage's training features."""
     folder = Path(data.text_features.bert)
     if not folder.is_dir():
         raise StageError(

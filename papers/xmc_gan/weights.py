@@ -1,7 +1,7 @@
-"""Weights of XMC-GAN in the names and layouts of the official code, in both directions, and of our own stages.
+"""Convert weights of XMC-GAN between our stages and the official code's names and layouts.
 
-No generator or discriminator of the authors is public; whoever trained one with their code can bring it here as a file
-of named arrays, and a network trained here can go back.
+The authors published no generator or discriminator. Networks trained with their code can be imported as a file of named
+arrays, and ours can be exported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Layout = Literal["generator", "official", "discriminator"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-#: Our module names -> those of the official code; two of them where one layer of ours stands for two.
+#: Our module names -> those of the official code; two if our layer combines two of theirs.
 _GENERATOR = (
     (r"sentence", ("Dense_0",)),
     (r"start", ("Dense_1",)),
@@ -70,12 +70,12 @@ _LEAVES = {
 
 
 def official_names(name: str, discriminator: bool) -> list[str]:
-    """Names of the official arrays that one of our tensors is made of, joined along its first dimension."""
+    """Names of the official arrays that form one of our tensors when joined along the first dimension."""
     module, _, leaf = name.rpartition(".")
     for pattern, targets in _DISCRIMINATOR if discriminator else _GENERATOR:
         match = re.fullmatch(pattern, module)
         if match:
-            # What we count from one, they count from zero.
+            # We count from one, they count from zero.
             names = [re.sub(r"<(\d+)>", lambda m: str(int(m[1]) - 1), match.expand(target)) for target in targets]
             return [_LEAVES[leaf].format(official) for official in names]
     raise KeyError(name)
@@ -85,9 +85,9 @@ def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "t
     """State dict of a generator or discriminator from the official code's arrays.
 
     Args:
-        network: which one, for its names and shapes; not changed.
+        network: provides names and shapes; unchanged.
         arrays: `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
-        where: for the message.
+        where: for error messages.
 
     Source: layout rules of the golden vectors; [13].
     """
@@ -124,16 +124,11 @@ def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generator") -> Path:
-    """Write one network of a trained model for other code.
+    """Write one network of a stage's checkpoint for other code; the output is written atomically.
 
     Args:
-        checkpoint: of one of our stages.
-        output: file to write; it appears whole or not at all.
-        layout: `generator`, the averaged generator with the names of `networks.Generator`; `official`, the
-            same as a `.npz` in the names of the official code; `discriminator`, as an image and region encoder.
-
-    Returns:
-        `output`.
+        layout: `generator`, the averaged generator with the names of `networks.Generator`; `official`, the same as a
+            `.npz` with the names of the official code; `discriminator`, as an image and region encoder.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
     weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")
