@@ -43,8 +43,7 @@ class WantedStore:
 
 
 def wanted_stores(data: Path, bert: Path | None = None) -> list[WantedStore]:
-    """Every store that a recipe of the paper reads at scale `paper`, once each; `bert` overrides the recipes' folder.
-    """
+    """Every store that the paper's recipes read at scale `paper`, once each; `bert` overrides the recipes' folder."""
     found: dict[Path, WantedStore] = {}
     for recipe in recipes_of(PAPER):
         section = resolve(PAPER, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="").get("data") or {}
