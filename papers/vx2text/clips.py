@@ -1,4 +1,4 @@
-"""Cutting the clips and the sound that the classifiers of VX2TEXT see from a file or a folder of frames."""
+"""Cut the clips and sound for VX2TEXT's classifiers from a file or a folder of frames."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 @dataclass(frozen=True)
 class VideoInput:
-    """What the clips of a video are ([2] and [3]).
+    """Format of the clips of a video ([2] and [3]).
 
     Attributes:
         fps, frames: frames per second and frames of a clip.
-        clips: clips of a video, S; spread over it.
+        clips: clips per video, S, spread over it.
         crop: side of a clip in pixels.
         resize: shorter side before cropping.
-        jitter: strengths of brightness, contrast, saturation and hue jitter in training; texts name colors.
-        flip: probability of a flip in training; texts name left and right.
-        mean, std: statistics of the channels of the classifier's weights.
+        jitter: strengths of brightness, contrast, saturation and hue jitter in training; off because texts name colors.
+        flip: probability of a flip in training; 0 because texts name left and right.
+        mean, std: channel statistics of the classifier's weights.
     """
 
     fps: float = 15.0
@@ -58,12 +58,12 @@ ONE_CLIP = VideoInput(clips=1)
 
 @dataclass(frozen=True)
 class AudioInput:
-    """What the sound of a video is: the spectrogram of PANNs at 16 kHz ([3]).
+    """Format of the sound of a video: the spectrogram of PANNs at 16 kHz ([3]).
 
     Attributes:
         sample_rate, seconds: samples per second and seconds of a window.
-        window, hop: samples of a Fourier transform, and from one to the next.
-        mel_bins, low, high: number of bands, and the frequencies they reach from and to.
+        window, hop: of the Fourier transform, in samples.
+        mel_bins, low, high: number of bands, lowest and highest frequency in Hz.
     """
 
     sample_rate: int = 16000
@@ -93,13 +93,10 @@ DEFAULT_AUDIO = AudioInput()
 
 
 class LogMel:
-    """Samples to a spectrogram in decibels with mel bands, as PANNs takes it.
+    """Mel spectrogram of samples in decibels, as in PANNs.
 
-    Power of a centered, periodic Hann window, bands after Slaney with unit area, 10 log10 of at least 1e-10. There is
-    no normalization: the network begins with one.
-
-    Args:
-        audio: sizes.
+    Power of a centered, periodic Hann window, Slaney bands with unit area, 10 log10 of at least 1e-10. It isn't
+    normalized, because the network starts with a normalization.
 
     Shapes:
         [N] -> [1, N // hop + 1, mel_bins].
@@ -123,7 +120,6 @@ class LogMel:
         )
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Transform one window."""
         missing = self.audio.samples - len(samples)
         samples = F.pad(samples, (0, missing)) if missing > 0 else samples[: self.audio.samples]
         spectrum = torch.stft(
@@ -142,14 +138,13 @@ class LogMel:
 class ClipReader:
     """Cuts the clips and the window of sound of a video.
 
-    In training they begin at random, one clip in each of so many equal parts of the video, and the crop is random, the
-    same for all clips; else they lie in the middle of these parts and of the picture. A video that is short of frames
-    begins anew; sound that is short of samples is filled with silence.
+    In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips;
+    otherwise clips and crops are centered. A video with too few frames is looped; too short sound is padded with
+    silence.
 
     Args:
-        video, audio: what to cut; None leaves a modality out.
-        training: see above.
-        cache_bytes: memory for decoded files; 0 = read them every time.
+        video, audio: None leaves a modality out.
+        cache_bytes: memory for decoded files; 0 disables the cache.
     """
 
     def __init__(
@@ -178,10 +173,10 @@ class ClipReader:
 
         Returns:
             `video` float32 [S, 3, T, crop, crop] and `video_present`, `audio` float32 [1, frames, mel_bins] and
-            `audio_present`; where a file lacks a modality, its tensor is of black or of silence.
+            `audio_present`; a missing modality is black or silent.
         """
         sample: Sample = {}
-        # Each has its own draws, so that leaving one modality out does not move the other.
+        # Each modality has its own random numbers, so leaving one out doesn't change the other.
         places = rng.random(1 if self.video is None else 1 + self.video.clips)
         with open_media(clip.path, self.caches) as media:
             if self.video is not None:
@@ -197,7 +192,7 @@ class ClipReader:
         return sample
 
     def empty(self, modality: Modality) -> Tensor:
-        """One clip of black [3, T, crop, crop], or one window of silence [1, frames, mel_bins]."""
+        """One black clip [3, T, crop, crop], or one silent window [1, frames, mel_bins]."""
         if modality == "video":
             return self._black()[0]
         assert self.audio is not None
@@ -205,14 +200,14 @@ class ClipReader:
         return self._log_mel(torch.zeros(self.audio.samples))
 
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
-        """The middle frame of a clip as it is stored, [H, W, 3]."""
+        """The middle frame of a clip in its stored size, [H, W, 3]."""
         with open_media(clip.path, self.caches) as media:
             start, end = _limits(media.video_limits, clip)
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()
 
     def fill_cache(self, listing: Listing) -> None:
-        """Decode files of a listing into the caches until one is full; what cannot be decoded is left for later."""
+        """Decode files into the caches until one is full; skips files that fail."""
         files, frames = self.caches.files, self.caches.frames
         if files is None or frames is None:
             return
@@ -265,7 +260,7 @@ class ClipReader:
 
 
 def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:
-    """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, frames, bands], as a batch of read ones has them."""
+    """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, frames, bands], in the format of a batch."""
     clips: dict[str, Tensor] = {}
     if video is not None:
         clips["video"] = draw.normal(size, video.clips, 3, video.frames, video.crop, video.crop)

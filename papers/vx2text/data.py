@@ -1,7 +1,6 @@
 """Data modules of VX2TEXT: questions, dialogues and descriptions of clips.
 
-The miniature uses the very same classes: its world writes files in the layouts of TVQA, AVSD and TVC, and the data sets
-are pointed there.
+The miniature uses the same classes: its world writes files in the layouts of TVQA, AVSD and TVC.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ from papers.vx2text.loss import IGNORED
 from papers.vx2text.miniature import KnownWords
 from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
 
-#: Subtitles this many seconds around a marked part count as part of it ([10]).
+#: Subtitles within this many seconds of a marked span count as part of it ([10]).
 SPAN_MARGIN = 5.0
 #: Turns of a dialogue of AVSD.
 TURNS = 10
-#: Of made-up prompts: ids of words that every vocabulary has, and how many words name the parts of a prompt.
+#: For made-up prompts: word ids that every vocabulary has, and the number of words that name parts of a prompt.
 MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 
-#: What a question with options is answered by: the letter of one; its text, judged by likelihood; or its position, for
-#: a model without a decoder.
+#: Answer to a question with options: the letter of one; its text, by likelihood; or its position, for a model without a
+#: decoder.
 Scoring = Literal["label", "loglik", "position"]
 Slots = Literal["media", "words"]
 
@@ -66,11 +65,10 @@ class Example:
     """The text of one sample.
 
     Args:
-        item_id: what the data set calls it.
-        text: what the model reads.
-        answer: what it is to write; None where that is withheld.
-        correct: position of the right option; -1 where there is none or it is withheld.
-        references: texts that what it writes is compared with, the original answer first where it is among them.
+        text: input of the model.
+        answer: its target; None if withheld.
+        correct: position of the right option; -1 without options or if withheld.
+        references: texts to compare the output with, starting with the original answer if it is one.
         clip: name of the clip.
     """
 
@@ -83,22 +81,22 @@ class Example:
 
 
 class Examples(MadeOnDemand[Example]):
-    """The texts of a split, row by row of its listing; each is made when it is asked for."""
+    """The texts of a split, row by row of its listing; lazy."""
 
 
 def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-    """Texts of subtitles, and which of them, from and to, are spoken between two times; None where none is."""
+    """Subtitle texts, and the range of those spoken between two times; None if none is."""
     places = [] if limits is None else [place for place, line in enumerate(lines) if line.overlaps(limits)]
     return tuple(line.text for line in lines), (places[0], places[-1] + 1) if places else None
 
 
 class QuestionExamples(Examples):
-    """Questions with options; the speech of the whole clip, the part around the marked span first ([10]).
+    """Questions with options and the speech of the whole clip, which marks the lines around the span ([10]).
 
     Args:
         questions: of the listing's rows.
-        subtitles: of the clips; None without speech.
-        use_span: whether marked parts are used.
+        subtitles: None for no speech.
+        use_span: use the marked spans.
     """
 
     def __init__(self, questions: Questions, subtitles: Subtitles | None, use_span: bool) -> None:
@@ -127,13 +125,12 @@ class QuestionExamples(Examples):
 
 
 class DialogExamples(Examples):
-    """Turns of dialogues, each asked after the turns before it.
+    """Turns of dialogues, each with the preceding turns as history.
 
     Args:
-        dialogs: the dialogues.
         rows: dialogue and turn of every row.
-        subtitles: what is spoken; None without.
-        with_summary: whether the summary of a video follows its caption.
+        subtitles: None for no speech.
+        with_summary: append the summary of a video to its caption.
     """
 
     def __init__(
@@ -174,9 +171,8 @@ class CaptionExamples(Examples):
     """Descriptions of moments, with the speech in them.
 
     Args:
-        moments: the moments.
         rows: moment and description of every row.
-        subtitles: of the clips; None without speech.
+        subtitles: None for no speech.
     """
 
     def __init__(self, moments: Sequence[Moment], rows: npt.NDArray[np.int64], subtitles: Subtitles | None) -> None:
@@ -197,20 +193,14 @@ class CaptionExamples(Examples):
 
 
 class VideoTextItems(ItemDataset):
-    """Clips with what is asked and answered about them.
+    """Clips with their questions and answers, as input of `collate`.
 
     Args:
-        listing: the clips, one row per example.
-        examples: the texts, row by row.
-        prompt: writes what the model reads.
-        reader: cuts pictures and sounds; None puts true words into the places of modality tokens instead.
-        known: true categories of the clips, where they are known.
-        scoring: see `Scoring`.
-        replaced: share of the true words that another word of the same modality takes the place of.
+        examples: the texts, row by row of the listing.
+        reader: None puts true words in the places of modality tokens instead.
+        known: true categories of the clips, if known.
+        replaced: share of true words to replace with other words of the modality.
         options: see ItemDataset.
-
-    Returns of an item:
-        What `collate` takes.
     """
 
     def __init__(
@@ -257,7 +247,7 @@ class VideoTextItems(ItemDataset):
             "task": torch.tensor(TASKS.index(example.text.task)),
             "item_id": example.item_id,
             "question_text": example.text.question,
-            # Real data may ask in the same words, but knows no kinds.
+            # Real data have no kinds, even if a question has the same words.
             "kind": kind_of(example.text.question) if self.known.words else "",
             "answer_text": example.answer or "",
             "references": list(example.references),
@@ -290,13 +280,13 @@ class VideoTextItems(ItemDataset):
 def prompt_for(
     tokenizer: TextTokenizer, limits: PromptLimits, video: VideoInput | None, audio: AudioInput | None
 ) -> Prompt:
-    """What writes prompts with places for the tokens of each clip and of the sound."""
+    """A writer of prompts with places for the tokens of each clip and the sound."""
     video_places = 0 if video is None else video.clips * limits.video_tokens
     return Prompt(tokenizer, limits, video_places, 0 if audio is None else limits.audio_tokens)
 
 
 def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> Sample:
-    """What stands for each option where one is picked: `answer_options`, an id, or `option_labels`, its pieces."""
+    """Targets of the options: ids `answer_options`, or word pieces `option_labels`."""
     if scoring == "label":
         return {"answer_options": torch.tensor(prompt.tokenizer.letter_ids)}
     if scoring == "position":
@@ -309,13 +299,12 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
     Returns:
         `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, frames, mel_bins] and
-        `audio_present` bool [B], each only where the samples have it; `input_ids` int64 [B, N], padded with 0 at the
-        end, negative in the places of modality tokens; `speech_cut` bool [B], whether some of the speech is left out,
-        where there is any; `labels` int64 [B, M], -100 where there is no piece;
-        `video_words` and `audio_words` bool [B, C], the true categories, where they are known; `answer_options` int64
-        [B, 5] or `option_labels` int64 [B, 5, M'] where there are options; `correct`, `task`, `index`, `label` and
-        `skipped` int64 [B]; lists of length B: `item_id`, `question_text`, `kind` of the question ("" but in the
-        miniature), `answer_text` ("" where it is withheld), and lists of texts in `references` and `options`.
+        `audio_present` bool [B], if the samples have them; `input_ids` int64 [B, N], padded with 0 at the end, negative
+        in the places of modality tokens; `speech_cut` bool [B], whether speech is cut, if there is any; `labels` int64
+        [B, M], -100 for padding; `video_words` and `audio_words` bool [B, C], the true categories, if known;
+        `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options; `correct`, `task`, `index`,
+        `label` and `skipped` int64 [B]; lists of length B: `item_id`, `question_text`, `kind` of the question (""
+        except in the miniature), `answer_text` ("" if withheld), and lists of texts in `references` and `options`.
     """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
@@ -336,19 +325,17 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 class VideoTextData(ShardedDataModule):
-    """What the data modules of the three tasks share.
+    """Shared base of the data modules of the three tasks.
 
     Args:
-        tokenizer: makes ids of words; the language model's.
-        modalities: which of video and audio are read.
-        video, audio: what the clips and the sound are.
-        video_categories, audio_categories: of the classifiers, in their order; where the true ones of each clip are
-            known, batches mark them.
-        prompt: most pieces of each part of the text, and tokens of each clip.
-        slots: `media`, the clips; or `words`, their true categories in the places of tokens, 15 % of them wrong, to
-            pre-train the language model on text alone ([14], step 2).
-        replaced: that share.
-        train_split, validation_split, test_split: names of the listings.
+        tokenizer: of the language model.
+        modalities: video, audio or both.
+        video_categories, audio_categories: of the classifiers, in their order, to mark the known true categories of
+            clips.
+        prompt: maximum pieces of each part of the text, and tokens per clip.
+        slots: `media` reads the clips; `words` puts their true categories in the places of tokens, with some wrong
+            ones, to pre-train the language model on text alone ([14], step 2).
+        replaced: share of wrong words for `words`.
         test_batch_size: samples per evaluation step, per device.
         dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
 
@@ -412,11 +399,10 @@ class VideoTextData(ShardedDataModule):
         """Listing of a split with one row per example, and the examples."""
 
     def subtitles(self) -> Subtitles | None:
-        """What is spoken in the clips; None where speech is left out of the prompt."""
+        """Subtitles of the clips; None if the prompt has no speech."""
         return self.dataset.subtitles() if self.prompt.limits.speech else None
 
     def items(self, split: str, training: bool) -> VideoTextItems:
-        """The samples of a split."""
         listing, examples = self.examples(split, training)
         reader = None
         if self.slots == "media":
@@ -447,11 +433,11 @@ class VideoTextData(ShardedDataModule):
     # -- without data --------------------------------------------------------------------------------------------------
 
     def published_items(self) -> int | None:
-        """Samples of the published training set; None where their number is not known."""
+        """Samples of the published training set; None if unknown."""
         return self.dataset.published_counts.get(self.train_split)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> ExampleBatch:
-        """A made-up batch with prompts of the greatest length, for estimates and measurements without data."""
+        """A made-up batch with prompts of maximum length, for estimates without data."""
         limits = self.prompt.limits
         places = [*self.prompt.video, *self.prompt.audio]
         words = limits.speech + limits.caption + limits.history + limits.question + self.options * limits.option
@@ -474,21 +460,20 @@ class VideoTextData(ShardedDataModule):
 
 
 class AnyTokenizer:
-    """Stands for a tokenizer where its vocabulary is a file that is not there: every text is one piece."""
+    """Replaces a tokenizer whose vocabulary file is missing: every text is one piece."""
 
     pad_id, eos_id, letter_ids = 0, 1, (5, 6, 7, 8, 9)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
         return [5]
 
 
 class QuestionAnsweringData(VideoTextData):
-    """TVQA: questions with five options ([7] and [10]). Its test split is withheld; test on `val`.
+    """TVQA: questions with five options ([7] and [10]). The answers of its test split are withheld; test on `val`.
 
     Args:
-        scoring: `label`, the answer is the letter of an option; `loglik`, its text, and options are scored one by one;
-            `position`, its place among them, for a model without a decoder.
+        scoring: `label` generates the letter of an option; `loglik` scores the text of each option; `position` picks an
+            option without a decoder.
         kwargs: see VideoTextData and ShardedDataModule.
     """
 
@@ -508,7 +493,7 @@ class QuestionAnsweringData(VideoTextData):
 
     def setup(self, stage: str) -> None:
         if self.scoring == "label":
-            # Fails before training where the vocabulary does not tell the letters apart.
+            # Fails before training if the vocabulary maps two letters to the same id.
             _ = self.tokenizer.letter_ids
 
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
@@ -518,10 +503,10 @@ class QuestionAnsweringData(VideoTextData):
 
 
 class DialogData(VideoTextData):
-    """AVSD: turns of dialogues, the last one of each in the test split ([10]).
+    """AVSD: turns of dialogues; only the last turn of each in the test split ([10]).
 
     Args:
-        with_summary: whether the summary of a video follows its caption; `prompt.caption: 0` leaves out both.
+        with_summary: append the summary of a video to its caption; `prompt.caption: 0` leaves out both.
         every_turn: train on every turn, not only on the last one of each dialogue.
         kwargs: see VideoTextData and ShardedDataModule.
     """
@@ -557,12 +542,9 @@ class DialogData(VideoTextData):
 
 
 class CaptioningData(VideoTextData):
-    """TVC: descriptions of moments, each of them in training, all of one moment as references else ([10]).
+    """TVC: descriptions of moments, one per sample in training, otherwise all of a moment as references ([10]).
 
     The descriptions of its test split are withheld; test on `val`.
-
-    Args:
-        kwargs: see VideoTextData and ShardedDataModule.
     """
 
     def __init__(

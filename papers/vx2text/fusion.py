@@ -1,4 +1,4 @@
-"""The model of VX2TEXT: video and audio become word tokens, which a language model reads to write text."""
+"""The model of VX2TEXT: video and audio become word tokens for a language model that generates text."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class VX2Text(nn.Module):
     Args:
         language_model: T5.
         video_classifier, audio_classifier: networks whose categories become tokens.
-        modalities: which of video and audio are read, as in the data; the classifier of another one is dropped.
-        video_tokens, audio_tokens: tokens of each clip, K.
+        modalities: as in the data; classifiers of others are dropped.
+        video_tokens, audio_tokens: tokens per clip, K.
         tokenization, temperature, table: see `ModalityTokens`.
-        beams, max_answer_tokens: of the generation. Of several options one is picked as data.scoring says.
+        beams, max_answer_tokens: of the generation.
     """
 
     tokens: Mapping[Modality, ModalityTokens]
@@ -67,15 +67,15 @@ class VX2Text(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """What the language model reads: the words of the prompts, with the tokens of video and sound in their places.
+        """Language model inputs: the words of the prompts, with modality tokens in their places.
 
         Args:
-            batch: prompts and clips, as `collate` makes it.
-            noise: Gumbel noise of every modality; without it the most probable categories are chosen.
+            batch: see `collate`.
+            noise: Gumbel noise of every modality; None takes the most probable categories.
 
         Returns:
-            Embeddings [B, N, D], which of them count [B, N], and for every modality its categories [B, S * K] and
-            scores [B, S, C].
+            Embeddings [B, N, D], their mask [B, N], and for every modality its categories [B, S * K] and scores [B, S,
+            C].
         """
         ids = batch["input_ids"]
         embeddings, mask = self.language_model.embed(ids), ids != 0
@@ -85,20 +85,20 @@ class VX2Text(nn.Module):
             table = None if tokens.pieces is None else table_of(tokens.pieces, self.language_model)
             rows, chosen, scores = tokens(clips, (noise or {}).get(name), table)
             embeddings = place(embeddings, ids, rows, name)
-            # A clip without this modality has no tokens, rather than invented ones.
+            # A clip without this modality gets no tokens instead of invented ones.
             absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])
             mask = mask & ~absent
             named[name] = chosen, scores
         return embeddings, mask, named
 
     def tie_tables(self, tokenizer: Any) -> None:
-        """Look up the word pieces of the categories whose embeddings are tied to those of words."""
+        """Look up the word pieces of categories with tied embeddings."""
         for tokens in self.tokens.values():
             if tokens.tied:
                 tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(self._device)
 
     def start_tables(self, tokenizer: Any) -> None:
-        """Let learned embeddings of categories start at the mean of those of their names' word pieces."""
+        """Initialize learned category embeddings with the mean of their word pieces' embeddings."""
         for tokens in self.tokens.values():
             pieces = pieces_of(tokens.classifier.names, tokenizer).to(self._device)
             tokens.start_table(table_of(pieces, self.language_model))
@@ -111,15 +111,14 @@ class VX2Text(nn.Module):
     def texts(
         self, batch: Mapping[str, Any], embeddings: Tensor, mask: Tensor, tokenizer: Any
     ) -> tuple[list[str], Tensor | None]:
-        """Write a text for every sample; where there are options, pick one: by its letter or by its likelihood.
+        """Generate a text for every sample, or pick one of its options by letter or likelihood.
 
         Args:
-            batch: brings `options` and `answer_options` or `option_labels`, where there are any.
-            embeddings, mask: as `forward` gives them.
-            tokenizer: decodes word pieces.
+            batch: contains `options` and `answer_options` or `option_labels`, if there are any.
+            embeddings, mask: of `forward`.
 
         Returns:
-            The texts, and the positions of the picked options [B]; of equal ones the first.
+            The texts, and the positions of the picked options [B]; the first of equal ones.
 
         Source: [7].
         """

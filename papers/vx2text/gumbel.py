@@ -1,8 +1,7 @@
-"""Differentiable word tokens: from the scores of a classifier to the embeddings of a few of its categories.
+"""Differentiable word tokens: from a classifier's scores to the embeddings of a few categories.
 
-A modality's classifier says how probable each category is; the most probable ones, perturbed by Gumbel noise in
-training, become tokens. Choosing has no gradient, so the gradient is that of the softmax of the perturbed
-log-probabilities.
+The most probable categories, perturbed by Gumbel noise in training, become tokens. This choice has no gradient, so the
+gradient is that of the softmax of the perturbed log-probabilities.
 """
 
 from __future__ import annotations
@@ -15,17 +14,12 @@ from torch.nn import functional as F
 
 Estimator = Literal["st_topk", "st_independent", "soft", "st_topk_selected"]
 
-# Uniform numbers are kept inside (0, 1): the logarithm of the noise must stay finite in float32.
+# Uniform numbers stay inside (0, 1), so that the noise is finite in float32.
 _SMALLEST, _LARGEST = 1e-9, 1 - 1e-7
 
 
 def gumbel_noise(*shape: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
     """Standard Gumbel noise in float32.
-
-    Args:
-        shape: of the result.
-        generator: source of the numbers; the global one by default.
-        device: where the result lies.
 
     Source: [4].
     """
@@ -34,7 +28,7 @@ def gumbel_noise(*shape: int, generator: torch.Generator | None = None, device: 
 
 
 def draws_of(estimator: Estimator, tokens: int) -> int:
-    """Draws of noise that an estimator takes per clip: one for all tokens, or one for each."""
+    """Noise draws of an estimator per clip: one for all tokens, or one per token."""
     return 1 if estimator.startswith("st_topk") else tokens
 
 
@@ -53,17 +47,16 @@ def choose(
     | `st_topk`, the method | rows of the K largest perturbed values of draw 0 | each through the one softmax |
     | `st_independent` | row of the largest of draw k | through the softmax of draw k |
     | `soft` | softmax of draw k times the table | through that softmax |
-    | `st_topk_selected` | as `st_topk` | of the chosen category's probability alone; for comparison, it learns worse |
+    | `st_topk_selected` | as `st_topk` | only of the chosen category's probability; for comparison, learns worse |
 
-    Without noise the K most probable categories are chosen and the scores get no gradient: in evaluation, and from a
-    frozen classifier. Of equal scores the lower category comes first. At least float32 is used, also under autocast.
+    Without noise (in evaluation or with a frozen classifier), the K most probable categories are chosen and the scores
+    get no gradient. The lower category wins ties. Computes in at least float32, even under autocast.
 
     Args:
-        logits: scores of the categories before the softmax.
+        logits: scores before the softmax.
         table: embedding of every category.
-        tokens: how many are chosen, K.
-        estimator: see above.
-        temperature: tau, by which perturbed log-probabilities are divided.
+        tokens: K.
+        temperature: tau, which divides perturbed log-probabilities.
         noise: Gumbel noise; None in evaluation.
 
     Shapes:
@@ -98,11 +91,11 @@ def choose(
         if estimator == "st_topk_selected":
             probability = relaxed[:, 0].gather(1, chosen)[:, :, None]
             return rows * (1 + probability - probability.detach()), chosen
-        # The value is that of the rows alone, to the bit; adding and subtracting the relaxed vector would round it.
+        # The value is exactly that of the rows; adding and subtracting the relaxed vector would round it.
         soft = relaxed @ values.detach()
         return rows + (soft - soft.detach()), chosen
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Positions [..., count] of the largest scores [..., C], the lower one first where they tie."""
+    """Positions [..., count] of the largest scores [..., C]; the lower position wins ties."""
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]

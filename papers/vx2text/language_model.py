@@ -1,4 +1,4 @@
-"""T5 as VX2TEXT uses it: its encoder takes embeddings, its decoder writes text or scores options."""
+"""T5 for VX2TEXT: its encoder takes embeddings, its decoder generates text or scores options."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 
 
 class LanguageModel(nn.Module):
-    """T5: its encoder takes embeddings, its decoder writes text.
+    """T5 with random weights; `papers.vx2text.weights.load_language_model` loads released ones.
 
-    Built with random weights; `papers.vx2text.weights.load_language_model` gives it released ones.
+    The default sizes are those of T5-base (222,903,552 parameters).
 
     Args:
-        vocabulary_size, width, layers, attention_heads, key_width, feed_forward_width, dropout: by default those of
-            T5-base (222,903,552 parameters).
-        embedding_scale: fresh embeddings have deviation 1, too much for a small network.
+        embedding_scale: initial embeddings have deviation 1, too much for a small network.
 
     Source: [6].
     """
@@ -64,16 +62,16 @@ class LanguageModel(nn.Module):
         return int(self.t5.config.vocab_size)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [..., D] of word pieces; negative ids, the places of modality tokens, give any value."""
+        """Embeddings [..., D] of word pieces; arbitrary for negative ids, the places of modality tokens."""
         return self.t5.shared(tokens.clamp(min=0))
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Scores [B, M, V] of the next word at every place of the answer, the answer so far given.
+        """Scores [B, M, V] of the next word at every place of the answer, given the words before it.
 
         Args:
             embeddings: of the encoder's input [B, N, D].
-            mask: which of them count [B, N].
-            labels: word pieces of the answer [B, M]; -100 where there is none.
+            mask: valid inputs [B, N].
+            labels: word pieces of the answer [B, M]; -100 for padding.
         """
         return self.t5(
             inputs_embeds=embeddings,
@@ -110,7 +108,7 @@ class LanguageModel(nn.Module):
 
         Source: [7], `label`.
         """
-        # The decoder starts from its own first word: which label is given does not matter for the first step.
+        # The decoder starts from its own first token, so the first step doesn't depend on the given label.
         return self(embeddings, mask, letters[:, :1])[:, 0].float().gather(1, letters)
 
     @torch.no_grad()
@@ -119,7 +117,7 @@ class LanguageModel(nn.Module):
 
         Args:
             embeddings, mask: of the encoder's input [B, N, D] and [B, N].
-            options: word pieces of the answers [B, O, M]; -100 where there is none.
+            options: word pieces of the answers [B, O, M]; -100 for padding.
 
         Returns:
             [B, O] in nats per token.
@@ -141,20 +139,19 @@ class LanguageModel(nn.Module):
 
 
 def over_queries(mask: Tensor) -> Tensor:
-    """A mask [B, N] in the form that attention takes, [B, 1, 1, N].
+    """A mask [B, N] in the form of attention masks, [B, 1, 1, N].
 
-    Given a flat one, transformers asks the device whether anything is masked, and the host waits for the answer.
+    With a flat mask, transformers asks the device whether anything is masked, so the host waits.
     """
     return mask[:, None, None]
 
 
 class OptionClassifier(LanguageModel):
-    """T5's encoder alone: a linear layer on the state at the prompt's last position picks one of several options.
+    """T5's encoder with a linear layer on its state at the prompt's last position, which picks an option.
 
-    The discriminative counterpart to a model that writes its answer; it cannot write.
+    The discriminative counterpart to a model that writes its answer; it can't write.
 
     Args:
-        options: how many a question has.
         kwargs: see LanguageModel.
 
     Source: [9], `no_decoder`.
@@ -168,12 +165,12 @@ class OptionClassifier(LanguageModel):
         return T5EncoderModel(config)
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scores [B, 1, options] of the options, in the place of those of an answer's only word.
+        """Scores [B, 1, options] in the place of an answer's only word.
 
         Args:
             embeddings: of the encoder's input [B, N, D].
-            mask: which of them count [B, N].
-            labels: not used.
+            mask: valid inputs [B, N].
+            labels: unused.
         """
         states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)
@@ -187,5 +184,5 @@ class OptionClassifier(LanguageModel):
 
 
 def first_largest(scores: Tensor) -> Tensor:
-    """Position [B] of the largest of [B, O]; of equal ones the first, on every device."""
+    """Position [B] of the largest of [B, O]; the first wins ties on every device."""
     return (scores == scores.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""The losses of VX2TEXT: of the words that the decoder writes, and of the words that a classifier names."""
+"""The losses of VX2TEXT: of the decoder's words and of a classifier's categories."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ IGNORED = -100
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the valid words of the joint batch of all processes.
 
-    Processes hold answers of different lengths, so the mean of their means is not the joint mean. Each divides by the
-    mean number of words per process: averaged over processes, as data parallelism does with gradients, that is it.
+    Answers differ in length, so the mean over processes isn't the joint mean. Each process therefore divides by the
+    mean number of words per process; data parallelism then averages to the joint mean.
 
     Args:
         logits: scores of the next word at every place [B, M, V].
-        labels: the words [B, M]; -100 where there is none.
+        labels: the words [B, M]; -100 for padding.
 
     Returns:
-        Scalar; 0 where there is no valid word.
+        Scalar; 0 without valid words.
 
     Source: [6].
     """
@@ -36,29 +36,26 @@ def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy and number of words of every answer.
+    """Summed cross-entropy and number of words of every answer, both float32 [B].
 
     Args:
         logits: [B, M, V].
-        labels: [B, M]; -100 where there is no word.
-
-    Returns:
-        Both [B], float32.
+        labels: [B, M]; -100 for padding.
     """
     losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     return losses.sum(1), (labels != IGNORED).sum(1).float()
 
 
 def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of a classifier against a target that is uniform over the true words.
+    """Cross-entropy of a classifier against a uniform distribution over the true words.
 
     Args:
         logits: scores of the categories [B, C].
-        words: which of them are true [B, C]; a row without any counts nothing.
-        smoothing: share of the target that is spread over all categories.
+        words: true categories [B, C]; rows without any are ignored.
+        smoothing: share of the target spread over all categories.
 
     Returns:
-        Scalar, the mean over rows with a true word; over several processes this process's part of that of all rows.
+        Scalar, the mean over rows with a true word; with several processes, this process's part of the joint mean.
 
     Source: [14], step 1.
     """

@@ -1,7 +1,7 @@
-"""What stands in for downloads in the miniature, where the words that are true of every clip are known.
+"""Miniature stand-ins for downloads, trained with the known true words of every clip.
 
-Classifiers that learn to name what they see and hear (`ModalityClassification` on `CategoryData`) stand in for those of
-Kinetics and AudioSet; a language model that learns to answer from true words (`TextPretraining`) stands in for T5.
+Classifiers trained to name their input (`ModalityClassification` on `CategoryData`) replace those of Kinetics and
+AudioSet; a language model trained to answer from true words (`TextPretraining`) replaces T5.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ Batch = dict[str, Any]
 
 
 class ModalityClassification(pl.LightningModule):
-    """Training of a classifier whose categories are words, one or several of which are true.
+    """Trains a classifier whose categories are words; one or several are true.
 
     Args:
-        classifier: the network and its categories.
         modality: `video` or `audio`.
-        smoothing: share of the target that is spread over all categories. A classifier that is too sure of itself names
-            nothing else when it is sampled from, so no gradient tells it of its errors.
+        smoothing: share of the target spread over all categories. Samples of an overconfident classifier always name
+            the same category, so its errors get no gradient.
         learning_rate, weight_decay, warmup_fraction: see `adamw`.
 
     Source: [14], step 1.
@@ -98,10 +97,9 @@ class ModalityClassification(pl.LightningModule):
 
 
 class TextPretraining(pl.LightningModule):
-    """Training of the language model on text alone, with words where the tokens of video and sound will be.
+    """Trains the language model on text alone, with words in the places of modality tokens.
 
     Args:
-        language_model: the network.
         learning_rate, weight_decay, warmup_fraction: see `adamw`.
 
     Source: [14], step 2.
@@ -126,7 +124,7 @@ class TextPretraining(pl.LightningModule):
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores [B, M, V] of the words of the answers, the words before them given."""
+        """Scores [B, M, V] of the words of the answers, given the words before them."""
         ids = batch["input_ids"]
         return self.language_model(self.language_model.embed(ids), ids != 0, batch["labels"])
 
@@ -149,14 +147,14 @@ class TextPretraining(pl.LightningModule):
 
 
 def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """How well a classifier names what is true of each clip.
+    """Accuracy and loss of a classifier on the true categories of each clip.
 
     Args:
         logits: scores of the categories [B, C].
-        words: which of them are true [B, C].
+        words: true categories [B, C].
 
     Returns:
-        Share [B] of true words among the most probable ones, as many as there are true ones; loss [B].
+        Share [B] of true words among as many most probable ones; loss [B].
     """
     words = words.float()
     number = words.sum(1).clamp(min=1)
@@ -166,7 +164,7 @@ def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def category_numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
-    """Number of every category; each of the words must be one."""
+    """Number of every category; every word must be a category."""
     numbers = {name.lower(): number for number, name in enumerate(categories)}
     unknown = [word for word in words if word not in numbers]
     if unknown:
@@ -175,11 +173,11 @@ def category_numbers(categories: Sequence[str], words: Sequence[str], field: str
 
 
 class KnownWords:
-    """The categories that are true of every clip of a data set; real sets know none.
+    """True categories of every clip of a data set; empty for real sets.
 
     Args:
         words: true words of the video and of the sound of every clip.
-        categories: of the classifier of each modality, in its order, to mark the true ones.
+        categories: of each modality's classifier, in its order.
     """
 
     def __init__(
@@ -197,7 +195,7 @@ class KnownWords:
         }
 
     def marks(self, clip: str) -> dict[str, Tensor]:
-        """Which categories are true of a clip, as `<modality>_words` bool [C]."""
+        """True categories of a clip, as `<modality>_words` bool [C]."""
         found = {}
         for name, true in zip(MODALITIES, self.words.get(clip, ((), ()))):
             if name in self._numbers:
@@ -206,7 +204,7 @@ class KnownWords:
         return found
 
     def noisy(self, clip: str, counts: Sequence[int], replaced: float, rng: np.random.Generator) -> list[list[str]]:
-        """So many words of video and of sound as classifiers might say of a clip; see `noisy_words`."""
+        """Words for video and sound as classifiers might choose them; see `noisy_words`."""
         true = self.words.get(clip, ((), ()))
         return [noisy_words(own, count, pool, replaced, rng) for own, count, pool in zip(true, counts, self.pools)]
 
@@ -214,14 +212,13 @@ class KnownWords:
 def noisy_words(
     words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
 ) -> list[str]:
-    """What a classifier might say about a clip: its true words in any order, some of them wrong.
+    """Words that a classifier might choose for a clip: its true words in random order, some replaced.
 
     Args:
         words: the true ones.
-        count: number of words wanted; where there are fewer true ones, others follow.
+        count: number of words; random ones fill up if there are too few true ones.
         pool: all words of the modality.
-        replaced: share of words to replace by any of the pool.
-        rng: source of the draws.
+        replaced: share of words to replace with random ones of the pool.
 
     Source: [14], step 2.
     """
@@ -245,7 +242,7 @@ class TokenPrecision:
         """Add a batch.
 
         Args:
-            batch: marks the true categories of every modality [B, C] where they are known.
+            batch: contains the true categories of every modality [B, C], if known.
             chosen: categories [B, T] of the tokens of every modality.
         """
         for name, categories in chosen.items():
@@ -258,7 +255,7 @@ class TokenPrecision:
             meter.update(batch["index"][known], precision=share[known])
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:
-        """The means over all samples of all processes; all must call."""
+        """The means over all samples of all processes; all must call this."""
         found: dict[str, Tensor] = {}
         for name in sorted(set(gather_objects(list(self._meters)))):
             precision = self._meters.get(name, OncePerSample("precision")).compute(device)
@@ -271,12 +268,11 @@ class TokenPrecision:
 
 
 class CategoryItems(ItemDataset):
-    """Clips or sounds with the categories that are true of them: `video` or `audio`, and marks `words` bool [C].
+    """Clips or sounds with their true categories: `video` or `audio`, and `words` bool [C].
 
     Args:
-        listing: the files; the name of a class is a category, or words that are.
-        categories: all categories, in the order of the classifier.
-        reader: cuts one modality.
+        listing: the files; a class name is a category, or contains words that are categories.
+        categories: in the order of the classifier.
         options: see ItemDataset.
     """
 
@@ -291,7 +287,7 @@ class CategoryItems(ItemDataset):
         name = "audio" if self.reader.video is None else "video"
         if not sample[f"{name}_present"]:
             raise MediaError.of(clip.path, f"has no {name} stream")
-        # One clip is cut from each file: its axis is dropped.
+        # One clip is cut from each file, so drop its axis.
         return {name: sample[name] if name == "audio" else sample[name][0], "words": self.marks[clip.label]}
 
     def fill_cache(self) -> None:
@@ -302,11 +298,7 @@ class CategoryItems(ItemDataset):
 
 
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
-    """True categories of every class: the one that has its name, else those that its words name.
-
-    Returns:
-        bool [classes, categories].
-    """
+    """True categories of every class, bool [classes, categories]: the one of its name, else those of its words."""
     # "crying_baby" and "Crying baby" are the same name.
     named, known = ([re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories))
     words = [[name] if name in known else name.split(" ") for name in named]
@@ -318,14 +310,13 @@ def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
 
 
 class CategoryData(ShardedDataModule):
-    """Labeled clips or sounds to train a classifier of categories on ([14], step 1).
+    """Labeled clips or sounds to train a classifier on ([14], step 1).
 
     Args:
         categories: of the classifier, in its order.
-        modality: whose categories are learned.
-        video, audio: what a clip is; one is cut from each file.
-        fold: official division, where the data set has them.
-        train_split, test_split: names of the listings.
+        modality: of the classifier.
+        video, audio: format of the single clip cut from each file.
+        fold: official fold, for data sets with folds.
         test_batch_size: files per test step, per device.
         dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
     """
@@ -363,7 +354,6 @@ class CategoryData(ShardedDataModule):
         self.test_batch_size = test_batch_size
 
     def items(self, split: str, training: bool) -> CategoryItems:
-        """The samples of a split."""
         return CategoryItems(
             self.dataset.listing(split, self.fold),
             self.categories,
@@ -382,7 +372,7 @@ class CategoryData(ShardedDataModule):
         return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
 
     def example_batch(self, module: pl.LightningModule, size: int, draw: Draw) -> Example:
-        """A made-up batch, for estimates and measurements without data."""
+        """A made-up batch, for estimates without data."""
         clips = made_up_clips(self.video, self.audio, size, draw)
         if "video" in clips:
             clips["video"] = clips["video"][:, 0]

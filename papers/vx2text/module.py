@@ -1,8 +1,8 @@
-"""VX2TEXT, the training: the paper's algorithm, readable top to bottom.
+"""VX2TEXT as a LightningModule: the paper's algorithm, readable top to bottom.
 
 Video and sound become a few word-like tokens each: the most probable categories of a classifier, perturbed by Gumbel
-noise in training, with a gradient through the relaxed choice. A text encoder-decoder reads them beside the words of
-speech, history and question, and the cross-entropy of the answer's words trains everything.
+noise in training, with a gradient through the relaxed choice. A text encoder-decoder reads them with the words of
+speech, history and question, and the cross-entropy of the answer trains everything.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class VX2TextModule(pl.LightningModule):
     """Training and test of VX2TEXT ([6] to [8]).
 
     Args:
-        model: classifiers of video and sound, and the language model.
-        auxiliary_weight: of a classification loss on the true categories, which only a miniature knows; a clip that
-            lacks the modality has none.
-        protocols: of the caption metrics; those of the first are named without it.
-        meteor: whether METEOR is among them, which takes Java and 1.5 GB.
-        learning_rate: of the language model; `table_learning_rate`: of category tables and projections;
-            `video_learning_rate`, `audio_learning_rate`: of the classifiers.
+        auxiliary_weight: of a classification loss on the true categories, which only a miniature knows; ignores clips
+            that lack the modality.
+        protocols: of the caption metrics; metric names of the first don't contain it.
+        meteor: compute METEOR, which needs Java and 1.5 GB.
+        learning_rate: of the language model.
+        table_learning_rate: of category tables and projections.
+        video_learning_rate, audio_learning_rate: of the classifiers.
         weight_decay, warmup_fraction: see `adamw`.
         text_pretrained: folder of T5, or checkpoint of a stage with a language model; None starts from random weights.
         video_pretrained, audio_pretrained: released classifier, or checkpoint of a stage with one.
-        seed: seed of the Gumbel noise.
+        seed: of the Gumbel noise.
     """
 
     configure_gradient_clipping = clip_by_norm
@@ -119,8 +119,8 @@ class VX2TextModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         embeddings, mask, _ = self.model(batch)
         loss, words = per_answer(self.model.language_model(embeddings, mask, batch["labels"]), batch["labels"])
-        # Weighed by words, and summed over processes at the end alone: one of them may have a batch less. As a whole
-        # number the words of all processes would be divided by their number, and the rest dropped.
+        # Weight by words, and sum over processes only at the end, because one may have a batch less. As an integer, the
+        # sum over processes would be divided with truncation.
         count: Any = float(words.sum())
         self.log("val/loss", loss.sum() / max(count, 1.0), batch_size=count, sync_dist=True)
 
@@ -138,7 +138,6 @@ class VX2TextModule(pl.LightningModule):
 
     @property
     def data(self) -> VideoTextData:
-        """The data module of this run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -148,7 +147,7 @@ class VX2TextModule(pl.LightningModule):
             self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Load the weights that training starts from, and let the tables of categories start from words."""
+        """Load the initial weights, and initialize the category tables from words."""
         h: Any = self.hparams
         if h.text_pretrained is not None:
             load_language_model(self.model.language_model, h.text_pretrained, "model.text_pretrained")

@@ -1,6 +1,6 @@
-"""What the tokens mean: categories chosen before and after end-to-end training, and samples with what was written.
+"""Meaning of the tokens: categories chosen before and after end-to-end training, and samples with generated text.
 
-The paper shows such a figure for video tokens; its details are not known, so these are our own.
+The paper has such a figure for video tokens; its details are unknown, so these are ours.
 """
 
 from __future__ import annotations
@@ -25,20 +25,17 @@ if TYPE_CHECKING:
 
     from common.protocols.text import GeneratedText, TextTest
 
-#: Samples shown to people: 16 as pictures and in tables.
+#: Samples to show in figures and tables.
 SHOWN = 16
-#: Categories listed: the most frequent ones, and those whose frequency changed most.
+#: Number of categories to list: the most frequent ones, and the most changed ones.
 LISTED = 10
 
 
 class TokenShift:
-    """Counts the categories that a test set is given before and after end-to-end training.
+    """Counts the categories of a test set's tokens before and after an `VX2TextModule`'s end-to-end training.
 
-    Before are the weights that training started from, read again from their files; without a file, or where the
-    classifier did not learn, there is no before.
-
-    Args:
-        module: a `VX2TextModule`.
+    "Before" uses the initial weights, reloaded from their files; it doesn't exist without a file, or for a frozen
+    classifier.
     """
 
     def __init__(self, module: Any) -> None:
@@ -46,7 +43,7 @@ class TokenShift:
         self.names: dict[str, list[str]] = {}
         self.tokens: dict[str, int] = {}
         self.before: dict[str, ModalityClassifier] = {}
-        # Category of every token by sample: before (empty without) and after.
+        # Category of every token by sample: before (may be empty) and after.
         self.chosen: dict[str, dict[int, tuple[list[int], list[int]]]] = {}
         for name, tokens in module.model.tokens.items():
             self.names[name], self.tokens[name], self.chosen[name] = tokens.classifier.names, tokens.tokens, {}
@@ -58,7 +55,7 @@ class TokenShift:
 
     @torch.no_grad()
     def update(self, batch: dict[str, Any], found: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Add a batch whose categories after training are `found`."""
+        """Add a batch with its categories after training, `found`."""
         for name, (chosen, _) in found.items():
             if chosen.shape[1] == 0:
                 continue
@@ -73,7 +70,7 @@ class TokenShift:
             self.chosen[name].update({item: (before, after) for item, there, before, after in rows if there})
 
     def draw(self, test: TextTest) -> None:
-        """Write figures and tables into the folder `media` of the run; all processes must call."""
+        """Write figures and tables to the run's `media` folder; all processes must call this."""
         gathered = {name: dict(gather_objects(sorted(chosen.items()))) for name, chosen in self.chosen.items()}
         if not self.module.trainer.is_global_zero:
             return
@@ -88,7 +85,7 @@ class TokenShift:
             for name, rows in gathered.items()
         }
         items = sorted(test.texts)
-        # Always the same ones, and not at equal steps: kinds of questions may come in turns.
+        # A fixed random choice; equal steps could hit only one kind of question.
         shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
         if shown:
             dataset = self.module.trainer.test_dataloaders.dataset
@@ -99,7 +96,7 @@ class TokenShift:
 
 
 def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each category was chosen before and after."""
+    """Counts of each category before and after."""
     before, after = (
         np.bincount(np.array([c for both in rows.values() for c in both[side]], dtype=np.int64), minlength=categories)
         for side in (0, 1)
@@ -108,11 +105,11 @@ def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tu
 
 
 def listed_categories(before: np.ndarray, after: np.ndarray, count: int = LISTED) -> list[int]:
-    """The most frequent categories after training, then those whose number changed most; each once.
+    """The most frequent categories after training, then the most changed ones, each once.
 
     Args:
-        before, after: how often each category was chosen [C].
-        count: how many of either.
+        before, after: counts of each category [C].
+        count: of either kind.
     """
     frequent = np.argsort(-after, kind="stable")[:count]
     changed = np.argsort(-np.abs(after - before), kind="stable")[:count]
@@ -122,12 +119,10 @@ def listed_categories(before: np.ndarray, after: np.ndarray, count: int = LISTED
 def draw_shift(
     module: pl.LightningModule, shifts: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray]], folder: Path
 ) -> None:
-    """Write `token_shift.csv` with every category that was chosen, and `token_shift.png` with the telling ones.
+    """Write `token_shift.csv` with every chosen category, and `token_shift.png` with the most informative ones.
 
     Args:
-        module: only its loggers are used.
-        shifts: modality -> names of its categories, and how often each was chosen before and after training.
-        folder: where the files go.
+        shifts: modality -> names of its categories, and their counts before and after training.
     """
     rows = [
         [modality, names[c], int(before[c]) if before.any() else "", int(after[c])]
@@ -159,11 +154,9 @@ def draw_samples(
     """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original.
 
     Args:
-        module: only its loggers are used.
         dataset: has `preview(item)` and `name(item)`.
-        written: what the model wrote, by item.
+        written: generated text by item.
         tokens: modality -> item -> names of the categories before and after.
-        folder: where the files go.
     """
     columns = ["clip", "question", "written", "original"]
     columns += [f"{name} tokens {when}" for name in tokens for when in ("before", "after")]

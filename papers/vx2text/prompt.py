@@ -1,6 +1,6 @@
-"""What the language model reads: the words of a sample in a fixed order, with places for the tokens of its modalities.
+"""Prompts of the language model: the words of a sample in a fixed order, with places for modality tokens.
 
-Everything about wording, order and limits is here; the model only replaces reserved ids by embeddings.
+All wording, order and limits are here; the model only replaces reserved ids with embeddings.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
-#: Reserved ids: token j of the video stands at -1 - j, token j of the audio at -101 - j.
+#: Reserved ids: token j of the video has -1 - j, token j of the audio -101 - j.
 VIDEO_PLACE = -1
 AUDIO_PLACE = -101
 MOST_VIDEO_TOKENS = VIDEO_PLACE - AUDIO_PLACE
 
 Task = Literal["question", "dialog", "caption"]
-#: Number of a task in a batch, and what tells the language model which it is.
+#: Tasks; the position is the number in a batch, the name tells the language model.
 TASKS: tuple[Task, ...] = ("question", "dialog", "caption")
 TASK_WORDS: dict[Task, str] = {
     "question": "answer the question :",
@@ -36,15 +36,12 @@ _MODEL_FILE, _TOKENIZER_FILE = "spiece.model", "tokenizer.json"
 
 
 class TextTokenizer:
-    """Pieces of words, numbered as T5 does: 0 pads, 1 ends a text, 2 is unknown.
+    """Word pieces with T5's numbering: 0 pads, 1 ends a text, 2 is unknown.
 
     Args:
         pretrained: folder of T5 with `spiece.model` or `tokenizer.json`; None makes a vocabulary of whole words from
             the texts of the narrated miniature, which are the same for every seed.
-        vocabulary_size: rows of the language model's embedding; T5 has more than there are pieces.
-
-    Attributes:
-        pad_id, eos_id, unknown_id: the special ids.
+        vocabulary_size: rows of the language model's embedding; T5 has more than pieces.
 
     Source: [5] and [6].
     """
@@ -62,28 +59,21 @@ class TextTokenizer:
 
     @property
     def content(self) -> tuple[str, bytes]:
-        """Name and content of the vocabulary's file, for `read`."""
+        """Name and content of the vocabulary file, for `read`."""
         return self._pieces.content
 
     def read(self, name: str, content: bytes) -> TextTokenizer:
-        """Take a vocabulary in, in place of `pretrained`.
-
-        Args:
-            name, content: see the property of that name.
-
-        Returns:
-            This tokenizer.
-        """
+        """Use a vocabulary from `content` instead of `pretrained`; returns self."""
         self._given = name, content
         self.__dict__.pop("_pieces", None)
         return self
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end."""
+        """Ids of a text, without an end token."""
         return self._pieces.encode(_clean(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of some ids up to the first end; padding, places and ids without a piece are left out."""
+        """Text of ids up to the first end token; skips padding, places and ids without a piece."""
         kept: list[int] = []
         for number in ids:
             if number == self.eos_id:
@@ -94,9 +84,9 @@ class TextTokenizer:
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
-        """The id that stands for each letter of an option, (a) to (e).
+        """The id for each option letter, (a) to (e): its last piece.
 
-        The last piece of each: T5 writes a letter as a mark of a new word, the same for all, and the letter itself.
+        T5 writes a letter as a word start mark, which is always the same, and the letter itself.
         """
         found = tuple(self.encode(letter)[-1] for letter in LETTERS)
         if len(set(found)) < len(found) or self.unknown_id in found:
@@ -139,7 +129,7 @@ class TextTokenizer:
         return pieces
 
     def __getstate__(self) -> dict[str, object]:
-        # A worker process reads the vocabulary again.
+        # A worker process reloads the vocabulary.
         return {name: value for name, value in self.__dict__.items() if name != "_pieces"}
 
 
@@ -167,7 +157,7 @@ class _SentencePieces:
 
 
 class _FastTokenizer:
-    """A vocabulary in the format of the library tokenizers, which newer releases have instead."""
+    """A vocabulary in the format of the library tokenizers, which newer releases use."""
 
     def __init__(self, model: bytes, origin: str) -> None:
         import tokenizers
@@ -188,12 +178,12 @@ class _FastTokenizer:
 
 
 def _clean(text: str) -> str:
-    """Single spaces between words; halves of surrogate pairs, which no vocabulary accepts, are left out."""
+    """Normalize whitespace and drop lone surrogates, which no vocabulary accepts."""
     return " ".join(text.encode("utf-8", "ignore").decode().split())
 
 
 def word_model(lines: Sequence[str]) -> bytes:
-    """A model of SentencePiece whose pieces are the words of some lines in small letters; no line is empty."""
+    """A SentencePiece model whose pieces are the lower-case words of nonempty lines."""
     import io
 
     import sentencepiece
@@ -222,16 +212,15 @@ def word_model(lines: Sequence[str]) -> bytes:
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """Most pieces of each part; 0 leaves a part out, except for the question and the answer.
+    """Maximum pieces of each part; 0 removes a part, except for the question and the answer.
 
     Attributes:
-        speech: subtitles; where there are more, the earliest are cut. T5 learned from texts of 512 pieces.
-        caption: description of the video that is known beforehand.
-        history: earlier questions and answers; the latest are kept, as whole turns where one fits.
-        question: what is asked.
+        speech: subtitles; the earliest are cut. T5 was trained on 512 pieces.
+        caption: known description of the video.
+        history: earlier questions and answers; keeps the latest, as whole turns if one fits.
         option: each of the options.
-        answer: what the model writes, its end included.
-        video_tokens, audio_tokens: tokens of each clip, K.
+        answer: includes the end token.
+        video_tokens, audio_tokens: tokens per clip, K.
 
     Source: [5].
     """
@@ -257,13 +246,11 @@ DEFAULT_LIMITS = PromptLimits()
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
-    """The text of one sample; what is empty does not appear in the prompt.
+    """The text of one sample; empty parts don't appear in the prompt.
 
     Args:
-        task: what is to be done.
-        question: what is asked.
-        speech: lines of subtitles in the order of time.
-        focus: which of them, from and to, are kept longest when there are too many; None = the last ones.
+        speech: lines of subtitles in temporal order.
+        focus: range of lines to keep longest if there are too many; None for the last ones.
         caption: known description of the video.
         history: earlier questions and answers.
         options: answers to choose from.
@@ -279,16 +266,13 @@ class PromptText:
 
 
 class Prompt:
-    """Writes prompts.
+    """Writes prompts: task, video, audio, speech, caption, history, question, options.
 
-    The order is task, video, audio, speech, caption, history, question, options. Each part follows a word that names
-    it; T5 needs no other separator. Only text is ever cut: all places of modality tokens and the question stay,
-    however long the speech is.
+    Each part follows a word that names it; T5 needs no other separator. Only text is cut: all places of modality tokens
+    and the question stay, even with long speech.
 
     Args:
-        tokenizer: makes ids of words.
-        limits: most pieces of each part.
-        video_places, audio_places: number of tokens of either modality, over all its clips; 0 leaves it out.
+        video_places, audio_places: number of modality tokens over all clips; 0 removes the modality.
 
     Source: [5].
     """
@@ -314,12 +298,10 @@ class Prompt:
     def encode(
         self, text: PromptText, video_words: Sequence[str] | None = None, audio_words: Sequence[str] | None = None
     ) -> list[int]:
-        """Ids of a prompt, its end included.
+        """Ids of a prompt with its end token.
 
         Args:
-            text: the text of the sample.
-            video_words, audio_words: words to put in place of a modality's tokens, for training on text alone; None
-                leaves the places for the model to fill.
+            video_words, audio_words: words in place of modality tokens, to train on text alone; None keeps the places.
         """
         limits = self.limits
         ids = [*self._word(TASK_WORDS[text.task])]
@@ -337,18 +319,18 @@ class Prompt:
         return [*ids, self.tokenizer.eos_id]
 
     def speech_is_cut(self, text: PromptText) -> bool:
-        """Whether a sample has more pieces of speech than the prompt takes."""
+        """Whether a sample has more pieces of speech than the limit."""
         return (
             self.limits.speech > 0
             and sum(len(self.tokenizer.encode(line)) for line in text.speech) > self.limits.speech
         )
 
     def answer(self, text: str) -> list[int]:
-        """Ids of what the model is to write, its end included."""
+        """Ids of the target text with its end token."""
         return [*self.tokenizer.encode(text)[: self.limits.answer - 1], self.tokenizer.eos_id]
 
     def letter(self, place: int) -> list[int]:
-        """Ids of the letter of an option as an answer, its end included."""
+        """Ids of an option's letter as an answer with its end token."""
         return [self.tokenizer.letter_ids[place], self.tokenizer.eos_id]
 
     def _part(self, name: str, ids: list[int]) -> list[int]:
@@ -367,7 +349,7 @@ class Prompt:
         lines = [self.tokenizer.encode(line) for line in text.speech] if limit else []
         first, last = text.focus or (0, len(lines))
         if text.focus is not None:
-            # Lines around the marked ones are added as long as they fit, the nearest ones first.
+            # Add the nearest lines around the marked ones while they fit.
             room = limit - sum(map(len, lines[first:last]))
             before, after = first - 1, last
             while room > 0 and (before >= 0 or after < len(lines)):
@@ -387,13 +369,13 @@ class Prompt:
         for question, answer in reversed(turns if limit else ()):
             turn = [*self.tokenizer.encode(question), *self.tokenizer.encode(answer)]
             if len(turn) + len(kept) > limit:
-                # Of a turn that alone is too long, its end says most.
+                # The end of a too long turn is the most informative part.
                 return kept or turn[-limit:]
             kept = [*turn, *kept]
         return kept
 
 
 def _prompt_words() -> list[str]:
-    """The words that prompts have whatever the sample is."""
+    """The words of prompts that don't depend on the sample."""
     names = ("video", "audio", "speech", "caption", "history", "question", "options")
     return [*TASK_WORDS.values(), *(f"{name} :" for name in names), *(f"({letter})" for letter in LETTERS)]

@@ -17,16 +17,16 @@ from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
 
 Modality = Literal["video", "audio"]
 
-#: Reserved ids that a prompt holds in the places of modality tokens: this for the first token, one less for each next.
+#: Reserved id of the first modality token in a prompt; each next one is one less.
 PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
 
-#: What makes the tokens: an estimator of `papers.vx2text.gumbel` that trains the classifier; or `frozen` (the most
-#: probable categories of a frozen classifier), `nondifferentiable` (sampled as by `st_topk`, no gradient comes
-#: back) or `continuous` (projected features of a trained encoder, without categories: what the paper argues against).
+#: Kinds of tokens: an estimator of `papers.vx2text.gumbel`, which trains the classifier; `frozen`, the most probable
+#: categories of a frozen classifier; `nondifferentiable`, sampled as by `st_topk` without a gradient; or `continuous`,
+#: projected features of a trained encoder without categories, which the paper argues against.
 Tokenization = Literal[
     "st_topk", "st_independent", "soft", "st_topk_selected", "frozen", "nondifferentiable", "continuous"
 ]
-#: Embeddings of categories: a parameter that starts at the mean of their names' word embeddings, or that mean itself.
+#: Category embeddings: a parameter initialized with the mean of their names' word embeddings, or that mean itself.
 Table = Literal["learned", "tied"]
 
 
@@ -34,8 +34,8 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
     """Names of a classifier's categories, lower-cased.
 
     Args:
-        categories: the names; or a file with one name a line, or AudioSet's `class_labels_indices.csv`; None for the
-            400 actions of Kinetics, in the order of torchvision's weights.
+        categories: names; a file with one name per line, or AudioSet's `class_labels_indices.csv`; None for the 400
+            actions of Kinetics, in the order of torchvision's weights.
     """
     if categories is None:
         from torchvision.models.video import R2Plus1D_18_Weights
@@ -68,7 +68,7 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
 
 
 class ModalityClassifier(nn.Module):
-    """A classifier whose categories are the words of its modality.
+    """A classifier whose categories are words.
 
     Args:
         encoder: network with `feature_dim` features.
@@ -93,13 +93,10 @@ class ModalityClassifier(nn.Module):
 
 
 class SigmoidClassifier(ModalityClassifier):
-    """A classifier that was trained with a sigmoid for each category, as PANNs are.
+    """A classifier trained with a sigmoid per category, like PANNs.
 
-    A category's probability is the share of its sigmoid in the sum of all, where `ModalityClassifier` takes the softmax
-    of the scores before it. Weights and parameters are the same.
-
-    Args:
-        encoder, categories: see `ModalityClassifier`.
+    A category's probability is its sigmoid's share of the sum; `ModalityClassifier` uses the softmax of the scores.
+    Weights and parameters are the same.
 
     Source: [3], `sigmoid_normalized`.
     """
@@ -113,13 +110,12 @@ class SigmoidClassifier(ModalityClassifier):
 
 
 class ModalityTokens(nn.Module):
-    """From clips to embeddings that the language model reads as words: a modality's classifier, and what it names.
+    """A modality's classifier, and embeddings of its categories that the language model reads as words.
 
-    Batch normalization of the classifier keeps its statistics, in training too. A classifier that does not learn is in
-    evaluation mode altogether.
+    Batch normalization of the classifier keeps its statistics, even in training. A frozen classifier is always in
+    evaluation mode.
 
     Args:
-        classifier: of the modality.
         width: of an embedding, D.
         tokens: per clip, K.
         tokenization: see `Tokenization`.
@@ -158,18 +154,18 @@ class ModalityTokens(nn.Module):
         self.estimator: Estimator = tokenization if tokenization in get_args(Estimator) else "st_topk"  # type: ignore[assignment]
         self.table: nn.Embedding | None = None
         self.projection: nn.Linear | None = None
-        # Word pieces of the categories' names [C, P], where their embeddings are tied to those of words.
+        # Word pieces of the categories' names [C, P], for tied embeddings.
         self.register_buffer("pieces", None, persistent=False)
         self.tied = tokenization != "continuous" and table == "tied"
         if tokenization == "continuous":
             self.projection = nn.Linear(int(classifier.encoder.feature_dim), tokens * width)  # type: ignore[arg-type]
-            # Without a use here it would be a parameter without gradient, which distributed training refuses.
+            # Unused here; distributed training refuses a parameter without gradient.
             classifier.fc.requires_grad_(False)
         elif not self.tied:
             self.table = nn.Embedding.from_pretrained(torch.zeros(categories, width), freeze=False)
         if not self.learns:
             classifier.requires_grad_(False)
-        # Lightning leaves modules in the mode in which it finds them, so this must not wait for its call.
+        # Lightning keeps the mode of a module, so it must be set here.
         self.train()
 
     def train(self, mode: bool = True) -> ModalityTokens:
@@ -182,13 +178,13 @@ class ModalityTokens(nn.Module):
         return self
 
     def start_table(self, rows: Tensor) -> None:
-        """Let a learned table start from the embeddings of the categories' names [C, D]."""
+        """Initialize a learned table with the embeddings of the categories' names [C, D]."""
         if self.table is not None:
             with torch.no_grad():
                 self.table.weight.copy_(rows)
 
     def noise_shape(self, clips: int) -> tuple[int, int, int] | None:
-        """Shape of the Gumbel noise of one sample, [clips, draws, C]; None where none is needed."""
+        """Shape of the Gumbel noise of one sample, [clips, draws, C]; None if it needs none."""
         return (clips, draws_of(self.estimator, self.tokens), len(self.classifier.names)) if self.sampled else None
 
     def forward(
@@ -199,7 +195,7 @@ class ModalityTokens(nn.Module):
         Args:
             clips: [B, S, ...], S clips each.
             noise: Gumbel noise [B, S, draws, C]; None chooses the most probable categories.
-            table: embeddings of the categories [C, D], where they are tied to those of words.
+            table: tied embeddings of the categories [C, D].
 
         Returns:
             Embeddings [B, S * K, D] in the order of the clips, categories [B, S * K] (empty when continuous), scores
@@ -226,13 +222,11 @@ class ModalityTokens(nn.Module):
 
 
 def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Tensor:
-    """Put modality tokens into their places among the words.
+    """Put modality tokens [B, T, D] into their places among the words.
 
     Args:
         embeddings: of the words [B, N, D].
         ids: of the prompt, with reserved ids in the places of modality tokens [B, N].
-        tokens: of the modality [B, T, D].
-        modality: `video` or `audio`.
 
     Returns:
         [B, N, D].
@@ -246,14 +240,9 @@ def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Ten
 
 
 def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
-    """Word pieces of every name, padded with -1 [C, P].
-
-    Args:
-        names: of the categories.
-        tokenizer: has `encode(text) -> ids`, with or without the token that ends a text.
-    """
+    """Word pieces of every name, padded with -1 [C, P]; the tokenizer may append an end token."""
     special = (tokenizer.pad_id, tokenizer.eos_id)
-    # A name without a piece of its own would have no mean; the end of a text stands in.
+    # A name without pieces has no mean, so use the end token.
     rows = [[piece for piece in tokenizer.encode(name) if piece not in special] or [tokenizer.eos_id] for name in names]
     pieces = torch.full((len(rows), max(map(len, rows))), -1)
     for row, found in zip(pieces, rows):
@@ -262,11 +251,11 @@ def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
 
 
 def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:
-    """Embedding of every category: the mean of the embeddings of its name's word pieces [C, D].
+    """Embedding of every category: the mean embedding of its name's word pieces [C, D].
 
     Args:
-        pieces: as `pieces_of` makes them [C, P].
-        language_model: whose word embeddings are taken; a gradient flows to them.
+        pieces: of `pieces_of` [C, P].
+        language_model: its word embeddings get a gradient.
 
     Source: [4].
     """

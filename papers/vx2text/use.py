@@ -1,4 +1,4 @@
-"""Use a trained VX2TEXT: answer questions about a clip, describe it, list what it sees and hears."""
+"""Use a trained VX2TEXT: answer questions about a clip, describe it, list the categories of its tokens."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from papers.vx2text.language_model import LanguageModel, OptionClassifier
 from papers.vx2text.prompt import LETTERS, Prompt, PromptLimits, PromptText, Task, TextTokenizer
 from papers.vx2text.tokens import Modality, ModalityClassifier, SigmoidClassifier, category_names
 
-#: Parts of the prompt, as messages call them.
+#: Names of prompt parts in messages.
 _PARTS = {"speech": "speech", "caption": "descriptions", "history": "earlier questions", "option": "options"}
 
 
 class VX2Text(fusion.VX2Text, TrainedModel):
-    """A trained `fusion.VX2Text`, read by `VX2Text.from_export(path)`: it answers, describes, and says what it sees.
+    """A trained `fusion.VX2Text`, loaded with `VX2Text.from_export(path)`.
 
     Attributes:
-        task: what it learned: `question` (one of five options), `dialog` or `caption`.
+        task: the trained task: `question` (one of five options), `dialog` or `caption`.
     """
 
     paper = "vx2text"
@@ -68,7 +68,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        # An export holds this model, without the module that trained it.
+        # An export contains this model without the training module.
         model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
         model.task, model.scoring = cls.input(trained, "task", Task), cls.input(trained, "scoring", Scoring)
         video = cls.input(trained, "video", VideoInput | None)
@@ -91,7 +91,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         for name in ("video_classifier", "audio_classifier"):
             classifier = model["init_args"][name]
             if classifier is not None:
-                # Names may lie in a file, which must not be needed.
+                # Don't depend on a file of names.
                 names = category_names(classifier["init_args"]["categories"])
                 model = with_arguments(model, **{name: with_arguments(classifier, categories=names)})
         tasks = {QuestionAnsweringData: "question", CaptioningData: "caption"}
@@ -117,12 +117,12 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
-        """Text about a clip, as the task wants it.
+        """Text about a clip for the model's task.
 
         Args:
-            clip: a video file, or a folder of numbered frames; the sound may be missing, and so may the picture.
-            question: what is asked; none for a description.
-            speech: what is said in the clip, line by line.
+            clip: a video file, or a folder of numbered frames; sound or picture may be missing.
+            question: empty for a description.
+            speech: lines spoken in the clip.
             known: a description of the clip.
             history: earlier questions and answers.
             options: five answers to choose from, or none.
@@ -160,7 +160,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def notes(self, question: str) -> list[str]:
-        """What a user should know about a question: words that the model does not know."""
+        """Warnings about a question: words that the model doesn't know."""
         tokenizer = self.tokenizer
         unknown = [word for word in dict.fromkeys(question.split()) if tokenizer.unknown_id in tokenizer.encode(word)]
         if not unknown:
@@ -178,7 +178,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
-        """The answer to a question about a clip."""
         if not question.strip():
             raise StageError(
                 "there is no question to answer; to have the clip described: assemble caption vx2text CLIP"
@@ -194,7 +193,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.write(clip, question, speech, known, history, options)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
-        """A description of a clip."""
         if self.task != "caption":
             raise StageError(
                 "this model learned to answer questions and not to describe; ask it what happens: "
@@ -203,7 +201,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.write(clip, speech=speech)
 
     def words(self, clip: str | Path) -> dict[str, str]:
-        """The tokens of each modality that a clip brings into the prompt; a modality that it lacks is left out."""
+        """A clip's tokens in the prompt, by modality; skips missing modalities."""
         sample = self._read(clip)
         embed = {"video": self.embed_video, "audio": self.embed_audio}
         return {
@@ -257,7 +255,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         }
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
-        """The tokens that each file brings into the prompt: the most probable categories of each of its clips."""
+        """Each file's tokens in the prompt: the most probable categories of each clip."""
         tokens = self.tokens[modality]  # type: ignore[index]
         chosen = largest(embeddings, tokens.tokens).flatten(1)
         return [", ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]

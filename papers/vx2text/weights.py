@@ -1,4 +1,4 @@
-"""Weights of the parts of VX2TEXT: released files and our own stages in, single parts out."""
+"""Weights of VX2TEXT's parts: import released files and our stages, export single parts."""
 
 from __future__ import annotations
 
@@ -21,32 +21,30 @@ from papers.vx2text.tokens import Modality, ModalityClassifier
 
 Layout = Literal["kinetics", "panns", "t5"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: Which part each layout is of.
+#: Part of each layout.
 _PART_OF: dict[str, str] = {"kinetics": "video", "panns": "audio", "t5": "language_model"}
 #: The last layer in released files: R(2+1)D of IG-65M and Kinetics, CNN14 of PANNs.
 _HEADS = {"video": "fc.", "audio": "fc_audioset."}
-#: What released audio networks hold beside their weights: the filters of the spectrogram, which our data makes.
+#: Non-weights in released audio networks: the filters of the spectrogram, which our data computes.
 _NOT_WEIGHTS = ("spectrogram_extractor.", "logmel_extractor.")
 _COUNTER = "num_batches_tracked"
 NEEDED = "'state_dict' or 'model'"
 
 
 def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: Modality, field: str) -> None:
-    """Give a classifier the weights of a checkpoint, or say which setting does not fit.
+    """Load the weights of a checkpoint into a classifier in place.
 
     Args:
-        classifier: changed in place.
-        path: a checkpoint of one of our stages that holds a classifier of the modality, or a released file: R(2+1)D
-            with the names of torchvision and a head `fc` for video, PANNs' CNN14 with a head `fc_audioset` for audio.
-        modality: which classifier.
-        field: name of the setting that gave `path`, for the message.
+        path: checkpoint of a stage with a classifier of this modality, or a released file: R(2+1)D with torchvision's
+            names and a head `fc` for video, PANNs' CNN14 with a head `fc_audioset` for audio.
+        field: setting of `path`, for error messages.
 
     Source: [3].
     """
     state = _named(path, field)
     found = _trained(state, modality) or _released(state, modality)
     expected = classifier.state_dict()
-    # Files older than PyTorch 1.0 lack the counters of batch normalization, which nothing reads here.
+    # Files older than PyTorch 1.0 lack the counters of batch normalization, which are unused here.
     found |= {name: value for name, value in expected.items() if name.endswith(_COUNTER) and name not in found}
     head, own_head = found.get("fc.weight"), expected["fc.weight"]
     if head is not None and head.shape[:1] != own_head.shape[:1]:
@@ -64,12 +62,11 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
 
 
 def load_language_model(language_model: LanguageModel, path: str | Path, field: str = "text_pretrained") -> None:
-    """Give a language model the weights of a folder of T5, or of one of our stages.
+    """Load the weights of a T5 folder or one of our stages into a language model in place.
 
     Args:
-        language_model: changed in place.
-        path: a folder with `config.json` and weights, as `save_pretrained` writes it; or a checkpoint of ours.
-        field: name of the setting that gave `path`, for the message.
+        path: a folder with `config.json` and weights, as written by `save_pretrained`, or our checkpoint.
+        field: setting of `path`, for error messages.
 
     Source: [6].
     """
@@ -85,7 +82,7 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     expected = language_model.t5.state_dict()
     if not any(name.startswith("decoder.") for name in expected):
         found = {name: value for name, value in found.items() if not name.startswith(("decoder.", "lm_head."))}
-    # The one matrix of embeddings goes by several names, of which a file holds at least one.
+    # The single embedding matrix has several names, of which a file has at least one.
     shared = found.get("shared.weight", found.get("encoder.embed_tokens.weight", found.get("lm_head.weight")))
     tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     found |= {name: shared for name in tied if name in expected and name not in found and shared is not None}
@@ -115,22 +112,17 @@ def _weights_of_folder(path: Path, field: str) -> dict[str, Tensor]:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetics") -> Path:
-    """Write one part of a trained model for other code.
+    """Write one part of a stage's checkpoint for other code; the output is written atomically.
 
     Args:
-        checkpoint: of one of our stages.
-        output: file to write; it appears whole or not at all.
-        layout: `kinetics`, the video classifier under torchvision's names; `panns`, the audio classifier as PANNs
-            releases it; `t5`, the language model as `pytorch_model.bin`.
-
-    Returns:
-        `output`.
+        layout: `kinetics`, the video classifier with torchvision's names; `panns`, the audio classifier as released by
+            PANNs; `t5`, the language model as `pytorch_model.bin`.
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]
     found = _trained(state, part)
     if part in _HEADS:
-        # A stage that trains one classifier does not say of which modality; only networks of sound begin so.
+        # A stage that trains one classifier doesn't name its modality; only audio networks start with this layer.
         if found and ("encoder.bn0.weight" in found) != (part == "audio"):
             raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not one of {part}")
         found = {
@@ -144,7 +136,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
 
 
 def _named(path: str | Path, field: str) -> dict[str, Tensor]:
-    """Tensors of a file, wherever its kind keeps them."""
+    """Tensors of a file of any supported kind."""
     try:
         content = read_checkpoint(path, NEEDED)
     except CheckpointError as error:
@@ -153,14 +145,14 @@ def _named(path: str | Path, field: str) -> dict[str, Tensor]:
 
 
 def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """A part of one of our stages: of the whole model, or of one that trains this part alone; else nothing."""
+    """A part of one of our stages, of the whole model or of this part alone; otherwise empty."""
     name = "language_model.t5." if part == "language_model" else "classifier."
     whole = f"model.{name}" if part == "language_model" else f"model.tokens.{part}.{name}"
     return below(state, whole) or below(state, name)
 
 
 def _released(state: dict[str, Tensor], modality: Modality) -> dict[str, Tensor]:
-    """A released classifier under our names: `encoder.` before all but the head, which is `fc.`."""
+    """A released classifier with our names: `encoder.` before all but the head, which is `fc.`."""
     head = _HEADS[modality]
     return {
         f"fc.{name.removeprefix(head)}" if name.startswith(head) else f"encoder.{name}": value.clone()
