@@ -1,6 +1,6 @@
-"""Captioned and tagged images to pre-train MCT on.
+"""Captioned and tagged images to pre-train MCT.
 
-The miniature uses the very same classes: its worlds write files in COCO's layout, and the data set is pointed there.
+The miniature uses the same classes: its worlds write files in COCO's layout.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from common.types import Fraction
 class CaptionedViews(ImageItems):
     """Two views of every image and of its captions ([3] and [8]).
 
-    Left and right change places in a caption whose image is flipped. The query's image meets the key's caption, so that
-    caption follows its flip, and the other way around.
+    Left and right are swapped in a caption whose image is flipped. The query's image is compared with the key's
+    caption, so that caption follows the query's flip, and vice versa.
 
     Args:
-        listing, annotations: the images, and their captions and tags.
-        tokenizer: makes tokens of captions; None leaves them out.
+        annotations: captions and tags of the images.
+        tokenizer: None leaves captions out.
         mode: how the two views of a caption differ.
-        word_dropout: share of words left out of both views.
+        word_dropout: share of words to drop from both views.
         back_translations: annotation id -> caption, for the mode `backtranslate`.
         swap_sides: whether captions follow the flips.
-        other_drawing: the key shows another image of the same group, where there is one.
+        other_drawing: the key shows another image of the same group, if there is one.
         options: see ImageItems.
     """
 
@@ -87,7 +87,7 @@ class CaptionedViews(ImageItems):
             "image_query": query,
             "image_key": key,
             "tags": torch.from_numpy(self.annotations.tags[item]),
-            # Another drawing of the same thing is no negative either, where drawings are each other's positives.
+            # Drawings that are each other's positives must not be negatives.
             "image_id": torch.tensor(int((annotations.groups if self.siblings else annotations.image_ids)[item])),
         }
         if self.tokenizer is not None:
@@ -103,21 +103,21 @@ class CaptionedViews(ImageItems):
         try:
             return self.image(partner)
         except MediaError as error:
-            # The image itself is sound, so its sample is kept.
+            # The image itself is valid, so keep the sample.
             self.skipped.record(partner, error)
             return image
 
 
 class PretrainingData(CaptionData):
-    """Captioned and tagged images to pre-train MCT on ([8]).
+    """Captioned and tagged images to pre-train MCT ([8]).
 
     Args:
         caption_views: `sibling`, two captions of the image; `backtranslate`, a caption and its back-translation; `eda`,
-            a caption and a copy with words dropped and swapped (not replaced: no list of synonyms is shipped); `same`.
-        word_dropout: share of words left out of both views.
+            a caption and a copy with words dropped and swapped (not replaced: we ship no list of synonyms); `same`.
+        word_dropout: share of words to drop from both views.
         back_translations: JSON of annotation id -> back-translated caption.
         swap_sides: exchange left and right in captions of flipped images.
-        other_drawing: the second view of an image is another image of its group, where there is one.
+        other_drawing: the second view of an image is another image of its group, if there is one.
         kwargs: see CaptionData, ImageData and ShardedDataModule.
     """
 
@@ -152,7 +152,6 @@ class PretrainingData(CaptionData):
 
     @cached_property
     def training_images(self) -> CaptionedViews:
-        """The training set."""
         translated = None
         if self.caption_views == "backtranslate" and self.back_translations is not None:
             translated = read_back_translations(Path(self.back_translations))
@@ -178,7 +177,7 @@ class PretrainingData(CaptionData):
         return self.training_loader(self.training_images, collate_fn=self.collate)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images with tags, and captions where the model reads them."""
+        """A made-up batch of `size` images with tags, and captions if the model reads them."""
         tags = module.loss.tag_count
         views = {f"image_{view}": self.example_images(size, draw)["image"] for view in ("query", "key")}
         batch = views | {
@@ -186,10 +185,10 @@ class PretrainingData(CaptionData):
         }  # fmt: skip
         if self.tokenizer is not None:
             batch |= {f"tokens_{view}": self.example_captions(size, draw) for view in ("query", "key")}
-        # The vocabulary need not fit the model's here.
+        # The vocabulary doesn't have to fit the model's here.
         facts = {"vocabulary_size": 0, "tag_names": [str(number) for number in range(tags)]}
         return Example(batch, self.published_batches(), facts)
 
     def published_batches(self) -> int | None:
-        """Batches of an epoch of the published data set, where its size is known."""
+        """Batches per epoch of the published data set; None if its size is unknown."""
         return batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)

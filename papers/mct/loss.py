@@ -1,4 +1,4 @@
-"""The losses of MCT: contrast inside images, inside captions and across them, against queues of momentum keys.
+"""The losses of MCT: contrast within images, within captions and between them, against queues of momentum keys.
 
 MoCo v2 is this objective with the image loss alone.
 """
@@ -19,7 +19,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 InterLoss = Literal["hinge", "infonce"]
 Modality = Literal["image", "text"]
 Head = Literal["intra", "inter"]
-#: What every contrast compares: the modality that asks, the modality of its keys, and the head that embeds both.
+#: The modality of the queries, the modality of the keys, and the head for both, by contrast.
 CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
     "ii": ("image", "image", "intra"),
     "cc": ("text", "text", "intra"),
@@ -34,7 +34,7 @@ def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = Non
     Args:
         positive: scores of the anchors with their own keys, divided by the temperature.
         negatives: scores with the queue, divided by the temperature.
-        mask: which slots are negatives; all of them without it.
+        mask: slots that are negatives; None for all.
 
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K]
@@ -54,17 +54,17 @@ def tag_loss(
     mask: Tensor | None = None,
     instance: Tensor | None = None,
 ) -> Tensor:
-    """J_tag: as J_ii, but the keys of related images are positives beside the own key.
+    """J_tag: J_ii with the keys of related images as further positives.
 
-    The loss is the mean over the positives of -log softmax; the positives stay in the softmax's denominator. That is
-    J_ii plus the mean over the positives of (own score - score), so without related images it *is* J_ii.
+    The loss is the mean over the positives of -log softmax; the positives stay in the softmax's denominator. It equals
+    J_ii plus the mean over the positives of (own score - score), and J_ii without related images.
 
     Args:
         positive: scores of the anchors with their own keys, divided by the temperature; always positives.
         negatives: scores with the queue, divided by the temperature.
         related: slots whose image shares enough tags with the anchor's.
-        mask: slots that count; the others are neither negatives nor positives.
-        instance: J_ii per anchor, where it is known already.
+        mask: valid slots; the others are neither negatives nor positives.
+        instance: J_ii per anchor, if already computed.
 
     Shapes:
         positive [B]; negatives [B, K]; related [B, K]; mask broadcasts to [B, K]; instance [B]
@@ -81,7 +81,7 @@ def tag_loss(
         instance = instance_loss(positive, negatives, mask)
     chosen = related.to(negatives.dtype)
     count = chosen.sum(dim=1)
-    # A product of vectors: `where` would write two more matrices of that size, here and in its gradient.
+    # A product of vectors, because `where` writes two more matrices of this size, here and in its gradient.
     attracted = torch.bmm(negatives[:, None], chosen[:, :, None]).flatten()
     return instance + (count * positive - attracted) / (1 + count)
 
@@ -102,7 +102,7 @@ def cross_modal_loss(
         loss: `hinge`, the method, or `infonce`, the ablation.
         margin: of the hinge.
         reduction: of the hinge over the negatives.
-        mask: which slots are negatives; all of them without it.
+        mask: slots that are negatives; None for all.
 
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K]
@@ -122,28 +122,24 @@ class MultimodalContrast(nn.Module):
 
         J = weight_ii J_ii + weight_tag J_tag + weight_cc J_cc + weight_cross (J_ic + J_ci)
 
-    A weight of zero switches a loss off, and its queue is not built. Queries and keys are unit vectors, named after the
-    contrast that uses them (`CONTRASTS`); J_tag uses those of J_ii. A step computes the losses against the queues as
-    they are, goes backward, and then writes its keys with `enqueue`.
-
-    Everything is computed in float32 at least, also under autocast.
+    A weight of zero disables a loss and its queue. Queries and keys are unit vectors, named after their contrast
+    (`CONTRASTS`); J_tag uses those of J_ii. A step computes the losses against the current queues, goes backward, and
+    then writes its keys with `enqueue`. All computations are in at least float32, even under autocast.
 
     Args:
-        weight_ii, weight_tag, weight_cc, weight_cross: weights of the losses.
         temperature: of J_ii, J_tag and J_cc.
-        temperature_cross: of J_ic and J_ci when they are `infonce`.
-        margin: of J_ic and J_ci when they are `hinge`, alpha.
-        epsilon: an image is related when it shares more tags than this.
+        temperature_cross: of J_ic and J_ci for `infonce`.
+        margin: of J_ic and J_ci for `hinge`, alpha.
+        epsilon: images are related if they share more tags than this.
         inter_loss: `hinge` (the method) or `infonce`.
-        inter_reduction: of the hinge over the negatives: `sum`, the formula, `mean` or `max`. The sum is as large as
-            alpha times the queue at the start and drowns everything else unless weight_cross is tiny.
+        inter_reduction: of the hinge over the negatives: `sum`, the formula, `mean` or `max`. The sum starts at alpha
+            times the queue size and dominates the other losses unless weight_cross is tiny.
         queue_size: keys in each queue, K.
         queue_dtype: `float32`, or `float16` for half the memory.
-        queue_warm: `random`: the random initial entries count as negatives, as in MoCo; `masked`: they do not.
-        mask_same_image: leave keys of the anchor's own image out, as negatives and as positives of J_tag: its own key
-            stands for them.
-        intra_dim, inter_dim: widths of the embeddings inside a modality and across.
-        tag_count: number of tags; 0 when the data have none.
+        queue_warm: whether the random initial entries count as negatives: `random`, as in MoCo, or not: `masked`.
+        mask_same_image: ignore keys of the anchor's own image in the queue, as negatives and as positives of J_tag.
+        intra_dim, inter_dim: widths of the embeddings within a modality and across modalities.
+        tag_count: number of tags; 0 for data without tags.
         seed: of the initial queues.
 
     Source: [4] and [5].
@@ -195,7 +191,7 @@ class MultimodalContrast(nn.Module):
                 )
 
     def widths(self, modality: Modality) -> dict[str, int | None]:
-        """Widths `intra_dim` and `inter_dim` of the embeddings of a modality; None where no loss compares them."""
+        """Widths `intra_dim` and `inter_dim` of the embeddings of a modality; None if no loss compares them."""
         needed = {head for name in self.queues for *sides, head in [CONTRASTS[name]] if modality in sides}
         return {f"{head}_dim": dim if head in needed else None for head, dim in self.dims.items()}
 
@@ -206,21 +202,22 @@ class MultimodalContrast(nn.Module):
         image_id: Tensor | None = None,
         tags: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of a batch against the queues as they are. Gradient flows to the queries only.
+        """Losses of a batch against the current queues. Gradient flows to the queries only.
 
         Args:
             queries: unit vectors by name.
-            keys: unit vectors by name, same order of samples.
-            image_id: images of the samples; needed with `mask_same_image`.
-            tags: tags of the samples, 0 or 1; needed by J_tag.
+            keys: unit vectors by name, in the same order of samples.
+            image_id: needed with `mask_same_image`.
+            tags: 0 or 1; needed by J_tag.
 
         Shapes:
             queries, keys [B, intra_dim] or [B, inter_dim]; image_id [B]; tags [B, T]
 
         Returns:
-            Scalars: `loss` with gradient; detached, every loss by its name, unweighted; how often the own key beats
-            the queue, `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives
-            per anchor of J_tag with the own key, `positives`; share of the queues that was written, `queue_fill`.
+            Scalars: `loss` with gradient; detached, every unweighted loss by name; how often the own key beats the
+                queue,
+            `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives per anchor
+            of J_tag including the own key, `positives`; written share of the queues, `queue_fill`.
         """
         self._require(queries, keys, image_id, tags)
         terms: dict[str, Tensor] = {}
@@ -254,10 +251,7 @@ class MultimodalContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Write the keys of a step into the queues, after its backward pass. All ranks must call it together.
-
-        Args, Shapes, Raises: as for `forward`.
-        """
+        """Write a step's keys (as in `forward`) into the queues after its backward pass; all ranks must call this."""
         self._require(keys, keys, image_id, tags)
         queues = self._queues()
         own = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
@@ -287,16 +281,12 @@ class MultimodalContrast(nn.Module):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def synchronize(self) -> None:
-        """Give every rank the queues of rank 0. Call once, before the first step."""
+        """Copy the queues of rank 0 to every rank. Call once, before the first step."""
         for _, queue in self._queues():
             queue.synchronize()
 
     def check_replicas(self, rows: int = 1024) -> None:
-        """Raise unless all ranks agree, bit for bit, on a sample of keys and on all else that a queue holds.
-
-        Args:
-            rows: keys compared in each queue.
-        """
+        """Raise unless all ranks agree bit for bit on `rows` keys per queue and on its other state."""
         for name, queue in self._queues():
             queue.check_replicas(f"the queue of J_{name}", rows)
 
@@ -310,8 +300,8 @@ def _accuracy(positive: Tensor, negatives: Tensor, mask: Tensor | None) -> Tenso
 
 
 def _per_anchor(chosen: Tensor, mask: Tensor | None) -> Tensor:
-    """How many slots that count are chosen, on average over the anchors."""
+    """Mean number of chosen, valid slots per anchor."""
     if mask is not None:
         chosen = chosen & mask
-    # In float32: a sum of booleans would first write them out as integers of 64 bits.
+    # In float32, because a sum of booleans first converts them to 64-bit integers.
     return chosen.float().sum() / len(chosen)

@@ -1,9 +1,9 @@
 """MCT as a LightningModule: the paper's algorithm, readable top to bottom.
 
-One image backbone and one text backbone are trained by contrast inside each modality (momentum contrast on two views of
-an image and of a caption, and a variant whose positives share tags) and across them (a margin loss between an image and
-its caption). Keys come from momentum encoders and wait in queues. Which terms of the loss are on decides what the
-method is: the image term alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
+An image and a text backbone are trained by contrast within each modality (momentum contrast on two views of an image
+and of a caption, and a variant whose positives share tags) and across modalities (a margin loss between an image and
+its caption). Keys come from momentum encoders and are stored in queues. The enabled loss terms define the method: the
+image term alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class MCTModule(pl.LightningModule):
     """Multimodal contrastive training ([1] to [6]).
 
     Args:
-        image_encoder: backbone with `feature_dim`; the one that transfers.
-        loss: which contrasts there are, and how wide the embeddings are; what no contrast needs is not built.
-        text_encoder: backbone of the captions; null when no contrast reads them.
-        heads: the projection heads of both backbones.
+        image_encoder: backbone with `feature_dim`, which is transferred.
+        loss: defines the contrasts and the widths of embeddings; parts without a contrast aren't built.
+        text_encoder: backbone of the captions; null if no contrast needs it.
+        heads: projection heads of both backbones.
         momentum: share of a key parameter that an update keeps.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
-        image_warmup_epochs, text_warmup_epochs: length of a linear warm-up; the cosine of MoCo v2 falls every epoch.
+        image_warmup_epochs, text_warmup_epochs: linear warm-up; then MoCo v2's cosine decay, updated every epoch.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class MCTModule(pl.LightningModule):
         return _present(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        # The order is the algorithm's ([6]): keys by the average of the query parameters before this step's
-        # update, losses against the queues before this step's keys.
+        # The order of [6]: keys use the average of the query parameters before this step's update; losses use the
+        # queues before this step's keys.
         queries = self.queries(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.update_average()
@@ -112,11 +112,11 @@ class MCTModule(pl.LightningModule):
         return terms["loss"]
 
     def update_average(self) -> None:
-        """Move the momentum encoders; their batch normalization keeps the statistics of its own batches."""
+        """Update the momentum encoders; their batch normalization keeps the statistics of its own batches."""
         update_average(self.average.parameters(), self.model.parameters(), self.hparams["momentum"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Not before: all parts of an accumulated batch meet the same queues.
+        # Only now, so that all parts of an accumulated batch use the same queues.
         for written in self.to_enqueue:
             self.loss.enqueue(*written)
         self.to_enqueue.clear()
@@ -146,7 +146,7 @@ class MCTModule(pl.LightningModule):
         ]  # fmt: skip
         schedules = [schedule(h.image_warmup_epochs)]
         if self.model.text is not None:
-            # One-dimensional are biases and normalizations.
+            # Biases and normalizations are one-dimensional.
             decayed = [p for p in self.model.text.parameters() if p.ndim > 1]
             others = [p for p in self.model.text.parameters() if p.ndim <= 1]
             groups = [{"params": decayed, "weight_decay": h.text_weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -160,7 +160,6 @@ class MCTModule(pl.LightningModule):
 
     @property
     def data(self) -> PretrainingData:
-        """The data module of this run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -180,7 +179,7 @@ class MCTModule(pl.LightningModule):
             )
         if self.model.text is not None:
             self._check_text(self.model.text.backbone, stage)
-        # DDP would broadcast every buffer at every step: 0.6 GB of queues that are equal already.
+        # DDP would broadcast every buffer at every step: 0.6 GB of queues that are already equal.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [name for name, _ in self.named_buffers() if name.startswith("loss.")]
         )
@@ -202,13 +201,13 @@ class MCTModule(pl.LightningModule):
             )
 
     def _normalized_together(self) -> int:
-        """Images of the joint batch that batch normalization sees together in the image tower; 0 where it has none."""
+        """Number of images that share batch statistics in the image tower; 0 without batch normalization."""
         own = self.data.batch_size // self.trainer.world_size
         layers = [one for one in self.model.image.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
         return max((one.group if isinstance(one, GroupedBatchNorm) else own for one in layers), default=0)
 
     def check_replicas(self) -> None:
-        """Raise when the queues of two ranks differ."""
+        """Raise if the queues of two ranks differ."""
         self.loss.check_replicas()
 
     # -- what is measured after training -------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""What is looked at right after pre-training: retrieval by the model's own embeddings, neighbors, figures.
-
-None of it is a published number.
-"""
+"""Diagnostics after pre-training: retrieval with the model's embeddings, neighbors, figures. None is published."""
 
 from __future__ import annotations
 
@@ -32,21 +29,17 @@ from common.monitoring.media import log_table
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-# Both cost the square of these.
+# The cost of both is quadratic in this.
 LARGEST_SEARCH = 20_000
 LARGEST_UNIFORMITY = 2_000
 
 
 def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
-    """Share of an image's nearest images that share a tag with it, in percent; images without tags are left out.
+    """Percent of an image's nearest images that share a tag with it; NaN if no image has a tag.
 
     Args:
         features: of the images [N, d]; compared by their angle.
-        tags: [N, T] booleans.
-        neighbors: how many are looked at.
-
-    Returns:
-        Scalar; NaN where no image has a tag.
+        tags: [N, T] booleans; images without tags are ignored.
     """
     features, tags = F.normalize(features.float(), dim=1)[:LARGEST_SEARCH], tags[:LARGEST_SEARCH].float()
     similarity = features @ features.T
@@ -57,7 +50,7 @@ def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Ten
 
 
 def uniformity(embeddings: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential between unit embeddings [N, d]: 0 when all are equal, lower is more spread.
+    """Log of the mean Gaussian potential between unit embeddings [N, d]: 0 if all are equal, lower is more spread.
 
     Source: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity".
     """
@@ -77,20 +70,18 @@ def draw_retrieval(
     queries: int = 6,
     found: int = 5,
 ) -> None:
-    """Draw what is found: captions for some images, and images for some captions; right ones in green.
+    """Draw the captions found for some images, and the images found for some captions; correct ones in green.
 
     Args:
-        module: only its loggers are used.
         image, caption: unit embeddings [N, d] and [M, d].
-        caption_image: row of `image` that each caption describes [M].
+        caption_image: row in `image` of each caption's image [M].
         picture: row of `image` -> its pixels.
-        text: the captions.
         folder: gets `image_to_captions.png` and `caption_to_images.png`.
-        credit: line under pictures whose license asks for one.
+        credit: line under pictures whose license requires one.
         queries, found: size of the figures.
     """
     similarity = image.float() @ caption.float().T
-    # Two captions of the same words describe each other's images.
+    # Equal captions describe each other's images.
     owners: dict[str, set[int]] = defaultdict(set)
     for words, row in zip(text, caption_image.tolist()):
         owners[words].add(row)
@@ -121,7 +112,7 @@ def draw_retrieval(
 def draw_map(
     module: pl.LightningModule, features: Tensor, labels: Sequence[str], path: Path, seed: int = 0, classes: int = 12
 ) -> None:
-    """Draw features [N, d] in two dimensions, colored by class; nothing where `embedding_map` has no map of them."""
+    """Draw features [N, d] in two dimensions, colored by class; nothing if `embedding_map` returns None."""
     title = "Held-out images by their backbone feature (t-SNE), colored by class"
     figure = embedding_map(features, labels, title, seed, classes)
     if figure is not None:

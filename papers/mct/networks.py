@@ -17,17 +17,16 @@ from common.training.batch_norm import GroupedBatchNorm
 
 @dataclass(frozen=True)
 class Heads:
-    """How the projection heads of a tower are built.
+    """Configuration of a tower's projection heads.
 
-    Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) have
-    the hidden layer in common. With equal widths the output layer is common too, and one embedding serves both kinds
-    of contrast; with different widths each has its own output layer on the common hidden one. That reading of "shared"
-    is ours: the paper's text, which we could not read, may define it otherwise.
+    Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) share
+    the hidden layer. With equal widths they also share the output layer, so one embedding serves both kinds of
+    contrast; with different widths each has its own output layer. This definition of "shared" is ours, because we
+    couldn't read the paper's text.
 
     Args:
-        shared: share the hidden layer between both heads.
         hidden_dim: units of the hidden layer; `feature_dim` of the backbone by default.
-        batch_norm: normalize the hidden layer over the batch; the method does not.
+        batch_norm: normalize the hidden layer over the batch; the method doesn't.
 
     Source: [2]; two layers without batch normalization as in MoCo v2.
     """
@@ -43,13 +42,12 @@ SEPARATE = Heads()
 class Tower(nn.Module):
     """Backbone of one modality, with a projection head for each kind of contrast.
 
-    A head that no loss uses is left out, not left idle: distributed training refuses parameters without gradient.
+    A head without a loss isn't built, because distributed training refuses parameters without gradient.
 
     Args:
         backbone: from inputs to features [B, feature_dim].
         intra_dim: width of the embedding for contrast within the modality; None for no such head.
         inter_dim: width of the embedding for contrast across modalities; None for no such head.
-        heads: how they are built.
 
     Source: [2].
     """
@@ -99,20 +97,12 @@ class Tower(nn.Module):
         return embeddings
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Embeddings of a batch.
-
-        Returns:
-            `intra` [B, intra_dim] and `inter` [B, inter_dim], those that have a head; unit vectors in float32 or more.
-        """
+        """Unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim] of the existing heads, in at least float32."""
         return self.project(self.features(*inputs))
 
 
 class MCT(nn.Module):
-    """An image tower and a caption tower.
-
-    Args:
-        image, text: the towers; no text where the stage reads no captions.
-    """
+    """An image tower and a caption tower; the latter is None if the stage reads no captions."""
 
     def __init__(self, image: Tower, text: Tower | None = None) -> None:
         super().__init__()
@@ -125,17 +115,17 @@ def encode_keys(
 ) -> dict[str, Tensor]:
     """Keys of a batch, without gradient.
 
-    The batch normalization of a query and of its key should not see the same samples, or the network recognizes the
-    positive by its batch. So the rows of all processes change places at random before they are encoded, and back
-    afterwards; which rows are then normalized together is a matter of `common.memory.groups`.
+    If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
+    all processes are shuffled before encoding and restored afterwards; `common.memory.groups` defines which rows are
+    normalized together.
 
     Args:
         encoder: the moving average of a tower.
         *inputs: of the encoder; all have the same number of rows.
-        shuffle: encode the rows in random order, over all ranks. One process whose batch is one group keeps its order,
-            which makes no difference to it.
-        permutation: order to use instead of a random one, int64, over the gathered rows of all ranks, [W * B]; the same
-            on each.
+        shuffle: shuffle the rows over all ranks. A single process whose batch is one group keeps its order, which makes
+            no difference.
+        permutation: fixed order instead of a random one, int64, over the gathered rows of all ranks, [W * B]; the same
+            on each rank.
 
     Returns:
         As `Tower.forward`, in the order of the inputs.

@@ -43,12 +43,12 @@ from papers.mct.networks import Tower
 
 
 class MCT(networks.MCT, TrainedModel):
-    """A trained `networks.MCT`, read by `MCT.from_export(path)`.
+    """A trained `networks.MCT`, loaded with `MCT.from_export(path)`.
 
     Attributes:
-        embedding: which head's embeddings are given: `inter`, those that compare images with captions, or `intra`,
-            those that compare images with images. One vector of an image then serves every search; between images
-            alone, `intra` is what J_ii and J_tag trained ([3]).
+        embedding: head of the returned embeddings: `inter` compares images with captions, `intra` images with images.
+            One vector of an image serves all searches; between images alone, `intra` is what J_ii and J_tag trained
+            ([3]).
         pixels, tokenizer: read images and captions; set by `from_export`.
     """
 
@@ -98,7 +98,7 @@ class MCT(networks.MCT, TrainedModel):
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
         arguments = without_sources(stage.config["model"])["init_args"]
-        # For its widths alone; the queues of the configuration may take gigabytes.
+        # Only its widths are used; the configured queues may take gigabytes.
         loss = instantiate(with_arguments(arguments["loss"], queue_size=1), MultimodalContrast)
 
         def tower(modality: Literal["image", "text"]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class MCT(networks.MCT, TrainedModel):
 
     @torch.no_grad()
     def features(self, images: Items) -> Tensor:
-        """Features of images before the heads, which transfer to other tasks, [B, D]."""
+        """Features of images before the heads, for transfer to other tasks, [B, D]."""
         return self.image.features(torch.stack(self.read_all("image", images)).to(self.device)).float()
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class MCT(networks.MCT, TrainedModel):
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """Unit vectors [B, d] of captions; they can be compared with those of images when `embedding` is `inter`."""
+        """Unit vectors [B, d] of captions, comparable with those of images if `embedding` is `inter`."""
         if self.text is None or self.tokenizer is None:
             raise StageError("this model was trained without captions and embeds images alone")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
@@ -157,7 +157,7 @@ class MCT(networks.MCT, TrainedModel):
         return found
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
-        """Scores [N] of a query with everything that is searched, the cosine of the embeddings."""
+        """Cosine scores [N] of a query with all searched items."""
         if query_modality != modality and self.embedding != "inter":
             raise StageError(
                 f"this model cannot compare {query_modality} with {modality}: its `{self.embedding}` embeddings were "

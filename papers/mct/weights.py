@@ -1,4 +1,4 @@
-"""Image backbones out of our own and released checkpoints, and into the layouts of other libraries."""
+"""Image backbones: import from our and released checkpoints, export to layouts of other libraries."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ from common.files import write_whole
 
 Layout = Literal["torchvision", "timm", "detectron2"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: What the name of an exported file may end with; the first is the usual one. detectron2 tells its own layout from
-#: foreign ones by the suffix alone.
+#: Allowed suffixes of an exported file; the first is the usual one. detectron2 recognizes its own layout by the suffix.
 SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "torchvision": (".pth", ".pt", ".safetensors"),
     "timm": (".safetensors", ".pth", ".pt"),
     "detectron2": (".pkl",),
 }
-#: Where a backbone lies in a state dict: pre-trained by MCT, trained in any other way of ours, MoCo, VirTex, alone.
+#: Prefix of a backbone in a state dict: MCT's pre-training, our other stages, MoCo, VirTex, none.
 PREFIXES = ("model.image.backbone.", "encoder.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
 NEEDED = "'state_dict' or 'model'"
 
 
 @dataclass(frozen=True)
 class ImportedMoCo:
-    """What a released checkpoint of MoCo holds.
+    """Contents of a released MoCo checkpoint.
 
     Attributes:
-        query, key: the trained and the momentum backbone, under torchvision's names.
-        query_head, key_head: their heads, named as in `ProjectionHead.projection`; the single layer of version 1 is
-            named `weight`, `bias`.
+        query, key: the trained and the momentum backbone, with torchvision's names.
+        query_head, key_head: named as in `ProjectionHead.projection`; the single layer of version 1 is named `weight`,
+            `bias`.
         queue: the keys as rows [K, d].
-        pointer: row that is written next.
+        pointer: next row to write.
         epoch: epochs trained.
     """
 
@@ -63,11 +62,11 @@ class ImportedMoCo:
 
 @dataclass(frozen=True)
 class ImportedVirTex:
-    """What a released checkpoint of VirTex holds.
+    """Contents of a released VirTex checkpoint.
 
     Attributes:
-        visual: the image backbone, under torchvision's names.
-        textual: the captioning heads under the file's own names, `textual.*` and, of a bidirectional one,
+        visual: the image backbone, with torchvision's names.
+        textual: the captioning heads with the file's names: `textual.*` and, for a bidirectional one,
             `backward_textual.*`.
         iteration: iterations trained.
     """
@@ -78,14 +77,14 @@ class ImportedVirTex:
 
 
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
-    """Image backbone out of any checkpoint that holds one, recognized by the names of its tensors.
+    """Image backbone of a checkpoint, recognized by its tensor names.
 
     Args:
         path: a Lightning checkpoint of pre-training or of a transfer protocol, a file of `export`, a checkpoint of MoCo
-            or VirTex, or a state dict of torchvision or timm; made by `torch.save` or in the safetensors format.
+            or VirTex, or a state dict of torchvision or timm; saved by `torch.save` or as safetensors.
 
     Returns:
-        State dict under the names of torchvision's residual networks, without classifier or head.
+        State dict with the names of torchvision's residual networks, without classifier or head.
 
     Source: [11].
     """
@@ -101,10 +100,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
 
 
 def import_moco(path: str | Path) -> ImportedMoCo:
-    """Read a checkpoint of the released MoCo code, with all that its training needs to go on.
-
-    Args:
-        path: the released file, with the query and the momentum encoder and the queue under `state_dict`.
+    """Read a released MoCo checkpoint completely, with momentum encoder and queue, to resume its training.
 
     Source: [11].
     """
@@ -137,10 +133,7 @@ def import_moco(path: str | Path) -> ImportedMoCo:
 
 
 def import_virtex(path: str | Path) -> ImportedVirTex:
-    """Read a checkpoint of the released VirTex code with its captioning heads.
-
-    Args:
-        path: the released file of a whole model. The backbone alone, as their hub has it, is for `load_backbone`.
+    """Read a released VirTex checkpoint with its captioning heads; use `load_backbone` for their hub's backbone.
 
     Source: [11].
     """
@@ -159,19 +152,15 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:
-    """Write the image backbone of a checkpoint for another library: no head, no queue, no optimizer.
+    """Write the image backbone of a checkpoint for another library, atomically.
 
-    A ResNet-50 of the layout `torchvision` loads into `torchvision.models.resnet50` but for the classifier `fc`, one of
-    `timm` strictly into `timm.create_model("resnet50", num_classes=0)`, and one of `detectron2` is a value for
-    `MODEL.WEIGHTS`. The first two can be read back with `load_backbone`.
+    A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50` except for the classifier `fc`, one in
+    `timm` strictly into `timm.create_model("resnet50", num_classes=0)`, and one in `detectron2` is a value for
+    `MODEL.WEIGHTS`. `load_backbone` reads the first two.
 
     Args:
         checkpoint: see `load_backbone`.
-        output: file to write; it appears whole or not at all. Its suffix, one of `SUFFIXES[layout]`, says which format.
-        layout: whose names.
-
-    Returns:
-        `output`.
+        output: its suffix, one of `SUFFIXES[layout]`, selects the format.
 
     Source: [11].
     """
@@ -184,8 +173,8 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
         )
     backbone = {name: value.contiguous() for name, value in load_backbone(checkpoint).items()}
     if layout == "detectron2":
-        # With an author the file counts as a foreign one, whose names are matched; without, loading fails or leaves
-        # the statistics of batch normalization out.
+        # An author marks the file as foreign, so its names are matched; otherwise, loading fails or omits the
+        # statistics of batch normalization.
         content = {"model": _arrays(backbone), "__author__": "MCT", "matching_heuristics": True}
         return write_whole(output, lambda path: _pickle(content, path))
     if suffix == ".safetensors":
@@ -194,7 +183,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
 
 
 def detectron2_name(name: str) -> str:
-    """Name in detectron2's residual networks of a tensor in torchvision's.
+    """detectron2's name of a tensor of torchvision's residual networks.
 
     Examples:
         >>> detectron2_name("layer1.0.downsample.1.weight")
@@ -235,7 +224,7 @@ def _arrays(backbone: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 class _PortablePickler(pickle.Pickler):
-    """Names nothing of numpy but its arrays: the usual pickles of numpy 2 cannot be read with versions before 1.26."""
+    """Pickles numpy arrays so that numpy before 1.26 can read them, unlike the usual pickles of numpy 2."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):

@@ -1,8 +1,8 @@
-"""One encoder of images and captions together, which the two towers are compared with: network, data and training.
+"""Baseline with one encoder of images and captions: network, data and training.
 
-The places of the image's last map and the words of a caption enter one transformer. It learns to tell the caption of an
-image from those of others, reading every pair of the two, and to guess masked words. Backbones are those of MCT, of the
-same sizes, and all else is thrown away after training, as MCT's heads are. Nothing of it is the paper's.
+The image's last feature map and the words of a caption enter one transformer, which learns to match images and captions
+by reading each pair and to predict masked words. The backbones are MCT's; everything else is discarded after training,
+like MCT's heads. This baseline isn't from the paper.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ from papers.mct.data import CaptionedViews, PretrainingData
 
 #: Token id of padding.
 PAD = 0
-#: Pairs that are read at a time where all images meet all captions; bounds the memory.
+#: Pairs per batch when all images meet all captions; limits the memory.
 PAIRS_AT_ONCE = 2048
 
 
 def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Generator) -> list[int]:
-    """A caption with words masked, at least one of them; its first and its last token are none.
+    """A caption with masked words, at least one, but never its first or last token.
 
     Args:
         tokens: with both boundary tokens.
-        share: of the words, each by chance.
-        mask_id: what stands in their place.
-        rng: draws as often for every caption of that length.
+        share: probability of each word.
+        rng: the number of draws depends only on the caption's length.
     """
     noise = rng.random(max(len(tokens) - 2, 0))
     chosen = noise < max(share, noise.min(initial=1.0) + 1e-9)
@@ -56,7 +55,7 @@ def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Gen
 
 
 class MaskedViews(CaptionedViews):
-    """Two views of every image and of its captions, these also with masked words: `tokens_<view>_masked`.
+    """Two views of every image and of its captions, plus captions with masked words: `tokens_<view>_masked`.
 
     Args:
         masked_words: share of the words.
@@ -76,10 +75,10 @@ class MaskedViews(CaptionedViews):
 
 
 class MaskedPretrainingData(PretrainingData):
-    """The images and captions that MCT is trained on, with masked words.
+    """MCT's training images and captions, with masked words.
 
     Args:
-        tokenizer: one with a mask.
+        tokenizer: one with a mask token.
         masked_words: share of the words of a caption.
         kwargs: see PretrainingData.
     """
@@ -97,14 +96,14 @@ class MaskedPretrainingData(PretrainingData):
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
         """As in CaptionData, with `places_<view>` [K] of the masked words among the B * L, and `targets_<view>` [K].
 
-        One view of an image is read; the other is there, since captions and crops are drawn together.
+        Only one view of an image is used; the other exists because captions and crops are drawn together.
         """
         batch = super().collate(samples)
         batch.pop("image_key", None)
         return with_places(batch)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images with captions, a seventh of whose words is masked."""
+        """A made-up batch of `size` images with captions, with a seventh of the words masked."""
         batch = {"image_query": self.example_images(size, draw)["image"]} | {
             name: torch.arange(size) for name in ("index", "image_id")
         }
@@ -117,7 +116,7 @@ class MaskedPretrainingData(PretrainingData):
 
 
 def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with the places of its masked words as numbers, found on the host before it goes to an accelerator."""
+    """A batch with the positions of its masked words, computed on the host before it goes to an accelerator."""
     for view in ("query", "key") if "tokens_query_masked" in batch else ():
         tokens = batch[f"tokens_{view}"]
         places = (batch[f"tokens_{view}_masked"] != tokens).flatten().nonzero()[:, 0]
@@ -128,19 +127,18 @@ def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 class PairEncoder(nn.Module):
     """A transformer that reads an image and a caption together, or a caption alone.
 
-    An image has a token for each place of its last map, told from words by BERT's embedding of the second segment; what
-    BERT has is enough, so that both backbones keep the parameters that they have in MCT.
+    An image has a token per place of its last feature map, marked with BERT's second segment embedding. It adds no
+    parameters to BERT, so both backbones have the same parameters as in MCT.
 
     Args:
         image_encoder: backbone with `forward_map` and `feature_dim`.
-        text_encoder: the transformer.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
         super().__init__()
         width = text_encoder.feature_dim
         self.max_tokens = text_encoder.max_tokens
-        # Named as the towers of MCT, so that whoever reads their backbones reads these.
+        # Same names as MCT's towers, so the same code reads the backbones.
         self.image = nn.ModuleDict({"backbone": image_encoder})
         self.text = nn.ModuleDict({"backbone": text_encoder})
         self.projection = nn.Linear(image_encoder.feature_dim, width)  # type: ignore[arg-type]
@@ -154,7 +152,7 @@ class PairEncoder(nn.Module):
         return self.text["backbone"].bert
 
     def start_images(self, images: Tensor) -> Tensor:
-        """What the transformer starts from, [B, P, D] of images [B, 3, H, W]."""
+        """Inputs [B, P, D] of the transformer for images [B, 3, H, W]."""
         grid = self.image["backbone"].forward_map(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
         if (places := grid.shape[1]) > self.max_tokens:
             raise ValueError(f"model.text_encoder.max_tokens is {self.max_tokens}, but an image has {places} places")
@@ -162,15 +160,15 @@ class PairEncoder(nn.Module):
         return self.bert.embeddings(inputs_embeds=self.projection(grid), token_type_ids=second)
 
     def start_captions(self, tokens: Tensor) -> Tensor:
-        """The same of captions, [B, L, D] of tokens [B, L]."""
+        """Inputs [B, L, D] of the transformer for tokens [B, L]."""
         return self.bert.embeddings(input_ids=tokens)
 
     def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Last hidden states of places and of words.
 
         Args:
-            text, image: see `start_captions` and `start_images`; no image reads the caption alone.
-            tokens: tell words from padding.
+            text, image: see `start_captions` and `start_images`; without an image, only the caption is read.
+            tokens: distinguish words from padding.
 
         Shapes:
             text [B, L, D]; tokens [B, L]; image [B, P, D] -> [B, P, D], [B, L, D]
@@ -185,9 +183,9 @@ class PairEncoder(nn.Module):
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         """Score of every image with every caption, each pair read together.
 
-        The mean state of the image's places times the state of the first token, number by number, and a linear layer
-        ([11], after ViLBERT). By the state of the first token alone matching was still at chance after 400 steps of the
-        miniature; by the product it leaves chance within 250.
+        A linear layer on the elementwise product of the mean state of the image's places and the state of the first
+        token ([11], after ViLBERT). With the first token's state alone, matching was still at chance after 400 steps of
+        the miniature; with the product it leaves chance within 250.
 
         Shapes:
             image [N, P, D]; text [M, L, D]; tokens [M, L] -> [N, M]
@@ -198,26 +196,26 @@ class PairEncoder(nn.Module):
         return self.match(places.mean(1) * words[:, 0]).view(images, captions)
 
     def words(self, hidden: Tensor) -> Tensor:
-        """Scores of all words, [K, V], of hidden states [K, D]; the embeddings of the words are the last layer."""
+        """Scores of all words, [K, V], of hidden states [K, D]; the output layer is tied to the word embeddings."""
         return F.linear(self.word(hidden), self.bert.embeddings.word_embeddings.weight, self.word_bias)
 
 
 class OneEncoder(pl.LightningModule):
     """Training of one encoder by matching and by masked words ([11]).
 
-    The loss is the sum of three. Matching: each image of a group with each of its captions is a pair, of which those on
-    the diagonal belong together; cross entropy both ways and of every pair. Masked words of a caption, given its image.
-    Masked words of another caption of the image without it, so that text alone is not foreign to the transformer.
+    The loss is the sum of three: matching of all pairs of images and captions within a group (cross entropy in both
+    directions and of every pair); masked words of a caption given its image; and masked words of another caption
+    without an image, so that the transformer also learns text alone.
 
-    Tested as MCTModule on held-out images and captions, by the score of the match of every image with every caption:
-    `test/i2t_...`, `test/t2i_...` and the same with `_equal_text`.
+    The test is that of MCTModule on held-out images and captions, with the matching score of every image with every
+    caption: `test/i2t_...`, `test/t2i_...` and the same with `_equal_text`.
 
     Args:
         image_encoder, text_encoder: see PairEncoder.
-        candidates: images and captions of a group; a batch of B has B / candidates groups, each on one device.
-        image_learning_rate, learning_rate: of AdamW, for the image encoder and for all else.
+        candidates: images and captions per group; a batch of B has B / candidates groups, each on one device.
+        image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest.
         weight_decay: of matrices.
-        warmup_fraction: share of the steps of a linear warm-up, which half a cosine follows.
+        warmup_fraction: share of the steps of a linear warm-up, before cosine decay.
         clip_norm: largest norm of the gradient.
     """
 
@@ -255,7 +253,7 @@ class OneEncoder(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image = self.model.start_images(batch["image_query"])
-        # The key's caption is the one that follows the flip of the query's image.
+        # The key's caption follows the flip of the query's image.
         terms = {
             "match": self.match(batch, image),
             "words": self.masked_words(batch, "key", image),
@@ -266,7 +264,7 @@ class OneEncoder(pl.LightningModule):
         return terms["loss"]
 
     def match(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        """Matching inside the groups of this process; pairs of one image or of the same words are no negatives."""
+        """Matching within this process's groups; pairs of the same image or the same text aren't negatives."""
         tokens = batch["tokens_key"]
         same = torch.stack([batch["image_id"], text_numbers(tokens, batch["lengths_key"])], 1)
         groups = groups_here("model.candidates", len(image), self.hparams["candidates"])
@@ -300,7 +298,7 @@ class OneEncoder(pl.LightningModule):
             self._images.update(batch["index"], start=self.model.start_images(batch["image"]))
         else:
             tokens = batch["tokens"]
-            # Of one length, to be collected.
+            # Equal lengths, to gather them.
             padded = F.pad(tokens, (0, self.model.max_tokens - tokens.shape[1]), value=PAD)
             self._captions.update(
                 batch["index"], tokens=padded, image=batch["image_index"], text=text_numbers(tokens, batch["lengths"])
@@ -310,7 +308,7 @@ class OneEncoder(pl.LightningModule):
         index, images = self._images.compute(self.device)
         _, captions = self._captions.compute(self.device)
         row, known = owner_rows(index, captions["image"])
-        # Every text is read once, however many images have it, and every process reads its part of the images.
+        # Read every text once, no matter how many images have it; each process reads its part of the images.
         _, number = torch.unique(captions["text"][known], return_inverse=True)
         tokens = captions["tokens"][known][first_occurrences(number)]
         own = images["start"].tensor_split(world_size())[rank()]
@@ -324,11 +322,11 @@ class OneEncoder(pl.LightningModule):
         """Score of every image with every caption, float32 [N, M] of image [N, P, D] and tokens [M, L]."""
         scores = image.new_zeros(len(image), len(tokens), dtype=torch.float32)
         lengths = (tokens != PAD).sum(1)
-        # Captions of like lengths together, so that little padding is read.
+        # Captions of similar length together, to limit padding.
         for places in lengths.argsort(stable=True).split(PAIRS_AT_ONCE // 8):
             words = tokens[places, : int(lengths[places].max())]
             text = self.model.start_captions(words)
-            # A process may have no image at all.
+            # A process may have no images.
             for rows in torch.arange(len(image), device=image.device).split(8) if len(image) else ():
                 scores[rows[:, None], places] = self.model.scores(image[rows], text, words).float()
         return scores

@@ -1,7 +1,7 @@
-"""VirTex, the baseline that learns images by captioning them: its network, its data and its training.
+"""VirTex, the captioning baseline: its network, its data and its training.
 
-A convolutional network makes a grid of features, and two transformer decoders read it: one writes the caption forwards,
-the other backwards. Only the convolutional network is of use afterwards.
+A convolutional network computes a grid of features, and two transformer decoders write the caption from it, one forward
+and one backward. Only the convolutional network is used afterwards.
 """
 
 from __future__ import annotations
@@ -30,18 +30,12 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import Lookahead, warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-#: Token id of padding, and of unknown pieces, on which there is no loss ([11]).
+#: Token id of padding and of unknown pieces, which the loss ignores ([11]).
 PAD = 0
 
 
 class CaptionEmbedding(nn.Module):
-    """Sum of a word and a position embedding, normalized; zero for padding.
-
-    Args:
-        vocabulary_size: number of token ids.
-        hidden_size: width.
-        max_tokens: number of positions.
-        dropout: share of values dropped.
+    """Normalized sum of a word and a position embedding; zero for padding.
 
     Shapes:
         tokens int64 [B, L] -> [B, L, hidden_size]
@@ -55,7 +49,6 @@ class CaptionEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embeddings of tokens."""
         length, positions = tokens.shape[1], self.positions.num_embeddings
         if length > positions:
             raise ValueError(f"model.max_tokens: there are {positions} positions, the captions have {length} tokens")
@@ -66,13 +59,10 @@ class CaptionEmbedding(nn.Module):
 class CaptionDecoder(nn.Module):
     """Transformer that predicts every token of a caption from the image and the tokens before it.
 
+    Its layers normalize after every sum and use GELU.
+
     Args:
         feature_dim: channels of the image's grid.
-        vocabulary_size: number of token ids.
-        hidden_size: width of the transformer.
-        layers: transformer layers, with normalization after every sum, and GELU.
-        attention_heads: of a layer.
-        feedforward_size: width of the feed-forward layers.
         dropout: of embeddings, attention and hidden states.
         max_tokens: longest caption.
 
@@ -110,7 +100,7 @@ class CaptionDecoder(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _initialize(module: nn.Module) -> None:
-        """Weights as BERT's, from N(0, 0.02); biases stay as torch makes them (VirTex)."""
+        """Weights from N(0, 0.02) as in BERT; biases with torch's defaults (VirTex)."""
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, 0.02)
         elif isinstance(module, nn.MultiheadAttention):
@@ -119,9 +109,9 @@ class CaptionDecoder(nn.Module):
             module.embedding.words.weight[PAD].zero_()
 
     def forward(self, grid: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [B, L, vocabulary_size] of the token that follows each of the tokens [B, L].
+        """Logits [B, L, vocabulary_size] of the next token for each of the tokens [B, L].
 
-        Padding needs no mask: it stands at the end, where no earlier token looks.
+        Padding needs no mask: it is at the end, where no earlier token attends to it.
         """
         image = self.visual_projection(grid.flatten(2).transpose(1, 2))
         length = tokens.shape[1]
@@ -131,8 +121,9 @@ class CaptionDecoder(nn.Module):
 
 
 def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
-    """The decoder of the other direction: it shares the projection of the image, the embeddings and the output, and has
-    a transformer of its own, which starts from the same weights.
+    """The decoder of the other direction, with shared image projection, embeddings and output.
+
+    Its own transformer starts from the same weights.
 
     Source: [11].
     """
@@ -143,7 +134,7 @@ def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
 
 @torch.no_grad()
 def write_captions(decoder: CaptionDecoder, grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Captions that take, at every place, the most probable token.
+    """Greedy captions.
 
     Args:
         decoder: of the forward direction.
@@ -152,7 +143,7 @@ def write_captions(decoder: CaptionDecoder, grid: Tensor, start: Tensor, end: Te
         end: token id that ends a caption, [B].
 
     Returns:
-        Token ids [B, L] with both boundary tokens, padded at the end; a caption that finds no end has none.
+        Token ids [B, L] with both boundary tokens, padded at the end; an unfinished caption has no end token.
     """
     tokens, done = start[:, None], torch.zeros_like(start, dtype=torch.bool)
     while tokens.shape[1] < decoder.max_tokens and not bool(done.all()):
@@ -168,12 +159,11 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
     """Cross entropy of every token given those before it.
 
     Args:
-        decoder: predicts the tokens.
         grid: features of the images, [B, C, h, w].
         tokens: captions, int64 [B, L].
 
     Returns:
-        [B, L - 1], 0 where the token is padding; float32 or more.
+        [B, L - 1], 0 for padding; float32 or more.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens: expected [B, L] with L of at least 2, a start and an end, got {list(tokens.shape)}")
@@ -185,11 +175,9 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
 
 
 class BicaptionedImages(ImageItems):
-    """An image with one of its captions, forwards and backwards, as VirTex reads them ([11]).
+    """An image with one of its captions, forward and backward, as in VirTex ([11]).
 
     Args:
-        listing, annotations: the images and their captions.
-        tokenizer: makes tokens of captions.
         options: see ImageItems.
     """
 
@@ -209,7 +197,7 @@ class BicaptionedImages(ImageItems):
 
 
 class BicaptioningData(CaptionData):
-    """Images with a caption forwards and backwards, to pre-train VirTex on ([11])."""
+    """Images with a forward and a backward caption, to pre-train VirTex ([11])."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self._images(self.listing, self.annotations, True), collate_fn=self.collate)
@@ -232,29 +220,28 @@ class BicaptioningData(CaptionData):
 class VirTex(pl.LightningModule):
     """Pre-training by bicaptioning ([11]).
 
-    The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the tokens
-    of all processes that are not padding.
+    The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the
+    non-padding tokens of all processes.
 
-    Tested on held-out captions: `test/caption_loss`, that sum over all of them, its parts `test/forward_loss` and
-    `test/backward_loss`, `test/perplexity` of the forward captions, and `test/captions`, their number. A few written
-    captions go to `media/captions.csv` and to W&B.
+    The test on held-out captions computes `test/caption_loss`, that sum over all of them, its parts `test/forward_loss`
+    and `test/backward_loss`, `test/perplexity` of the forward captions, and `test/captions`, their number. It writes
+    some generated captions to `media/captions.csv` and to W&B.
 
-    The tensors of the state dict are named as in VirTex's checkpoints: `visual.cnn.*`, `textual.*`,
-    `backward_textual.*`.
+    The state dict has the names of VirTex's checkpoints: `visual.cnn.*`, `textual.*`, `backward_textual.*`.
 
     Args:
-        image_encoder: backbone with `forward_map` and `feature_dim`; the one that transfers.
-        vocabulary_size: number of token ids; the tokenizer may have fewer.
-        hidden_size: width of the decoders; 2048 is the model of the paper's tables, 1024 VirTex's usual one.
-        layers, attention_heads, feedforward_size: of the decoders' transformers; 16 and 4096 go with a width of 1024.
+        image_encoder: backbone with `forward_map` and `feature_dim`, which is transferred.
+        vocabulary_size: at least that of the tokenizer.
+        hidden_size: width of the decoders; 2048 in the paper's tables, 1024 usually in VirTex.
+        layers, attention_heads, feedforward_size: of the decoders; use 16 heads and 4096 for a width of 1024.
         dropout: of the decoders.
-        max_tokens: longest caption, boundary tokens included.
+        max_tokens: longest caption, including boundary tokens.
         image_learning_rate: of the image encoder.
         learning_rate: of everything else.
         momentum: of SGD.
-        weight_decay: not of normalizations and biases in the decoders' embeddings and transformers.
+        weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
-        warmup_steps: linear warm-up, followed by half a cosine to zero.
+        warmup_steps: linear warm-up, followed by cosine decay to zero.
         clip_norm: largest norm of the gradient.
         samples: captions to write in the test.
 
@@ -310,8 +297,8 @@ class VirTex(pl.LightningModule):
         grid = self.grid(batch["image"])
         forward = token_losses(self.textual, grid, tokens)
         backward = token_losses(self.backward_textual, grid, tokens_reversed)
-        # Processes hold captions of different lengths: each divides by the mean number of tokens per process, so that
-        # the average that data parallelism takes is the mean over the tokens of all.
+        # Captions differ in length, so each process divides by the mean number of tokens per process. Data parallelism
+        # then averages to the mean over all tokens.
         words = torch.stack([predicted(tokens).sum(), predicted(tokens_reversed).sum()]).float()
         forward_loss, backward_loss = torch.stack([forward.sum(), backward.sum()]) / mean_over_ranks(words).clamp(min=1)
         loss = forward_loss + backward_loss
@@ -329,7 +316,7 @@ class VirTex(pl.LightningModule):
             if tower == "visual":
                 image.append(parameter)
             else:
-                # One-dimensional are biases and normalizations.
+                # Biases and normalizations are one-dimensional.
                 spared = part in {"embedding", "transformer"} and parameter.ndim == 1
                 (undecayed if spared else decayed).append(parameter)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -379,13 +366,13 @@ class VirTex(pl.LightningModule):
             ]
 
     def _text(self, tokens: Tensor) -> str:
-        """The words of tokens, or their numbers where no tokenizer is known."""
+        """The words of tokens, or their ids without a tokenizer."""
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         return " ".join(map(str, tokens.tolist())) if tokenizer is None else tokenizer.decode(tokens.tolist())
 
     def on_test_epoch_end(self) -> None:
         means = self._meter.compute(self.device)
-        # A caption weighs by its tokens, as in the loss of a batch.
+        # Captions are weighted by their tokens, as in the loss of a batch.
         forward, backward = (means[side] / means[f"{side}_tokens"] for side in ("forward", "backward"))
         metrics = {
             "caption_loss": forward + backward, "forward_loss": forward, "backward_loss": backward,
@@ -402,5 +389,5 @@ class VirTex(pl.LightningModule):
 
 
 def predicted(tokens: Tensor) -> Tensor:
-    """Which of the tokens that a decoder predicts count, bool [B, L - 1] for tokens [B, L]."""
+    """Valid targets of a decoder, bool [B, L - 1] for tokens [B, L]."""
     return tokens[:, 1:] != PAD
