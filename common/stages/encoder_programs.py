@@ -1,7 +1,7 @@
 """Encoders of a trained model as programs of `torch.export`, which run without this code.
 
-A folder holds `<modality>.pt2` for each encoder that takes tensors alone, and a page that says what goes in. Every
-program is read back from its file and compared with the model, at other batch sizes than the one it was made with.
+A folder holds `<modality>.pt2` for each encoder that takes only tensors, and a page on its inputs. Every program is
+read back from its file and compared with the model at other batch sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BATCHES = (1, 3)
 
 
 def write_programs(model: type[TrainedModel], checkpoint: str | Path, output: str | Path) -> tuple[Path, list[str]]:
-    """Write the encoders of a stage or an export into a new folder; returns it, and a line on each program."""
+    """Write the encoders of a stage or an export into a new folder; returns it, and a line per program."""
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise StageError(f"--output {output} is taken: give a new folder")
@@ -44,7 +44,7 @@ def write_programs(model: type[TrainedModel], checkpoint: str | Path, output: st
 
 
 def _write(encoder: Encoder, path: Path) -> float:
-    """Write a program; returns by how much it differs from the encoder, relative to the largest value."""
+    """Write a program; returns its largest difference from the encoder, relative to the largest value."""
     dims = tuple(
         {0: torch.export.Dim.DYNAMIC} | ({} if x.is_floating_point() else {1: torch.export.Dim.DYNAMIC})
         for x in encoder.inputs

@@ -1,10 +1,9 @@
-"""Memory, operations, steps and GPU hours of a stage, from one batch of its own training on tensors without storage.
+"""Memory, operations, steps and GPU hours of a stage, from one batch of its training on tensors without storage.
 
-- memory: all tensors alive at once in a step like any after the first; the workspaces of libraries and the
-  fragmentation of the allocator are not counted.
-- operations: products of matrices, convolutions and attention, forward and backward, by torch's FlopCounterMode.
+- memory: tensors alive at once in a step after the first, without library workspaces and allocator fragmentation.
+- operations: matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
-- hours: operations by the rate of a card and an assumed utilization.
+- hours: operations by a card's rate and an assumed utilization.
 """
 
 from __future__ import annotations
@@ -62,9 +61,9 @@ class Estimate:
         peak_bytes: most memory of all tensors on one device at once.
         checkpoint_bytes: weights and the state of the optimizers.
         convolution_flops, other_flops: operations of an optimizer step on one device, two for a multiply-add.
-        steps: optimizer steps of the whole training; None where the size of the data is not published.
+        steps: optimizer steps of the whole training; None if the size of the data is not published.
         size: samples of a batch on one device.
-        accumulated: batches of an optimizer step; below 1 where one batch makes several steps.
+        accumulated: batches of an optimizer step; below 1 if one batch makes several steps.
     """
 
     parameters: int
@@ -80,16 +79,14 @@ class Estimate:
 
     @property
     def flops(self) -> int:
-        """Operations of an optimizer step on one device."""
         return self.convolution_flops + self.other_flops
 
     @property
     def memory(self) -> int:
-        """Bytes that each device needs, those of CUDA included."""
+        """Bytes per device, including CUDA's."""
         return self.peak_bytes + CONTEXT_BYTES
 
     def seconds(self, card: Card, utilization: float) -> float:
-        """Seconds of an optimizer step."""
         if self.precision.startswith(("bf16", "16")):
             seconds = self.flops / (card.bfloat16 * 1e12)
         else:
@@ -98,23 +95,15 @@ class Estimate:
         return seconds / utilization
 
     def hours(self, card: Card, utilization: float) -> float | None:
-        """GPU hours, summed over the devices."""
         return None if self.steps is None else self.seconds(card, utilization) * self.steps * self.devices / 3600
 
     def samples_per_second(self, card: Card, utilization: float) -> float:
-        """Samples per second that all devices together consume."""
+        """Samples per second over all devices."""
         return self.size * self.accumulated * self.devices / max(self.seconds(card, utilization), 1e-12)
 
 
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
-    """Estimate a stage that trains.
-
-    Args:
-        size: samples of a batch on one device; None for its share of the recipe's batch.
-
-    Raises:
-        StageError: it does not train, its data cannot be made up, or its steps depend on values of tensors.
-    """
+    """Estimate a stage that trains; `size` is the batch on one device, None for its share of the recipe's."""
     if not run.trains:
         raise StageError(f"{run.recipe} trains nothing")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -160,7 +149,6 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's remarks on devices and seeds."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -171,7 +159,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _bytes(tree: Any) -> int:
-    """Memory of all tensors of a tree; a shared storage counts once."""
     storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
     return sum({id(storage): storage.nbytes() for storage in storages}.values())
 
@@ -204,7 +191,7 @@ def hours_text(hours: float | None) -> str:
 
 
 def announce(run: RunConfiguration) -> list[str]:
-    """Lines to print before a stage trains: what it needs, and a warning where the GPU has too little memory."""
+    """Lines to print before a stage trains: what it needs, and a warning if the GPU has too little memory."""
     if not run.trains:
         return []
     try:
@@ -232,12 +219,9 @@ def announce(run: RunConfiguration) -> list[str]:
 
 
 def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilization: float) -> Iterator[str]:
-    """A table of the stages of a plan, line by line as they are estimated.
+    """A table of a plan's stages, line by line; stages that differ only in the seed are estimated once.
 
-    Args:
-        runs: name of a stage to its configuration; those that differ only in the seed are estimated once.
-        cards: whose hours are shown; the last one's pace gives the samples per second.
-        utilization: share of a card's matrix rate that is assumed.
+    The samples per second are the last card's. `utilization` is the assumed share of a card's matrix rate.
     """
     width = max(map(len, runs), default=0)
 

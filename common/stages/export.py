@@ -1,8 +1,8 @@
 """Trained models, read from a finished stage or from an export.
 
-An export is a folder that needs nothing else: weights (safetensors), configuration, vocabularies, the record of the
-stage, and a model card. It holds only tensors, text and plain data, and each paper lists the classes that its models
-are made of, so an untrusted export cannot run anything (SECURITY.md).
+An export is a self-contained folder: weights (safetensors), configuration, vocabularies, the stage's record, and a
+model card. It holds only tensors, text and plain data, and each paper lists the classes of its models, so an untrusted
+export cannot run code (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Trained:
         model: `class_path` and `init_args` of the module.
         inputs: how files and texts become inputs of the model.
         weights: tensors under the names of the usable model's state dict.
-        files: vocabularies and the like by name; their content, or their path.
+        files: vocabularies and the like by name; content or path.
         record: JSON of the stage's record; None before it is finished.
         origin: checkpoint or folder, for messages.
-        step: of the checkpoint; None of an export.
+        step: of the checkpoint; None for an export.
     """
 
     model: dict[str, Any]
@@ -64,12 +64,10 @@ class Trained:
 
     @property
     def where(self) -> str:
-        """The file of the configuration, for messages."""
         path = Path(self.origin)
         return str(path / CONFIGURATION if path.is_dir() else path.parent.parent / "config.yaml")
 
     def file(self, name: str) -> bytes:
-        """Content of one of the files."""
         if name not in self.files:
             raise StageError(f"{self.where}: files has no {name}, which the model needs; export the model again")
         found = self.files[name]
@@ -80,9 +78,8 @@ class Encoder(nn.Module):
     """From tensors of one modality to vectors [B, D]; see `common.stages.encoder_programs`.
 
     Args:
-        network: what it computes with.
         embed: takes the network and its inputs.
-        inputs: an example of two rows; of integers and truth values the second dimension is a length.
+        inputs: an example of two rows; for integers and booleans the second dimension is a length.
     """
 
     def __init__(self, network: nn.Module, embed: Callable[..., Tensor], *inputs: Tensor) -> None:
@@ -97,19 +94,18 @@ class Encoder(nn.Module):
     @property
     @torch.no_grad()
     def width(self) -> int:
-        """D of the vectors."""
         return int(self(*self.inputs).shape[-1])
 
 
 def noise_like(example: Tensor) -> Tensor:
-    """Two rows of noise, of the shape and the type of an example."""
+    """Two rows of noise with an example's shape and type."""
     return torch.randn(2, *example.shape, generator=torch.Generator().manual_seed(0)).to(example)
 
 
 class TrainedModel(nn.Module):
     """A trained model with methods for its use; each paper has one such class.
 
-    `embed_<modality>` of a class takes what its `read_<modality>` reads, one by one, and gives one row for each.
+    `embed_<modality>` takes what `read_<modality>` reads, one item at a time, and gives one row each.
 
     Args:
         trained: see `Trained`; `from_export` reads it.
@@ -117,18 +113,18 @@ class TrainedModel(nn.Module):
     Attributes:
         paper: package of the paper.
         kinds: import paths of the modules whose checkpoints can be used.
-        classes: all classes that a trained model is made of: its modules, their networks, what reads its inputs. No
-            other is built, whatever a configuration asks for.
-        no_files: arguments that are files where they are text; what was in them stands in the weights or beside them.
-        example: a stage that can be used, as `<paper>/<scale>/seed<k>/<stage>`.
-        otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to give.
-        embeds: what can be embedded.
-        retrieves: what can be compared: the query, and what is searched.
-        compares_vectors: whether that is done by the vectors of `embed`.
-        options: what of the model the command line may set: `language`, `regions`. A class has the method `answer`,
-            `caption` or `generate` where the command of that name goes with it; one that answers or generates has
-            `notes`.
-        limits: what the model is for and what it cannot do, for its card.
+        classes: all classes of a trained model: modules, networks, readers. No other is built, whatever a configuration
+            asks for.
+        no_files: arguments that are files if they are text; their content is in the weights or the export.
+        example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
+        otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to use.
+        embeds: the modalities that can be embedded.
+        retrieves: the query and what is searched.
+        compares_vectors: whether retrieval compares the vectors of `embed`.
+        options: model settings of the command line: `language`, `regions`. A class has the method `answer`, `caption`
+            or
+            `generate` if it supports that command; one that answers or generates has `notes`.
+        limits: intended use and limits of the model, for its card.
         usage: a line of Python that uses `model`, for its card.
     """
 
@@ -147,17 +143,17 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def usage_of(cls, trained: Trained) -> str:
-        """The line of Python for the card of one model; `usage` unless it cannot do what that shows."""
+        """The line of Python for one model's card; `usage` unless the model cannot do that."""
         return cls.usage
 
     @classmethod
     @abstractmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        """What of a finished stage is needed to use its model; without its record."""
+        """The parts of a finished stage that its model needs, without its record."""
 
     @classmethod
     def read(cls, path: str | Path) -> Trained:
-        """Read the folder of an export, or `checkpoints/last.ckpt` of a finished stage."""
+        """Read an export, or `checkpoints/last.ckpt` of a finished stage."""
         path = Path(path)
         if path.is_dir():
             return read_export(path, cls.paper)
@@ -171,11 +167,7 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
-        """A model of an export's folder or a stage's `checkpoints/last.ckpt`, in evaluation mode.
-
-        Raises:
-            StageError: it is missing, damaged, or of another model; there is no such device.
-        """
+        """A model from an export's folder or a stage's `checkpoints/last.ckpt`, in evaluation mode."""
         trained = cls.read(path)
         with parsing(Path(trained.where), StageError):
             model = cls.of(trained)
@@ -186,12 +178,9 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
-        """A model of the Hugging Face Hub, in evaluation mode; see `from_export`.
+        """A model from the Hugging Face Hub, in evaluation mode; `repo` is `user/name` from `assemble export --push`.
 
-        Args:
-            repo: `user/name` of a repository that `assemble export --push` made.
-            revision: branch, tag or commit; None is the newest. A commit never changes.
-            device: where it runs.
+        `revision` is a branch, tag or commit; None is the newest. A commit never changes.
         """
         from common.stages.hub import fetch_export
 
@@ -199,19 +188,19 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        """The model with its weights, and what reads files for it."""
+        """The model with its weights, and readers for its files."""
         return cls(trained)
 
     @classmethod
     def build(cls, trained: Trained) -> Any:
-        """The module of the configuration, with random weights; made of `classes` alone."""
+        """The module of the configuration with random weights, from `classes` only."""
         import lightning.pytorch as pl
 
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.model, pl.LightningModule, "model")
 
     @classmethod
     def input(cls, trained: Trained, name: str, kind: Any) -> Any:
-        """One of `Trained.inputs` as the type that it must have; see `Builder.value`."""
+        """One of `Trained.inputs` with its type checked; see `Builder.value`."""
         if name not in trained.inputs:
             raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
@@ -225,16 +214,15 @@ class TrainedModel(nn.Module):
 
     @property
     def reads(self) -> tuple[Modality, ...]:
-        """What of `embeds` this model embeds, which may have been trained without some of it."""
+        """The part of `embeds` that this model supports; it may be trained without some of it."""
         return self.embeds
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return next(self.parameters()).device
 
     def fingerprint(self) -> str:
-        """Hash of the weights, which tells vectors of different models apart."""
+        """Hash of the weights; distinguishes vectors of different models."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -247,16 +235,13 @@ class TrainedModel(nn.Module):
     def embed(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
     ) -> tuple[Tensor, list[int]]:
-        """Embeddings on the CPU, one row for each item that could be read, and the positions of these.
+        """Embeddings on the CPU, one row per readable item, and the positions of these items.
 
         Args:
             modality: one of `embeds`.
             items: paths, or texts.
-            skipped: gets the position and the reason of every item that cannot be read; None raises instead.
-            at_once: items that go through the network together.
-
-        Raises:
-            StageError: nothing could be read.
+            skipped: collects position and reason of every unreadable item; None raises instead.
+            at_once: items per forward pass.
         """
         embed = getattr(self, f"embed_{modality}")
         rows: list[Tensor] = []
@@ -277,7 +262,7 @@ class TrainedModel(nn.Module):
     def samples(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """What `read_<modality>` makes of every item that can be read, with its position; see `embed`."""
+        """The result of `read_<modality>` for every readable item, with its position; see `embed`."""
         from common.data.media import MediaError
         from common.data.regions import RegionError
 
@@ -291,7 +276,7 @@ class TrainedModel(nn.Module):
                 skipped.append((place, str(error)))
 
     def read_all(self, modality: Modality, items: Items) -> list[Any]:
-        """What `read_<modality>` makes of one or several files or texts; what was read already stays as it is."""
+        """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
         read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
         several = [items] if isinstance(items, str | Path) else list(items)
         if not several:
@@ -303,11 +288,11 @@ class TrainedModel(nn.Module):
         return text
 
     def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
-        """What embeddings [N, ...] say in words, one line for each; None where they say nothing."""
+        """Embeddings [N, ...] in words, one line each; None if they can't be described."""
         return None
 
     def encoders(self) -> dict[str, Encoder]:
-        """Encoders that take tensors alone, by modality; they give what `embed_<modality>` gives of one clip."""
+        """Encoders that take only tensors, by modality; equal to `embed_<modality>` on one clip."""
         return {}
 
     # -- retrieval -----------------------------------------------------------------------------------------------------
@@ -315,11 +300,11 @@ class TrainedModel(nn.Module):
     def searched(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> tuple[Any, list[int]]:
-        """What is searched, as `compare` takes it, and the positions of the items that could be read."""
+        """The gallery as `compare` takes it, and the positions of the readable items."""
         return self.embed(modality, items, skipped)
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
-        """Scores [N] of a query with everything that is searched; here the cosine of the embeddings."""
+        """Scores [N] of a query against the gallery; by default the cosine of the embeddings."""
         found = self.embed(query_modality, [query])[0]
         return (F.normalize(searched.float(), dim=-1) @ F.normalize(found.float(), dim=-1)[0]).cpu()
 
@@ -347,12 +332,11 @@ def without_sources(config: Any) -> Any:
 
 
 def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any]:
-    """The configuration of an object with some of its arguments replaced."""
     return {**config, "init_args": {**config["init_args"], **arguments}}
 
 
 def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
-    """Tensors below some parts of a module; `prefixes` maps the new name of a part to the old one."""
+    """Tensors of some parts of a module; `prefixes` maps a part's new name to its old one."""
     return {
         f"{new}.{name.removeprefix(f'{old}.')}": value
         for new, old in prefixes.items()
@@ -367,14 +351,12 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 def write_export(
     model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False, repo: str | None = None
 ) -> Path:
-    """Write the model of a stage or an export to a folder, which appears whole or not at all.
+    """Write the model of a stage or an export to a folder, atomically; returns the folder.
 
     Args:
-        model: its class.
         checkpoint: `checkpoints/last.ckpt` of a finished stage, or an export.
-        output: the folder; it is returned.
-        force: replace an export that is there.
-        repo: where it will be on the Hub, for its card.
+        force: replace an existing export.
+        repo: its name on the Hub, for its card.
     """
     from safetensors.torch import save_file
 
@@ -452,7 +434,7 @@ def _check_free(output: Path, force: bool) -> None:
 
 @dataclass(frozen=True)
 class _Content:
-    """What the configuration says of a file."""
+    """A file's entry in the configuration."""
 
     bytes: int
     sha256: str
@@ -460,7 +442,7 @@ class _Content:
 
 @dataclass(frozen=True)
 class _Configuration:
-    """What reading needs of `config.json`."""
+    """The part of `config.json` that reading needs."""
 
     format: str
     paper: str
@@ -481,7 +463,7 @@ def _read_configuration(folder: Path) -> _Configuration:
 
 
 def read_export(folder: str | Path, paper: str) -> Trained:
-    """Read the folder of an export of a paper, and check that it is whole."""
+    """Read an export of a paper, and check that it is complete."""
     from safetensors import safe_open
 
     folder = Path(folder)
@@ -522,7 +504,7 @@ def _digest(path: Path) -> str:
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that share no memory, and the further names of those that go by several."""
+    """Tensors that share no memory, and the other names of those with several."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}

@@ -21,9 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Counts the bytes of the tensors made while it is active and still alive (`now`), and their maximum (`peak`).
+    """Counts the bytes of live tensors made while it is active (`now`), and their maximum (`peak`).
 
-    A storage counts until the last tensor that shares it is gone, including those kept for the backward pass.
+    A storage counts until its last tensor is gone, including those kept for the backward pass.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def operation_counter() -> FlopCounterMode:
-    """torch's counter, extended by the fused attention of the CPU."""
+    """torch's counter, extended by the CPU's fused attention."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -83,7 +83,7 @@ def operation_counter() -> FlopCounterMode:
 
 @contextmanager
 def deep_copies_without_storage() -> Iterator[None]:
-    """Let momentum encoders and metrics deep-copy fake tensors; torch's own copy fails without a storage."""
+    """Let momentum encoders and metrics deep-copy fake tensors; torch's copy fails without a storage."""
 
     def copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
         if id(tensor) not in memo:
@@ -98,7 +98,7 @@ def deep_copies_without_storage() -> Iterator[None]:
 
 
 class FakeDevice(SingleDeviceStrategy):
-    """A CPU where fake modules stay: torch cannot move parameters that have weak references, which the meter keeps."""
+    """A CPU that moves no modules: torch cannot move parameters with weak references, which the meter keeps."""
 
     def __init__(self) -> None:
         super().__init__(device=torch.device("cpu"))
@@ -118,7 +118,7 @@ class WithoutStorage(pl.Callback):
         self.meter = meter
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Prepare batches with their values, as on a real host, and drop the values on the way to the device."""
+        """Prepare batches with their values, as on a real host, and drop the values on transfer to the device."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         prepared = pl_module.on_before_batch_transfer
 
@@ -136,7 +136,7 @@ class WithoutStorage(pl.Callback):
         data.transfer_batch_to_device = without_storage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the optimizers make their state, so that the measured batch is like any later one.
+        """Let the optimizers create their state, so the measured batch is like any later one.
 
         Fused kernels are chosen because the others read the step counter on the host.
         """

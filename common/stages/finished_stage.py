@@ -27,23 +27,20 @@ class FinishedStage:
 
     @property
     def folder(self) -> Path:
-        """Folder of the stage, where its record lies."""
         return self.checkpoint.parent.parent
 
     @property
     def state(self) -> dict[str, Any]:
-        """Weights and other tensors of the module by name."""
         return self.content["state_dict"]
 
     def data(self) -> Any:
-        """The data module as the configuration builds it; nothing is prepared yet."""
+        """The data module of the configuration, not prepared yet."""
         import lightning.pytorch as pl
 
         return instantiate(self.config["data"], pl.LightningDataModule)
 
 
 def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str, example: str) -> FinishedStage:
-    """Read the configuration and the checkpoint of a finished stage."""
     checkpoint = Path(checkpoint)
     configuration = checkpoint.parent.parent / "config.yaml"
     for path in (checkpoint, configuration):

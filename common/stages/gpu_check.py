@@ -1,6 +1,6 @@
-"""How fast a paper's training step runs on this machine's device and which kernels take the time, without data.
+"""Speed and kernels of a paper's training step on this machine's device, without data.
 
-The stage's own module trains on made-up batches (see `synthetic.py`) at the widths of the paper.
+The stage's module trains on made-up batches (see `synthetic.py`) at the widths of the paper.
 """
 
 from __future__ import annotations
@@ -56,14 +56,11 @@ def measure(
     Returns:
         A record with these metrics, and the seconds of each kernel in a step:
         `step_seconds`, `step_seconds_std`: median and standard deviation.
-        `flops`: products of matrices, convolutions and attention, forward and backward, of a step.
-        `matrix_rate`: operations per second of a large product of matrices on the same device.
-        `peak_bytes`: most memory of all tensors; None on the CPU, as the next two.
+        `flops`: matrix products, convolutions and attention, forward and backward, of a step.
+        `matrix_rate`: operations per second of a large matrix product on the same device.
+        `peak_bytes`: most memory of all tensors; None on the CPU, like the next two.
         `host_waits`: how often a step makes the host wait for the device.
         `idle_share`: share of a step in which the device runs no kernel, 0 to 1.
-
-    Raises:
-        StageError: there is no such device, or it has too little memory.
     """
     name = paper_named(paper).name
     cuda = device == "cuda"
@@ -141,7 +138,7 @@ def _record(
 
 
 def matrix_rate(device: str, precision: str, side: int) -> float:
-    """Operations per second of a product of two square matrices, in the precision in which the trainer multiplies."""
+    """Operations per second of a product of two square matrices, in the trainer's precision for products."""
     dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.partition("-")[0], torch.float32)
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     timer = benchmark.Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
@@ -150,7 +147,7 @@ def matrix_rate(device: str, precision: str, side: int) -> float:
 
 
 class _Watch(Callback):
-    """After some batches to warm up, counts the operations of one, times the next and profiles the last."""
+    """After the warm-up, counts the operations of one batch, times the next ones and profiles the last."""
 
     def __init__(self, cuda: bool, warm_up: int, steps: int) -> None:
         self.cuda = cuda
@@ -201,12 +198,11 @@ class _Watch(Callback):
             torch.cuda.synchronize()
 
     def seconds(self) -> list[float]:
-        """Of each timed step."""
         pairs = zip(self._marks, self._marks[1:])
         return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in pairs]
 
     def kernels(self) -> dict[str, float]:
-        """Seconds of each kernel in a step, longest first; of each operation itself on the CPU."""
+        """Seconds of each kernel in a step, longest first; on the CPU of each operation."""
         found: Counter[str] = Counter()
         for event in self._profiler.key_averages():
             if self.cuda:

@@ -1,6 +1,6 @@
-"""Exports on the Hugging Face Hub, sent and fetched by `huggingface_hub`, whose environment variables count.
+"""Exports on the Hugging Face Hub, sent and fetched by `huggingface_hub`, which reads its environment variables.
 
-Only what an export's configuration lists is fetched or sent, and `read_export` reads it as any other folder.
+Only files listed in an export's configuration are fetched or sent, and `read_export` reads it like any other folder.
 """
 
 from __future__ import annotations
@@ -30,18 +30,15 @@ _MEANINGS = {
 
 
 def check_repository(repo: str) -> None:
-    """Refuse what cannot be the name of a repository."""
     if not _REPOSITORY.fullmatch(repo) or ".." in repo or "--" in repo:
         folder = "; a folder is read by from_export" if Path(repo).is_dir() else ""
         raise StageError(f"{repo!r} is no name of a repository on the Hub, which is user/name{folder}")
 
 
 def fetch_export(repo: str, revision: str | None = None) -> Path:
-    """The folder of an export on the Hub, in the cache of the Hub's client; without a network, what the cache holds.
+    """The folder of an export (`user/name`) in the Hub client's cache; without a network, the cached one.
 
-    Args:
-        repo: `user/name`.
-        revision: branch, tag or commit; None is the newest. A commit in the cache is used without asking the Hub.
+    `revision` is a branch, tag or commit; None is the newest. A cached commit needs no request.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -57,7 +54,7 @@ def fetch_export(repo: str, revision: str | None = None) -> Path:
 
 
 def _is_reachable(repo: str) -> bool:
-    """Whether the Hub answers at all: without a network `hf_hub_download` would ask again for 25 s."""
+    """Whether the Hub answers; without a network `hf_hub_download` would retry for 25 s."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     try:
@@ -70,7 +67,7 @@ def _is_reachable(repo: str) -> bool:
 
 
 def push_export(folder: Path, repo: str, private: bool = False) -> str:
-    """Send an export to the Hub as one commit, whose address it returns; a missing repository is made."""
+    """Send an export to the Hub as one commit and return its address; creates a missing repository."""
     from huggingface_hub import HfApi
 
     check_repository(repo)
@@ -87,7 +84,9 @@ def push_export(folder: Path, repo: str, private: bool = False) -> str:
 
 
 def _listed(configuration: Path) -> list[str]:
-    """Files that a configuration lists; the Hub's client would take some names for patterns or other folders."""
+    """Files that a configuration lists; checked, as the Hub's client would take some names for patterns or other
+    folders.
+    """
     with parsing(configuration, StageError):
         config = json.loads(configuration.read_bytes())
         if "files" not in config:
@@ -101,7 +100,7 @@ def _listed(configuration: Path) -> list[str]:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say what the errors of the Hub's client mean."""
+    """Explain the errors of the Hub's client."""
     from huggingface_hub import errors
 
     try:

@@ -1,4 +1,4 @@
-"""Who started this process, and whether as many were started as the configuration spreads a stage over."""
+"""Who started this process, and whether the number of processes matches the configuration."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ _INTERACTIVE = ("bash", "interactive")
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that manages folders: not one that Lightning, torchrun or SLURM started beside it.
+    """Whether this process manages folders: the first of those that Lightning, torchrun or SLURM started.
 
-    torchrun numbers the processes of a job of SLURM in an order of its own, so that its number alone counts.
+    torchrun orders the processes of a SLURM job differently, so only its rank counts then.
     """
     names = ("RANK",) if "TORCHELASTIC_RUN_ID" in os.environ else ("LOCAL_RANK", "RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 
 
 def require_processes(trainer: Mapping[str, Any]) -> None:
-    """Refuse a stage whose launcher started other than `devices` times `num_nodes` processes.
+    """Refuse a stage whose launcher started a number of processes other than `devices` times `num_nodes`.
 
-    Eight that know nothing of each other would write into one folder, and one that takes itself for all of a job of
-    SLURM would leave seven GPUs idle. A batch script that starts a stage of one node without `srun` is no launcher:
-    Lightning then starts the processes, for which `SLURM_NTASKS` is taken out of this process's environment.
+    Otherwise eight independent processes would write into one folder, or a single one would leave seven GPUs idle. A
+    SLURM
+    batch script that starts a one-node stage without `srun` is no launcher: Lightning then starts the processes, for
+    which
+    `SLURM_NTASKS` is removed from the environment.
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:

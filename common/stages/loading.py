@@ -1,4 +1,4 @@
-"""How fast a core of this machine reads and transforms the samples that a stage trains on."""
+"""How fast a core of this machine reads and transforms a stage's training samples."""
 
 from __future__ import annotations
 
@@ -22,28 +22,22 @@ _BATCH = 4
 
 @dataclass(frozen=True)
 class Loading:
-    """What a sample costs on one core: `seconds` of CPU time, and `bytes_read` from files where the system tells."""
+    """Cost of a sample on one core: `seconds` of CPU time, and `bytes_read` from files if the system reports it."""
 
     seconds: float
     bytes_read: float | None
     samples: int
 
     def describe(self) -> str:
-        """In one line."""
         disk = "" if self.bytes_read is None else f", {self.bytes_read / 1e6:.2g} MB read for each"
         return f"{1 / self.seconds:.3g} samples a second on a core{disk} ({self.samples:,} samples)"
 
 
 def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) -> Loading:
-    """Read training samples by the stage's own data module, in one process on one thread.
+    """Read training samples by the stage's data module, in one process on one thread, for `seconds` of CPU time at
+    least.
 
-    Args:
-        data: folder of the data sets.
-        seconds: CPU time at least; the first batch, which opens files and fills caches, is not counted.
-
-    Raises:
-        StageError: its data need more than the data module.
-        DatasetMissing: they are not there.
+    The first batch, which opens files and fills caches, is not counted. `data` is the folder of the data sets.
     """
     section = run.with_placeholders(DATA=str(data), RUN=str(cache_folder()))["data"]
     arguments = {**section["init_args"], "num_workers": 0, "batch_size": _BATCH}
@@ -74,6 +68,6 @@ def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) ->
 
 
 def _bytes_read() -> int | None:
-    """Bytes that this process has read from files, cached by the system or not; None outside Linux."""
+    """Bytes that this process has read from files, cached or not; None outside Linux."""
     counts = Path("/proc/self/io")
     return int(counts.read_text().split()[1]) if counts.exists() else None

@@ -1,4 +1,4 @@
-"""What a stage logs to: an append-only metrics file that survives a kill, and Weights & Biases (offline by default)."""
+"""Loggers of a stage: an append-only metrics file that survives a kill, and Weights & Biases (offline by default)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from common.reporting.wandb_server import one_line, project, why_unreachable
 
 
 class MetricsFile(Logger):
-    """Appends `step,name,value` rows to a CSV file, so that a row once written is never rewritten.
+    """Appends `step,name,value` rows to a CSV file; a written row is never rewritten.
 
-    A resumed run drops the rows after its checkpoint: the file equals that of an uninterrupted run. Rows that a full
-    disk does not take wait for the next ones.
+    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run. Rows that a full
+    disk refuses are kept for the next write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,11 +76,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Write the rows that wait, before a checkpoint or record that comes after them.
-
-        Raises:
-            StageError: the disk does not take them.
-        """
+        """Write the pending rows, before a later checkpoint or record."""
         if self._waiting:
             try:
                 self._write()
@@ -90,7 +86,7 @@ class MetricsFile(Logger):
                 ) from error
 
     def _write(self) -> None:
-        """Append the rows that wait, all or none."""
+        """Append the pending rows, all or none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer, which would be written a second time when the file is closed.
         with self._path.open("ab", buffering=0) as file:
@@ -111,11 +107,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The stage writes its configuration to a file of its own."""
+        """Nothing: the stage writes its configuration to a separate file."""
 
 
 def _say(text: str) -> None:
-    """Print a line: Lightning's own logger is muted."""
+    """Print a line, since Lightning's logger is muted."""
     print(f"  {text}", flush=True)
 
 
@@ -155,9 +151,9 @@ _QUIET: dict[str, Any] = {
 
 
 class StageWandbLogger(WandbLogger):
-    """The W&B run of a stage, which never ends the stage: the first failure is told.
+    """The W&B run of a stage. A failure never ends the stage; the first is reported.
 
-    A resumed offline run must count on from its earlier file, since no server does: `first` is its first row.
+    A resumed offline run continues the row count of its earlier file: `first` is its first row.
     """
 
     def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
@@ -165,7 +161,7 @@ class StageWandbLogger(WandbLogger):
         self._first, self._failed = first, False
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Do something that W&B may fail at, as when its process was killed or a disk is full."""
+        """Try something in W&B that may fail, for example if its process was killed or the disk is full."""
         try:
             action()
         except Exception as error:
@@ -187,28 +183,26 @@ class StageWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run has the whole configuration already."""
+        """Nothing: the run already has the whole configuration."""
 
     def summarize(self, values: Mapping[str, Any]) -> None:
-        """Write values into the run's summary."""
         self.attempt(lambda: self.experiment.summary.update(dict(values)))
 
     def finish(self, exit_code: int) -> None:
-        """End the run."""
         self.attempt(lambda: self.experiment.finish(exit_code=exit_code))
 
 
 def _earlier(directory: Path) -> list[Path]:
-    """Files of a stage's W&B runs so far, the last at the end."""
+    """Files of a stage's W&B runs so far, oldest first."""
     return sorted(
         directory.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name.removeprefix("offline-")
     )
 
 
 def own_id(directory: Path, stem: str) -> str:
-    """Id of a stage's run: the one under which its folder was logged before, else a new one.
+    """Id of a stage's run: the one its folder was logged under, else a new one.
 
-    Others of a team run the same stage: under the same id, the server would mix the two.
+    Teammates run the same stage; with the same id the server would mix the two.
     """
     ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
     return next((found for found in reversed(ids) if found.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
@@ -229,15 +223,14 @@ def wandb_logger(
     """The W&B run of one stage; None if W&B is disabled or cannot start. A run that cannot start online starts offline.
 
     Args:
-        directory: folder that gets the `wandb/` folder.
-        run_id: see `own_id`.
-        name: see `run_name`.
+        directory: parent of the `wandb/` folder.
+        run_id, name: see `own_id` and `run_name`.
         group: equal for the seeds of one configuration; `WANDB_RUN_GROUP` replaces it.
         job_type: pretrain, fine_tune, probe or evaluate.
-        tags: those of `WANDB_TAGS` are added.
-        config: the resolved configuration, and what the dashboard filters by.
+        tags: `WANDB_TAGS` adds some.
+        config: the resolved configuration, and fields to filter by.
         notes: shown below the name.
-        whole: also log the console and the load of the machine; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
+        whole: also log the console and the machine's load; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
     """
     mode = wandb_mode()
     if mode == "disabled":
@@ -308,9 +301,9 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Note files that the run used or made as artifacts by reference, so that the dashboard draws what came from what.
+    """Note files that the run used or made as artifacts by reference, so the dashboard draws the lineage.
 
-    The same name and file is the same version: a child that uses a checkpoint need not find its parent on the server.
+    The same name and file is the same version, so a child that uses a checkpoint needs no parent on the server.
     """
     import wandb
 

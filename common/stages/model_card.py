@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, how to use it, what was measured, what it was made of, and its limits."""
+"""The card of an exported model: what it is, how to use it, results, training data, and limits."""
 
 from __future__ import annotations
 
@@ -35,15 +35,7 @@ _OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
 
 
 def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: str | None = None) -> str:
-    """Markdown of the card, with what the Hub reads of it in front.
-
-    Args:
-        record: of the stage that trained the model.
-        folder: name of the export's folder, for the example.
-        model: class of the model.
-        usage: line of Python that uses `model`.
-        repo: where the model will lie on the Hub.
-    """
+    """Markdown of the card, starting with the Hub's metadata. `usage` is a line of Python that uses `model`."""
     from jinja2 import Environment, PackageLoader
 
     paper = paper_named(record.paper)
@@ -76,7 +68,7 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
 
 
 def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
-    """What the Hub reads of a card: license, library, task, tags, data sets, and the metrics of the record."""
+    """The Hub's metadata: license, library, task, tags, data sets, and the metrics of the record."""
     from huggingface_hub import EvalResult, ModelCardData
 
     world = _world(record)
@@ -133,7 +125,7 @@ def _facts(record: Record, starts: list[str]) -> dict[str, str]:
 
 
 def _starts(record: Record) -> list[str]:
-    """Stages and released files whose weights the training began with."""
+    """Stages and released files whose weights the training started from."""
     config = record.config
     found = {str(one["stage"]) for one in record.parents.values()}
     features = ((config.get("data") or {}).get("init_args") or {}).get("text_features")
@@ -155,12 +147,11 @@ def _files(config: Any) -> Iterator[str]:
 
 
 def _world(record: Record) -> Any:
-    """Class of the world whose files stood in for data sets, or None."""
+    """Class of the world that replaced the data sets, or None."""
     world = ((record.config.get("data") or {}).get("init_args") or {}).get("world")
     return class_at(world["class_path"]) if world else None
 
 
 def _sets(record: Record) -> list[Any]:
-    """Classes of the data sets, each once."""
     paths = [entry["class_path"] for entry in dataset_entries(record.config.get("data"))]
     return [class_at(path) for path in dict.fromkeys(paths)]

@@ -56,7 +56,7 @@ def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> 
 
 
 def _with_origins(tree: dict[str, Any], layers: Sequence[Layer], *parents: str) -> Iterator[str]:
-    """A configuration as YAML, with the file that set a value as the comment of its line."""
+    """A configuration as YAML, with the file that set each value as a comment."""
     for key, value in tree.items():
         path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
         if isinstance(value, dict) and value:
@@ -71,9 +71,9 @@ def _in_one_line(value: object) -> str:
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
-    """`fit`, `test`, `validate` or `predict` for one stage; prints what came out.
+    """`fit`, `test`, `validate` or `predict` for one stage; prints the results.
 
-    Only `fit` writes a record: the others look at a trained stage without changing it.
+    Only `fit` writes a record; the others don't change the stage.
     """
     if command == "fit":
         if checkpoint is not None:
@@ -98,7 +98,7 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unles
 
 
 def _starts_from_nothing(request: StageRequest) -> str:
-    """What a bare recipe that measures a trained model must be told when it is given none; else empty."""
+    """Error for a bare recipe that measures a trained model but gets none; else empty."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):

@@ -1,4 +1,4 @@
-"""The files that a paper has or has not, beside those that it needs to be trained."""
+"""A paper's optional files, and checks for them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ CONFIGURATION, CARD = "config.json", "README.md"
 
 
 def _module(paper: str, name: str) -> str:
-    """Import path of a part; what a rehearsal writes stands apart from the papers."""
+    """Import path of a part; that of a rehearsal is outside the papers."""
     return f"rehearsals.{paper}" if name == "rehearsal" else f"papers.{paper}.{name}"
 
 
 def has_part(paper: str, name: str) -> bool:
-    """Whether there is a module `papers.<paper>.<name>`; it is not imported."""
+    """Whether a module `papers.<paper>.<name>` exists, without importing it."""
     return importlib.util.find_spec(_module(paper, name)) is not None
 
 
 def optional_part(paper: str, name: str) -> Any:
-    """The module `papers.<paper>.<name>`, or None where the paper has no such file."""
+    """The module `papers.<paper>.<name>`, or None if the paper has no such file."""
     return importlib.import_module(_module(paper, name)) if has_part(paper, name) else None
 
 
@@ -32,7 +32,7 @@ TRAINED = ("use", "has no trained models to use")
 
 
 def check_part(paper: str, name: str, without: str) -> None:
-    """Make sure that a paper has a file, without importing it, which takes seconds; see `part`."""
+    """Check that a paper has a file without importing it, which takes seconds; see `part`."""
     if not has_part(paper, name):
         raise _missing(paper, name, without)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
-    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
+    """Every mapping in a section of a configuration that names a data set."""
     if isinstance(section, Mapping):
         if str(section.get("class_path", "")).startswith("common.data.datasets."):
             yield section
@@ -37,8 +37,8 @@ _DATA = "$DATA/"
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     """Every data set that a paper's recipes read at the scale `paper`, and those that it can read, once each.
 
-    The latter are named by `OPTIONAL_DATASETS` in the paper's package; they lie in a folder of their own name. Recipes
-    of which the paper's tables know only stages in miniature are left out.
+    The latter are `OPTIONAL_DATASETS` in the paper's package; each has a folder of its name. Skips recipes that the
+    paper's tables only know in miniature.
     """
     found: dict[tuple[str, str], Any] = {}
     for recipe in _published_recipes(paper):
@@ -55,7 +55,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
 
 
 def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
-    """Every file and folder that a paper's recipes read at the scale `paper` beside data sets: weights, lists, ..."""
+    """Every file and folder except data sets that a paper's recipes read at the scale `paper`: weights, lists, ..."""
     from common.data.released_files import look_at
 
     recipes: dict[str, list[str]] = {}
@@ -75,14 +75,14 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
 
 
 def _published_recipes(paper: str) -> list[str]:
-    """Recipes of a paper but those of which its tables know only stages in miniature."""
+    """Recipes of a paper, without those that its tables only know in miniature."""
     stages = load(paper).stages.values()
     miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
     return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
 
 
 def _data_paths(section: object) -> Iterator[str]:
-    """Every path below the folder of the data sets in a section of a configuration, relative to it."""
+    """Every path below the data folder in a section of a configuration, relative to it."""
     if isinstance(section, Mapping):
         for value in section.values():
             yield from _data_paths(value)

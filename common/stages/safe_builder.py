@@ -1,7 +1,7 @@
 """Objects built from untrusted plain data.
 
-The parser of configurations imports what a path names, and so runs it. Here nothing is imported: a path is compared
-with those of a list of classes, and text stays text.
+The configuration parser imports, and so runs, any path. Here nothing is imported: a path must match one of a list of
+classes, and text stays text.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from common.errors import StageError
 
 
 class _WrongType(StageError):
-    """A value is not of the type that it must have; another type of a union may fit."""
+    """A value has the wrong type; another type of a union may fit."""
 
 
 def path_of(found: type) -> str:
-    """Import path of a class, where it is defined."""
     return f"{found.__module__}.{found.__qualname__}"
 
 
 def arguments_of(found: type) -> dict[str, Any]:
-    """Types of a class's arguments by name, with those that it passes to its bases."""
+    """Types of a class's arguments by name, including those that it passes to its bases."""
     if is_dataclass(found):
         hints = get_type_hints(found)
         return {one.name: hints[one.name] for one in fields(found) if one.init}
@@ -42,7 +41,7 @@ class Builder:
     Args:
         where: the file that holds the data, for messages.
         classes: all classes that `class_path` may name.
-        no_files: arguments that are files where they are text, which is refused.
+        no_files: arguments that are files if they are text, which is refused.
     """
 
     where: str
@@ -50,13 +49,10 @@ class Builder:
     no_files: frozenset[str] = frozenset()
 
     def value(self, stated: Any, kind: Any, field: str) -> Any:
-        """What a field states, as its type.
+        """The value stated for `field` (named in messages), converted to the type `kind`.
 
-        Args:
-            stated: plain data.
-            kind: a type as annotations have it. A class is built of `class_path` and `init_args`; a data class, or one
-                of `classes`, also of its arguments alone.
-            field: its name, for messages.
+        A class is built from `class_path` and `init_args`; a data class, or one of `classes`, also from its arguments
+        alone.
         """
         origin, parts = get_origin(kind), get_args(kind)
         if origin in (Union, types.UnionType):
@@ -84,7 +80,6 @@ class Builder:
         raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, which is no {name}")
 
     def refuse(self, field: str, why: str) -> NoReturn:
-        """End with a message that names the file and the field."""
         raise StageError(f"{self.where}: {field} {why}")
 
     def _one_of(self, stated: Any, kind: Any, field: str) -> Any:

@@ -1,4 +1,4 @@
-"""Names of the arguments of a class, read from its source: nothing is imported, so a plan stays quick."""
+"""Names of a class's arguments, read from its source without importing it, so a plan stays fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ _Found = tuple[str, ast.ClassDef | ast.FunctionDef]
 
 @functools.cache
 def arguments_of(path: str) -> frozenset[str] | None:
-    """Arguments of the class or function at an import path, and those that it hands on to its bases.
+    """Arguments of the class or function at an import path, including those passed to its bases.
 
-    Returns:
-        None where it takes any, or where its source is not found.
+    None if it takes any, or if its source is not found.
     """
     found = _find(path)
     if found is None:
@@ -30,7 +29,7 @@ def is_missing(path: str) -> bool:
 
 
 def _walk(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[str], bool]:
-    """Names, and whether no other is taken."""
+    """Names, and whether the list is complete."""
     if isinstance(node, ast.FunctionDef):
         return _parameters(node)
     names: set[str] = set()
@@ -66,7 +65,7 @@ def _find(path: str) -> _Found | None:
 
 
 def _resolve(module: str, name: str) -> _Found | None:
-    """Where a name of a module is defined, through its imports."""
+    """Where a module's name is defined, through its imports."""
     tree = _tree(module)
     if tree is None or "." in name:
         return None

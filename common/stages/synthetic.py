@@ -1,6 +1,6 @@
-"""A stage's own module and optimizer, trained on made-up batches of the shapes of its data.
+"""A stage's module and optimizer, trained on made-up batches with the shapes of its data.
 
-A data module's `example_batch` makes the batches; `without_files` in `tables.yaml` says what replaces files.
+A data module's `example_batch` makes the batches; `without_files` in `tables.yaml` replaces files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOWHERE = "/nonexistent"
 
 
 class SyntheticData(pl.LightningDataModule):
-    """Gives the same batch again and again; everything else is asked of the configured data module."""
+    """Repeats one batch; everything else is asked of the configured data module."""
 
     def __init__(self, data: pl.LightningDataModule, synthetic: Example) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _SameBatch:
 
 
 class StopAfter(pl.Callback):
-    """Ends a training after some batches by an exception, so that nothing that follows a training runs."""
+    """Ends a training after some batches by an exception, so nothing that follows a training runs."""
 
     class Enough(Exception):
         """The batches are done."""
@@ -80,7 +80,7 @@ class StopAfter(pl.Callback):
 
 @dataclass(frozen=True)
 class SyntheticTraining:
-    """A stage that is ready to train on made-up batches of `size` samples per device."""
+    """A stage ready to train on made-up batches of `size` samples per device."""
 
     trainer: pl.Trainer
     module: pl.LightningModule
@@ -88,7 +88,6 @@ class SyntheticTraining:
     size: int
 
     def run(self) -> None:
-        """Train until a `StopAfter` ends it."""
         try:
             self.trainer.fit(self.module, datamodule=self.data)
         except StopAfter.Enough:
@@ -96,18 +95,14 @@ class SyntheticTraining:
 
 
 def devices_of(run: RunConfiguration) -> int:
-    """Processes of a run: devices of a node times nodes; 1 where their number is left to the machine."""
+    """Processes of a run: devices of a node times nodes; 1 if the machine decides."""
     trainer = run.config["trainer"]
     devices, nodes = str(trainer.get("devices", 1)), str(trainer.get("num_nodes", 1))
     return (int(devices) if devices.isdigit() else 1) * (int(nodes) if nodes.isdigit() else 1)
 
 
 def size_per_device(run: RunConfiguration) -> int:
-    """Samples of a batch on one device.
-
-    Raises:
-        StageError: the global batch cannot be divided.
-    """
+    """Samples of a batch on one device."""
     whole, devices = int(run.config["data"]["init_args"]["batch_size"]), devices_of(run)
     if whole % devices:
         raise StageError(f"data.batch_size ({whole}) is the global batch and must be divisible by {devices} devices")
@@ -125,11 +120,8 @@ def synthetic_training(
 
     Args:
         trainer_arguments: override those of the recipe.
-        size: samples of a batch; None for the share of a device in the recipe's batch.
+        size: samples of a batch; None for a device's share of the recipe's batch.
         build_in: contexts in which the module is built.
-
-    Raises:
-        StageError: the paper cannot make batches for this kind of data.
     """
     size = size_per_device(run) if size is None else size
     config = without_files(run)
@@ -155,7 +147,7 @@ def synthetic_training(
 
 
 def without_files(run: RunConfiguration) -> dict[str, Any]:
-    """The configuration with the fields that name files replaced by `Paper.without_files`, where it has them."""
+    """The configuration with the fields that name files replaced by `Paper.without_files`."""
     config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
     present = {short_name(path) for path, _ in leaves(config)}
     for name, value in paper_named(run.paper).without_files.items():

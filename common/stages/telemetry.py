@@ -1,4 +1,4 @@
-"""How training goes, beside its losses: learning rates, gradient norms, speed, memory, and waiting for data."""
+"""Training telemetry: learning rates, gradient norms, speed, memory, and waiting for data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from common.stages.loggers import MetricsFile
 class Telemetry(Callback):
     """Logs at every logging step, and never changes a tensor.
 
-    Learning rates and gradient norms (before clipping) go to every logger. What depends on the machine stays out of
-    `metrics.csv`, so that a resumed run leaves the same file as an uninterrupted one.
+    Learning rates and gradient norms (before clipping) go to every logger. Machine-dependent values stay out of
+    `metrics.csv`, so a resumed run leaves the same file as an uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -113,13 +113,13 @@ def _bare(optimizer: Any) -> Any:
 
 
 def reset_peak_memory() -> None:
-    """Count from what is held now; without effect where the system does not offer it."""
+    """Reset the peak; no effect if the system doesn't support it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_gib() -> float | None:
-    """Peak of the resident memory in GiB since the last reset, without loader processes; None where it is unknown."""
+    """Peak resident memory in GiB since the last reset, without loader processes; None if unknown."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
