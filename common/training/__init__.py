@@ -1,1 +1,1 @@
-"""What every LightningModule trains with: the base of data modules, callbacks, optimizers, and switches of speed."""
+"""Base of data modules, callbacks, optimizers, and speed switches for every LightningModule."""

@@ -1,12 +1,12 @@
 """Batch normalization over groups of a fixed number of samples, on any number of devices.
 
-torch normalizes over what one device sees, which makes the number of devices a hyperparameter. Here a device that holds
-several groups normalizes each by itself, and devices that share a group exchange its statistics. `common.memory.groups`
-says which samples form a group.
+torch normalizes over one device's samples, which makes the number of devices a hyperparameter. Here a device with
+several groups normalizes each separately, and devices that share a group exchange its statistics.
+`common.memory.groups` says which samples form a group.
 
-The running statistics are those of the first group of a batch, as in DDP and DataParallel, which the published results
-used: both keep the buffers of the first device. Training does not read them, so they are sent to the other devices only
-before they are read (`share_buffers`).
+The running statistics are those of a batch's first group, as in DDP and DataParallel, which keep the first device's
+buffers. Training does not read them, so they are sent to the other devices only before they are read
+(`share_buffers`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ from common.memory.groups import join_groups, require_groups, split_groups
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
-    """How many devices share the statistics of a group; None where plain batch normalization does the same.
+    """How many devices share a group's statistics; None if plain batch normalization does the same.
 
     Args:
-        group: samples whose statistics are shared; a group larger than the batch is the batch.
+        group: samples that share statistics; at most the batch counts.
         batch_size: global batch, divisible by `devices`.
-
-    Raises:
-        ValueError: the batch of a device is neither made of whole groups nor a whole part of one.
     """
     own, group = batch_size // devices, min(group, batch_size)
     require_groups("batch_norm_group", group, batch_size, devices)
@@ -38,9 +35,10 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
-    """Replace every batch normalization in a module by one over groups; names, weights and buffers stay.
+    """Replace a module's batch normalizations by grouped ones; names, weights and buffers stay. Called by all
+    processes.
 
-    All processes call it together; for the arguments see `devices_of_group`.
+    For the arguments see `devices_of_group`.
     """
     shared = devices_of_group(group, batch_size, devices)
     if shared is None:
@@ -53,7 +51,7 @@ def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Copy all buffers of the first process to the others, but for those that DDP is told to ignore; collective."""
+    """Copy the first process's buffers to the others, except those that DDP is told to ignore; collective."""
     alone = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     for name, buffer in module.named_buffers():
         if name not in alone:
@@ -61,10 +59,10 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
-    """Mean, biased variance and number of the values of each channel over several processes, with gradient.
+    """Mean, biased variance and count of each channel over several processes, with gradient.
 
     Args:
-        x: in float32 or more; all processes hold equally many values, so that means of means are means.
+        x: in float32 or more; equally many values on every process, so that means of means are means.
 
     Shapes:
         x [B, C, ...] -> mean [C], variance [C]
@@ -81,8 +79,8 @@ class GroupedBatchNorm(_BatchNorm):
 
     Args:
         layer: the plain one, whose weights and buffers it takes.
-        group: rows of a group. A network that makes several rows of a sample (clips of a video) counts each.
-        processes: the processes that share one group; None where this one holds whole groups.
+        group: rows of a group. A network with several rows per sample (clips of a video) counts each.
+        processes: the processes that share one group; None if this one holds whole groups.
 
     Shapes:
         [B, C, ...] -> the same; without `processes`, B is a multiple of `group`.

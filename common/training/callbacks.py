@@ -1,4 +1,4 @@
-"""Callbacks of every stage, and how checkpoints are written."""
+"""Callbacks of every stage, and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ class StepSeed(Callback):
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops the run when the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
+    """Stops the run if the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
 
-    The flag stays on the device and is read every `every_n_steps` steps and before a checkpoint is written, so that no
-    step waits for the device. One process on the CPU reads it at every step.
+    The flag stays on the device and is read every `every_n_steps` steps and before a checkpoint, so no step waits for
+    the
+    device. A single CPU process reads it at every step.
     """
 
     def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:
@@ -109,7 +110,7 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class CheckReplicas(Callback):
-    """Every so many steps, has a module with `check_replicas()` compare the state that all ranks must hold alike."""
+    """Periodically lets a module with `check_replicas()` compare the state that all ranks must share."""
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
@@ -125,7 +126,7 @@ class CheckReplicas(Callback):
 class SamplesForAll(Callback):
     """Fails before training if validation or test data have fewer samples than there are processes.
 
-    Otherwise the processes without a sample fail after training while the others wait for them.
+    Otherwise processes without a sample fail after training while the others wait for them.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -148,9 +149,9 @@ class SamplesForAll(Callback):
 
 
 class EpochCount(Callback):
-    """Counts an epoch that begins with a resume from the last batch of the one before, which Lightning does not.
+    """Counts an epoch that starts with a resume from the previous one's last batch, which Lightning does not.
 
-    Without it a second resume would start its epoch over and train for too many steps.
+    Otherwise a second resume would restart its epoch and train for too many steps.
     """
 
     def on_train_batch_start(
@@ -164,7 +165,7 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes the kept checkpoints of the step from which a run resumes, where they are missing.
+    """Writes a missing kept checkpoint of the step from which a run resumes.
 
     A run stopped between its last checkpoint and the kept one of the same step lacks it; other stages may need it.
     """
@@ -186,7 +187,7 @@ class MissedCheckpoints(Callback):
 
 
 class Sessions(Callback):
-    """Carries the seconds and code revisions of a stage's sessions across restarts, by its checkpoints.
+    """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints.
 
     Attributes:
         git: `git_state` of this session; `dirty` once any session was, and `earlier` with the revisions of others.
@@ -199,7 +200,6 @@ class Sessions(Callback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of all sessions so far."""
         return self._earlier + time.monotonic() - self._began
 
     def on_save_checkpoint(
@@ -270,7 +270,7 @@ class Progress(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Replaces a checkpoint atomically; Lightning's own copy leaves half a file after a kill or on a full disk.
+    """Replaces a checkpoint atomically; Lightning's writer leaves half a file after a kill or on a full disk.
 
     Args:
         module: class name to store in the checkpoint.
@@ -282,11 +282,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         self.before = before
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            StageError: the disk is full or the folder not writable; an older checkpoint is unchanged.
-        """
+        """Write a checkpoint; if that fails, an older one is unchanged."""
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:

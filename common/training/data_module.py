@@ -1,4 +1,4 @@
-"""What every data module of the suite shares: sharded, resumable loaders, and the data part of a record."""
+"""Base of every data module: sharded, resumable loaders, and the data part of a record."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class ShardedDataModule(pl.LightningDataModule):
     """Base of the data modules: a data set or its miniature, and resumable loaders.
 
     Args:
-        dataset: `root` is where its files are. None where a module reads several data sets.
+        dataset: `root` is the folder of its files. None if a module reads several data sets.
         world: miniature that replaces the files of the data set; None for real data.
         batch_size: global batch; the per-device batch is derived.
         num_workers: loader processes per device.
-        seed: seed of order and augmentation.
+        seed: of order and augmentation.
         cache_bytes: memory for decoded files; 0 decodes them every time.
-        in_flight_bytes: memory for the batches that the loader processes of one device prepare (`loader_processes`).
-        max_skipped_fraction: the run stops when more than this share of the files is broken.
+        in_flight_bytes: memory for the batches that one device's loader processes prepare (`loader_processes`).
+        max_skipped_fraction: the run stops if more than this share of the files is broken.
 
     Attributes:
         needs_sound: whether clips without sound are skipped.
@@ -97,7 +97,6 @@ class ShardedDataModule(pl.LightningDataModule):
 
     @property
     def item_options(self) -> dict[str, Any]:
-        """Arguments of `ItemDataset` that are set here."""
         return {"seed": self.seed, "max_skipped_fraction": self.max_skipped_fraction, "cache_bytes": self.cache_bytes}
 
     # -- loaders -------------------------------------------------------------------------------------------------------
@@ -105,12 +104,12 @@ class ShardedDataModule(pl.LightningDataModule):
     def training_loader(
         self, dataset: Dataset[Any], collate_fn: Collate | None = None, batches_at_once: int = 1
     ) -> DataLoader[Any]:
-        """Loader of an epoch in an order given by (seed, epoch), resumable in the middle of one.
+        """Loader of an epoch in an order given by (seed, epoch), resumable within one.
 
         Args:
-            dataset: takes `(epoch, item)` keys, as every `ItemDataset` does.
-            collate_fn: makes a batch of samples; None stacks them.
-            batches_at_once: batches that a training step takes apart again.
+            dataset: takes `(epoch, item)` keys, like every `ItemDataset`.
+            collate_fn: None stacks samples.
+            batches_at_once: batches that a training step splits again.
         """
         trainer = self.trainer
         assert trainer is not None
@@ -140,10 +139,9 @@ class ShardedDataModule(pl.LightningDataModule):
         )
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Loader of a data set that makes whole steps itself, resumable in the middle of an epoch.
+        """Loader of a data set that makes whole steps, resumable within an epoch.
 
-        Args:
-            dataset: takes `(epoch, step)` keys; its length is the number of steps of an epoch.
+        `dataset` takes `(epoch, step)` keys; its length is the number of steps of an epoch.
         """
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._goes_on(sampler)
@@ -154,7 +152,7 @@ class ShardedDataModule(pl.LightningDataModule):
         assert trainer is not None
 
         def position() -> tuple[int, int]:
-            """Epoch and batch to begin with, asked late: the loader may be made before the checkpoint is read."""
+            """Epoch and batch to start at, read late because the loader may be made before the checkpoint is read."""
             batches = sampler.batches_per_epoch
             if isinstance(trainer.limit_train_batches, int):
                 batches = min(batches, trainer.limit_train_batches)
@@ -174,7 +172,7 @@ class ShardedDataModule(pl.LightningDataModule):
             dataset: takes int items.
             batch_size: per device.
             role: name for the record.
-            collate_fn: makes a batch of samples; None stacks them.
+            collate_fn: None stacks samples.
         """
         trainer = self.trainer
         assert trainer is not None
@@ -210,7 +208,7 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Name, version, number of samples and skipped files of every data set that was used; called by all ranks."""
+        """Name, version, number of samples and skipped files of every data set used; called by all ranks."""
         described: dict[str, dict[str, Any]] = {}
         assert self.trainer is not None
         for role, dataset in self._used.items():
@@ -238,9 +236,9 @@ def _leave_the_group(worker: int) -> None:
 
 
 def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, int]:
-    """How many loader processes fit into a budget of bytes, and how many batches each may be ahead.
+    """How many loader processes fit into a budget of bytes, and how many batches each may prefetch.
 
-    w processes that are a ahead have w (a + 1) batches in flight. Being less ahead comes before fewer processes.
+    w processes that prefetch a batches have w (a + 1) in flight. Prefetching is reduced before processes.
     """
     batches = budget // max(batch_bytes, 1)
     workers = max(min(workers, batches // 2), 1)
@@ -248,7 +246,7 @@ def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, 
 
 
 def bytes_of(sample: Any) -> int:
-    """Bytes of all tensors and arrays in a sample, however it is nested."""
+    """Bytes of all tensors and arrays in a nested sample."""
     if isinstance(sample, torch.Tensor):
         return sample.numel() * sample.element_size()
     if isinstance(sample, np.ndarray):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Draw:
-    """Made-up tensors on the CPU; `empty` ones are zeros, which take no memory until they are read."""
+    """Made-up tensors on the CPU; `empty` ones are zeros, which take no memory until read."""
 
     def __init__(self, seed: int = 0, empty: bool = False) -> None:
         self.empty = empty
@@ -32,11 +32,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Example:
-    """What replaces a data module in training.
+    """Replaces a data module in training.
 
     Attributes:
         batch: of one device, as the collate function makes it.
-        batches: of an epoch, by the published size of the data set; None where that is unknown.
+        batches: per epoch, by the published size of the data set; None if unknown.
         facts: attributes that a data module has after setup and a module asks for.
     """
 
@@ -46,5 +46,5 @@ class Example:
 
 
 def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
-    """Whole batches of some items; None when their number is unknown."""
+    """Whole batches of some items; None if their number is unknown."""
     return None if items is None else max(items // global_batch, 1)

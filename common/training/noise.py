@@ -1,4 +1,4 @@
-"""Noise of the joint batch, so that any number of devices, and a resumed run, draw the same.
+"""Noise of the joint batch, equal on any number of devices and in a resumed run.
 
 Rank r of W holds samples r, r + W, ... of the joint batch.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def batch_generator(module: pl.LightningModule, seed: int) -> torch.Generator:
-    """A generator that depends on the seed and the number of the training batch alone."""
+    """A generator that depends only on the seed and the number of the training batch."""
     return torch.Generator().manual_seed((seed << 32) + module.trainer.fit_loop.total_batch_idx)
 
 

@@ -1,4 +1,4 @@
-"""Optimizers made of optimizers, and schedules of learning rates as plain functions."""
+"""Optimizers made of optimizers, and learning-rate schedules as plain functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch.optim import Optimizer
 
 
 def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
-    """Arguments that have a torch optimizer step all parameters in one kernel, where that is possible.
+    """Arguments that make a torch optimizer step all parameters in one kernel, if possible.
 
-    Not with float16, where a fused step undoes the scale of the loss only after gradients have been clipped.
-
-    Args:
-        on_cpu: also on the CPU, where the last bits differ from those of the other kernels.
+    Not with float16, where a fused step undoes the loss scale only after gradients are clipped. On the CPU (`on_cpu`)
+    the
+    last bits differ from those of the other kernels.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
     return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
@@ -26,9 +25,9 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
 
 @torch.no_grad()
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give the state of each parameter the parameter's memory layout, in place.
+    """Give each parameter's state the parameter's memory layout, in place.
 
-    A fused step assumes that both are laid out alike, but a loaded state keeps the layout it was saved with.
+    A fused step assumes that both are laid out alike, but a loaded state keeps its saved layout.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -44,7 +43,7 @@ def _scales_its_loss(module: pl.LightningModule) -> bool:
 
 
 def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
-    """Refuse weights in half precision, naming what they would round; mixed precision keeps them in float32."""
+    """Refuse half-precision weights and name what they would round; mixed precision keeps weights in float32."""
     precision = str(module.trainer.precision)
     if precision in ("bf16-true", "16-true"):
         raise ValueError(f"trainer.precision {precision} rounds {rounded}: use bf16-mixed")
@@ -59,10 +58,8 @@ def clip_by_norm(
     """A module's `configure_gradient_clipping`: clips the joint norm of an optimizer's gradients as Lightning does.
 
     Lightning refuses to clip for fused optimizers in every mixed precision, though bfloat16 has no loss scale to undo.
-
-    Args:
-        gradient_clip_val: largest norm; None or 0 leaves the gradients as they are.
-        gradient_clip_algorithm: as Lightning gives it; any but the norm is left to Lightning.
+    A
+    norm of None or 0 doesn't clip; any algorithm but the norm is left to Lightning.
     """
     others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
     if others or _scales_its_loss(module):
@@ -73,12 +70,12 @@ def clip_by_norm(
 
 
 def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_fraction: float) -> Any:
-    """A module's `configure_optimizers`: AdamW with a rate for each part, a linear warm-up, then half a cosine.
+    """A module's `configure_optimizers`: AdamW with a rate per part, a linear warm-up, then half a cosine.
 
     Args:
-        rates: start of a parameter's name to its learning rate; the first that fits counts.
+        rates: prefix of a parameter's name to its learning rate; the first match counts.
         weight_decay: of matrices; norms and biases have none.
-        warmup_fraction: share of the steps that the warm-up takes.
+        warmup_fraction: share of the steps.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -99,7 +96,7 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
 
 
 class WrappedOptimizer(Optimizer):
-    """Base of optimizers made of others over disjoint parameters: shares their parameter groups and their state."""
+    """Base of optimizers made of others over disjoint parameters: shares their parameter groups and state."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self._parts = list(parts)
@@ -119,7 +116,7 @@ class WrappedOptimizer(Optimizer):
 
 
 class CombinedOptimizer(WrappedOptimizer):
-    """Several optimizers, stepped in order as one, since Lightning's automatic optimization takes a single one.
+    """Several optimizers stepped in order as one, since Lightning's automatic optimization takes only one.
 
     Source: docs/papers/mct.md [6]: SGD for the image tower, AdamW for the text tower.
     """
@@ -135,7 +132,6 @@ class CombinedOptimizer(WrappedOptimizer):
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore every part."""
         if "parts" not in state_dict:
             raise ValueError("the saved optimizer is not a CombinedOptimizer: it was written by another recipe")
         self._load_parts(state_dict["parts"])
@@ -157,7 +153,7 @@ class Lookahead(WrappedOptimizer):
         self._slow: list[Tensor] | None = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A fast step, and every k of them a slow one; the closure is called once, before."""
+        """A fast step, and every k steps a slow one; the closure is called once, before."""
         loss = _evaluate(closure)
         fast = self._parameters()
         if self._slow is None:
@@ -174,7 +170,6 @@ class Lookahead(WrappedOptimizer):
         return {"optimizer": self._parts[0].state_dict(), "slow": self._slow, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the optimizer, the slow weights and the count of steps."""
         if "slow" not in state_dict:
             raise ValueError("the saved optimizer is not a Lookahead: it was written by another recipe")
         fast, slow = self._parameters(), state_dict["slow"]
@@ -231,10 +226,7 @@ def _evaluate(closure: Callable[[], Any] | None) -> Any:
 
 
 def cosine_by_epoch(epochs: int, steps_per_epoch: int = 1) -> Callable[[int], float]:
-    """Half a cosine from one to zero that is constant within an epoch, as in MoCo v2.
-
-    Source: docs/papers/mct.md [7].
-    """
+    """Half a cosine from one to zero that is constant within an epoch, as in MoCo v2 (docs/papers/mct.md [7])."""
     return lambda step: _half_cosine(step // steps_per_epoch / epochs)
 
 

@@ -1,7 +1,7 @@
-"""Switches that every stage has: how its networks compute.
+"""Switches of every stage: how its networks compute.
 
-Any layer of the configuration may set one at its top level (`--compiled true`); `take_switches` moves it out of the
-model's arguments. All but `batch_norm_group`, a number of the recipe, change results by rounding at most; see
+Any configuration layer may set one at its top level (`--compiled true`); `take_switches` moves it out of the model's
+arguments. All but `batch_norm_group`, a number of the recipe, change results at most by rounding; see
 `docs/cluster.md`.
 """
 
@@ -39,7 +39,7 @@ class Switches(NamedTuple):
 
 
 class ApplySwitches(Callback):
-    """Applies the switches of a stage to its module in place, so that the keys of a checkpoint stay the same."""
+    """Applies a stage's switches to its module in place, so the keys of a checkpoint stay the same."""
 
     def __init__(self, switches: Switches) -> None:
         self.switches = switches
@@ -95,7 +95,7 @@ class ApplySwitches(Callback):
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
     """The outermost blocks that a network repeats: residual blocks, transformer layers.
 
-    These are members of lists and sequences that have layers of their own, and modules with an attribute `repeats`.
+    These are members of lists and sequences that have layers, and modules with an attribute `repeats`.
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
@@ -116,11 +116,11 @@ def _has_layers(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
-    """Keep the weights of all convolutions with their channels last; the maps that they make follow.
+    """Keep the weights of all convolutions with channels last; their outputs follow.
 
-    Raises:
-        ValueError: on the CPU, a strided 1x1 convolution takes fewer than eight channels: without AVX-512, its gradient
-            in oneDNN writes beyond its memory (torch 2.14 with AVX2).
+    Refused on the CPU if a strided 1x1 convolution takes fewer than eight channels: without AVX-512, its gradient in
+    oneDNN
+    writes beyond its memory (torch 2.14 with AVX2).
     """
     for name, layer in network.named_modules():
         if (
@@ -152,7 +152,7 @@ def _buffer_contexts(block: nn.Module) -> tuple[Any, Any]:
 
 
 class _Remember:
-    """Around the first pass of a block: remembers its buffers from before."""
+    """Around the first pass of a block: remembers its earlier buffers."""
 
     def __init__(self, block: nn.Module, before: dict[tuple[nn.Module, str], Tensor]) -> None:
         self.block, self.before = block, before
@@ -169,10 +169,11 @@ class _Remember:
 
 
 class _Return:
-    """Around a second pass: gives it the buffers from before the first, and discards what it writes into them.
+    """Around a second pass: restores the buffers from before the first, and discards its updates.
 
-    Otherwise batch statistics would move twice a step and spectral normalization would divide by another value.
-    Buffers are swapped, not copied, since autograd forbids changing values it has seen.
+    Otherwise batch statistics would move twice a step and spectral normalization would divide by another value. Buffers
+    are
+    swapped, not copied, since autograd forbids changing values it has seen.
     """
 
     def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:
