@@ -47,10 +47,7 @@ class AudioConvNet(nn.Module):
 
     Args:
         width: channels of the first stage; the last has `8 * width`.
-        small: Stride 1 instead of 2 in the first block, for the short spectrogram of the ablations.
-        in_channels: channels of the spectrogram.
-        stem_kernel: Side of the stem's kernel.
-        stem_stride: Stride of the stem.
+        small: stride 1 instead of 2 in the first block, for the short spectrogram of the ablations.
 
     Shapes:
         audio [B, in_channels, T, F] (time, frequency) -> features [B, 8 * width]
@@ -90,5 +87,4 @@ class AudioConvNet(nn.Module):
         return stages
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Features [B, 8 * width] of spectrograms [B, in_channels, T, F]."""
         return self.forward_stages(audio)["pool"].flatten(1)

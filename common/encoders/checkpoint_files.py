@@ -1,4 +1,4 @@
-"""Reading and writing files of weights: safely, whole or not at all, with errors that name the file."""
+"""Reads and writes weight files safely and atomically, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names the file and says why."""
+    """A checkpoint cannot be used; the message names the file and the reason."""
 
 
 def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str, Any]:
     """Contents of a checkpoint: a file of `torch.save`, old or new, or of safetensors.
 
-    Only tensors and plain data are accepted, so an untrusted file cannot run anything. The tensors are backed by the
-    file where its format allows it: clone those that outlive it. `needed`, for the message, are entries worth saving
-    from a file that holds more.
+    Accepts only tensors and plain data, so an untrusted file cannot run code. Tensors may be backed by the file: clone
+    those that outlive it. `needed` names, for the message, the entries to keep of a file with other content.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +50,7 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
 
 
 def require_intact(path: str | Path) -> None:
-    """Compare the checksums of the parts of an archive, which a mapped file is read without."""
+    """Check the checksums of an archive's parts, which reading a mapped file skips."""
     path = Path(path)
     if not zipfile.is_zipfile(path):
         return
@@ -65,7 +64,7 @@ def require_intact(path: str | Path) -> None:
 
 
 def named_tensors(entries: Any) -> dict[str, Tensor]:
-    """Tensors of a state dict, without the prefixes of data parallelism and compilation; none of anything else."""
+    """Tensors of a state dict, without the prefixes of data parallelism and compilation; empty for anything else."""
     if not isinstance(entries, Mapping):
         return {}
     return {
@@ -81,12 +80,12 @@ def tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Copies of the tensors whose name starts with a prefix, named without it."""
+    """Copies of the tensors whose name starts with a prefix, without it."""
     return {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What is missing, unexpected, or of another shape; empty when all fits."""
+    """What is missing, unexpected, or of another shape; empty if all fits."""
     shapes = [
         f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
         for key, value in expected.items()
@@ -107,7 +106,7 @@ def first_of(names: Sequence[Any], limit: int = 6) -> str:
 
 
 def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the step counters of batch normalization, which files of before PyTorch 0.4.1 do not have."""
+    """Add the step counters of batch normalization, which files from before PyTorch 0.4.1 lack."""
     for name in [name for name in state if name.endswith(".running_var")]:
         state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     return state
@@ -116,17 +115,16 @@ def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_encoder(
     encoder: nn.Module, path: str | Path, prefixes: Sequence[str], field: str = "model.pretrained"
 ) -> None:
-    """Give an encoder the weights that a checkpoint holds for it.
+    """Load an encoder's weights from a checkpoint.
 
-    A classifier in the file that the encoder lacks is left out; everything else has to fit. An encoder with a method
-    `released_names` gives the tensors of files that call them otherwise the names that they have in it.
+    Ignores a classifier that the encoder lacks; everything else has to fit. An encoder's `released_names` renames the
+    tensors of released files.
 
     Args:
-        encoder: changed in place, and only if all of it is found.
-        path: a checkpoint of Lightning, a released one, or a state dict alone: the tensors may lie under `state_dict`,
-            under `model` or at the top, in a file of `torch.save` or of safetensors.
-        prefixes: what the names of the encoder's tensors may start with in the file; `""` where they are the
-            encoder's own. The first under which one of them is found counts.
+        encoder: changed in place, and only if everything is found.
+        path: a checkpoint of Lightning, a released one, or a state dict: the tensors may be under `state_dict`, under
+            `model` or at the top, in a file of `torch.save` or of safetensors.
+        prefixes: possible prefixes of the encoder's tensors in the file; the first that occurs counts, `""` for none.
         field: setting that gave `path`, for the message.
     """
     try:
@@ -160,7 +158,7 @@ def load_encoder(
 
 
 def write_torch(output: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write tensors and plain data with `torch.save`; the file appears whole or not at all."""
+    """Write tensors and plain data atomically with `torch.save`."""
     if Path(output).suffix in (".safetensors", ".npz", ".pkl"):
         raise ValueError(f"output: the file is one of torch.save, such as .pth, got {str(output)!r}")
     return write_whole(output, lambda path: torch.save(content, path))

@@ -9,9 +9,7 @@ class ProjectionHead(nn.Module):
     """Multi-layer perceptron from features to an embedding, which is not normalized here.
 
     Args:
-        in_dim: features of the encoder.
         hidden_dim: units of every hidden layer.
-        out_dim: size of the embedding.
         layers: number of linear layers; 1 is the linear head of the ablations (65,664 parameters).
         batch_norm: normalize before every ReLU. Without it the parameter names equal those of the released AVID-CMA
             checkpoints (`projection.0`, `.2`, `.4`).
@@ -48,5 +46,4 @@ class ProjectionHead(nn.Module):
         self.out_dim = out_dim
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embeddings [B, out_dim] of features [B, in_dim]."""
         return self.projection(features)

@@ -15,16 +15,14 @@ from common.types import PositiveInt
 class ImageResNet(nn.Module):
     """timm's residual network without its classifier; ResNet-50 by default.
 
-    Its parameters are named as torchvision's (`conv1`, `layer1.0.conv1`, `layer1.0.downsample.0`), so weights
-    travel between torchvision, timm, MoCo, VirTex and this suite without renaming.
+    Parameter names equal torchvision's (`conv1`, `layer1.0.conv1`, `layer1.0.downsample.0`), so weights move between
+    torchvision, timm, MoCo, VirTex and this suite without renaming.
 
     Args:
-        layers: Blocks of the four stages.
-        bottleneck: Blocks of three convolutions with four times the channels at their end (ResNet-50), or of two.
-        channels: channels of the stages, before the expansion of a bottleneck.
-        stem_channels: channels of the first convolution.
-        stem_kernel, stem_stride: of the first convolution.
-        stem_pool: Halve the resolution once more before the first stage.
+        layers: blocks of the four stages.
+        bottleneck: blocks of three convolutions with four times the channels at their end (ResNet-50), or of two.
+        channels: of the stages, before the expansion of a bottleneck.
+        stem_pool: halve the resolution once more before the first stage.
         zero_init_residual: start every block as the identity, as VirTex does and MoCo does not.
 
     Shapes:
@@ -66,7 +64,7 @@ class ImageResNet(nn.Module):
         self.feature_dim = self.stage_channels["res5"]
 
     def stem(self, images: Tensor) -> Tensor:
-        """What the first stage sees, [B, stem_channels, H / 4, W / 4] by default."""
+        """Input of the first stage, [B, stem_channels, H / 4, W / 4] by default."""
         return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
     def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
@@ -90,9 +88,8 @@ class ImageResNet(nn.Module):
 def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:
     """A network of timm without its classifier, with random weights; nothing is downloaded.
 
-    Its tensors have timm's names, so `load_encoder` reads a file of timm's weights with the prefix `""`.
-
-    It has `feature_dim` features; of a convolutional one `forward_map` gives the last map.
+    `load_encoder` reads timm's weights with the prefix `""`. A convolutional network also has `forward_map`, its last
+    map.
 
     Args:
         name: see `timm.list_models()`.

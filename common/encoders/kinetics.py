@@ -13,17 +13,16 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 class KineticsR2Plus1D(nn.Module):
     """Residual network of (2+1)D convolutions under the names of torchvision's `VideoResNet`, without `fc`.
 
-    By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters together with
-    a head of 400 classes. These differ from torchvision's block rule in three ways: the second convolution of the first
-    block of a stage that halves the resolution has the middle width of a convolution between equal channels, and batch
-    normalization has another epsilon and momentum.
+    By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters with a head
+    of 400 classes. It differs from torchvision's block rule: the second convolution of a stage's first block that
+    halves the resolution has the middle width of equal channels, and batch normalization has another epsilon and
+    momentum.
 
     Args:
-        layers: Blocks of the stages.
-        channels: channels of the stages.
+        layers: blocks of the stages.
         stem_channels: channels between the spatial and the temporal convolution of the stem.
         stem_kernel, stem_stride: of the stem's spatial convolution.
-        wide_second: the middle width just described; False is torchvision's rule (61,831,661 parameters).
+        wide_second: the middle width described above; False is torchvision's rule (61,831,661 parameters).
         norm_epsilon, norm_momentum: of batch normalization.
 
     Shapes:
@@ -71,7 +70,6 @@ class KineticsR2Plus1D(nn.Module):
                 module.eps, module.momentum = norm_epsilon, norm_momentum
 
     def forward(self, video: Tensor) -> Tensor:
-        """Mean over time and space of the last stage."""
         x = self.stem(video)
         for number in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{number}")(x)

@@ -12,7 +12,7 @@ from common.types import Fraction, PositiveInt
 
 
 class PairedConvolutions(nn.Module):
-    """Two 3x3 convolutions, each normalized and rectified, then a mean over 2x2 places (none when `pool` is 1)."""
+    """Two 3x3 convolutions, each normalized and rectified, then a 2x2 mean pool (none if `pool` is 1)."""
 
     #: See `common.training.switches.blocks_of`.
     repeats = True
@@ -38,12 +38,11 @@ class PANNsCNN14(nn.Module):
     """Convolutional network on log-mel spectrograms with the parameter names of the released PANNs weights.
 
     The last block does not pool. Frequencies are averaged; over time the maximum and the mean are added. The released
-    network has a sigmoid per class behind `fc_audioset`; here the scores before it are returned by the classifier
-    that holds this encoder. 79,673,792 parameters without that last layer, 80,753,615 with its 527 classes.
+    sigmoid behind `fc_audioset` is left out. 79,673,792 parameters without that layer, 80,753,615 with its 527 classes.
 
     Args:
-        channels: channels of the blocks.
-        mel_bins: Mel bands of the spectrogram, which are normalized one by one.
+        channels: of the blocks.
+        mel_bins: mel bands, which are normalized separately.
         hidden_dim: features after the last linear layer; the width of the last block by default.
         dropout: share dropped after every block; two and a half times as much, at most all, before and after the linear
             layer: 0.2 and 0.5 as released.
@@ -76,7 +75,6 @@ class PANNsCNN14(nn.Module):
         self.feature_dim = hidden_dim or width
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Features of spectrograms."""
         if audio.shape[-1] != self.mel_bins or min(audio.shape[-2:]) < 2 ** (self.blocks - 1):
             raise ValueError(
                 f"audio: the network takes [B, 1, T, {self.mel_bins}] with at least {2 ** (self.blocks - 1)} frames "

@@ -13,22 +13,20 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 
 
 class BertEncoder(nn.Module):
-    """BERT without its pooler, and the last hidden state at the first token as feature; 108,891,648 parameters.
+    """BERT without its pooler, with the last hidden state at the first token as feature; 108,891,648 parameters.
 
-    Nothing is downloaded. An encoder whose released files are not there can be built all the same, so that a
-    configuration can be looked at and a checkpoint loaded into it; using it before that is an error.
+    Nothing is downloaded. An encoder without its released files can be built, to view a configuration or load a
+    checkpoint; using it before that is an error.
 
     Args:
-        pretrained: folder with released weights, or a name that the local cache of transformers holds; None starts
-            from random weights. The sizes below must be those of the files.
-        vocabulary_size: number of token ids.
+        pretrained: folder with released weights, or a name in the local cache of transformers; None starts from random
+            weights. The sizes below must match the files.
         hidden_size: width of the hidden states, the `feature_dim`.
-        layers: transformer layers.
-        attention_heads: of a layer.
         intermediate_size: width of the feed-forward layers.
         max_tokens: number of position embeddings.
         dropout: of hidden states and attention.
-        initializer_range: deviation of random weights. BERT's fits its width; in a narrow network so small a one leaves
+        initializer_range: deviation of random weights. BERT's fits its width; in a narrow network such a small one
+            leaves
             the first token without a trace of the others.
 
     Shapes:
@@ -87,14 +85,9 @@ class BertEncoder(nn.Module):
             raise FileNotFoundError(self._missing)
 
     def forward_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Last hidden states.
+        """Last hidden states [B, L, feature_dim] of tokens [B, L]; masked positions are meaningless.
 
-        Args:
-            tokens: token ids, int64 [B, L].
-            mask: which of them count, bool [B, L]; by default all but the padding, 0. The first always counts.
-
-        Returns:
-            [B, L, feature_dim]; what is at a place that does not count means nothing.
+        `mask` (bool [B, L]) defaults to all but the padding, 0. The first token always counts.
         """
         self.require_weights()
         if tokens.shape[1] > self.max_tokens:
@@ -110,7 +103,6 @@ class BertEncoder(nn.Module):
             raise _too_few_embeddings(self.vocabulary_size) from None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features [B, feature_dim] of tokens [B, L]; see `forward_tokens`."""
         return self.forward_tokens(tokens, mask)[:, 0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -127,7 +119,7 @@ def _too_few_embeddings(size: int) -> ValueError:
 
 
 def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """A released BERT without its pooler, after a check that the files are whole and of the wanted sizes."""
+    """A released BERT without its pooler; checks that the files are complete and of the wanted sizes."""
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
@@ -190,10 +182,8 @@ class GRUEncoder(nn.Module):
     """VSE++'s encoder of captions: word embeddings, a recurrent network, and its state after the last word.
 
     Args:
-        vocabulary_size: number of token ids.
         embedding_dim: width of a word embedding.
         hidden_size: width of the state, the `feature_dim`.
-        layers: recurrent layers.
 
     Shapes:
         tokens int64 [B, L], lengths int64 [B] -> unit vectors [B, feature_dim]
@@ -216,15 +206,7 @@ class GRUEncoder(nn.Module):
         self.rnn = nn.GRU(embedding_dim, hidden_size, layers, batch_first=True)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Embeddings of captions.
-
-        Args:
-            tokens: token ids, int64 [B, L], filled up at the end.
-            lengths: number of tokens that count, [B]; by default those that are not 0.
-
-        Returns:
-            [B, feature_dim], of length 1, in float32 or more.
-        """
+        """Unit vectors [B, feature_dim], float32 or more, of tokens [B, L] padded at the end (`lengths`: nonzero)."""
         if lengths is None:
             lengths = (tokens != 0).sum(1)
         # The network only looks back, so padding at the end changes no earlier state. Running over it is cheaper than

@@ -18,10 +18,8 @@ class SpatioTemporalBlock(nn.Module):
     """Residual block of two (spatial, temporal) pairs of convolutions, normalized once on the sum with the residual.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output, and of every convolution inside (no widening in the middle).
-        temporal_stride: Stride in time, applied by the first temporal convolution.
-        spatial_stride: Stride in height and width, applied by the first spatial convolution.
+        out_channels: of the output and of every convolution inside (no widening in the middle).
+        temporal_stride, spatial_stride: applied by the first temporal and the first spatial convolution.
 
     Shapes:
         [B, in_channels, T, H, W] -> [B, out_channels, T / temporal_stride, H / spatial_stride, W / spatial_stride]
@@ -58,20 +56,17 @@ class SpatioTemporalBlock(nn.Module):
 class R2Plus1D(nn.Module):
     """R(2+1)D residual network with a full 3D stem and a global max pool; 15,379,136 parameters by default.
 
-    It differs from torchvision's `r2plus1d_18`: stem of 3x7x7 followed by a max pool, no widening between the
-    spatial and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum
-    instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints;
-    `released_names` renames the exception.
+    Differences from torchvision's `r2plus1d_18`: stem of 3x7x7 followed by a max pool, no widening between the spatial
+    and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum instead of
+    a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints, except for
+    `released_names`.
 
     Args:
         depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
         width: channels of the first stage; the last has `8 * width`.
-        stem_pool: Max pool after the stem. Off in the small model of the ablations (depth 10, 112 px).
-        in_channels: channels of the video.
-        stem_kernel: Height and width of the stem's kernel.
-        stem_stride: Stride in height and width of the stem.
-        temporal_strides: Stride in time of each of the four stages.
-        spatial_strides: Stride in height and width of each of the four stages.
+        stem_pool: max pool after the stem. Off in the small model of the ablations (depth 10, 112 px).
+        stem_kernel, stem_stride: in height and width.
+        temporal_strides, spatial_strides: of the four stages; spatial is height and width.
 
     Shapes:
         video [B, in_channels, T, H, W] -> features [B, 8 * width]
@@ -125,10 +120,10 @@ class R2Plus1D(nn.Module):
 
     @staticmethod
     def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of a released file under the names that they have here.
+        """Rename the tensors of a released file.
 
-        A stage of the authors' networks of depth 10 is a block and no list of one: their `conv2x.spt_conv1.weight` is
-        `conv2x.0.spt_conv1.weight` here. Other names stay as they are, whatever stands before them.
+        A stage of the authors' depth-10 networks is a block instead of a list: their `conv2x.spt_conv1.weight` is
+        `conv2x.0.spt_conv1.weight` here. Other names and all prefixes are unchanged.
 
         Source: docs/papers/avid_cma.md [3.1], [13].
         """
@@ -144,5 +139,4 @@ class R2Plus1D(nn.Module):
         return stages
 
     def forward(self, video: Tensor) -> Tensor:
-        """Features [B, 8 * width] of videos [B, in_channels, T, H, W]."""
         return self.forward_stages(video)["pool"].flatten(1)
