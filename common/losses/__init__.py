@@ -1,1 +1,1 @@
-"""Loss functions: pure functions of tensors, one family for each file, with shapes, ranges and the source."""
+"""Loss functions: pure functions of tensors, one family per file. Half precision is raised to float32."""

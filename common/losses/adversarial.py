@@ -9,16 +9,10 @@ from common.losses.info_nce import at_least_float32
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator: real scores should exceed 1, fake ones stay below -1.
-
-    Args:
-        real, fake: unbounded scores; half precision is raised to float32.
+    """Hinge loss of a discriminator, at least 0: real scores should exceed 1, fake ones stay below -1.
 
     Shapes:
-        any, not necessarily equal
-
-    Returns:
-        Scalar loss, at least 0.
+        real, fake of any shape, not necessarily equal -> scalar
 
     Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """
@@ -27,12 +21,6 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 def hinge_generator(fake: Tensor) -> Tensor:
     """Loss of a generator against a hinge discriminator: the negative mean score of its images.
-
-    Args:
-        fake: unbounded scores; half precision is raised to float32.
-
-    Returns:
-        Scalar loss.
 
     Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """

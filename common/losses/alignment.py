@@ -1,4 +1,4 @@
-"""Word-region alignment: how far a text has to be moved to become its image, by optimal transport."""
+"""Word-region alignment by optimal transport."""
 
 from __future__ import annotations
 
@@ -22,18 +22,12 @@ def word_region_alignment(
 ) -> Tensor:
     """Bring the words of matching pairs near their regions and those of other pairs away from them (WRA).
 
-    Args:
-        words, regions: hidden states.
-        word_mask, region_mask: which of them count. UNITER counts all tokens, ViLT leaves the special ones out.
-        matched: which pairs belong together.
-        beta, iterations, inner: see `transport_plan`.
+    The distances of the matching pairs minus those of the others, over the number of pairs. UNITER and ViLT use the
+    weight 0.1; UNITER's masks count all tokens, ViLT's leave the special ones out. See `transport_plan` for the other
+    arguments.
 
     Shapes:
-        words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B]
-
-    Returns:
-        Scalar: distances of the matching pairs less those of the others, over the number of pairs. To be weighted with
-        0.1 in UNITER and ViLT.
+        words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B] -> scalar
 
     Source: Chen et al., "UNITER", section 3.2 and its code; docs/papers/m3p.md [14].
     """
@@ -51,15 +45,9 @@ def word_region_distance(
     iterations: int = 50,
     inner: int = 1,
 ) -> Tensor:
-    """Cost of the cheapest plan that moves the words of every pair to its regions.
+    """Cost of the cheapest plan that moves the words of every pair to its regions; zero without words or regions.
 
-    No gradient flows through the plan, only through the costs. Always in float32 (float64 stays what it is): the
-    exponentials of half precision lose the plan.
-
-    Args:
-        words, regions, word_mask, region_mask: see `word_region_alignment`. A pair without words or without regions has
-            distance zero.
-        beta, iterations, inner: see `transport_plan`.
+    Gradient flows through the costs, not the plan. Float32 or float64, since half precision would lose the plan.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B]
@@ -71,7 +59,7 @@ def word_region_distance(
 
 
 def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:
-    """One minus the cosine of every word with every region of its pair, in [0, 2]; zero where one does not count.
+    """One minus the cosine of every word with every region of its pair, in [0, 2]; zero if one is masked out.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B, L, R], float32 at least
@@ -91,21 +79,19 @@ def transport_plan(
     iterations: int = 50,
     inner: int = 1,
 ) -> Tensor:
-    """Plan between words and regions of equal weight each, by IPOT, for all pairs at once.
+    """Plan between words and regions of equal weight each, by IPOT, for all pairs at once. Without gradient.
+
+    After enough iterations unmasked rows sum to one over the pair's regions; unmasked columns do exactly, over its
+    words.
 
     Args:
-        cost: of every word with every region; zero where one does not count.
-        word_mask, region_mask: which of them count. The plan of a pair is that of its own words and regions alone.
-        beta: step; the smaller, the fewer iterations are needed and the harder the plan.
+        cost: zero if masked out.
+        beta: step; a smaller one needs fewer iterations and gives a harder plan.
         iterations: proximal steps.
         inner: scaling steps in each. The code of UNITER and ViLT fails for more than one.
 
     Shapes:
         cost [B, L, R]; word_mask bool [B, L]; region_mask bool [B, R] -> [B, R, L]
-
-    Returns:
-        Rows that count sum to one over the regions of the pair, after enough iterations; columns that count, exactly,
-        to one over its words. No gradient flows through it.
 
     Source: Xie et al., "A Fast Proximal Point Method for Computing Exact Wasserstein Distance", algorithm 1;
         docs/papers/m3p.md [14].

@@ -8,21 +8,14 @@ from torch.nn import functional as F
 
 
 def info_nce(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax cross entropy of each positive against the shared negatives.
+    """Softmax cross entropy of each positive against the shared negatives, in nats.
 
-    Every positive competes with the negatives only, never with the other positives: the loss of positive `p` is
-    `-log(exp(p) / (exp(p) + sum_k exp(n_k)))`, averaged over positives and batch.
-
-    Args:
-        positives: scores of the positives, already divided by the temperature.
-        negatives: scores of the negatives, already divided by the temperature.
-        mask: which negatives count; all of them without it. An anchor without any costs nothing.
+    Positives don't compete with each other: the loss of positive `p` is `-log(exp(p) / (exp(p) + sum_k exp(n_k)))`,
+    averaged over positives and batch. Scores are already divided by the temperature. `mask` selects the negatives
+    (default: all); an anchor without any costs nothing.
 
     Shapes:
-        positives [B, P]; negatives [B, K]; mask broadcasts to [B, K]
-
-    Returns:
-        Scalar loss in nats.
+        positives [B, P]; negatives [B, K]; mask broadcasts to [B, K] -> scalar
 
     Source: van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding", equation 4.
     """
@@ -30,7 +23,7 @@ def info_nce(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -
 
 
 def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`info_nce` before the average over the batch; half precision is raised to float32.
+    """`info_nce` before the average over the batch.
 
     Shapes:
         positives [..., P]; negatives [..., K]; mask broadcasts to [..., K] -> [...]
@@ -44,5 +37,5 @@ def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | Non
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
-    """Raise half precision to float32, in which losses are computed; leave everything else as it is."""
+    """Raise half precision to float32, in which losses are computed; other types are unchanged."""
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

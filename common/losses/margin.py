@@ -24,17 +24,12 @@ def queue_hinge(
     Computed in float32 at least. An anchor without any negative has loss and gradient zero.
 
     Args:
-        positive: similarity of each anchor with its positive.
-        negatives: similarities with the negatives.
-        margin: by how much the positive must be more similar.
-        reduction: `sum`; `mean` divides by the number of negatives that count; `max` keeps the hardest one.
-        mask: which negatives count; all of them without it.
+        positive, negatives: similarities.
+        reduction: `sum`; `mean` over the negatives that count; `max` keeps the hardest one.
+        mask: which negatives count; all by default.
 
     Shapes:
-        positive [B]; negatives [B, K]; mask broadcasts to [B, K]
-
-    Returns:
-        Loss per anchor, [B].
+        positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
 
     Source: docs/papers/mct.md [4] (J_ic and J_ci).
     """
@@ -57,21 +52,13 @@ def queue_hinge(
 
 
 def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tensor:
-    """Visual-semantic margin loss of a batch of matching pairs, in both directions.
+    """Visual-semantic margin loss of a batch of matching pairs, summed over the batch and both directions.
 
-    Entry (i, j) is the similarity of image i with text j; the diagonal holds the matching pairs, everything else is a
-    negative. Computed in float32 at least.
-
-    Args:
-        scores: similarities of all images with all texts.
-        margin: by how much a pair must beat its negatives.
-        hardest: keep the hardest negative of every image and of every text instead of the sum over all of them.
+    Entry (i, j) is the similarity of image i with text j; off-diagonal pairs are negatives. Computed in float32 at
+    least. `hardest` keeps only the hardest negative of every image and every text.
 
     Shapes:
-        scores [B, B]
-
-    Returns:
-        Scalar: the sum over batch and both directions, not a mean.
+        scores [B, B] -> scalar
 
     Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", equations 5 and 6.
     """

@@ -1,4 +1,4 @@
-"""Predict what was masked: words by their number, regions by their feature or their class."""
+"""Predict masked words, and features or classes of masked regions; loss and gradient are zero if nothing is masked."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ Reduction = Literal["element", "batch"]
 
 
 def masked_language_modeling(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of the masked words, averaged over them.
-
-    Args:
-        logits: scores of the whole vocabulary at the masked places; half precision is raised to float32.
-        targets: numbers of the words that stood there.
+    """Mean cross entropy of the masked words, in nats.
 
     Shapes:
-        logits [K, V]; targets int64 [K]
-
-    Returns:
-        Scalar loss in nats; zero, with a gradient of zero, where nothing was masked.
+        logits [K, V] over the vocabulary; targets int64 [K] -> scalar
 
     Source: Devlin et al., "BERT"; docs/papers/m3p.md [14].
     """
@@ -36,15 +29,8 @@ def masked_language_modeling(logits: Tensor, targets: Tensor) -> Tensor:
 def masked_region_regression(predictions: Tensor, features: Tensor) -> Tensor:
     """Mean squared error of the features of masked regions, over regions and dimensions (MRFR).
 
-    Args:
-        predictions: what the model says.
-        features: what the detector said.
-
     Shapes:
-        predictions [K, F]; features [K, F]
-
-    Returns:
-        Scalar loss; zero, with a gradient of zero, where nothing was masked.
+        predictions [K, F]; the detector's features [K, F] -> scalar
 
     Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
@@ -53,17 +39,10 @@ def masked_region_regression(predictions: Tensor, features: Tensor) -> Tensor:
 
 
 def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
-    """Cross entropy of the classes of masked regions, averaged over them (MRC).
-
-    Args:
-        logits: scores of the classes; half precision is raised to float32.
-        classes: the detector's class of each region; see `foreground_classes` for one made of its distribution.
+    """Mean cross entropy of the detector's classes of masked regions, in nats (MRC); see `foreground_classes`.
 
     Shapes:
-        logits [K, C]; classes int64 [K]
-
-    Returns:
-        Scalar loss in nats; zero, with a gradient of zero, where nothing was masked.
+        logits [K, C]; classes int64 [K] -> scalar
 
     Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
@@ -71,7 +50,7 @@ def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def foreground_classes(distribution: Tensor, background: int = 0) -> Tensor:
-    """The detector's most probable class of each region, the background left out.
+    """The detector's most probable class of each region, without the background.
 
     Shapes:
         distribution [..., C] -> int64 [...]
@@ -82,19 +61,15 @@ def foreground_classes(distribution: Tensor, background: int = 0) -> Tensor:
 
 
 def masked_region_kl(logits: Tensor, distribution: Tensor, reduction: Reduction = "element") -> Tensor:
-    """Divergence of the predicted from the detector's distribution over classes, KL(p || q) (MRC-KL).
+    """Divergence KL(p || q) of the predicted class distribution q from the detector's p, in nats (MRC-KL).
 
     Args:
-        logits: scores of the classes, q before the softmax; half precision is raised to float32.
-        distribution: the detector's p, the background included.
-        reduction: `element` averages over regions times classes, as UNITER's code does; `batch` over regions, which
-            is the divergence proper and C times as large.
+        distribution: p, including the background.
+        reduction: `element` averages over regions times classes, like UNITER's code; `batch` over regions, which is the
+            true divergence and C times as large.
 
     Shapes:
-        logits [K, C]; distribution [K, C]
-
-    Returns:
-        Scalar loss in nats; zero, with a gradient of zero, where nothing was masked.
+        logits [K, C]; distribution [K, C] -> scalar
 
     Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """

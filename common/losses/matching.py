@@ -10,17 +10,10 @@ from common.losses.info_nce import at_least_float32
 
 
 def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
-    """Two-way cross entropy of pairs: 1 where text and image belong together, 0 where not (ITM).
-
-    Args:
-        logits: scores of "no" and "yes"; half precision is raised to float32.
-        matched: which pairs belong together; bool, or int of 0 and 1.
+    """Mean two-way cross entropy of pairs, in nats: 1 if text and image belong together, else 0 (ITM).
 
     Shapes:
-        logits [B, 2]; matched [B]
-
-    Returns:
-        Scalar loss in nats, averaged over the pairs.
+        logits [B, 2] for "no" and "yes"; matched [B], bool or 0 and 1 -> scalar
 
     Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
@@ -30,15 +23,10 @@ def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
 def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     """Find the true one of N candidates: softmax over the candidates, and a yes or no for each.
 
-    Args:
-        logits: score of each candidate; half precision is raised to float32.
-        positive: position of the true one.
+    Returns the cross entropy, averaged over groups, and the binary cross entropy, averaged over candidates; in nats.
 
     Shapes:
-        logits [G, N]; positive int64 [G]
-
-    Returns:
-        Cross entropy, averaged over the groups, and binary cross entropy, averaged over all candidates; in nats.
+        logits [G, N]; position of the true one int64 [G] -> two scalars
 
     Source: docs/papers/m3p.md [6.2] (MC-VLM).
     """
@@ -50,17 +38,11 @@ def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
 def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Every image with every text of a batch of true pairs: `candidate_matching` both ways.
 
-    Args:
-        logits: score of image i with text j; the diagonal holds the true pairs. Half precision is raised to float32.
-        group: pairs of equal numbers show the same thing, and one's image is no negative of another's text; of K
-            numbers one that is equal is enough.
+    The diagonal of `logits` (image i, text j) holds the true pairs. Pairs with an equal number in `group` show the same
+    thing and are no negatives of each other; one equal number of K is enough.
 
     Shapes:
-        logits [B, B]; group [B] or [B, K]
-
-    Returns:
-        Cross entropy, averaged over both directions and the batch, and binary cross entropy, averaged over all pairs
-        that count; in nats.
+        logits [B, B]; group [B] or [B, K] -> two scalars
 
     Source: docs/papers/m3p.md [13.3].
     """

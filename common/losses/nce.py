@@ -12,21 +12,14 @@ from common.losses.info_nce import at_least_float32
 
 
 def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
-    """Binary noise-contrastive loss of scores against uniformly drawn negatives.
+    """Binary noise-contrastive loss, in nats, of scores against uniformly drawn negatives.
 
-    With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n`
-    costs `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed, and the batch is averaged.
-
-    Args:
-        positives: scores of the positives, already divided by the temperature.
-        negatives: scores of the negatives, already divided by the temperature.
-        normalizer: partition constant of the model; no gradient flows through it.
+    With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n` costs
+    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed, and the batch is averaged. Scores are
+    already divided by the temperature. No gradient flows through `normalizer`, the model's partition constant.
 
     Shapes:
-        positives [B, P]; negatives [B, K]; normalizer []
-
-    Returns:
-        Scalar loss in nats.
+        positives [B, P]; negatives [B, K]; normalizer [] -> scalar
 
     Source: docs/papers/avid_cma.md [6].
     """
@@ -34,9 +27,7 @@ def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Ten
 
 
 def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
-    """`nce` before the average over the batch.
-
-    Both logarithms are evaluated as softplus, so no score can overflow; half precision is raised to float32.
+    """`nce` before the average over the batch; both logarithms use softplus, so no score can overflow.
 
     Shapes:
         positives [..., P]; negatives [..., K]; normalizer [] -> [...]
@@ -50,14 +41,10 @@ def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | fl
 def estimate_normalizer(negatives: Tensor) -> Tensor:
     """Mean exponentiated negative score: the partition constant of the first step.
 
-    Args:
-        negatives: scores of the negatives, already divided by the temperature.
+    Without gradient; average it over ranks before it is frozen. Scores are already divided by the temperature.
 
     Shapes:
-        negatives [..., K]
-
-    Returns:
-        Scalar, without gradient. Average it over ranks before it is frozen.
+        negatives [..., K] -> scalar
 
     Source: docs/papers/avid_cma.md [6].
     """
