@@ -1,1 +1,1 @@
-"""Banks, queues and moving averages, kept between steps, and the gathers that keep them equal on all processes."""
+"""Banks, queues and moving averages, and the gathers that keep them equal on all processes."""

@@ -12,13 +12,8 @@ from common.memory.collective import broadcast_from_rank_zero, checksum, require
 class MemoryBank(nn.Module):
     """Unit vectors, one per item, blended with the embeddings that training produces.
 
-    Every rank holds the full bank and writes the batch of all ranks, so the copies stay equal without ever broadcasting
-    the bank after the start.
-
-    Args:
-        num_items: rows of the bank, one per item of the data set listing.
-        dim: width of an embedding.
-        momentum: share of the old row that a write keeps, in [0, 1].
+    Every rank holds the full bank and writes the batch of all ranks, so the copies stay equal without broadcasts after
+    the start. `momentum` is the share of the old row that a write keeps, in [0, 1].
 
     Source: docs/papers/avid_cma.md [4].
     """
@@ -44,12 +39,8 @@ class MemoryBank(nn.Module):
     def write(self, index: Tensor, embeddings: Tensor) -> None:
         """Blend the rows of a batch with its embeddings: row <- normalize(m * row + (1 - m) * embedding).
 
-        When an item occurs more than once, every occurrence blends with the old row and the last one is kept, on every
-        device alike.
-
-        Args:
-            index: item numbers of the batch of all ranks, joined in rank order.
-            embeddings: unit vectors of that batch.
+        The batch is that of all ranks in rank order, its embeddings unit vectors. Every occurrence of a repeated item
+        blends with the old row, and the last one is kept, on every device.
 
         Shapes:
             index [B]; embeddings [B, d]

@@ -1,4 +1,4 @@
-"""Collective primitives: state that every rank holds a full copy of, and losses over the batches of all ranks."""
+"""Collective primitives: state replicated on every rank, and losses over the batches of all ranks."""
 
 from __future__ import annotations
 
@@ -43,13 +43,10 @@ def all_gather_concat(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
-    """`all_gather_concat` of several tensors with as many rows, in one message: ranks wait for each other once.
-
-    Args:
-        tensors: local parts, of any types; every rank must pass the same shapes. A None stays None.
+    """`all_gather_concat` of several tensors with as many rows, in one message. Types may differ; a None stays None.
 
     Shapes:
-        each [B, ...] -> [W * B, ...]
+        each [B, ...], equal on every rank -> [W * B, ...]
     """
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if is_distributed() and given:
@@ -67,15 +64,12 @@ def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
 
 @torch.no_grad()
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Plain mean of a tensor over ranks, without gradient.
-
-    The parts are added in rank order, so that the result is the same on every rank to the last bit.
-    """
+    """Plain mean over ranks, without gradient; added in rank order, so it is equal on every rank to the last bit."""
     return all_gather_concat(tensor.unsqueeze(0)).mean(dim=0)
 
 
 def share_of_mean(count: int, device: torch.device) -> Tensor | float:
-    """Weight of a mean over `count` items of this process that makes the average over processes one over all items."""
+    """Weight of a mean over `count` items of this process, so that the average over processes is one over all items."""
     if not is_distributed():
         return 1.0
     mean = mean_over_ranks(torch.tensor(float(count), device=device))
@@ -95,19 +89,14 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
 
 
 def checksum(values: Tensor) -> Tensor:
-    """Sum of integers of any shape, int64 scalar, which exchanged rows or columns change as well."""
+    """Sum of integers of any shape, int64 scalar, which also changes if rows or columns are swapped."""
     # Position-dependent odd weights; integer overflow just wraps.
     values = values.long().flatten()
     return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
 
 
 def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
-    """Raise RuntimeError with the ranks that differ from rank 0, if any.
-
-    Args:
-        checksum: a small integer tensor that summarizes the local state.
-        what: name of the state, for the message.
-    """
+    """Raise RuntimeError with the ranks whose `checksum`, a small integer tensor, differs from rank 0's."""
     if not is_distributed():
         return
     checksums = all_gather_concat(checksum.reshape(1, -1))
@@ -120,10 +109,9 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
 
 
 def ranks_apart(step: int) -> Any:
-    """The process group of this rank and those that lie a multiple of `step` away.
+    """The process group of this rank and those a multiple of `step` away.
 
-    Args:
-        step: a divisor of the number of ranks; all ranks ask for the same ones in the same order.
+    All ranks ask for the same ones in the same order; `step` divides the number of ranks.
     """
     return _ranks_apart(dist.group.WORLD, step)
 
@@ -137,19 +125,16 @@ def _ranks_apart(world: Any, step: int) -> Any:
 def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
     """Concatenate the tensors of several ranks in rank order, with gradients; [B, ...] -> [W * B, ...].
 
-    What a rank gets back is the sum of the gradients on all ranks. When all ranks compute the same loss of the joint
-    batch and then average the gradients of their weights, these are exactly those of one process with that batch.
-
-    Args:
-        tensor: local part; every rank must pass the same shape and type.
-        ranks: process group; None for all ranks.
+    A rank gets back the sum of the gradients on all ranks. If all ranks compute the same loss of the joint batch and
+    then average the gradients of their weights, these equal those of one process with that batch. Every rank must pass
+    the same shape and type.
     """
     return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
 
 @torch.no_grad()
 def average_in_place(tensors: list[Tensor]) -> None:
-    """Replace each of some tensors of one type by its mean over ranks, with one message for all of them."""
+    """Replace each of some tensors of one type by its mean over ranks, in one message."""
     if not is_distributed() or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])

@@ -1,8 +1,8 @@
-"""Groups of samples that are compared with each other, or normalized together, on any number of devices.
+"""Groups of samples that are compared or normalized together, on any number of devices.
 
-A batch of B samples makes G = B / size groups, and sample p of the joint batch is in group p mod G. Rank r of W holds
-samples r, r + W, ... (`common.data.samplers`): whole groups where W divides G, and a part of one group, that of rank
-r mod G, where G divides W. So no sample's group depends on the number of devices, and neither does what is learned.
+A batch of B samples has G = B / size groups, and sample p of the joint batch is in group p mod G. Rank r of W holds
+samples r, r + W, ... (`common.data.samplers`): whole groups if W divides G, and a part of one group, that of rank r mod
+G, if G divides W. So neither a sample's group nor the result depends on the number of devices.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from common.memory.collective import is_distributed, ranks_apart, world_size
 
 
 def require_groups(field: str, size: int | None, batch_size: int, devices: int) -> None:
-    """Refuse groups that a batch cannot be divided into on so many devices.
-
-    Args:
-        field: setting of the size, for the message.
-        size: samples of a group; None for the whole batch.
-        batch_size: of all devices.
-        devices: number of devices.
-    """
+    """Refuse groups that a global batch cannot be divided into on so many devices; `size` None is the whole batch."""
     if size is None:
         return
     if batch_size % size:
@@ -42,7 +35,7 @@ def require_groups(field: str, size: int | None, batch_size: int, devices: int) 
 
 
 def groups_here(field: str, samples: int, size: int | None) -> int:
-    """How many groups the samples of a rank make; 1 as well where they are a part of one."""
+    """How many groups a rank's samples make; 1 as well if they are a part of one."""
     if size is None or samples <= size:
         return 1
     if samples % size:
@@ -51,7 +44,7 @@ def groups_here(field: str, samples: int, size: int | None) -> int:
 
 
 def shared_with(samples: int, size: int | None) -> Any:
-    """The ranks that hold one group together, this one among them; None where it has its groups to itself."""
+    """The ranks that share this rank's group, including it; None if it shares none."""
     if not is_distributed():
         return None
     together = world_size() if size is None else min(size // samples, world_size())
@@ -66,5 +59,4 @@ def split_groups(x: Tensor, groups: int) -> list[Tensor]:
 
 
 def join_groups(parts: Sequence[Tensor]) -> Tensor:
-    """The inverse of `split_groups`."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Momentum encoders: a copy of a network that follows it as an exponential moving average."""
+"""Momentum encoders: exponential moving averages of a network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ class MomentumPair(nn.Module):
     """A trained network and its moving average.
 
     The average starts as an exact copy, receives no gradient, and is in training mode whenever the pair is: its batch
-    normalization uses the statistics of its own batches, and its running statistics come from its own passes.
+    normalization and running statistics use its own batches.
 
     Args:
-        query: the network that is trained.
-        copy_buffers: also copy the buffers of the trained network at every update. MoCo does not; averaged generators
-            that never see a batch of their own need it.
+        copy_buffers: also copy the trained network's buffers at every update. MoCo does not; averaged generators that
+            never see a batch need it.
 
     Source: docs/papers/mct.md [6].
     """

@@ -20,25 +20,22 @@ class KeyQueue(nn.Module):
     """The last `size` keys, first in first out, with what is known about each of them.
 
     Every rank holds the full queue. `enqueue` gathers the keys of all ranks in rank order and writes the same rows
-    everywhere, so the copies stay equal without ever broadcasting the queue after the start. All of it is in the state
-    dict, so a restored queue goes on exactly where it was.
+    everywhere, so the copies stay equal without broadcasts after the start. All of it is in the state dict.
 
-    The queue starts with random unit vectors. `warm` says whether slots that were never written count as negatives:
-    `random`, as MoCo does it, or `masked`, not. They never count as positives.
+    The queue starts with random unit vectors. `warm` says whether unwritten slots count as negatives: `random`, as in
+    MoCo, or `masked`, not. They never count as positives.
 
     Args:
         size: number of keys, K.
-        dim: width of a key.
         tag_count: tags kept with every key; 0 for none.
-        dtype: type of the stored keys; `float16` halves the memory. Losses are computed in float32 all the same.
-        warm: `random` or `masked`.
+        dtype: of the stored keys; `float16` halves the memory. Losses are still computed in float32.
         seed: of the initial vectors.
 
     Attributes:
         vectors: the keys, unit rows [K, d].
-        image_id: image that a key belongs to, int64 [K]; -1 where that is unknown.
+        image_id: image of each key, int64 [K]; -1 if unknown.
         tags: tags of that image, bool [K, T]; only with `tag_count`.
-        valid: slots that were written, bool [K].
+        valid: written slots, bool [K].
         pointer: slot that is written next, int64 [].
 
     Source: docs/papers/mct.md [5].
@@ -81,15 +78,10 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Write the keys of all ranks over the oldest ones. All ranks must call it together, with equal batches.
+        """Write the unit keys of all ranks over the oldest ones. All ranks must call it together, with equal batches.
 
-        A batch may be of any size: it wraps around the end of the queue, and of a batch larger than the queue the last
-        `size` keys stay, as if the keys had come one by one.
-
-        Args:
-            keys: unit vectors of this rank's batch.
-            image_id: their images, not negative; without it they count as unknown.
-            tags: tags of their images; needed by a queue with tags.
+        A batch wraps around the end of the queue; of one larger than the queue the last `size` keys stay. `image_id` is
+        not negative (unknown by default); a queue with tags needs `tags`.
 
         Shapes:
             keys [B, d]; image_id [B]; tags [B, T]
@@ -99,7 +91,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Local part of `enqueue`: takes a batch that was gathered from all ranks already.
+        """Local part of `enqueue`: takes a batch already gathered from all ranks.
 
         Shapes:
             keys [M, d]; image_id [M]; tags [M, T]
@@ -117,7 +109,6 @@ class KeyQueue(nn.Module):
         self.pointer.copy_((self.pointer + len(keys)) % self.size)
 
     def require_batch(self, keys: Tensor, image_id: Tensor | None, tags: Tensor | None) -> None:
-        """Raise ValueError unless a batch fits this queue."""
         if self.tag_count and tags is None:
             raise ValueError(f"this queue keeps {self.tag_count} tags per key, but the batch has no tags")
         shapes = {"keys": (len(keys), self.dim), "image_id": (len(keys),), "tags": (len(keys), self.tag_count)}
@@ -130,32 +121,21 @@ class KeyQueue(nn.Module):
     def scores(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Dot products of queries with their own keys and with the whole queue.
 
-        Gradient flows to the queries only. The queue must not be written before the backward pass, which reads it.
-
-        Args:
-            queries: float32 or float64; divide them by a temperature to get scores instead of similarities.
-            keys: the own key of every query, of the same type.
+        Gradient flows to the queries only. Don't write the queue before the backward pass, which reads it. Queries are
+        float32 or float64; divide them by a temperature to get scores instead of similarities.
 
         Shapes:
-            queries [B, d]; keys [B, d]
-
-        Returns:
-            (with the own keys [B], with the queue [B, K]).
+            queries [B, d]; own keys of the same type [B, d] -> with the own keys [B], with the queue [B, K]
         """
         return _Scores.apply(queries, keys, self.vectors)
 
     def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
-        """Which slots are negatives of which anchor.
+        """Which slots are negatives of which anchor; None if all are.
 
-        Args:
-            image_id: images of the anchors; a key of an anchor's own image is then no negative of it. Without it only
-                slots that were never written can be left out.
+        With the anchors' `image_id` keys of the same image are excluded; without it only unwritten slots can be.
 
         Shapes:
-            image_id [B]
-
-        Returns:
-            bool [B, K], or [1, K] without image ids; None when every slot is a negative of every anchor.
+            image_id [B] -> bool [B, K], or [1, K] without image ids
         """
         written = self.valid if self.warm == "masked" else None
         if image_id is None:
@@ -168,17 +148,10 @@ class KeyQueue(nn.Module):
         return mask
 
     def shared_tags(self, tags: Tensor, epsilon: float) -> Tensor:
-        """Slots whose image has more than `epsilon` tags in common with the image of an anchor.
-
-        Args:
-            tags: tags of the anchors, 0 or 1.
-            epsilon: 0.5 means at least one common tag, 1.5 at least two.
+        """Slots whose image shares more than `epsilon` tags with an anchor's (0.5: at least one, 1.5: at least two).
 
         Shapes:
-            tags [B, T]
-
-        Returns:
-            bool [B, K]; False at slots that were never written.
+            tags [B, T] of 0 and 1 -> bool [B, K], False at unwritten slots
 
         Source: docs/papers/mct.md [4] (P of J_tag).
         """
@@ -193,7 +166,7 @@ class KeyQueue(nn.Module):
         return shared.logical_and_(self.valid)
 
     def fill_share(self) -> Tensor:
-        """Share of slots that were written, a scalar."""
+        """Share of written slots, a scalar."""
         return self.valid.float().mean()
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -206,7 +179,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def check_replicas(self, name: str = "the key queue", rows: int = 1024) -> None:
-        """Raise RuntimeError unless the queues of all ranks agree, bit for bit: `rows` of the keys, and all else."""
+        """Raise RuntimeError unless the queues of all ranks agree bit for bit, in `rows` keys and in all else."""
         sample = torch.linspace(0, self.size - 1, min(rows, self.size), device=self.vectors.device).long()
         integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.vectors.element_size()]
         parts = [self.vectors.index_select(0, sample).view(integers), self.image_id, self.valid, self.pointer]
@@ -248,7 +221,7 @@ class KeyQueue(nn.Module):
 class _Scores(torch.autograd.Function):
     """Products of queries with their own keys and with a queue, differentiable in the queries only.
 
-    The queue is read block by block, so that one of half precision is never copied whole.
+    The queue is read block by block, so one of half precision is never copied whole.
     """
 
     @staticmethod

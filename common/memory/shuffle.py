@@ -1,4 +1,4 @@
-"""Exchange the rows of a batch over all ranks, so that a key is not normalized with the samples of its query."""
+"""Exchanges the rows of a batch over all ranks, so a key is not normalized with the samples of its query."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from common.memory.collective import all_gather_concat, broadcast_from_rank_zero
 def order_over_groups(rows: Tensor) -> Tensor:
     """A random order of the rows of all ranks, which gives the same groups on any number of devices.
 
-    It is drawn over the joint batch. Rank r of W encodes what is at the places r, r + W, ... of the order, as it holds
-    the samples r, r + W, ... of the batch.
+    It is drawn over the joint batch: rank r of W encodes positions r, r + W, ... of it, as it holds those samples of
+    the batch.
     """
     ranks, own = world_size(), len(rows)
     order = torch.randperm(ranks * own, device=rows.device)
@@ -24,17 +24,12 @@ def order_over_groups(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def batch_shuffle(rows: Tensor, permutation: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Exchange the rows of all ranks in a random order.
+    """Exchange the rows of all ranks in a random order; returns this rank's part and the order.
 
-    Args:
-        rows: this rank's batch; every rank must pass the same shape.
-        permutation: the order; by default rank 0 draws one from the global generator and sends it to all.
+    By default rank 0 draws the permutation from the global generator and sends it to all.
 
     Shapes:
-        rows [N, ...]; permutation [W * N]
-
-    Returns:
-        (this rank's part of the permuted joint batch [N, ...], the permutation).
+        rows [N, ...], equal on every rank; permutation [W * N] -> [N, ...], permutation
 
     Source: docs/papers/mct.md [6].
     """
@@ -52,12 +47,8 @@ def batch_shuffle(rows: Tensor, permutation: Tensor | None = None) -> tuple[Tens
 def batch_unshuffle(rows: Tensor, permutation: Tensor) -> Tensor:
     """Give every rank its own rows back, in their order before `batch_shuffle`.
 
-    Args:
-        rows: what was computed from this rank's shuffled rows.
-        permutation: as `batch_shuffle` returned it.
-
     Shapes:
-        rows [N, ...]; permutation [W * N] -> [N, ...]
+        rows [N, ...]; permutation of `batch_shuffle` [W * N] -> [N, ...]
     """
     return all_gather_concat(rows).index_select(0, _own_part(permutation.argsort()))
 
