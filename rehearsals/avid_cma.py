@@ -27,11 +27,7 @@ AUDIOSET_CLIPS = 160
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads, with as many classes as the real ones where a classifier counts them.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write every data set that a recipe reads to `$DATA`, with as many classes as a classifier needs."""
     generator = ClipGenerator(seed=0, size=32, fps=16, sample_rate=24000)
     pool = root / ".rendered"
     pool.mkdir()
@@ -66,7 +62,7 @@ def _names(count: int) -> tuple[str, ...]:
 
 
 def _one_of(files: list[Path]) -> Callable[[Path], None]:
-    """Links to some files, one after the other."""
+    """Links to some files in rotation."""
     turn = itertools.cycle(files)
 
     def write(path: Path) -> None:

@@ -24,11 +24,7 @@ VOCABULARY = 8002
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads, with region features, and dictionaries.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write every data set that a recipe reads, with region features, and dictionaries, to `$DATA`."""
     world = EmojiLanguagesWorld(
         size=32,
         concepts=30,
@@ -69,7 +65,7 @@ def write_datasets(root: Path) -> None:
 
 
 def _write_other_languages(folder: Path) -> None:
-    """Text in every language of the recipes; where the world has none, its English."""
+    """Text in every language of the recipes; English if the world has none."""
     languages = resolve("m3p", "m3p", scale="paper").config["data"]["init_args"]["languages"]
     for language in languages:
         for part in ("train", "valid"):
@@ -88,11 +84,7 @@ def _regions(part: str, keys: Sequence[str]) -> Iterator[tuple[str, Regions]]:
 
 
 def write_weights(root: Path) -> None:
-    """Write XLM-R: random weights beside the pieces of the tiny text.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write XLM-R to `$DATA`: random weights with the pieces of the tiny text."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 

@@ -20,11 +20,7 @@ from rehearsals.random_pictures import (
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write every data set that a recipe reads to `$DATA`."""
     write_random_coco(root / "coco", "2017", train=12, val=4, names=CLASSES)
     write_random_karpathy(root / "coco", train=8, restval=2, val=4, test=10, names=CLASSES)
     for year, test in (("2007", 20), ("2012", 0)):
@@ -36,11 +32,7 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT, which knows the words of the captions, and a network as MoCo v2 released it.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write BERT, which knows the words of the captions, and a network in MoCo v2's released format to `$DATA`."""
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
     weights = {f"module.encoder_q.{name}": value for name, value in ImageResNet().state_dict().items()}
     (root / "weights").mkdir(exist_ok=True)

@@ -12,10 +12,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def write_random_bert(folder: Path, words: Iterable[str], layers: int = 12) -> None:
     """Write `config.json`, `model.safetensors` and `vocab.txt` of bert-base-uncased.
 
-    Args:
-        folder: folder to write.
-        words: what the vocabulary must have, besides single letters; the rest is filled up to its published size.
-        layers: transformer layers.
+    The vocabulary has `words` and single letters, and is padded to its published size.
     """
     import torch
     from transformers import BertConfig, BertForPreTraining

@@ -1,6 +1,6 @@
-"""Random pictures in the layouts of COCO, Pascal VOC and ImageNet, with all of their classes: nothing to learn from.
+"""Random pictures in the layouts of COCO, Pascal VOC and ImageNet, with all of their classes.
 
-They rehearse recipes, for which the miniature worlds have too few classes.
+They rehearse recipes, for which the miniature worlds have too few classes. There is nothing to learn from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VOC_CLASSES = (
 
 
 def picture(number: int) -> np.ndarray:
-    """Patches of random colours, uint8 [HEIGHT, WIDTH, 3]."""
+    """Patches of random colors, uint8 [HEIGHT, WIDTH, 3]."""
     rng = np.random.default_rng(number)
     patches = rng.integers(0, 256, (HEIGHT // 12, WIDTH // 12, 3), dtype=np.uint8)
     return np.repeat(np.repeat(patches, 12, axis=0), 12, axis=1)
@@ -74,11 +74,7 @@ def words_of_captions(names: Sequence[str]) -> set[str]:
 def annotated(
     folder: Path, numbers: Sequence[int], name_of: Callable[[int], str], names: Sequence[str]
 ) -> list[Annotated]:
-    """Write pictures and say what is in them.
-
-    Args:
-        names: of all categories.
-    """
+    """Write pictures and return their annotations; `names` are those of all categories."""
     return [
         Annotated(
             number, _written(folder / name_of(number), number).name, WIDTH, HEIGHT,
@@ -99,7 +95,7 @@ def write_random_coco(root: Path, year: str, train: int, val: int, names: Sequen
 
 
 def write_random_karpathy(root: Path, train: int, restval: int, val: int, test: int, names: Sequence[str]) -> None:
-    """COCO 2014 in Karpathy's division."""
+    """COCO 2014 with Karpathy's splits."""
     parts, first = {}, 10001
     for split, count in (("train", train), ("restval", restval), ("val", val), ("test", test)):
         numbers = range(first, first + count)
@@ -123,7 +119,7 @@ def write_random_voc(root: Path, year: str, trainval: int, test: int) -> None:
 
 
 def write_random_imagenet(root: Path, train: int, val: int) -> None:
-    """ImageNet with the folders of all classes, of which the first have one picture each."""
+    """ImageNet with the folders of all classes; the first ones have one picture each."""
     for split, count in (("train", train), ("val", val)):
         for label in range(1000):
             path = imagenet_path(root, split, label, label + 1)

@@ -13,11 +13,7 @@ AUDIO_CHANNELS = (16, 32, 64, 128, 256, 512)
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write every data set that a recipe reads to `$DATA`."""
     world = NarratedWorld(
         dialogs=3,
         dialogs_validation=1,
@@ -42,11 +38,7 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write T5, the classifiers of both modalities, and the names of AudioSet's classes.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write T5, the classifiers of both modalities, and the names of AudioSet's classes to `$DATA`."""
     weights = root / "weights"
     weights.mkdir()
     lines = ["index,mid,display_name", *(f'{n},/m/{n:05d},"Sound, {n}"' for n in range(AUDIO_CLASSES))]
@@ -57,7 +49,7 @@ def write_weights(root: Path) -> None:
 
 
 def _write_t5(folder: Path, heads: int) -> None:
-    """Two layers of T5 with the pieces that the tiny texts need, numbered as T5's are."""
+    """Two layers of T5 with the pieces of the tiny texts, numbered like T5's."""
     import torch
     from sentencepiece import SentencePieceTrainer
     from transformers import T5Config, T5ForConditionalGeneration
@@ -81,8 +73,8 @@ def _write_t5(folder: Path, heads: int) -> None:
 def _write_classifiers(folder: Path) -> None:
     """R(2+1)D of Kinetics under torchvision's names, CNN14 of AudioSet under PANNs' names.
 
-    Their statistics of batch normalization, which training leaves alone, are those of noise: with others the
-    activations of a deep random network, and then the gradients, grow beyond all bounds.
+    Their batch normalization, which training leaves alone, has the statistics of noise; otherwise the activations and
+    gradients of a deep random network explode.
     """
     import torch
     from torch import nn

@@ -16,11 +16,7 @@ TRAIN, TEST = 8, 4
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write every data set that a recipe reads to `$DATA`."""
     write_random_coco(root / "coco", "2014", train=TRAIN, val=TEST, names=CLASSES)
     _write_narratives(root / "coco", "coco_{split}_localized_narratives", ("train", "val"), coco_name, "2017")
     _write_narratives(
@@ -30,11 +26,7 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT and its features of all captions, the frozen image networks, and those of the metrics.
-
-    Args:
-        root: folder that `$DATA` stands for.
-    """
+    """Write BERT and its features of all captions, the frozen image networks, and those of the metrics to `$DATA`."""
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES))
     _write_networks(root / "weights")
     _write_clip(root / "weights" / "clip-vit-base-patch32")
@@ -45,7 +37,7 @@ def write_weights(root: Path) -> None:
 
 
 def _write_narratives(root: Path, stem: str, parts: Sequence[str], name_of: Callable[[int], str], year: str) -> None:
-    """Pictures and one narrative for each, with the fields that the release has."""
+    """Pictures and one narrative for each, with the fields of the release."""
     for first, part in zip((20001, 30001), parts):
         split = part.partition("_")[0]
         images = annotated(root / f"{split}{year}", range(first, first + TRAIN), name_of, CLASSES)
@@ -67,7 +59,7 @@ def _write_narratives(root: Path, stem: str, parts: Sequence[str], name_of: Call
 
 
 def _write_parts(stem: Path, lines: Sequence[str], several: bool) -> None:
-    """One file, or two as the larger splits come."""
+    """One file, or two for the larger splits."""
     groups: Iterable[tuple[str, Sequence[str]]] = [("", lines)]
     if several:
         groups = [("-00000-of-00002", lines[::2]), ("-00001-of-00002", lines[1::2])]
@@ -98,7 +90,7 @@ def _write_networks(folder: Path) -> None:
 
 
 def _write_clip(folder: Path) -> None:
-    """A narrow CLIP with a tokenizer of letters: nothing in the recipes depends on its width."""
+    """A narrow CLIP with a tokenizer of letters; nothing in the recipes depends on its width."""
     from transformers import CLIPConfig, CLIPModel
 
     letters = "abcdefghijklmnopqrstuvwxyz.,"

@@ -1,7 +1,6 @@
-"""Figures of a run: made without a screen, written whole, and logged to Weights & Biases.
+"""Figures of a run: made without a screen, written atomically, and logged to Weights & Biases.
 
-Matplotlib is imported when the first one is made, so that no stage waits for it, and without pyplot, which would choose
-a backend for the process.
+Matplotlib is imported with the first figure, to save time, and without pyplot, which would choose a backend.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ ASIAN_FONTS = (
 
 
 class Cell(NamedTuple):
-    """An image of a grid [H, W, 3], or an empty place; the text below it; the color of a frame around it."""
+    """An image of a grid [H, W, 3] or an empty cell, the text below it, and the color of its frame."""
 
     image: Pixels | None
     text: str = ""
@@ -59,14 +58,14 @@ class Row(NamedTuple):
 
 
 class Described(NamedTuple):
-    """An image and the lines of text beside it, each with its color."""
+    """An image and the lines of text next to it, each with its color."""
 
     image: Pixels
     lines: Sequence[tuple[str, str]]
 
 
 def preview_of(dataset: Any, item: int) -> Pixels:
-    """`dataset.preview(item)`, or a gray pixel for a clip without a frame: it may be sound alone, or damaged."""
+    """`dataset.preview(item)`, or a gray pixel for a clip without a frame (sound only, or damaged)."""
     from common.data.media import MediaError
 
     try:
@@ -94,7 +93,6 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
 
 
 def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -> tuple[Figure, Any]:
-    """A figure of `size` inches and its axes [rows, columns]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -123,7 +121,7 @@ def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
 
 
 def described_images(items: Sequence[Described], title: str = "", columns: int = 1) -> Figure:
-    """Images with text beside them, in one column or several."""
+    """Images with text next to them, in one column or several."""
     width, rows = 5, -(-len(items) // columns)
     figure, axis = _canvas(width * columns, rows, title)
     for number, item in enumerate(items):
@@ -139,12 +137,7 @@ def embedding_map(
 ) -> Figure | None:
     """Features [N, d] in two dimensions (t-SNE), colored by class; None if too few, or all equal or not finite.
 
-    Args:
-        features: of more than `LARGEST_MAP` rows the first ones are shown.
-        labels: class of each row.
-        title: of the map.
-        seed: of the map.
-        classes: how many classes get a color, the most frequent first; the others are gray.
+    Shows at most the first `LARGEST_MAP` rows. The most frequent `classes` get a color, the others are gray.
     """
     from matplotlib import colormaps
     from sklearn.decomposition import PCA
@@ -174,7 +167,7 @@ def embedding_map(
 
 
 def plain(text: str, longest: int = 200) -> str:
-    """Text as a figure can show it: one line, cut, without formulas, and `NO_FONT` for what no font here has."""
+    """Text for a figure: one line, truncated, without formulas, and `NO_FONT` for characters that no font here has."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else text[: longest - 3] + "..."
     drawn = "".join(character if ord(character) in _characters() else "\0" for character in text)
@@ -193,7 +186,7 @@ def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:
 
 
 def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, color: str | None = None) -> None:
-    """Draw an image into a cell of the width 1, as large as it fits, with a frame where there is a color."""
+    """Draw an image into a cell of width 1, as large as it fits, with a frame if there is a color."""
     height, width = (0.46 * side / max(image.shape[:2]) for side in image.shape[:2])
     x, y = left + 0.5, top + tallest / 2
     axis.imshow(image, extent=(x - width, x + width, y + height, y - height))

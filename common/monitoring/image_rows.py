@@ -1,4 +1,4 @@
-"""Images of the first captions of a test, side by side in one row: the report puts the rows of all stages together."""
+"""Images of the first captions of a test in one row; the report shows the rows of all stages below each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GAP = 4
 
 
 class Shown(NamedTuple):
-    """What figures are drawn of: captions, and the batch that holds them."""
+    """Captions drawn in figures, and the batch that holds them."""
 
     texts: list[str]
     batch: dict[str, Any]
@@ -43,7 +43,7 @@ def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
 
 
 def credit_of(module: pl.LightningModule) -> str:
-    """Line under pictures of the data, and under those learned from them; empty if their license asks for none."""
+    """Credit line for pictures of the data or learned from them; empty if their license asks for none."""
     return getattr(module.trainer.datamodule, "credit", "")  # type: ignore[attr-defined]
 
 
@@ -56,13 +56,13 @@ def draw_real_row(module: pl.LightningModule) -> None:
 
 
 def pixels(images: Tensor) -> Pixels:
-    """Images [B, 3, S, S] in [0, 1] as they are shown [B, S, S, 3]."""
+    """Images [B, 3, S, S] in [0, 1] as displayed, [B, S, S, 3]."""
     values = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return values.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write_row(texts: Sequence[str], images: Pixels, folder: Path, credit: str = "") -> Path:
-    """Write the images [N, S, S, 3] of some captions as `captions.row.png`, which is returned, and the captions."""
+    """Write images [N, S, S, 3] and their captions as `captions.row.png`, whose path is returned."""
     path = folder / "captions.row.png"
     row = credited(side_by_side(images), credit) if credit else side_by_side(images)
     write_whole(path, lambda partial: Image.fromarray(row).save(partial, "PNG"))
@@ -71,7 +71,7 @@ def write_row(texts: Sequence[str], images: Pixels, folder: Path, credit: str = 
 
 
 def side_by_side(images: Pixels) -> Pixels:
-    """Images [N, S, S, 3] as one, with white between them; small ones are enlarged to at least `SHOWN_SIDE`."""
+    """Images [N, S, S, 3] as one, separated by white; small ones are enlarged to at least `SHOWN_SIDE`."""
     scale = -(-SHOWN_SIDE // images.shape[1])
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
@@ -79,7 +79,7 @@ def side_by_side(images: Pixels) -> Pixels:
 
 
 def credited(picture: Pixels, credit: str) -> Pixels:
-    """A picture [H, W, 3] with a line of text below it, or several where it is narrow."""
+    """A picture [H, W, 3] with a line of text below it, wrapped if it is narrow."""
     lines = textwrap.wrap(credit, max(picture.shape[1] // 7, 1))
     strip = Image.new("RGB", (picture.shape[1], 14 * len(lines) + 2), "white")
     ImageDraw.Draw(strip).multiline_text((1, 1), "\n".join(lines), fill="black", spacing=4)

@@ -1,4 +1,4 @@
-"""What a run leaves for people beside its figures: tables as CSV and in Weights & Biases, and clips to see and hear."""
+"""A run's media besides figures: tables as CSV and in Weights & Biases, and clips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAYABLE = (".mp4", ".webm")
 
 
 def media_folder(module: pl.LightningModule) -> Path:
-    """The folder of a run from which the report takes pictures, clips and tables."""
+    """The folder of a run's pictures, clips and tables, which the report reads."""
     return Path(module.trainer.default_root_dir) / "media"
 
 
@@ -36,7 +36,7 @@ def write_table(module: pl.LightningModule, path: Path, columns: Sequence[str], 
 
 
 def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Log a table to Weights & Biases, if it is used; a cell that is an array is shown as an image."""
+    """Log a table to Weights & Biases, if it is used; array cells are shown as images."""
 
     def log(logger: WandbLogger) -> None:
         import numpy as np
@@ -49,20 +49,14 @@ def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], row
 
 
 def log_image(module: pl.LightningModule, path: Path) -> None:
-    """Log a picture to Weights & Biases under the name of its file, if it is used."""
+    """Log a picture to Weights & Biases, if it is used, under its file name."""
     _log(module, lambda logger: logger.log_image(path.stem, [str(path)]))
 
 
 def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> list[Path]:
-    """Copy the first `KEPT_CLIPS` playable clips as `clip_<number>`, and log them to Weights & Biases.
+    """Copy the first `KEPT_CLIPS` playable clips (file and caption) as `clip_<number>`, and log them.
 
-    Args:
-        module: only its loggers are used.
-        clips: files and their captions; those larger than `LARGEST_CLIP` are left out.
-        folder: where the copies go.
-
-    Returns:
-        The copies.
+    Clips larger than `LARGEST_CLIP` are left out. Of `module` only the loggers are used.
     """
     kept: dict[Path, tuple[Path, str]] = {}
     for source, caption in clips:
@@ -79,7 +73,7 @@ def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], fo
 
 
 def _log(module: pl.LightningModule, log: Callable[[WandbLogger], None]) -> None:
-    """Log to the Weights & Biases loggers of a module; what fails in a stage's own one never ends the stage."""
+    """Log to a module's Weights & Biases loggers; a failure never ends the stage."""
     from lightning.pytorch.loggers import WandbLogger
 
     for logger in module.loggers:
