@@ -95,10 +95,8 @@ def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
     """Mean over classes of the average precision at 101 recalls, by pycocotools.
 
     At most 100 detections per image and class count. A difficult object is ignored like COCO's objects outside a range
-    of
-    areas: its best detection doesn't count, further ones are wrong. (Marked as crowds, difficult objects would also
-    excuse
-    every detection inside them.)
+    of areas: its best detection doesn't count, further ones are wrong. (Marked as crowds, difficult objects would also
+    excuse every detection inside them.)
 
     Returns:
         `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Classes without an object
@@ -147,15 +145,12 @@ def _coco_box(image: int, box: Floats, label: np.int64) -> dict[str, Any]:
 
 
 def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
-    """Mean over classes of the average precision at 11 recalls, by the rules of Pascal VOC 2007; like
-    `coco_average_precision`.
+    """Like `coco_average_precision`, but at 11 recalls by the rules of Pascal VOC 2007.
 
     The VOC07 numbers of MoCo, VirTex and others come from detectron2, which applies these rules at every overlap. A
     detection belongs to the object of its class that it overlaps most. It is right when that overlap exceeds the
-    threshold
-    and no better detection belongs to the object; it does not count when the object is difficult. (detectron2 first
-    rounds
-    scores to three decimals and boxes to one. Here nothing is rounded.)
+    threshold and no better detection belongs to the object; it does not count when the object is difficult. (detectron2
+    first rounds scores to three decimals and boxes to one. Here nothing is rounded.)
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.

@@ -46,8 +46,7 @@ class OncePerSample:
     """Means of per-sample values with every sample weighing the same, however often it was seen.
 
     Samplers repeat samples to give every process the same number, and loaders replace a broken file by its neighbor.
-    The
-    values of one index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
+    The values of one index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
     video).
     """
 

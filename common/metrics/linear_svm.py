@@ -87,8 +87,7 @@ def evaluate_class(
     """Fit a linear machine for one class and measure its average precision.
 
     C has the highest mean average precision over folds of the training samples in their order, each with the same share
-    of
-    positives. Difficult samples are negatives in training and left out in the test. A class is left out if it has no
+    of positives. Difficult samples are negatives in training and left out in the test. A class is left out if it has no
     positive test sample, or fewer than two positive or two negative training samples to choose C with.
 
     Args:

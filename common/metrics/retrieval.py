@@ -111,8 +111,7 @@ def caption_retrieval(
     """Search for captions by images and for images by captions; see `caption_ranks`.
 
     With `fold_size` each fold of that many images is searched separately with its own captions, and the result is the
-    mean
-    over folds (the "1K" protocol: five folds of 1,000).
+    mean over folds (the "1K" protocol: five folds of 1,000).
 
     Args:
         fold_size: images of a fold; None searches all at once. If it does not divide their number, folds are as equal

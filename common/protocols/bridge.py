@@ -40,8 +40,7 @@ class Bridge(nn.Module):
     """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
 
     Features are standardized first, without learned parameters: by the batch in training, by all training batches in
-    the
-    test. Otherwise the scale of the features would decide how fast a projection learns.
+    the test. Otherwise the scale of the features would decide how fast a projection learns.
 
     Args:
         widths: features of the encoder of each modality.
@@ -70,12 +69,10 @@ class BridgedRetrieval(EncoderModule):
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens aren't negatives of each
     other. The learning rate is constant, and the bridge is kept after each of `lengths` steps, so one training shows
-    what
-    shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
+    what shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
 
     `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption with
-    the
-    same tokens as an own one counts as an own one. Logs
+    the same tokens as an own one counts as an own one. Logs
 
     - `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval` after the last step;
     - `test/r10`, the mean of both R@10, and `test/r10_after_<steps>` for every length;
@@ -275,10 +272,10 @@ def _size(*modules: nn.Module) -> Tensor:
 
 
 class BridgeData(PairData):
-    """Pairs to train a bridge on, to choose its learning rate by, and to test it on, split and tokenized as in
-    pre-training.
+    """Pairs to train a bridge on, to choose its learning rate by, and to test it on.
 
-    `held_out_fraction` of the images of `split`, evenly spaced, choose the learning rate.
+    Split and tokenizer are those of the pre-training. `held_out_fraction` of the images of `split`, evenly spaced,
+    choose the learning rate.
     """
 
     def __init__(

@@ -207,9 +207,8 @@ class ActionRecognition(Classification):
     """Fine-tunes a video encoder on labeled actions.
 
     In the first `warmup_epochs` only the classifier learns, with the encoder in training mode, so its batch
-    normalization
-    already adapts to the new data. Then everything learns. `max_epochs` counts both phases; the last weights are
-    tested.
+    normalization already adapts to the new data. Then everything learns. `max_epochs` counts both phases; the last
+    weights are tested.
 
     Test batches hold several clips per video: `test/video_top1` and `test/video_top5` use the mean of their class
     probabilities. An optional second test loader holds random clips for `test/clip_top1`, the accuracy of a single one.
@@ -358,9 +357,8 @@ class LinearClassification(Classification):
     The best learning rate depends on the scale of the features, which differs a hundredfold between methods. The test
     takes two loaders: images held out from training choose the rate (the first of equally good ones, never one with
     non-finite scores), test images measure it. Logs `test/top1` and `test/top5` of the chosen one,
-    `test/learning_rate`,
-    and per rate `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. A rate that diverges doesn't change the
-    others.
+    `test/learning_rate`, and per rate `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. A rate that diverges
+    doesn't change the others.
 
     Args:
         learning_rates: of SGD, one classifier for each.

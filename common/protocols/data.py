@@ -81,8 +81,7 @@ class AudioVisualData(ShardedDataModule):
         return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
-        """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips of `listing` and
-        kept.
+        """Mean and deviation [F] of each bin: `audio.statistics`, or computed once from the listed clips and kept.
 
         `sounds` has `audio` in plain decibels, one item per clip; None reads what an earlier call kept.
         """
@@ -286,9 +285,7 @@ class SoundClassificationData(AudioVisualData):
 
 
 class ImageData(ShardedDataModule):
-    """Base of the data modules of images; `image` is the transform (its `training` is set here), None for MoCo v2's
-    views.
-    """
+    """Base of the data modules of images; sets the transform's `training`. An `image` of None gives MoCo v2's views."""
 
     def __init__(
         self,
@@ -382,9 +379,7 @@ def check_fraction(held_out_fraction: float) -> None:
 
 
 class LabeledImages(ImageItems):
-    """Images with several labels each: `labels` int8 [N, C], 1 present, 0 absent, -1 not counted. For options see
-    ImageItems.
-    """
+    """Images with several labels each, int8 [N, C]: 1 present, 0 absent, -1 not counted. For options see ImageItems."""
 
     def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
         super().__init__(listing, **options)

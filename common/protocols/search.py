@@ -56,10 +56,8 @@ class CrossModalSearch(EncoderModule):
 
     Negatives are the other pairs of the global batch. After every epoch the weights are compared by the sum of the six
     recalls on the validation split; the best ones, `selected`, are part of every checkpoint and are tested. A run
-    resumed
-    at the end of an epoch would skip Lightning's validation loop, so the comparison happens before the first step of
-    the
-    next epoch, or at the end of training; the checkpoint knows whether it did.
+    resumed at the end of an epoch would skip Lightning's validation loop, so the comparison happens before the first
+    step of the next epoch, or at the end of training; the checkpoint knows whether it did.
 
     The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logs
     `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same ending in

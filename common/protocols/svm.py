@@ -49,14 +49,13 @@ class SoundSVM(MachinesOnFeatures):
     """Linear machines on the stages of an audio encoder, for files seen as several windows each.
 
     The test takes two loaders: augmented windows to learn from and regular ones to test on. With several `folds` both
-    hold
-    all files, and the result is the mean over folds, each tested by a machine trained on the others. With one fold the
-    loaders hold different files. Logs `test/<stage>_top1`, and their maximum `test/best_top1`. Every file counts once.
+    hold all files, and the result is the mean over folds, each tested by a machine trained on the others. With one fold
+    the loaders hold different files. Logs `test/<stage>_top1`, and their maximum `test/best_top1`. Every file counts
+    once.
 
     Memory: `files * windows * dims * 4` bytes per stage and loader (ESC-50 at full size: 2,000 * 10 * 9,216 * 4 = 737
-    MB;
-    all stages of both loaders 5.6 GB). Each of the `jobs` machines fitted at a time needs about seven times the size of
-    its training rows (float64 as index-value pairs).
+    MB; all stages of both loaders 5.6 GB). Each of the `jobs` machines fitted at a time needs about seven times the
+    size of its training rows (float64 as index-value pairs).
 
     Args:
         audio_encoder: encoder with `forward_stages` and `stage_channels`.

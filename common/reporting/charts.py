@@ -56,9 +56,7 @@ def caption(result: TableResult) -> str:
 
 
 def dots(result: TableResult, yours: TableResult | None = None) -> str:
-    """Measured cells as dots on zoomed axes, a panel per metric; empty below two measured rows. `yours` gets its own
-    mark.
-    """
+    """Measured cells as dots on zoomed axes, a panel per metric; empty below two rows. `yours` gets its own mark."""
     panels = _panels(result, yours)
     return _dots(f"{result.table.title} ({result.scale})", panels) if panels else ""
 

@@ -155,9 +155,7 @@ def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Pat
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """The verdict, such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: HMDB 78.1 against
-    ...`.
-    """
+    """The verdict, such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: ...`."""
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     if not judged:
@@ -176,8 +174,7 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
     """Why these runs don't match the recorded ones; None if they may, or if no cell has a reference.
 
     They don't if the worst cell is less likely than one honest draw in twenty (Bonferroni), or if more than three in
-    twenty
-    cells (and more than one) are outside.
+    twenty cells (and more than one) are outside.
     """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     worst = min(judged, key=lambda c: c.likelihood, default=None)

@@ -81,9 +81,7 @@ class Watch:
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
-    """What a stage last wrote: `step`, `share` of the training, `loss`, `left` in seconds; None if nothing since
-    `since`.
-    """
+    """What a stage last wrote after `since`, or None: `step`, `share` of the training, `loss`, `left` in seconds."""
     try:
         if (folder / FILE).stat().st_mtime < since - 1:  # of an earlier session; file systems round times
             return None

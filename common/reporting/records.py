@@ -210,9 +210,7 @@ def short_name(field: str) -> str:
 
 
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
-    """Hash of what in a resolved configuration changes the result: 12 hexadecimal digits. Skips `ignored` keys at any
-    depth.
-    """
+    """Hash, in 12 hexadecimal digits, of a configuration without the `ignored` keys, which don't change results."""
     canonical = json.dumps(_without(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -244,9 +244,7 @@ _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
-    """Whether a value meets a condition, as numbers if both are, else as lowercase text. A missing value only meets
-    `!=`.
-    """
+    """Whether a value meets a condition, as numbers or else as lowercase text. A missing value only meets `!=`."""
     value = run.value(field)
     if value is None or value == "":
         return sign == "!=" and wanted != ""
@@ -321,9 +319,7 @@ class Difference:
 
 
 def config_differences(first: Run, second: Run) -> list[Difference]:
-    """Fields that differ between two configurations, result-changing ones first. Includes defaults if both runs kept
-    them.
-    """
+    """Fields that differ between two configurations, result-changing ones first; defaults if both runs kept them."""
     whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
     left, right = ((run.whole_config if whole else run.config) for run in (first, second))
     found = [

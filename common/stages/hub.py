@@ -84,9 +84,7 @@ def push_export(folder: Path, repo: str, private: bool = False) -> str:
 
 
 def _listed(configuration: Path) -> list[str]:
-    """Files that a configuration lists; checked, as the Hub's client would take some names for patterns or other
-    folders.
-    """
+    """Files that a configuration lists, checked: the Hub's client would misread some names as patterns or paths."""
     with parsing(configuration, StageError):
         config = json.loads(configuration.read_bytes())
         if "files" not in config:

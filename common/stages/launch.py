@@ -25,10 +25,8 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
     """Refuse a stage whose launcher started a number of processes other than `devices` times `num_nodes`.
 
     Otherwise eight independent processes would write into one folder, or a single one would leave seven GPUs idle. A
-    SLURM
-    batch script that starts a one-node stage without `srun` is no launcher: Lightning then starts the processes, for
-    which
-    `SLURM_NTASKS` is removed from the environment.
+    SLURM batch script that starts a one-node stage without `srun` is no launcher: Lightning then starts the processes,
+    for which `SLURM_NTASKS` is removed from the environment.
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:

@@ -35,8 +35,7 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
-    """Replace a module's batch normalizations by grouped ones; names, weights and buffers stay. Called by all
-    processes.
+    """Replace batch normalizations by grouped ones; names, weights and buffers stay. Called by all processes.
 
     For the arguments see `devices_of_group`.
     """

@@ -49,8 +49,7 @@ class StopOnNonFiniteLoss(Callback):
     """Stops the run if the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
 
     The flag stays on the device and is read every `every_n_steps` steps and before a checkpoint, so no step waits for
-    the
-    device. A single CPU process reads it at every step.
+    the device. A single CPU process reads it at every step.
     """
 
     def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:

@@ -16,8 +16,7 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
     """Arguments that make a torch optimizer step all parameters in one kernel, if possible.
 
     Not with float16, where a fused step undoes the loss scale only after gradients are clipped. On the CPU (`on_cpu`)
-    the
-    last bits differ from those of the other kernels.
+    the last bits differ from those of the other kernels.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
     return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
@@ -58,8 +57,7 @@ def clip_by_norm(
     """A module's `configure_gradient_clipping`: clips the joint norm of an optimizer's gradients as Lightning does.
 
     Lightning refuses to clip for fused optimizers in every mixed precision, though bfloat16 has no loss scale to undo.
-    A
-    norm of None or 0 doesn't clip; any algorithm but the norm is left to Lightning.
+    A norm of None or 0 doesn't clip; any algorithm but the norm is left to Lightning.
     """
     others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
     if others or _scales_its_loss(module):

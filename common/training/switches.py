@@ -119,8 +119,7 @@ def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
     """Keep the weights of all convolutions with channels last; their outputs follow.
 
     Refused on the CPU if a strided 1x1 convolution takes fewer than eight channels: without AVX-512, its gradient in
-    oneDNN
-    writes beyond its memory (torch 2.14 with AVX2).
+    oneDNN writes beyond its memory (torch 2.14 with AVX2).
     """
     for name, layer in network.named_modules():
         if (
@@ -172,8 +171,7 @@ class _Return:
     """Around a second pass: restores the buffers from before the first, and discards its updates.
 
     Otherwise batch statistics would move twice a step and spectral normalization would divide by another value. Buffers
-    are
-    swapped, not copied, since autograd forbids changing values it has seen.
+    are swapped, not copied, since autograd forbids changing values it has seen.
     """
 
     def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:

@@ -14,8 +14,7 @@ def cider(
     """Cosine of the n-gram vectors of candidate and references, weighted by how rare an n-gram is.
 
     The defaults are CIDEr-D, which coco-caption and the papers call CIDEr; `clip=False, sigma=None` is plain CIDEr.
-    Rarity
-    is counted in the references of these items, so a score depends on all of them and is 0 for a single item.
+    Rarity is counted in the references of these items, so a score depends on all of them and is 0 for a single item.
 
     Args:
         clip: whether repeating an n-gram more often than the reference earns nothing.

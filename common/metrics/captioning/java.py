@@ -43,8 +43,7 @@ def one_line(text: str) -> str:
 
 
 def ptb_tokenize(texts: Sequence[str], timeout: float = 600) -> list[str]:
-    """Captions through the original PTB tokenizer: lower case without punctuation, joined by one space. Timeout in
-    seconds.
+    """Captions through the original PTB tokenizer, in lower case without punctuation; the timeout is in seconds.
 
     Whether the original keeps the full stop of a last word such as `c.` can depend on the caption after it.
     """

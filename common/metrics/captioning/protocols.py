@@ -27,8 +27,7 @@ def without_short_words(text: str) -> str:
     """Without the words of exactly one character, such as `a`, `i` and `2`.
 
     The official DSTC7 stop-word list uses a full stop as a regular expression, so it matches any character. The
-    published
-    numbers have this defect.
+    published numbers have this defect.
     """
     return " ".join(word for word in text.split() if len(word) != 1)
 

@@ -18,8 +18,7 @@ _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 
 class InceptionV3(nn.Module):
-    """Inception V3 of ImageNet (`inception_v3_google-0cc3c7bd.pth` of torchvision): features and classes for FID and
-    IS.
+    """Features and classes of ImageNet's Inception V3, from torchvision's `inception_v3_google-0cc3c7bd.pth`.
 
     torchvision and Keras converted the weights differently: scores are close but not equal.
     """
@@ -67,9 +66,7 @@ class TensorFlowInception(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP's embeddings for R-precision, from a folder written by `save_pretrained`; papers train other encoders for
-    it.
-    """
+    """CLIP's embeddings from a `save_pretrained` folder, for R-precision; papers train other encoders."""
 
     mean: Tensor
     std: Tensor

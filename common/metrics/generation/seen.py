@@ -13,8 +13,7 @@ class Seen:
     """Indices of the samples that sums already hold.
 
     A sum cannot forget a sample: repeats within a process are skipped, and processes must bring different samples, as
-    our
-    samplers do. The caller leaves out rows that replace a broken file, since another process may have them.
+    our samplers do. The caller leaves out rows that replace a broken file, since another process may have them.
     """
 
     def __init__(self) -> None:
@@ -30,9 +29,7 @@ class Seen:
         return torch.tensor(chosen, dtype=torch.int64)
 
     def require_disjoint(self, device: torch.device | str | None = None) -> int:
-        """Number of samples of all processes; raises if two counted the same. The device defaults to the process
-        group's.
-        """
+        """Number of samples of all processes; raises if two counted the same. The default device is the group's."""
         if device is None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())  # of a process that saw no sample
         index = gather_rows(torch.tensor(sorted(self._known), dtype=torch.int64, device=device))
