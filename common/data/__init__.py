@@ -1,4 +1,4 @@
-"""Data sets in their own layouts, and what makes batches of them.
+"""Data sets in their own layouts, and batches of them.
 
 How a sample is made, file by file:
 
@@ -9,6 +9,6 @@ How a sample is made, file by file:
       -> transforms.py,             decoded frames, sound or image -> tensors for an encoder
          image_transforms.py
       -> item_dataset.py            ItemDataset: a sample by (epoch, item), the same in any worker; clips.py, images.py
-      -> samplers.py                which items, in what order, for each process; goes on at any step
+      -> samplers.py                which items, in what order, for each process; resumes at any step
       -> ../training/data_module.py ShardedDataModule: the loader, which makes the batch and moves on to the next
 """

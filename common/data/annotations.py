@@ -1,7 +1,4 @@
-"""Captions, tags and boxes of the pictures of a listing, as columns.
-
-This module imports neither torch nor a decoder.
-"""
+"""Captions, tags and boxes of the pictures of a listing, as columns; imports neither torch nor a decoder."""
 
 from __future__ import annotations
 
@@ -33,15 +30,13 @@ KEEP_FROM_BYTES = 2**24
 
 @dataclass(frozen=True, eq=False)
 class ImageAnnotations:
-    """Annotations of the pictures of a listing, row by row.
+    """Annotations of N pictures, row by row.
 
     Args:
-        image_ids: the set's numbers of the pictures, int64 [N].
-        captions, caption_ids: texts of each picture, and the set's numbers of them.
+        image_ids, caption_ids: the set's own numbers.
         tags: categories of each picture, bool [N, T]; all False without tags.
         tag_names: names of the T categories; empty if the set has none.
         groups: pictures with the same number show the same thing, int64 [N].
-        read_boxes: reads the boxes of all N pictures.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -86,13 +81,9 @@ class ImageAnnotations:
 
 @dataclass(frozen=True, eq=False)
 class LanguageCaptions:
-    """Captions of images in one language, row by row.
+    """Captions of images in one language; at least one per image.
 
-    Args:
-        language: code such as "de".
-        keys: unique names of the images, as in the region features.
-        captions: at least one text per image.
-        groups: images with the same number show the same thing, int64 [N]; by default, no two do.
+    `keys` name the images as in the region features. Images with the same number in `groups` show the same thing.
     """
 
     language: str
@@ -127,11 +118,7 @@ class LanguageCaptions:
 
 # ---------------------------------------------------------------------------------------------------- reading JSON
 def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Read a JSON file whose outermost value is an object.
-
-    Args:
-        without: keys to drop anywhere while reading: masks take ten times the memory of the rest.
-    """
+    """Read a JSON object from a file, without some keys: masks take ten times the memory of the rest."""
 
     def drop(found: dict[str, Any]) -> dict[str, Any]:
         for key in without:

@@ -8,10 +8,7 @@ from pathlib import Path
 
 
 def difference(path: Path, published: str) -> str | None:
-    """How a file differs from its published checksum, in words, or None.
-
-    `published` is `md5:` or `sha256:` and hexadecimal digits; a prefix is enough.
-    """
+    """How a file differs from `md5:` or `sha256:` and hexadecimal digits (a prefix is enough), or None."""
     kind, _, expected = published.partition(":")
     found = digest(path, kind)
     if found.startswith(expected.lower()):

@@ -16,16 +16,7 @@ from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class VideoInput:
-    """Settings of a video clip (docs/papers/avid_cma.md [2.2]).
-
-    Attributes:
-        crop: side of the clip in pixels.
-        resize: shorter side before the center crop of an evaluation.
-        mode: `msc` (random resized crop) or `crop` (resize, then random crop).
-        min_area: smallest fraction of the area that a random resized crop takes.
-        jitter: strengths of brightness, contrast, saturation and hue jitter in training.
-        keep_aspect: False squeezes the frames to a square before cropping, as the released probe does.
-    """
+    """Settings of a video clip (docs/papers/avid_cma.md [2.2]); see :class:`VideoTransform`."""
 
     fps: PositiveFloat = 16.0
     duration: PositiveFloat = 0.5
@@ -57,12 +48,9 @@ class VideoInput:
 class AudioInput:
     """Settings of an audio clip (docs/papers/avid_cma.md [2.3]).
 
-    Attributes:
-        fft: FFT length in samples, 1024 in the paper (its configs say 512, half of it).
-        frames_per_second: spectrogram frames per second.
-        volume: half-width of the random gain around 1 in training.
-        statistics: mean and deviation of each frequency bin: an .npz file, or the checkpoint of the pre-training whose
-            encoder is used. None computes them once from training clips.
+    `fft` is in samples, 1024 in the paper (its configs say 512, half of it). `statistics` per frequency bin come from
+    an .npz file, from the checkpoint of the pre-training whose encoder is used, or (None) from training clips, computed
+    once.
     """
 
     sample_rate: PositiveInt = 24000

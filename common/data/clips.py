@@ -37,7 +37,6 @@ class ClipDataset(ItemDataset):
 
     Args:
         clips_per_video: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
-        max_skipped_fraction: fraction of the files that may be skipped before the run fails.
         cache_bytes: bound of the decoded files in memory, per process; 0 = no cache.
 
     Source: docs/papers/avid_cma.md [2.1].
@@ -87,10 +86,7 @@ class AudioVisualClips(ClipDataset):
 
     Args:
         video_transform: None = no "video" in the samples, and the picture is not decoded.
-        audio_transform: also sets the sample rate and the length of the audio clip.
-        video_duration: in seconds.
         jitter: how far, in seconds, the video clip may extend past the audio clip on either side, in training.
-        training: whether to augment and jitter.
     Returns of an item:
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
         `skipped` (files passed over to get this sample).
@@ -260,13 +256,9 @@ class SoundWindows(ClipDataset):
     """Several windows of each sound file, for a linear classifier on audio features.
 
     With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and wrap around. Without it
-    (DCASE) a training window is the beginning of an excerpt, and test windows are spread over the file.
+    (DCASE) a training window is the beginning of an excerpt of `excerpt_seconds`, and test windows are spread over the
+    file. In training, `speed` scales the decoding rate; samples are treated as if it were 1.
 
-    Args:
-        audio_transform: also sets the sample rate and the length of a window.
-        training: random starts, speed and volume; otherwise evenly spaced starts.
-        excerpt_seconds: length of a training excerpt without `wrap_seconds`.
-        speed: range of the factor on the decoding rate in training; samples are treated as if it were 1.
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
 

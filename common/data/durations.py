@@ -1,7 +1,4 @@
-"""How long picture and sound of clips overlap, measured once before training and cached.
-
-Otherwise every visit to a file without sound wastes a sample, and unreadable files only fail the run after days.
-"""
+"""Overlap of picture and sound of clips, cached: files without it would waste samples, or fail the run after days."""
 
 from __future__ import annotations
 

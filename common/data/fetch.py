@@ -26,11 +26,8 @@ _RETRIES = 2
 class OpenFile:
     """A file that can be downloaded.
 
-    Args:
-        file: destination, relative to the folder of the data sets.
-        checksum: as published; see `common.data.checksums`. None if unknown.
-        unpack: folder for the archive's contents.
-        strip: number of leading folders to drop from its names.
+    `file` is relative to the folder of the data sets, `unpack` is the folder for an archive's contents, and `strip` the
+    number of leading folders to drop from its names.
     """
 
     address: str

@@ -20,11 +20,7 @@ _NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
 class FrameFolder:
-    """The frames of one clip, with the interface of :class:`MediaFile`.
-
-    Frame `00001.jpg` starts at second 0, the next one a third of a second later (`FRAME_RATE`). A missing number
-    repeats the frame before it.
-    """
+    """The frames of one clip, with the interface of :class:`MediaFile`; a missing number repeats the previous one."""
 
     def __init__(self, path: str | os.PathLike[str], cache: ImageCache | None = None) -> None:
         self.path = Path(path)
@@ -54,7 +50,6 @@ class FrameFolder:
         return None
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
-        """See :meth:`MediaFile.read_video`."""
         end = self.video_limits[1]
         indices, actual_start = select_frames(start, duration, fps, self.video_fps, end)
         if not len(indices):
@@ -72,7 +67,6 @@ class FrameFolder:
         raise MediaError.of(self.path, "has no audio stream")
 
     def fill_cache(self) -> None:
-        """Decode every frame into the cache, if there is one."""
         if self._cache is not None:
             for row in range(len(self._names)):
                 self._frame(row)

@@ -131,8 +131,7 @@ class ImageTransform:
 class SquashTransform:
     """One picture to a square tensor in [0, 1], whatever its aspect, then a flip.
 
-    Bilinear without antialiasing, as TensorFlow resizes by default. `flip` and `flip_evaluation` are the probabilities
-    of the flip in training and evaluation.
+    Bilinear without antialiasing, as TensorFlow resizes by default.
 
     Shapes:
         RGB picture -> float32 [3, size, size] in [0, 1].
@@ -160,7 +159,7 @@ class SquashTransform:
 
 
 def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """A picture as float32 [3, H, W]: bytes over 255, minus the channel means, over their standard deviations.
+    """A picture as normalized float32 [3, H, W].
 
     torchvision's `to_dtype` (v2) multiplies by 1 / 255, which rounds differently from the published code.
     """
@@ -175,10 +174,8 @@ def random_area(
 ) -> tuple[int, int, int, int]:
     """Left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
 
-    Args:
-        min_area: the area fraction is uniform between this and 1.
-        max_aspect: the log of width over height is uniform between those of 1 / max_aspect and max_aspect.
-        draws: uniform in [0, 1): area and aspect of each try, then x and y.
+    Area is uniform in [`min_area`, 1], the log of the aspect between those of 1 / `max_aspect` and `max_aspect`;
+    `draws` are uniform in [0, 1): area and aspect of each try, then x and y.
     """
     bound = math.log(max_aspect)
     for attempt in range(CROP_TRIES):

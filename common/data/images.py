@@ -27,11 +27,7 @@ class ImageError(MediaError):
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode a picture to 8-bit RGB.
-
-    Drops alpha, keeps the upper 8 of 16 bits, and takes the first frame of an animation. EXIF orientation is not
-    applied, because boxes and masks are in stored pixels.
-    """
+    """Decode the first frame to 8-bit RGB without alpha; ignores EXIF orientation, as boxes are in stored pixels."""
     path = Path(path)
     with parsing(path, ImageError), Image.open(path) as image:
         image.load()
@@ -78,10 +74,7 @@ class ImageCache(FileCache[Pixels]):
 
 
 class ImageItems(ItemDataset):
-    """One picture per item.
-
-    A subclass that makes other samples overrides :meth:`_sample`; one that reads captions or tags sets `annotations`,
-    whose fingerprint then goes into the record.
+    """One picture per item; subclasses override :meth:`_sample`, or set `annotations` to read captions or tags.
 
     Args:
         seed, max_skipped_fraction: see :class:`ItemDataset`.
@@ -109,14 +102,12 @@ class ImageItems(ItemDataset):
         self.cache = ImageCache.shared(cache_bytes) if cache_bytes else None
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        """Make the sample of the picture at a position of the listing."""
         return {"image": self.transform(image, rng)[0]}
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         return self._sample(file, self.image(file), rng)
 
     def image(self, item: int) -> Image.Image:
-        """A picture of the listing as stored, RGB."""
         path = self.listing[item].path
         return read_image(path) if self.cache is None else self.cache.get(path)
 

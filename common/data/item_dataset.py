@@ -33,11 +33,7 @@ class TooManyBrokenFiles(RuntimeError):
 class SkipLedger:
     """Which files of a listing could not be used, counted over all worker processes.
 
-    Args:
-        max_share: fraction of the files that may be skipped before the run fails.
-
-    Attributes:
-        flags: uint8 [files] in shared memory; 1 = skipped. Ranks can combine theirs with a maximum.
+    `flags` is uint8 [files] in shared memory, 1 = skipped; ranks can combine theirs with a maximum.
     """
 
     def __init__(self, listing: Listing, max_share: float) -> None:
@@ -74,11 +70,8 @@ class ItemDataset(Dataset[Sample], ABC):
     """Keys, seeds and the replacement of unusable files; subclasses make the sample.
 
     The next item replaces an unusable file, with its own index and label, so an evaluation can detect duplicates by
-    index.
-
-    Args:
-        passes: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
-        max_skipped_fraction: fraction of the files that may be skipped before the run fails.
+    index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
+    `max_skipped_fraction` of the files are unusable.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:

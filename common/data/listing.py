@@ -1,7 +1,4 @@
-"""Listings: the clips or images of a data set in a fixed order, and their cache.
-
-This module knows no particular data set and imports neither torch nor a decoder.
-"""
+"""Listings: the items of a data set in a fixed order, and their cache; imports neither torch nor a decoder."""
 
 from __future__ import annotations
 
@@ -185,9 +182,7 @@ class Listing:
         version: split, fold and layout, for records.
         clips: a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
         classes: class names; the label of a clip is a position here.
-        missing: number of items that the official lists name but the folder lacks.
-        missing_names: a few of those.
-        notes: remarks for the overview, such as omitted items.
+        missing, missing_names: number and examples of items that the official lists name but the folder lacks.
     """
 
     name: str
@@ -251,10 +246,9 @@ class Listing:
 
 
 class ListingIndex:
-    """A listing kept as JSON, valid while the folders and lists it was made from are unchanged.
+    """A listing kept as JSON, valid while its folders and lists have the same mtime and ctime.
 
-    Adding or removing a file changes the folder's time stamps. Both mtime and ctime count, because unpacking an archive
-    may set the mtime back.
+    Adding or removing a file changes the folder's; unpacking an archive may reset the mtime alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -296,11 +290,9 @@ class ListingIndex:
             return None
 
     def store(self, listing: Listing, watched: Iterable[Path], scanned_at: float | None = None) -> bool:
-        """Store a listing and return whether that worked; the `watched` paths were read after `scanned_at` (None =
-        now).
+        """Store a listing whose `watched` paths were read after `scanned_at` (None = now); returns whether it worked.
 
-        It fails if a folder changed in the last two seconds (another change could go unnoticed) or the cache is not
-        writable.
+        It fails if a folder changed in the last two seconds (changes could go unnoticed) or the cache is not writable.
         """
         stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
         if not all(settled(stamp, scanned_at) for _, stamp in stamps):

@@ -108,13 +108,9 @@ class VideoTrack:
 
 @dataclass(slots=True)
 class AudioTrack:
-    """Decoded sound at the rate of the file.
+    """Decoded sound [N, channels] at the rate of the file and in the decoder's sample type; `start` is in seconds.
 
-    Args:
-        samples: [N, channels] in the decoder's sample type.
-        start: time of sample 0 in seconds.
-        sample_format: PyAV's name of the sample type, packed form ("s16", "flt", ...).
-        layout: PyAV's name of the channel layout.
+    `sample_format` (packed form: "s16", "flt", ...) and `layout` are PyAV's names.
     """
 
     samples: npt.NDArray[Any]
@@ -213,10 +209,7 @@ class DecodedCache(FileCache[DecodedMedia | None]):
 
 
 class MediaFile:
-    """One open media file, to be used in a `with` statement.
-
-    Times are seconds on the file's clock, the same for both streams. A rotation in the header is not applied.
-    """
+    """One open media file. Times are seconds on the file's clock; a rotation in the header is not applied."""
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
         self.path = Path(path)
@@ -443,9 +436,8 @@ class MediaFile:
     ) -> npt.NDArray[np.uint8] | None:
         """Decode until every wanted time has its frame.
 
-        For a boundary b: the first frame stamped in [b - step, b), else the last one before it, else the first of all.
-        None if a seek went past the first wanted frame or to a place that cannot be decoded (the last group of pictures
-        in MPEG).
+        For a boundary b: the first frame in [b - step, b), else the last one before it, else the first. None if a seek
+        missed the first wanted frame or reached a part that cannot be decoded (the last group of pictures in MPEG).
         """
         limits = boundaries.tolist()
         lows = (boundaries - step).tolist()

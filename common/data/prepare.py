@@ -1,7 +1,4 @@
-"""Overview and preparation of a paper's data sets: what is present, what is missing, how to get it.
-
-Downloads nothing, because most data sets have terms to accept; `common.data.fetch` gets a few open ones on request.
-"""
+"""Overview and preparation of a paper's data sets; downloads nothing, because most of them have terms to accept."""
 
 from __future__ import annotations
 
@@ -35,10 +32,7 @@ _SILENT = "no sound"
 
 @dataclass(frozen=True)
 class SampleCheck:
-    """Result of decoding a random sample of a data set's files.
-
-    `broken` has a reason for each file; `silent` counts video files without a sound track.
-    """
+    """Result of decoding a random sample; `broken` has reasons, `silent` counts video files without a sound track."""
 
     checked: int
     broken: tuple[str, ...]
@@ -51,12 +45,7 @@ def report(
     prepare: bool = False,
     samples: int = 16,
 ) -> list[DatasetStatus]:
-    """Print the status of data sets, and prepare the available ones; returns one status per data set.
-
-    Args:
-        prepare: also index every split, decode a sample of the files, and compare published checksums.
-        samples: files to decode per data set.
-    """
+    """Print the status of data sets; with `prepare`, index them, decode `samples` files and compare checksums."""
     console = console or files.console()
     statuses = []
     for dataset in datasets:
@@ -178,12 +167,9 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
 def check_files(
     dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000, needs_sound: bool = True
 ) -> list[str]:
-    """Check files ahead of training and report what is broken or silent; unchanged files are checked once.
+    """Check at most `at_most` files ahead of training, evenly spread, and report broken and silent ones.
 
-    Args:
-        allowed: fraction of the files that may be broken.
-        at_most: number of files to check, spread evenly.
-        needs_sound: whether clips without sound are skipped in training.
+    Unchanged files are checked once. The fraction of broken files may be `allowed`.
     """
     listing = dataset.listing("all")
     clips = [listing[row] for row in spread(len(listing), at_most)]

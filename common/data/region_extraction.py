@@ -59,9 +59,7 @@ class Extraction:
 def load_detector(weights: str | os.PathLike[str] | None, architecture: str = ARCHITECTURE) -> GeneralizedRCNN:
     """A torchvision Faster R-CNN with weights from a file, which also set the number of classes.
 
-    Args:
-        weights: state dict as torchvision distributes it, or a checkpoint that holds one under `model` or `state_dict`.
-        architecture: torchvision's name of the detector.
+    The file is a state dict as torchvision distributes it, or a checkpoint with one under `model` or `state_dict`.
     """
     from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 
@@ -101,11 +99,7 @@ def load_detector(weights: str | os.PathLike[str] | None, architecture: str = AR
 class RegionExtractor:
     """Finds the regions of pictures; features are the output of the detector's box head (torchvision: 1024 wide).
 
-    Args:
-        detector: a two-stage torchvision detector.
-        regions: maximum number of regions per picture.
-        min_score: minimum score of a region; the best one is always kept.
-        origin: identifies the detector, e.g. by a digest of its weights; part of `identity`.
+    The best region is kept even if it is below `min_score`. `origin` identifies the detector, e.g. by a digest.
     """
 
     def __init__(
@@ -176,14 +170,10 @@ def extract_regions(
     distribution: bool = False,
     progress: bool = True,
 ) -> Extraction:
-    """Write the region features of all pictures below a folder into one `.h5` or `.npz` file.
+    """Write the region features of all pictures below a folder into one `.h5` or `.npz` file, keyed by file name.
 
-    A rerun resumes from `<output>.parts` and skips pictures that the file already has. Pictures are keyed by file name
-    without suffix.
-
-    Args:
-        half: store features as float16.
-        distribution: also store the class probabilities; an existing file keeps its setting.
+    A rerun resumes from `<output>.parts` and skips existing pictures. `half` stores float16 features; `distribution`
+    also stores the class probabilities, unless an existing file has its own setting.
     """
     folder, output = Path(folder).expanduser(), Path(output).expanduser()
     if output.suffix.lower() not in REGION_SUFFIXES:

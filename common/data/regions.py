@@ -63,7 +63,6 @@ class Regions:
         features: not normalized, float32 [R, F].
         boxes: left, top, right, bottom in pixels, float32 [R, 4].
         labels: int64 [R]; 0 = background.
-        height, width: of the picture in pixels.
         distribution: class probabilities [R, C], if the file has them.
     """
 
@@ -84,11 +83,9 @@ class Regions:
 
 
 def box_vectors(boxes: npt.ArrayLike, height: float, width: float) -> npt.NDArray[np.float32]:
-    """Left, top, right, bottom and area of boxes relative to the picture, scaled to unit length.
+    """Relative left, top, right, bottom and area of boxes [..., 4] in pixels, scaled to unit length: float32 [..., 5].
 
-    Boxes are [..., 4] in pixels; the result is float32 [..., 5]. An empty box at the origin stays zero.
-
-    Source: docs/papers/m3p.md [3], "Image embedding".
+    An empty box at the origin stays zero. Source: docs/papers/m3p.md [3], "Image embedding".
     """
     corners = np.asarray(boxes, dtype=np.float64)
     left, top, right, bottom = np.moveaxis(corners, -1, 0)
@@ -120,15 +117,9 @@ class RegionTable:
 
 
 class RegionFeatures:
-    """Region features of a set's pictures, read lazily.
+    """Region features of a set's pictures, read lazily; the first file that has a picture counts.
 
-    Args:
-        paths: the first file that has a picture counts.
-        key: how to make keys: for a file `google_000123.jpg`, "google_000123" or "123".
-
-    Attributes:
-        feature_size: F.
-        max_regions: largest number of regions of a picture.
+    For a file `google_000123.jpg`, the key is "google_000123" (`stem`) or "123" (`number`).
     """
 
     def __init__(self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: KeyKind = "stem") -> None:
@@ -170,7 +161,6 @@ class RegionFeatures:
         return [key for key in keys if self._find(key) < 0]
 
     def __getitem__(self, key: str) -> Regions:
-        """The regions of a picture, or KeyError."""
         place = self._find(key)
         if place < 0:
             raise KeyError(key)
@@ -363,12 +353,9 @@ def write_regions(
     half: bool = False,
     identity: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write regions into an `.h5` or `.npz` file atomically and return how many.
+    """Write regions by name into an `.h5` or `.npz` file atomically and return how many; `half` stores float16.
 
-    Args:
-        rows: name and regions of every picture; `.npz` keeps all of them in memory.
-        half: store features as float16.
-        identity: how they were made, for :func:`identity_of`.
+    `.npz` keeps all pictures in memory. `identity` tells how they were made, for :func:`identity_of`.
     """
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
@@ -387,7 +374,6 @@ def write_regions(
 
 
 def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.NDArray[Any]]:
-    """Columns of some pictures, padded to the largest number of regions."""
     every = [regions for _, regions in held]
     most = max(map(len, every))
 

@@ -1,7 +1,4 @@
-"""Released weights, vocabularies, dictionaries and lists that the recipes read.
-
-Nothing is downloaded: the user gets them and agrees to their terms (common/data/fetch.py).
-"""
+"""Released weights, vocabularies, dictionaries and lists that the recipes read; the user downloads them."""
 
 from __future__ import annotations
 
@@ -32,15 +29,7 @@ class ReleasedFile:
 
 @dataclass(frozen=True)
 class FileStatus:
-    """Status of a released file.
-
-    Args:
-        recipes: recipes that name it.
-        present: whether it exists, with all that a folder must have.
-        missing: what a folder lacks.
-        checked: whether its checksum was compared.
-        problem: "" if nothing is wrong.
-    """
+    """Status of a released file: what a folder lacks, whether the checksum was compared, and what is wrong."""
 
     file: ReleasedFile
     path: Path

@@ -53,7 +53,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self.num_samples // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
         self.epoch = epoch
 
     def begin_at(self, position: Callable[[], tuple[int, int]]) -> None:
@@ -82,7 +81,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class ShardSampler(Sampler[int]):
-    """Every item exactly once over all ranks, in order, without padding: for evaluation.
+    """Every item exactly once over all ranks, in order, for evaluation.
 
     Ranks may differ by one item, so an evaluation step must not wait for other ranks.
     """

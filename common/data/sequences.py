@@ -1,7 +1,7 @@
-"""Lazy sequences over columns or files.
+"""Lazy sequences over columns (one byte string or array) or files.
 
-Millions of small Python objects would take a gigabyte per loader process: reading changes their reference counts, so
-forked processes soon copy them. A column is one byte string or array.
+Millions of Python objects would take a gigabyte per loader process: reading changes reference counts, so forked
+processes copy them.
 """
 
 from __future__ import annotations
@@ -69,12 +69,7 @@ class Texts(MadeOnDemand[str]):
 
 
 class Rows(MadeOnDemand[tuple[Item, ...]]):
-    """Rows of different lengths in one column; reads as a list of tuples.
-
-    Attributes:
-        starts: positions in the column where rows begin, and its length.
-        column: `Texts`, or int64.
-    """
+    """Rows of different lengths in one column (`Texts` or int64), which begin at `starts`; a list of tuples."""
 
     def __init__(self, rows: Iterable[Sequence[Item]], column: Callable[[Iterator[Item]], Any]) -> None:
         lengths: list[int] = []

@@ -41,10 +41,7 @@ WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
 
 def normalize_caption(text: str) -> str:
-    """Lower case, compatibility decomposition, no combining marks, single spaces; idempotent.
-
-    Unicode's line and paragraph separators count as spaces. Drops lone surrogates, which JSON can hold but no tokenizer
-    accepts.
+    """Lower case, compatibility decomposition, no combining marks or lone surrogates, single spaces; idempotent.
 
     Source: docs/papers/mct.md [8], after VirTex.
     """
@@ -57,9 +54,7 @@ def normalize_caption(text: str) -> str:
 
 
 def swap_left_right(text: str) -> str:
-    """Exchange the words "left" and "right", for a mirrored image; its own inverse.
-
-    Only whole words change: "bright" stays, "left-hand" becomes "right-hand". Keeps the case.
+    """Exchange the whole words "left" and "right", for a mirrored image, keeping the case; its own inverse.
 
     Source: docs/papers/mct.md [8]; the authors of VirTex replace inside words, too.
     """
@@ -77,9 +72,7 @@ def word_noise(
     synonyms: Mapping[str, Sequence[str]] | None = None,
     synonym: float = 0.1,
 ) -> str:
-    """Replace, drop and move words of a caption; at least one word stays.
-
-    `dropout` and `synonym` are probabilities per word; `swap` is the probability of exchanging a word with any other.
+    """Replace, drop and move words of a caption; at least one stays. `swap` exchanges any two words.
 
     Source: docs/papers/mct.md [8], the views "eda".
     """
@@ -179,13 +172,9 @@ def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
 
 
 class CaptionTokenizer(ABC):
-    """Converts captions to token ids and back; call `prepare` first.
+    """Converts captions to token ids, at most `max_tokens` with boundary tokens, and back; call `prepare` first.
 
-    Without a file, the vocabulary is learned from the training captions. This is deterministic, and the result is
-    cached under a key of captions and settings.
-
-    Args:
-        max_tokens: maximum length of `encode`, boundary tokens included.
+    Without a file, the vocabulary is learned from the training captions (deterministic) and cached.
     """
 
     #: What shorter captions are filled up with.
@@ -246,7 +235,6 @@ class CaptionTokenizer(ABC):
 
     @property
     def _prepared(self) -> Any:
-        """The result of `_read`."""
         return self._checked(self._made)
 
     def _checked(self, value: Value) -> Value:
@@ -294,9 +282,7 @@ class CaptionTokenizer(ABC):
 class WordPieceTokenizer(CaptionTokenizer):
     """BERT's uncased tokenizer: words split into the longest known pieces, between `[CLS]` and `[SEP]`.
 
-    Args:
-        vocabulary: a `vocab.txt`, or the folder of a released BERT that has one; None learns it.
-        vocabulary_size: upper bound for a learned vocabulary.
+    `vocabulary` is a `vocab.txt`, or the folder of a released BERT; None learns at most `vocabulary_size` pieces.
 
     Source: docs/papers/mct.md [7].
     """
@@ -319,7 +305,6 @@ class WordPieceTokenizer(CaptionTokenizer):
 
     @property
     def mask_id(self) -> int:
-        """Id of `[MASK]`."""
         number = self._prepared.token_to_id("[MASK]")
         if number is None:
             raise ValueError(f"data.tokenizer.{self.field} has no [MASK], which masked words need")
@@ -384,9 +369,7 @@ class WordPieceTokenizer(CaptionTokenizer):
 class SentencePieceTokenizer(CaptionTokenizer):
     """VirTex's tokenizer: SentencePiece BPE, between `[SOS]` and `[EOS]`; the unknown piece is 0 and also pads.
 
-    Args:
-        model: a SentencePiece model with the pieces `[SOS]` and `[EOS]`; None learns it.
-        vocabulary_size: upper bound for a learned vocabulary.
+    `model` needs the pieces `[SOS]` and `[EOS]`; None learns at most `vocabulary_size` pieces.
 
     Source: docs/papers/mct.md [11]. VirTex cuts the closing token off long captions; we keep it.
     """
@@ -438,11 +421,8 @@ class XLMRTokenizer(CaptionTokenizer):
     """XLM-R's multilingual tokenizer: SentencePiece's pieces between `<s>` and `</s>`.
 
     Ids are SentencePiece's plus one, to make room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the first piece
-    4, `<mask>` last. Captions keep case and accents and lose trailing blanks.
-
-    Args:
-        model: a released `sentencepiece.bpe.model`, or the folder that has one; None learns a unigram model.
-        vocabulary_size: upper bound for a learned vocabulary.
+    4, `<mask>` last. Captions keep case and accents and lose trailing blanks. `model` is a released
+    `sentencepiece.bpe.model` or its folder; None learns a unigram model of at most `vocabulary_size` pieces.
 
     Source: docs/papers/m3p.md [2].
     """
@@ -463,12 +443,10 @@ class XLMRTokenizer(CaptionTokenizer):
 
     @property
     def mask_id(self) -> int:
-        """Id of `<mask>`, the last one."""
         return self.vocabulary_size - 1
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the model."""
         return self._checked(self._fingerprint)
 
     def normal_form(self, text: str) -> str:
@@ -546,11 +524,8 @@ def _piece_processor(content: bytes) -> SentencePieceProcessor:
 class WordVocabulary(CaptionTokenizer):
     """VSE++'s tokenizer: whole words and punctuation marks, between `<start>` and `<end>`.
 
-    Args:
-        vocabulary: a text file with one word per line, special ones first; None learns it.
-        min_count: rarer words are unknown.
-        max_words: how many of the most frequent words to keep; None keeps all.
-        max_tokens: VSE++ has no such limit, and no caption of COCO reaches this one.
+    `vocabulary` has one word per line, special ones first; None learns the `max_words` most frequent words that occur
+    at least `min_count` times. VSE++ has no `max_tokens`, and no caption of COCO reaches this one.
 
     Source: docs/papers/mct.md [9]. VSE++ uses NLTK, which splits contractions elsewhere ("do" and "n't").
     """
@@ -610,10 +585,7 @@ def _uncased(numbers: dict[str, int]) -> Tokenizer:
 
 
 def text_numbers(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Hash texts by their tokens, int64 [B], from int64 [B, L] padded at the end and lengths [B].
-
-    A polynomial modulo 2^64, because other batches and processes may pad to another length.
-    """
+    """Hash texts by their tokens, int64 [B], from int64 [B, L] and lengths [B]; independent of the padding."""
     place = torch.arange(tokens.shape[1], device=tokens.device)
     numbers = torch.where(place < lengths.to(tokens.device)[:, None], tokens.long() + 1, 0)
     return (numbers * torch.full_like(place, 6364136223846793005).cumprod(0)).sum(1)

@@ -80,8 +80,8 @@ class TextEncoder(Protocol):
 class FeatureStore:
     """Features of a split's captions in HDF5: float16 words of the valid tokens, and sentences of both poolings.
 
-    Padded positions are not stored. Arrays are contiguous and memory-mapped, so processes share them. `about` has
-    `made_of` (digest of captions and tokenizer), `bert` (digest of BERT), and the `described` of `make_store`.
+    Arrays are memory-mapped, so processes share them. `about` has `made_of` (digest of captions and tokenizer), `bert`
+    (digest of BERT), and the `described` of `make_store`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -198,12 +198,7 @@ def make_store(
     advance: Callable[[int], None] = lambda count: None,
     described: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
-    """Compute the features of all captions and write them atomically.
-
-    Args:
-        advance: called with the number of finished captions.
-        described: further entries for `about`.
-    """
+    """Compute the features of all captions and write them atomically; `described` adds to the store's `about`."""
     h5py = optional_package("h5py", "features")
 
     count = int(captions.starts[-1])

@@ -35,20 +35,16 @@ class VideoTransform:
 
     Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter. Evaluation:
     resize and center crop. Both: divide by 255, normalize, and loop short clips. Resizing is Pillow's bilinear filter
-    on bytes.
-
-    `torchvision.transforms.v2` draws from one global generator, matches Pillow's resizing only with AVX2, weights gray
-    differently (0.2989 for 0.299) and is seven times slower for the hue.
+    on bytes. `torchvision.transforms.v2` draws from one global generator, matches Pillow's resizing only with AVX2,
+    weights gray differently (0.2989 for 0.299) and is seven times slower for the hue.
 
     Args:
-        mode: "msc" = crop of random area and aspect, "crop" = fixed scale.
         frames: minimum length of the result; 0 leaves it to the data set.
         crop: side of the result in pixels.
         resize: shorter side before a plain crop; None = `int(crop / 0.875)`.
         keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
         min_area: smallest fraction of the frame that "msc" crops.
         jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
-        mean, std: channel statistics, on a scale of 0 to 1.
         normalize: False returns bytes, for `normalized` to be called on another device.
 
     Shapes:
@@ -92,7 +88,6 @@ class VideoTransform:
         return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Transform one clip; evaluation needs no generator."""
         return pad_clip(self.without_padding(frames, rng), self.frames)
 
     def without_padding(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
@@ -329,7 +324,6 @@ class AudioTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, samples: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Transform one clip; evaluation needs no generator."""
         samples = self.prepare(samples)
         if self.training and self.volume > 0.0:
             if rng is None:
@@ -376,11 +370,9 @@ class AudioTransform:
 def compute_audio_statistics(
     spectrograms: Iterable[Tensor], path: str | Path | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every frequency bin, [bins] float32 each.
+    """Mean and standard deviation of every bin of spectrograms [..., time, bins] in decibels, [bins] float32 each.
 
-    Args:
-        spectrograms: [..., time, bins] each, in decibels: from an :class:`AudioTransform` without statistics.
-        path: .npz file to write, with arrays `mean`, `std` and `clips`.
+    `path` is an .npz file to write, with arrays `mean`, `std` and `clips`.
 
     Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """

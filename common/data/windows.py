@@ -1,7 +1,4 @@
-"""When to cut: clip windows and frame choice as pure functions of stream limits and uniform draws.
-
-A draw is uniform in [0, 1); the caller owns the generator.
-"""
+"""When to cut: clip windows and frames as pure functions of stream limits and uniform draws in [0, 1)."""
 
 from __future__ import annotations
 
@@ -44,12 +41,9 @@ def paired_window(
 ) -> PairedWindow | None:
     """Starts of a video clip and an audio clip from about the same moment, or None if the streams are too short.
 
-    The longer clip is placed first, where its stream lasts long enough for it and the other stream for the shorter
-    clip. The shorter clip then lies within it, widened by `jitter` seconds on both sides; it starts within its stream
-    and may run past its end.
-
-    Args:
-        draws: two uniform draws in [0, 1): for the longer clip, then for the shorter.
+    The longer clip is placed first, where both streams last long enough. The shorter clip lies within it, widened by
+    `jitter` seconds on both sides; it starts within its stream and may run past its end. The first draw is for the
+    longer.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -83,18 +77,11 @@ def frame_count(duration: float, video_fps: float) -> int:
 def select_frames(
     start: float, duration: float, video_fps: float, source_fps: float, end: float, origin: float = 0.0
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Choose source frames for a clip at another frame rate.
+    """Choose source frames for a clip at another rate: indices [T] from `origin` on, and the time of the first.
 
     Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a frame
-    may repeat. Times stop half a source frame before the end of the clip or stream, and after `frame_count(duration,
-    video_fps)` frames.
-
-    Args:
-        video_fps, source_fps: wanted rate and rate of the file.
-        end, origin: last second of the stream and time of its frame 0.
-
-    Returns:
-        Frame indices [T] from `origin` on, and the time of the first chosen frame.
+    may repeat. Times stop half a source frame before the end of the clip or stream, and at `frame_count`. `end` and
+    `origin` are the last second of the stream and the time of its frame 0.
 
     Source: docs/papers/avid_cma.md [2.1].
     """

@@ -154,9 +154,7 @@ def _key(name: str) -> str:
 
 @read_once(2)
 def read_splits(path: Path) -> dict[str, CaptionedImages]:
-    """Images of each split and of `train+restval` in Karpathy's list, read once per process; names include the image
-    folder.
-    """
+    """Images of each split and of `train+restval` in Karpathy's list, with their folder; read once per process."""
     document = read_json(path, without=frozenset({"tokens"}))
     collectors = {split: CaptionCollector(path) for split in (*COCOKarpathy.splits, "train+restval")}
     every = CaptionCollector(path)

@@ -53,17 +53,15 @@ class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
     `common.data.worlds.clip_generator` defines the classes and factors. Splits are independent, so downstream clips do
-    not occur in pre-training.
+    not occur in pre-training. Pictures of HMDB-51 are harder than those of UCF-101, sounds of DCASE noisier than those
+    of ESC-50.
 
     Args:
-        pretrain, validation: clips of Kinetics-400.
-        audioset, audioset_evaluation: clips of AudioSet.
         ucf_groups: groups per class of UCF-101; a division tests on about 7 of 25.
-        hmdb_train, hmdb_test: clips per class and division of HMDB-51, whose pictures are harder than those of UCF-101.
+        hmdb_train, hmdb_test: clips per class and division of HMDB-51.
         esc_clips_per_fold: recordings per class and fold of ESC-50.
-        dcase_train, dcase_test: recordings per class of DCASE, noisier than those of ESC-50.
+        dcase_train, dcase_test: recordings per class of DCASE.
         size: side of a frame in pixels; even.
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
     kind = "audiovisual"
@@ -244,12 +242,7 @@ class AudioVisualWorld(World):
 def write_clip(
     path: Path, frames: np.ndarray, fps: int, samples: np.ndarray | None = None, sample_rate: int | None = None
 ) -> None:
-    """Write H.264 video and, with samples, an AAC track; the suffix selects the container.
-
-    Args:
-        frames: uint8 [T, H, W, 3].
-        samples: float [S] in [-1, 1]; None for a silent file.
-    """
+    """Write uint8 [T, H, W, 3] as H.264 and optional samples [S] in [-1, 1] as AAC; the suffix sets the container."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options=_VIDEO_OPTIONS)
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv444p"
@@ -283,7 +276,6 @@ def _quantized(samples: np.ndarray) -> np.ndarray:
 
 
 def _video_id(*numbers: int) -> str:
-    """Eleven characters that look like a YouTube ID."""
     digest = hashlib.sha256(json.dumps(numbers).encode()).digest()
     return base64.urlsafe_b64encode(digest[:9]).decode()[:11]
 

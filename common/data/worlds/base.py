@@ -29,10 +29,8 @@ class World(ABC):
     """Generated data as real files in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
-    classes for the real data read them.
-
-    Args:
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+    classes for the real data read them. `root` is the folder for the worlds; None for `worlds` in the cache folder
+    (`$ASSEMBLE_CACHE`, else the user's).
     """
 
     kind: ClassVar[str]
@@ -52,7 +50,6 @@ class World(ABC):
         return {"version": self.version, "parameters": self.parameters}
 
     def key(self) -> str:
-        """Hash of the recipe."""
         return hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -67,10 +64,7 @@ class World(ABC):
         return self.folder / self._folder_name(name)
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
-        """Render the missing data sets (None: all of them).
-
-        A data set appears under its final name only when complete. One process renders; others wait.
-        """
+        """Render the missing data sets (None: all); they appear when complete. One process renders, others wait."""
         wanted = self.names if names is None else tuple(names)
         if all(self.root_of(name).is_dir() for name in wanted):
             return

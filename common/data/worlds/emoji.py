@@ -66,7 +66,6 @@ class Concept:
     Args:
         index: its row in the pack and its cell in every sheet.
         code_points: hexadecimal, joined by "-".
-        group, subgroup: one of nine, and one of 96.
         split: `train`, `val` or `test`, for tasks with new test concepts.
         styles: designers who drew it.
     """
@@ -142,10 +141,9 @@ def subgroup_classes(concepts: Iterable[Concept]) -> tuple[str, ...]:
 
 
 def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
-    """Five captions of a concept, joined by commas.
+    """Five captions of a concept, joined by commas; shorter if it has too few keywords.
 
-    The name; the name and one keyword; the name and two; two keywords; three keywords. Keywords differ from the name if
-    the concept has others; with too few keywords the caption is shorter.
+    The name; the name and one keyword; the name and two; two keywords; three keywords other than the name.
     """
     name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
     others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
@@ -174,15 +172,14 @@ class EmojiWorld(World):
     COCO is split by designer: training has all concepts, but no drawing by the test designer. `group_id` is the
     concept, so another drawing of it can be a second view. Categories are the keywords that at least three concepts
     share. ImageNet is split by concept: classes are subgroups, and its training pictures contain no test concept. (COCO
-    has drawings of those concepts, without their class.)
+    has drawings of those concepts, without their class.) The seed affects only grounds and captions of training
+    pictures.
 
     Args:
-        seed: affects only grounds and captions of training pictures.
         language: of captions and tags; one of en, de, fr, cs, ja, zh.
         concepts: number of the 818 concepts that COCO holds, spread evenly; None for all.
         classes: number of the 30 subgroups that ImageNet holds, the largest first.
         train_styles: training designers. The last one's drawings of the pack's val concepts are Karpathy's val split.
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
     kind = "emoji"
@@ -255,7 +252,6 @@ class EmojiWorld(World):
         name_of: Callable[[int], str],
         write: Write,
     ) -> list[Annotated]:
-        """Write one designer's drawings of some concepts and return their annotations."""
         images = []
         for concept, drawing in zip(concepts, read_drawings(style, [concept.index for concept in concepts])):
             number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index

@@ -108,16 +108,11 @@ class EmojiLanguagesWorld(World):
     pre-training text and all names and keywords; `imagenet` has drawings by concept, for the network that makes region
     features.
 
-    With `unseen="drawings"`, other designers' drawings of the test concepts are in the training splits, with captions.
-    The fixed caption of a test image is not among those, unless its concept has no keywords.
-
     Args:
         concepts: number of concepts with pictures, spread evenly over the 818; None for all.
-        unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`.
-        keywords: most keywords of a caption.
+        unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`. Then
+            the training splits have other designers' drawings of them, with captions other than the fixed one.
         pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
-        vocabulary_size: upper bound; there may be fewer pieces.
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
     """

@@ -170,8 +170,7 @@ class Picture:
 def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[Scene, Attributes]:
     """Draw a scene of two to four copies of one glyph (None: a random one) in one color, and its attributes.
 
-    Source:
-        docs/papers/mct.md [13] ("glyph scenes").
+    Source: docs/papers/mct.md [13] ("glyph scenes").
     """
     glyph = int(rng.integers(len(GLYPHS))) if glyph is None else glyph
     colour, ground = (int(number) for number in rng.choice(len(COLOURS), 2, replace=False))
@@ -182,12 +181,7 @@ def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[
 
 
 def mixed_scene(rng: np.random.Generator, objects: tuple[int, int] = (1, 3), faint: float = 0.0) -> Scene:
-    """Draw a scene of different glyphs with independent colors and sizes.
-
-    Args:
-        objects: least and largest number of glyphs.
-        faint: probability of a translucent copy, which is hard to see.
-    """
+    """Draw a scene of different glyphs in random colors and sizes; `faint` is the probability of a translucent one."""
     count = int(rng.integers(objects[0], objects[1] + 1))
     glyphs = [int(number) for number in rng.choice(len(GLYPHS), count, replace=False)]
     ground = int(rng.integers(len(COLOURS)))
@@ -242,12 +236,7 @@ def _copies(
 def draw(
     scene: Scene, rng: np.random.Generator, size: int = 32, gradient: float = 0.06, noise: float = 0.03
 ) -> Picture:
-    """Draw a scene with smooth edges; deterministic given the state of `rng`.
-
-    Args:
-        gradient: largest change of brightness by a linear gradient over the whole picture.
-        noise: standard deviation of the pixel noise.
-    """
+    """Draw a scene with smooth edges, a random linear brightness `gradient` (maximum) and pixel `noise` (deviation)."""
     rings = [[_in_picture(ring, copy, size) for ring in OUTLINES[GLYPHS[copy.glyph]]] for copy in scene.copies]
     covered = coverage(rings, size)
     direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, gradient)

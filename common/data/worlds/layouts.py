@@ -32,13 +32,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Annotated:
-    """One picture and its annotations.
-
-    Args:
-        number: its id, from 1, unique over all splits.
-        group: pictures of the same thing share it; None if nothing is shown twice.
-        license: index into the licenses of the set.
-    """
+    """One picture and its annotations; `number` is unique over all splits, pictures of the same thing share `group`."""
 
     number: int
     file_name: str
@@ -169,11 +163,7 @@ def karpathy_name(number: int, split: str) -> str:
 def write_voc(
     folder: Path, images: Sequence[Annotated], classes: Sequence[str], parts: Mapping[str, Sequence[int]]
 ) -> None:
-    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC into a folder such as ``VOCdevkit/VOC2007``.
-
-    Args:
-        parts: rows of `images` that belong to each list, such as `trainval`.
-    """
+    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC; `parts` maps lists to rows."""
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     for image in images:
         tree = ElementTree.ElementTree(_voc_annotation(image, folder.name, classes))
@@ -260,12 +250,7 @@ def conceptual_captions_folder(split: str) -> str:
 def write_multi30k(
     root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
 ) -> None:
-    """Write one split (`train`, `val` or `test`) of Multi30K.
-
-    Args:
-        stems: image names without suffix.
-        captions: by language; five per image in `en` and `de`, one in the others.
-    """
+    """Write one split of Multi30K: five captions per image in `en` and `de`, one in the others."""
     task1, task2 = (split, split) if split != "test" else ("test_2016_flickr", "test_2016")
     home = root / "data"
     for folder in ("task1/raw", "task2/raw"):

@@ -166,7 +166,6 @@ class Scene:
         return f"{self.pitch} {self.timbre}"
 
     def answer(self, kind: str) -> str:
-        """The answer that dialogues use."""
         return self.answers(kind)[0]
 
     def answers(self, kind: str) -> tuple[str, ...]:
@@ -200,7 +199,6 @@ class Scene:
 
 
 def every_scene() -> Iterator[Scene]:
-    """Yield each combination of words once."""
     for words in itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS):
         yield Scene(*words)
 
@@ -310,14 +308,12 @@ class NarratedWorld(World):
     Args:
         source_clips, source_clips_validation: silent clips that cycle through all 48 classes.
         source_sounds_per_fold: recordings per class (six) and fold (five).
-        dialogs, dialogs_validation, dialogs_test: AVSD clips, one dialogue each.
         turns: questions per dialogue; test dialogues have 1 to `turns`.
         moments, moments_validation, moments_test: TVQA and TVC clips, each with five questions and two described
             moments.
         seconds, long_seconds: length of a clip with sound, and of a TVQA clip.
         size: side of a frame in pixels; even.
         fps: frames per second of the files with sound; TVQA frames have 3 per second.
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
     kind = "narrated"
@@ -472,7 +468,7 @@ class NarratedWorld(World):
         }
 
     def _withhold(self, root: Path, dialogs: list[dict[str, object]]) -> None:
-        """Write the answers of the test split apart, as one reference and as six, and hide them in the split."""
+        """Move the answers of the test split into files of one and of six references."""
         _write_json(
             root / "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json", _dialog_document("test answers", dialogs)
         )
@@ -496,7 +492,7 @@ class NarratedWorld(World):
     # -- television ----------------------------------------------------------------------------------------------------
 
     def _long_clips(self) -> Iterator[tuple[str, str, int, str, str]]:
-        """Split, part of the file names, number, name and show of every clip of TVQA."""
+        """Yield split, part of the file names, number, name and show of every clip of TVQA."""
         shows = ("The Big Bang Theory", "Castle", "Friends")
         for season, (part, count) in enumerate(
             (("train", "moments"), ("val", "moments_validation"), ("test_public", "moments_test")), start=1

@@ -118,8 +118,7 @@ _STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
 def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
     """Draw a caption of a scene; nouns stay singular, so every word has one form.
 
-    Source:
-        docs/papers/mct.md [13] ("glyph scenes").
+    Source: docs/papers/mct.md [13] ("glyph scenes").
     """
     count, size, colour, ground, glyph, group = rng.uniform(size=6)
     name = GLYPHS[attributes.glyph]
@@ -147,18 +146,13 @@ class ShapesWorld(World):
     on the seed.
 
     Args:
-        train, val: pictures of COCO 2017.
-        karpathy_train, karpathy_val, karpathy_test: pictures of Karpathy's split.
-        probe_train, probe_test: pictures of ImageNet.
         voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd ones val.
         size, voc_size: side of a picture in pixels; `voc_size` is by default `size`.
         probe: what the classes of ImageNet are; the pictures are the same.
         caption_style: `sparse` drops most words, `full` drops none.
         words: replaces the probabilities of `sparse`.
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
 
-    Source:
-        docs/papers/mct.md [13].
+    Source: docs/papers/mct.md [13].
     """
 
     kind = "shapes"
@@ -246,7 +240,6 @@ class ShapesWorld(World):
     def _captioned(
         self, split: str, count: int, folder: Path, name_of: Callable[[int], str], write: Write
     ) -> list[Annotated]:
-        """Write the pictures of a captioned split and return their annotations."""
         images = []
         for index, (attributes, scene, picture) in enumerate(self._drawn(split, count)):
             number = _SPLITS[split][0] * _IDS_PER_SPLIT + index

@@ -26,8 +26,7 @@ class TwoObjectsWorld(TwoSidesWorld):
 
     Attributes of an object are its shape and its color. For the arguments see ``TwoSidesWorld``.
 
-    Source:
-        docs/papers/xmc_gan.md [14.1].
+    Source: docs/papers/xmc_gan.md [14.1].
     """
 
     kind = "two-objects"

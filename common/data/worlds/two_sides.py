@@ -58,10 +58,9 @@ class Things:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Drawn pictures and their annotations.
+    """Drawn pictures (uint8 [N, size, size, 3]) and their annotations.
 
     Args:
-        images: uint8 [N, size, size, 3].
         attributes: int64 [N, A], see ``TwoSidesWorld``.
         boxes: left, top, right, bottom of both things in pixels, float64 [N, 2, 4].
         areas: pixels that each thing covers, float64 [N, 2].
@@ -80,12 +79,9 @@ class TwoSidesWorld(World):
 
     Things are instances of named categories, and so is the ground (white, black or gray), with the whole picture as its
     box. Captions name all three in random order: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" per thing, then
-    "on GROUND" or "on a GROUND". Files are PNG to avoid compression artifacts. Attributes of a picture are those of the
-    left thing, of the right thing, and the ground. Only training pictures depend on the seed.
-
-    Args:
-        relations: fraction of captions that say "a THING left of a THING" instead.
-        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+    "on GROUND" or "on a GROUND"; the fraction `relations` of them says "a THING left of a THING" instead. Files are PNG
+    to avoid compression artifacts. Attributes of a picture are those of the left thing, of the right thing, and the
+    ground. Only training pictures depend on the seed.
     """
 
     names = ("coco_2014",)
@@ -226,7 +222,6 @@ class TwoSidesWorld(World):
         return (*objects, Instance(number, whole, side * side, rectangle(whole)))
 
     def _outline(self, thing: int, box: Box) -> Floats:
-        """Polygon around a thing, [points, 2] in pixels."""
         return rectangle(box)
 
     @classmethod
