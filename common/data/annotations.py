@@ -24,7 +24,7 @@ Read = TypeVar("Read", bound=Callable[..., Any])
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
 # bool [n], that is `difficult` (VOC) or `iscrowd` (COCO).
 Boxes = dict[str, Any]
-# Columns that took this much JSON to find are kept in the cache folder.
+# Cache columns of JSON files of at least this size.
 KEEP_FROM_BYTES = 2**24
 
 
@@ -282,13 +282,13 @@ def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) ->
             columns = dict(archive)
         if columns.pop("stamp").tolist() == stamp:
             return columns
-    except Exception:  # Whatever is wrong with a cache, reading the file again puts it right.
+    except Exception:  # Reading the file again repairs any damaged cache.
         pass
     columns = make()
     if settled(stamp):
         stream = io.BytesIO()
         np.savez(stream, stamp=np.array(stamp), **columns)  # type: ignore[arg-type]
-        # A cache folder that cannot be written costs time, nothing else.
+        # An unwritable cache only costs time.
         with contextlib.suppress(OSError):
             write_atomically(kept, stream.getvalue())
     return columns

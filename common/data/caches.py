@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 Content = TypeVar("Content")
-# Path, time of the last change and size.
+# Path, mtime and size.
 FileKey = tuple[str, int, int]
 
 
@@ -44,7 +44,7 @@ class FileCache(ABC, Generic[Content]):
         return len(self._entries)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A process that gets the cache by pickling starts with its own, empty one.
+        # Unpickled in another process, the cache is empty.
         kind = type(self)
         return (kind.shared if self is kind._shared else kind, (self.max_bytes,))
 

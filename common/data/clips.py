@@ -28,7 +28,7 @@ from common.data.windows import (
     wrapping_starts,
 )
 
-#: Seconds left free between an excerpt and the end of the file.
+#: Least seconds between an excerpt and the end of the file.
 _EXCERPT_MARGIN = 0.1
 
 
@@ -245,7 +245,7 @@ class DenseVideoClips(ClipDataset):
         else:
             chosen = dense_clip_starts(len(frames), length, self.clips)
         starts = torch.from_numpy(chosen)
-        # A frame is in several clips, or in none; a clip that is short of frames begins anew.
+        # Clips may share or skip frames; short clips loop.
         steps = torch.arange(self.video_transform.frames) % min(length, len(frames))
         used, places = torch.unique(starts[:, None] + steps, return_inverse=True)
         pixels = self.video_transform.without_padding(frames[used])

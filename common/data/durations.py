@@ -18,11 +18,11 @@ from common.data.media import MediaError, probe
 from common.data.windows import restrict
 from common.files import cache_folder, console, exclusive, usable_cores, write_whole
 
-#: Share of the files that may be unreadable, before the listing is refused.
+#: Largest fraction of unreadable files.
 MOST_UNREADABLE = 0.05
 #: Files between two writes of the cache.
 _AT_ONCE = 5000
-#: Errors of disk and system, not of a file.
+#: Transient errors of the disk or system.
 _PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 #: In place of seconds: not measured yet, unreadable, no picture or no sound.
 _UNKNOWN, _UNREADABLE, _ONE_SIDED = np.nan, -2.0, -1.0
@@ -89,7 +89,7 @@ def _read(path: Path, count: int) -> npt.NDArray[np.float64]:
         if known.shape == (count,) and known.dtype == np.float64:
             return known
     except (OSError, ValueError, EOFError):
-        pass  # whatever is wrong with a cache, looking again puts it right
+        pass  # measuring again repairs any damaged cache
     return np.full(count, _UNKNOWN)
 
 
@@ -105,7 +105,7 @@ def _of_clip(clip: Clip) -> float:
     try:
         info = probe(clip.path)
     except MediaError as error:
-        # What the disk or the system refuses for now says nothing of the file, and must not be remembered.
+        # Do not cache transient errors of the disk or system.
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING:
             raise
         return _UNREADABLE

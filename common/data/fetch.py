@@ -17,7 +17,7 @@ from common.errors import StageError, nearest
 from common.files import exclusive, named, read_yaml, write_atomically
 
 TABLE = Path(__file__).with_name("open_data.yaml")
-#: What was fetched, with computed checksums; lies in the folder of the data sets.
+#: Record of downloads and their checksums, in the folder of the data sets.
 FETCHED = "fetched.json"
 _RETRIES = 2
 
@@ -115,7 +115,7 @@ def _download(file: OpenFile, path: Path, noted: str | None, tell: Callable[[str
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         downloader = pooch.HTTPDownloader(progressbar=progressbar, timeout=60)
-        # Without a checksum, as pooch does not know published ones that are only the first digits.
+        # Without a checksum, because pooch does not support prefixes.
         getter = pooch.create(
             path.parent,
             base_url="",
@@ -150,7 +150,7 @@ def _unpack(archive: Path, folder: Path, strip: int) -> list[str]:
         else:
             with tarfile.open(archive) as packed:
                 packed.extractall(unpacking, filter="data")
-    except Exception as error:  # a foreign file: each format and compression has errors of its own
+    except Exception as error:  # untrusted file: every format and compression raises other errors
         shutil.rmtree(unpacking, ignore_errors=True)
         raise StageError(
             f"{archive} cannot be unpacked: {error}. If it came damaged, delete it and give the command again"

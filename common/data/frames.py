@@ -33,7 +33,7 @@ class FrameFolder:
             raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
         for name in names:
             match = _NUMBERED.fullmatch(name)
-            # Hidden files are what some systems put beside a picture when they copy it.
+            # Some systems create hidden files when they copy pictures.
             if match and not name.startswith("."):
                 found[int(match[1])] = name
         if not found:

@@ -97,7 +97,7 @@ class ImageTransform:
             return normalized(v2.center_crop(image, [self.crop]), self.mean, self.std), False
         if rng is None:
             raise ValueError("the training branch needs a random generator")
-        # One block: cheaper than a call for each draw, and a draw keeps its place whatever the others decide.
+        # Draw one block: faster, and every parameter keeps its position whatever the others are.
         draws = rng.random(2 * CROP_TRIES + 15).tolist()
         order, strengths = draws[-8:-4], draws[-4:]
         jitter, grayscale, blur, sigma, flip = draws[-13:-8]

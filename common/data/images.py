@@ -66,7 +66,7 @@ class ImageCache(FileCache[Pixels]):
         except ImageError as error:
             self._keep(key, str(error), 0)
             raise
-        # Known before the pixels are copied, as a large picture is not kept.
+        # Computed before copying the pixels, because a large picture is not cached.
         size = image.width * image.height * 3
         if size <= self.max_bytes:
             self._keep(key, np.array(image), size)

@@ -168,7 +168,7 @@ def joined(root: Path, name: str) -> Path:
 
 
 def _relative(path: Path, root: Path) -> str:
-    # A clip outside the root keeps its absolute name: joining it to the root gives it back.
+    # A clip outside the root keeps its absolute name, which survives joining.
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
@@ -286,7 +286,7 @@ class ListingIndex:
                 tuple(_text(document.get("notes", []))),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Whatever is wrong with a cache, listing again puts it right.
+            # Listing again repairs any damaged cache.
             return None
 
     def store(self, listing: Listing, watched: Iterable[Path], scanned_at: float | None = None) -> bool:

@@ -30,22 +30,22 @@ from common.data.caches import FileCache
 from common.data.windows import Limits, select_frames
 from common.files import named
 
-# A lossy sound decoder needs some packets before its output is right, so a seek goes this much further back. A window
-# that begins within this time of the stream's start is decoded from the start, without a seek.
+# A lossy decoder needs some packets before its output is right, so a seek goes this much further back, or a window
+# near the start is decoded from the start.
 AUDIO_PREROLL_SECONDS = 0.5
-# Time stamps in some containers are rounded to milliseconds: only a larger step is a real gap in the sound.
+# Some containers round time stamps to milliseconds: only a larger step is a real gap.
 AUDIO_GAP_SECONDS = 0.05
-# A stream that says it is longer has a damaged header.
+# A header with a longer duration is damaged.
 LONGEST_SECONDS = 7 * 24 * 3600.0
-#: A length as Matroska's writers give it: `00:00:09.480000000`.
+#: Duration in Matroska: `00:00:09.480000000`.
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-# PyAV's names of the sample types, with a p at the end where channels are apart.
+# PyAV's names of the sample types; a final p means planar.
 _SAMPLE_TYPES = {
     name + planar: np.dtype(kind)
     for name, kind in (("u8", "u1"), ("s16", "i2"), ("s32", "i4"), ("flt", "f4"), ("dbl", "f8"))
     for planar in ("", "p")
 }
-# Source samples given to the resampler before and after the window, so that its filter is settled.
+# Source samples before and after a window, to settle the resampler's filter.
 RESAMPLER_MARGIN = 64
 
 
@@ -123,15 +123,15 @@ class AudioTrack:
     def read(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Cut and resample a window; see :meth:`MediaFile.read_audio`."""
         wanted = round(duration * sample_rate)
-        # Both are rounded on the file's own clock, so that the same sample is chosen wherever the track begins.
+        # Round both on the file's clock, to choose the same sample wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)
         if sample_rate == self.rate and self.samples.shape[1] == 1 and self.sample_format in ("s16", "flt"):
             window = self._checked(self.samples[first : first + wanted, 0])
             if self.sample_format == "flt":
-                # What the resampler does when it only changes the sample type.
+                # As the resampler converts the sample type.
                 window = np.clip(np.rint(window * np.float32(32768.0)), -32768, 32767)
             return torch.from_numpy(window.astype(np.float32)).div_(32767.0)
-        # The part before the window is as near to a whole number of output samples as source samples allow.
+        # The lead is as close to a whole number of output samples as source samples allow.
         skip = min(-(-RESAMPLER_MARGIN * sample_rate // self.rate), first * sample_rate // self.rate)
         lead = round(skip * self.rate / sample_rate)
         length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN
@@ -149,13 +149,13 @@ class AudioTrack:
         if not len(samples):
             return np.zeros(0, dtype=np.int16)
         if 1 < samples.shape[1] < 8 and samples.strides[0] == samples.itemsize:
-            # Channel after channel, as most decoders return them: the resampler takes them so, too; PyAV up to seven.
+            # Planar, as most decoders return it, and the resampler takes; PyAV supports up to seven channels.
             frame = AudioFrame.from_ndarray(samples.T, format=f"{self.sample_format}p", layout=self.layout)
         else:
             packed = np.ascontiguousarray(samples).reshape(1, -1)
             frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
         frame.sample_rate = self.rate
-        # What PyAV's resampler does; that one starts a thread for every core of the machine.
+        # As PyAV's resampler, which starts a thread per core.
         graph = Graph()
         graph.threads = 1
         source = graph.add(
@@ -257,7 +257,7 @@ class MediaFile:
         if not len(indices):
             raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
         step = 1.0 / self.info.video_fps
-        # A frame is on screen until half a frame before the next grid time: stamps may be rounded.
+        # Frames change half a frame before the grid time, because stamps may be rounded.
         boundaries = origin + (indices + np.float64(0.5)) * step
         if self._decoded is not None and self._decoded.video is not None:
             frames = self._decoded.video.pick(boundaries, step)
@@ -286,7 +286,7 @@ class MediaFile:
         return self._read_track(start - margin, start + duration + margin)
 
     def close(self) -> None:
-        # A stream must not be touched once its container is closed: it then points to freed memory.
+        # A stream of a closed container points to freed memory.
         self._video = self._audio = None
         if self._container is not None:
             self._container.close()
@@ -320,7 +320,7 @@ class MediaFile:
     def _open(self) -> None:
         self.close()
         with _decoding(self.path), named(self.path):
-            # Tags in old files are not always valid text; nobody reads them here.
+            # Tags in old files may be invalid text; we do not read them.
             self._container = av.open(str(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
         self._ends: dict[int, float] = {}
@@ -332,7 +332,7 @@ class MediaFile:
                 context: Any = stream.codec_context
                 if context is None:
                     raise MediaError.of(self.path, "the codec of a stream is not known")
-                # Loader processes already use every core; threads here would only cost their start.
+                # Loader processes already use every core.
                 context.thread_count = 1
 
     def _read_info(self) -> MediaInfo:
@@ -370,12 +370,12 @@ class MediaFile:
             return start, start + float(stream.duration * base)
         start = float(stream.start_time * base) if stream.start_time is not None else 0.0
         if container.duration:
-            # Matroska and others only know the length of the whole file; most writers put that of a stream in a tag.
+            # Matroska and others store the duration of the whole file; most writers put that of a stream in a tag.
             end = ((container.start_time or 0) + container.duration) / av.time_base
             told = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
             own = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3]) if told else end
             return start, min(own, end) if own > start else end
-        # No header says how long the stream is (a recording that was never finished): look at every packet, once.
+        # No header has the duration (an unfinished recording): read every packet, once.
         if not self._ends:
             self._fresh = False
             for packet in container.demux([one for one in (self._video, self._audio) if one is not None]):
@@ -393,7 +393,7 @@ class MediaFile:
         """Seek to a key frame at or before a time (None: the beginning), and discard packets of other streams."""
         wanted = stream.index
         if seek_to is None and not self._fresh:
-            # Not every container can seek to its very beginning; every one can be opened again.
+            # Not every container can seek to its beginning, so reopen it.
             self._open()
         self._fresh = False
         for other in self._opened().streams:
@@ -410,7 +410,7 @@ class MediaFile:
         assert self.info.video_limits is not None
         self._rewind(self._video, seek_to)
         step = 1.0 / self.info.video_fps
-        # A frame without a stamp follows the one before it; after a seek the first one could be anywhere.
+        # A frame without a stamp follows the previous one; after a seek the first one could be anywhere.
         following = self.info.video_limits[0] if seek_to is None else np.inf
         for frame in self._opened().decode(self._video):
             time = frame.time
@@ -473,7 +473,7 @@ class MediaFile:
         seek_to = start - AUDIO_PREROLL_SECONDS
         with _decoding(self.path):
             track = None
-            # FFmpeg stamps the packets of the last page of an Ogg file wrongly after a seek.
+            # After a seek, FFmpeg gives packets of an Ogg file's last page wrong stamps.
             seekable = self._opened().format.name != "ogg"
             if seekable and self.info.audio_limits[0] + AUDIO_PREROLL_SECONDS < seek_to:
                 track = self._collect_audio(start, end, seek_to)
@@ -508,7 +508,7 @@ class MediaFile:
             gap = round((time - anchor) * rate) - collected
             if gap > AUDIO_GAP_SECONDS * rate:
                 if time >= min(end, self.info.audio_limits[1] + 1.0):
-                    break  # A stamp beyond the stream: nothing that follows belongs to it.
+                    break  # A stamp beyond the stream: ignore the rest.
                 parts.append(np.zeros((gap, samples.shape[1]), samples.dtype))
                 collected += len(parts[-1])
             elif -gap > AUDIO_GAP_SECONDS * rate:
@@ -525,7 +525,7 @@ class MediaFile:
 
 
 def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    # Left alone, it starts a thread for every core of the machine, in every loader process.
+    # By default it starts a thread per core, in every loader process.
     pixels: Any = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return pixels
 
@@ -537,7 +537,7 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
     if not planar:
         return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
     samples = np.empty((channels, count), dtype)
-    # Of eight channels (7.1) PyAV lists a ninth plane.
+    # For eight channels (7.1) PyAV lists a ninth plane.
     for row, plane in zip(samples, frame.planes[:channels], strict=True):
         row[:] = np.frombuffer(memoryview(plane), dtype, count)
     return samples.T

@@ -20,12 +20,12 @@ from common.data.listing import Clip, DatasetMissing, spread
 from common.data.released_files import FileStatus
 from common.errors import printable
 
-# Enough of a file to meet most kinds of damage, as long as one clip of the recipes.
+# Long enough to find most kinds of damage.
 CHECKED_SECONDS = 0.5
 CHECKED_FRAME_RATE = 16.0
 CHECKED_SAMPLE_RATE = 16_000
 
-# Files that cannot be read that are named one by one.
+# Number of unreadable files to list.
 NAMED_BROKEN = 10
 _SILENT = "no sound"
 
@@ -97,7 +97,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
 
 def _print(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
     console.print(Text.assemble((title, "bold"), ": ", state))
-    # Text and not markup: a path or a name may hold square brackets.
+    # Text, not markup, because paths may contain square brackets.
     console.print(Text(printable("\n".join(f"  {line}" for line in lines))), overflow="fold")
 
 
@@ -145,7 +145,7 @@ def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, 
 
 def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
     """Decode a little from the middle of random files of every available split."""
-    from common.data.item_dataset import TooManyBrokenFiles  # deciding which files to try needs no decoder
+    from common.data.item_dataset import TooManyBrokenFiles  # avoid importing a decoder before this point
 
     chosen: dict[Path, Clip] = {}
     parts = []
@@ -180,7 +180,7 @@ def check_files(
         known = {}
     verdicts: dict[str, str] = {}
     broken: dict[str, str] = {}
-    bad = 0  # clips, of which several may be of one file
+    bad = 0  # counts clips; several may share a file
     silent = []
     for clip in clips:
         key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
@@ -274,7 +274,7 @@ def _index(dataset: MediaDataset, console: Console) -> list[str]:
             with console.status(f"Indexing {dataset.title}, {part}"):
                 _, kept = dataset.index(split, fold)
         except (DatasetMissing, ValueError):
-            # The status that follows says what is wrong.
+            # The status reports the problem.
             continue
         if not kept:
             notes.append(

@@ -38,12 +38,12 @@ from common.data.regions import (
 )
 from common.files import write_atomically
 
-#: torchvision's name of the detector whose weights are expected.
+#: torchvision's name of the default detector.
 ARCHITECTURE = "fasterrcnn_resnet50_fpn"
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
-# Repeated proposals of a class overlap this much.
+# Overlap (IoU) of duplicate proposals of a class.
 _OVERLAP = 0.5
-# A score below this decides nothing: over a thousand proposals of a hundred classes only few are above it.
+# Ignore lower scores: of a thousand proposals of a hundred classes only few are higher.
 _LEAST_SCORE = 1e-3
 
 
@@ -89,7 +89,7 @@ def load_detector(weights: str | os.PathLike[str] | None, architecture: str = AR
     if missing:
         raise ValueError(f"{path}: weights of another network than {architecture}; they lack {missing[0]}")
     if architecture == ARCHITECTURE and not any(key.endswith("num_batches_tracked") for key in state):
-        # The released weights were trained with frozen statistics and nothing added to the variance.
+        # The released weights were trained with frozen statistics and without an epsilon.
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
@@ -137,7 +137,7 @@ class RegionExtractor:
         self, boxes: Tensor, features: Tensor, scores: Tensor, shown: tuple[int, int], size: tuple[int, int]
     ) -> Regions:
         if not len(boxes):
-            # A picture without proposals is one region; there are no features of it, so they are zero.
+            # Without proposals, the whole picture is one region with zero features.
             head = np.zeros((1, features.shape[-1]), dtype=np.float32)
             whole = np.array([[0, 0, size[1], size[0]]], dtype=np.float32)
             shares = np.eye(1, scores.shape[1], dtype=np.float32)
@@ -147,7 +147,7 @@ class RegionExtractor:
         kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)
         best = torch.zeros(len(boxes), device=boxes.device)
         best.scatter_reduce_(0, rows[kept], own[rows[kept], classes[kept]], "amax")
-        # Proposals that repeat others come last, and only where there are too few without them.
+        # Duplicates come last, to fill up if there are too few others.
         order = torch.argsort(best + 1e-6 * own.amax(1), descending=True, stable=True)[: self.regions]
         order = order[: max(int((best[order] >= self.min_score).sum()), 1)]
         scale = torch.tensor([size[1] / shown[1], size[0] / shown[0]] * 2, device=boxes.device)
@@ -193,7 +193,7 @@ def extract_regions(
         try:
             known.update(RegionFeatures(path).keys)
         except RegionError:
-            path.unlink()  # made again
+            path.unlink()  # rewritten
             continue
         _check_identity(parts, identity_of(path), identity)
         files.append(path)
@@ -250,8 +250,8 @@ def _check_identity(path: Path, found: Mapping[str, Any] | None, identity: Mappi
 
 def _joined(files: Sequence[Path]) -> Iterator[tuple[str, Regions]]:
     seen: set[str] = set()
-    for source in map(RegionFeatures, files):  # one at a time: a part is held in memory
-        # A run that was stopped right at its end leaves parts behind that the file has already.
+    for source in map(RegionFeatures, files):  # one at a time, because a part is held in memory
+        # A run stopped at the very end may leave parts that the file already has.
         for key in [key for key in source.keys if key not in seen]:
             seen.add(key)
             yield key, source[key]

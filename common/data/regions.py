@@ -25,11 +25,11 @@ from common.data.sequences import Texts
 from common.errors import optional_package
 from common.files import parsing, write_whole
 
-#: What the keys of region features are made from: the name of the picture's file without its suffix, or its digits.
+#: Keys of region features: the picture's file name without suffix, or its digits.
 KeyKind = Literal["stem", "number"]
 
 REGION_SUFFIXES = (".h5", ".hdf5", ".npz")
-#: Names that a column may have, the first that is there counts.
+#: Possible names of each column; the first one found counts.
 _COLUMNS = {
     "image_id": ("image_id",),
     "size": ("height_width", "wh"),
@@ -133,7 +133,7 @@ class RegionFeatures:
             raise RegionError(f"files of region features need one width, found: {listed or 'no file'}")
         self.feature_size = sizes.pop()
         every = np.concatenate(names)
-        # Sorted columns instead of a dictionary: three million pictures would take half a gigabyte in every process.
+        # Sorted columns, because a dictionary of three million pictures takes half a gigabyte per process.
         order = np.argsort(every, kind="stable")
         ordered = every[order]
         first = np.ones(len(order), dtype=np.bool_)
@@ -256,11 +256,11 @@ class _RegionFile:
             ]
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open file does not pass to another process.
+        # Another process cannot use an open file.
         return {**self.__dict__, "_columns": {}, "_owner": -1}
 
     def read(self, row: int, key: str) -> Regions:
-        # A handle of HDF5 that was opened before a fork must not be used after it.
+        # HDF5 handles do not survive a fork.
         if self._owner not in (None, os.getpid()):
             self._open()
         with parsing(self.path, RegionError):
@@ -420,7 +420,7 @@ def _write_hdf5(path: Path, rows: Iterable[tuple[str, Regions]], half: bool, not
                 if name == "image_id":
                     values = values.astype(h5py.string_dtype())
                 if name not in file:
-                    # One picture per chunk: pictures are read one by one and in random order.
+                    # One picture per chunk, for random access.
                     chunks = (1 if values.ndim == 3 else len(values), *values.shape[1:])
                     file.create_dataset(name, data=values, maxshape=(None,) * values.ndim, chunks=chunks)
                     continue

@@ -62,7 +62,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first_batch = 0
         if self._position is not None:
-            # Lightning tells the sampler its epoch only after it has fetched the first batch.
+            # Lightning calls set_epoch only after the first batch.
             self.epoch, first_batch = self._position()
             self._position = None
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)

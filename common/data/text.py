@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Value = TypeVar("Value")
-#: How the two views of a caption come about; see `caption_views`.
+#: See `caption_views`.
 CaptionViews = Literal["backtranslate", "sibling", "eda", "same"]
 
 SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
 SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
 
-# So many texts are worth several threads.
+# Use threads from this many texts on.
 MANY_TEXTS = 2000
 
 # Words with their inner digits and underscores, clitics as "'s", and every mark by itself.
@@ -48,7 +48,7 @@ def normalize_caption(text: str) -> str:
     if text.isascii():
         return " ".join(text.lower().split())
     text = unicodedata.normalize("NFKD", text.encode("utf-8", "ignore").decode().lower())
-    # Some signs hide capitals until they are decomposed, and some small letters can be decomposed once more.
+    # Some characters only reveal capitals when decomposed, and some lower-case letters decompose again.
     text = unicodedata.normalize("NFKD", text.lower())
     return " ".join("".join(sign for sign in text if not unicodedata.combining(sign)).split())
 
@@ -177,9 +177,9 @@ class CaptionTokenizer(ABC):
     Without a file, the vocabulary is learned from the training captions (deterministic) and cached.
     """
 
-    #: What shorter captions are filled up with.
+    #: Padding token.
     pad_id: int = 0
-    #: Name of the constructor's argument for the file, and the file's own name inside a folder.
+    #: Name of the constructor's argument for the file, and of the file inside a folder.
     field: ClassVar[str] = "vocabulary"
     file_name: ClassVar[str]
 
@@ -223,13 +223,13 @@ class CaptionTokenizer(ABC):
         digest.update("\0".join(texts).encode())
         stem, ending = self.file_name.rsplit(".", 1)
         path = (folder or cache_folder() / "vocabularies") / f"{stem}-{digest.hexdigest()[:24]}.{ending}"
-        # Whatever is wrong with a cached file, learning again puts it right.
+        # Learning again repairs any damaged cache.
         with contextlib.suppress(OSError, ValueError):
             self.read(path.read_bytes())
             return
         content = self._learn(texts)
         self.read(content)
-        # A cache that cannot be written costs time only.
+        # An unwritable cache only costs time.
         with contextlib.suppress(OSError):
             write_atomically(path, content)
 
@@ -325,8 +325,7 @@ class WordPieceTokenizer(CaptionTokenizer):
             for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(run)):
                 first.update(word)
                 later.update(word[1:])
-        # The trainer meets the letters in the order of a randomly seeded table, and breaks ties by their numbers. Named
-        # beforehand, they have the same numbers every time.
+        # The trainer numbers letters in a random order and breaks ties by number; listing them makes it deterministic.
         letters = [*self.special, *sorted(first), *(f"##{letter}" for letter in sorted(later))]
         if len(letters) > self.largest_size:
             raise ValueError(
@@ -339,7 +338,7 @@ class WordPieceTokenizer(CaptionTokenizer):
             limit_alphabet=len(letters),
             show_progress=False,
         )
-        # The library's threads are what it warns about at every later fork of a worker.
+        # With threads, the library warns at every later fork of a worker.
         with environment(TOKENIZERS_PARALLELISM="false"):
             tokenizer.train_from_iterator(texts, trainer)
         numbers = tokenizer.get_vocab()
@@ -403,7 +402,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
             vocab_size=self.largest_size,
             bos_id=-1,
             eos_id=-1,
-            # VirTex has [MASK] for its other tasks; with it, numbers agree with those of released vocabularies.
+            # VirTex has [MASK] for its other tasks; we keep it so that ids match released vocabularies.
             control_symbols=["[SOS]", "[EOS]", "[MASK]"],
         )
 
@@ -455,7 +454,7 @@ class XLMRTokenizer(CaptionTokenizer):
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without boundary tokens or a length limit; no piece spans a space."""
         normal = [self.normal_form(text) for text in texts]
-        # A list is always read by threads, if by one alone; starting it takes longer than a few words do.
+        # A list always starts threads, which takes longer than tokenizing a few words.
         if len(texts) >= MANY_TEXTS:
             rows = self._prepared.encode(normal, num_threads=-1)
         else:

@@ -26,7 +26,7 @@ from common.files import exclusive, named, write_whole
 SentencePool = Literal["official", "masked_mean"]
 
 STORE_VERSION = 2
-# How many captions are tokenized again to see that a store was made with the same tokenizer.
+# How many captions are tokenized again to check the tokenizer of a store.
 COMPARED_CAPTIONS = 256
 _BERT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 _POOLS: tuple[SentencePool, ...] = get_args(SentencePool)
@@ -106,7 +106,7 @@ class FeatureStore:
         return len(self.starts) - 1
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process maps the file itself; pickling would copy it.
+        # Another process maps the file itself instead of unpickling a copy.
         return {**self.__dict__, "_arrays": {}}
 
     def read(self, captions: npt.NDArray[np.int64], pool: SentencePool) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,7 +230,7 @@ def make_store(
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_name(f".{path.name}.lock")):
         try:
-            made = FeatureStore(path).about == about  # by another process, while this one waited
+            made = FeatureStore(path).about == about  # another process made it while this one waited
         except (FeaturesMissing, FeaturesStale):
             made = False
         if not made:

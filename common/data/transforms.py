@@ -101,7 +101,7 @@ class VideoTransform:
             return self._finished(pixels[..., top : top + self.crop, left : left + self.crop])
         if rng is None:
             raise ValueError("the training branch needs a random generator")
-        # One block of draws: cheaper than a call for each, and a draw keeps its place whatever the others decide.
+        # Draw one block: faster, and every parameter keeps its position whatever the others are.
         draws = rng.random(2 * CROP_TRIES + 11)
         if self.mode == "msc":
             top, left, height, width = self._random_area(pixels.shape[-2], pixels.shape[-1], draws)
@@ -118,8 +118,8 @@ class VideoTransform:
         if max(self.jitter) == 0.0:
             return self._finished(pixels)
         planes = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
-        # NumPy has a fraction of the cost of a call, which is what counts for small frames. Large ones are bound by
-        # memory: they are taken in blocks that stay in a core's cache.
+        # NumPy has a lower cost per call, which dominates for small frames. Large ones are memory-bound, so take blocks
+        # that fit into a core's cache.
         colors = planes.numpy()
         for first in range(0, colors.shape[1], self._block):
             self._jitter(colors[:, first : first + self._block], draws[-8:])
@@ -175,7 +175,7 @@ class VideoTransform:
                 continue
             low = max(1.0 - strength, 0.0)
             factor = np.float32(low + draws[4 + operation] * (1.0 + strength - low))
-            # All three mix the picture with another one: black, its mean gray, its gray version.
+            # All three blend with another picture: black, its mean gray, its gray version.
             if operation == 0:
                 colors *= factor
             else:
@@ -195,7 +195,7 @@ def _column(values: tuple[float, ...]) -> Tensor:
 def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == size:
         return pixels
-    # On bytes, this filter works in Pillow's fixed-point numbers; on floats it would not round as Pillow does.
+    # On bytes, this filter rounds as Pillow's fixed-point numbers do; on floats it would not.
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
@@ -228,7 +228,7 @@ def shift_hue(colors: Pixels, shift: float) -> None:
     turns *= np.float32(6.0)
     hue -= turns
     value -= chroma
-    # Each channel is a trapezium over the circle: full within a sixth of its own color, nothing beyond two sixths.
+    # Each channel is a trapezoid over the circle: 1 within a sixth of its color, 0 beyond two sixths.
     for plane, center in zip(colors, (3.0, 2.0, 4.0)):
         np.subtract(hue, np.float32(center), out=plane)
         np.abs(plane, out=plane)
@@ -345,12 +345,12 @@ class AudioTransform:
 
     def decibels(self, samples: Tensor) -> Tensor:
         """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
-        # torchaudio takes a tenth of a second to import, which only stages with sound need.
+        # torchaudio takes 0.1 s to import; only stages with sound need it.
         from torchaudio.functional import amplitude_to_DB, spectrogram
 
         hann: Tensor = self._hann  # type: ignore[attr-defined]
         hop = self.sample_rate // self.frames_per_second
-        # In float64, since the floor lies 100 dB below the loudest point, beyond the rounding of float32.
+        # In float64, because the floor is 100 dB below the maximum, beyond float32.
         power = spectrogram(samples.double(), 0, hann, self.fft, hop, self.fft, 2.0, False)
         power = power[..., : self.num_frames].float()
         groups = power[..., 1:, :].unflatten(-2, (self.num_bins - 1, -1)).mean(-2)

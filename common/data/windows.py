@@ -87,7 +87,7 @@ def select_frames(
     """
     count = frame_count(duration, video_fps)
     times = start + np.arange(count) / video_fps
-    # A time where a frame begins may be rounded to just before it.
+    # The time of a frame may be rounded to just before it.
     slack = 1e-6
     times = times[times < min(start + duration - 0.5 / source_fps, end - slack / source_fps)]
     indices = np.floor((times - origin) * source_fps + slack).astype(np.int64)

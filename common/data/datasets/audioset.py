@@ -29,7 +29,7 @@ _LIST_OF = {
     "balanced_train": "balanced_train_segments.csv",
     "evaluation": "eval_segments.csv",
 }
-# Folders of a split in the order of trust; then folders that hold every split together.
+# Folders of a split in order of preference; then folders with all splits.
 _FOLDERS_OF = {
     "unbalanced_train": ("unbalanced_train_segments", "unbalanced_train", "unbalanced", "train"),
     "balanced_train": ("balanced_train_segments", "balanced_train", "balanced"),
@@ -76,7 +76,7 @@ class AudioSet(MediaDataset):
     }
     optional_splits = frozenset({"balanced_train", "evaluation"})
     num_classes = 527
-    # The lists name 2,041,789, 22,160 and 20,371 clips; part of them can no longer be fetched.
+    # The lists name 2,041,789, 22,160 and 20,371 clips, not all still available.
     published_counts: ClassVar[Mapping[str, int]] = {
         "unbalanced_train": 1_784_108,
         "balanced_train": 22_160,
@@ -136,7 +136,7 @@ class AudioSet(MediaDataset):
         else:
             found = {label for _, _, _, labels in segments for label in labels}
             for part, path in lists.items():
-                # All lists together, so that every split numbers the classes alike.
+                # From all lists, so that every split has the same labels.
                 if path is not None and part != split:
                     watched.append(path)
                     found.update(label for _, _, _, labels in _segments(path) for label in labels)
@@ -214,7 +214,7 @@ def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]
                 raise ValueError(
                     f'{path}, line {line}: expected YTID, start_seconds, end_seconds, "labels", found {",".join(row)!r}'
                 ) from None
-            # Unquoted copies of the lists spread the labels over several columns.
+            # Lists without quotes have labels in several columns.
             labels = ",".join(row[3:]).split(",")
             yield video, start, end, tuple(label.strip() for label in labels if label.strip())
 

@@ -12,14 +12,14 @@ from common.data.annotations import entry_of, objects, read_json
 from common.data.datasets.base import VIDEO_SUFFIXES, MediaDataset, Scan, first_file, walk
 from common.data.datasets.tvqa import Subtitles, read_subtitles, read_words
 
-#: What stands for an answer that is withheld.
+#: Placeholder of a withheld answer.
 UNDISCLOSED = "__UNDISCLOSED__"
 
 _FOLDERS = ("", "data/")
 _FILES = {split: f"{split}_set4DSTC7-AVSD.json" for split in ("train", "valid", "test")}
 _ANSWERS = ("test_set4DSTC7-AVSD_singref.json", "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json")
 _REFERENCES = ("test_set4DSTC7-AVSD_multiref.json",)
-# The videos of the challenge's test split are those of the withheld part of Charades.
+# The test split uses the withheld part of Charades.
 _VIDEO_FOLDERS = ("Charades_v1_480", "Charades_v1", "Charades_vu17_test_480", "Charades_vu17_test", "videos")
 
 

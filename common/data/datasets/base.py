@@ -20,7 +20,7 @@ from common.files import cache_folder, named
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
-# Below this a walk takes less time than it takes to wonder about a cache.
+# Smaller listings are faster to walk than to cache.
 INDEX_FROM = 20_000
 # How many missing clips a listing names.
 NAMED_MISSING = 20
@@ -75,7 +75,7 @@ class MediaDataset(ABC):
     license: ClassVar[str]
     source: ClassVar[str]
     prepares: ClassVar[str] = "index of the files; decoding of a random sample"
-    #: Clips with so little of picture and sound together are left out of listings; None keeps all. An argument of some.
+    #: Leave out clips with at most this much of picture and sound together; None keeps all.
     common_seconds: float | None = None
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -90,7 +90,7 @@ class MediaDataset(ABC):
         listing = self._all(split, fold)
         if self.common_seconds is None:
             return listing
-        from common.data.durations import long_enough  # reads media, which a plan does not
+        from common.data.durations import long_enough  # imports a decoder, which planning does not need
 
         return long_enough(listing, self.common_seconds)
 
@@ -347,7 +347,7 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
         prefix = pending.pop()
         current = folder / prefix if prefix else folder
         identity = current.stat()
-        # A link that leads back up would otherwise be followed forever.
+        # Avoid loops of links.
         if (identity.st_dev, identity.st_ino) in seen:
             continue
         seen.add((identity.st_dev, identity.st_ino))
@@ -364,7 +364,7 @@ def read_lines(path: Path) -> list[str]:
     """Non-blank lines of a text list, without byte-order mark and carriage returns."""
     with named(path):
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    # Not splitlines(): file names may hold characters that it takes for line ends.
+    # Not splitlines(), because file names may contain its other line separators.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
 
 

@@ -21,7 +21,7 @@ from common.data.listing import DatasetMissing
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.files import named
 
-#: Names that files of region features may have inside their folder.
+#: Possible names of region feature files.
 _REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5")
 _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 
@@ -36,7 +36,7 @@ class LanguageCaptioned:
 
     languages: ClassVar[tuple[str, ...]]
     own_splits: ClassVar[bool] = False
-    #: Names of the region features of a split in the authors' own files, relative to the root.
+    #: The authors' region feature files of each split, relative to the root.
     official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     region_keys: ClassVar[KeyKind] = "stem"
     root: Path
@@ -81,7 +81,7 @@ class LanguageCaptioned:
                     return tuple(found)
         if not folder.is_dir():
             return ()
-        # Features of all pictures together, whatever the files are called.
+        # Otherwise, features of all splits in files of any name.
         return tuple(
             sorted((path for path in folder.iterdir() if path.suffix.lower() in REGION_SUFFIXES), key=_natural)
         )
@@ -97,7 +97,7 @@ class LanguageCaptioned:
         try:
             keys = self.captions(split, self.languages[0]).keys
         except (DatasetMissing, ValueError):
-            return []  # the status says so
+            return []  # the status reports it
         lacking = features.missing(keys)
         if not lacking:
             return []
@@ -110,7 +110,7 @@ class LanguageCaptioned:
             try:
                 features = self.regions(split)
             except (DatasetMissing, RegionError):
-                continue  # the status says so
+                continue  # the status reports it
             keys = features.keys
             chosen = np.random.default_rng(generator_seed).permutation(len(keys))[:samples]
             for row in sorted(chosen.tolist()):
@@ -140,7 +140,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
     streams = ("image",)
     further_layout = _REGION_LAYOUT
     prepares = "check of every caption and of the region features; decoding of a random sample of the pictures"
-    #: Where the pictures of a split lie, relative to the root, as `<key>.jpg`; the first folder that exists is used.
+    #: Folders of a split's pictures `<key>.jpg`, relative to the root; the first that exists is used.
     image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, root: str | os.PathLike[str], regions: str | os.PathLike[str] | None = None) -> None:
@@ -151,7 +151,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
     def image_path(self, key: str, split: str) -> Path:
         folders = [self.root / folder for folder in self.image_folders.get(split, ("images",))]
         names = [folder / f"{key}{suffix}" for folder in folders for suffix in (".jpg", ".png", ".jpeg", ".webp")]
-        if self.region_keys == "number":  # as img2dataset names files: 10,000 of them a folder
+        if self.region_keys == "number":  # as img2dataset names files: 10,000 per folder
             names += [folder / f"{int(key) // 10_000:05d}" / f"{int(key):09d}.jpg" for folder in folders]
         return next((path for path in names if path.is_file()), names[0])
 
@@ -263,7 +263,7 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
             if not headed:
                 stream.seek(0)
             quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if headed else csv.QUOTE_NONE
-            # The csv module's own limit is meant for cells typed by people.
+            # The csv module's default field limit is too small.
             csv.field_size_limit(2**24)
             for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=quoting, strict=True)):
                 if len(row) < (len(first) if headed else 2):

@@ -35,7 +35,7 @@ ARCHIVES = {
     "annotations_trainval2017.zip": "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
 }
 
-#: The 80 classes of COCO's detection task, in the order of its category ids.
+#: The 80 classes of COCO's detection task, by category id.
 CLASSES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
@@ -57,7 +57,7 @@ class COCO(MediaDataset):
     Source: docs/papers/mct.md [8].
     """
 
-    #: Part of the names of its folders and files.
+    #: Part of folder and file names.
     year: ClassVar[str] = "2017"
     name = "coco"
     title = "COCO 2017"

@@ -82,7 +82,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         listing = self.listing(split) if listing is None else listing
         images = self._images()[self._part_of(split)]
         names = listing.table.names()
-        # The list names them from the folder above the image folders on.
+        # Names in the list include the image folder.
         parent = next((parent for parent in _PARENTS[1:] if names and names[0].startswith(parent)), "")
         return images.annotations(images.rows_of(name.removeprefix(parent) for name in names))
 

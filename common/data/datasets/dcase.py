@@ -24,7 +24,7 @@ _FOLDERS = {
     "test": ("scenes_stereo_testset/scenes_stereo_testset", "scenes_stereo_testset"),
 }
 _LIST_FOLDERS = ("", "evaluation_setup/", "lists/")
-# Where the names in a list may start from.
+# Folders that names in a list may be relative to.
 _BASES = ("", "audio/", "scenes_stereo/", "scenes_stereo_testset/")
 _NAME = re.compile(r"(.*?\D)(\d+)")
 
@@ -86,7 +86,7 @@ class DCASE2014(MediaDataset):
         label_of = {name: label for label, name in enumerate(classes)}
         for name, scene in rows[split]:
             found = next((base + name for base in _BASES if (self.root / (base + name)).is_file()), None)
-            # A recording that is moved or removed changes the folder it was in.
+            # Moving or removing a recording changes its folder.
             watched.append((self.root / (found or name)).parent)
             if found is None:
                 scan.missing_names.append(name)

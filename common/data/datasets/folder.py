@@ -36,16 +36,16 @@ from common.data.regions import picture_key
 from common.data.sequences import Rows, Texts
 from common.files import named
 
-#: Names of the lists, in the convention of Hugging Face's folders of images, sounds and videos.
+#: List names by Hugging Face's convention.
 LISTS = ("metadata.csv", "metadata.jsonl")
-#: The split that the folder of a split, or the column `split` of a list, means.
+#: Split by folder name or value of the column `split`.
 SPLIT_OF: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _OTHER = {"validation": "test", "test": "validation"}
-#: Folds in the order in which the files of a class are dealt out: a class of one file is trained on.
+#: Order in which a class's files are dealt to folds: a class of one file is for training.
 _DEALT = (2, 1, 3, 4, 5)
 
 
@@ -94,7 +94,7 @@ class OwnFolder(MediaDataset):
     splits = ("train", "validation", "test", "all")
     split_aliases: ClassVar[Mapping[str, str]] = {
         "val": "validation",
-        # As the recipes call what they train and test on.
+        # The recipes' names of the splits.
         "trainval": "train",
         "unbalanced_train": "train",
         "evaluation": "test",
@@ -105,7 +105,7 @@ class OwnFolder(MediaDataset):
     license = "yours"
     source = "your own files"
     suffixes: ClassVar[frozenset[str]]
-    #: Columns of a list beside `file_name`, `label` and `split`.
+    #: Further columns besides `file_name`, `label` and `split`.
     columns: ClassVar[tuple[str, ...]] = ()
 
     def parts(self) -> list[tuple[str, int | None]]:
@@ -263,7 +263,7 @@ class OwnFolder(MediaDataset):
 
     def _listed(self, paths: Sequence[Path]) -> Contents:
         watched = [*paths]
-        # A name may be spelled with one sign or with two for a letter and its accent, and look the same.
+        # Accented letters may be composed or decomposed.
         present = {_normal(name): name for name, _ in walk(self.root, None, watched)}
         items: list[Item] = []
         for path in paths:
@@ -452,9 +452,9 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
 
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)
-        if wanted not in self._names:  # the folder is read once: a split is asked for picture after picture
+        if wanted not in self._names:  # read the folder once, because pictures are looked up one by one
             items = sorted(self._contents().items, key=lambda item: item.split != wanted)
-            # The first counts, so those of the split: another one may have a file of the name.
+            # The first counts, so this split's files win over equal names.
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")
 
@@ -495,7 +495,7 @@ def _folds(items: Sequence[Item]) -> list[int]:
         labels[_normal(item.name)].add(item.label)
     groups: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for row, item in enumerate(items):
-        # Parts of one file stay together, also where they are of several classes: such files are a group of their own.
+        # Keep parts of one file together; files with several classes form a separate group.
         name = _normal(item.name)
         groups["\0".join(sorted(labels[name]))].setdefault(name, []).append(row)
     folds = [0] * len(items)
@@ -517,7 +517,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield where, {column: value for column, value in record.items() if value is not None}
         return
     line, heading = 0, list[str]()
-    # The csv module's own limit is meant for cells typed by people.
+    # The csv module's default field limit is too small.
     csv.field_size_limit(2**24)
     try:
         with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
@@ -536,7 +536,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, after line {line}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     except csv.Error as error:
-        # Of the line after the last good one: a missing quote is noticed lines below it.
+        # The line after the last good one: the parser notices a missing quote lines below it.
         raise ValueError(
             f"{path}, line {line + 1}: {error}; a text in quotes ends with a quote before the next comma or the end of "
             "the line, and a quote inside it is written twice"

@@ -74,7 +74,7 @@ class HMDB51(MediaDataset):
                 for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, watched):
                     files.setdefault(stem, f"{prefix}{class_name}/{name}")
             for line in read_lines(path):
-                # The flag is the last word: file names are anything that a person once typed.
+                # The flag is the last word, because file names may contain spaces.
                 name, _, flag = line.rpartition(" ")
                 name = name.strip()
                 if flag not in ("0", "1", "2") or not name:

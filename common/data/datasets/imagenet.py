@@ -87,7 +87,7 @@ class ImageNet(MediaDataset):
                 "set into the folder of its class, as the script valprep.sh that goes round for this set does",
             )
         watched = [folder]
-        # Both splits must number the classes alike, also when one of them lacks a class.
+        # Both splits must have the same labels, even if one lacks a class.
         known = set(found)
         for other in _FOLDERS:
             beside = first_folder(self.root, _FOLDERS[other])

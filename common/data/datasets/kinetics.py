@@ -20,7 +20,7 @@ from common.data.datasets.base import (
 )
 from common.types import NonNegativeFloat
 
-# Names that the usual distributions and tools give to the folder of a split.
+# Usual folder names of each split.
 _FOLDERS = {
     "train": ("train", "train_256", "videos_train", "videos/train"),
     "validation": ("val", "validation", "val_256", "videos_val", "videos/val"),
@@ -64,7 +64,7 @@ class Kinetics400(MediaDataset):
     split_aliases: ClassVar[Mapping[str, str]] = {"val": "validation"}
     optional_splits = frozenset({"test"})
     num_classes = 400
-    # Copies differ, since videos vanish: the authors of AVID had 232,067 clips to train on.
+    # Copies differ, because videos disappear: AVID trained on 232,067 clips.
     published_counts: ClassVar[Mapping[str, int]] = {"train": 240_000, "validation": 19_900}
     count_tolerance = 0.05
     streams = ("video", "audio")
@@ -97,7 +97,7 @@ class Kinetics400(MediaDataset):
     def _class_folders(
         self, folder: Path, own_classes: list[str], replacements: dict[str, str], watched: list[Path]
     ) -> Scan:
-        # Both splits must number the classes alike, also when one of them lacks a class.
+        # Both splits must have the same labels, even if one lacks a class.
         known = set(own_classes)
         for other in ("train", "validation"):
             beside = first_folder(self.root, _FOLDERS[other])
@@ -125,7 +125,7 @@ class Kinetics400(MediaDataset):
         known: set[str] = set()
         rows: list[tuple[str, str, str]] = []
         for part, path in lists.items():
-            # The classes come from train and val together, so that every split numbers them alike.
+            # Classes come from train and val together, so that all splits have the same labels.
             if path is None or (part == "test" and split != "test"):
                 continue
             watched += [path.parent, path]
@@ -149,7 +149,7 @@ class Kinetics400(MediaDataset):
         for label, video, stem in rows:
             path_name = files.get(stem) or replacements.get(stem)
             if path_name is None and listed_videos[video] == 1:
-                # Some copies use the video alone or other time stamps; one clip per video leaves no doubt.
+                # Some copies omit or change the time stamps; with one clip per video the name is still unique.
                 path_name = by_video.get(video)
             if path_name is None:
                 scan.missing_names.append(stem)

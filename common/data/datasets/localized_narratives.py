@@ -40,10 +40,10 @@ class LocalizedNarratives(MediaDataset):
     license = "narratives CC BY 4.0; the images belong to their authors"
     source = "https://google.github.io/localized-narratives"
     prepares = "index of the files and of the narratives; decoding of a random sample"
-    #: Files of narratives and possible folders of images of each split.
+    #: Narrative files and possible image folders of each split.
     files: ClassVar[Mapping[str, str]]
     folders: ClassVar[Mapping[str, tuple[str, ...]]]
-    #: Narratives of each split, where known.
+    #: Published number of narratives per split.
     published_narratives: ClassVar[Mapping[str, int]] = {}
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:

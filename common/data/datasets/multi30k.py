@@ -82,7 +82,7 @@ class Multi30K(CaptionedDataset):
 @read_once(16)
 def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
     listed, *files = paths
-    # Lists of other years append a number of the caption to the name.
+    # Lists of other years append a caption number to the name.
     keys = [os.path.splitext(line.split("#")[0])[0] for line in read_text_lines(listed)]
     if len(set(keys)) < len(keys):
         raise ValueError(f"{listed}: an image occurs twice")

@@ -62,7 +62,7 @@ def _read(path: Path) -> LanguageCaptions:
         beside = path.with_name(path.name.replace("captions", "urls"))
         addresses, where = (read_text_lines(beside), beside.name) if beside.is_file() else (None, "")
     if isinstance(addresses, list) and len(addresses) != len(texts):
-        # The row is all that joins a caption to its picture: from the lost one on, all would be another's.
+        # Only the row links caption and picture, so a lost row shifts all later ones.
         raise ValueError(
             f"{path} holds {len(texts):,} captions and {where} {len(addresses):,} addresses; get both anew, since "
             "captions and pictures are joined by their rows"

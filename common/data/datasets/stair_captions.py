@@ -61,7 +61,7 @@ class OnCOCO(CaptionedDataset):
         return {"coco": None if self._coco is None else str(self._coco), "restval": self.restval}
 
     def _picture_notes(self, split: str) -> list[str]:
-        return []  # COCO's own entry says which are there
+        return []  # COCO's status reports images
 
 
 class STAIRCaptions(OnCOCO):

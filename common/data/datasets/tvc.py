@@ -137,7 +137,7 @@ class TVC(MediaDataset):
             if folder is None:
                 missing.append(f"{moment.clip} (moment {moment.number})")
             else:
-                # Names are relative to the root, also of a folder beside it, so that they are the same everywhere.
+                # Relative names, even for a sibling folder, are the same on every machine.
                 found.append((Path(os.path.relpath(home / folder, self.root)).as_posix(), moment))
         return found, missing
 

@@ -30,7 +30,7 @@ _SUBTITLE_FILES = (
 )
 _FRAME_FOLDERS = ("frames_hq/frames", "frames_hq", "frames", "video_frames")
 _SHOW_SUFFIX = "_frames"
-# The release leaves this prefix out of the names of one show's clips; some copies add it.
+# The release omits this prefix for one show's clips; some copies add it.
 _IMPLIED_PREFIX = "bbt_"
 _SPAN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s*")
 
@@ -158,7 +158,7 @@ class TVQA(MediaDataset):
         """The questions of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
-        # Exactly the order of a listing: by folder, questions about one clip as in the file.
+        # The order of a listing: by folder, then as in the file.
         return Questions([question for _, question in sorted(found, key=lambda row: row[0])])
 
     def subtitles(self) -> Subtitles:

@@ -28,7 +28,7 @@ _LIST_FOLDERS = (
 )
 
 
-# A file, and in the lists for training its label.
+# A file, and in training lists its label.
 _LINE = re.compile(r"(.+?)(?:\s+(\d+))?")
 
 

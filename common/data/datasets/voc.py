@@ -19,7 +19,7 @@ _PUBLISHED = {
     "2007": {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952},
     "2012": {"train": 5_717, "val": 5_823, "trainval": 11_540},
 }
-# What the lists say of a class and an image, and what it becomes: present, absent, only difficult examples.
+# Flags in the lists -> ours: present, absent, only difficult examples.
 _STATES = {"1": 1, "-1": 0, "0": -1}
 
 
@@ -55,7 +55,7 @@ class PascalVOC(MediaDataset):
 
     def __init__(self, root: str | Path, years: Sequence[str] = ("2007",)) -> None:
         super().__init__(root)
-        # An unquoted year in a configuration is a number.
+        # YAML reads an unquoted year as a number.
         self.years = tuple(str(year) for year in years)
         if isinstance(years, str) or not self.years or len(set(self.years)) < len(self.years):
             raise ValueError(f"years must be a list of different years, such as [2007, 2012], not {years!r}")
@@ -127,7 +127,7 @@ class PascalVOC(MediaDataset):
         scan = Scan(classes, f"{', '.join(f'VOC{year}' for year in years)}")
         for year in self.years:
             folder = self._folder(year)
-            # The lists of every year decide the classes.
+            # Classes are those in the lists of every year.
             scan.watched += [folder / "ImageSets" / "Main", folder / "JPEGImages"]
             if year not in years:
                 continue
@@ -212,7 +212,7 @@ def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
     boxes: list[list[float]] = []
     labels: list[int] = []
     difficult: list[bool] = []
-    # Parts of a person (head, hand, foot) have boxes too, but lie a level deeper.
+    # Parts of a person (head, hand, foot) have nested boxes, which are ignored.
     for number, item in enumerate(tree.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
         if name not in label_of:
@@ -221,8 +221,8 @@ def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
             box = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
             raise ValueError(f"{path}, object {number}: bndbox must hold xmin, ymin, xmax and ymax") from None
-        # Pixels are numbered from 1 and the last one belongs to the box: (1, 1, W, H) is the whole image. As edges that
-        # is (0, 0, W, H), so only the first two change (as in detectron2's data/datasets/pascal_voc.py).
+        # Pixels count from 1, last one included: the whole image is (1, 1, W, H), or (0, 0, W, H) as edges, so only
+        # the first two change (as in detectron2's data/datasets/pascal_voc.py).
         box[0] -= 1.0
         box[1] -= 1.0
         if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:

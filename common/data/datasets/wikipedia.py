@@ -32,7 +32,7 @@ class TextLines(MadeOnDemand[str]):
         self._bytes: npt.NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # The map of the file is opened anew in another process.
+        # Another process maps the file itself.
         return {**self.__dict__, "_bytes": None}
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_
 from common.data.worlds.clip_layouts import write_esc50, write_hmdb51, write_ucf101
 from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
-# Numbers that keep the random draws of the splits apart.
+# Split -> random stream.
 _SPLIT_NUMBERS = {
     "kinetics400/train": 1,
     "kinetics400/val": 2,
@@ -39,8 +39,8 @@ _HARDER_PICTURE = Nuisance(background_strength=0.14, pixel_noise=0.04, distracto
 _HARDER_SOUND = Nuisance(snr=(0.0, 8.0), hums=3)
 _UCF_TEST_SHARE = 7 / 25  # seven of the 25 groups of UCF-101 are tested in each division
 
-# Full color resolution: halving it would smear the two-pixel stripes that two classes are told apart by. No B-frames:
-# an .avi file has no place for the decoding order they need. Measured on 40 clips: 33.6 dB PSNR, 9 kB per two seconds.
+# Full color resolution, because two classes differ by two-pixel stripes. No B-frames, because .avi stores no decoding
+# order. Measured on 40 clips: 33.6 dB PSNR, 9 kB per two seconds.
 _VIDEO_OPTIONS = {
     "crf": "14",
     "preset": "superfast",

@@ -36,9 +36,9 @@ class World(ABC):
     kind: ClassVar[str]
     title: ClassVar[str]
     names: ClassVar[tuple[str, ...]]
-    # Part of the cache key: a change of what is drawn or of how it is stored must change it.
+    # Part of the cache key: increase it when the files change.
     version: ClassVar[int]
-    # Must stand under every figure with pictures of this world; empty where nothing must.
+    # Required attribution for figures with pictures of this world.
     credit: ClassVar[str] = ""
 
     def __init__(self, parameters: Mapping[str, Any], root: str | None) -> None:
@@ -74,7 +74,7 @@ class World(ABC):
             if not missing:
                 return
             for leftover in self.folder.glob(".rendering-*") if locked else ():
-                # Whoever left it behind was killed: we hold the lock. Without one, another process may be writing it.
+                # We hold the lock, so its process was killed. Without locks, another process may be writing it.
                 shutil.rmtree(leftover, ignore_errors=True)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -105,7 +105,7 @@ class World(ABC):
             try:
                 os.replace(scratch, final)
             except OSError:
-                # Without file locks two processes may have rendered; the first one's files are as good.
+                # Without file locks two processes may have rendered; keep the first one's files.
                 if not final.is_dir():
                     raise
         finally:

@@ -23,7 +23,7 @@ NUM_CLASSES = 20  # of 5 shapes and 4 motions: no two classes share both, as 5 a
 
 VIDEO_CLASSES = tuple(f"{MOTIONS[c % 4]} {SHAPES[c % 5]}" for c in range(NUM_CLASSES))
 SOUND_CLASSES = tuple(f"{ENVELOPES[c % 4]} {TIMBRES[c % 5]}" for c in range(NUM_CLASSES))
-#: Place of a class on the scale of pitches; classes that are neighbors in color are far apart in it.
+#: Rank of each class by pitch; neighbors in color are far apart.
 PITCH_RANKS = tuple((7 * c + 3) % NUM_CLASSES for c in range(NUM_CLASSES))
 
 MIDDLE_PITCH = 280.0  # hertz
@@ -135,7 +135,7 @@ class ClipGenerator:
                 signal = signal * (0.6 + 0.4 * wave)
             signal = signal + 0.35 * np.sin(angle)
         else:
-            # One above half of the sample rate would fold back.
+            # Partials above half of the sample rate would alias.
             heard = [partial for partial in _PARTIALS[timbre] if partial * pitch * bend.max() < self.sample_rate / 2]
             signal = np.sum([np.sin(angle * partial) for partial in heard], axis=0)
         if envelope == "pulsing":

@@ -112,7 +112,7 @@ def write_hmdb51(
     clips_per_class: int = 4,
     train: int = 2,
     test: int = 1,
-    # Real names look like this, hash signs and brackets included.
+    # Real names include hash signs and brackets.
     clip_name: str = "#{number}_Rhythm_(clap)!_{name}_u_nm_np1_fr_goo_{number}.avi",
     nested: bool = False,
     write: WriteMedia = placeholder,

@@ -30,7 +30,7 @@ from common.data.worlds.layouts import (
 )
 from common.types import NonNegativeInt
 
-# Stands wherever a picture with drawings is shown (the pack's ATTRIBUTION.md asks for it).
+# Required attribution for figures with drawings (see the pack's ATTRIBUTION.md).
 CREDIT = (
     "Emoji artwork: Noto Emoji (Google, Apache-2.0), Twemoji (CC-BY-4.0), OpenMoji (CC-BY-SA-4.0), "
     "Fluent Emoji (Microsoft, MIT)"
@@ -55,7 +55,7 @@ _STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
 _IDS_PER_STYLE = 10_000
 _GROUND, _WORDS = 0, 1  # independent random streams of one picture
 _LIGHT = (0.75, 1.0)
-_OPAQUE = 0.1  # from here on a pixel belongs to a drawing's box
+_OPAQUE = 0.1  # pixels with this opacity belong to a drawing's box
 
 
 # ------------------------------------------------------------------------------------------------------------ the pack
@@ -300,7 +300,7 @@ class EmojiWorld(World):
 
     def _karpathy(self, root: Path, write: Write) -> None:
         *whole, last = self.train_styles
-        # A handful of concepts may hold none of that split.
+        # A small selection may have no val concept.
         chosen = [concept for concept in self.concepts if concept.split == "val"] or [self.concepts[-1]]
         others = [concept for concept in self.concepts if concept not in chosen]
         sources: dict[str, list[tuple[str, Sequence[Concept]]]] = {

@@ -35,23 +35,23 @@ from common.data.worlds.layouts import (
 )
 from common.types import NonNegativeInt, PositiveInt
 
-#: Captions of an image in each language, as many as the sets have that the layouts are of.
+#: Captions per image and language, as in the real data sets.
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
-#: Settings of the dictionaries, docs/papers/m3p.md [13.1].
+#: Dictionaries, docs/papers/m3p.md [13.1].
 LEAST_DICE, LEAST_SHARED, TRANSLATIONS = 0.5, 2, 3
-#: Two concepts look alike that share so much of their English words (Jaccard's coefficient): moons, books, banknotes.
+#: Concepts with this Jaccard index of English words look alike: moons, books, banknotes.
 ALIKE = 0.4
 
 _CJK = re.compile(r"([\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _MARKS = re.compile(r"[,:、，：()（）\u201c\u201d\u201e\u2018\"«»「」]")
 _STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
 _PER_STYLE = 10_000
-_SENTENCES = 3  # of text without pictures, per concept and language
-_HELD_OUT_SENTENCES = 20  # one in so many is for validation
+_SENTENCES = 3  # sentences without pictures, per concept and language
+_HELD_OUT_SENTENCES = 20  # one in 20 is for validation
 _HELD_OUT_IMAGES = 40  # at most, for validation
 _IMAGE, _WORDS, _TEXT = range(3)  # independent random streams
 _LIGHT = (0.75, 1.0)
-_SMALLEST = 0.7  # of a drawing in a training picture, as a share of the whole
+_SMALLEST = 0.7  # smallest scale of a drawing in a training picture
 
 
 def plain(text: str) -> str:
@@ -179,7 +179,7 @@ class EmojiLanguagesWorld(World):
         self.train_styles = tuple(train_styles)
         self.test_style = test_style
         spread = [every[row * len(every) // count] for row in range(count)]
-        # The same division for every seed, so that seeds are measured on the same pictures.
+        # The split ignores the seed, so that all seeds have the same test pictures.
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
         apart = told_apart(order, test)
         if len(apart) < test:
@@ -189,12 +189,12 @@ class EmojiLanguagesWorld(World):
         self.concepts = _ordered(order)
         self.test_concepts = _ordered(apart)
         self.fine_tune_concepts = _ordered(others[:fine_tune])
-        #: What text without pictures is about.
+        #: Concepts of the text without pictures.
         self.text_concepts = _ordered(others[fine_tune:])
         again = self.test_concepts if unseen == "drawings" else ()
         self.pretraining_concepts = _ordered((*self.text_concepts, *again))
         self.tuned_concepts = _ordered((*self.fine_tune_concepts, *again))
-        #: All that have names, with and without pictures here: what the dictionaries are made of.
+        #: Concepts for the dictionaries, with or without pictures.
         self.named_concepts = known
         self._sheets: dict[str, dict[int, np.ndarray]] = {}
         # Drawn by the test designer for validation.
@@ -296,7 +296,7 @@ class EmojiLanguagesWorld(World):
         """Yield designer, concept, copy and pixels of every picture; skips what a designer did not draw."""
         for style in styles:
             if style not in self._sheets:
-                # Unpacking a sheet takes as long as writing three hundred pictures.
+                # Decoding a sheet takes as long as writing three hundred pictures.
                 used = [concept.index for concept in self.concepts]
                 self._sheets[style] = dict(zip(used, read_drawings(style, used)))
             for concept in concepts:
@@ -430,7 +430,7 @@ class EmojiLanguagesWorld(World):
         texts += [
             text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
         ]
-        # A tokenizer of a hundred languages was made of text that holds the words of any caption.
+        # XLM-R's tokenizer was trained on text that contains the words of any caption.
         texts += [
             plain(text)
             for concept in self.concepts
@@ -438,7 +438,7 @@ class EmojiLanguagesWorld(World):
             for text in (concept.name[language], *concept.keywords[language])
         ]
         known = {sign for text in texts for sign in text}
-        # Without pieces of its own, a CJK sign would be two: the space before it, and itself.
+        # Otherwise a CJK character would be two pieces: the space before it, and itself.
         signs = [f"\u2581{sign}" for sign in sorted(known) if _CJK.match(sign)]
         with (root / "sentencepiece.bpe.model").open("wb") as stream:
             try:
@@ -473,10 +473,10 @@ class EmojiLanguagesWorld(World):
         label_of = {concept.index: label for label, concept in enumerate(self._shown)}
         for split, styles, concepts in (
             ("train", self.train_styles, self._shown),
-            # Its features are tried on drawings by the test designer, of what no test asks for.
+            # Validate on drawings by the test designer, without test concepts.
             ("val", (self.test_style,), self.text_concepts),
         ):
-            # The network moves the drawings itself.
+            # The network augments the drawings itself.
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
                 path = imagenet_path(root, split, label_of[concept.index], _number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))

@@ -11,10 +11,9 @@ from PIL import Image
 from common.data.worlds.emoji import CREDIT, STYLES, read_concepts, read_drawings
 from common.data.worlds.two_sides import SIDE, Floats, Things, TwoSidesWorld
 
-# Drawings that the four designers made alike and that are told apart at this size: a network that learned these scenes
-# from three designers (4,000 pictures less the fourth's, six passes) names 94, 77, 95 and 95 % of the things by the
-# fourth (Noto, OpenMoji, Fluent, Twemoji), and each thing in 78 % at least. A frog in the watermelon's place was named
-# in 39 %, a tulip in 68 %. No name begins with a vowel: captions say "a".
+# Drawings that are similar across designers and distinct at this size: a network trained on three designers names 94,
+# 77, 95 and 95 % of the fourth's things (Noto, OpenMoji, Fluent, Twemoji), and each thing in at least 78 %. No name
+# begins with a vowel, because captions say "a".
 THINGS = (
     "heart suit", "star", "droplet", "basketball", "fox", "watermelon",
     "panda", "rice ball", "pig face", "doughnut", "deciduous tree", "cheese wedge",
@@ -55,7 +54,7 @@ class EmojiScenesWorld(TwoSidesWorld):
             for half in range(2):
                 tile = _tile(int(style[row]), int(chosen[row, half]), int(side[row, half]))
                 height, width = tile.shape[:2]
-                # Whole pixels, as a drawing moves and is not resampled once more, and inside its half.
+                # Whole pixels, to avoid resampling, and inside its half.
                 first = half * (self.size - self.size // 2)
                 left = int(np.clip(round(across[row, half] - width / 2), first, first + self.size // 2 - width))
                 top = int(np.clip(round(down[row, half] - height / 2), 0, self.size - height))

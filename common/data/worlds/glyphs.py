@@ -89,7 +89,7 @@ def _moon() -> np.ndarray:
     return np.concatenate([outer, inner[1:-1]])
 
 
-# Outer edges run clockwise on the screen, edges of holes the other way: what both enclose counts 1 - 1 = 0.
+# Outer edges run clockwise on the screen, holes counterclockwise, so that holes count 1 - 1 = 0.
 OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
     "circle": (_regular(24, 0.88),),
     "ring": (_regular(24, 0.96), _regular(24, 0.52)[::-1]),
@@ -200,8 +200,8 @@ def dark_ground(colour: int) -> RGB:
 def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
     """Draw centers [n, 2] of circles that lie inside the unit square and do not overlap."""
     sizes = np.asarray(radii, dtype=np.float64)
-    # The hardest usual case (four large copies) fills half of the square, so single tries mostly fail: many
-    # arrangements grow side by side, and the first that ends well is taken.
+    # Four large copies fill half of the square, so single tries mostly fail: grow many arrangements in parallel and
+    # take the first complete one.
     for _ in range(_ROUNDS if sizes.max(initial=0.0) <= 0.5 else 0):
         centers = np.empty((_ARRANGEMENTS, len(sizes), 2))
         alive = np.ones(_ARRANGEMENTS, dtype=bool)
@@ -272,7 +272,7 @@ def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
     crossing = np.clip(begins[edge, 0] + along * (ends[edge, 0] - begins[edge, 0]), 0, size)
     column = np.floor(crossing).astype(np.int64)
     part, weight = crossing - column, -np.sign(rise) / _SCANLINES
-    # Steps of the coverage from column to column; the two spare columns take what ends at the right border.
+    # Steps of the coverage from column to column; two spare columns for the right border.
     width = size + 2
     cell = (owners[edge] * size + line // _SCANLINES) * width + column
     steps = np.bincount(cell, weight * (1 - part), len(shapes) * size * width)

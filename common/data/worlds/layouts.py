@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-# Ids of captions and objects are unique over all splits: the picture's id, then two digits.
+# Ids of captions and objects, unique over all splits: the picture's id, then two digits.
 _PER_IMAGE = 100
 
 
@@ -202,7 +202,7 @@ def _voc_annotation(image: Annotated, folder: str, classes: Sequence[str]) -> El
         add(entry, name=classes[instance.category], pose="Unspecified", truncated=0)
         add(entry, difficult=int(instance.difficult))
         left, top, right, bottom = instance.box
-        # Pixels count from 1, and the last one belongs to the box.
+        # Pixels count from 1, and the box includes the last one.
         add(
             ElementTree.SubElement(entry, "bndbox"),
             xmin=max(1, math.floor(left) + 1),
@@ -261,7 +261,7 @@ def write_multi30k(
             name = (
                 f"task2/raw/{task2}.{number}.{language}.gz" if len(rows[0]) > 1 else f"task1/raw/{task1}.{language}.gz"
             )
-            # Without the time in its head, the same text gives the same file.
+            # Without a time stamp, the same text gives the same file.
             packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
             (home / name).write_bytes(packed)
 

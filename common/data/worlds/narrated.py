@@ -29,7 +29,7 @@ TIMBRES = ("beep", "buzz", "hiss")
 PITCHES = ("high", "low")
 SPEAKERS = ("anna", "ben", "carla", "david", "emma")
 
-#: Categories of pictures and of sounds; each clip has three of the first and one of the second, which has two words.
+#: Categories of pictures and sounds; each clip has three of the first and one (two words) of the second.
 VIDEO_WORDS = (*SHAPES, *COLOURS, *DIRECTIONS)
 AUDIO_CATEGORIES = tuple(f"{pitch} {timbre}" for timbre in TIMBRES for pitch in PITCHES)
 
@@ -62,7 +62,7 @@ _ANSWERS = {
     ),
 }
 _FIRST, _LAST = "who speaks first ?", "who speaks last ?"
-# Answers that are never true fill five options where there are fewer words.
+# False answers fill up five options.
 _OPTIONS = {
     "shape": (*SHAPES, "star", "cross"),
     "color": (*COLOURS, "white"),
@@ -71,7 +71,7 @@ _OPTIONS = {
 }
 _HIDDEN = "__UNDISCLOSED__"
 
-# Numbers that keep the random draws of the splits apart.
+# Split -> random stream.
 _SPLIT_NUMBERS = {
     "kinetics400/train": 1,
     "kinetics400/val": 2,
@@ -88,7 +88,7 @@ _STEPS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])  # x to th
 _REFERENCE_SIZE = 24.0  # lengths below are in pixels of a 24 x 24 frame
 # Independent random streams of one clip.
 _PICTURE, _SOUND, _LATENT, _TEXT, _SECOND, _DESCRIPTIONS = range(6)
-_FRAME_RATE = 3  # of the stand-in for TVQA, as in the release
+_FRAME_RATE = 3  # TVQA frames per second, as in the release
 _JPEG_QUALITY = 92
 
 
@@ -238,7 +238,7 @@ def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.
     still = 0.5 + domain.background * np.einsum("yi,xj,ijc->yxc", weights, weights, rng.normal(size=(cells, cells, 3)))
     radius, travel = rng.uniform(*domain.radius) * unit, rng.uniform(*domain.travel) * unit
     step = _STEPS[DIRECTIONS.index(scene.direction)]
-    # The middle of the way may lie anywhere across it, and along it where the object stays in the picture.
+    # The midpoint is anywhere across the path, and along it as long as the object stays in the picture.
     along, across = max(size / 2 - travel / 2 - 0.6 * radius, 0.0), size / 2 - 0.9 * radius
     reach = np.where(step != 0, along, across)
     middle = size / 2 + rng.uniform(-1, 1, size=2) * reach
@@ -263,7 +263,7 @@ def _shape_mask(shape: str, centers: np.ndarray, radius: float, size: int) -> np
     elif shape == "square":
         outside = np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * radius
     else:
-        # Point upwards; the sides fall by two pixels for each one to the side.
+        # Pointing up; the sides have slope two.
         outside = np.maximum(dy - 0.85 * radius, (2.0 * np.abs(dx) - dy - 1.1 * radius) / np.sqrt(5.0))
     return np.clip(0.5 - outside, 0.0, 1.0)
 
@@ -454,7 +454,7 @@ class NarratedWorld(World):
     def _dialog(self, clip: str, scene: Scene, split: str, index: int) -> dict[str, object]:
         rng = self._rng(split, index, _TEXT)
         if split == "avsd/test":
-            # Every question is the last one equally often, after every number of others.
+            # Every question is the last one equally often, for every number of turns.
             last = _TURN_KINDS[index % len(_TURN_KINDS)]
             others = [kind for kind in rng.permutation(_TURN_KINDS).tolist() if kind != last]
             kinds = [*others[: index // len(_TURN_KINDS) % self.turns], last]
@@ -554,7 +554,7 @@ class NarratedWorld(World):
                 record = {"vid_name": clip, "duration": end, "ts": [first, last], "clip_id": number}
                 texts = scene.descriptions(speaker)
                 if part == "train":
-                    # One of the picture and one of picture and speech, so that both halves of the four are seen.
+                    # One description of the picture and one of picture and speech.
                     texts = (texts[2 * int(rng.integers(2))], texts[1 + 2 * int(rng.integers(2))])
                 if part != "test_public":
                     record["descs"] = [
@@ -587,7 +587,7 @@ class NarratedWorld(World):
         count = round(self.long_seconds * _FRAME_RATE)
         frames = render_frames(scene, TARGET, self.size, count, self._rng(split, index, _PICTURE))
         for number, pixels in enumerate(frames, start=1):
-            # Full colour resolution: halving it would smear an object of ten pixels.
+            # Full color resolution, because objects are only ten pixels wide.
             Image.fromarray(pixels).save(path / f"{number:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
 
 

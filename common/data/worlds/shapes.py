@@ -43,7 +43,7 @@ CaptionStyle = Literal["sparse", "full"]
 
 CAPTIONS_PER_IMAGE = 5
 COUNT_WORDS = ("two", "three", "four")
-# What a glyph may be called; a caption takes one of them.
+# Names of a glyph; a caption uses one of them.
 NOUNS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "dot"),
     "ring": ("ring", "hoop", "annulus"),
@@ -71,8 +71,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 GROUP_OF = {glyph: group for group, glyphs in GROUPS.items() for glyph in glyphs}
 
-# Numbers that keep the random draws of the splits apart, and whether another seed draws the split anew. What is
-# measured on is the same for every seed, so that results differ by training alone (docs/papers/mct.md [13]).
+# Split -> random stream and whether it depends on the seed. Test data do not, so results differ by training alone
+# (docs/papers/mct.md [13]).
 _SPLITS = {
     "coco/train": (1, True),
     "coco/val": (2, False),
@@ -87,7 +87,7 @@ _SPLITS = {
 _PICTURE, _WORDS = 0, 1  # independent random streams of one scene
 _IDS_PER_SPLIT = 1_000_000
 _MAX_OBJECTS = 3
-_FAINT = 0.06  # share of the glyphs of VOC that are hard to see
+_FAINT = 0.06  # fraction of faint glyphs in VOC
 _LICENCES = ("Apache License 2.0 (generated pictures)",)
 
 
@@ -202,7 +202,7 @@ class ShapesWorld(World):
                 f"words: a caption of style {caption_style!r} has none to choose; leave one of the two out"
             )
         self.words = _STYLES[caption_style] if words is None else words
-        # The class system is part of a folder's name instead: all of them share the rest of the world.
+        # `probe` is part of a folder's name instead, because all other files are the same.
         super().__init__(
             {"seed": seed, **counts, "size": size, "voc_size": voc_size, "words": asdict(self.words)}, root
         )

@@ -9,14 +9,13 @@ from common.data.worlds.two_sides import GROUNDS, SIDE, Box, Floats, Things, Two
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (0.9, 0.12, 0.12), "green": (0.12, 0.7, 0.2), "blue": (0.15, 0.25, 0.9), "yellow": (0.95, 0.85, 0.1)}
-# Of what a picture shows: shape and colour of the left and of the right object, and the ground.
+# Shape and color of the left and the right object, and the ground.
 ATTRIBUTE_SIZES = (len(SHAPES), len(COLOURS), len(SHAPES), len(COLOURS), len(GROUNDS))
 
 # Lengths in pixels of a picture of 32.
 _RADII = (5.0, 7.0)
 _COLOUR_JITTER = 0.06
-# Sizes that make the shapes cover about the same area: half a square's side, and the height of a triangle's center
-# over its base, in radii.
+# Half a square's side, and the height of a triangle's center over its base, in radii; about equal areas.
 _HALF_SQUARE = 0.88
 _TRIANGLE_BASE = 0.62
 
@@ -73,7 +72,7 @@ def _distances(
     """Signed distances of pixels from the object edges, below 0 inside, [N, 2, size, size]."""
     circle = np.hypot(x, y) - radius
     square = np.maximum(np.abs(x), np.abs(y)) - _HALF_SQUARE * radius
-    # A point on top and a base below: two slanted edges that meet in the point, whose normals lean half as far out.
+    # Apex on top, base below; the normals of the slanted edges lean half as far out.
     steep = np.hypot(1.0, 1.0 + _TRIANGLE_BASE)
     slanted = (np.abs(x) * (1 + _TRIANGLE_BASE) - (y + radius)) / steep
     triangle = np.maximum(slanted, y - _TRIANGLE_BASE * radius)

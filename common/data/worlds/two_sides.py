@@ -27,8 +27,7 @@ _UP_DOWN = 6.0
 _SIDEWAYS = 1.0
 _TINT = 0.04
 
-# Numbers that keep the random draws of the splits apart, and whether another seed draws the split anew. What is
-# measured on is the same for every seed, so that results differ by training alone.
+# Split -> random stream and whether it depends on the seed. Test data do not, so results differ by training alone.
 _SPLITS = {"train": (1, True), "val": (2, False)}
 _PICTURE, _WORDS = 0, 1  # independent random streams of one picture
 _IDS_PER_SPLIT = 1_000_000
@@ -87,11 +86,11 @@ class TwoSidesWorld(World):
     names = ("coco_2014",)
     description: ClassVar[str]
     licences: ClassVar[tuple[str, ...]]
-    # Name and more general name of every thing that there is.
+    # Name and supercategory of every thing.
     things: ClassVar[tuple[tuple[str, str], ...]]
-    # Number of values of each attribute of a thing; things are numbered with the last one running fastest.
+    # Number of values of each attribute of a thing; the last attribute varies fastest.
     thing_sizes: ClassVar[tuple[int, ...]]
-    # How many random numbers a picture takes besides its attributes and the tint of its ground.
+    # Random numbers per picture besides its attributes and the tint of its ground.
     _numbers: ClassVar[int]
 
     def __init__(
