@@ -162,7 +162,6 @@ def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, An
 
 
 def entry_of(entry: Mapping[str, Any], key: str, kind: type[Value], where: str) -> Value:
-    """The value under a key, of the expected kind."""
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
         names = {int: "a whole number of 64 bits", str: "a text"}

@@ -79,7 +79,6 @@ def kept_at(listing: Listing) -> Path:
 
 
 def is_known(listing: Listing) -> bool:
-    """Whether all files of a listing are measured."""
     return not np.isnan(_read(kept_at(listing), len(listing))).any()
 
 

@@ -50,7 +50,6 @@ class OpenData:
     note: str = ""
 
     def describe(self) -> str:
-        """What it is, its terms, and its source."""
         lines = [f"{self.title} ({self.size})", f"  license: {self.license}", f"  terms:   {self.terms}"]
         for file in self.files:
             known = f"checksum {file.checksum}" if file.checksum else "no checksum is published"

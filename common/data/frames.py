@@ -63,7 +63,6 @@ class FrameFolder:
         return torch.from_numpy(np.stack(frames)[places]), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
-        """Always raises a :class:`MediaError`."""
         raise MediaError.of(self.path, "has no audio stream")
 
     def fill_cache(self) -> None:
@@ -94,7 +93,6 @@ class MediaCaches:
 
 
 def open_media(path: Path, caches: MediaCaches | None = None) -> MediaFile | FrameFolder:
-    """Open a media file or a folder of frames."""
     if path.is_dir():
         return FrameFolder(path, cache=None if caches is None else caches.frames)
     return MediaFile(path, None if caches is None else caches.files)

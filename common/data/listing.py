@@ -231,7 +231,6 @@ class Listing:
         return self.table.digest()
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Listing:
-        """The listing of some clips, in the given order, with the same labels and classes."""
         return Listing(
             self.name,
             f"{self.version}, {len(indices)} of {len(self)}",

@@ -81,7 +81,6 @@ class MediaInfo:
 
     @property
     def decoded_bytes(self) -> float:
-        """Approximate memory of the decoded file."""
         video = audio = 0.0
         if self.video_limits is not None:
             frames = (self.video_limits[1] - self.video_limits[0]) * self.video_fps
@@ -121,7 +120,6 @@ class AudioTrack:
     path: Path
 
     def read(self, start: float, duration: float, sample_rate: int) -> Tensor:
-        """Cut and resample a window; see :meth:`MediaFile.read_audio`."""
         wanted = round(duration * sample_rate)
         # Round both on the file's clock, to choose the same sample wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)

@@ -75,7 +75,6 @@ def report(
 
 
 def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
-    """Print the status of the released weights, vocabularies and lists."""
     console = console or files.console()
     if statuses:
         console.print(Text("Weights and other files", style="italic"))

@@ -78,7 +78,6 @@ class Regions:
 
     @property
     def box_vectors(self) -> npt.NDArray[np.float32]:
-        """See :func:`box_vectors`; [R, 5]."""
         return box_vectors(self.boxes, self.height, self.width)
 
 

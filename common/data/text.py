@@ -193,7 +193,6 @@ class CaptionTokenizer(ABC):
         self._made: Any = None
 
     def normal_form(self, text: str) -> str:
-        """Normalize a caption before tokenization."""
         return normalize_caption(text)
 
     @property

@@ -46,12 +46,11 @@ _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 class AudioSet(MediaDataset):
     """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound.
 
-    Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``); users
-    download the clips. Accepted names are ``<YTID>.mp4``, ``<YTID>_<start>.mp4`` and ``<YTID>_<start>_<end>.mp4`` in
-    seconds or milliseconds, each also with a leading ``Y``, at any depth below a folder named after the split
-    (``unbalanced_train_segments/``, ``unbalanced_train/``, ``eval_segments/``, ...) or one common folder (``videos/``,
-    ``clips/``, ``data/``, or the root). A video takes precedence over a sound file. Listed clips without a file are
-    counted.
+    Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``). Clips
+    may be named ``<YTID>.mp4``, ``<YTID>_<start>.mp4`` or ``<YTID>_<start>_<end>.mp4`` in seconds or milliseconds, also
+    with a leading ``Y``, at any depth below a folder named after the split (``unbalanced_train_segments/``,
+    ``eval_segments/``, ...) or one common folder (``videos/``, ``clips/``, ``data/``, or the root). A video takes
+    precedence over a sound file.
 
     Of several labels, ``label`` and ``sound_label`` are the first. Classes are those of ``class_labels_indices.csv`` if
     it is next to the lists, else the sorted identifiers in them.

@@ -121,7 +121,6 @@ class AVSD(MediaDataset):
         return first_file(self.root, [folder + name for name in names for folder in _FOLDERS])
 
     def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Dialog]], list[str]]:
-        """Videos with their dialogues, and the names of missing videos."""
         path = self._file((_FILES[split],))
         if path is None:
             raise self._lacks(self.root / _FILES[split], f"the dialogues of split {split!r} are missing")

@@ -87,7 +87,6 @@ class LanguageCaptioned:
         )
 
     def region_notes(self, split: str) -> list[str]:
-        """Notes for the overview on the region features of a split."""
         try:
             features = self.regions(split)
         except DatasetMissing:

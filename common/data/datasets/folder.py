@@ -279,7 +279,6 @@ class OwnFolder(MediaDataset):
         return self._checked_contents(self._merged(items), layout, watched, [])
 
     def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
-        """The item of a line of a list."""
         known = ("file_name", "label", "split", *self.columns)
         for column in row:
             if column not in known and not ("caption" in known and column.startswith("caption_")):

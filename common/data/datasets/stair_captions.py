@@ -47,7 +47,6 @@ class OnCOCO(CaptionedDataset):
         return next((found for found in made if found.has_list()), made[-1])
 
     def place_coco(self, root: str | os.PathLike[str]) -> None:
-        """Set the folder of COCO."""
         self._coco = Path(root)
 
     @property

@@ -101,7 +101,6 @@ class TVC(MediaDataset):
         return next((found for home in self._homes() if (found := read_words(home))), {})
 
     def _homes(self) -> list[Path]:
-        """Folders that may hold frames and subtitles."""
         return [self.root, self.root.parent / TVQA.name] if self.clips is None else [self.clips]
 
     def _options(self) -> dict[str, object]:

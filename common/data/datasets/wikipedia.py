@@ -101,7 +101,6 @@ class WikipediaText(MediaDataset):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Sorted codes."""
         if self._wanted is not None:
             return self._wanted
         found = sorted({match[1] for name in self._names() if (match := _NAME.fullmatch(name)) and match[2] == "train"})

@@ -227,7 +227,6 @@ class AudioVisualWorld(World):
         write_clip(path, frames, generator.fps, generator.audio(split, index, self.seconds), generator.sample_rate)
 
     def _silent_clips(self, write: Write, generator: ClipGenerator, split: str) -> Callable[[Path], None]:
-        """Return a function that writes the next clip of a split."""
         number = itertools.count()
 
         def silent(path: Path, index: int) -> None:

@@ -215,7 +215,6 @@ class EmojiLanguagesWorld(World):
             dataset.place_coco(self.root_of("coco_karpathy"))
 
     def needed_for(self, dataset: Any) -> tuple[str, ...]:
-        """Names to prepare for a data set."""
         return (dataset.name, "coco_karpathy") if hasattr(dataset, "place_coco") else (dataset.name,)
 
     @property
@@ -461,7 +460,6 @@ class EmojiLanguagesWorld(World):
 
     @cached_property
     def _shown(self) -> tuple[Concept, ...]:
-        """Concepts that the network for region features learns to classify."""
         return _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
 
     @cached_property

@@ -192,7 +192,6 @@ def mixed_scene(rng: np.random.Generator, objects: tuple[int, int] = (1, 3), fai
 
 
 def dark_ground(colour: int) -> RGB:
-    """A named color, darkened for a background."""
     red, green, blue = COLOURS[COLOUR_NAMES[colour]]
     return (GROUND_SHADE * red, GROUND_SHADE * green, GROUND_SHADE * blue)
 

@@ -153,7 +153,6 @@ class TwoSidesWorld(World):
 
     @classmethod
     def attribute_sizes(cls) -> tuple[int, ...]:
-        """Number of values of each attribute of a picture."""
         return (*cls.thing_sizes, *cls.thing_sizes, len(GROUNDS))
 
     @classmethod
