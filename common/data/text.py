@@ -72,7 +72,7 @@ def word_noise(
     synonyms: Mapping[str, Sequence[str]] | None = None,
     synonym: float = 0.1,
 ) -> str:
-    """Replace, drop and move words of a caption; at least one stays. `swap` exchanges any two words.
+    """Replace, drop and swap words of a caption, with a probability for each word; at least one stays.
 
     Source: docs/papers/mct.md [8], the views "eda".
     """

@@ -282,7 +282,7 @@ class DatasetStatus:
 
     Args:
         layout: layout found, or "" if missing.
-        counts: items per split (and fold), in the set's `unit`; optional splits count only if present.
+        counts: items per available split (and fold), in the set's `unit`.
         problems: full message for each missing split.
         missing: items that official lists name but the folder lacks.
         broken, checked: files that failed to decode, with the reason, and number of files tried.
