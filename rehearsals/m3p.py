@@ -47,7 +47,7 @@ def write_datasets(root: Path) -> None:
             "sentencepiece": "weights/xlm-roberta-base",
         },
     )
-    # No real set says what its images show.
+    # Real sets don't say what their images show.
     for groups in root.glob("*/groups.json"):
         groups.unlink()
     _write_other_languages(root / "wikipedia")

@@ -24,7 +24,7 @@ def write_datasets(root: Path) -> None:
     write_random_coco(root / "coco", "2017", train=12, val=4, names=CLASSES)
     write_random_karpathy(root / "coco", train=8, restval=2, val=4, test=10, names=CLASSES)
     for year, test in (("2007", 20), ("2012", 0)):
-        # Every class is there more than once, as the search for the cost of its classifier needs.
+        # Every class repeats, as the cross-validation of its classifier's cost needs.
         write_random_voc(root / "voc", year, trainval=80 if year == "2007" else 4, test=test)
     write_random_imagenet(root / "imagenet", train=200, val=8)
     listed = "".join(f"{imagenet_class(number)}\n" for number in range(100))

@@ -10,10 +10,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_random_bert(folder: Path, words: Iterable[str], layers: int = 12) -> None:
-    """Write `config.json`, `model.safetensors` and `vocab.txt` of bert-base-uncased.
-
-    The vocabulary has `words` and single letters, and is padded to its published size.
-    """
+    """Write bert-base-uncased with `words` and single letters in a vocabulary padded to its published size."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 

@@ -1,7 +1,4 @@
-"""Random pictures in the layouts of COCO, Pascal VOC and ImageNet, with all of their classes.
-
-They rehearse recipes, for which the miniature worlds have too few classes. There is nothing to learn from them.
-"""
+"""Random pictures with all classes of COCO, Pascal VOC and ImageNet, more than the miniature worlds have."""
 
 from __future__ import annotations
 

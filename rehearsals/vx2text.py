@@ -7,7 +7,7 @@ from pathlib import Path
 from common.data.worlds.narrated import NarratedWorld, sentences
 
 AUDIO_CLASSES = 527
-#: Part of the released networks' channels; the overlay says the same.
+#: Share of the released networks' channels; equal to the overlay's.
 VIDEO_CHANNELS, VIDEO_STEM = (16, 32, 64, 128), 12
 AUDIO_CHANNELS = (16, 32, 64, 128, 256, 512)
 
@@ -32,7 +32,7 @@ def write_datasets(root: Path) -> None:
         root=str(root / ".rendered"),
     )
     world.move_to(root, {name: name for name in ("avsd", "tvqa", "tvc")})
-    # No real set says which words are true of a clip.
+    # Real sets don't say which words describe a clip.
     for path in root.glob("*/words.jsonl"):
         path.unlink()
 

@@ -30,7 +30,7 @@ def write_weights(root: Path) -> None:
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES))
     _write_networks(root / "weights")
     _write_clip(root / "weights" / "clip-vit-base-patch32")
-    # What the recipes read is made as a user makes it.
+    # Make the recipes' files the way a user does.
     from papers.xmc_gan.prepare import text_features
 
     text_features(root, device="cpu", batch_size=16)
@@ -76,7 +76,7 @@ def _write_networks(folder: Path) -> None:
     folder.mkdir()
     torch.manual_seed(0)
     detector = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=91)
-    # Every proposal is the whole picture and falls together with the others: a random thousand would take seconds each.
+    # All proposals are the whole picture and merge into one; a random thousand would take seconds each.
     proposal: Any = detector.rpn.head.bbox_pred
     torch.nn.init.zeros_(proposal.weight)
     proposal.bias.data = torch.tensor([0.0, 0.0, 10.0, 10.0]).repeat(len(proposal.bias) // 4)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from common.types import PositiveInt
 
-# Name under which features of a stage are asked for -> name of the module, which is the one in released checkpoints.
+# Name of a stage -> name of its module, as in released checkpoints.
 STAGES: dict[str, str] = {
     "conv1": "conv1",
     "conv2x": "block1",

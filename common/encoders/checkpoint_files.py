@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.files import write_whole
 
-#: What the classifiers of networks of torchvision and timm are called: no part of an encoder.
+#: Names of the classifiers of torchvision's and timm's networks, which are not part of an encoder.
 CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 

@@ -48,7 +48,7 @@ class BertEncoder(nn.Module):
         initializer_range: PositiveFloat = 0.02,
     ) -> None:
         super().__init__()
-        # Here and not above: it takes seconds, and reading a configuration needs none of it.
+        # Imported here, because it takes seconds and reading a configuration doesn't need it.
         from transformers import BertConfig, BertModel
 
         sizes: dict[str, Any] = {
@@ -85,15 +85,16 @@ class BertEncoder(nn.Module):
             raise FileNotFoundError(self._missing)
 
     def forward_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, L, feature_dim] of tokens [B, L]; masked positions are meaningless.
+        """Last hidden states [B, L, feature_dim] of tokens [B, L].
 
-        `mask` (bool [B, L]) defaults to all but the padding, 0. The first token always counts.
+        By default `mask` (bool [B, L]) leaves out the padding, 0; the first token always counts. Masked states are
+        meaningless.
         """
         self.require_weights()
         if tokens.shape[1] > self.max_tokens:
             raise ValueError(f"tokens: expected [B, L] with L up to {self.max_tokens}, got {list(tokens.shape)}")
         mask = tokens != 0 if mask is None else mask.bool()
-        # A row without any token would be a division by zero in attention.
+        # A row without tokens would divide by zero in attention.
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
         # In four dimensions transformers takes a mask as it is; it would ask one of two whether it masks anything,
         # which makes the host wait for the accelerator.

@@ -101,7 +101,7 @@ def transport_plan(
         kernel = torch.exp(cost.mT / -beta) * both
         count_words = word_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
         count_regions = region_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
-        # Where all of one side is padded, so is the other: there is nothing to move.
+        # If all of one side is padded, there is nothing to move.
         padded_words = torch.where(both.any(dim=1), 0.0, _PADDED).to(cost.dtype)
         padded_regions = torch.where(both.any(dim=2), 0.0, _PADDED).to(cost.dtype)
         sigma = word_mask.to(cost.dtype) / count_words

@@ -23,11 +23,7 @@ def info_nce(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -
 
 
 def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`info_nce` before the average over the batch.
-
-    Shapes:
-        positives [..., P]; negatives [..., K]; mask broadcasts to [..., K] -> [...]
-    """
+    """`info_nce` before the average over the batch: [..., P], [..., K] and a mask broadcast to [..., K] -> [...]."""
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)
     if mask is not None:
         # Finite, so that an anchor without any negative has the gradient zero instead of infinity minus infinity.

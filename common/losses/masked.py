@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from common.losses.info_nce import at_least_float32
 
-#: What the divergence is averaged over: masked regions times classes, or masked regions.
+#: The divergence is averaged over masked regions times classes, or over masked regions.
 Reduction = Literal["element", "batch"]
 
 

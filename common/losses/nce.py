@@ -27,11 +27,7 @@ def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Ten
 
 
 def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
-    """`nce` before the average over the batch; both logarithms use softplus, so no score can overflow.
-
-    Shapes:
-        positives [..., P]; negatives [..., K]; normalizer [] -> [...]
-    """
+    """`nce` before the average over the batch, [..., P] and [..., K] -> [...]; softplus prevents overflow."""
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)
     normalizer = torch.as_tensor(normalizer, dtype=positives.dtype, device=positives.device).detach()
     log_noise = normalizer.log() + math.log(negatives.shape[-1])  # log(K * normalizer)

@@ -28,10 +28,7 @@ def world_size() -> int:
 
 @torch.no_grad()
 def all_gather_concat(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors of all ranks in rank order, without gradient; [B, ...] -> [W * B, ...].
-
-    Every rank must pass the same shape and type.
-    """
+    """Concatenate equally shaped tensors of all ranks in rank order, without gradient; [B, ...] -> [W * B, ...]."""
     tensor = tensor.detach()
     if not is_distributed():
         return tensor
@@ -43,11 +40,7 @@ def all_gather_concat(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
-    """`all_gather_concat` of several tensors with as many rows, in one message. Types may differ; a None stays None.
-
-    Shapes:
-        each [B, ...], equal on every rank -> [W * B, ...]
-    """
+    """`all_gather_concat` of several tensors [B, ...], of any types, in one message; a None stays None."""
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if is_distributed() and given:
         rows = len(given[0])
@@ -109,10 +102,7 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
 
 
 def ranks_apart(step: int) -> Any:
-    """The process group of this rank and those a multiple of `step` away.
-
-    All ranks ask for the same ones in the same order; `step` divides the number of ranks.
-    """
+    """The process group of this rank and those a multiple of `step` away; all ranks ask in the same order."""
     return _ranks_apart(dist.group.WORLD, step)
 
 

@@ -91,11 +91,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Local part of `enqueue`: takes a batch already gathered from all ranks.
-
-        Shapes:
-            keys [M, d]; image_id [M]; tags [M, T]
-        """
+        """Local part of `enqueue` for a batch gathered from all ranks: keys [M, d], image_id [M], tags [M, T]."""
         surplus = max(len(keys) - self.size, 0)
         slots = (self.pointer + torch.arange(surplus, len(keys), device=keys.device)) % self.size
         self.vectors.index_copy_(0, slots, keys[surplus:].to(self.vectors.dtype))
@@ -219,10 +215,7 @@ class KeyQueue(nn.Module):
 
 
 class _Scores(torch.autograd.Function):
-    """Products of queries with their own keys and with a queue, differentiable in the queries only.
-
-    The queue is read block by block, so one of half precision is never copied whole.
-    """
+    """Products of queries with their keys and a queue, read in blocks; differentiable in the queries only."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,14 @@ from common.memory.collective import all_gather_concat, broadcast_from_rank_zero
 
 
 def order_over_groups(rows: Tensor) -> Tensor:
-    """A random order of the rows of all ranks, which gives the same groups on any number of devices.
+    """A random order of the joint batch, which gives the same groups on any number of devices.
 
-    It is drawn over the joint batch: rank r of W encodes positions r, r + W, ... of it, as it holds those samples of
-    the batch.
+    Rank r of W encodes positions r, r + W, ... of it, just as it holds those samples.
     """
     ranks, own = world_size(), len(rows)
     order = torch.randperm(ranks * own, device=rows.device)
     broadcast_from_rank_zero(order)
-    # Sample i is row i // W of rank i % W, and gathered rows stand rank by rank.
+    # Sample i is row i // W of rank i % W, and rows are gathered rank by rank.
     gathered = order % ranks * own + order // ranks
     return gathered.view(own, ranks).T.flatten()
 

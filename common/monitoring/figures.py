@@ -1,7 +1,4 @@
-"""Figures of a run: made without a screen, written atomically, and logged to Weights & Biases.
-
-Matplotlib is imported with the first figure, to save time, and without pyplot, which would choose a backend.
-"""
+"""Figures of a run, written atomically and logged to W&B; matplotlib is imported lazily, and without pyplot."""
 
 from __future__ import annotations
 
@@ -32,9 +29,9 @@ RIGHT, WRONG = "tab:green", "tab:red"
 INCHES, TEXT_LINE = 1.1, 0.15
 #: A map takes the square of this.
 LARGEST_MAP = 2_000
-#: What stands for characters that no font of this machine has.
+#: Replaces characters that no font of this machine has.
 NO_FONT = "[no font]"
-#: Fonts with Japanese and Chinese, as they are called on Linux, macOS and Windows.
+#: Fonts with Japanese and Chinese on Linux, macOS and Windows.
 ASIAN_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans", "IPAGothic",
     "IPAexGothic", "TakaoGothic", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Hiragino Sans",
@@ -101,7 +98,7 @@ def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -
 
 def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
     """Rows of images, a title above each row and texts below the images."""
-    # All in one pair of axes: a pair for each image would take seconds to lay out.
+    # One pair of axes for all: one per image would take seconds to lay out.
     columns = max(len(row.cells) for row in rows)
     below = max((cell.text.count("\n") + 1 for row in rows for cell in row.cells if cell.text), default=0)
     images = [cell.image for row in rows for cell in row.cells if cell.image is not None]
@@ -145,7 +142,7 @@ def embedding_map(
 
     points = F.normalize(features.float(), dim=1)[:LARGEST_MAP].cpu().numpy()
     names = np.array(list(labels)[: len(points)])
-    # Too few points, or those of a collapsed encoder, have no map; t-SNE ends the process on some of them.
+    # Too few points, or a collapsed encoder's, have no map; t-SNE can crash the process on them.
     if len(points) < 8 or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1e-6:
         return None
     if points.shape[1] > 50 and len(points) > 50:

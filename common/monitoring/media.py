@@ -54,10 +54,7 @@ def log_image(module: pl.LightningModule, path: Path) -> None:
 
 
 def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> list[Path]:
-    """Copy the first `KEPT_CLIPS` playable clips (file and caption) as `clip_<number>`, and log them.
-
-    Clips larger than `LARGEST_CLIP` are left out. Of `module` only the loggers are used.
-    """
+    """Copy the first `KEPT_CLIPS` playable clips of at most `LARGEST_CLIP` as `clip_<number>`, and log them."""
     kept: dict[Path, tuple[Path, str]] = {}
     for source, caption in clips:
         playable = source.suffix.lower() in PLAYABLE and source.is_file()
