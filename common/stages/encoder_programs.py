@@ -18,7 +18,7 @@ from common.stages.paper_modules import CARD
 
 #: Largest difference between program and model, relative to the largest output: a few roundings of float32.
 TOLERANCE = 1e-5
-#: Batch sizes at which they are compared; a program is made with 2.
+#: Batch sizes of the comparison; a program is made with 2.
 BATCHES = (1, 3)
 
 

@@ -39,7 +39,7 @@ class Card:
     float32: float
 
 
-#: Data sheets of the makers; rates without sparsity, at the highest clock.
+#: From the vendors' data sheets; rates without sparsity, at the highest clock.
 CARDS = {
     "v100": Card("V100 32 GB", 125.0, 15.7, 15.7),  # its rate of float16, since it has no bfloat16
     "rtx4090": Card("RTX 4090", 165.2, 82.6, 82.6),
@@ -47,7 +47,7 @@ CARDS = {
     "h100": Card("H100 SXM", 989.0, 495.0, 67.0),
     "h200": Card("H200 SXM", 989.0, 495.0, 67.0),
 }
-#: Share of a card's matrix rate that a training is assumed to reach.
+#: Assumed share of a card's matrix rate.
 UTILIZATION = 0.3
 #: Memory of CUDA and its libraries on each device.
 CONTEXT_BYTES = 1 << 30
@@ -125,7 +125,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
                 raise StageError(f"{run.recipe}: its steps depend on values of tensors ({error.func})") from error
             state = [module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
-    # A module that decides itself when it updates knows only after a batch.
+    # Under manual optimization this is only known after a batch.
     accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
     devices = devices_of(run)
     gradients = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
@@ -219,10 +219,7 @@ def announce(run: RunConfiguration) -> list[str]:
 
 
 def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilization: float) -> Iterator[str]:
-    """A table of a plan's stages, line by line; stages that differ only in the seed are estimated once.
-
-    The samples per second are the last card's. `utilization` is the assumed share of a card's matrix rate.
-    """
+    """A table of a plan's stages, line by line, for an assumed share of a card's matrix rate."""
     width = max(map(len, runs), default=0)
 
     def line(name: str, values: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ from common.stages.safe_builder import Builder, arguments_of
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, RECORD = "model.safetensors", "record.json"
-#: Arguments of classes that name files which training started from; the weights hold what came of them.
+#: Arguments that name files which training started from; the weights replace them.
 SOURCES = frozenset(
     {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
 )
@@ -178,10 +178,7 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
-        """A model from the Hugging Face Hub, in evaluation mode; `repo` is `user/name` from `assemble export --push`.
-
-        `revision` is a branch, tag or commit; None is the newest. A commit never changes.
-        """
+        """A model from the Hugging Face Hub (`user/name`) at a branch, tag or commit, in evaluation mode."""
         from common.stages.hub import fetch_export
 
         return cls.from_export(fetch_export(repo, revision), device)
@@ -376,11 +373,11 @@ def write_export(
             f"{checkpoint} is of step {trained.step:,}, but the record beside it measured step {record.steps:,}: "
             "export last.ckpt"
         )
-    # Built once, so that no folder is written that cannot be read.
+    # Build it once, so that every written folder can be read.
     model.of(trained)
     with whole_folder(output) as partial:
         tensors, shared = _stored_once(trained.weights)
-        # Several entries of metadata would come in random order, and the file would never be the same.
+        # One entry: several are written in random order, so the file would differ every time.
         save_file(tensors, partial / WEIGHTS, metadata={"shared": json.dumps(shared, sort_keys=True)})
         (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
         (partial / RECORD).write_text(trained.record, encoding="utf-8")

@@ -21,10 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Counts the bytes of live tensors made while it is active (`now`), and their maximum (`peak`).
-
-    A storage counts until its last tensor is gone, including those kept for the backward pass.
-    """
+    """Counts the bytes of live storages made while it is active (`now`), and their maximum (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +48,9 @@ class MemoryMeter(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Computes attention as a GPU's fused kernel does, without a matrix of weights.
+    """Computes attention without a matrix of weights, like a GPU's fused kernel.
 
-    On the CPU only attention without dropout is fused, so dropout is left out; it changes neither shapes nor counts.
+    The CPU only fuses attention without dropout, so dropout is left out; it changes neither shapes nor counts.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,7 +124,7 @@ class WithoutStorage(pl.Callback):
                 return prepared(batch, dataloader_idx)
 
         def without_storage(batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-            # A copy: the same batch is handed out every time, and each must be freed as a real one is.
+            # Copy: the loader repeats one batch, and each must be freed like a real one.
             fake = tree_map_only(Tensor, lambda t: self.mode.from_tensor(t.clone()), batch)
             self.meter.add(fake)
             return fake
@@ -136,10 +133,7 @@ class WithoutStorage(pl.Callback):
         data.transfer_batch_to_device = without_storage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the optimizers create their state, so the measured batch is like any later one.
-
-        Fused kernels are chosen because the others read the step counter on the host.
-        """
+        """Create the optimizers' state first; fused kernels, as the others read the step counter on the host."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 if "fused" in group:

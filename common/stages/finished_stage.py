@@ -50,7 +50,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
                 f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of "
                 f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
             )
-    # Heavy imports only now: whoever mistypes a path need not wait for them.
+    # Heavy imports only now, so a mistyped path fails at once.
     import yaml
 
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
@@ -69,7 +69,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
         _ = content["state_dict"]
     except (CheckpointError, KeyError) as error:
         raise StageError(f"{checkpoint} cannot be read: {error}") from None
-    # No module has the switches as arguments.
+    # The switches are not arguments of a module.
     return FinishedStage(checkpoint, take_switches(config)[1], content)
 
 

@@ -1,7 +1,4 @@
-"""Speed and kernels of a paper's training step on this machine's device, without data.
-
-The stage's module trains on made-up batches (see `synthetic.py`) at the widths of the paper.
-"""
+"""Speed and kernels of a paper's training step on this machine's device, on made-up batches (`synthetic.py`)."""
 
 from __future__ import annotations
 
@@ -206,7 +203,7 @@ class _Watch(Callback):
         found: Counter[str] = Counter()
         for event in self._profiler.key_averages():
             if self.cuda:
-                # Spans that somebody named, such as the optimizer's, hold kernels that are listed by themselves.
+                # Named spans, such as the optimizer's, contain kernels that are listed separately.
                 kernel = str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False)
                 micros = event.self_device_time_total if kernel else 0.0
             else:

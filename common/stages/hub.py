@@ -1,7 +1,4 @@
-"""Exports on the Hugging Face Hub, sent and fetched by `huggingface_hub`, which reads its environment variables.
-
-Only files listed in an export's configuration are fetched or sent, and `read_export` reads it like any other folder.
-"""
+"""Exports on the Hugging Face Hub, by `huggingface_hub`; only files listed in an export's configuration count."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from common.stages.paper_modules import CARD, CONFIGURATION
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[\w. -]+(/[\w. -]+)*")
-#: What the errors of the Hub's client mean, the most special first.
+#: Meaning of the Hub client's errors, the most specific first.
 _MEANINGS = {
     "GatedRepoError": "its owner asks for an agreement: accept it on its page, then `hf auth login`",
     "RepositoryNotFoundError": "no such repository on the Hub, or it is private: check the name, or `hf auth login`",
@@ -36,10 +33,7 @@ def check_repository(repo: str) -> None:
 
 
 def fetch_export(repo: str, revision: str | None = None) -> Path:
-    """The folder of an export (`user/name`) in the Hub client's cache; without a network, the cached one.
-
-    `revision` is a branch, tag or commit; None is the newest. A cached commit needs no request.
-    """
+    """The folder of an export (`user/name`) in the Hub client's cache. A cached commit needs no request."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     check_repository(repo)

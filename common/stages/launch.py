@@ -8,15 +8,12 @@ from typing import Any
 
 from common.errors import StageError
 
-#: Names of jobs in which Lightning starts its processes itself, SLURM or not.
+#: Names of SLURM jobs in which Lightning still starts its processes itself.
 _INTERACTIVE = ("bash", "interactive")
 
 
 def is_main_process() -> bool:
-    """Whether this process manages folders: the first of those that Lightning, torchrun or SLURM started.
-
-    torchrun orders the processes of a SLURM job differently, so only its rank counts then.
-    """
+    """Whether this process is rank 0 and manages folders; torchrun's rank counts before SLURM's, which differs."""
     names = ("RANK",) if "TORCHELASTIC_RUN_ID" in os.environ else ("LOCAL_RANK", "RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 
@@ -35,7 +32,7 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = int(os.environ["WORLD_SIZE"])
     elif "SLURM_NTASKS" in os.environ and not interactive:
-        # A batch script is one process, however many tasks it may start.
+        # A batch script is one process, whatever its number of tasks.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
         if nodes == 1 and "SLURM_STEP_NUM_TASKS" not in os.environ:
             os.environ.pop("SLURM_NTASKS")

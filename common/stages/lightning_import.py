@@ -29,5 +29,5 @@ def import_lightning() -> None:
     finally:
         imports.RequirementCache.__bool__ = met  # type: ignore[method-assign]
         imports.package_available = there
-    # Modules stay: what looks for memory to free, after every stage, need not look through them again.
+    # Modules stay loaded, so the garbage collector skips them after every stage.
     gc.freeze()

@@ -34,11 +34,7 @@ class Loading:
 
 
 def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) -> Loading:
-    """Read training samples by the stage's data module, in one process on one thread.
-
-    Takes `seconds` of CPU time at least. The first batch, which opens files and fills caches, is not counted. `data` is
-    the folder of the data sets.
-    """
+    """Read training samples on one thread for `seconds` of CPU time at least, not counting the first batch."""
     section = run.with_placeholders(DATA=str(data), RUN=str(cache_folder()))["data"]
     arguments = {**section["init_args"], "num_workers": 0, "batch_size": _BATCH}
     module = instantiate({**section, "init_args": arguments}, pl.LightningDataModule)

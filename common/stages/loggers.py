@@ -58,7 +58,7 @@ class MetricsFile(Logger):
             return
         with self._path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
-        # A test is logged under the last step of training, and made again.
+        # A test is logged under the last step of training, and repeated.
         rows = list(takewhile(lambda row: not row[1].startswith("test/"), rows))
         text = io.StringIO(newline="")
         csv.writer(text).writerows([["step", "name", "value"], *rows])
@@ -88,7 +88,7 @@ class MetricsFile(Logger):
     def _write(self) -> None:
         """Append the pending rows, all or none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, which would be written a second time when the file is closed.
+        # Unbuffered: closing the file would write a buffer a second time.
         with self._path.open("ab", buffering=0) as file:
             size = file.tell()
             text = io.StringIO(newline="")
@@ -97,7 +97,7 @@ class MetricsFile(Logger):
             try:
                 while content:
                     content = content[file.write(content) :]
-                # A loss of power must not take rows of before the last checkpoint.
+                # A power loss must not lose rows from before the last checkpoint.
                 os.fsync(file.fileno())
             except OSError as error:
                 if content or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no fsync
@@ -123,10 +123,7 @@ def say_offline() -> None:
 
 
 def wandb_mode() -> str:
-    """`online`, `offline` or `disabled`: `WANDB_MODE`, else online for an agent of a sweep, else offline.
-
-    Online needs a key and a server that answers; otherwise the run is logged offline.
-    """
+    """`WANDB_MODE`, else `online` for a sweep's agent, else `offline`; `offline` too without a key or an answer."""
     mode = os.environ.get("WANDB_MODE", "").strip().lower()
     if mode:
         os.environ["WANDB_MODE"] = mode  # the client refuses other spellings of it
@@ -143,7 +140,7 @@ def wandb_mode() -> str:
     return "offline"
 
 
-#: Left out of short runs, of which it says nothing and takes longer than some of them.
+#: Left out of short runs, where it is useless and can take longer than the run.
 _QUIET: dict[str, Any] = {
     "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
     "x_disable_machine_info": True, "x_save_requirements": False,
@@ -151,10 +148,7 @@ _QUIET: dict[str, Any] = {
 
 
 class StageWandbLogger(WandbLogger):
-    """The W&B run of a stage. A failure never ends the stage; the first is reported.
-
-    A resumed offline run continues the row count of its earlier file: `first` is its first row.
-    """
+    """The W&B run of a stage; a failure never ends it. `first` continues the rows of an earlier offline file."""
 
     def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
         super().__init__(experiment=run, save_dir=str(directory))
@@ -200,10 +194,7 @@ def _earlier(directory: Path) -> list[Path]:
 
 
 def own_id(directory: Path, stem: str) -> str:
-    """Id of a stage's run: the one its folder was logged under, else a new one.
-
-    Teammates run the same stage; with the same id the server would mix the two.
-    """
+    """Id the folder was logged under, else a new one, since teammates run the same stage on the same server."""
     ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
     return next((found for found in reversed(ids) if found.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
 
@@ -237,14 +228,14 @@ def wandb_logger(
         return None
     tags = [*tags, *(tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(","))]
     earlier = _earlier(directory)
-    # A row takes more than 32 bytes of a file, so this is past all that they hold.
+    # A row takes more than 32 bytes of a file, so this exceeds their number of rows.
     first = sum(path.stat().st_size for path in earlier) // 32
     began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
     whole = whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0")
 
     def start(mode: str) -> StageWandbLogger:
         if mode == "offline":
-            # Before the import, and for all processes: W&B's telemetry and error reports ask the environment alone.
+            # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
             os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
         import wandb
 
@@ -263,7 +254,7 @@ def wandb_logger(
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(
                 init_timeout=20,
-                # If the network dies, what was not sent stays in the folder.
+                # If the network dies, unsent data stay in the folder.
                 finish_timeout=120 if whole else 30,
                 silent=mode == "offline",
                 quiet=True,
@@ -277,7 +268,7 @@ def wandb_logger(
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return StageWandbLogger(run, directory, first if mode == "offline" or began_offline else 0)
 
-    # The second attempt is for a client whose process was killed, or that holds the id of a run that did not start.
+    # Retry offline, for a client that was killed, or that holds the id of a run that did not start.
     for attempt in (mode, "offline"):
         try:
             return start(attempt)
@@ -301,16 +292,13 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Note files that the run used or made as artifacts by reference, so the dashboard draws the lineage.
-
-    The same name and file is the same version, so a child that uses a checkpoint needs no parent on the server.
-    """
+    """Note files that the run used or made as artifacts by reference; a name and file make one version."""
     import wandb
 
     def note(name: str, path: Path) -> None:
         artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
         artifact.add_reference(path.resolve().as_uri(), checksum=False)
-        # What `use_artifact` does with a new artifact, but that waits for the server, and refuses offline.
+        # Like `use_artifact` with a new artifact, which waits for the server and refuses offline.
         logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)
 
     for name, path in files.items():

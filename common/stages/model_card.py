@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 LIBRARY = "representation-assemble"
-#: What the Hub calls a model that has a method; any other gives features.
+#: The Hub's task of a model that has a method; any other extracts features.
 TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
 SCALES = {
     "paper": "It was trained at the paper's scale.",
@@ -30,7 +30,7 @@ SCALES = {
     "learned nothing.",
 }
 SCALE_TAGS = {"paper": [], "single": ["one-card"], "mini": ["miniature"], "smoke": ["smoke-test"]}
-#: Parts of a configuration whose weights are none of the model's: what judges it, and what only teaches it.
+#: Parts of a configuration whose weights don't enter the model: metrics and teachers.
 _OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
 
 
@@ -92,7 +92,7 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
         if value is not None and record.scale != "smoke"  # a smoke test has learned nothing
     ]
     return ModelCardData(
-        # Weights learn from data of several terms, which the card names; only what is generated has none.
+        # The card names the terms of all training data; only generated data have none.
         license="apache-2.0" if generated else "other",
         license_name=None if generated else "see-data",
         library_name=LIBRARY,

@@ -71,10 +71,7 @@ def _in_one_line(value: object) -> str:
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
-    """`fit`, `test`, `validate` or `predict` for one stage; prints the results.
-
-    Only `fit` writes a record; the others don't change the stage.
-    """
+    """`fit`, `test`, `validate` or `predict` for one stage; prints the results. Only `fit` writes a record."""
     if command == "fit":
         if checkpoint is not None:
             raise StageError(
@@ -140,7 +137,7 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     if command == "predict":
-        # One file holds all outputs; of several processes each would write its share over the others'.
+        # One file holds all outputs; several processes would overwrite each other's.
         config["trainer"] |= {"devices": 1, "num_nodes": 1}
     require_processes(config["trainer"])
     if not weights.is_file():
@@ -161,10 +158,10 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     except CheckpointError as error:
         raise StageError(str(error)) from None
     for name, parent in request.parents.items():
-        # A network that measures is no part of the weights; one that training started from may be gone by now.
+        # Metric networks are not part of the weights; files that training started from may be gone.
         if parent.checkpoint(run.start_from).is_file():
             config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
-    # The pictures of a test go beside the record's, not over them.
+    # The pictures of a test must not overwrite the record's.
     folder = request.directory / command
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
     loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"

@@ -27,7 +27,7 @@ def optional_part(paper: str, name: str) -> Any:
     return importlib.import_module(_module(paper, name)) if has_part(paper, name) else None
 
 
-#: File of a paper's trained models, and what a paper lacks without it.
+#: File of a paper's trained models, and what is missing without it.
 TRAINED = ("use", "has no trained models to use")
 
 

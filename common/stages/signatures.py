@@ -12,10 +12,7 @@ _Found = tuple[str, ast.ClassDef | ast.FunctionDef]
 
 @functools.cache
 def arguments_of(path: str) -> frozenset[str] | None:
-    """Arguments of the class or function at an import path, including those passed to its bases.
-
-    None if it takes any, or if its source is not found.
-    """
+    """Arguments of a class or function, its bases' included; None if it takes any or its source is not found."""
     found = _find(path)
     if found is None:
         return None

@@ -1,7 +1,4 @@
-"""A stage's module and optimizer, trained on made-up batches with the shapes of its data.
-
-A data module's `example_batch` makes the batches; `without_files` in `tables.yaml` replaces files.
-"""
+"""A stage's module and optimizer, trained on made-up batches from its data module's `example_batch`."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ from common.stages.cli import build
 from common.stages.configuration import RunConfiguration, leaves, merge, place
 from common.training.examples import Draw, Example
 
-#: What a synthetic training keeps of a recipe's trainer: precision, and when and how a step is made.
+#: Trainer options that a synthetic training keeps: precision, and when and how to step.
 KEPT = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
-#: Replaces the folders of data and runs, which are never opened.
+#: Placeholder for the folders of data and runs, which are never opened.
 NOWHERE = "/nonexistent"
 
 

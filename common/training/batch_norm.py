@@ -35,10 +35,7 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
-    """Replace batch normalizations by grouped ones; names, weights and buffers stay. Called by all processes.
-
-    For the arguments see `devices_of_group`.
-    """
+    """Replace batch normalizations by grouped ones (see `devices_of_group`) on all processes, in place."""
     shared = devices_of_group(group, batch_size, devices)
     if shared is None:
         return

@@ -26,10 +26,7 @@ from common.types import NonNegativeInt, PositiveInt
 
 
 class StepSeed(Callback):
-    """Seeds the global generators before every training batch from (seed, batch counter, rank).
-
-    A run resumed at any step then draws the same numbers as an uninterrupted one.
-    """
+    """Seeds global generators per training batch from (seed, batch counter, rank), so a resumed run is equal."""
 
     def __init__(self, seed: NonNegativeInt = 0) -> None:
         self.seed = seed
@@ -89,7 +86,7 @@ class StopOnNonFiniteLoss(Callback):
 
     def _check(self, trainer: pl.Trainer) -> None:
         step = -1 if self._first_bad is None else int(self._first_bad)
-        # All ranks stop together: saving is a collective, and one rank alone would wait for the others forever.
+        # All ranks stop together: saving is a collective, so one rank alone would wait forever.
         if not trainer.strategy.reduce_boolean_decision(step >= 0, all=False):
             return
         samples = next((index for at, index in self._recent if at == step), None)
@@ -123,10 +120,7 @@ class CheckReplicas(Callback):
 
 
 class SamplesForAll(Callback):
-    """Fails before training if validation or test data have fewer samples than there are processes.
-
-    Otherwise processes without a sample fail after training while the others wait for them.
-    """
+    """Fails early if a validation or test set has fewer samples than processes, which would hang after training."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -148,10 +142,7 @@ class SamplesForAll(Callback):
 
 
 class EpochCount(Callback):
-    """Counts an epoch that starts with a resume from the previous one's last batch, which Lightning does not.
-
-    Otherwise a second resume would restart its epoch and train for too many steps.
-    """
+    """Counts an epoch after a resume from the previous one's last batch; otherwise a second resume trains too long."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -164,10 +155,7 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes a missing kept checkpoint of the step from which a run resumes.
-
-    A run stopped between its last checkpoint and the kept one of the same step lacks it; other stages may need it.
-    """
+    """Writes the kept checkpoint of the step of a resume if it is missing; other stages may need it."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loop = trainer.fit_loop
@@ -186,11 +174,7 @@ class MissedCheckpoints(Callback):
 
 
 class Sessions(Callback):
-    """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints.
-
-    Attributes:
-        git: `git_state` of this session; `dirty` once any session was, and `earlier` with the revisions of others.
-    """
+    """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints."""
 
     def __init__(self, git: dict[str, Any]) -> None:
         self.git = git
@@ -220,11 +204,7 @@ class Sessions(Callback):
 
 
 class Progress(Callback):
-    """Writes progress to a file and deletes it when training ends.
-
-    Args:
-        every: seconds between two writes; each waits for the loss of the accelerator.
-    """
+    """Writes progress to a file every `every` seconds, which waits for the loss, and deletes it after training."""
 
     def __init__(self, path: Path, every: float = 1.0) -> None:
         self.path, self.every = path, every
@@ -242,7 +222,7 @@ class Progress(Callback):
         share = self._share(trainer, step)
         began, at = self._began = self._began or (now, share)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        # What automatic optimization hands out is a share of the batch's loss.
+        # Automatic optimization reports a share of the batch's loss.
         parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         told = {
             "step": trainer.global_step,
@@ -250,7 +230,7 @@ class Progress(Callback):
             "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,
         }
-        # A full disk is reported by the writers of what must be kept.
+        # Writers of important files report a full disk.
         with suppress(OSError):
             self.path.write_text(json.dumps(told), encoding="utf-8")
 
@@ -291,7 +271,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             write_whole(path, write)
         except (OSError, RuntimeError) as error:
-            # The archive's writer hides the error of the disk behind one of its own.
+            # The archive's writer hides the disk's error behind its own.
             cause = error if isinstance(error, OSError) else error.__context__
             reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
             raise StageError(

@@ -23,15 +23,12 @@ from common.types import Fraction, NonNegativeInt, PositiveInt
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
 
-#: Batches that each loader process may be ahead; more have helped nothing.
+#: Batches that each loader process may prefetch; more didn't help.
 MOST_AHEAD = 4
 
 
 class LateLoader(DataLoader[Any]):
-    """A loader that starts its processes at the first batch.
-
-    Lightning asks for an iterator before it reads the checkpoint; processes started then would fetch wrong samples.
-    """
+    """Starts its processes at the first batch: Lightning asks for an iterator before it reads the checkpoint."""
 
     def __iter__(self) -> Any:
         start = super().__iter__
@@ -114,7 +111,7 @@ class ShardedDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if self.batch_size % trainer.world_size:
-            # Of several batches at once the sampler could divide the whole where it cannot divide each.
+            # Check each batch: the sampler may be able to divide several together but not each.
             raise ValueError(
                 f"data.batch_size ({self.batch_size}) is the global batch and must be divisible by the number of "
                 f"processes ({trainer.world_size})"
@@ -139,10 +136,7 @@ class ShardedDataModule(pl.LightningDataModule):
         )
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Loader of a data set that makes whole steps, resumable within an epoch.
-
-        `dataset` takes `(epoch, step)` keys; its length is the number of steps of an epoch.
-        """
+        """Resumable loader of a data set of whole steps with `(epoch, step)` keys and one epoch's length."""
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._goes_on(sampler)
         return LateLoader(dataset, sampler=sampler, batch_size=None, **self._workers(dataset, 1, (0, 0)))
@@ -193,7 +187,7 @@ class ShardedDataModule(pl.LightningDataModule):
             # A cache filled before the fork is shared by all workers and by all stages of this process.
             items.fill_cache()
         if workers:
-            # A sample depends on its key alone, so that making one here changes none of those to come.
+            # A sample depends only on its key, so making one here changes no later one.
             batch_bytes = batch_size * bytes_of(dataset[key])
             workers, ahead = loader_processes(self.in_flight_bytes, batch_bytes, workers)
         accelerator = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -216,7 +210,7 @@ class ShardedDataModule(pl.LightningDataModule):
             if items is None:
                 continue
             if dist.is_available() and dist.is_initialized():
-                # Every rank met other files; a file is broken when one of them found it so.
+                # Ranks read different files; a file is broken if any rank found it so.
                 flags = items.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
                 dist.all_reduce(flags, op=dist.ReduceOp.MAX)
                 items.skipped.flags.copy_(flags.cpu())
@@ -236,10 +230,7 @@ def _leave_the_group(worker: int) -> None:
 
 
 def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, int]:
-    """How many loader processes fit into a budget of bytes, and how many batches each may prefetch.
-
-    w processes that prefetch a batches have w (a + 1) in flight. Prefetching is reduced before processes.
-    """
+    """How many loader processes fit into a budget, and how many batches each may prefetch, reduced first."""
     batches = budget // max(batch_bytes, 1)
     workers = max(min(workers, batches // 2), 1)
     return workers, min(max(batches // workers - 1, 1), MOST_AHEAD)

@@ -1,7 +1,4 @@
-"""Noise of the joint batch, equal on any number of devices and in a resumed run.
-
-Rank r of W holds samples r, r + W, ... of the joint batch.
-"""
+"""Noise of the joint batch, of which rank r of W holds samples r, r + W, ...; a resumed run draws the same."""
 
 from __future__ import annotations
 

@@ -24,10 +24,7 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
 
 @torch.no_grad()
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give each parameter's state the parameter's memory layout, in place.
-
-    A fused step assumes that both are laid out alike, but a loaded state keeps its saved layout.
-    """
+    """Give each parameter's state the parameter's memory layout, in place, which fused steps assume."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -109,7 +106,7 @@ class WrappedOptimizer(Optimizer):
             )
         for part, state in zip(self._parts, states):
             part.load_state_dict(state)
-        # Loading replaces the groups of a part; a holder of this list must see the new ones.
+        # Loading replaces a part's groups; holders of this list must see the new ones.
         self.param_groups[:] = [group for part in self._parts for group in part.param_groups]
 
 
@@ -147,7 +144,7 @@ class Lookahead(WrappedOptimizer):
         self.k = k
         self.alpha = alpha
         self._steps = 0
-        # Taken at the first step, not here: weights may still be loaded or moved to another device.
+        # Copied at the first step: weights may still be loaded or moved to another device.
         self._slow: list[Tensor] | None = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -45,7 +45,7 @@ class ApplySwitches(Callback):
         self.switches = switches
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before optimizers and DDP look at the weights.
+        # Before optimizers and DDP read the weights.
         if self.switches.channels_last:
             lay_out_channels_last(pl_module, trainer.strategy.root_device.type)
         group, data = self.switches.batch_norm_group, getattr(trainer, "datamodule", None)
@@ -82,21 +82,18 @@ class ApplySwitches(Callback):
                 block.forward = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The checkpoint may be of a run with another layout.
+        # The checkpoint may have another layout.
         for optimizer in trainer.optimizers:
             lay_out_state(optimizer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The test that follows computes without them.
+        # The following test runs without them.
         for block in blocks_of(pl_module):
             block.__dict__.pop("forward", None)
 
 
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
-    """The outermost blocks that a network repeats: residual blocks, transformer layers.
-
-    These are members of lists and sequences that have layers, and modules with an attribute `repeats`.
-    """
+    """The outermost repeated blocks: list and sequence members with layers, and modules with `repeats`."""
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             for member in child:
