@@ -61,10 +61,7 @@ class OncePerSample:
         self._values.append(torch.stack([values[name].detach().double() for name in self.names], dim=1))
 
     def compute(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
-        """Float64 means over all samples of all processes, NaN if there is none, and their number, `count`.
-
-        `device` is only needed by a process that may have seen no sample.
-        """
+        """Float64 means over all samples, NaN without any, and `count`; a process without samples may need `device`."""
         if self._indices:
             index, values = torch.cat(self._indices), torch.cat(self._values)
         else:
@@ -93,10 +90,7 @@ class RowsOncePerSample:
             self._rows[name].append(rows[name].detach())
 
     def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Positions [N] of the samples, ascending, and their rows [N, ...] by name.
-
-        `device` is only needed by a process that may have seen no sample.
-        """
+        """Ascending positions [N] and rows [N, ...] by name; a process without samples may need `device`."""
         own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
         # A process without samples does not know the shapes, but must take part all the same.
         shapes: dict[str, Any] = next((shapes for shapes in gather_objects([own]) if shapes), {})

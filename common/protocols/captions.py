@@ -48,10 +48,7 @@ class CaptionRows(Dataset[Sample]):
 
 
 class CaptionPairs(ImageItems):
-    """Pairs of an image and one of its captions. An epoch shows each image `captions_per_image` times.
-
-    An image with fewer captions shows some of them twice.
-    """
+    """Pairs of an image and one of its captions, which repeat if `captions_per_image` exceeds their number."""
 
     def __init__(
         self,

@@ -1,8 +1,4 @@
-"""Classification with any encoder: fine-tuned, probed, or trained with labels.
-
-Every protocol is a set of heads on one encoder, trained side by side by the sum of their losses. Every test sample
-counts once, for any number of processes.
-"""
+"""Classification with any encoder: heads trained side by side, and every test sample counts once."""
 
 from __future__ import annotations
 
@@ -39,8 +35,7 @@ class Classification(EncoderModule):
         num_classes: checked against the data module.
         learning_rates: of each head; the encoder's is the first.
         weight_decay: L2 in the gradient.
-        schedule: of the learning rates: `steps` at the milestones, or a `cosine` over the whole training.
-        milestones, gamma: epochs at which the learning rates fall, and the factor.
+        schedule: `steps` at the milestones (epochs, factor `gamma`), or a `cosine` over the whole training.
 
     Shapes:
         Batch: `label`, `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W], in a test also

@@ -1,7 +1,4 @@
-"""Data modules of the protocols: labeled videos, sounds and images of any data set in its original layout.
-
-A miniature uses the same classes: its world writes files in the layouts of the real data sets.
-"""
+"""Data modules of labeled videos, sounds and images in their original layouts, which miniature worlds also write."""
 
 from __future__ import annotations
 

@@ -68,24 +68,20 @@ class Detection(pl.LightningModule):
     from training batches, as the weights have changed since.
 
     Logs, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
-    `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, for any number of
-    processes. `media/detections.png` shows some images.
+    `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, on any number of
+    processes. `media/detections.png` shows `pictures` of them.
 
     Args:
-        num_classes: kinds of objects, without the background.
-        pretrained: checkpoint with the pre-trained encoder; None trains from the initial weights.
-        encoder_prefixes: of its weights in that file; see `load_encoder`.
+        num_classes: without the background.
+        pretrained, encoder_prefixes: checkpoint of the encoder, None for initial weights; see `load_encoder`.
         anchor_sizes, anchor_ratios: sides in pixels, and height over width, of the boxes around every place of the map.
         proposals_per_map_training, proposals_per_map_test: the best ones, before non-maximum suppression.
         proposals_training, proposals_test: those left after it.
         anchors_per_image: trained per step to tell objects from background.
         crops_per_image: proposals trained per step to classify.
-        crop_size: side of the crops of the map.
         weight_decay: not for batch normalization.
-        warmup_steps: of a linear rise from a thousandth of the learning rate.
-        milestones: steps at which the learning rate falls.
+        warmup_steps: of a linear rise from a thousandth of the learning rate, which falls at the `milestones` (steps).
         precise_bn_batches: training batches for the statistics before the test; 0 keeps the old ones.
-        pictures: test images that are drawn.
 
     Shapes:
         Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
@@ -163,15 +159,10 @@ class Detection(pl.LightningModule):
     # -- the detector --------------------------------------------------------------------------------------------------
 
     def forward(self, images: Sequence[Tensor], targets: list[Objects] | None = None) -> tuple[list[Objects], Objects]:
-        """Detections and losses.
+        """Losses in training, else per image `boxes` [D, 4] in pixels of the tensor, `labels` [D] and `scores`
+        [D].
 
-        Args:
-            images: normalized, each [3, H, W].
-            targets: `boxes` and `labels`; needed in training mode.
-
-        Returns:
-            In evaluation mode for every image `boxes` [D, 4] in pixels of the tensor, `labels` [D] and `scores` [D];
-            in training mode the four losses.
+        `images` are normalized, each [3, H, W]; training needs `targets` with `boxes` and `labels`.
         """
         batch = pad_together(images, self.stride)
         encoder = self.image_encoder

@@ -1,7 +1,4 @@
-"""FID, inception score, R-precision and semantic object accuracy of any generator, with released networks.
-
-Keeps only sums and embeddings; every sample counts once, for any number of processes.
-"""
+"""FID, inception score, R-precision and semantic object accuracy, over all processes with every sample once."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ Batch = dict[str, Any]
 
 
 class ImageEvaluation(ABC):
-    """Evaluation of images generated from captions.
-
-    Call `load_pretrained`, `begin`, `update` for each batch and repetition, then `compute`.
-    """
+    """Evaluates generated images; call `load_pretrained`, `begin`, `update` per batch and repetition, `compute`."""
 
     repeats: int = 1  # how often all images are generated, each time with other noise
 

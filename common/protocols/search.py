@@ -28,11 +28,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 
 
 class SearchSpace(nn.Module):
-    """The common space of images and captions: unit vectors, compared by their inner product.
-
-    Args:
-        text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
-    """
+    """Space of images and captions, unit vectors; `text_encoder` takes tokens [B, L] and lengths [B]."""
 
     def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Answers and captions on a test set: loss, accuracy of picked options, exact match and caption metrics.
-
-Every sample counts once, for any number of processes.
-"""
+"""Loss, accuracy, exact match and caption metrics of a test set, over all processes with every sample once."""
 
 from __future__ import annotations
 

@@ -96,10 +96,7 @@ def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
-    """Choose the records to average: one scale, the newest configuration of each stage, one lineage.
-
-    If a parent was retrained with another configuration, its children count once they are measured again.
-    """
+    """Choose the records to average: one scale, the newest configuration of each stage, one lineage."""
     newest: dict[tuple[str, Draw], Record] = {}
     for record in records:
         if record.paper == paper and record.scale == scale:

@@ -1,7 +1,4 @@
-"""Charts as SVG: dot plots, curves of tables, and training curves.
-
-The same numbers give the same text, so committed figures can be checked. Colors are the report page's CSS variables.
-"""
+"""Charts as deterministic SVG with the report page's CSS variables: dot plots, curves of tables, training curves."""
 
 from __future__ import annotations
 

@@ -84,10 +84,7 @@ class Compared:
 
     @property
     def likelihood(self) -> float:
-        """How often draws like the recorded ones are this far off: 0.05 at the allowed difference.
-
-        A larger tolerance or last digit replaces the interval.
-        """
+        """How often draws like the recorded ones are this far off: 0.05 at the allowed difference."""
         from scipy.special import stdtr
 
         if self.reference.spread is None:
@@ -132,10 +129,7 @@ class Compared:
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
-    """Compare every measured cell of a paper at one scale with its reference, worst first.
-
-    A cell of several tables is compared once; cells in which the recorded draws agree are left out.
-    """
+    """Compare every cell of a paper at one scale, once, with its reference; worst first, without settled ones."""
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
     for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
         for row in ours.rows:

@@ -59,10 +59,7 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
 
 
 def table_of(curves: Mapping[tuple[str, str, str], Curves]) -> bytes:
-    """A compressed table of curves with five digits per value.
-
-    Each draw is compressed separately, so git stores only the difference when one is added.
-    """
+    """A compressed table of curves with five digits per value; a stream per draw keeps git's differences small."""
     parts: dict[tuple[str, str], list[tuple[str, ...]]] = {("", ""): [HEAD]}
     for (scale, draw, stage), metrics in sorted(curves.items()):
         rows = parts.setdefault((scale, draw), [])

@@ -87,10 +87,7 @@ class Comparison:
 
 
 def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
-    """Everything in a run's media that a page can show within the budget.
-
-    With `rows` also the rows of pictures (`<title>.row.png`), which `<title>.row.json` describes.
-    """
+    """A run's media within the budget; with `rows` also `<title>.row.png`, which `<title>.row.json` describes."""
     found = Gallery()
     for name in record.media:
         path = folder / name

@@ -300,10 +300,7 @@ def find(
     scale: str | None = None,
     malformed: Callable[[RecordError], None] | None = None,
 ) -> list[Record]:
-    """Every record under a folder of runs, ordered by paper, scale, draw and stage.
-
-    A malformed record is left out and passed to `malformed`, or raised without it.
-    """
+    """Every record under a folder of runs, in order; a malformed one goes to `malformed`, or is raised without it."""
     found = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", check_scale(scale) if scale else "*"):
         if not os.path.lexists(folder / RECORD_FILE):
@@ -324,10 +321,7 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Iterable[Record], isa: str = NATIVE
 ) -> list[float | None]:
-    """How long stages take on this machine; None if no record tells.
-
-    Prefers recorded runs of the same instruction set, scaled by the stages that also ran here. `here` is of one scale.
-    """
+    """How long stages take here, or None; recorded runs (same instruction set first) are scaled by `here`."""
     recorded = list(recorded)
     wanted = machine_isa() if isa == NATIVE else isa
     known = _medians(recorded) | _medians(r for r in recorded if _instructions(r) == wanted)

@@ -40,10 +40,7 @@ def build(
 def page(
     papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None, stamp: str = ""
 ) -> str:
-    """The report as HTML: promoted records, and "yours" from a folder of runs.
-
-    `stamp` identifies the version of a live page, which reloads when the server has a newer one.
-    """
+    """The report as HTML: promoted records and "yours" from runs; a live page reloads if `stamp` changes."""
     folder = runs or runs_root()
     chosen = [paper_named(name) for name in papers] if papers else existing_papers()
     scales = [check_scale(scale)] if scale else list(SCALES)

@@ -229,11 +229,7 @@ class Check(Part):
 
 
 class Claim(Check):
-    """An ordering that the paper asserts.
-
-    Args:
-        paper: its margin, such as `+0.6` or `significant`; defaults to the difference of the published cells.
-    """
+    """An ordering that the paper asserts; `paper` is its margin, by default that of the published cells."""
 
     paper: Line = ""
 

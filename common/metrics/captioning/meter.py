@@ -57,10 +57,7 @@ class CaptionMeter:
             _add(self._samples, one, candidate, tuple(texts))
 
     def compute(self) -> CaptionScores:
-        """The scores over all samples of all processes, `ids` ascending, the same on each process.
-
-        The first process computes them, so METEOR's memory is needed once.
-        """
+        """The scores over all samples of all processes, `ids` ascending; the first process computes them."""
         samples: dict[int, tuple[str, tuple[str, ...]]] = {}
         gathered = gather_objects(list(self._samples.items()))
         for one, (candidate, references) in gathered:

@@ -1,7 +1,4 @@
-"""Scores of generated images: Frechet distance, inception score, R-precision and semantic object accuracy.
-
-Each has a pure function, and an accumulator over batches and processes.
-"""
+"""Scores of generated images, each with a pure function and an accumulator over batches and processes."""
 
 from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance
 from common.metrics.generation.inception_score import InceptionScore, inception_score

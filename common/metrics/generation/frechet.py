@@ -74,10 +74,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 class FeatureStatistics:
-    """Mean and covariance of features over all batches and processes, from float64 sums; no row is kept.
-
-    Sums are relative to the process's first row, so a large mean does not drown a small variance.
-    """
+    """Mean and covariance over all batches and processes, from float64 sums relative to a process's first row."""
 
     def __init__(self) -> None:
         self._seen = Seen()

@@ -39,10 +39,7 @@ def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
 
 
 class InceptionScore:
-    """The score over all batches and processes, from float64 sums; no row is kept.
-
-    With several `splits` it needs `total`, the number of samples, whose indices are 0 to total - 1.
-    """
+    """The score over all batches and processes, from float64 sums; several `splits` need indices below `total`."""
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:
         if splits > 1 and (total is None or total < splits):

@@ -59,10 +59,7 @@ def r_precision(
     folds: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """R-precision by cosine, in percent: mean and standard deviation (divisor n) over folds; see `first_ranked`.
-
-    `folds` are parts of shuffled images, measured separately; at most one per image.
-    """
+    """R-precision by cosine in percent: mean and standard deviation (divisor n) over folds of shuffled images."""
     hits = first_ranked(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1), identity, candidates, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(hits)))
     shares = torch.stack([100 * hits.cpu()[part].double().mean() for part in order.tensor_split(folds)])
