@@ -26,8 +26,7 @@ class BertEncoder(nn.Module):
         max_tokens: number of position embeddings.
         dropout: of hidden states and attention.
         initializer_range: deviation of random weights. BERT's fits its width; in a narrow network such a small one
-            leaves
-            the first token without a trace of the others.
+            leaves the first token without a trace of the others.
 
     Shapes:
         tokens int64 [B, L], mask bool [B, L] -> [B, feature_dim]

@@ -38,8 +38,8 @@ def caption_ranks(
         image, captions: embeddings [N, d] and [M, d].
         caption_image: row of `image` that each caption describes, [M]; an image can have any number of captions.
         equal_text: a number per caption, [M] int64, equal for equal strings. Captions of other images with the text of
-            an
-            own one then count as own, and so do the images of captions with the query's text. None: all texts differ.
+            an own one then count as own, and so do the images of captions with the query's text. None: all texts
+            differ.
         max_scores: scores compared at a time, to bound the memory; one query is always compared as a whole.
 
     Returns:
@@ -115,8 +115,7 @@ def caption_retrieval(
 
     Args:
         fold_size: images of a fold; None searches all at once. If it does not divide their number, folds are as equal
-            as
-            possible, and differ from it by at most 1 %.
+            as possible, and differ from it by at most 1 %.
 
     Returns:
         For image queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage with an own caption among the 1, 5 and 10

@@ -122,8 +122,7 @@ class TrainedModel(nn.Module):
         retrieves: the query and what is searched.
         compares_vectors: whether retrieval compares the vectors of `embed`.
         options: model settings of the command line: `language`, `regions`. A class has the method `answer`, `caption`
-            or
-            `generate` if it supports that command; one that answers or generates has `notes`.
+            or `generate` if it supports that command; one that answers or generates has `notes`.
         limits: intended use and limits of the model, for its card.
         usage: a line of Python that uses `model`, for its card.
     """

@@ -41,9 +41,9 @@ def preparation(protocol: Protocol, official_quirks: bool = True) -> tuple[Calla
     """How a protocol prepares candidates, and how references.
 
     Args:
-        protocol: `coco` nothing; `tvc` ASCII on both sides; `avsd_1ref` the DSTC7 word filter on both sides,
-            meant for the one original answer; `avsd7` the same on candidates only, six references; `avsd8` the
-            DSTC8 filter on candidates only.
+        protocol: `coco` nothing; `tvc` ASCII on both sides; `avsd_1ref` the DSTC7 word filter on both sides, meant for
+            the one original answer; `avsd7` the same on candidates only, six references; `avsd8` the DSTC8 filter on
+            candidates only.
         official_quirks: keep the defect of the DSTC7 filter, which published numbers need. Without it `avsd_1ref`
             and `avsd7` drop commas and full stops only.
     """
