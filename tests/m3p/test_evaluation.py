@@ -247,7 +247,7 @@ def test_wrong_sizes_are_errors() -> None:
         RetrievalTest(0, None)
     with pytest.raises(ValueError, match="captions_per_image"):
         RetrievalTest(5, 0)
-    with pytest.raises(ValueError, match="row number"):
+    with pytest.raises(ValueError, match="caption_image"):
         score_retrieval(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="but there are 2 images"):
         score_retrieval(torch.zeros(2, 3), torch.tensor([0, 1, 2]))

@@ -122,7 +122,5 @@ def test_weights_of_half_precision_are_compared(layouts: Layouts, tmp_path: Path
 
 
 def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.selection is 'first': it is best or last"):
-        selecting(selection="first")
     with pytest.raises(ValueError, match=r"model\.selection is best: data\.validation_split must name"):
         trainer(tmp_path).fit(selecting(), datamodule=layouts.retrieval())

@@ -182,8 +182,6 @@ def test_a_group_whose_weights_are_zero_makes_no_update(layouts: Layouts, tmp_pa
 
 
 def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.updates is 'often': it is per_group or per_cycle"):
-        module("fine_tuning", updates="often")
     run = trainer(tmp_path, precision="16-true")
     with pytest.raises(ValueError, match=r"trainer\.precision 16 needs scaled losses"):
         run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))

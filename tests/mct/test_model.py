@@ -175,8 +175,3 @@ def test_shuffling_and_back_is_the_identity() -> None:
         assert torch.equal(batch_unshuffle(shuffled, permutation), rows)
     images = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
     assert batch_shuffle(images)[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_permutation_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="one entry for each of the 6 rows"):
-        batch_shuffle(torch.randn(6, 2), torch.randperm(5))

@@ -458,7 +458,7 @@ def test_plain_sgd_and_a_warm_up_that_is_too_long() -> None:
     module._trainer = SimpleNamespace(estimated_stepping_batches=5)  # type: ignore[assignment]
     assert type(module.configure_optimizers()["optimizer"]) is torch.optim.SGD
     module.hparams["warmup_steps"] = 6
-    with pytest.raises(ValueError, match="warmup_steps=6, total_steps=5"):
+    with pytest.raises(ValueError, match="warmup_steps"):
         module.configure_optimizers()
 
 
