@@ -1,8 +1,4 @@
-"""Data module of the pre-training: unlabeled videos with sound.
-
-The miniature uses the very same class: its world writes files in the layouts of Kinetics and AudioSet, and the data
-sets are pointed there.
-"""
+"""Pre-training data: unlabeled videos with sound; the miniature uses it with files in Kinetics and AudioSet layouts."""
 
 from __future__ import annotations
 
@@ -22,14 +18,12 @@ from common.types import NonNegativeFloat, PositiveInt
 class PretrainingData(AudioVisualData):
     """Unlabeled videos with sound, each seen `clips_per_video` times per epoch ([2]).
 
-    Clips without sound are left out by `dataset.common_seconds`. Its listing has judged how many files are broken, so
-    that those that turn out so in a training of days are skipped and counted, and do not end it.
+    Skips clips without sound (`dataset.common_seconds`). Files that break during training are skipped and counted.
 
     Args:
-        jitter_seconds: how far the video clip may lie outside the audio clip's window.
-        clips_per_video: clips drawn from each video per epoch.
+        jitter_seconds: how far the video clip may extend beyond the audio clip's window.
         split, held_out_split: listings for training and for the diagnostics after it.
-        held_out_batch_size: clips per step of the diagnostics, per device.
+        held_out_batch_size: clips per step and device in the diagnostics.
         kwargs: see AudioVisualData and ShardedDataModule.
     """
 
@@ -53,7 +47,7 @@ class PretrainingData(AudioVisualData):
         self.held_out_batch_size = held_out_batch_size
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """A sound clip of every file at a time drawn by the seed, with room for the picture's clip around it."""
+        """A sound clip of each file at a random time (by seed), with room for the video clip around it."""
         return {"seed": self.seed, "video_duration": self.video.duration}
 
     def prepare_data(self) -> None:
@@ -89,7 +83,7 @@ class PretrainingData(AudioVisualData):
 
     @cached_property
     def training_clips(self) -> AudioVisualClips:
-        """The training set; its length is clips x clips_per_video."""
+        """Training set of length clips x clips_per_video."""
         return self._clips(self.listing, training=True)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -97,11 +91,11 @@ class PretrainingData(AudioVisualData):
 
     @cached_property
     def held_out_clips(self) -> AudioVisualClips:
-        """Clips that training never sees, without augmentation."""
+        """Held-out clips, without augmentation."""
         return self._clips(self.held_out_listing, training=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        # The loss needs an instance's bank row, so it is that of the training clips, without augmentation.
+        # The loss needs an instance's bank row, so validation uses the training clips, without augmentation.
         clips = self._clips(self.listing, training=False)
         return self.evaluation_loader(clips, self.held_out_batch_size, "validation")
 
@@ -112,7 +106,7 @@ class PretrainingData(AudioVisualData):
         return self.test_dataloader()
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch, and what the module asks of the data; see `common.training.examples`."""
+        """Synthetic batch, and the data that the module needs; see `common.training.examples`."""
         published = self.dataset.published_count(self.split, None)
         items = 1000 if self.world is not None or published is None else published
         spectrogram = self.audio_transform(training=False)
@@ -128,7 +122,7 @@ class PretrainingData(AudioVisualData):
 
 
 class NoListing:
-    """Stands for a listing where there are no files: how many clips there are is all that a training step asks."""
+    """Replaces a listing without files: a training step only needs the number of clips."""
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -1,8 +1,4 @@
-"""The loss of AVID and of AVID-CMA: every clip picks its own row of a memory bank among random other rows.
-
-AVID is this loss without mined positives. CMA mines, for every clip, the clips that are similar in both modalities, and
-adds them as positives within each modality.
-"""
+"""The AVID and AVID-CMA loss: each clip picks its row of a memory bank among random rows; CMA adds mined positives."""
 
 from __future__ import annotations
 
@@ -28,22 +24,19 @@ WITHIN = ("v2v", "a2a")  # the embedding of a modality against the bank of the s
 class BankLoss(nn.Module):
     """Weighted mean of contrastive terms against a video bank and an audio bank.
 
-    A term is named like `instance_v2a`: the positive is the clip's own row (`instance`) or its mined rows (`positive`),
-    and the video embedding is compared with the audio bank. Clips of a batch are never compared with each other. The
-    banks get no gradient; a step blends its embeddings into them after the loss. `allocate` makes them.
+    `instance_v2a` compares the video embedding with the audio bank; the positive is the clip's own row (`instance`) or
+    its mined rows (`positive`). The banks get no gradient; each step blends its embeddings into them after the loss.
 
     Args:
-        negatives: rows drawn per clip, with replacement, K.
-        within_negatives: how many of them, from the first, the within-modal terms use; None for all.
-        positives: mined rows per clip, P; 0 is AVID.
-        agreement: how the similarities of the two modalities combine in mining; see `mine_positives`.
-        instance_cross, instance_within, positive_cross, positive_within: weights of the terms. For AVID the first two
-            are (1, 0) for Cross, the method, (0, 1) for Self and (1, 1) for Joint; CMA is (1, 0, 0, 1).
-        temperature: divides every dot product.
+        negatives: rows per clip, K, drawn with replacement.
+        within_negatives: negatives that the within-modal terms use, from the first; None for all.
+        positives: mined rows per clip, P; 0 for AVID.
+        agreement: see `mine_positives`.
+        instance_cross, instance_within, positive_cross, positive_within: weights of the terms. AVID's first two are
+            (1, 0) for Cross (the method), (0, 1) for Self and (1, 1) for Joint; CMA is (1, 0, 0, 1).
         bank_momentum: share of the old row that an update keeps; a pair gives (video, audio).
-        estimator: `nce`, the paper's, or `info_nce`.
-        official_quirks: with mined positives, a clip may be drawn as its own negative, as in the released code.
-        seed: of the first rows of the banks and of the negatives.
+        estimator: `nce` (the paper's) or `info_nce`.
+        official_quirks: allow a clip as its own negative with mined positives, as in the released code.
 
     Source: [4] to [7].
     """
@@ -94,12 +87,7 @@ class BankLoss(nn.Module):
         self.register_buffer("normalizer", torch.tensor(-1.0))  # Z of NCE; -1 until the first training step sets it
 
     def allocate(self, num_items: int, dim: int) -> Self:
-        """Make the banks, once the data set is known.
-
-        Args:
-            num_items: clips of the training set, a row of each bank for every one.
-            dim: width of an embedding.
-        """
+        """Make the banks, one row per training clip, once the data set is known."""
         if num_items < self.positives + 2:
             raise ValueError(
                 f"num_items={num_items} is too small for positives={self.positives}: a clip needs its positives and at "
@@ -107,8 +95,7 @@ class BankLoss(nn.Module):
                 "`positives`."
             )
         self.num_items = num_items
-        # Their own numbers: the banks must not depend on how many were drawn on the way here, for example by a first
-        # run that computed audio statistics which a second one finds.
+        # Own generator: the banks must not depend on earlier draws, such as those of computing audio statistics.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.video_bank = MemoryBank(num_items, dim, self.bank_momentum[0])
@@ -119,19 +106,15 @@ class BankLoss(nn.Module):
     def forward(
         self, video: Tensor, audio: Tensor, index: Tensor, negative_index: Tensor | None = None, update: bool = True
     ) -> dict[str, Tensor]:
-        """Loss of a batch, and the update of the banks; in float32 also under autocast.
+        """Compute `loss` (with gradient) and each term (detached), then update the banks; float32 also under autocast.
 
         Args:
-            video, audio: embeddings; normalized here.
-            index: clip numbers in the listing of the data set.
-            negative_index: rows to use as negatives instead of drawing them.
-            update: False in validation: banks, normalizer and step stay as they are.
+            index: clip numbers in the data set listing.
+            negative_index: fixed negatives instead of drawn ones.
+            update: False in validation; banks, normalizer and step stay as they are.
 
         Shapes:
-            video, audio [B, d]; index [B]; negative_index [B, K]
-
-        Returns:
-            `loss` (scalar with gradient) and every term by name (scalars, detached).
+            video, audio [B, d], normalized here; index [B]; negative_index [B, K]
         """
         with torch.autocast(video.device.type, enabled=False):
             embeddings = {"v": F.normalize(video.float(), dim=1), "a": F.normalize(audio.float(), dim=1)}
@@ -159,11 +142,11 @@ class BankLoss(nn.Module):
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def contrast(self, scores: Mapping[str, tuple[Tensor, Tensor]], update: bool) -> dict[str, Tensor]:
-        """The estimator on the scores (positives [B, P], negatives [B, K]) of every term."""
+        """Apply the estimator to the scores (positives [B, P], negatives [B, K]) of each term."""
         if self.estimator == "info_nce":
             return {name: info_nce(positives, negatives) for name, (positives, negatives) in scores.items()}
         normalizer = self.normalizer
-        # Only a first step asks the device, for which the host has to wait.
+        # Only the first step waits for the device.
         if self.step == 0 and normalizer < 0:
             first_negatives = next(iter(scores.values()))[1]
             normalizer = estimate_normalizer(first_negatives)
@@ -172,17 +155,16 @@ class BankLoss(nn.Module):
         return {name: nce(positives, negatives, normalizer) for name, (positives, negatives) in scores.items()}
 
     def positives_of(self, index: Tensor) -> Tensor:
-        """Mined rows [B, P] of some clips."""
         if self.step == 0 and self.positives and self.positive_set[0, 0] < 0:
             raise RuntimeError("no positives yet: call load_banks(...) and mine() before the first step")
         return self.positive_set[index].long()
 
     def draw_negatives(self, index: Tensor, positives: Tensor, training: bool) -> Tensor:
-        """Rows [B, K], uniform over all but the clip and its positives; a function of seed, rank and step."""
+        """Rows [B, K], uniform over all but the clip and its positives; depends on seed, rank and step."""
         excluded = torch.cat([positives, index[:, None]], dim=1).sort(dim=1).values
         if self.official_quirks and self.positives:
             excluded = positives
-        # Nothing to save but the step. Validation draws the same rows every time, so that its losses can be compared.
+        # Only the step needs saving. Validation always draws the same rows, so its losses are comparable.
         stream = f"{self.seed}/{rank()}/{self.step if training else 'validation'}"
         seed = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=7).digest(), "little")
         high, shape = self.num_items - excluded.shape[1], (len(index), self.negatives)
@@ -193,25 +175,14 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def mine(self, progress: bool = False) -> Tensor:
-        """Search the banks for the positives of every clip; all ranks together.
-
-        Args:
-            progress: tell the cost and show a bar on rank 0.
-
-        Returns:
-            The new `positive_set`, int32 [N, P].
-        """
+        """Search the positives of every clip on all ranks; returns the new `positive_set`, int32 [N, P]."""
         search = mine_with_progress_bar if progress and rank() == 0 else mine_positives
         banks = self.video_bank.vectors, self.audio_bank.vectors
         return self.positive_set.copy_(search(*banks, self.positives, self.agreement))
 
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
-        """Load banks and normalizer of a trained AVID; steps count from 0, and positives are not yet mined.
-
-        Args:
-            memory: state dict of another `BankLoss`.
-        """
+        """Load banks and normalizer from another `BankLoss`; resets the step and the positives."""
         own = {name: value for name, value in self.named_buffers() if name != "positive_set"}
         problem = differences(own, {name: memory[name] for name in own if name in memory})
         if problem:
@@ -230,13 +201,13 @@ class BankLoss(nn.Module):
         self.step = 0
 
     def synchronize(self) -> None:
-        """Give every rank the banks and the normalizer of rank 0. Call once, before mining and the first step."""
+        """Copy rank 0's banks and normalizer to all ranks; call once, before mining and the first step."""
         self.video_bank.broadcast_from_rank_zero()
         self.audio_bank.broadcast_from_rank_zero()
         broadcast_from_rank_zero(self.normalizer)
 
     def check_replicas(self, rows: int = 1024) -> None:
-        """Raise a RuntimeError unless all ranks agree, bit for bit, on a sample of rows of each bank."""
+        """Raise a RuntimeError unless a sample of rows of each bank is identical on all ranks."""
         self.video_bank.check_replicas("the video bank", rows)
         self.audio_bank.check_replicas("the audio bank", rows)
 

@@ -1,4 +1,4 @@
-"""Cross-modal agreement: which other items are similar to an item in both modalities."""
+"""Cross-modal agreement: items that are similar to an item in both modalities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.memory.collective import world_size as current_world_size
 
 Agreement = Literal["consensus", "union", "video", "audio"]
 
-GROUP = 8  # scores of a group; the search first compares the maxima of groups
+GROUP = 8  # scores per group; the search compares group maxima first
 
 
 @torch.no_grad()
@@ -29,24 +29,19 @@ def mine_positives(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> Tensor:
-    """The k items that agree most with every item, by exhaustive search.
+    """Find the k items that agree most with each item, by exhaustive search.
 
-    With s_v and s_a the similarities of two items in the video and audio bank, their agreement is `min(s_v, s_a)`
-    (consensus, the method), `max(s_v, s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive.
-    Items are split over ranks, the sets are gathered. No more than two tiles of block x block scores exist at a time.
+    With similarities s_v and s_a of two items in the banks, agreement is `min(s_v, s_a)` (consensus, the method),
+    `max(s_v, s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive. Ranks split the items
+    and gather the sets. At most two tiles of block x block scores exist at a time.
 
     Args:
-        k: positives per item.
-        block: items on either side of a tile of scores; a size that suits the device when None.
+        block: items per side of a tile; None picks a size for the device.
         progress: called on rank 0 with (tiles done, tiles of this rank).
-        rank, world_size: of the running process group by default.
 
     Shapes:
-        video_bank, audio_bank [N, d], unit rows
-
-    Returns:
-        int32 [N, k], every row ascending, on the device of the banks, equal on every rank. Where `world_size` is given
-        without a process group, only this rank's part [ceil(N / world_size), k].
+        video_bank, audio_bank [N, d], unit rows -> int32 [N, k], rows ascending, equal on every rank; with `world_size`
+        but no process group only this rank's part [ceil(N / world_size), k]
 
     Source: [7].
     """
@@ -67,8 +62,8 @@ def mine_positives(
     own = _tiles(first, last, block)
     others = _tiles(0, first, block) + _tiles(last, num_items, block)
     search = _Search(video_bank, audio_bank, k, agreement, block, first, last)
-    # Agreement is symmetric: a tile between two blocks of this rank serves both. The diagonal comes first, because it
-    # gives every item a threshold that most of the later scores fail.
+    # Agreement is symmetric, so a tile between two blocks of this rank serves both. The diagonal comes first: it gives
+    # every item a threshold that most later scores fail.
     pairs = [(rows, rows) for rows in own]
     pairs += [(rows, columns) for number, rows in enumerate(own) for columns in own[number + 1 :]]
     pairs += [(rows, columns) for rows in own for columns in others]
@@ -83,7 +78,7 @@ def mine_positives(
 
 
 def mine_with_progress_bar(video_bank: Tensor, audio_bank: Tensor, k: int, agreement: Agreement) -> Tensor:
-    """`mine_positives` that tells its cost before, and shows a bar while it searches."""
+    """`mine_positives` that prints its cost first and shows a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -103,7 +98,7 @@ def mine_with_progress_bar(video_bank: Tensor, audio_bank: Tensor, k: int, agree
 
 
 def default_block(device: torch.device | str = "cpu") -> int:
-    """Items on either side of a tile: the scores should stay in a CPU's cache, and should keep an accelerator busy."""
+    """Items per side of a tile: small enough for a CPU's cache, large enough to keep an accelerator busy."""
     return 1024 if torch.device(device).type == "cpu" else 8192
 
 
@@ -117,7 +112,7 @@ def estimate_cost(
     world_size: int = 1,
     device: torch.device | str = "cpu",
 ) -> str:
-    """One line on what a search will cost."""
+    """The cost of a search in one line."""
     block = min(default_block(device) if block is None else block, num_items)
     products = 2 if agreement in ("consensus", "union") else 1
     part = num_items / world_size
@@ -134,10 +129,9 @@ def _tiles(start: int, stop: int, block: int) -> list[slice]:
 
 
 class _Search:
-    """Running best k of the items [first, last), fed with one tile of scores at a time.
+    """Running best k of the items [first, last), fed one tile of scores at a time.
 
-    Only scores above an item's threshold, the lowest of its best k so far, can change anything, and these soon become
-    few. They are found through the maxima of groups of scores, which cost one fast pass over the tile.
+    Only scores above an item's lowest best-k score matter. The maxima of groups of scores find these in one pass.
     """
 
     def __init__(
@@ -154,7 +148,7 @@ class _Search:
         self.best_items = torch.zeros(last - first, k, dtype=torch.int32, device=video_bank.device)
 
     def visit(self, rows: slice, columns: slice, both: bool) -> None:
-        """Compare two blocks of items; `both` when the columns are items of this search as well."""
+        """Compare two blocks of items; `both` if the columns are items of this search too."""
         scores = self._scores(rows, columns)
         if rows == columns:
             scores.fill_diagonal_(-torch.inf)  # an item is not its own positive
@@ -167,7 +161,7 @@ class _Search:
             self._improve(columns, rows.start, grouped.amax(dim=0).t(), scores, row_stride=1, item_stride=self.side)
 
     def _scores(self, rows: slice, columns: slice) -> Tensor:
-        """Tile of scores [side, side]; what lies beyond the blocks is -inf."""
+        """Tile of scores [side, side], -inf beyond the blocks."""
         height, width = rows.stop - rows.start, columns.stop - columns.start
         parts = [buffer[:height, :width] for buffer in self.buffers]
         for bank, part in zip(self.banks, parts):
@@ -180,7 +174,7 @@ class _Search:
         return scores
 
     def _start(self, rows: slice, scores: Tensor) -> None:
-        """First tile of a block: best k by way of the best k groups, which must contain them."""
+        """First tile of a block: pick the best k from the best k groups, which must contain them."""
         height = rows.stop - rows.start
         maxima = scores.view(self.side, GROUP, self.num_groups).amax(dim=1)[:height]
         groups = maxima.topk(min(self.k, self.num_groups), dim=1, sorted=False).indices
@@ -196,8 +190,8 @@ class _Search:
     ) -> None:
         """Merge a tile into the best k of `rows`.
 
-        `maxima` [side, G] has the maximum of every group; group g holds the items g, g + G, g + 2G, ... of the other
-        side, which starts with `first_item`. The strides are distances in the memory of the tile.
+        `maxima` [side, G] holds each group's maximum; group g holds the items g, g + G, g + 2G, ... of the other side,
+        which starts with `first_item`. The strides are memory distances in the tile.
         """
         block = slice(rows.start - self.first, rows.stop - self.first)
         height, num_groups = rows.stop - rows.start, self.num_groups
@@ -211,7 +205,7 @@ class _Search:
         found, row = members[hit, member], row[hit]
         item = group[hit] + num_groups * member + first_item
 
-        # Hits come ordered by row: lay each row's hits beside its best k, and choose again.
+        # Hits are ordered by row: append each row's hits to its best k, and choose again.
         counts = torch.bincount(row, minlength=height)
         width = self.k + int(counts.max())
         place = row * width + self.k + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]

@@ -1,9 +1,8 @@
-"""The training of AVID and of CMA, readable top to bottom.
+"""Training of AVID and CMA, readable top to bottom.
 
-AVID trains two encoders to find, in a memory bank, the stored vector of their own instance: across modalities (Cross,
-the method), within one (Self) or both (Joint). CMA starts from a trained AVID, mines for every instance those others
-that are similar in both modalities, and adds them as positives within each modality. The loss says which of the two it
-is.
+AVID trains two encoders to find the stored vector of their own instance in a memory bank: across modalities (Cross, the
+method), within one (Self) or both (Joint). CMA starts from a trained AVID and adds, as positives within each modality,
+mined instances that are similar in both. The loss selects AVID or CMA.
 """
 
 from __future__ import annotations
@@ -30,22 +29,18 @@ from papers.avid_cma.weights import load_pretraining
 
 
 class AVIDModule(pl.LightningModule):
-    """Audio-visual instance discrimination, and cross-modal agreement where the loss has mined positives.
+    """Audio-visual instance discrimination; cross-modal agreement if the loss has mined positives.
 
     Args:
         video_encoder, audio_encoder: backbones with a `feature_dim`.
-        hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads, one per modality
-            ([3.3]).
+        hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads ([3.3]).
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
-        lr_warmup_steps: linear warm-up of the learning rate; 0, the paper's, for none.
+        lr_warmup_steps: linear warm-up; 0, the paper's, for none.
         lr_final_fraction: cosine decay to this share of the learning rate; 1, the paper's, for a constant rate.
-        lr_milestones: epochs at which the learning rate falls to a tenth, in the authors' ablations ([11]);
-            not together with a warm-up or a decay.
-        warm_start: checkpoint of an AVID stage, which CMA needs: model, banks and normalizer are taken over, the
-            optimizer and the epoch counter start fresh.
-        refresh_every: the positives are mined again at the start of every so many epochs; 0 for never.
-        mined: positives per instance in the diagnosis of mining that follows a training without mined positives; 0
-            for no diagnosis.
+        lr_milestones: epochs that divide the rate by 10 ([11]); excludes warm-up and decay.
+        warm_start: AVID checkpoint, required by CMA: loads model, banks and normalizer, not optimizer or epoch.
+        refresh_every: epochs between minings; 0 for never.
+        mined: positives per instance in the diagnosis after a training without mining; 0 for none.
     """
 
     def __init__(
@@ -93,7 +88,7 @@ class AVIDModule(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         video, audio = self.model(batch["video"], batch["audio"])
         terms = self.loss(video, audio, batch["index"], update=False)
-        # As a whole number the samples of all processes would be divided by their number, and the rest dropped.
+        # An integer count would be divided by the number of processes and truncated.
         count: Any = float(len(video))
         self.log_dict({f"val/{name}": v for name, v in terms.items()}, batch_size=count, sync_dist=True)
 
@@ -126,14 +121,13 @@ class AVIDModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # From the live banks, at the start of an epoch: batch 0 comes once per epoch, also after a resume at its
-        # boundary. A run resumed in the middle of one has the positives in its checkpoint.
+        # Batch 0 comes once per epoch, also after a resume at its boundary; mid-epoch the checkpoint has the positives.
         every, epoch = self.hparams["refresh_every"], self.current_epoch
         if batch_idx == 0 and every and epoch and epoch % every == 0:
             self.mine()
 
     def mine(self) -> None:
-        """Search the positives of every instance; all ranks together."""
+        """Search the positives of every instance on all ranks."""
         if self._without_files:
             self.loss.step, positives = 1, self.loss.positive_set
             self.loss.normalizer.fill_(1000.0)
@@ -158,7 +152,7 @@ class AVIDModule(pl.LightningModule):
                 self._start_from(self.hparams["warm_start"], fingerprint)
         self._require_listing("this checkpoint", self._listing_fingerprint, fingerprint)
         self._listing_fingerprint = fingerprint
-        # DDP would broadcast every buffer at every step: 0.24 to 1.8 GB of banks that are equal already.
+        # DDP would broadcast 0.24 to 1.8 GB of equal banks at every step.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [name for name, _ in self.named_buffers() if not name.startswith("model.")]
         )
@@ -191,7 +185,7 @@ class AVIDModule(pl.LightningModule):
             self.mine()
 
     def start_without_files(self) -> None:
-        """Train as in later steps, without a warm start and without a search: for measurements of a step."""
+        """Train as in later steps, without a warm start or a search, to measure a step."""
         self._without_files = True
 
     def check_replicas(self) -> None:
@@ -200,7 +194,7 @@ class AVIDModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["listing_fingerprint"] = self._listing_fingerprint
         checkpoint["num_items"] = self.loss.num_items
-        # Whoever uses the audio encoder must normalize its input in the same way.
+        # Users of the audio encoder must normalize its input the same way.
         checkpoint["audio_statistics"] = {
             name: torch.from_numpy(values) for name, values in self.data.statistics_of_bins.items()
         }
@@ -218,7 +212,7 @@ class AVIDModule(pl.LightningModule):
         self._require_listing("this checkpoint", theirs, self._listing_fingerprint)
         self._listing_fingerprint = theirs
 
-    # -- what is measured after training -------------------------------------------------------------------------------
+    # -- evaluation after training -------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
         self._held_out = RowsOncePerSample("video", "audio")

@@ -1,7 +1,4 @@
-"""What is looked at right after pre-training: retrieval across modalities, mining precision, neighbors as images.
-
-None of it is a published number.
-"""
+"""Unpublished checks after pre-training: cross-modal retrieval, mining precision, neighbors as images."""
 
 from __future__ import annotations
 
@@ -22,17 +19,13 @@ if TYPE_CHECKING:
 
     from common.data.clips import AudioVisualClips
 
-# Mining costs the square of this; four kinds of agreement are measured after every pre-training.
+# Mining costs the square of this, for each of four kinds of agreement.
 LARGEST_BANK = 50_000
 AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 
 
 class Progress(nn.Module):
-    """Loss and partition constant Z at the start and now: buffers, so that they survive a resume.
-
-    Args:
-        steps: the first loss is a mean over so many steps; the last one an exponential mean of that memory.
-    """
+    """Loss and partition constant Z at the start and now, in buffers so they survive a resume; `steps` are averaged."""
 
     count: Tensor
     first: Tensor
@@ -49,7 +42,7 @@ class Progress(nn.Module):
 
     @torch.no_grad()
     def update(self, loss: Tensor, normalizer: Tensor) -> None:
-        """Add the loss of a step and the Z that it used."""
+        """Add the loss and the Z of a step."""
         self.first_normalizer.copy_(torch.where(self.count == 0, normalizer, self.first_normalizer))
         self.first.add_(torch.where(self.count < self.steps, loss / self.steps, 0.0))
         weight = torch.clamp(1.0 / (self.count + 1.0), min=1.0 / self.steps)
@@ -57,7 +50,7 @@ class Progress(nn.Module):
         self.count.add_(1.0)
 
     def compute(self, normalizer: Tensor) -> dict[str, Tensor]:
-        """First and last loss, Z, and how far it moved since the first step (0: frozen)."""
+        """First and last loss, Z, and its change since the first step (0: frozen)."""
         if not bool(self.count > 0):
             return {}
         return {
@@ -74,10 +67,10 @@ def bank_norms(*banks: Tensor) -> dict[str, Tensor]:
 
 
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
-    """How often a clip's own sound is the nearest to its video, in percent; ties and NaN count against the model.
+    """How often (%) a clip's own sound is the nearest to its video; ties and NaN count against the model.
 
-    Args:
-        video, audio: unit embeddings [N, d], row i of both from the same clip.
+    Shapes:
+        video, audio [N, d], unit rows, row i of both from the same clip
     """
     nearer = match_ranks(video, audio)
     return {
@@ -88,14 +81,14 @@ def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 
 def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
-    """Share of mined positives of the anchor's class by type of agreement, in percent ([15], P2).
+    """Share (%) of mined positives with the anchor's class, by type of agreement ([15], P2).
 
-    Labels are used here alone, never in training.
+    Only this diagnosis uses labels, never training.
 
     Args:
-        video_bank, audio_bank: [N, d]; of more than `LARGEST_BANK` rows, so many evenly spaced ones are measured.
-        labels: class of every row [N]; rows without one (-1) are left out.
-        positives: how many are mined per instance; 0 measures nothing.
+        video_bank, audio_bank: [N, d]; larger banks are sampled down to `LARGEST_BANK` evenly spaced rows.
+        labels: class of each row [N]; rows with -1 are left out.
+        positives: mined per instance; 0 measures nothing.
     """
     if len(video_bank) > LARGEST_BANK:
         chosen = torch.linspace(0, len(video_bank) - 1, LARGEST_BANK, device=video_bank.device).long()
@@ -125,16 +118,12 @@ def draw_neighbors(
 ) -> list[list[str]]:
     """Draw each query's nearest clips: by video, by audio, and across modalities.
 
-    Args:
-        video, audio: unit embeddings [N, d].
-        index: positions of the rows in `clips` [N].
-
-    Returns:
-        Rows of the table: query, kind of neighborhood, file of each neighbor.
+    Shapes:
+        video, audio [N, d], unit rows; index [N], positions in `clips` -> rows (query, kind, files of the neighbors)
     """
     names, labels = clips.listing.classes, clips.listing.labels
     rows = list(range(0, len(index), max(len(index) // queries, 1)))[:queries]
-    # Of these rows alone: all pairs of a large held-out set would take gigabytes.
+    # Only these rows: all pairs of a large held-out set would take gigabytes.
     kinds = {
         "video to video": video[rows] @ video.T,
         "audio to audio": audio[rows] @ audio.T,

@@ -1,4 +1,4 @@
-"""The network of AVID-CMA: an encoder and a projection head for each modality."""
+"""AVID-CMA network: an encoder and a projection head per modality."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ from torch import Tensor, nn
 
 
 class AVID(nn.Module):
-    """Video and audio embeddings in one space; 21,286,784 parameters with the paper's parts [3].
-
-    The names of the four parts are those of the released checkpoints, so that these load without renaming.
-
-    Args:
-        video_model, audio_model: encoders from videos and spectrograms to features.
-        video_proj, audio_proj: heads from features to embeddings.
-    """
+    """Video and audio embeddings in one space; 21,286,784 parameters in the paper [3]; released checkpoint names."""
 
     def __init__(
         self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module
@@ -25,7 +18,7 @@ class AVID(nn.Module):
         self.audio_proj = audio_proj
 
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of both modalities, not normalized: the loss does that.
+        """Embeddings of both modalities, not normalized.
 
         Shapes:
             video [B, 3, T, H, W]; audio [B, 1, T, F] -> two of [B, d]

@@ -26,11 +26,7 @@ from papers.avid_cma import networks
 
 
 class AVID(networks.AVID, TrainedModel):
-    """A trained `networks.AVID`, read by `AVID.from_export(path)`.
-
-    Attributes:
-        clips: clips of each file, evenly spaced over it, whose embeddings are averaged; 1, the middle, when loaded.
-    """
+    """A trained `networks.AVID`; averages the embeddings of `clips` evenly spaced clips per file (1: the middle)."""
 
     paper = "avid_cma"
     kinds = ("papers.avid_cma.module.AVIDModule",)
@@ -95,18 +91,13 @@ class AVID(networks.AVID, TrainedModel):
         return model
 
     def read_as(self, video: VideoInput, audio: AudioInput, statistics: dict[str, np.ndarray] | None = None) -> None:
-        """Set what a clip is; by default what it is in the paper.
-
-        Args:
-            video, audio: sizes of a clip.
-            statistics: mean and deviation [F] of each frequency bin; None leaves plain decibels.
-        """
+        """Set the clip inputs; `statistics` are mean and deviation [F] of each frequency bin, None keeps decibels."""
         self.video, self.audio = video, audio
         self._pixels = video.transform(training=False).adapted(False, frame_count(video.duration, video.fps))
         self._spectrogram = audio.transform(training=False, statistics=statistics)
 
     def read_video(self, file: str | Path) -> Tensor:
-        """The clips of a file, float32 [clips, 3, T, crop, crop]."""
+        """Clips of a file, float32 [clips, 3, T, crop, crop]."""
         with MediaFile(file) as media:
             clips = []
             for start, duration in self._windows(media, "video", self.video.duration):
@@ -115,7 +106,7 @@ class AVID(networks.AVID, TrainedModel):
         return torch.stack(clips)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """Windows of a file's sound as spectrograms, float32 [clips, 1, frames, bins]; a short sound is repeated."""
+        """Spectrograms of a file's sound, float32 [clips, 1, frames, bins]; a short sound is repeated."""
         rate, count = self._spectrogram.sample_rate, self._spectrogram.num_samples
         with MediaFile(file) as media:
             windows = []
@@ -140,20 +131,12 @@ class AVID(networks.AVID, TrainedModel):
 
     @torch.no_grad()
     def embed_video(self, videos: Items) -> Tensor:
-        """Embeddings of videos.
-
-        Returns:
-            Unit vectors [B, d] on the model's device.
-        """
+        """Unit embeddings [B, d] of videos."""
         return self._means(lambda clips: self.video_proj(self.video_model(clips)), self.read_all("video", videos))
 
     @torch.no_grad()
     def embed_audio(self, sounds: Items) -> Tensor:
-        """Embeddings of sounds; they can be compared with those of `embed_video`.
-
-        Returns:
-            Unit vectors [B, d] on the model's device.
-        """
+        """Unit embeddings [B, d] of sounds, comparable with those of `embed_video`."""
         return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
 
     def encoders(self) -> dict[str, Encoder]:

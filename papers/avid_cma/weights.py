@@ -1,4 +1,4 @@
-"""Weights in and out: checkpoints of pre-training, ours and the released ones, and encoders alone."""
+"""Reads pre-training checkpoints, ours and the released ones, and exports single encoders."""
 
 from __future__ import annotations
 
@@ -32,13 +32,11 @@ NEEDED = "'model' and 'train_criterion' (or 'state_dict')"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a further stage takes over.
+    """State that a later stage takes over.
 
     Attributes:
-        model: state dict of `AVID`.
-        memory: banks and normalizer under the names of the state dict of `BankLoss`, as far as the file has them.
-        listing_fingerprint: which data set listing the rows of the banks belong to; None when the file does not say
-            (a released checkpoint; [13] says where its listing is).
+        memory: banks and normalizer, named as in `BankLoss`, if the file has them.
+        listing_fingerprint: listing that the rows of the banks belong to; None for a released checkpoint ([13]).
     """
 
     model: dict[str, Tensor]
@@ -47,9 +45,7 @@ class Pretraining:
 
 
 def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.warm_start") -> Pretraining:
-    """Read a checkpoint of `AVIDModule`, or one of the released code (AVID or AVID-CMA), also its network alone.
-
-    `model` is the network that the weights are for; it is not changed.
+    """Read an `AVIDModule` checkpoint, a released one, or a network alone, and check that it fits `model`.
 
     Source: [13].
     """
@@ -57,7 +53,7 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
         content = read_checkpoint(path, NEEDED)
         state = _tensors(path, content)
         if weights := below(state, "model."):
-            memory = below(state, "loss.") or below(state, "criterion.")  # as earlier runs called it
+            memory = below(state, "loss.") or below(state, "criterion.")  # name in earlier runs
             found = Pretraining(weights, memory, content.get("listing_fingerprint"))
         elif below(state, TOWERS["video"]):
             memory = _released_memory(named_tensors(content.get("train_criterion")))
@@ -76,7 +72,7 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
 
 
 def _tensors(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Those below `state_dict` (ours) or `model` (released), or of a file that has them at its top."""
+    """Tensors under `state_dict` (ours) or `model` (released), or at the top of the file."""
     state = tensors_in(content)
     if not state:
         raise CheckpointError(
@@ -95,10 +91,7 @@ def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
-    """State dict of one encoder out of any checkpoint that holds it.
-
-    `path` is a Lightning checkpoint of pre-training, a backbone written by `export`, or a released file.
-    """
+    """State dict of one encoder from a pre-training checkpoint, a file by `export`, or a released file."""
     if modality not in TOWERS:
         raise ValueError(f"modality: expected 'video' or 'audio', got {modality!r}")
     content = read_checkpoint(path, NEEDED)
@@ -117,7 +110,7 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:
-    """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimizer."""
+    """Write one encoder of a checkpoint as a small file: no head, bank or optimizer."""
     backbone = load_backbone(checkpoint, layout)
     content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}
     return write_torch(output, content)
