@@ -66,12 +66,7 @@ class CaptionReader:
 
 
 class CaptionPool:
-    """Images with their captions in one or more languages, pooled by image.
-
-    Args:
-        sets: captions of each set; equal keys mean the same image.
-        keys: images to use, in this order; others and their captions are left out.
-    """
+    """Images `keys` in this order with their captions in one or more languages; other images are left out."""
 
     def __init__(self, sets: Sequence[CaptionTokens], keys: Sequence[str]) -> None:
         self.sets = sets
@@ -115,13 +110,7 @@ def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
 
 
 def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
-    """Exactly `wanted` of an image's captions: a random subset, or with repetitions if there are too few.
-
-    Args:
-        count: captions of the image, at least 1.
-
-    Returns:
-        Numbers from 0 to count - 1, int64 [wanted].
+    """Exactly `wanted` of `count` captions, int64 [wanted]: a random subset, with repetitions if there are too few.
 
     Source: [8] (`seq_per_img`).
     """
@@ -150,10 +139,9 @@ class SwitchedCaptions:
 
 
 def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
-    """Add boundary tokens and pad captions to a common length, at least `width`.
+    """Tokens int64 [P, L] with boundary tokens and padding, L at least `width`, and numbers of pieces int64 [P].
 
-    Returns:
-        Tokens int64 [P, L] and numbers of pieces int64 [P]. Caption p occupies its first `lengths[p]` + 2 positions.
+    Caption p occupies its first `lengths[p]` + 2 positions.
     """
     lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
     tokens = np.full((len(captions), max(int(lengths.max(initial=0)) + 2, width)), tokenizer.pad_id, dtype=np.int64)
@@ -170,9 +158,7 @@ def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: in
 def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
     """Token ids of all texts in sequence, each text closed by `</s>`, int32 [tokens].
 
-    Args:
-        identity: unique key of these texts. The tokens of many texts are then cached on disk and memory-mapped; None
-            computes them every time.
+    With a unique key of the texts, `identity`, the tokens of many texts are cached on disk and memory-mapped.
     """
 
     def chunks() -> Iterator[npt.NDArray[np.int32]]:

@@ -22,14 +22,9 @@ Entry = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Coverage:
-    """Share of the words of some captions that a code switcher can replace.
+    """Shares of the words of some captions that a code switcher can replace, overall and by language, in [0, 1].
 
-    Args:
-        tokens: number of words, with repetitions.
-        types: number of different words.
-        token_share: words with an entry in any dictionary, in [0, 1].
-        type_share: different words with an entry.
-        by_language: share of the words with an entry in each language's dictionary.
+    `tokens` counts all words, `types` the different ones.
     """
 
     tokens: int
@@ -59,14 +54,12 @@ class CodeSwitcher:
     tab or otherwise by the first blank. A word may have several lines.
 
     Args:
-        dictionaries: folder of the files.
         targets: languages to switch to; each needs a file. None uses all available files.
         source: only captions in this language are switched.
         mode: `every_word` replaces each word in a dictionary with probability `word_ratio` (the paper); `one_word`
             replaces exactly one of them (the released pre-training code).
         sentence_ratio: probability that a caption is switched at all.
-        strip_punctuation: ignore punctuation around a word for the lookup and keep it in the result. The released code
-            doesn't, so it finds no entry for "dog,".
+        strip_punctuation: ignore and keep punctuation around a word; the released code doesn't, so "dog," has no entry.
         lower_case: fall back to lower case for the lookup; the released code doesn't.
 
     Source: [5]; `clag` and `dclag` of the released code.

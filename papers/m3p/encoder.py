@@ -65,15 +65,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
-        """Apply the block.
+        """Output [B, S, D] for hidden states [B, S, D], zero where the mask bool [B, S] is False; a row needs one True.
 
-        Args:
-            hidden: [B, S, D].
-            mask: valid positions, bool [B, S]; at least one per row.
-            positions: `first` computes only the first output position, which is much cheaper and still attends to all.
-
-        Returns:
-            [B, S, D] or, for the first, [B, 1, D]; zero where the mask is False.
+        `first` computes only the first output position, [B, 1, D], which is much cheaper and still attends to all.
         """
         asking = hidden if positions == "all" else hidden[:, :1]
         wanted = mask if positions == "all" else mask[:, :1]
@@ -154,16 +148,12 @@ class M3PEncoder(nn.Module):
     def start_text(
         self, token_ids: Tensor, token_mask: Tensor, first: int = 0, languages: Tensor | None = None
     ) -> Tensor:
-        """Vectors of tokens for the first block.
+        """Vectors [B, L, D] of tokens int64 [B, L] for the first block, independent of regions and other tokens.
 
         Args:
-            token_ids: int64 [B, L].
             token_mask: valid tokens, bool [B, L].
             first: position of the first token: 0 without regions, R after R regions.
             languages: ids [B] or [B, L] of embeddings to add; None adds none.
-
-        Returns:
-            [B, L, D], independent of regions and of other tokens.
         """
         last = first + token_ids.shape[1]
         if last > self.positions:
@@ -177,15 +167,12 @@ class M3PEncoder(nn.Module):
         return self.dropout(self.norm(vectors)) * token_mask[..., None]
 
     def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """Vectors of regions for the first block, which can be reused for many texts.
+        """Vectors [B, R, D] of regions for the first block, which can be reused for many texts.
 
-        Args:
-            regions: features [B, R, feature_dim], L2-normalized; zero for masked regions.
-            boxes: [B, R, 5], L2-normalized.
-            region_mask: valid regions, bool [B, R].
+        Masked regions are zero.
 
-        Returns:
-            [B, R, D].
+        Shapes:
+            regions [B, R, feature_dim], boxes [B, R, 5], both L2-normalized; region_mask bool [B, R]
         """
         vectors = self.region(regions, boxes) + self.position.weight[: regions.shape[1]]
         return self.dropout(self.norm(vectors)) * region_mask[..., None]
@@ -193,29 +180,18 @@ class M3PEncoder(nn.Module):
     # -- the blocks ----------------------------------------------------------------------------------------------------
 
     def encode(self, start: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
-        """Hidden states after all blocks.
+        """Hidden states [B, S, D] of `start` [B, S, D] after all blocks; zero where the mask bool [B, S] is False.
 
-        Args:
-            start: [B, S, D] of `start_regions` and `start_text`.
-            mask: bool [B, S].
-            positions: `first` only computes the first position in the last block.
-
-        Returns:
-            [B, S, D] or [B, 1, D]; zero where the mask is False.
+        `first` only computes the first position in the last block, [B, 1, D].
         """
         hidden, mask = self._before_the_last(start, mask)
         return self.blocks[-1](hidden, mask, positions)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the first position of all pairs, and of all positions of some (the true pairs).
+        """Hidden states of the first position of all pairs [P, D], and of all positions of the true pairs [G, S, D].
 
-        Args:
-            start: [P, S, D].
-            mask: bool [P, S].
-            whole: rows [G] with all positions.
-
-        Returns:
-            [P, D] and [G, S, D].
+        Shapes:
+            start [P, S, D]; mask bool [P, S]; whole [G], rows with all positions
         """
         hidden, mask = self._before_the_last(start, mask)
         last = self.blocks[-1]
@@ -238,18 +214,11 @@ class M3PEncoder(nn.Module):
         region_mask: Tensor | None = None,
         languages: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of text, or of regions followed by text.
+        """Hidden states [B, R + L, D] of text, or of regions followed by text; zero at invalid positions.
 
-        Args:
-            token_ids: int64 [B, L].
-            token_mask: valid tokens, bool [B, L].
-            regions: features [B, R, feature_dim], L2-normalized; None for text alone.
-            boxes: [B, R, 5], L2-normalized.
-            region_mask: valid regions, bool [B, R]; None means all.
-            languages: ids [B] or [B, L].
-
-        Returns:
-            [B, R + L, D]; zero at invalid positions.
+        Shapes:
+            token_ids int64 [B, L]; token_mask bool [B, L]; languages [B] or [B, L]
+            regions [B, R, feature_dim], boxes [B, R, 5], both L2-normalized; region_mask bool [B, R], None for all
         """
         if regions is None:
             return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
@@ -334,10 +303,7 @@ def _in_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class RegionHeads(nn.Module):
-    """Predicts the class and the feature of masked regions.
-
-    Args:
-        classes: of the detector; 0 is background.
+    """Predicts the class (0 is background) and the feature of masked regions.
 
     Source: [3], other heads.
     """
@@ -383,10 +349,7 @@ def similar_lengths(token_mask: Tensor, together: int = CAPTIONS_TOGETHER) -> li
 
 
 class M3P(nn.Module):
-    """The encoder with the heads of all tasks.
-
-    Args:
-        region_classes: of the detector, including background (0).
+    """The encoder with the heads of all tasks; `region_classes` include background (0).
 
     Source: [3].
     """
@@ -415,12 +378,12 @@ class M3P(nn.Module):
         """Match scores [N, M] float32 of all pairs of some images and a few captions.
 
         Args:
-            image: regions of `start_regions`, [N, R, D].
-            image_mask: valid regions, bool [N, R].
-            tokens: caption ids, int64 [M, W], cut to the longest caption.
-            token_mask: valid tokens, bool [M, W].
             language: number of the captions' language, if the encoder adds language embeddings to text with regions.
             tokens_per_batch: regions and tokens per batch, over all its pairs.
+
+        Shapes:
+            image [N, R, D] of `start_regions`; image_mask bool [N, R]
+            tokens int64 [M, W], cut to the longest caption; token_mask bool [M, W]
         """
         longest, regions = max(int(token_mask.sum(1).max()), 1), image.shape[1]
         tokens, mask = (rows[:, :longest].to(image.device) for rows in (tokens, token_mask))

@@ -29,9 +29,7 @@ IN_BATCH = "in_batch"
 class WeightSchedule:
     """Weight of a loss over the iterations: a number, or linear interpolation between points.
 
-    Args:
-        points: a number, or text: "0:1,1000:0" falls from 1 to 0 in a thousand iterations and stays 0.
-        field: name of the setting, for error messages.
+    "0:1,1000:0" falls from 1 to 0 in a thousand iterations and stays 0.
 
     Source: [6.2].
     """
@@ -117,10 +115,7 @@ def _group_with_places(kind: str, group: Group) -> Group:
 
 
 def text_terms(model: M3P, block: Group) -> dict[str, Tensor]:
-    """Masked language modeling of text alone: `xmlm`.
-
-    Args:
-        block: `tokens` [B, L], `token_mask`, `languages` [B], and places of `with_places`.
+    """`xmlm`, masked language modeling of `tokens` [B, L], `token_mask`, `languages` [B] and places of `with_places`.
 
     Source: [6.1].
     """
@@ -251,15 +246,9 @@ def embedding_contrast(model: M3P, group: Group, temperature: float) -> tuple[Te
 
 
 def contrast(image: Tensor, text: Tensor, temperature: float, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of finding the partner in the batch, in both directions, and the accuracy.
+    """Cross-entropy of finding the partner in the batch, in both directions, and the share of images that find it.
 
-    Args:
-        image, text: [B, D]; rows are pairs.
-        temperature: of the cosine similarities.
-        group: pairs with equal numbers [B] aren't negatives of each other.
-
-    Returns:
-        Loss, and share of images whose own text is nearest; scalars.
+    Image and text [B, D] in a row are partners; pairs of the same `group` [B] aren't negatives of each other.
     """
     scores = F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T / temperature
     loss, _ = in_batch_matching(scores, group)

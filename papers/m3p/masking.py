@@ -62,17 +62,12 @@ def mask_words(
     vocabulary_size: int,
     masking: Masking = DEFAULT_MASKING,
 ) -> tuple[Ints, Ints]:
-    """Mask pieces of captions; if none of a caption is chosen, mask its first.
+    """Mask pieces of captions, at least one each; labels are the true piece at chosen places and -1 elsewhere.
 
-    Args:
-        maskable: marks pieces, as opposed to boundary tokens and padding; may be all False in a row.
-        noise: in [0, 1).
+    `maskable` excludes boundary tokens and padding; a row may be all False. Noise is in [0, 1).
 
     Shapes:
-        tokens [P, L]; maskable [P, L]; noise [P, L, 3]
-
-    Returns:
-        Tokens and labels, both [P, L]; a label is the true piece at chosen places and -1 elsewhere.
+        tokens, maskable [P, L]; noise [P, L, 3] -> tokens, labels [P, L]
 
     Source: [6.2].
     """
@@ -91,20 +86,13 @@ def mask_stream(
     masking: Masking = DEFAULT_MASKING,
     multiple_of: int = 1,
 ) -> tuple[Ints, Ints]:
-    """Mask tokens of blocks of running text, but never a row's first token or padding.
+    """Mask tokens of blocks of running text, at least one, but never a row's first token or padding.
 
-    Closing tokens inside a row may be masked. If no token is chosen, the very first one is masked.
-
-    Args:
-        noise: in [0, 1).
-        multiple_of: drops the first chosen tokens until their number is a multiple of this; all stay if there are
-            fewer. The released code uses 8 in half precision.
+    Closing tokens inside a row may be masked. With `multiple_of`, the first chosen tokens are dropped until their
+    number is a multiple of it, unless there are fewer; the released code uses 8 in half precision. Noise is in [0, 1).
 
     Shapes:
-        tokens [B, L]; noise [B, L, 3]
-
-    Returns:
-        Tokens and labels as in `mask_words`.
+        tokens [B, L]; noise [B, L, 3] -> tokens, labels [B, L] as in `mask_words`
 
     Source: [6.1].
     """
@@ -137,21 +125,13 @@ def _disguise(
 
 
 def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = DEFAULT_MASKING) -> tuple[Bools, Ints]:
-    """Choose regions to predict, never background; if none is chosen, one random region is chosen and zeroed.
+    """Choose regions to predict, never background (class 0); if none is chosen, one random region is chosen and zeroed.
 
-    In that case the released code predicts the last region, which it doesn't mask and which may be background.
-
-    Args:
-        classes: of the detector; 0 is background.
-        valid: marks regions, as opposed to padding.
-        noise: in [0, 1).
+    In that case the released code predicts the last region, which it doesn't mask and which may be background. The
+    result is the regions to set to zero, and labels: the class of a chosen region and -1 elsewhere. Noise is in [0, 1).
 
     Shapes:
-        classes [P, R]; valid [P, R]; noise [P, R, 2]
-
-    Returns:
-        Regions to set to zero, and labels: the class of a chosen region and -1 elsewhere; both [P, R]. A picture with
-        only background has no chosen regions.
+        classes, valid [P, R]; noise [P, R, 2] -> zeroed, labels [P, R]
 
     Source: [6.2].
     """

@@ -94,8 +94,7 @@ class RegionPictures(ShardedDataModule):
 
     Args:
         image: picture transform; crops down to a quarter teach the network to recognize quarters.
-        test_batch_size: pictures per test step, per device.
-        dataset, world, batch_size, kwargs: see ShardedDataModule.
+        test_batch_size: per device.
     """
 
     def __init__(

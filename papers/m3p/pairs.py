@@ -64,12 +64,10 @@ class PairItems(RegionItems):
         languages: in the order of their numbers; captions in other languages get number 0.
         captions_per_image: per epoch; repeats captions of an image with fewer.
         candidates: N.
-        vlm_candidates: where negatives come from.
         exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
             match too. The released pre-training code only excludes the caption itself.
-        switched: code-switches captions in its source language; None switches none.
+        switched: code-switches captions in its source language.
         masked: draw random numbers for masking.
-        options: see RegionItems and ItemDataset.
     """
 
     def __init__(
@@ -191,12 +189,7 @@ class PairItems(RegionItems):
 
 
 class PairCollator:
-    """Batches samples of `PairItems`.
-
-    Args:
-        masking: None masks nothing.
-        max_regions: minimum number of region rows per batch, see `pad_regions`.
-    """
+    """Batches samples of `PairItems` with at least `max_regions` region rows; without `masking` it masks nothing."""
 
     def __init__(self, tokenizer: XLMRTokenizer, masking: Masking | None, max_regions: int = 0) -> None:
         self.tokenizer = tokenizer

@@ -24,11 +24,7 @@ from papers.m3p.captions import CaptionReader
 
 @dataclass
 class CaptionSet:
-    """Captioned images in one language.
-
-    Args:
-        captions_per_image: how often a pre-training epoch shows an image, each time with another caption.
-    """
+    """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each."""
 
     dataset: LanguageCaptioned
     language: str = "en"
@@ -54,13 +50,7 @@ class RegionArrays:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures and the files of their regions.
-
-    Args:
-        features: region files.
-        source: which of these files holds each picture, [N].
-        missing: pictures without regions, left out.
-    """
+    """N pictures and their regions: `source` [N] is the position in `features`; `missing` pictures are left out."""
 
     name: str
     version: str
@@ -78,14 +68,11 @@ class Pictures:
 def find_pictures(
     sets: Sequence[CaptionSet], split: str, captions: CaptionReader, max_missing: float, first: int | None = None
 ) -> Pictures:
-    """Images of some sets that have captions and regions, each once; images with the same key are the same.
+    """The `first` images of some sets that have captions and regions; images with the same key are the same.
 
     A set with its own splits (COCO-CN) only adds captions to sets that show the same data set's images, because some of
     its training images are test images of the others. The released code also pools the 113,287 images of COCO [9].
-
-    Args:
-        max_missing: largest fraction of images without regions.
-        first: use only the first so many images; None for all.
+    `max_missing` is the largest fraction of images without regions.
     """
     features = [one.dataset.regions(split) for one in sets]
     keys_of = [captions(one.dataset, split, one.language).captions.keys for one in sets]
@@ -127,8 +114,6 @@ class RegionItems(ItemDataset):
     Args:
         max_regions: use the first so many regions of a picture; it may have fewer, see `pad_regions`.
         cache_bytes: memory for regions; they are cached if all fit.
-        distributions: also read the distribution over classes.
-        options: see ItemDataset.
     """
 
     def __init__(

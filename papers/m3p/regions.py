@@ -36,11 +36,7 @@ _VERSION = 1
 
 
 class RegionNetwork(nn.Module):
-    """A residual network and a linear classifier.
-
-    Args:
-        channels: of the four stages; the last is the width of a region's features.
-        side: of the input in pixels.
+    """A residual network and a linear classifier; `channels` are those of the four stages.
 
     Shapes:
         [B, 3, side, side] -> scores [B, classes]; `features` -> [B, channels[-1]].
@@ -88,17 +84,10 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
 def prepare_regions(
     dataset: LanguageCaptioned, splits: Iterable[str], checkpoint: str | Path, folder: Path | None = None
 ) -> Path:
-    """Compute and cache region features of a data set's pictures: `<split>.npz` in the published layout.
+    """Compute and cache region features of a data set's pictures in the published layout, `<split>.npz`.
 
-    One process computes them while the others wait.
-
-    Args:
-        dataset: its pictures must exist; afterwards set its `regions_root` to the returned folder.
-        checkpoint: of a `papers.m3p.miniature.RegionClassifier`.
-        folder: cache; None for `regions` in the cache folder.
-
-    Returns:
-        The folder of the features, the same for data sets of the same pictures.
+    One process computes them while the others wait. Set the data set's `regions_root` to the returned folder, which is
+    the same for data sets of the same pictures. `checkpoint` is of a `papers.m3p.miniature.RegionClassifier`.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():
@@ -151,14 +140,9 @@ def _list_of_skipped(path: Path) -> Path:
 def region_rows(
     network: RegionNetwork, pictures: Iterable[tuple[str, Path]], skipped: list[str] | None = None
 ) -> Iterator[tuple[str, Regions]]:
-    """Key and regions of each picture and its quarters; skips unreadable pictures.
+    """Key and regions of each readable picture and its quarters; unreadable keys are appended to `skipped`.
 
-    Args:
-        pictures: key and path of each.
-        skipped: receives the keys of unreadable pictures.
-
-    Returns:
-        Regions whose class c + 1 is category c of the network; class 0, the background, never occurs.
+    Class c + 1 is category c of the network; class 0, the background, never occurs.
     """
     transform = ImageTransform(crop=network.side, resize=network.side, squeeze=True, training=False)
     held: list[tuple[str, np.ndarray, int, int]] = []

@@ -42,12 +42,7 @@ from papers.m3p.pictures import CaptionSet, Pictures, RegionItems, find_pictures
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A language of a test set.
-
-    Args:
-        name: in the configuration.
-        image_loader, caption_loader: positions in the list of test loaders; sets may share images.
-    """
+    """A language of a test set, and the test loaders of its images and captions; sets may share images."""
 
     name: str
     language: str
@@ -56,13 +51,9 @@ class EvaluationSet:
 
 
 class CaptionItems(Dataset[Sample]):
-    """Captions to find, each with its image.
+    """Captions to find, the `first` of each of `pictures`, each with its image.
 
-    Args:
-        tokens: all captions of the set.
-        pictures: the images to search; captions of others are left out.
-        first: the first so many captions of each image; None for all.
-        cut: cut captions to the tokenizer's `max_tokens`; the released code only does so in training.
+    `cut` cuts them to the tokenizer's `max_tokens`; the released code only does so in training.
     """
 
     def __init__(
@@ -121,7 +112,6 @@ class SearchedSets:
     Args:
         images, captions_per_image: use the first so many images of a set, and captions of each image; None for all.
         max_missing: largest fraction of images without regions.
-        cut: see `CaptionItems`.
         options: see RegionItems.
 
     Attributes:
@@ -236,7 +226,6 @@ def score_pairs(
         partial: file of this process for partial scores, to resume an interrupted run.
         language: number of the captions' language.
         title: of the progress bar; empty for none.
-        captions_together: captions of similar length in one tile.
     """
     tiles = similar_lengths(gallery.token_mask, captions_together)[rank() :: world_size()]
     mark = _mark(model, gallery, captions_together)
@@ -306,11 +295,8 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
     """Columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
 
     The released code also makes exactly k, by random choice. A single French or Czech caption is in its gallery five
-    times, and the best K results count all copies.
-
-    Args:
-        caption_image: row of each caption's image, int64 [M]; contains each row at least once.
-        captions_per_image: k.
+    times, and the best K results count all copies. `caption_image` int64 [M] is each caption's image row, each row at
+    least once.
 
     Source: [8] and [10].
     """
@@ -324,14 +310,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class Searched:
-    """Results of one test set.
-
-    Attributes:
-        position: of the set in the data module.
-        scores: [N, M], images by captions.
-        gallery: without the vectors of regions.
-        metrics: recalls in percent.
-    """
+    """Results of a test set: scores [N, M] of images by captions, recalls in percent, gallery without regions."""
 
     name: str
     language: str
@@ -386,11 +365,7 @@ class RetrievalTest:
             )
 
     def compute(self, model: M3P) -> dict[str, Tensor]:
-        """Recalls of every set in percent and means over languages; all processes must call this.
-
-        Returns:
-            `<set>_mr`, `<set>_t2i_r1` and so on, and `non_english_mr` if there is another language.
-        """
+        """Recalls in percent, `<set>_mr`, `<set>_t2i_r1` etc., and `non_english_mr`; all processes must call this."""
         images = {loader: rows.compute(self.module.device) for loader, rows in self.images.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
         partials = [folder / f"{one.name}.{rank()}.pt" for one in self.sets]

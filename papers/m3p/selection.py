@@ -34,12 +34,7 @@ class Best:
         self.weights: dict[str, Tensor] | None = None
 
     def compare(self, module: Any, done: int, at_end: bool = False) -> None:
-        """Compare the module's weights if a comparison is due; every process must call this.
-
-        Args:
-            done: iterations so far.
-            at_end: compare even if none is due.
-        """
+        """Compare the module's weights if due, or `at_end`; every process must call this."""
         if done <= self.compared or (done % self.every and not at_end):
             return
         accuracy = validation_accuracy(module)

@@ -23,12 +23,7 @@ class LanguageStream:
 
     All sentences, each closed by `</s>`, form one stream. It's padded with closing tokens at the start and cut into one
     piece per row. Block i holds the i-th `bptt` tokens of every piece, shifted by one, so the first block starts with a
-    closing token.
-
-    Args:
-        tokens: ids of the stream with closing tokens; may be memory-mapped.
-        batch_size: rows of a block.
-        bptt: tokens of a row.
+    closing token. `tokens` may be memory-mapped.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], batch_size: int, bptt: int, end_id: int = 2) -> None:
@@ -59,9 +54,7 @@ class LanguageStream:
 def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
     """Sampling probability of each language: proportional to (its share of the sentences)^alpha.
 
-    Args:
-        counts: sentences of each language.
-        alpha: 1 for the shares, 0 (or -1, as in the released code) for a uniform distribution.
+    Alpha 0, or -1 as in the released code, is uniform.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
@@ -88,12 +81,7 @@ _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 @dataclass(frozen=True)
 class Draws:
-    """What the steps of an epoch read.
-
-    Args:
-        chosen: stream or caption set of each draw, int64 [steps, draws].
-        turn: number of its earlier draws in this epoch, int64 [steps, draws].
-    """
+    """Streams or caption sets of an epoch's draws, and how often each was drawn before; int64 [steps, draws]."""
 
     chosen: Ints
     turn: Ints
@@ -123,8 +111,6 @@ class MultitaskSchedule:
         languages: probabilities.
         relations: number of caption sets, which are equally likely.
         xmlm_steps, relation_steps: draws of each kind per step, at most the number of choices.
-        steps: per epoch.
-        text_groups: groups of rows of a text block.
 
     Source: [6.3].
     """
@@ -161,13 +147,9 @@ class MultitaskSteps(Dataset[Step]):
     that of one rank. With as many groups as ranks, every rank reads its own languages.
 
     Args:
-        schedule: its seed is the seed of all random numbers.
         streams: text per language in blocks with the rows of one group, in the order of the language numbers.
-        pairs: of each caption set.
-        collator: also provides the tokenizer of the text.
         batch_size: pairs or groups of a batch over all ranks.
-        masking: of the text.
-        multiple_of: see `mask_stream`.
+        masking, multiple_of: of the text, see `mask_stream`.
     """
 
     schedule: MultitaskSchedule

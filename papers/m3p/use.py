@@ -97,12 +97,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def match(self, images: Items, texts: Items) -> Tensor:
-        """Match scores float32 [N, M] of every image with every text, on the CPU; higher is better.
-
-        Args:
-            images: one or more paths, or results of `read_image`.
-            texts: one or more, in any language.
-        """
+        """Scores float32 [N, M] of images (paths or `read_image` results) and texts, on the CPU; higher is better."""
         start, mask = self._start(images)
         ids, token_mask = self._tokens(texts)
         scores = torch.empty(len(start), len(ids))

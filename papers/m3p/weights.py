@@ -84,18 +84,16 @@ def released_name(name: str) -> str:
 
 
 def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", position_offset: int = 2) -> list[str]:
-    """Load a checkpoint into a model in place; the tensor names tell its layout.
+    """Load a checkpoint into a model in place; the tensor names tell its layout. Returns the names of unused tensors.
+
+    On error the model is unchanged. XLM-R provides the text encoder and the vocabulary bias; regions and the match head
+    keep their weights. The generation layers of the released checkpoint are unused.
 
     Args:
-        model: unchanged on error. XLM-R provides the text encoder and the vocabulary bias; regions and the match head
-            keep their weights.
         path: Lightning checkpoint of any stage, released checkpoint, output of `export` or `assemble export`, or XLM-R
             in the layout of transformers (the folder, `model.safetensors` or `pytorch_model.bin`).
         field: setting of `path`, for error messages.
         position_offset: first row to use of XLM-R's position table: 2, where its positions start, or 0.
-
-    Returns:
-        Names of unused tensors, such as the generation layers of the released checkpoint.
 
     Source: [3].
     """
@@ -130,15 +128,11 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -> Path:
-    """Export the weights of a checkpoint for another library, without the optimizer.
+    """Write the weights of a Lightning or released checkpoint for another library, without the optimizer, atomically.
 
     Layout `m3p` has the released code's names under the entry `model`, without the generation layers, which the
     released code fills from a fresh model. Layout `xlm_roberta` is the text encoder for `transformers.XLMRobertaModel`,
-    without regions and language embeddings.
-
-    Args:
-        checkpoint: Lightning checkpoint of a stage or released checkpoint.
-        output: path with one of `SUFFIXES`, written atomically.
+    without regions and language embeddings. The output's suffix is one of `SUFFIXES`.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -199,12 +193,7 @@ def _of_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) -> dict[str, Tensor]:
-    """Tensors of XLM-R under our names ([3], traps a and b).
-
-    Args:
-        table: our position table; keeps rows that XLM-R lacks.
-        position_offset: first row to use of XLM-R's table.
-    """
+    """Tensors of XLM-R under our names ([3], traps a and b); `table` provides the position rows that XLM-R lacks."""
     text = below(state, "roberta.") or dict(state)
     if "embeddings.word_embeddings.weight" not in text:
         return {}

@@ -43,14 +43,12 @@ class CaptionedViews(ImageItems):
     caption, so that caption follows the query's flip, and vice versa.
 
     Args:
-        annotations: captions and tags of the images.
         tokenizer: None leaves captions out.
         mode: how the two views of a caption differ.
         word_dropout: share of words to drop from both views.
         back_translations: annotation id -> caption, for the mode `backtranslate`.
         swap_sides: whether captions follow the flips.
         other_drawing: the key shows another image of the same group, if there is one.
-        options: see ImageItems.
     """
 
     def __init__(

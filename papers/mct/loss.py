@@ -29,18 +29,12 @@ CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
 
 
 def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """J_ii and J_cc: pick the own key among all keys of the queue.
+    """J_ii and J_cc per anchor: pick the own key (`positive`) among all keys of the queue (`negatives`).
 
-    Args:
-        positive: scores of the anchors with their own keys, divided by the temperature.
-        negatives: scores with the queue, divided by the temperature.
-        mask: slots that are negatives; None for all.
+    Scores are divided by the temperature; `mask` marks the slots that are negatives.
 
     Shapes:
-        positive [B]; negatives [B, K]; mask broadcasts to [B, K]
-
-    Returns:
-        Loss per anchor, [B].
+        positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
 
     Source: [4].
     """
@@ -54,23 +48,15 @@ def tag_loss(
     mask: Tensor | None = None,
     instance: Tensor | None = None,
 ) -> Tensor:
-    """J_tag: J_ii with the keys of related images as further positives.
+    """J_tag per anchor: J_ii with the keys of related images as further positives.
 
     The loss is the mean over the positives of -log softmax; the positives stay in the softmax's denominator. It equals
-    J_ii plus the mean over the positives of (own score - score), and J_ii without related images.
-
-    Args:
-        positive: scores of the anchors with their own keys, divided by the temperature; always positives.
-        negatives: scores with the queue, divided by the temperature.
-        related: slots whose image shares enough tags with the anchor's.
-        mask: valid slots; the others are neither negatives nor positives.
-        instance: J_ii per anchor, if already computed.
+    J_ii (`instance`, if already computed) plus the mean over the positives of (own score - score), and J_ii without
+    related images. Scores are divided by the temperature. `related` marks slots whose image shares enough tags with the
+    anchor's; slots outside `mask` are neither negatives nor positives.
 
     Shapes:
-        positive [B]; negatives [B, K]; related [B, K]; mask broadcasts to [B, K]; instance [B]
-
-    Returns:
-        Loss per anchor, [B].
+        positive [B]; negatives [B, K]; related [B, K]; mask broadcasts to [B, K]; instance [B] -> [B]
 
     Source: [4].
     """
@@ -94,21 +80,13 @@ def cross_modal_loss(
     reduction: Reduction = "mean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """J_ic and J_ci: an image is closer to its caption, and a caption to its image, than to the queue.
+    """J_ic and J_ci per anchor: an image is closer to its caption, and a caption to its image, than to the queue.
 
-    Args:
-        positive: similarities of the anchors with their own keys; for `infonce` divided by the temperature.
-        negatives: similarities with the queue, likewise.
-        loss: `hinge`, the method, or `infonce`, the ablation.
-        margin: of the hinge.
-        reduction: of the hinge over the negatives.
-        mask: slots that are negatives; None for all.
+    `hinge` is the method, `infonce`, whose similarities are divided by the temperature, the ablation. `reduction` is
+    that of the hinge over the negatives, which `mask` marks.
 
     Shapes:
-        positive [B]; negatives [B, K]; mask broadcasts to [B, K]
-
-    Returns:
-        Loss per anchor, [B].
+        positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
 
     Source: [4].
     """
@@ -202,13 +180,9 @@ class MultimodalContrast(nn.Module):
         image_id: Tensor | None = None,
         tags: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of a batch against the current queues. Gradient flows to the queries only.
+        """Losses of a batch of unit vectors by name against the current queues. Gradient flows to the queries only.
 
-        Args:
-            queries: unit vectors by name.
-            keys: unit vectors by name, in the same order of samples.
-            image_id: needed with `mask_same_image`.
-            tags: 0 or 1; needed by J_tag.
+        `mask_same_image` needs `image_id`, and J_tag needs `tags`, 0 or 1.
 
         Shapes:
             queries, keys [B, intra_dim] or [B, inter_dim]; image_id [B]; tags [B, T]

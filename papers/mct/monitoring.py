@@ -37,9 +37,10 @@ LARGEST_UNIFORMITY = 2_000
 def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
     """Percent of an image's nearest images that share a tag with it; NaN if no image has a tag.
 
-    Args:
-        features: of the images [N, d]; compared by their angle.
-        tags: [N, T] booleans; images without tags are ignored.
+    Features are compared by their angle; images without tags are ignored.
+
+    Shapes:
+        features [N, d]; tags bool [N, T]
     """
     features, tags = F.normalize(features.float(), dim=1)[:LARGEST_SEARCH], tags[:LARGEST_SEARCH].float()
     similarity = features @ features.T
@@ -78,7 +79,6 @@ def draw_retrieval(
         picture: row of `image` -> its pixels.
         folder: gets `image_to_captions.png` and `caption_to_images.png`.
         credit: line under pictures whose license requires one.
-        queries, found: size of the figures.
     """
     similarity = image.float() @ caption.float().T
     # Equal captions describe each other's images.

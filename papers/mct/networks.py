@@ -40,14 +40,10 @@ SEPARATE = Heads()
 
 
 class Tower(nn.Module):
-    """Backbone of one modality, with a projection head for each kind of contrast.
+    """Backbone of one modality with features [B, feature_dim], and a projection head for each kind of contrast.
 
-    A head without a loss isn't built, because distributed training refuses parameters without gradient.
-
-    Args:
-        backbone: from inputs to features [B, feature_dim].
-        intra_dim: width of the embedding for contrast within the modality; None for no such head.
-        inter_dim: width of the embedding for contrast across modalities; None for no such head.
+    The head of width `intra_dim` is for contrast within the modality, that of `inter_dim` across modalities. A head
+    without a loss is None, because distributed training refuses parameters without gradient.
 
     Source: [2].
     """
@@ -113,22 +109,16 @@ class MCT(nn.Module):
 def encode_keys(
     encoder: nn.Module, *inputs: Tensor, shuffle: bool = True, permutation: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Keys of a batch, without gradient.
+    """Keys of a batch, without gradient, as `Tower.forward` returns them.
 
     If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
     all processes are shuffled before encoding and restored afterwards; `common.memory.groups` defines which rows are
-    normalized together.
+    normalized together. A single process whose batch is one group keeps its order, which makes no difference.
 
     Args:
         encoder: the moving average of a tower.
-        *inputs: of the encoder; all have the same number of rows.
-        shuffle: shuffle the rows over all ranks. A single process whose batch is one group keeps its order, which makes
-            no difference.
         permutation: fixed order instead of a random one, int64, over the gathered rows of all ranks, [W * B]; the same
             on each rank.
-
-    Returns:
-        As `Tower.forward`, in the order of the inputs.
 
     Source: [6].
     """

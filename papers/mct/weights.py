@@ -77,14 +77,11 @@ class ImportedVirTex:
 
 
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
-    """Image backbone of a checkpoint, recognized by its tensor names.
+    """Image backbone of a checkpoint, recognized by its tensor names; has torchvision's names and no head.
 
     Args:
         path: a Lightning checkpoint of pre-training or of a transfer protocol, a file of `export`, a checkpoint of MoCo
             or VirTex, or a state dict of torchvision or timm; saved by `torch.save` or as safetensors.
-
-    Returns:
-        State dict with the names of torchvision's residual networks, without classifier or head.
 
     Source: [11].
     """
@@ -152,15 +149,12 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:
-    """Write the image backbone of a checkpoint for another library, atomically.
+    """Write the image backbone of a checkpoint (see `load_backbone`) for another library, atomically.
 
     A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50` except for the classifier `fc`, one in
     `timm` strictly into `timm.create_model("resnet50", num_classes=0)`, and one in `detectron2` is a value for
-    `MODEL.WEIGHTS`. `load_backbone` reads the first two.
-
-    Args:
-        checkpoint: see `load_backbone`.
-        output: its suffix, one of `SUFFIXES[layout]`, selects the format.
+    `MODEL.WEIGHTS`. `load_backbone` reads the first two. The output's suffix, one of `SUFFIXES[layout]`, selects the
+    format.
 
     Source: [11].
     """

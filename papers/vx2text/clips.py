@@ -136,15 +136,11 @@ class LogMel:
 
 
 class ClipReader:
-    """Cuts the clips and the window of sound of a video.
+    """Cuts the clips and the window of sound of a video; a modality that is None is left out.
 
     In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips;
     otherwise clips and crops are centered. A video with too few frames is looped; too short sound is padded with
-    silence.
-
-    Args:
-        video, audio: None leaves a modality out.
-        cache_bytes: memory for decoded files; 0 disables the cache.
+    silence. Decoded files are cached in up to `cache_bytes`.
     """
 
     def __init__(

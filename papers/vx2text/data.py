@@ -91,13 +91,7 @@ def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tup
 
 
 class QuestionExamples(Examples):
-    """Questions with options and the speech of the whole clip, which marks the lines around the span ([10]).
-
-    Args:
-        questions: of the listing's rows.
-        subtitles: None for no speech.
-        use_span: use the marked spans.
-    """
+    """Questions with options and the speech of the whole clip; `use_span` marks the lines around the span ([10])."""
 
     def __init__(self, questions: Questions, subtitles: Subtitles | None, use_span: bool) -> None:
         self.questions = questions
@@ -125,12 +119,9 @@ class QuestionExamples(Examples):
 
 
 class DialogExamples(Examples):
-    """Turns of dialogues, each with the preceding turns as history.
+    """Turns of dialogues with their history; `rows` are (dialogue, turn).
 
-    Args:
-        rows: dialogue and turn of every row.
-        subtitles: None for no speech.
-        with_summary: append the summary of a video to its caption.
+    `with_summary` appends the summary of a video to its caption.
     """
 
     def __init__(
@@ -168,12 +159,7 @@ class DialogExamples(Examples):
 
 
 class CaptionExamples(Examples):
-    """Descriptions of moments, with the speech in them.
-
-    Args:
-        rows: moment and description of every row.
-        subtitles: None for no speech.
-    """
+    """Descriptions of moments with the speech in them; `rows` are (moment, description)."""
 
     def __init__(self, moments: Sequence[Moment], rows: npt.NDArray[np.int64], subtitles: Subtitles | None) -> None:
         self.moments = moments
@@ -200,7 +186,6 @@ class VideoTextItems(ItemDataset):
         reader: None puts true words in the places of modality tokens instead.
         known: true categories of the clips, if known.
         replaced: share of true words to replace with other words of the modality.
-        options: see ItemDataset.
     """
 
     def __init__(
@@ -471,10 +456,8 @@ class AnyTokenizer:
 class QuestionAnsweringData(VideoTextData):
     """TVQA: questions with five options ([7] and [10]). The answers of its test split are withheld; test on `val`.
 
-    Args:
-        scoring: `label` generates the letter of an option; `loglik` scores the text of each option; `position` picks an
-            option without a decoder.
-        kwargs: see VideoTextData and ShardedDataModule.
+    Scoring `label` generates the letter of an option, `loglik` scores the text of each option, and `position` picks an
+    option without a decoder.
     """
 
     options = len(LETTERS)
@@ -508,7 +491,6 @@ class DialogData(VideoTextData):
     Args:
         with_summary: append the summary of a video to its caption; `prompt.caption: 0` leaves out both.
         every_turn: train on every turn, not only on the last one of each dialogue.
-        kwargs: see VideoTextData and ShardedDataModule.
     """
 
     def __init__(

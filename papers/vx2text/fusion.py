@@ -27,7 +27,6 @@ class VX2Text(nn.Module):
     """Text from video, sound, speech and history ([1] to [8]).
 
     Args:
-        language_model: T5.
         video_classifier, audio_classifier: networks whose categories become tokens.
         modalities: as in the data; classifiers of others are dropped.
         video_tokens, audio_tokens: tokens per clip, K.
@@ -67,15 +66,12 @@ class VX2Text(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Language model inputs: the words of the prompts, with modality tokens in their places.
+        """Language model inputs: the words of `collate`'s prompts, with modality tokens in their places.
 
-        Args:
-            batch: see `collate`.
-            noise: Gumbel noise of every modality; None takes the most probable categories.
+        Without Gumbel noise by modality, the most probable categories are chosen.
 
         Returns:
-            Embeddings [B, N, D], their mask [B, N], and for every modality its categories [B, S * K] and scores [B, S,
-            C].
+            Embeddings [B, N, D], mask [B, N], and for every modality its categories [B, S * K] and scores [B, S, C].
         """
         ids = batch["input_ids"]
         embeddings, mask = self.language_model.embed(ids), ids != 0
@@ -111,14 +107,9 @@ class VX2Text(nn.Module):
     def texts(
         self, batch: Mapping[str, Any], embeddings: Tensor, mask: Tensor, tokenizer: Any
     ) -> tuple[list[str], Tensor | None]:
-        """Generate a text for every sample, or pick one of its options by letter or likelihood.
+        """Generate a text for every sample, or pick one of its `options` by letter or likelihood.
 
-        Args:
-            batch: contains `options` and `answer_options` or `option_labels`, if there are any.
-            embeddings, mask: of `forward`.
-
-        Returns:
-            The texts, and the positions of the picked options [B]; the first of equal ones.
+        Returns the texts and the positions of picked options [B], the first of equal ones.
 
         Source: [7].
         """

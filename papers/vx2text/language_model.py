@@ -68,10 +68,8 @@ class LanguageModel(nn.Module):
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Scores [B, M, V] of the next word at every place of the answer, given the words before it.
 
-        Args:
-            embeddings: of the encoder's input [B, N, D].
-            mask: valid inputs [B, N].
-            labels: word pieces of the answer [B, M]; -100 for padding.
+        Shapes:
+            embeddings of the encoder's input [B, N, D]; mask [B, N]; labels [B, M], -100 for padding
         """
         return self.t5(
             inputs_embeds=embeddings,
@@ -97,14 +95,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def letter_scores(self, embeddings: Tensor, mask: Tensor, letters: Tensor) -> Tensor:
-        """Score of each option's letter as the first word of the answer.
+        """Scores [B, O] of each option's letter as the first word of the answer.
 
-        Args:
-            embeddings, mask: of the encoder's input [B, N, D] and [B, N].
-            letters: the word piece of each letter [B, O].
-
-        Returns:
-            [B, O].
+        Shapes:
+            embeddings of the encoder's input [B, N, D]; mask [B, N]; letters [B, O], word pieces
 
         Source: [7], `label`.
         """
@@ -113,14 +107,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def option_scores(self, embeddings: Tensor, mask: Tensor, options: Tensor) -> Tensor:
-        """Mean log-likelihood of each answer; the encoder runs once.
+        """Mean log-likelihood [B, O] of each answer in nats per token; the encoder runs once.
 
-        Args:
-            embeddings, mask: of the encoder's input [B, N, D] and [B, N].
-            options: word pieces of the answers [B, O, M]; -100 for padding.
-
-        Returns:
-            [B, O] in nats per token.
+        Shapes:
+            embeddings of the encoder's input [B, N, D]; mask [B, N]; options [B, O, M], -100 for padding
 
         Source: [7], `loglik`.
         """
@@ -151,9 +141,6 @@ class OptionClassifier(LanguageModel):
 
     The discriminative counterpart to a model that writes its answer; it can't write.
 
-    Args:
-        kwargs: see LanguageModel.
-
     Source: [9], `no_decoder`.
     """
 
@@ -165,12 +152,10 @@ class OptionClassifier(LanguageModel):
         return T5EncoderModel(config)
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scores [B, 1, options] in the place of an answer's only word.
+        """Scores [B, 1, options] in the place of an answer's only word; `labels` are unused.
 
-        Args:
-            embeddings: of the encoder's input [B, N, D].
-            mask: valid inputs [B, N].
-            labels: unused.
+        Shapes:
+            embeddings of the encoder's input [B, N, D]; mask [B, N]
         """
         states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)

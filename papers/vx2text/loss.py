@@ -13,17 +13,13 @@ IGNORED = -100
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the valid words of the joint batch of all processes.
+    """Mean cross-entropy over the valid words of the joint batch of all processes; 0 without valid words.
 
     Answers differ in length, so the mean over processes isn't the joint mean. Each process therefore divides by the
     mean number of words per process; data parallelism then averages to the joint mean.
 
-    Args:
-        logits: scores of the next word at every place [B, M, V].
-        labels: the words [B, M]; -100 for padding.
-
-    Returns:
-        Scalar; 0 without valid words.
+    Shapes:
+        logits [B, M, V]; labels [B, M], -100 for padding
 
     Source: [6].
     """
@@ -38,9 +34,8 @@ def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy and number of words of every answer, both float32 [B].
 
-    Args:
-        logits: [B, M, V].
-        labels: [B, M]; -100 for padding.
+    Shapes:
+        logits [B, M, V]; labels [B, M], -100 for padding
     """
     losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     return losses.sum(1), (labels != IGNORED).sum(1).float()
@@ -49,13 +44,11 @@ def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of a classifier against a uniform distribution over the true words.
 
-    Args:
-        logits: scores of the categories [B, C].
-        words: true categories [B, C]; rows without any are ignored.
-        smoothing: share of the target spread over all categories.
+    The mean over rows with a true word; with several processes, this process's part of the joint mean. `smoothing` is
+    the share of the target spread over all categories.
 
-    Returns:
-        Scalar, the mean over rows with a true word; with several processes, this process's part of the joint mean.
+    Shapes:
+        logits, words [B, C]
 
     Source: [14], step 1.
     """

@@ -48,13 +48,10 @@ Batch = dict[str, Any]
 
 
 class ModalityClassification(pl.LightningModule):
-    """Trains a classifier whose categories are words; one or several are true.
+    """Trains a classifier of `video` or `audio` whose categories are words; one or several are true.
 
-    Args:
-        modality: `video` or `audio`.
-        smoothing: share of the target spread over all categories. Samples of an overconfident classifier always name
-            the same category, so its errors get no gradient.
-        learning_rate, weight_decay, warmup_fraction: see `adamw`.
+    `smoothing` spreads a share of the target over all categories. Samples of an overconfident classifier always name
+    the same category, so its errors get no gradient. For other settings see `adamw`.
 
     Source: [14], step 1.
     """
@@ -97,10 +94,7 @@ class ModalityClassification(pl.LightningModule):
 
 
 class TextPretraining(pl.LightningModule):
-    """Trains the language model on text alone, with words in the places of modality tokens.
-
-    Args:
-        learning_rate, weight_decay, warmup_fraction: see `adamw`.
+    """Trains the language model on text alone, with words in the places of modality tokens; for settings see `adamw`.
 
     Source: [14], step 2.
     """
@@ -147,15 +141,7 @@ class TextPretraining(pl.LightningModule):
 
 
 def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Accuracy and loss of a classifier on the true categories of each clip.
-
-    Args:
-        logits: scores of the categories [B, C].
-        words: true categories [B, C].
-
-    Returns:
-        Share [B] of true words among as many most probable ones; loss [B].
-    """
+    """Share [B] of true words among as many most probable ones, and loss [B], from scores and true words [B, C]."""
     words = words.float()
     number = words.sum(1).clamp(min=1)
     loss = -(logits.float().log_softmax(1) * words).sum(1) / number
@@ -173,12 +159,7 @@ def category_numbers(categories: Sequence[str], words: Sequence[str], field: str
 
 
 class KnownWords:
-    """True categories of every clip of a data set; empty for real sets.
-
-    Args:
-        words: true words of the video and of the sound of every clip.
-        categories: of each modality's classifier, in its order.
-    """
+    """True categories of every clip from its true words of video and sound; empty for real sets."""
 
     def __init__(
         self,
@@ -212,13 +193,9 @@ class KnownWords:
 def noisy_words(
     words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
 ) -> list[str]:
-    """Words that a classifier might choose for a clip: its true words in random order, some replaced.
+    """Words that a classifier might choose for a clip: its true words in random order, a share `replaced`.
 
-    Args:
-        words: the true ones.
-        count: number of words; random ones fill up if there are too few true ones.
-        pool: all words of the modality.
-        replaced: share of words to replace with random ones of the pool.
+    Random words of `pool` replace them, and fill up to `count` words.
 
     Source: [14], step 2.
     """
@@ -239,12 +216,7 @@ class TokenPrecision:
         self._meters: dict[str, OncePerSample] = {}
 
     def update(self, batch: Batch, chosen: dict[str, Tensor]) -> None:
-        """Add a batch.
-
-        Args:
-            batch: contains the true categories of every modality [B, C], if known.
-            chosen: categories [B, T] of the tokens of every modality.
-        """
+        """Add a batch with the true categories [B, C], if known, and the chosen ones [B, T] of every modality."""
         for name, categories in chosen.items():
             marks = batch.get(f"{name}_words")
             if marks is None or categories.shape[1] == 0:
@@ -270,10 +242,7 @@ class TokenPrecision:
 class CategoryItems(ItemDataset):
     """Clips or sounds with their true categories: `video` or `audio`, and `words` bool [C].
 
-    Args:
-        listing: the files; a class name is a category, or contains words that are categories.
-        categories: in the order of the classifier.
-        options: see ItemDataset.
+    A class name is a category, or contains words that are categories.
     """
 
     def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
@@ -314,11 +283,9 @@ class CategoryData(ShardedDataModule):
 
     Args:
         categories: of the classifier, in its order.
-        modality: of the classifier.
         video, audio: format of the single clip cut from each file.
         fold: official fold, for data sets with folds.
         test_batch_size: files per test step, per device.
-        dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ LISTED = 10
 
 
 class TokenShift:
-    """Counts the categories of a test set's tokens before and after an `VX2TextModule`'s end-to-end training.
+    """Counts the categories of a test set's tokens before and after the end-to-end training of a `VX2TextModule`.
 
     "Before" uses the initial weights, reloaded from their files; it doesn't exist without a file, or for a frozen
     classifier.
@@ -105,12 +105,7 @@ def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tu
 
 
 def listed_categories(before: np.ndarray, after: np.ndarray, count: int = LISTED) -> list[int]:
-    """The most frequent categories after training, then the most changed ones, each once.
-
-    Args:
-        before, after: counts of each category [C].
-        count: of either kind.
-    """
+    """The `count` most frequent categories after training, then the `count` most changed ones; counts are [C]."""
     frequent = np.argsort(-after, kind="stable")[:count]
     changed = np.argsort(-np.abs(after - before), kind="stable")[:count]
     return [int(c) for c in dict.fromkeys([*frequent.tolist(), *changed.tolist()]) if before[c] or after[c]]
@@ -119,11 +114,7 @@ def listed_categories(before: np.ndarray, after: np.ndarray, count: int = LISTED
 def draw_shift(
     module: pl.LightningModule, shifts: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray]], folder: Path
 ) -> None:
-    """Write `token_shift.csv` with every chosen category, and `token_shift.png` with the most informative ones.
-
-    Args:
-        shifts: modality -> names of its categories, and their counts before and after training.
-    """
+    """Write `token_shift.csv` and `token_shift.png`; shifts are category names and counts before and after training."""
     rows = [
         [modality, names[c], int(before[c]) if before.any() else "", int(after[c])]
         for modality, (names, before, after) in shifts.items()

@@ -269,10 +269,7 @@ class Prompt:
     """Writes prompts: task, video, audio, speech, caption, history, question, options.
 
     Each part follows a word that names it; T5 needs no other separator. Only text is cut: all places of modality tokens
-    and the question stay, even with long speech.
-
-    Args:
-        video_places, audio_places: number of modality tokens over all clips; 0 removes the modality.
+    and the question stay, even with long speech. `video_places` and `audio_places` count tokens over all clips.
 
     Source: [5].
     """
@@ -298,11 +295,7 @@ class Prompt:
     def encode(
         self, text: PromptText, video_words: Sequence[str] | None = None, audio_words: Sequence[str] | None = None
     ) -> list[int]:
-        """Ids of a prompt with its end token.
-
-        Args:
-            video_words, audio_words: words in place of modality tokens, to train on text alone; None keeps the places.
-        """
+        """Ids of a prompt with its end token; words may replace modality tokens, to train on text alone."""
         limits = self.limits
         ids = [*self._word(TASK_WORDS[text.task])]
         ids += self._part("video :", self.video if video_words is None else self._encoded(video_words))

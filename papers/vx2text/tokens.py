@@ -68,11 +68,7 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
 
 
 class ModalityClassifier(nn.Module):
-    """A classifier whose categories are words.
-
-    Args:
-        encoder: network with `feature_dim` features.
-        categories: see `category_names`.
+    """A classifier whose categories are words (see `category_names`), on an encoder with `feature_dim` features.
 
     Source: [3].
     """
@@ -190,16 +186,12 @@ class ModalityTokens(nn.Module):
     def forward(
         self, clips: Tensor, noise: Tensor | None = None, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, categories and scores of the clips of every sample.
+        """Embeddings, categories and scores of the clips [B, S, ...] of every sample, in the order of the clips.
 
-        Args:
-            clips: [B, S, ...], S clips each.
-            noise: Gumbel noise [B, S, draws, C]; None chooses the most probable categories.
-            table: tied embeddings of the categories [C, D].
+        Without Gumbel noise, the most probable categories are chosen; `table` holds tied embeddings of categories.
 
-        Returns:
-            Embeddings [B, S * K, D] in the order of the clips, categories [B, S * K] (empty when continuous), scores
-            [B, S, C].
+        Shapes:
+            noise [B, S, draws, C]; table [C, D] -> [B, S * K, D], [B, S * K] (empty when continuous), [B, S, C]
         """
         batch, count = clips.shape[:2]
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
@@ -222,15 +214,7 @@ class ModalityTokens(nn.Module):
 
 
 def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Tensor:
-    """Put modality tokens [B, T, D] into their places among the words.
-
-    Args:
-        embeddings: of the words [B, N, D].
-        ids: of the prompt, with reserved ids in the places of modality tokens [B, N].
-
-    Returns:
-        [B, N, D].
-    """
+    """Put modality tokens [B, T, D] into their reserved ids' places among embeddings [B, N, D] of ids [B, N]."""
     if modality not in PLACES:
         raise ValueError(f"modality must be one of {', '.join(PLACES)}, got {modality!r}")
     number = PLACES[modality] - ids
@@ -251,11 +235,7 @@ def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
 
 
 def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:
-    """Embedding of every category: the mean embedding of its name's word pieces [C, D].
-
-    Args:
-        pieces: of `pieces_of` [C, P].
-        language_model: its word embeddings get a gradient.
+    """Mean embedding [C, D] of the word pieces [C, P] of every category's name, with a gradient.
 
     Source: [4].
     """

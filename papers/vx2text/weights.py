@@ -34,10 +34,8 @@ NEEDED = "'state_dict' or 'model'"
 def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: Modality, field: str) -> None:
     """Load the weights of a checkpoint into a classifier in place.
 
-    Args:
-        path: checkpoint of a stage with a classifier of this modality, or a released file: R(2+1)D with torchvision's
-            names and a head `fc` for video, PANNs' CNN14 with a head `fc_audioset` for audio.
-        field: setting of `path`, for error messages.
+    The checkpoint is of a stage with a classifier of this modality, or a released file: R(2+1)D with torchvision's
+    names and a head `fc` for video, PANNs' CNN14 with a head `fc_audioset` for audio.
 
     Source: [3].
     """
@@ -64,9 +62,7 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
 def load_language_model(language_model: LanguageModel, path: str | Path, field: str = "text_pretrained") -> None:
     """Load the weights of a T5 folder or one of our stages into a language model in place.
 
-    Args:
-        path: a folder with `config.json` and weights, as written by `save_pretrained`, or our checkpoint.
-        field: setting of `path`, for error messages.
+    The folder has `config.json` and weights, as written by `save_pretrained`.
 
     Source: [6].
     """
@@ -114,9 +110,8 @@ def _weights_of_folder(path: Path, field: str) -> dict[str, Tensor]:
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetics") -> Path:
     """Write one part of a stage's checkpoint for other code; the output is written atomically.
 
-    Args:
-        layout: `kinetics`, the video classifier with torchvision's names; `panns`, the audio classifier as released by
-            PANNs; `t5`, the language model as `pytorch_model.bin`.
+    Layout `kinetics` is the video classifier with torchvision's names, `panns` the audio classifier as released by
+    PANNs, and `t5` the language model as `pytorch_model.bin`.
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]

@@ -15,14 +15,10 @@ from common.protocols.generation import ImageEvaluation
 
 
 class CheckpointChoice:
-    """Scores every checkpoint of a finished stage and takes the best.
+    """Scores every checkpoint of a finished stage by metric `key` and takes the best.
 
-    As in the official job, the score uses the test images. A table with its results must say so.
-
-    Args:
-        evaluation: computes the score.
-        key: metric that decides.
-        checkpoint: last checkpoint of the stage, in the folder of the others (`step*.ckpt`).
+    As in the official job, the score uses the test images. A table with its results must say so. `checkpoint` is the
+    last one of the stage, in the folder of the others (`step*.ckpt`).
 
     Source: [9.1].
     """
@@ -55,11 +51,7 @@ class CheckpointChoice:
         return [*sorted(last.parent.glob("step*.ckpt")), last]
 
     def take(self, module: Any) -> dict[str, float]:
-        """Load the best weights into a module during its test.
-
-        Returns:
-            The score, the step of the checkpoint, and 1 if its averaged weights were taken, by metric.
-        """
+        """Load the best weights into a module; returns the score, the step, and 1 if averaged weights were taken."""
         rows, files = [], self.files()
         # Use a new loader: with persistent workers a loader has a single iterator, which the test already uses.
         of_test = module.trainer.test_dataloaders

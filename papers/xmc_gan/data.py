@@ -53,11 +53,8 @@ COMMON_TOKENS = (5, 40)
 class CaptionedItems:
     """Items of a split, each with its possible captions.
 
-    Args:
-        listing: the image of each item.
-        texts: captions of the split's images, one row per image, numbered consecutively.
-        first, count: each item's first caption number and number of captions, int64 [N].
-        rows: each item's row in `texts`, int64 [N].
+    `texts` has one row per image and numbers captions consecutively. An item has `count` captions from number `first`
+    on, in row `rows`, all int64 [N].
     """
 
     listing: Listing
@@ -89,9 +86,7 @@ class CaptionedItems:
 class TextToImageItems(ImageItems):
     """An image and the number of one of its captions: `image` float32 [3, S, S] in [0, 1], `caption` int64.
 
-    Args:
-        choice: `random` is uniform at every visit, drawn from (seed, epoch, item); `shortest` has the fewest tokens.
-        options: see ImageItems.
+    A `random` caption is uniform at every visit, drawn from (seed, epoch, item); the `shortest` has the fewest tokens.
 
     Source: [2.5].
     """
@@ -367,11 +362,7 @@ class TextToImageData(ShardedDataModule):
         return encode_texts(texts, self.tokenizer)
 
     def attributes(self, role: Role) -> Tensor:
-        """Attributes of images in a world with a thing on each side; `index` of a batch counts the rows.
-
-        Returns:
-            int64 [N, A]: attributes of the left thing, of the right one, and the ground.
-        """
+        """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld):
             raise ValueError(
                 "data.world must be a world with a thing on either side, such as two_objects or emoji_scenes: no other "

@@ -115,10 +115,6 @@ def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 class ConditionalBatchNorm(nn.Module):
     """Batch normalization with scale and shift from a vector: BN(x) * (1 + gamma(c)) + beta(c).
 
-    Args:
-        conditions: width K of the vector.
-        group: see `BatchNorm`.
-
     Shapes:
         x [B, C, H, W], condition [B, K] -> [B, C, H, W]
 
@@ -140,10 +136,6 @@ class SpatialConditionalBatchNorm(nn.Module):
 
     The map may be smaller than x by a whole factor; each place then uses the nearest place of the map, as if the map
     were enlarged first.
-
-    Args:
-        conditions: channels K of the map.
-        group: see `BatchNorm`.
 
     Shapes:
         x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]

@@ -111,12 +111,7 @@ class XMCGANLoss:
         self.captions_at_once = captions_at_once
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
-        """Loss of the discriminator; only real images enter the contrastive terms.
-
-        Args:
-            output: of all real, then of all generated images.
-            captions: of the real images.
-        """
+        """Loss of the discriminator from outputs of all real, then all generated images; only contrasts real ones."""
         n = len(captions.length)
         terms = {}
         if self.weights["real_sentence"] > 0:
@@ -128,12 +123,9 @@ class XMCGANLoss:
     def generator(
         self, output: DiscriminatorOutput, captions: Captions, features: tuple[Tensor, Tensor] | None = None
     ) -> Loss:
-        """Loss of the generator.
+        """Loss of the generator from outputs of all real, then all generated images.
 
-        Args:
-            output: of all real, then of all generated images.
-            captions: of the real images.
-            features: of the real and the generated images by the frozen network [B, F]; None if its weight is 0.
+        `features` [B, F] are of the real and the generated images by the frozen network; None if its weight is 0.
         """
         n = len(captions.length)
         terms = {}
@@ -212,11 +204,8 @@ def pair_loss(
 ) -> Contrast:
     """Contrast of two vectors per sample: image and sentence, or generated and real image.
 
-    Args:
-        temperature: divides the cosines.
-        l2_normalize: compare only directions.
-        ranks: process group whose samples are all compared; each rank returns the loss of all. None for this rank's
-            only.
+    Cosines (dot products without `l2_normalize`) are divided by `temperature`. With a process group `ranks`, all its
+    samples are compared, and each rank returns the loss of all.
 
     Shapes:
         left, right [B, D]
@@ -245,9 +234,7 @@ def word_similarity(
     between a word and its attended regions.
 
     Args:
-        regions: features of the places of N images.
-        words: word vectors of M captions; padding may have any values.
-        length: number of valid words, at least one.
+        length: number of valid words, at least one; padding may have any values.
         gammas: sharpness of the attention, of the maximum over words, and of the result.
         captions_at_once: see `XMCGANLoss`.
 
@@ -289,12 +276,10 @@ def word_loss(
     captions_at_once: int | None = None,
     ranks: Any = None,
 ) -> Contrast:
-    """Contrast of captions and images by `word_similarity`.
+    """Contrast of captions and images by `word_similarity`, one caption per image.
 
-    Args:
-        regions, words, length, gammas, captions_at_once: see `word_similarity`; one caption per image.
-        ranks: see `pair_loss`; each rank compares its images with the captions of all ranks, which are smaller than
-            images. With `captions_at_once`, memory hardly grows with the number of ranks.
+    With `ranks` (see `pair_loss`), each rank compares its images with the captions of all ranks, which are smaller than
+    images. With `captions_at_once`, memory hardly grows with the number of ranks.
 
     Shapes:
         regions [B, R, C], words [B, T, C], length [B]

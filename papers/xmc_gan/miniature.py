@@ -38,14 +38,9 @@ Task = Literal["pairs", "crops", "untrained"]
 class NGramText(nn.Module):
     """Frozen random features of n-grams, which replace BERT in the miniature.
 
-    A word vector is the tanh of a sum of random vectors, one per token in a window around it. The window binds color,
-    shape and side to one object, and the tanh keeps part of that in the mean.
-
-    Args:
-        vocabulary_size: at least the number of token ids.
-        width: E.
-        radius: tokens on each side in the window of a word.
-        seed: of the random vectors. They act as BERT's weights, so the seed is the same in every run.
+    A word vector is the tanh of a sum of random vectors, one per token in a window of `radius` tokens on each side. The
+    window binds color, shape and side to one object, and the tanh keeps part of that in the mean. The random vectors
+    act as BERT's weights, so `seed` is the same in every run.
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
@@ -99,12 +94,7 @@ class PretrainedNetwork(nn.Module):
         self.pretrained = pretrained
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of every image [B].
-
-        Args:
-            images: [B, 3, S, S] in [0, 1].
-            attributes: of the left thing, of the right one, and the ground [B, A].
-        """
+        """Loss and accuracy [B] of images [B, 3, S, S] in [0, 1] with attributes [B, A] (left, right, ground)."""
         raise NotImplementedError
 
     def load_pretrained(self) -> Self:
@@ -121,10 +111,7 @@ class PretrainedNetwork(nn.Module):
 def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
     """Three convolutions of stride 2, a grid of means, and a layer of ReLU features.
 
-    Args:
-        width: channels of the first convolution, doubled by each further one.
-        feature_dim: number of features.
-        grid: cells per side; 1 discards positions.
+    Each convolution doubles the channels, `width` in the first; a `grid` of 1 discards positions.
 
     Source: [14.4].
     """

@@ -68,11 +68,7 @@ def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixels], folder: Path) -> None:
-    """Write `caption_grid.png`: one row per caption with its real image and one image per noise vector.
-
-    Args:
-        generated: for each noise vector, the images of all captions [N, S, S, 3].
-    """
+    """Write `caption_grid.png`: a row per caption with its real image and, per noise vector, one of [N, S, S, 3]."""
     real = pixels(shown.batch["image"])
     rows = [
         Row(text, [Cell(real[n], "real"), *(Cell(part[n], f"noise {k + 1}") for k, part in enumerate(generated))])
@@ -101,11 +97,7 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
 
 
 def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
-    """Write `attention.png`: attention of the generator's regions to each word.
-
-    Args:
-        images: generated with the first noise vector [N, S, S, 3].
-    """
+    """Write `attention.png`: attention of the generator's regions to each word, for images [N, S, S, 3]."""
     lines = min(ATTENDED, len(shown.texts))
     own = type(captions)(*(value[:lines] for value in captions))
     weights = module.measured.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
@@ -150,11 +142,7 @@ PANELS = {
 
 
 def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None:
-    """Write `curves.png`: losses and matched pairs of real and generated images over training.
-
-    Args:
-        metrics: `metrics.csv` of the run, with rows of step, name and value; without this file there is no figure.
-    """
+    """Write `curves.png`: losses and matched pairs over training, from rows of step, name and value, if any."""
     curves: dict[str, list[tuple[float, float]]] = {}
     if metrics.is_file():
         with metrics.open(newline="", encoding="utf-8") as file:

@@ -60,12 +60,7 @@ def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block that doubles the resolution.
-
-    Args:
-        conditions: width of the condition of its two normalizations.
-        spatial: whether the condition is a map or one vector.
-        group: see `BatchNorm`.
+    """Residual block that doubles the resolution; its condition is a map if `spatial`, otherwise a vector.
 
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -140,11 +135,7 @@ class Generator(nn.Module):
         initialize(self)
 
     def forward(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
-        """Images of captions, values in [0, 1].
-
-        Args:
-            z: standard normal noise.
-            length: number of valid words.
+        """Images of captions, values in [0, 1], from standard normal `z`; `length` is the number of valid words.
 
         Shapes:
             z [B, z_dim], words [B, T, E], sentence [B, E], length [B] -> [B, 3, S, S]
@@ -184,17 +175,13 @@ class Generator(nn.Module):
 
 
 def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-    """Attention of regions over words: a softmax of scaled cosines, over normalized words.
+    """Attention of regions over words: a softmax of cosines times `gamma`, in float32.
 
-    Args:
-        length: number of valid words, at least one; None for all.
-        gamma: sharpness.
+    Returns mixes of normalized words, and their weights. `length` is the number of valid words, at least one; None for
+    all.
 
     Shapes:
         query [B, R, E], words [B, T, E], length [B] -> [B, R, E], [B, R, T]
-
-    Returns:
-        Mixes of normalized words, and their weights; computed in float32.
 
     Source: [3.4].
     """
@@ -212,11 +199,9 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the resolution or keeps it.
+    """Residual block that halves the resolution or keeps it; the `first` has no ReLU on its input, an image.
 
-    Args:
-        first: the input is an image, so no ReLU is applied to it.
-        halve: halve the resolution; a block that keeps resolution and channels has an identity shortcut.
+    A block that keeps resolution and channels has an identity shortcut.
 
     Shapes:
         [B, inputs, H, W] -> [B, outputs, H / 2, W / 2], or [B, outputs, H, W]
@@ -302,10 +287,7 @@ class Discriminator(nn.Module):
         return F.relu(x).sum((2, 3)), regions
 
     def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
-        """Score images given sentences.
-
-        Args:
-            images: values in [0, 1]; one image per sentence, then the next set (real, then generated).
+        """Score images in [0, 1] given sentences; one image per sentence, then the next set (real, then generated).
 
         Shapes:
             images [k * B, 3, S, S], sentence [B, E]

@@ -113,14 +113,7 @@ def text_features(
     batch_size: int = 256,
     console: Console | None = None,
 ) -> list[Path]:
-    """Make missing or outdated stores for every available data set; returns their paths.
-
-    Args:
-        bert: folder of BERT; None for that of the recipes.
-        device: None for the accelerator if there is one.
-        batch_size: captions at a time.
-        console: for progress; None for the terminal.
-    """
+    """Make missing or outdated stores of all available data sets; `bert` overrides the recipes' folder."""
     console = Console(stderr=True) if console is None else console
     made: list[Path] = []
     missing: list[str] = []

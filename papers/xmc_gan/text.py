@@ -85,12 +85,7 @@ def _bert_sizes(folder: Path) -> dict[str, int]:
 
 
 class TransformerText(nn.Module):
-    """A small text encoder that is trained with the networks.
-
-    Args:
-        vocabulary_size: at least the number of token ids.
-        width: E.
-        max_tokens: longest text.
+    """A small text encoder of width E that is trained with the networks.
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]

@@ -49,10 +49,6 @@ class XMCGAN(TrainedModel):
 
     Images and captions are embedded in the space of the loss between images and sentences.
 
-    Args:
-        text_encoder: maps tokens and lengths to word and sentence vectors.
-        regions: whether the discriminator keeps its region head.
-
     Attributes:
         tokenizer: cuts captions; set by `from_export`.
         learned_words: words of the training captions, if the vocabulary was made from them; set by `from_export`.
@@ -167,12 +163,7 @@ class XMCGAN(TrainedModel):
 
     @torch.no_grad()
     def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
-        """Images [captions, number, 3, S, S] in [0, 1] on the CPU.
-
-        Args:
-            number: images per caption, with different noise.
-            seed: of the noise; the n-th image of every caption has the same noise.
-        """
+        """Images [captions, number, 3, S, S] in [0, 1] on the CPU; the n-th image of every caption has the same noise."""
         captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
         if not captions or number < 1:
             raise ValueError(f"got {len(captions)} captions and number={number}: at least one of each is needed")

@@ -82,12 +82,9 @@ def official_names(name: str, discriminator: bool) -> list[str]:
 
 
 def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "the arrays") -> dict[str, Tensor]:
-    """State dict of a generator or discriminator from the official code's arrays.
+    """State dict of a generator or discriminator, with the names and shapes of `network`, from the official arrays.
 
-    Args:
-        network: provides names and shapes; unchanged.
-        arrays: `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
-        where: for error messages.
+    Arrays are named `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
 
     Source: layout rules of the golden vectors; [13].
     """
@@ -126,9 +123,8 @@ def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generator") -> Path:
     """Write one network of a stage's checkpoint for other code; the output is written atomically.
 
-    Args:
-        layout: `generator`, the averaged generator with the names of `networks.Generator`; `official`, the same as a
-            `.npz` with the names of the official code; `discriminator`, as an image and region encoder.
+    Layout `generator` is the averaged generator with the names of `networks.Generator`, `official` the same as a `.npz`
+    with the official names, and `discriminator` an image and region encoder.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
     weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")

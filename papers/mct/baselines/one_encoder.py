@@ -42,12 +42,9 @@ PAIRS_AT_ONCE = 2048
 
 
 def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Generator) -> list[int]:
-    """A caption with masked words, at least one, but never its first or last token.
+    """A caption with each word masked with probability `share`, at least one, but never its first or last token.
 
-    Args:
-        tokens: with both boundary tokens.
-        share: probability of each word.
-        rng: the number of draws depends only on the caption's length.
+    The number of draws depends only on the caption's length.
     """
     noise = rng.random(max(len(tokens) - 2, 0))
     chosen = noise < max(share, noise.min(initial=1.0) + 1e-9)
@@ -55,12 +52,7 @@ def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Gen
 
 
 class MaskedViews(CaptionedViews):
-    """Two views of every image and of its captions, plus captions with masked words: `tokens_<view>_masked`.
-
-    Args:
-        masked_words: share of the words.
-        args, kwargs: see CaptionedViews; the views are the same as there.
-    """
+    """Views as in CaptionedViews, plus captions with a share of masked words: `tokens_<view>_masked`."""
 
     def __init__(self, *args: Any, masked_words: float = 0.15, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,13 +67,7 @@ class MaskedViews(CaptionedViews):
 
 
 class MaskedPretrainingData(PretrainingData):
-    """MCT's training images and captions, with masked words.
-
-    Args:
-        tokenizer: one with a mask token.
-        masked_words: share of the words of a caption.
-        kwargs: see PretrainingData.
-    """
+    """MCT's training images and captions, with a share of masked words; the tokenizer needs a mask token."""
 
     def __init__(
         self,
@@ -128,10 +114,8 @@ class PairEncoder(nn.Module):
     """A transformer that reads an image and a caption together, or a caption alone.
 
     An image has a token per place of its last feature map, marked with BERT's second segment embedding. It adds no
-    parameters to BERT, so both backbones have the same parameters as in MCT.
-
-    Args:
-        image_encoder: backbone with `forward_map` and `feature_dim`.
+    parameters to BERT, so both backbones have the same parameters as in MCT. The image encoder needs `forward_map` and
+    `feature_dim`.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
@@ -164,11 +148,7 @@ class PairEncoder(nn.Module):
         return self.bert.embeddings(input_ids=tokens)
 
     def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Last hidden states of places and of words.
-
-        Args:
-            text, image: see `start_captions` and `start_images`; without an image, only the caption is read.
-            tokens: distinguish words from padding.
+        """Last hidden states of places and of words; without an image, only the caption is read.
 
         Shapes:
             text [B, L, D]; tokens [B, L]; image [B, P, D] -> [B, P, D], [B, L, D]
@@ -211,12 +191,10 @@ class OneEncoder(pl.LightningModule):
     caption: `test/i2t_...`, `test/t2i_...` and the same with `_equal_text`.
 
     Args:
-        image_encoder, text_encoder: see PairEncoder.
         candidates: images and captions per group; a batch of B has B / candidates groups, each on one device.
         image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest.
         weight_decay: of matrices.
         warmup_fraction: share of the steps of a linear warm-up, before cosine decay.
-        clip_norm: largest norm of the gradient.
     """
 
     def __init__(

@@ -59,12 +59,7 @@ class CaptionEmbedding(nn.Module):
 class CaptionDecoder(nn.Module):
     """Transformer that predicts every token of a caption from the image and the tokens before it.
 
-    Its layers normalize after every sum and use GELU.
-
-    Args:
-        feature_dim: channels of the image's grid.
-        dropout: of embeddings, attention and hidden states.
-        max_tokens: longest caption.
+    Its layers normalize after every sum and use GELU. Dropout applies to embeddings, attention and hidden states.
 
     Shapes:
         grid [B, feature_dim, h, w], tokens int64 [B, L] -> logits of the next token [B, L, vocabulary_size]
@@ -134,16 +129,10 @@ def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
 
 @torch.no_grad()
 def write_captions(decoder: CaptionDecoder, grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Greedy captions.
+    """Greedy captions: ids [B, L] with both boundary tokens, padded at the end; unfinished ones have no end token.
 
-    Args:
-        decoder: of the forward direction.
-        grid: features of the images, [B, C, h, w].
-        start: token id to start from, [B].
-        end: token id that ends a caption, [B].
-
-    Returns:
-        Token ids [B, L] with both boundary tokens, padded at the end; an unfinished caption has no end token.
+    Shapes:
+        grid [B, C, h, w]; start, end [B], token ids
     """
     tokens, done = start[:, None], torch.zeros_like(start, dtype=torch.bool)
     while tokens.shape[1] < decoder.max_tokens and not bool(done.all()):
@@ -156,14 +145,10 @@ def write_captions(decoder: CaptionDecoder, grid: Tensor, start: Tensor, end: Te
 
 
 def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy of every token given those before it.
+    """Cross entropy of every token given those before it, 0 for padding, in at least float32.
 
-    Args:
-        grid: features of the images, [B, C, h, w].
-        tokens: captions, int64 [B, L].
-
-    Returns:
-        [B, L - 1], 0 for padding; float32 or more.
+    Shapes:
+        grid [B, C, h, w], tokens int64 [B, L] -> [B, L - 1]
     """
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens: expected [B, L] with L of at least 2, a start and an end, got {list(tokens.shape)}")
@@ -175,11 +160,7 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
 
 
 class BicaptionedImages(ImageItems):
-    """An image with one of its captions, forward and backward, as in VirTex ([11]).
-
-    Args:
-        options: see ImageItems.
-    """
+    """An image with one of its captions, forward and backward, as in VirTex ([11])."""
 
     def __init__(
         self, listing: Listing, annotations: ImageAnnotations, tokenizer: CaptionTokenizer, **options: Any
@@ -233,16 +214,12 @@ class VirTex(pl.LightningModule):
         image_encoder: backbone with `forward_map` and `feature_dim`, which is transferred.
         vocabulary_size: at least that of the tokenizer.
         hidden_size: width of the decoders; 2048 in the paper's tables, 1024 usually in VirTex.
-        layers, attention_heads, feedforward_size: of the decoders; use 16 heads and 4096 for a width of 1024.
-        dropout: of the decoders.
+        attention_heads, feedforward_size: of the decoders; use 16 and 4096 for a width of 1024.
         max_tokens: longest caption, including boundary tokens.
-        image_learning_rate: of the image encoder.
-        learning_rate: of everything else.
-        momentum: of SGD.
+        image_learning_rate, learning_rate: of SGD for the image encoder and for everything else.
         weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
         warmup_steps: linear warm-up, followed by cosine decay to zero.
-        clip_norm: largest norm of the gradient.
         samples: captions to write in the test.
 
     Shapes:
