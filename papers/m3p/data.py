@@ -53,24 +53,18 @@ class RegionTextData(ShardedDataModule):
     Args:
         tokenizer: its `max_tokens` cuts captions; a world replaces it with its own.
         sets: captioned sets by name, for search and fine-tuning; null leaves one out.
-        test_sets: names of the `sets` to search.
-        languages: languages with numbers in any order; the number is the position in sorted order. None for those of
-            the sets.
+        languages: languages with numbers, which are positions in sorted order; None for those of the sets.
         world: miniature that replaces the files of the data sets and the tokenizer; None for real data.
         region_network: checkpoint of the miniature's region network; None reads region features from files.
-        code_switching: replaces words of training captions; None keeps them.
         candidates: N, per image and per caption in training.
         vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
         exclude_siblings: never use another caption of an image as its negative.
         max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
             fewer. A smaller number saves time, but the model depends on it.
-        distributions: also read the detector's distributions over classes.
         validation_split: of the training sets, to compare weights on; None for none.
-        validation_items: use the first so many captions, taking one of every image before the second of any; None for
-            all.
+        validation_items: use the first so many captions, one per image before the second of any; None for all.
         test_images: search the first so many images of a set; None for all.
         test_captions: use the first so many captions of each image; None for all.
-        cut_test_captions: cut test captions like training captions.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
         kwargs: see ShardedDataModule; `cache_bytes` caches the regions of a set that fits, and an image without regions

@@ -167,9 +167,7 @@ class M3PEncoder(nn.Module):
         return self.dropout(self.norm(vectors)) * token_mask[..., None]
 
     def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """Vectors [B, R, D] of regions for the first block, which can be reused for many texts.
-
-        Masked regions are zero.
+        """Vectors [B, R, D] of regions (zero if masked) for the first block, which can be reused for many texts.
 
         Shapes:
             regions [B, R, feature_dim], boxes [B, R, 5], both L2-normalized; region_mask bool [B, R]

@@ -74,9 +74,9 @@ def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
             regions in order. A label of -1 means none.
 
     Returns:
-        The batch with these entries instead of labels: `word_places` and `region_places` [K] among the R + L positions
-            of
-        the G true pairs, `word_targets` [K], `region_classes` [K], `region_features` [K, F], and `true_rows` [G].
+        The batch with other entries instead of labels. These are `word_places` and `region_places` [K] among the R + L
+        positions of the G true pairs, `word_targets` [K], `region_classes` [K], `region_features` [K, F], `true_rows`
+        [G].
     """
     xmlm = []
     for block in batch["xmlm"]:

@@ -128,12 +128,10 @@ class RegionPictures(ShardedDataModule):
 class WarmStart(pl.LightningModule):
     """Aligns word and region embeddings before pre-training, in place of XLM-R's weights.
 
-    The mean word embedding of a caption and the mean region embedding of its image are contrasted in the batch. Without
-    this start, the encoder scores all candidates alike for a long time ([13.2]).
+    The mean word embedding of a caption and the mean region embedding of its image are contrasted in the batch; nothing
+    else of `model` is trained. Without this start, the encoder scores all candidates alike for a long time ([13.2]).
 
     Args:
-        model: only its word and region embeddings are trained.
-        temperature: of the contrast.
         pretrained: checkpoint of another stage; None starts from random weights.
         learning_rate, warmup_steps: see `papers.m3p.module.adam`.
         captions_per_image: see `RetrievalTest`.

@@ -32,9 +32,8 @@ class PairGroup:
     """Candidates of one image or caption, or a single true pair.
 
     Args:
-        captions: pieces of one caption, or of N.
+        captions, images: pieces, regions of one, or of N.
         languages: language number of each caption before code-switching.
-        images: regions of one image, or of N.
         positive: position of the true candidate.
         noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
     """

@@ -112,7 +112,6 @@ class SearchedSets:
     Args:
         images, captions_per_image: use the first so many images of a set, and captions of each image; None for all.
         max_missing: largest fraction of images without regions.
-        options: see RegionItems.
 
     Attributes:
         items: images or captions of each loader.
@@ -187,16 +186,13 @@ SAVE_EVERY = 60.0
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images and captions to search, as inputs of the encoder's first block.
+    """N images and M captions to search, as inputs of the encoder's first block.
 
-    Attributes:
-        image: vectors of regions [N, R, D].
-        image_mask: valid regions, bool [N, R].
-        tokens: ids of all captions, int64 [M, W].
-        token_mask: valid tokens, bool [M, W].
-        caption_image: row of each caption's image, int64 [M].
-        caption: numbers of the captions in their data set, int64 [M].
-        image_number: numbers of the images in their data set, int64 [N].
+    `caption_image` is the row of each caption's image; `caption` and `image_number` are the numbers in the data set.
+
+    Shapes:
+        image [N, R, D]; image_mask bool [N, R]; tokens int64 [M, W]; token_mask bool [M, W]
+        caption_image, caption int64 [M]; image_number int64 [N]
     """
 
     image: Tensor
@@ -217,11 +213,9 @@ def score_pairs(
     title: str = "",
     captions_together: int = CAPTIONS_TOGETHER,
 ) -> Tensor:
-    """Scores [N, M] float32 of all pairs, on the host of every process.
+    """Scores [N, M] float32 of all pairs, on the host of every process; all need the same gallery.
 
     Args:
-        model: in evaluation mode.
-        gallery: the same on every process.
         tokens_per_batch: regions and tokens per batch, over all its pairs.
         partial: file of this process for partial scores, to resume an interrupted run.
         language: number of the captions' language.
@@ -295,8 +289,8 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
     """Columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
 
     The released code also makes exactly k, by random choice. A single French or Czech caption is in its gallery five
-    times, and the best K results count all copies. `caption_image` int64 [M] is each caption's image row, each row at
-    least once.
+    times, and the best K results count all copies. `caption_image` int64 [M] is each caption's image row and contains
+    every row.
 
     Source: [8] and [10].
     """

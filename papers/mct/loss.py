@@ -188,10 +188,9 @@ class MultimodalContrast(nn.Module):
             queries, keys [B, intra_dim] or [B, inter_dim]; image_id [B]; tags [B, T]
 
         Returns:
-            Scalars: `loss` with gradient; detached, every unweighted loss by name; how often the own key beats the
-                queue,
-            `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives per anchor
-            of J_tag including the own key, `positives`; written share of the queues, `queue_fill`.
+            Scalar `loss` with gradient. Detached scalars: every unweighted loss by name; how often the own key beats
+            the queue, `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives
+            per anchor of J_tag including the own key, `positives`; written share of the queues, `queue_fill`.
         """
         self._require(queries, keys, image_id, tags)
         terms: dict[str, Tensor] = {}

@@ -22,11 +22,8 @@ class Heads:
     Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) share
     the hidden layer. With equal widths they also share the output layer, so one embedding serves both kinds of
     contrast; with different widths each has its own output layer. This definition of "shared" is ours, because we
-    couldn't read the paper's text.
-
-    Args:
-        hidden_dim: units of the hidden layer; `feature_dim` of the backbone by default.
-        batch_norm: normalize the hidden layer over the batch; the method doesn't.
+    couldn't read the paper's text. `hidden_dim` defaults to the backbone's `feature_dim`; the method has no
+    `batch_norm`.
 
     Source: [2]; two layers without batch normalization as in MoCo v2.
     """

@@ -62,13 +62,9 @@ class ImportedMoCo:
 
 @dataclass(frozen=True)
 class ImportedVirTex:
-    """Contents of a released VirTex checkpoint.
+    """Contents of a released VirTex checkpoint; `visual` has torchvision's names.
 
-    Attributes:
-        visual: the image backbone, with torchvision's names.
-        textual: the captioning heads with the file's names: `textual.*` and, for a bidirectional one,
-            `backward_textual.*`.
-        iteration: iterations trained.
+    `textual` holds the captioning heads with the file's names: `textual.*` and, if bidirectional, `backward_textual.*`.
     """
 
     visual: dict[str, Tensor]

@@ -65,11 +65,9 @@ class Example:
     """The text of one sample.
 
     Args:
-        text: input of the model.
-        answer: its target; None if withheld.
+        answer: the model's target; None if withheld.
         correct: position of the right option; -1 without options or if withheld.
         references: texts to compare the output with, starting with the original answer if it is one.
-        clip: name of the clip.
     """
 
     item_id: str

@@ -54,7 +54,6 @@ def choose(
 
     Args:
         logits: scores before the softmax.
-        table: embedding of every category.
         tokens: K.
         temperature: tau, which divides perturbed log-probabilities.
         noise: Gumbel noise; None in evaluation.

@@ -144,10 +144,7 @@ def draw_samples(
 ) -> None:
     """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original.
 
-    Args:
-        dataset: has `preview(item)` and `name(item)`.
-        written: generated text by item.
-        tokens: modality -> item -> names of the categories before and after.
+    `tokens` maps modality -> item -> category names before and after; `written` maps item -> text.
     """
     columns = ["clip", "question", "written", "original"]
     columns += [f"{name} tokens {when}" for name in tokens for when in ("before", "after")]

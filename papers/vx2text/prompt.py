@@ -218,7 +218,6 @@ class PromptLimits:
         speech: subtitles; the earliest are cut. T5 was trained on 512 pieces.
         caption: known description of the video.
         history: earlier questions and answers; keeps the latest, as whole turns if one fits.
-        option: each of the options.
         answer: includes the end token.
         video_tokens, audio_tokens: tokens per clip, K.
 
@@ -248,12 +247,7 @@ DEFAULT_LIMITS = PromptLimits()
 class PromptText:
     """The text of one sample; empty parts don't appear in the prompt.
 
-    Args:
-        speech: lines of subtitles in temporal order.
-        focus: range of lines to keep longest if there are too many; None for the last ones.
-        caption: known description of the video.
-        history: earlier questions and answers.
-        options: answers to choose from.
+    `focus` is the range of speech lines to keep longest if there are too many; None means the last ones.
     """
 
     task: Task

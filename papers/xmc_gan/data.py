@@ -137,7 +137,6 @@ class TextToImageData(ShardedDataModule):
         minibatches: per training batch; each discriminator step takes one.
         items: an epoch shows each image once, or each caption (Localized Narratives).
         captions_per_image: use the first so many captions of an image.
-        test_caption: caption of an image to use in the test.
         test_samples: draws of (image, caption) to generate from; None for each item once.
         reference_samples: real images for the comparison; None for all. The draws start after them in the same fixed
             order and wrap around, because Localized Narratives have fewer than 30,000.

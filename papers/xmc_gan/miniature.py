@@ -141,7 +141,6 @@ class AttributeClassifier(PretrainedNetwork):
     """Names the thing in each half of a picture and the ground; measures the miniature.
 
     Args:
-        width, feature_dim, grid: see `convolutions`.
         sizes: values per attribute: those of the left thing, of the right one, and the ground.
         pretrained: checkpoint of the stage `mini_evaluator`.
 
@@ -194,8 +193,6 @@ class PictureNetwork(PretrainedNetwork):
         task: `pairs` learns the things of a picture (combinations of color and shape) and its ground, without
             positions; `crops` the thing in a half of a picture, like networks for photos of one thing, which makes a
             weaker teacher; `untrained` nothing, the weakest.
-        width, feature_dim, grid: see `convolutions`.
-        sizes: see `AttributeClassifier`.
         pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
 
     Source: [14.4]b and 14.8.
@@ -311,18 +308,13 @@ class MiniatureEvaluation(ImageEvaluation):
     | `mini_fd_floor` | the same for as many real pictures of the captions: a perfect generator |
     | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
     | `mini_r_precision_shuffled` | control with shuffled captions, at chance |
-    | `mini_soa_i`, `mini_soa_c` | things whose half is named correctly (shape and color, or drawing); mean over things
-    |
+    | `mini_soa_i`, `mini_soa_c` | things named correctly in their half (shape, color or drawing); mean over things |
     | `mini_soa_i_shuffled` | control with shuffled captions; chance is 8.3 |
     | `mini_background` | pictures with the correct ground |
     | `captions` | number of captions |
 
-    The network isn't part of the module's state.
-
-    Args:
-        evaluator: with the checkpoint of its stage; without one, nothing is measured and a message says so.
-        candidates: texts to compare an image with, including its own.
-        seed: of the candidates.
+    The network isn't part of the module's state. If it has no checkpoint, nothing is measured and a message says so.
+    `candidates` counts the texts to compare an image with, including its own; `seed` draws them.
 
     Source: [14.5].
     """

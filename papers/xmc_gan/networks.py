@@ -177,8 +177,7 @@ class Generator(nn.Module):
 def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
     """Attention of regions over words: a softmax of cosines times `gamma`, in float32.
 
-    Returns mixes of normalized words, and their weights. `length` is the number of valid words, at least one; None for
-    all.
+    Returns mixes of normalized words, and their weights. `length` counts valid words, at least one; None means all.
 
     Shapes:
         query [B, R, E], words [B, T, E], length [B] -> [B, R, E], [B, R, T]

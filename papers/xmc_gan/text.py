@@ -23,16 +23,14 @@ class BertText(nn.Module):
         pretrained: folder of released weights, or a name in the local cache of transformers. Nothing is downloaded;
             missing files raise an error at the first use. None starts from random weights, to be loaded from a
             checkpoint.
-        sentence_pool: see `pool_sentence`.
+        sentence_pool: see `pool_sentence`; the official pooling needs the T of the data set, because padding counts.
         sizes: arguments of `BertEncoder`; None reads the configuration next to the weights.
 
     Attributes:
         feature_dim: E, 768 for BERT base.
 
     Shapes:
-        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]; the official pooling needs the T of
-        the
-        data set, because padding counts.
+        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]
 
     Source: [2.1]: bert-base-uncased, last_hidden_state, no gradients.
     """

@@ -163,7 +163,7 @@ class XMCGAN(TrainedModel):
 
     @torch.no_grad()
     def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
-        """Images [captions, number, 3, S, S] in [0, 1] on the CPU; the n-th image of every caption has the same noise."""
+        """Images [captions, number, 3, S, S] in [0, 1] on the CPU; the n-th image of every caption shares its noise."""
         captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
         if not captions or number < 1:
             raise ValueError(f"got {len(captions)} captions and number={number}: at least one of each is needed")

@@ -192,8 +192,8 @@ class OneEncoder(pl.LightningModule):
 
     Args:
         candidates: images and captions per group; a batch of B has B / candidates groups, each on one device.
-        image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest.
-        weight_decay: of matrices.
+        image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest; `weight_decay` is of
+            matrices.
         warmup_fraction: share of the steps of a linear warm-up, before cosine decay.
     """
 
