@@ -92,7 +92,6 @@ class CaptionPool:
         return len(self.counts)
 
     def of(self, image: int) -> Ints:
-        """Numbers of an image's captions."""
         return self._captions[self._starts[image] : self._starts[image + 1]]
 
     def caption(self, number: int) -> tuple[CaptionTokens, int]:
@@ -119,8 +118,6 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
 
 
 class SwitchedCaptions:
-    """Tokenizes code-switched captions; the pieces of each word are cached."""
-
     def __init__(self, switcher: CodeSwitcher, tokenizer: XLMRTokenizer) -> None:
         self.switcher = switcher
         self.tokenizer = tokenizer
@@ -156,10 +153,7 @@ def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: in
 
 
 def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
-    """Token ids of all texts in sequence, each text closed by `</s>`, int32 [tokens].
-
-    With a unique key of the texts, `identity`, the tokens of many texts are cached on disk and memory-mapped.
-    """
+    """Token ids int32 [tokens] of all texts, each closed by `</s>`; many texts with a unique `identity` are cached."""
 
     def chunks() -> Iterator[npt.NDArray[np.int32]]:
         for first in range(0, len(texts), CHUNK):

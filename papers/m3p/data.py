@@ -138,14 +138,12 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def used_splits(self) -> list[tuple[Any, str]]:
-        """Captioned data sets and splits in use, each once."""
         splits = [self.train_split, *([] if self.validation_split is None else [self.validation_split])]
         used = [(one.dataset, split) for one in self.training_sets for split in splits]
         used += [(one.dataset, self.test_split) for one in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
     def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
-        """Parts of the world to render."""
         switched = ["dictionaries"] if self.code_switching is not None else []
         names = [name for dataset, _ in self.used_splits for name in world.needed_for(dataset)]
         return ["sentencepiece", *switched, *dict.fromkeys(names)]
@@ -165,7 +163,6 @@ class RegionTextData(ShardedDataModule):
             dataset.regions_root = prepare_regions(dataset, splits, self.region_network)
 
     def prepare_tokenizer(self) -> None:
-        """Prepare the tokenizer with only the files it needs."""
         if self.world is not None:
             self.world.prepare(["sentencepiece"])
         self.tokenizer.prepare(self.training_texts())
@@ -214,7 +211,6 @@ class RegionTextData(ShardedDataModule):
                 self.warn_of_few_languages()
 
     def warn_of_few_languages(self) -> None:
-        """Warn if the available dictionaries cover fewer languages than the paper's."""
         switcher = self.code_switching
         if switcher is not None and switcher.all_there and len(switcher.targets) < PUBLISHED_LANGUAGES:
             rank_zero_warn(
@@ -232,7 +228,6 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of different tokens; known after setup."""
         return self.tokenizer.vocabulary_size
 
     @property
@@ -288,7 +283,6 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def evaluation_sets(self) -> list[EvaluationSet]:
-        """Sets to search; known after setup."""
         return self.searched.sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -298,7 +292,6 @@ class RegionTextData(ShardedDataModule):
         ]
 
     def caption_text(self, position: int, caption: int) -> str:
-        """A caption of an evaluation set, by its `index`."""
         return self.searched.caption(position, caption)
 
     def preview(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
@@ -555,7 +548,6 @@ class RetrievalData(RegionTextData):
         return self.training_loader(self.training_pairs[0], collate_fn=OneRelation(collator))
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A step of maximum size; see `PretrainingData.example_batch`."""
         step = {"xmlm": [], "relations": [pairs_example(self, module.model, size, None, draw)]}
         images = images_of_an_epoch(self)
         pairs = None if images is None else images * self.captions_per_image
@@ -632,6 +624,5 @@ def images_of_an_epoch(data: RetrievalData) -> int | None:
 
 
 def facts_of(module: Any) -> dict[str, int]:
-    """Facts of a module's data that are known after setup."""
     encoder = module.model.encoder
     return {"feature_dim": encoder.feature_dim, "vocabulary_size": encoder.vocabulary_size}

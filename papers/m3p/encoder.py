@@ -178,10 +178,7 @@ class M3PEncoder(nn.Module):
     # -- the blocks ----------------------------------------------------------------------------------------------------
 
     def encode(self, start: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
-        """Hidden states [B, S, D] of `start` [B, S, D] after all blocks; zero where the mask bool [B, S] is False.
-
-        `first` only computes the first position in the last block, [B, 1, D].
-        """
+        """Hidden states [B, S, D], or [B, 1, D], of `start` [B, S, D]; zero where the mask bool [B, S] is False."""
         hidden, mask = self._before_the_last(start, mask)
         return self.blocks[-1](hidden, mask, positions)
 
@@ -196,7 +193,6 @@ class M3PEncoder(nn.Module):
         return last(hidden, mask, "first")[:, 0], last(hidden[whole], mask[whole])
 
     def _before_the_last(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states after all blocks but the last, and the mask for the blocks."""
         mask = at_least_one(mask)
         *earlier, _ = self.blocks
         for block in earlier:

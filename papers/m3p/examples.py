@@ -1,7 +1,4 @@
-"""Made-up batches of the greatest length, for estimates and measurements without data.
-
-Masked words and regions follow a fixed pattern, so every estimate is the same.
-"""
+"""Made-up batches of maximum length with a fixed mask, for reproducible estimates without data."""
 
 from __future__ import annotations
 

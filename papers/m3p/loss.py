@@ -54,7 +54,6 @@ class WeightSchedule:
 
     @property
     def ever(self) -> bool:
-        """Whether the weight is ever nonzero."""
         return any(weight != 0 for _, weight in self.points)
 
     def __call__(self, iteration: int) -> float:

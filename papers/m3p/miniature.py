@@ -112,7 +112,6 @@ class RegionPictures(ShardedDataModule):
 
     @property
     def class_count(self) -> int:
-        """Number of categories."""
         return len(self.dataset.listing("train").classes)
 
     def items(self, split: str, training: bool) -> ImageItems:

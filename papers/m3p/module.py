@@ -170,7 +170,6 @@ class M3PModule(pl.LightningModule):
                 yield kind, self.relation_terms(kind, group)
 
     def weights_at(self, iteration: int) -> dict[str, float]:
-        """Weight of every term and of every kind of group."""
         h: Any = self.hparams
         weights = {name: schedule(iteration) for name, schedule in self.schedules.items()}
         return weights | {
@@ -183,7 +182,6 @@ class M3PModule(pl.LightningModule):
         }
 
     def relation_terms(self, kind: str, group: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The enabled losses of a group of pairs."""
         h: Any = self.hparams
         return relation_terms(
             self.model,
@@ -202,7 +200,6 @@ class M3PModule(pl.LightningModule):
     # -- updates -------------------------------------------------------------------------------------------------------
 
     def update(self) -> None:
-        """Step the optimizer and its schedule with the accumulated gradients, then clear them."""
         optimizer: Any = self.optimizers()
         learning = [p for p in self.parameters() if p.requires_grad]
         for parameter in learning:
@@ -304,7 +301,6 @@ def check_classes(model: M3P, batch: Batch) -> None:
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The existing gradients, in the order of the parameters."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -321,7 +317,6 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
 
 
 def start_from(path: str, model: M3P, position_offset: int = 2) -> None:
-    """Load the initial weights; see `load_into_model`."""
     left = load_into_model(model, path, "model.pretrained", position_offset)
     if left:
         rank_zero_only(print)(f"  {path}: {len(left)} tensors are not used: {', '.join(left)}", flush=True)

@@ -1,7 +1,4 @@
-"""Recall by language, images found for captions, and captions as training reads them.
-
-These figures are ours: the paper's are unknown.
-"""
+"""Our figures: recall by language, images found for captions, and captions as training reads them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,6 @@ class PairGroup:
     noise: Mapping[str, npt.NDArray[np.float64]]
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return max(len(self.captions), len(self.images))
 
 
@@ -127,7 +126,6 @@ class PairItems(RegionItems):
         return {"t2i": t2i, "i2t": PairGroup(texts, languages, [regions], positive, noise)}
 
     def _texts(self, captions: Sequence[int], rng: np.random.Generator) -> tuple[list[Tokens], list[int]]:
-        """Pieces of captions, each code-switched independently, and their language numbers."""
         languages = [self.numbers.get(self.pool.caption(number)[0].language, 0) for number in captions]
         return [self._pieces(number, rng) for number in captions], languages
 
@@ -218,7 +216,6 @@ class PairCollator:
         return batch
 
     def _join(self, groups: Sequence[PairGroup]) -> dict[str, Tensor]:
-        """The pairs of all groups in sequence."""
         candidates = len(groups[0])
         captions = [caption for group in groups for caption in group.captions]
         images = [image for group in groups for image in group.images]
@@ -253,7 +250,6 @@ class PairCollator:
         regions: dict[str, npt.NDArray[Any]],
         masking: Masking,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
-        """Masked tokens and features of pairs, and labels of the true ones."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
         position = np.arange(tokens.shape[1])
         masked_tokens, word_labels = mask_words(

@@ -109,12 +109,7 @@ def _shown(dataset: Any) -> str:
 
 
 class RegionItems(ItemDataset):
-    """Pictures as regions for evaluation: `regions` and `index`.
-
-    Args:
-        max_regions: use the first so many regions of a picture; it may have fewer, see `pad_regions`.
-        cache_bytes: memory for regions; they are cached if all fit.
-    """
+    """Pictures as regions for evaluation: `regions` and `index`; cached if `cache_bytes` suffice for all."""
 
     def __init__(
         self,

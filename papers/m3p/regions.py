@@ -61,7 +61,6 @@ class RegionNetwork(nn.Module):
         return self.classifier(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Features that describe a region."""
         return self.encoder(images)
 
 

@@ -51,10 +51,7 @@ class EvaluationSet:
 
 
 class CaptionItems(Dataset[Sample]):
-    """Captions to find, the `first` of each of `pictures`, each with its image.
-
-    `cut` cuts them to the tokenizer's `max_tokens`; the released code only does so in training.
-    """
+    """Captions to find, the `first` of each picture; the released code only cuts those of training, see `cut`."""
 
     def __init__(
         self, tokens: CaptionTokens, pictures: Pictures, first: int | None, tokenizer: XLMRTokenizer, cut: bool = False
@@ -85,7 +82,6 @@ class CaptionItems(Dataset[Sample]):
         }
 
     def text(self, item: int) -> str:
-        """The original caption."""
         return self.tokens.texts[int(self.numbers[item])]
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -147,7 +143,6 @@ class SearchedSets:
         self.longest = max((items.width for items in self.items if isinstance(items, CaptionItems)), default=0)
 
     def loaders(self) -> list[tuple[str, RegionItems | CaptionItems, Collate]]:
-        """Record name, items and collate function of each loader."""
         names = {one.image_loader: f"test {one.name}" for one in reversed(self.sets)}
         names |= {one.caption_loader: f"test captions {one.name}" for one in self.sets}
         return [
@@ -162,7 +157,6 @@ class SearchedSets:
         ]
 
     def caption(self, position: int, caption: int) -> str:
-        """A caption of a set, by its `index`."""
         items = self.items[self.sets[position].caption_loader]
         assert isinstance(items, CaptionItems)
         return items.text(caption)
@@ -256,7 +250,6 @@ def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
 
 
 def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
-    """Save partial scores atomically."""
     content: dict[str, Any] = {"mark": mark, "tiles": dict(done)}
     write_torch(path, content)
 
@@ -276,7 +269,6 @@ def _noted(path: Path, mark: str) -> dict[int, Tensor]:
 
 
 def _progress(count: int, title: str) -> Iterator[int]:
-    """Numbers below `count`, with a bar on the main process."""
     if not title or rank() != 0:
         yield from range(count)
         return
@@ -337,7 +329,6 @@ class RetrievalTest:
         self.found: list[Searched] = []
 
     def reset(self, module: Any) -> None:
-        """Start over with the test sets of the module's data."""
         self.module = module
         self.sets: list[EvaluationSet] = module.trainer.datamodule.evaluation_sets
         self.images = {one.image_loader: RowsOncePerSample("start", "mask") for one in self.sets}
@@ -345,7 +336,6 @@ class RetrievalTest:
         self.found = []
 
     def update(self, model: M3P, batch: Mapping[str, Tensor], loader: int) -> None:
-        """Embed a batch of images, or collect a batch of captions."""
         if loader in self.images:
             regions, boxes, mask = batch["regions"], batch["boxes"], batch["region_mask"]
             if self.by_means:

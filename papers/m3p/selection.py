@@ -15,14 +15,7 @@ class Best:
 
     Validation accuracy is the share of validation items whose true pair scores highest among its N candidates, for both
     search directions. This isn't Lightning's validation loop, which skips a run that resumes at the end of an epoch.
-
-    Args:
-        every: iterations between two comparisons.
-
-    Attributes:
-        accuracy, iteration: of the best weights; iteration 0 before the first comparison.
-        compared: iteration of the last comparison.
-        weights: the best; None before the first comparison, and while the model holds them.
+    `weights` are None before the first comparison (iteration 0), and while the model holds them.
 
     Source: [10].
     """
@@ -46,7 +39,6 @@ class Best:
             logger.log_metrics({"val/accuracy": accuracy}, done - at_end)
 
     def restore(self, module: Any) -> None:
-        """Load the best weights into the model for the test and the last checkpoint."""
         if self.weights is not None:
             module.model.load_state_dict(self.weights)
         self.weights = None

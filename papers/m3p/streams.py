@@ -191,7 +191,6 @@ class MultitaskSteps(Dataset[Step]):
         return last[1]
 
     def _block(self, epoch: int, step: int, draw: int, group: int, draws: Draws) -> dict[str, Any]:
-        """Masked text in one language for the rows of a group."""
         number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
@@ -215,7 +214,6 @@ class MultitaskSteps(Dataset[Step]):
         }
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """This rank's rows of a block whose groups alternate."""
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
         return {name: torch.from_numpy(rows[self.rank :: self.world_size]) for name, rows in flat.items()}
@@ -236,5 +234,4 @@ def indices_of(samples: Sequence[Sample]) -> torch.Tensor:
 
 
 def _unless_zero(group: int) -> tuple[int, ...]:
-    """Seed suffix of a group; empty for the first."""
     return (group,) if group else ()

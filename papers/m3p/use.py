@@ -73,10 +73,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """The encoder's state [B, D] at the first region of each picture, read without text.
-
-        It isn't comparable with a text's vector, because this model reads both together; see `match`.
-        """
+        """The encoder's state [B, D] at each picture's first region, read without text; not comparable with texts."""
         start, mask = self._start(images)
         return self.encoder.encode(start, mask, "first")[:, 0].float()
 
@@ -154,7 +151,6 @@ class M3P(encoder.M3P, TrainedModel):
         return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
     def _language(self) -> int | None:
-        """Number of the texts' language; None adds no language embedding."""
         if self.language is None:
             return None
         if not self.languages:

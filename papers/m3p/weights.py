@@ -87,13 +87,12 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
     """Load a checkpoint into a model in place; the tensor names tell its layout. Returns the names of unused tensors.
 
     On error the model is unchanged. XLM-R provides the text encoder and the vocabulary bias; regions and the match head
-    keep their weights. The generation layers of the released checkpoint are unused.
+    keep their weights. The generation layers of the released checkpoint are unused. `position_offset` is the first row
+    to use of XLM-R's position table: 2, where its positions start, or 0.
 
     Args:
         path: Lightning checkpoint of any stage, released checkpoint, output of `export` or `assemble export`, or XLM-R
             in the layout of transformers (the folder, `model.safetensors` or `pytorch_model.bin`).
-        field: setting of `path`, for error messages.
-        position_offset: first row to use of XLM-R's position table: 2, where its positions start, or 0.
 
     Source: [3].
     """
@@ -159,7 +158,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
 
 
 def _file(path: Path) -> Path:
-    """The weights file in a folder, or the path itself."""
     if not path.is_dir():
         return path
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -183,7 +181,6 @@ def _of_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the released code under our names."""
     if "embeddings.weight" not in state or "attentions.0.q_lin.weight" not in state:
         return {}
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("attentions."))
@@ -212,7 +209,6 @@ def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) 
 
 
 def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
-    """XLM-R names, without the prefix `roberta.`, that our tensors come from."""
     used = {other for name in weights if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
     return used | {
         "embeddings.token_type_embeddings.weight", "embeddings.position_ids",
@@ -221,14 +217,12 @@ def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
 
 
 def _names(parts: Mapping[str, str], block: Mapping[str, str], layers: int) -> dict[str, str]:
-    """Maps all of our names that a layout might contain to its names."""
     ours = [*parts, *(f"encoder.blocks.{number}.{part}" for number in range(layers) for part in block)]
     names = [f"{part}.{kind}" for part in ours for kind in ("weight", "bias")]
     return {name: other for name in names if (other := _renamed(name, parts, block))}
 
 
 def _renamed(name: str, parts: Mapping[str, str], block: Mapping[str, str]) -> str | None:
-    """Name of our tensor in another layout; None if it has none."""
     part, _, kind = name.rpartition(".")
     within = re.fullmatch(r"encoder\.blocks\.(\d+)\.(\w+)", part)
     if within:

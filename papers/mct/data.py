@@ -145,7 +145,6 @@ class PretrainingData(CaptionData):
 
     @property
     def tag_names(self) -> Sequence[str]:
-        """Tags of the data set; known after setup."""
         return self.annotations.tag_names
 
     @cached_property
@@ -175,7 +174,6 @@ class PretrainingData(CaptionData):
         return self.training_loader(self.training_images, collate_fn=self.collate)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images with tags, and captions if the model reads them."""
         tags = module.loss.tag_count
         views = {f"image_{view}": self.example_images(size, draw)["image"] for view in ("query", "key")}
         batch = views | {

@@ -265,7 +265,6 @@ class MultimodalContrast(nn.Module):
 
 
 def _accuracy(positive: Tensor, negatives: Tensor, mask: Tensor | None) -> Tensor:
-    """How often the own key beats every negative."""
     beaten = negatives >= positive[:, None]
     if mask is not None:
         beaten &= mask
@@ -273,7 +272,6 @@ def _accuracy(positive: Tensor, negatives: Tensor, mask: Tensor | None) -> Tenso
 
 
 def _per_anchor(chosen: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean number of chosen, valid slots per anchor."""
     if mask is not None:
         chosen = chosen & mask
     # In float32, because a sum of booleans first converts them to 64-bit integers.

@@ -207,7 +207,6 @@ class MCTModule(pl.LightningModule):
         return max((one.group if isinstance(one, GroupedBatchNorm) else own for one in layers), default=0)
 
     def check_replicas(self) -> None:
-        """Raise if the queues of two ranks differ."""
         self.loss.check_replicas()
 
     # -- what is measured after training -------------------------------------------------------------------------------

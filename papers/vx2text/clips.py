@@ -85,7 +85,6 @@ class AudioInput:
 
     @property
     def samples(self) -> int:
-        """Samples of a window."""
         return round(self.seconds * self.sample_rate)
 
 

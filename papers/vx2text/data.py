@@ -117,10 +117,7 @@ class QuestionExamples(Examples):
 
 
 class DialogExamples(Examples):
-    """Turns of dialogues with their history; `rows` are (dialogue, turn).
-
-    `with_summary` appends the summary of a video to its caption.
-    """
+    """Turns of dialogues with their history; `with_summary` appends a video's summary to its caption."""
 
     def __init__(
         self,
@@ -269,7 +266,6 @@ def prompt_for(
 
 
 def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> Sample:
-    """Targets of the options: ids `answer_options`, or word pieces `option_labels`."""
     if scoring == "label":
         return {"answer_options": torch.tensor(prompt.tokenizer.letter_ids)}
     if scoring == "position":
@@ -382,7 +378,6 @@ class VideoTextData(ShardedDataModule):
         """Listing of a split with one row per example, and the examples."""
 
     def subtitles(self) -> Subtitles | None:
-        """Subtitles of the clips; None if the prompt has no speech."""
         return self.dataset.subtitles() if self.prompt.limits.speech else None
 
     def items(self, split: str, training: bool) -> VideoTextItems:
@@ -420,7 +415,6 @@ class VideoTextData(ShardedDataModule):
         return self.dataset.published_counts.get(self.train_split)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> ExampleBatch:
-        """A made-up batch with prompts of maximum length, for estimates without data."""
         limits = self.prompt.limits
         places = [*self.prompt.video, *self.prompt.audio]
         words = limits.speech + limits.caption + limits.history + limits.question + self.options * limits.option
@@ -522,10 +516,7 @@ class DialogData(VideoTextData):
 
 
 class CaptioningData(VideoTextData):
-    """TVC: descriptions of moments, one per sample in training, otherwise all of a moment as references ([10]).
-
-    The descriptions of its test split are withheld; test on `val`.
-    """
+    """TVC: descriptions of moments ([10]), one per training sample; `val` has all of a moment as references."""
 
     def __init__(
         self,

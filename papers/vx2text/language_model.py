@@ -12,12 +12,10 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 
 
 class LanguageModel(nn.Module):
-    """T5 with random weights; `papers.vx2text.weights.load_language_model` loads released ones.
+    """T5 with random weights and the sizes of T5-base (222,903,552 parameters) by default.
 
-    The default sizes are those of T5-base (222,903,552 parameters).
-
-    Args:
-        embedding_scale: initial embeddings have deviation 1, too much for a small network.
+    `papers.vx2text.weights.load_language_model` loads released weights. `embedding_scale` is the deviation of initial
+    embeddings; 1 is too much for a small network.
 
     Source: [6].
     """
@@ -53,12 +51,10 @@ class LanguageModel(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width of an embedding, D."""
         return int(self.t5.config.d_model)
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of word embeddings."""
         return int(self.t5.config.vocab_size)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -129,10 +125,7 @@ class LanguageModel(nn.Module):
 
 
 def over_queries(mask: Tensor) -> Tensor:
-    """A mask [B, N] in the form of attention masks, [B, 1, 1, N].
-
-    With a flat mask, transformers asks the device whether anything is masked, so the host waits.
-    """
+    """A mask [B, N] as [B, 1, 1, N]; with a flat one, transformers makes the host wait for the device."""
     return mask[:, None, None]
 
 

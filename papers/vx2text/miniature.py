@@ -150,7 +150,6 @@ def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def category_numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
-    """Number of every category; every word must be a category."""
     numbers = {name.lower(): number for number, name in enumerate(categories)}
     unknown = [word for word in words if word not in numbers]
     if unknown:
@@ -185,7 +184,6 @@ class KnownWords:
         return found
 
     def noisy(self, clip: str, counts: Sequence[int], replaced: float, rng: np.random.Generator) -> list[list[str]]:
-        """Words for video and sound as classifiers might choose them; see `noisy_words`."""
         true = self.words.get(clip, ((), ()))
         return [noisy_words(own, count, pool, replaced, rng) for own, count, pool in zip(true, counts, self.pools)]
 
@@ -240,10 +238,7 @@ class TokenPrecision:
 
 
 class CategoryItems(ItemDataset):
-    """Clips or sounds with their true categories: `video` or `audio`, and `words` bool [C].
-
-    A class name is a category, or contains words that are categories.
-    """
+    """Clips or sounds, and `words` bool [C], the categories that equal a class name or are among its words."""
 
     def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
         super().__init__(listing, **options)
@@ -339,7 +334,6 @@ class CategoryData(ShardedDataModule):
         return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
 
     def example_batch(self, module: pl.LightningModule, size: int, draw: Draw) -> Example:
-        """A made-up batch, for estimates without data."""
         clips = made_up_clips(self.video, self.audio, size, draw)
         if "video" in clips:
             clips["video"] = clips["video"][:, 0]

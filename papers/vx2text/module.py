@@ -147,7 +147,6 @@ class VX2TextModule(pl.LightningModule):
             self.load_pretrained()
 
     def load_pretrained(self) -> None:
-        """Load the initial weights, and initialize the category tables from words."""
         h: Any = self.hparams
         if h.text_pretrained is not None:
             load_language_model(self.model.language_model, h.text_pretrained, "model.text_pretrained")

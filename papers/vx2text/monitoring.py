@@ -1,7 +1,4 @@
-"""Meaning of the tokens: categories chosen before and after end-to-end training, and samples with generated text.
-
-The paper has such a figure for video tokens; its details are unknown, so these are ours.
-"""
+"""Our figures: categories chosen before and after end-to-end training, and samples with generated text."""
 
 from __future__ import annotations
 
@@ -55,7 +52,6 @@ class TokenShift:
 
     @torch.no_grad()
     def update(self, batch: dict[str, Any], found: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Add a batch with its categories after training, `found`."""
         for name, (chosen, _) in found.items():
             if chosen.shape[1] == 0:
                 continue
@@ -96,7 +92,6 @@ class TokenShift:
 
 
 def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of each category before and after."""
     before, after = (
         np.bincount(np.array([c for both in rows.values() for c in both[side]], dtype=np.int64), minlength=categories)
         for side in (0, 1)

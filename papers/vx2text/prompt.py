@@ -134,8 +134,6 @@ class TextTokenizer:
 
 
 class _SentencePieces:
-    """A vocabulary in the format of SentencePiece."""
-
     def __init__(self, model: bytes, origin: str) -> None:
         import sentencepiece
 
@@ -157,8 +155,6 @@ class _SentencePieces:
 
 
 class _FastTokenizer:
-    """A vocabulary in the format of the library tokenizers, which newer releases use."""
-
     def __init__(self, model: bytes, origin: str) -> None:
         import tokenizers
 
@@ -306,7 +302,6 @@ class Prompt:
         return [*ids, self.tokenizer.eos_id]
 
     def speech_is_cut(self, text: PromptText) -> bool:
-        """Whether a sample has more pieces of speech than the limit."""
         return (
             self.limits.speech > 0
             and sum(len(self.tokenizer.encode(line)) for line in text.speech) > self.limits.speech
@@ -317,7 +312,6 @@ class Prompt:
         return [*self.tokenizer.encode(text)[: self.limits.answer - 1], self.tokenizer.eos_id]
 
     def letter(self, place: int) -> list[int]:
-        """Ids of an option's letter as an answer with its end token."""
         return [self.tokenizer.letter_ids[place], self.tokenizer.eos_id]
 
     def _part(self, name: str, ids: list[int]) -> list[int]:
@@ -363,6 +357,5 @@ class Prompt:
 
 
 def _prompt_words() -> list[str]:
-    """The words of prompts that don't depend on the sample."""
     names = ("video", "audio", "speech", "caption", "history", "question", "options")
     return [*TASK_WORDS.values(), *(f"{name} :" for name in names), *(f"({letter})" for letter in LETTERS)]

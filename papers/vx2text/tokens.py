@@ -31,11 +31,9 @@ Table = Literal["learned", "tied"]
 
 
 def category_names(categories: Sequence[str] | str | None) -> list[str]:
-    """Names of a classifier's categories, lower-cased.
+    """Lower-cased category names, from a list or file (one per line, or AudioSet's `class_labels_indices.csv`).
 
-    Args:
-        categories: names; a file with one name per line, or AudioSet's `class_labels_indices.csv`; None for the 400
-            actions of Kinetics, in the order of torchvision's weights.
+    None means the 400 actions of Kinetics, in the order of torchvision's weights.
     """
     if categories is None:
         from torchvision.models.video import R2Plus1D_18_Weights

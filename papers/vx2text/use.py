@@ -160,7 +160,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def notes(self, question: str) -> list[str]:
-        """Warnings about a question: words that the model doesn't know."""
         tokenizer = self.tokenizer
         unknown = [word for word in dict.fromkeys(question.split()) if tokenizer.unknown_id in tokenizer.encode(word)]
         if not unknown:

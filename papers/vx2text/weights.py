@@ -131,7 +131,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
 
 
 def _named(path: str | Path, field: str) -> dict[str, Tensor]:
-    """Tensors of a file of any supported kind."""
     try:
         content = read_checkpoint(path, NEEDED)
     except CheckpointError as error:
@@ -140,7 +139,6 @@ def _named(path: str | Path, field: str) -> dict[str, Tensor]:
 
 
 def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """A part of one of our stages, of the whole model or of this part alone; otherwise empty."""
     name = "language_model.t5." if part == "language_model" else "classifier."
     whole = f"model.{name}" if part == "language_model" else f"model.tokens.{part}.{name}"
     return below(state, whole) or below(state, name)

@@ -36,7 +36,6 @@ class CheckpointChoice:
         self.checkpoint = checkpoint
 
     def require(self) -> None:
-        """Check the networks of the score before generating images."""
         self.files()
         self.evaluation.load_pretrained()
         reason = self.evaluation.why_not(self.key)
@@ -44,7 +43,6 @@ class CheckpointChoice:
             raise ValueError(f"model.choice.key is {self.key}, which decides and cannot be measured: {reason}")
 
     def files(self) -> list[Path]:
-        """The checkpoints, in the order of their steps."""
         if self.checkpoint is None:
             raise ValueError("model.choice.checkpoint is null: give the last checkpoint of a finished stage")
         last = Path(self.checkpoint)
@@ -76,7 +74,6 @@ class CheckpointChoice:
         return {f"chosen_{self.key}": score, "chosen_step": float(step), "chosen_average": float(weights == "average")}
 
     def score(self, module: Any, batches: Iterable[dict[str, Any]]) -> float:
-        """The metric of the module's current weights."""
         self.evaluation.begin(module)
         for batch in batches:
             batch = {name: value.to(module.device) for name, value in batch.items() if isinstance(value, Tensor)}

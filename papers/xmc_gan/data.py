@@ -77,7 +77,6 @@ class CaptionedItems:
         return CaptionedItems(listing, texts, first, count, rows)
 
     def subset(self, items: npt.NDArray[np.int64]) -> CaptionedItems:
-        """Some items in the given order, possibly repeated."""
         return CaptionedItems(
             self.listing.subset(items), self.texts, self.first[items], self.count[items], self.rows[items]
         )
@@ -241,7 +240,6 @@ class TextToImageData(ShardedDataModule):
 
     @cached_property
     def reference_items(self) -> CaptionedItems:
-        """The real images to compare generated ones with."""
         order = self._test_order
         wanted = len(order) if self.reference_samples is None else self.reference_samples
         if not self.official_quirks:
@@ -250,7 +248,6 @@ class TextToImageData(ShardedDataModule):
 
     @cached_property
     def test_items(self) -> CaptionedItems:
-        """The draws of an image and its caption to generate from."""
         order = self._test_order
         wanted = len(order) if self.test_samples is None else self.test_samples
         after = len(order[: self.reference_samples])
@@ -348,11 +345,9 @@ class TextToImageData(ShardedDataModule):
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of different tokens; known after prepare_data."""
         return self.tokenizer.vocabulary_size
 
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
-        """Captions by the numbers in batches."""
         rows = self._of(role).texts
         return [rows.column[int(number)] for number in captions]
 

@@ -104,7 +104,6 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """Initialize the halves of a layer (scale and shift) as two separate layers."""
     for half in layer.weight.chunk(2):
         nn.init.xavier_normal_(half)
     assert layer.bias is not None
@@ -183,8 +182,6 @@ def _means_of_shifts(weight: Tensor) -> Tensor:
 
 
 class DoublingConv(nn.Conv2d):
-    """Nearest enlargement by 2 and a 3x3 convolution; see `double_then_convolve`."""
-
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3)
 

@@ -140,12 +140,10 @@ class XMCGANLoss:
         return self.total("generator", hinge_generator(output.logit[n:]), terms)
 
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
-        """S and I: two vectors per sample."""
         ranks = shared_with(len(left), self.negatives_group)
         return mean([pair_loss(a, b, self.temperature, ranks=ranks) for a, b in self.groups(left, right)])
 
     def words(self, regions: Tensor, captions: Captions) -> Contrast:
-        """W: regions of images and words of captions."""
         ranks = shared_with(len(regions), self.negatives_group)
         groups = self.groups(regions, captions.words, captions.length)
         options = (self.word_gammas, self.captions_at_once, ranks)
@@ -157,7 +155,6 @@ class XMCGANLoss:
         return list(zip(*(split_groups(value, count) for value in values)))
 
     def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:
-        """Hinge loss plus the weighted contrastive terms."""
         total = sum((self.weights[name] * term.loss for name, term in terms.items()), hinge)
         logs = {f"{network}_loss": total.detach(), f"{network}_hinge": hinge.detach()}
         for name, term in terms.items():
@@ -166,7 +163,6 @@ class XMCGANLoss:
 
 
 def mean(groups: Sequence[Contrast]) -> Contrast:
-    """The mean over groups of negatives."""
     if len(groups) == 1:
         return groups[0]
     return Contrast(*(torch.stack(values).mean() for values in zip(*groups)))

@@ -98,7 +98,6 @@ class PretrainedNetwork(nn.Module):
         raise NotImplementedError
 
     def load_pretrained(self) -> Self:
-        """Load the weights, if a checkpoint is set, and freeze the network."""
         if self.pretrained is not None:
             weights = below(dict(read_checkpoint(self.pretrained).get("state_dict", {})), "network.")
             problem = differences(self.state_dict(), weights)
@@ -131,7 +130,6 @@ def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def require_sizes(field: str, sizes: Sequence[int], data: Any) -> None:
-    """Refuse a network for another world than that of the data."""
     world = getattr(data, "world", None)
     if isinstance(world, TwoSidesWorld) and list(sizes) != list(world.attribute_sizes()):
         raise ValueError(f"{field}.sizes is {list(sizes)}, but the {world.title} has {list(world.attribute_sizes())}")

@@ -95,7 +95,6 @@ class XMCGANModule(pl.LightningModule):
 
     @property
     def generator(self) -> Generator:
-        """The trained generator."""
         return self.generators.query  # type: ignore[return-value]
 
     @property
@@ -105,11 +104,9 @@ class XMCGANModule(pl.LightningModule):
 
     @property
     def measured(self) -> Generator:
-        """The generator to test and show."""
         return self.generator if self.hparams["evaluated"] == "trained" else self.average
 
     def captions(self, batch: Batch) -> Captions:
-        """Vectors of the captions, from the data or encoded from their tokens."""
         if "words" in batch:
             return Captions(batch["words"], batch["sentence"], batch["length"])
         if self.text_encoder is None:
@@ -168,7 +165,6 @@ class XMCGANModule(pl.LightningModule):
         return (of_discriminator.total + of_generator.total).detach()
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the discriminator's optimizer, including a learning text encoder."""
         learning = [] if self.text_encoder is None else [p for p in self.text_encoder.parameters() if p.requires_grad]
         return [*self.discriminator.parameters(), *learning]
 
@@ -182,7 +178,6 @@ class XMCGANModule(pl.LightningModule):
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def minibatches(self, batch: Batch) -> list[tuple[Batch, Tensor]]:
-        """The minibatches of one iteration and their noise."""
         samples = len(batch["length"]) * self.trainer.world_size
         generator = batch_generator(self, self.hparams["seed"])
         z = own_rows(self, torch.randn(samples, self.generator.z_dim, generator=generator))
@@ -258,10 +253,7 @@ class XMCGANModule(pl.LightningModule):
         self.match_real_images(batch)
 
     def match_real_images(self, batch: Batch) -> None:
-        """Accuracy of the discriminator on held-out pairs, in groups as large as in training or in the test.
-
-        Each process groups its own samples, so negatives depend on the number of processes.
-        """
+        """Held-out matching accuracy in groups as large as in training or test, within each process."""
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)
         size = min(self.loss.negatives_group or self.data.batch_size, self.data.test_batch_size)

@@ -54,10 +54,7 @@ def draw(module: Any) -> None:
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points [steps, Z] on the great circle between two noise vectors [Z], with evenly changing length.
-
-    Linear interpolation would make the middle shorter than any noise in training.
-    """
+    """Points [steps, Z] on the great circle between noise vectors [Z]; linear ones would be too short in the middle."""
     share = torch.linspace(0, 1, steps, device=start.device)[:, None]
     lengths = (1 - share) * start.norm() + share * end.norm()
     one, other = start / start.norm(), end / end.norm()

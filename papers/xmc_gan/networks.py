@@ -273,7 +273,6 @@ class Discriminator(nn.Module):
         initialize(self)
 
     def drop_region_head(self) -> None:
-        """Remove layers that only word losses need."""
         self.regions = None
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -358,7 +357,6 @@ class ImageNetFeatures(nn.Module):
         self.network.load_state_dict(weights)
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
-        """Stay in evaluation mode."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -70,7 +70,6 @@ def _instance(section: dict[str, Any]) -> Any:
 
 
 def report(data: Path, console: Console | None = None) -> None:
-    """Print which stores exist, which are missing, and how to make them."""
     console = Console() if console is None else console
     table = Table(title="Text features (frozen BERT)", title_justify="left", show_lines=True)
     for heading in ("Captions", "State", "Path"):
@@ -148,7 +147,6 @@ def text_features(
 
 
 def _present(stores: list[WantedStore], missing: list[str]) -> Iterator[WantedStore]:
-    """Stores whose data set is available; adds titles of the others to `missing`."""
     for store in stores:
         try:
             store.captions()

@@ -202,7 +202,6 @@ class XMCGAN(TrainedModel):
 
 
 def _bert_of_features(data: Any) -> BertText:
-    """The BERT that made the stage's training features."""
     folder = Path(data.text_features.bert)
     if not folder.is_dir():
         raise StageError(

@@ -42,10 +42,7 @@ PAIRS_AT_ONCE = 2048
 
 
 def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Generator) -> list[int]:
-    """A caption with each word masked with probability `share`, at least one, but never its first or last token.
-
-    The number of draws depends only on the caption's length.
-    """
+    """A caption with each inner word masked with probability `share`, at least one; uses one draw count per length."""
     noise = rng.random(max(len(tokens) - 2, 0))
     chosen = noise < max(share, noise.min(initial=1.0) + 1e-9)
     return [tokens[0], *np.where(chosen, mask_id, tokens[1:-1]).tolist(), tokens[-1]]
@@ -80,16 +77,12 @@ class MaskedPretrainingData(PretrainingData):
         self.views = partial(MaskedViews, masked_words=masked_words)
 
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """As in CaptionData, with `places_<view>` [K] of the masked words among the B * L, and `targets_<view>` [K].
-
-        Only one view of an image is used; the other exists because captions and crops are drawn together.
-        """
+        """As in CaptionData, with `places_<view>` [K] among the B * L, and `targets_<view>` [K], of one view."""
         batch = super().collate(samples)
         batch.pop("image_key", None)
         return with_places(batch)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images with captions, with a seventh of the words masked."""
         batch = {"image_query": self.example_images(size, draw)["image"]} | {
             name: torch.arange(size) for name in ("index", "image_id")
         }
@@ -132,7 +125,6 @@ class PairEncoder(nn.Module):
 
     @property
     def bert(self) -> Any:
-        """The transformer with its embeddings."""
         return self.text["backbone"].bert
 
     def start_images(self, images: Tensor) -> Tensor:

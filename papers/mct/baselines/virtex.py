@@ -104,10 +104,7 @@ class CaptionDecoder(nn.Module):
             module.embedding.words.weight[PAD].zero_()
 
     def forward(self, grid: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [B, L, vocabulary_size] of the next token for each of the tokens [B, L].
-
-        Padding needs no mask: it is at the end, where no earlier token attends to it.
-        """
+        """Logits [B, L, vocabulary_size] of the token after each of [B, L]; padding at the end needs no mask."""
         image = self.visual_projection(grid.flatten(2).transpose(1, 2))
         length = tokens.shape[1]
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
@@ -188,7 +185,6 @@ class BicaptioningData(CaptionData):
         return self.evaluation_loader(images, self.held_out_batch_size, collate_fn=self.collate)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images with a caption in both directions."""
         batch = self.example_images(size, draw)
         batch |= {name: self.example_captions(size, draw) for name in ("tokens", "tokens_reversed")}
         batches = batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)
@@ -343,7 +339,6 @@ class VirTex(pl.LightningModule):
             ]
 
     def _text(self, tokens: Tensor) -> str:
-        """The words of tokens, or their ids without a tokenizer."""
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         return " ".join(map(str, tokens.tolist())) if tokenizer is None else tokenizer.decode(tokens.tolist())
 
