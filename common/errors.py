@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix, which end in a message and not in a traceback, and the wording they share."""
+"""Errors for the user to fix, which print a message without a traceback, and their wording."""
 
 from __future__ import annotations
 
@@ -9,29 +9,25 @@ from typing import Any
 
 
 class ReportingError(ValueError):
-    """A record, a tables file or a request is wrong; the message says where and what to do."""
+    """An invalid record, tables file or request; the message says where and what to do."""
 
 
 class StageError(RuntimeError):
-    """A stage cannot run or go on; the message says why and what to do."""
+    """A stage cannot run or continue; the message says why and what to do."""
 
 
 class RunsElsewhereError(StageError):
-    """Another process runs this stage at the moment."""
+    """Another process runs this stage."""
 
 
 class NonFiniteLossError(StageError):
-    """The loss became infinite or not a number."""
+    """The loss is infinite or NaN."""
 
 
 class Preempted(BaseException):
-    """A signal asked the process to end; the same command resumes.
+    """A signal asked the process to end; rerun the command to resume.
 
-    No `Exception`, so that nothing takes it for a failure, and no `KeyboardInterrupt`, which Lightning turns into an
-    exit.
-
-    Args:
-        signal: number of the signal.
+    Not an `Exception`, so nothing treats it as a failure, and not a `KeyboardInterrupt`, for which Lightning exits.
     """
 
     def __init__(self, signal: int) -> None:
@@ -40,16 +36,12 @@ class Preempted(BaseException):
 
     @property
     def status(self) -> int:
-        """Exit status that shells give to such an end."""
+        """Exit status by shell convention."""
         return 128 + self.signal
 
 
 def optional_package(name: str, extra: str) -> Any:
-    """Import a package that is installed with an extra of this project.
-
-    Raises:
-        StageError: it is missing; the message names the extra.
-    """
+    """Import a package of an extra of this project."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -60,29 +52,21 @@ def optional_package(name: str, extra: str) -> Any:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error is of a class of this suite, whose message is worded for its user: then where adds nothing."""
+    """Whether an error class is from this project, so its message needs no traceback."""
     return type(error).__module__.partition(".")[0] in ("common", "papers")
 
 
 def printable(text: str) -> str:
-    """A text of others, such as the name of a file, without signs that a terminal would obey."""
+    """Untrusted text, such as a file name, without terminal control characters."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-#: Names that are shown at once; of more, only the nearest.
+#: Up to SHOWN names are all listed; of more, only the NEAR nearest.
 SHOWN, NEAR = 20, 5
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Words that point from a misspelt name to the nearest valid one.
-
-    Args:
-        name: what was written.
-        valid: the names that would have been accepted.
-
-    Returns:
-        ``"did you mean 'x'? valid: ..."``, or only the valid names when none is near; of many names the nearest few.
-    """
+    """A hint for a misspelled name: `did you mean 'x'? valid: ...`; of many names only the nearest few."""
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,7 +1,6 @@
 """Files: untrusted ones, atomic writes, locks, the cache folder, strict YAML; the environment and the terminal.
 
-Files are written beside their place and renamed, so that a reader, a crash or a full disk never meets half of one.
-`sweep` removes what killed processes left behind, only in folders of ours.
+Files are written to a temporary sibling and renamed, so no reader, crash or full disk leaves half of one.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ from common.errors import StageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Time stamps of file systems are this coarse, at most; what is younger may still change unseen.
+#: Resolution of file time stamps, at worst; younger files may change unnoticed.
 SETTLED_SECONDS = 2.0
-#: Values of a YAML file, aliases replaced; ours have 3,000.
+#: Values of a YAML file with aliases expanded; ours have 3,000.
 MOST_NODES = 100_000
-#: Temporary files carry a token and the number of their process: `.last.0f3a8c11.4711.tmp.ckpt`.
+#: Temporary names hold a token and the process number: `.last.0f3a8c11.4711.tmp.ckpt`.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
-#: They are left alone for so long, since another machine's process may have this number.
+#: Keep them this long: another machine's process may have this number.
 _ABANDONED_SECONDS = 600.0
 _OWN = secrets.token_hex(4)
-#: What systems answer for a lock on a disk that has none, as network disks without a lock service.
+#: Errors of disks without locks, as network disks without a lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class AtomicWriteError(OSError):
-    """A file could not be written; what stood there before is untouched."""
+    """A write failed; the previous file is untouched."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -47,7 +46,7 @@ class AtomicWriteError(OSError):
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Make errors of the system name the file, and refuse pipes and devices, since reading them would block."""
+    """Name the file in system errors, and refuse pipes and devices, which would block."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "is no regular file", str(path))
     try:
@@ -60,9 +59,9 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
-    """Turn any error of a block that parses an untrusted file into `wrong`, and name the file.
+    """Turn any error from parsing an untrusted file into `wrong`, and name the file.
 
-    Errors of class `wrong` pass through. A pipe or a device is refused, since reading it would block.
+    Refuses pipes and devices, which would block.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -72,12 +71,12 @@ def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
         raise
     except OSError as error:
         raise wrong(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # Whatever a parser raises for damaged or hostile content.
+    except Exception as error:  # Parsers raise anything for damaged or hostile content.
         raise wrong(f"{path}: {_told(error)}") from error
 
 
 def _told(error: Exception) -> str:
-    """The message of a parser; those of Python's own classes need the name, as `KeyError: 'stage'`."""
+    """A parser's message; errors of Python's own classes need the name, as `KeyError: 'stage'`."""
     text = f"{error!s:.500}"
     plain = isinstance(error, ValueError) or type(error).__module__ != "builtins"
     return text if plain and text else f"{type(error).__name__}: {text}"
@@ -87,13 +86,13 @@ def _told(error: Exception) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """The path beside a file or folder where its new content is made; `sweep` knows such names."""
-    # Containers that share a disk have the same few process numbers.
+    """A temporary sibling path; `sweep` knows such names."""
+    # The token: containers that share a disk have the same few process numbers.
     return path.with_name(f".{path.stem}.{_OWN}.{os.getpid()}.tmp{path.suffix}")
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file of the same suffix, and replace `output` by it; missing folders are made."""
+    """Let `write` fill a temporary file of the same suffix, then replace `output`; makes missing folders."""
     output = Path(output)
     make_folder(output.parent)
     temporary = temporary_of(output)
@@ -111,7 +110,7 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; afterwards it replaces `output` in one step, unless an error left the block."""
+    """Yield an empty folder to fill; without an error it then replaces `output` in one step."""
     output = output.resolve()
     put_back(output)
     partial = _beside(output, "tmp")
@@ -139,7 +138,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 def put_back(output: Path) -> None:
-    """Restore the folder that a killed `whole_folder` moved aside, and remove what else it left."""
+    """Restore the folder that a killed `whole_folder` moved aside, and remove its leftovers."""
     name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.([1-9][0-9]{{0,6}})\.(tmp|old)")
     for path in output.parent.glob(".*"):
         match = name.fullmatch(path.name)
@@ -157,7 +156,7 @@ def _beside(folder: Path, kind: str) -> Path:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step; False where the system or the disk cannot."""
+    """Swap two paths in one step; False if unsupported."""
     import ctypes
 
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
@@ -166,7 +165,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace the content of a file in one step; text is written as UTF-8, missing folders are made."""
+    """Replace a file's content in one step; text is UTF-8; makes missing folders."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
         write_whole(path, lambda temporary: temporary.write_bytes(data))
@@ -179,12 +178,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Check before the work that files can be written into a folder, which need not exist yet.
-
-    Args:
-        folder: is not made.
-        what: how the user names it, such as `--output`, for the message.
-    """
+    """Check early that a folder, which need not exist, is writable; `what` names it, such as `--output`."""
     folder = folder.absolute()
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
@@ -197,12 +191,12 @@ def require_writable(folder: Path, what: str) -> None:
 
 
 def require_cache() -> None:
-    """Check before the work that the cache folder can be written."""
+    """Check early that the cache folder is writable."""
     require_writable(cache_folder(), "the cache folder (ASSEMBLE_CACHE names it)")
 
 
 def described(error: BaseException) -> str:
-    """The text of an error; if the system refused a file of the cache, also how to move the cache."""
+    """Text of an error; if the cache is not writable, also how to move it."""
     name = getattr(error, "filename", None)
     if isinstance(error, OSError) and error.errno is not None and isinstance(name, str):
         with contextlib.suppress(RuntimeError):  # there is no home
@@ -212,7 +206,7 @@ def described(error: BaseException) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder of ours: runs, results, cache."""
+    """Remove temporary files of killed processes from our own folders: runs, results, cache."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
@@ -224,7 +218,6 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_cache() -> None:
-    """Sweep the cache and the folders directly in it."""
     for folder in (cache_folder(), *cache_folder().glob("*/")):
         sweep(folder)
 
@@ -240,7 +233,7 @@ def _runs(process: int) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it so that they survive a loss of power."""
+    """Make a folder and its parents durably."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -259,17 +252,13 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Wait for a lock that the system releases when the process dies; gives False where there are no locks."""
+    """Wait for a lock that the system releases when the process dies; yields False without lock support."""
     with path.open("w") as stream:
         yield lock(stream)
 
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:
-    """Lock a file open for writing until it is closed; False where the system or the disk has no locks.
-
-    Raises:
-        BlockingIOError: another process holds it, and `wait` is false.
-    """
+    """Lock an open file until it is closed; False without lock support, BlockingIOError if held and not `wait`."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -287,7 +276,7 @@ def lock(stream: IO[Any], wait: bool = True) -> bool:
 
 
 def cache_folder() -> Path:
-    """Folder for files that can be made again: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
+    """Folder for files that can be recreated: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("ASSEMBLE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -296,20 +285,17 @@ def cache_folder() -> Path:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """What changes when a folder gains or loses an entry or a file is rewritten; zeros when it is gone."""
+    """Changes when a folder gains or loses an entry or a file is rewritten; zeros if missing."""
     try:
         found = path.stat()
     except OSError:
         return [0, 0, 0]
-    # The size of a folder says nothing on most file systems and changes oddly on some.
+    # The size of a folder is meaningless on most file systems.
     return [found.st_mtime_ns, found.st_ctime_ns, 0 if path.is_dir() else found.st_size]
 
 
 def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether another change would show in a stamp: it is older than the resolution of time stamps.
-
-    `read_at` is the time (seconds since the epoch) before the reading began; None = now.
-    """
+    """Whether a stamp is old enough to show another change; `read_at` is seconds since the epoch, None = now."""
     return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 
@@ -317,7 +303,7 @@ def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML: numbers such as `2e-4` are floats, as in YAML 1.2; any error is a ValueError that says where."""
+    """Parse YAML; `2e-4` is a float, as in YAML 1.2; any error is a ValueError that says where."""
     try:
         loader = _loader()(text)
         node = loader.get_single_node()
@@ -325,12 +311,12 @@ def parse_yaml(text: str) -> Any:
             return None
         _check_size(node)
         return loader.construct_document(node)
-    except Exception as error:  # PyYAML lets errors of any class escape, as of `!!int ''`.
+    except Exception as error:  # PyYAML raises errors of any class, as for `!!int ''`.
         raise ValueError(f"not valid YAML: {_told(error)}") from None
 
 
 def _check_size(root: Any) -> None:
-    """Refuse aliases that contain themselves or multiply into more than a computer can hold."""
+    """Refuse aliases that contain themselves or expand beyond memory."""
     left, count = [root], 1
     while left:
         value = left.pop().value
@@ -353,7 +339,7 @@ def read_yaml(path: Path, wrong: type[Exception]) -> Any:
 def _loader() -> Any:
     import yaml
 
-    # In C where PyYAML has it, ten times as fast.
+    # The C loader is ten times as fast.
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
 
@@ -385,7 +371,7 @@ def _loader() -> Any:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on; SLURM gives a task a part of the node."""
+    """Cores available to this process; SLURM gives a task part of the node."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
@@ -394,7 +380,7 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set variables of the environment for a while."""
+    """Set environment variables temporarily."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -408,7 +394,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def console(**options: Any) -> Console:
-    """A `rich.console.Console`, as wide as the terminal; in a pipe wide enough that no table is squeezed."""
+    """A `rich.console.Console`; in a pipe it is wide enough for tables."""
     from rich.console import Console
 
     found = Console(**options)

@@ -1,4 +1,4 @@
-"""LightningCLI over a configuration that the stack has merged."""
+"""LightningCLI over a merged configuration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from common.training.switches import ApplySwitches, Switches
 
 
 class StageCLI(LightningCLI):
-    """Builds trainer, model and data of one stage; does not run anything.
+    """Builds trainer, model and data of one stage; runs nothing.
 
     Args:
-        config: mapping with `seed_everything`, `trainer`, `model`, `data`, placeholders already replaced.
-        trainer_arguments: what the stage sets beyond the config: default_root_dir, loggers, more callbacks.
+        config: `seed_everything`, `trainer`, `model` and `data`, placeholders replaced.
+        trainer_arguments: what the stage adds to the config: default_root_dir, loggers, callbacks.
     """
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
@@ -37,19 +37,18 @@ class StageCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the mapping; unlike the parent, without a warning about what stands in sys.argv."""
+        """Parse the mapping, without the parent's warning about sys.argv."""
         try:
             self.config = parser.parse_object(args)
         except Exception as error:
             raise ConfigurationError(_brief(error)) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The configured trainer with the stage's folder, loggers and callbacks."""
         extra = dict(self._trainer_arguments)
         callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches), SamplesForAll()]
         configured = self._get(self.config_init, "trainer", default={})
         if extra.get("logger"):
-            # Ours are the record of the stage; a user's own stand beside them.
+            # Keep our loggers, which make the record, and add the user's.
             theirs = configured.get("logger")
             listed = theirs if isinstance(theirs, list) else [] if isinstance(theirs, bool | None) else [theirs]
             extra["logger"] = [*extra["logger"], *listed]
@@ -63,7 +62,7 @@ class StageCLI(LightningCLI):
             ) from None
 
     def resolved(self) -> dict[str, Any]:
-        """The whole configuration with every default filled in, as plain data."""
+        """The configuration with every default filled in, as plain data."""
         self._dump_config()
         on = {name: value for name, value in self.switches._asdict().items() if value}
         model = self.config_dump["model"]
@@ -73,7 +72,7 @@ class StageCLI(LightningCLI):
 
 
 def _brief(error: Exception) -> str:
-    """What jsonargparse says, as the field and what is wrong with it."""
+    """jsonargparse's message, shortened to the field and its problem."""
     keys: list[str] = []
     problems: list[str] = []
     for line in str(error).splitlines():
@@ -88,7 +87,7 @@ def _brief(error: Exception) -> str:
     return f"{'.'.join(keys)}: {problem}" if keys else problem
 
 
-#: What jsonargparse adds about its search through the types.
+#: jsonargparse's lines about trying types.
 _NOISE = (
     "Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value", "For further",
     "Expected a <class 'NoneType'>",
@@ -103,7 +102,7 @@ _WORDS = {
 
 
 def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
-    """Limits given as numbers of batches: jsonargparse makes floats of them, and 1.0 is a whole epoch."""
+    """Limits in batches: jsonargparse makes floats of them, and 1.0 means a whole epoch."""
     return {
         name: value
         for name, value in trainer.items()
@@ -121,7 +120,7 @@ class _Parsed(StageCLI):
 
 
 def check(run: RunConfiguration) -> None:
-    """Check the whole configuration of a stage, types and ranges included, without building anything."""
+    """Check types and ranges of a stage's configuration without building anything."""
     try:
         check_ranges(take_switches(run.config)[1], run.layers)
         _Parsed(run.with_placeholders(DATA="data", RUN="run"))
@@ -130,7 +129,7 @@ def check(run: RunConfiguration) -> None:
 
 
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
-    """Check every key of the merged configuration, then build trainer, model and data."""
+    """Check the merged configuration, then build trainer, model and data."""
     check_ranges(take_switches(config)[1], run.layers)
     try:
         cli = StageCLI(config, trainer_arguments)

@@ -1,6 +1,6 @@
 """The configuration stack: which YAML files make one run, in which order, and what they merge to.
 
-A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + command-line overrides. The layers are, later wins:
+A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + overrides. Later layers win:
 
     configs/trainer.yaml
     configs/hardware/<hardware>.yaml
@@ -10,8 +10,8 @@ A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + command-line overr
     configs/<paper>/rehearsal.yaml       (in a rehearsal)
     --config FILE, then --key value      from the command line
 
-The merge is done here and not by jsonargparse: planning must not import torch, and jsonargparse keeps the init
-arguments of the old class when a layer changes `class_path`. It still checks the types of the merged result.
+jsonargparse only checks the result: merging with it would import torch for a plan, and it keeps the init arguments of
+the old class when a layer changes `class_path`.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.records import REHEARSED, short_name
 from common.stages.signatures import arguments_of, is_missing
 
-#: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
-#: `most_devices`: a recipe whose groups of samples do not divide among more devices of a node leaves the others idle.
+#: Keys of a YAML layer for the stack itself, not for LightningCLI.
+#: `most_devices`: devices of a node that the recipe's groups of samples can be split over.
 STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours", "most_devices")
 
-#: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
+#: Keys of a layer or the command line for every model; see common/training/switches.py.
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
 
 #: Keys of an overlay file; see `_overlay_layers`.
 _OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
-#: Overlay that lets recipes of large scales run on tiny data; see common/stages/rehearse.py.
+#: Overlay to run large recipes on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
 REHEARSED_SCALES = ("paper", "single")
-#: Files in configs/<paper>/ that are no recipes.
+#: Files in configs/<paper>/ other than recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
 
 
 class ConfigurationError(ValueError):
-    """A configuration that cannot run; the message names the file, the field and what to do."""
+    """An invalid configuration; the message names the file, the field and what to do."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML layer; it is kept, so do not change the result."""
+    """Read one YAML layer; cached, so do not change the result."""
     return _loaded(path, tuple(stamp_of(path)))
 
 
@@ -65,10 +65,9 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
 
 
 def merge(base: Any, layer: Any) -> Any:
-    """Merge `layer` over `base` without changing either.
+    """Merge `layer` over `base` without changing either: mappings key by key, anything else replaces.
 
-    Mappings merge key by key; anything else replaces. A mapping whose `class_path` differs from the one below it
-    replaces it whole, so that no init argument of the old class survives. A key `name+` appends to the list `name`.
+    Another `class_path` replaces its whole mapping, dropping the old class's init arguments. `name+` appends to `name`.
     """
     if not (isinstance(base, dict) and isinstance(layer, dict)):
         return layer
@@ -96,7 +95,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One part of the stack: where it came from and what it sets."""
+    """One part of the stack: its source and its settings."""
 
     name: str
     content: dict[str, Any]
@@ -107,15 +106,12 @@ class RunConfiguration:
     """The merged configuration of one run.
 
     Attributes:
-        paper, recipe, scale, hardware, seed: what was asked for.
-        layers: the parts in the order they were merged.
-        config: the merged mapping for LightningCLI (`seed_everything`, `trainer`, `model`, `data`), with the
-            placeholders `$DATA`, `$RUN` still in it so that it does not depend on where things lie.
+        layers: in merge order.
+        config: mapping for LightningCLI; keeps the placeholders `$DATA` and `$RUN`, so it does not depend on paths.
         deviations: what the scale changes beyond sizes, each `{field, reason}`.
-        trains: whether the run has a fit (evaluation recipes such as the SVM only test).
-        start_from: which of its parents' checkpoints the run starts from, `last` or the name of a kept one.
-        ours: fields whose values are decisions of this suite, since no source of the paper gives them (the key `ours`
-            of a recipe or base: a list of dotted fields).
+        trains: False for evaluation recipes that only test, such as the SVM.
+        start_from: the parents' checkpoint to start from: `last` or the name of a kept one.
+        ours: dotted fields whose values no source of the paper gives (key `ours` of a recipe or base).
     """
 
     paper: str
@@ -131,11 +127,11 @@ class RunConfiguration:
     ours: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """The stack in one line, in the order of merging."""
+        """The stack in one line, in merge order."""
         return " < ".join(layer.name for layer in self.layers)
 
     def values_of_ours(self) -> dict[str, str]:
-        """The values that are ours, by field; of a field that is a class, its name. What is not there is left out."""
+        """Values of the fields in `ours` that are set; for a class, its name."""
         short = {short_name(path): str(value) for path, value in leaves(self.config)}
         short |= {
             path.removesuffix(".class_path"): value.rpartition(".")[2]
@@ -145,7 +141,7 @@ class RunConfiguration:
         return {name: short[name] for name in self.ours if name in short}
 
     def describe_ours(self) -> str:
-        """The values that are ours in one line, `field=value, ...`; empty when there are none."""
+        """`values_of_ours` in one line, `field=value, ...`; may be empty."""
         return ", ".join(f"{name}={value}" for name, value in self.values_of_ours().items())
 
     def with_placeholders(self, **values: str) -> dict[str, Any]:
@@ -154,7 +150,7 @@ class RunConfiguration:
 
 
 def substitute(tree: Any, values: dict[str, str]) -> Any:
-    """Replace `$NAME` in every string of a nested structure; a string that is just `$SEED` becomes an int."""
+    """Replace `$NAME` in every string of a nested structure; a bare `$SEED` becomes an int."""
     if isinstance(tree, dict):
         return {key: substitute(value, values) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -168,24 +164,23 @@ def substitute(tree: Any, values: dict[str, str]) -> Any:
 
 
 def recipes_of(paper: str) -> list[str]:
-    """Names of the recipes of a paper: its YAML files that are neither the base nor an overlay."""
+    """A paper's recipes: its YAML files except the base and the overlays."""
     folder = project_root() / "configs" / paper_named(paper).name
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_RECIPES)
 
 
 def scales_of(paper: str) -> list[str]:
-    """The scales at which a paper's recipes exist: `paper`, and those that it has an overlay for."""
+    """A paper's scales: `paper` and those with an overlay."""
     folder = project_root() / "configs" / paper_named(paper).name
     return [scale for scale in SCALES if scale == "paper" or (folder / f"{scale}.yaml").is_file()]
 
 
 def hardware_names() -> list[str]:
-    """Names of the hardware layers that exist."""
     return sorted(path.stem for path in (project_root() / "configs" / "hardware").glob("*.yaml"))
 
 
 def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
-    """The recipe's own layer after those that it extends, oldest first."""
+    """The recipe's layer after those that it extends, oldest first."""
     folder = project_root() / "configs" / paper
     chain: list[Layer] = []
     name: str | None = recipe
@@ -204,11 +199,11 @@ def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
 
 
 def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
-    """The overlay of a scale or of the rehearsal for one recipe, and the deviations that apply to it.
+    """The overlay of a scale or of the rehearsal for one recipe, and its deviations.
 
-    An overlay file has four keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (names of the
-    fields that it may set, being sizes, steps, data or learning rates) and `deviations` (for all others, a list of
-    `{field, reason, families}`). A recipe of no family is given what the nearest recipe is given that it extends.
+    An overlay's keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (fields that it may
+    set: sizes, steps, data, learning rates) and `deviations` (the others, a list of `{field, reason, families}`). A
+    recipe without a family gets the settings of the nearest recipe that it extends.
     """
     if name == "paper":
         return [], []
@@ -236,10 +231,9 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
 
 
 def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
-    """The families of an overlay that give settings to a recipe: its own after those that it extends; empty if none.
+    """The overlay families of a recipe, its own after those that it extends; may be empty.
 
-    A family has settings for its `recipes`, a list of shell patterns, or for the recipe of its name. One that no recipe
-    is in is there to be extended.
+    A family applies to its `recipes`, a list of shell patterns, or to the recipe of its name; or it is only extended.
     """
     found = [
         name for name, own in families.items() if any(fnmatchcase(recipe, one) for one in own.get("recipes", [name]))
@@ -258,9 +252,9 @@ def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A nested mapping that sets `dotted` to `value`, with `init_args` put in where the config has a class.
+    """A nested mapping that sets `dotted` to `value`, with `init_args` inserted below a class.
 
-    `--model.temperature 0.1` therefore means `model.init_args.temperature`, as with LightningCLI.
+    So `--model.temperature 0.1` means `model.init_args.temperature`, as with LightningCLI.
     """
     parts = dotted.split(".")
     path: list[str] = []
@@ -274,19 +268,19 @@ def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     nested: Any = value
     for part in reversed(path):
         nested = {part: nested}
-    # Keep the class when only its arguments are overridden: merge() sees no class_path here, so it is kept.
+    # Without a class_path here, merge() keeps the class.
     return nested
 
 
-#: Package of the data sets, whose modules have short names.
+#: Package of the data sets.
 _DATASETS = "common.data.datasets"
 
 
 def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[str, Any]]:
-    """The fields that `--key value` sets: itself, unless it gives a data set by a short name.
+    """The fields that `--key value` sets; a short name of a data set sets several.
 
-    `--data.dataset NAME` takes the class in `common/data/datasets/NAME.py` that holds what the configured data set
-    holds (clips, sounds or images), in the folder that `--data` names, without a miniature.
+    `--data.dataset NAME` takes the class in `common/data/datasets/NAME.py` of the configured kind (clips, sounds or
+    images), in the folder that `--data` names, without a miniature.
     """
     node: Any = config
     for part in key.split("."):
@@ -362,7 +356,6 @@ def resolve(
     arguments: Sequence[str] = (),
     rehearsal: bool = False,
 ) -> RunConfiguration:
-    """Build the configuration of one run from its layers."""
     paper = paper_named(paper).name
     if scale not in SCALES:
         raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
@@ -407,8 +400,8 @@ def resolve(
     config["seed_everything"] = seed
     trainer = config.get("trainer")
     if isinstance(trainer, dict) and trainer.get("strategy") == "ddp" and _one_process(trainer):
-        # A stage of one device on a machine of several: a launcher would leave its addresses in the environment of this
-        # process, and the next stage could start no ranks.
+        # For one device, a launcher would leave its addresses in the environment, and the next stage could not start
+        # ranks.
         config = merge(config, {"trainer": {"strategy": "auto"}})
     for switch in SWITCHES:
         switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
@@ -443,7 +436,7 @@ def resolve(
 
 
 def _fewer_devices(config: dict[str, Any]) -> list[Layer]:
-    """A layer that takes no more devices of a node than the recipe can use; none where they are few enough."""
+    """A layer that limits the devices of a node to what the recipe can use, if needed."""
     most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
     if most is None or not isinstance(devices, int) or devices <= most:
         return []
@@ -455,14 +448,14 @@ def _one_process(trainer: dict[str, Any]) -> bool:
 
 
 def _copied(tree: Any) -> Any:
-    """A configuration that shares nothing with the layers that it was merged from."""
+    """A deep copy, independent of the merged layers."""
     if isinstance(tree, dict):
         return {key: _copied(value) for key, value in tree.items()}
     return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:
-    """Every field that a rehearsal changes, as deviations whose reason is the change."""
+    """Every field that a rehearsal changes, as deviations."""
     before, after = dict(leaves(published)), dict(leaves(rehearsed))
     return [
         {"field": field, "reason": f"{REHEARSED}{before.get(field, 'not set')} -> {after.get(field, 'not set')}"}
@@ -475,14 +468,14 @@ _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 
 
 def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
-    """Where a field of that name is, for who wrote it in another place; empty when there is none."""
+    """Hint where a misplaced field belongs; empty if nowhere."""
     places = [path for path, _ in leaves(config) if path.rpartition(".")[2] == name and path not in (name, given)]
     found = [f"--{short_name(path)}" for path in places[:3]]
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 
 def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key, and bare values."""
+    """Refuse unknown top-level keys and bare values; names the layer and the nearest valid key."""
     for key in config:
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
@@ -496,7 +489,7 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 
 def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | None], dict[str, Any]]:
-    """The switches that a merged configuration sets, by name, and the configuration without them."""
+    """The switches of a merged configuration, and the configuration without them."""
     arguments = (config.get("model") or {}).get("init_args") or {}
     switches = {name: arguments[name] for name in SWITCHES if name in arguments}
     if not switches:
@@ -513,7 +506,7 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
 
 
 def class_at(path: Any) -> Any:
-    """What an import path names."""
+    """Import the object at a dotted path."""
     import importlib
 
     module, _, name = str(path).rpartition(".")
@@ -521,7 +514,7 @@ def class_at(path: Any) -> Any:
 
 
 def _classes(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
-    """Every mapping of a configuration that names a class, with its dotted path."""
+    """Every mapping that names a class, with its dotted path."""
     if isinstance(node, dict):
         if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
             yield path, node
@@ -533,7 +526,7 @@ def _classes(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse classes that do not exist and arguments that a class does not take; nothing is imported."""
+    """Refuse unknown classes and arguments, without importing anything."""
     given = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
     given += [(f"{p}.init_args", str(node["class_path"]), node.get("init_args") or {}) for p, node in _classes(config)]
     for path, cls, arguments in given:
@@ -551,7 +544,7 @@ def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 
 def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
-    """Refuse classes that cannot be imported, and arguments outside the range of their type."""
+    """Refuse classes that cannot be imported, and arguments out of range."""
     import inspect
 
     from common.types import outside
@@ -573,7 +566,7 @@ def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
 
 
 def origin(dotted: str, layers: Sequence[Layer]) -> str:
-    """Name of the last layer that sets a dotted path, or adds to it."""
+    """The last layer that sets a dotted path, or adds to it."""
     for layer in reversed(layers):
         node: Any = layer.content
         for part in dotted.split("."):

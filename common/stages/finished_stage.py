@@ -13,12 +13,11 @@ from common.files import named
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """What a finished stage left in its folder.
+    """The contents of a finished stage's folder.
 
     Attributes:
-        checkpoint: its file.
-        config: the resolved configuration, plain data.
-        content: entries of the checkpoint, on the CPU; its weights are `content["state_dict"]`.
+        config: resolved, plain data.
+        content: entries of the checkpoint, on the CPU.
     """
 
     checkpoint: Path
@@ -34,7 +33,7 @@ class FinishedStage:
         return self.content["state_dict"]
 
     def data(self) -> Any:
-        """The data module of the configuration, not prepared yet."""
+        """The configured data module, not prepared."""
         import lightning.pytorch as pl
 
         return instantiate(self.config["data"], pl.LightningDataModule)
@@ -50,7 +49,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
                 f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of "
                 f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
             )
-    # Heavy imports only now, so a mistyped path fails at once.
+    # Late heavy imports, so a mistyped path fails at once.
     import yaml
 
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
@@ -74,7 +73,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
 
 
 def instantiate(config: dict[str, Any], base: type) -> Any:
-    """Build an object from plain data, with types checked."""
+    """Build an object from plain data with type checks."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)

@@ -8,22 +8,21 @@ from typing import Any
 
 from common.errors import StageError
 
-#: Names of SLURM jobs in which Lightning still starts its processes itself.
+#: SLURM job names with which Lightning starts its processes itself.
 _INTERACTIVE = ("bash", "interactive")
 
 
 def is_main_process() -> bool:
-    """Whether this process is rank 0 and manages folders; torchrun's rank counts before SLURM's, which differs."""
+    """Whether this is rank 0, which manages folders; torchrun's rank takes precedence over SLURM's."""
     names = ("RANK",) if "TORCHELASTIC_RUN_ID" in os.environ else ("LOCAL_RANK", "RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 
 
 def require_processes(trainer: Mapping[str, Any]) -> None:
-    """Refuse a stage whose launcher started a number of processes other than `devices` times `num_nodes`.
+    """Refuse a number of processes other than `devices` times `num_nodes`.
 
-    Otherwise eight independent processes would write into one folder, or a single one would leave seven GPUs idle. A
-    SLURM batch script that starts a one-node stage without `srun` is no launcher: Lightning then starts the processes,
-    for which `SLURM_NTASKS` is removed from the environment.
+    Otherwise eight processes could write into one folder, or one could leave seven GPUs idle. In a SLURM batch script
+    without `srun`, Lightning starts a one-node stage's processes, so `SLURM_NTASKS` is removed.
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:
@@ -32,7 +31,7 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = int(os.environ["WORLD_SIZE"])
     elif "SLURM_NTASKS" in os.environ and not interactive:
-        # A batch script is one process, whatever its number of tasks.
+        # A batch script is one process, regardless of its tasks.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
         if nodes == 1 and "SLURM_STEP_NUM_TASKS" not in os.environ:
             os.environ.pop("SLURM_NTASKS")

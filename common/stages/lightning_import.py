@@ -1,4 +1,4 @@
-"""Imports Lightning without packages that torchmetrics only needs for metrics and plots that no stage uses."""
+"""Imports Lightning without packages that torchmetrics only needs for unused metrics and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEFT_OUT = frozenset({"matplotlib", "scipy", "transformers"})
 
 
 def import_lightning() -> None:
-    """Import `lightning.pytorch` in half the time; packages of `LEFT_OUT` look absent meanwhile."""
+    """Import `lightning.pytorch` in half the time, hiding the packages of `LEFT_OUT`."""
     if "torchmetrics" in sys.modules:
         importlib.import_module("lightning.pytorch")
         return

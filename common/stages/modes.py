@@ -1,4 +1,4 @@
-"""One stage from the command line: find it, show its configuration, run, validate or predict with it."""
+"""One stage from the command line: show its configuration, run, validate or predict."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> 
 
 
 def _with_origins(tree: dict[str, Any], layers: Sequence[Layer], *parents: str) -> Iterator[str]:
-    """A configuration as YAML, with the file that set each value as a comment."""
+    """A configuration as YAML; a comment names the file that set each value."""
     for key, value in tree.items():
         path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
         if isinstance(value, dict) and value:
@@ -71,7 +71,7 @@ def _in_one_line(value: object) -> str:
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
-    """`fit`, `test`, `validate` or `predict` for one stage; prints the results. Only `fit` writes a record."""
+    """Run `fit`, `test`, `validate` or `predict` and print the results. Only `fit` writes a record."""
     if command == "fit":
         if checkpoint is not None:
             raise StageError(
@@ -95,7 +95,7 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unles
 
 
 def _starts_from_nothing(request: StageRequest) -> str:
-    """Error for a bare recipe that measures a trained model but gets none; else empty."""
+    """Warning if a bare recipe measures a model but gets none; else empty."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
@@ -137,7 +137,7 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     if command == "predict":
-        # One file holds all outputs; several processes would overwrite each other's.
+        # Several processes would overwrite the one output file.
         config["trainer"] |= {"devices": 1, "num_nodes": 1}
     require_processes(config["trainer"])
     if not weights.is_file():
@@ -158,10 +158,10 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     except CheckpointError as error:
         raise StageError(str(error)) from None
     for name, parent in request.parents.items():
-        # Metric networks are not part of the weights; files that training started from may be gone.
+        # The weights lack metric networks; the parents' files may be gone.
         if parent.checkpoint(run.start_from).is_file():
             config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
-    # The pictures of a test must not overwrite the record's.
+    # A test must not overwrite the record's images.
     folder = request.directory / command
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
     loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"

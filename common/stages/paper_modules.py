@@ -8,12 +8,11 @@ from typing import Any
 
 from common.errors import StageError
 
-#: Files of an export: its configuration, and its card.
+#: Files of an export.
 CONFIGURATION, CARD = "config.json", "README.md"
 
 
 def _module(paper: str, name: str) -> str:
-    """Import path of a part; that of a rehearsal is outside the papers."""
     return f"rehearsals.{paper}" if name == "rehearsal" else f"papers.{paper}.{name}"
 
 
@@ -27,12 +26,12 @@ def optional_part(paper: str, name: str) -> Any:
     return importlib.import_module(_module(paper, name)) if has_part(paper, name) else None
 
 
-#: File of a paper's trained models, and what is missing without it.
+#: File of a paper's trained models, and the error without it.
 TRAINED = ("use", "has no trained models to use")
 
 
 def check_part(paper: str, name: str, without: str) -> None:
-    """Check that a paper has a file without importing it, which takes seconds; see `part`."""
+    """Check that a paper has a file without the slow import; see `part`."""
     if not has_part(paper, name):
         raise _missing(paper, name, without)
 

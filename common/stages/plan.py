@@ -1,6 +1,6 @@
-"""Which stages a paper needs, which of them are done, and running the rest in order.
+"""Which stages a paper needs and which are done.
 
-Planning and skipping import neither torch nor lightning; a plan for SLURM does, to check its configurations.
+Planning and skipping import neither torch nor lightning; a SLURM plan does, to check its configurations.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from common.stages.request import Selection, StageRequest, finished_record, reco
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with what has to be done about it.
+    """A stage and what to do about it.
 
     Attributes:
-        request: the stage.
-        run: its merged configuration.
-        lineage: hash of the configuration and of all that it descends from.
-        done: whether its record is there and still fits.
-        reason: why it runs or is skipped, for people.
+        lineage: hash of the configuration and of its ancestors'.
+        done: whether a matching record exists.
+        reason: why it runs or is skipped, to print.
     """
 
     request: StageRequest
@@ -41,7 +39,7 @@ class Planned:
 
 
 def plan(paper: str, selection: Selection) -> list[Planned]:
-    """All stages of a paper in the order in which they can run, for every seed."""
+    """All stages of a paper for every seed, parents first."""
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
     if not instances and not any(selection.scale in table.scales for table in load(name).tables):
@@ -60,7 +58,7 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
 
 
 def by_request(paper: str, selection: Selection) -> list[str]:
-    """The tables, and rows of other tables, that a selection leaves out because they are made by request."""
+    """Tables, and rows of other tables, that a selection omits because they run by request only."""
     if selection.everything or selection.tables or selection.rows or selection.stages:
         return []
     left_out = []
@@ -93,13 +91,13 @@ def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
 
 
 def _total(expected: Sequence[float | None]) -> float | None:
-    """Sum over stages, an unknown one as long as the others are on average; None where all are unknown."""
+    """Sum over stages; an unknown one counts as the mean of the others; None if all are unknown."""
     known = [seconds for seconds in expected if seconds is not None]
     return sum(known) * len(expected) / len(known) if known else None if expected else 0.0
 
 
 def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
-    """Expected time of every stage, see `expected_seconds`."""
+    """Expected time of each stage; see `expected_seconds`."""
     if not planned:
         return []
     request = planned[0].request
@@ -109,7 +107,7 @@ def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
 
 
 def default_jobs(hardware: str) -> int:
-    """How many stages run side by side unless `--jobs` says otherwise."""
+    """Default of `--jobs`: stages that run side by side."""
     return min(usable_cores(), 4) if hardware == "cpu" else 1
 
 
@@ -125,7 +123,7 @@ def fit_arguments(request: StageRequest) -> list[str]:
 
 
 def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
-    """Check types and ranges of what is about to run; it imports all that the stages need."""
+    """Check types and ranges; imports all that the stages need."""
     from common.stages.lightning_import import import_lightning
 
     import_lightning()
@@ -136,7 +134,7 @@ def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
 
 
 def render_plan(planned: Sequence[Planned], form: str) -> str:
-    """The plan as text, as a shell script or as SLURM submissions with dependencies."""
+    """The plan as text, a shell script, or SLURM submissions with dependencies."""
     if form == "text":
         times = seconds_of(planned)
         rows = [("", "draw", "stage", "recipe", "time", "why")] + [
@@ -160,7 +158,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         return "\n".join(lines)
     todo = [item for item in planned if not item.done]
     check_configurations([item.run for item in todo])
-    # This very interpreter: a job may start without an activated environment.
+    # This interpreter, since a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
     commands = [shlex.join([*program, *fit_arguments(item.request), "--unless_done"]) for item in todo]
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
@@ -185,11 +183,11 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
     request, trainer = item.request, item.run.config["trainer"]
     devices = trainer.get("devices", 1)
     tasks = int(devices) if str(devices).isdigit() else 1
-    # A task's processes are itself and its loader's workers; with one more, eight tasks would not fit on 64 cores.
+    # Itself and its loader's workers; one more, and eight tasks would not fit on 64 cores.
     cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
     name = f"{request.paper}-{request.stage}-{request.scale}-{request.draw.folder.replace('seed', 's')}"
     log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
-    # `singleton`: submitted twice, the second job waits for the first one and then finds its work done.
+    # `singleton`: a second submission waits for the first and finds its work done.
     dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])
     options = [
         f"--job-name={shlex.quote(name)}",
@@ -199,12 +197,12 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
         f"--ntasks-per-node={tasks}",
         f"--cpus-per-task={cpus}",
         *([f"--gres=gpu:{tasks}"] if trainer.get("accelerator") == "gpu" else []),
-        # Two minutes to save and to be queued again; the signal goes to the processes, not to the shell around them.
+        # Two minutes to save and requeue; the signal goes to the processes, not their shell.
         "--requeue",
         "--signal=USR1@120",
         f"--dependency={dependency}",
         "--kill-on-invalid-dep=yes",
     ]
-    # Of its own srun knows nothing of the CPUs of a task, and lets the others wait for one that died.
+    # By default srun ignores the CPUs of a task, and lets the others wait for a dead one.
     step = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}"
     return f"sbatch --parsable {' '.join(options)} --wrap={shlex.quote(step)}"

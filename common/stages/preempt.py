@@ -1,4 +1,4 @@
-"""Saves a stage that trains when a signal asks it to end, and asks SLURM to queue its job again."""
+"""Saves a training stage when a signal asks it to end, and asks SLURM to queue its job again."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from lightning.pytorch.callbacks import Callback
 from common.errors import Preempted
 from common.stages.stopping import REQUEUE_SIGNAL, check, postpone, received
 
-#: Seconds that saving a checkpoint may take.
+#: Seconds to save a checkpoint.
 SAVING = 600.0
 
 
 class Preemption(Callback):
-    """Saves after the step in which a signal arrives and ends the stage; several ranks agree on that step.
+    """Saves after the step in which a signal arrives and ends the stage; ranks agree on that step.
 
-    Outside training there is nothing to save, and the stage ends at the next hook.
+    Outside training there is nothing to save; the stage ends at the next hook.
 
     Args:
-        checkpoint: the file to save, from which the stage resumes.
-        every_n_steps: how often several ranks ask each other; a single process looks after every step.
+        every_n_steps: how often ranks ask each other; a single process looks after every step.
     """
 
     def __init__(self, checkpoint: Path, every_n_steps: int = 10) -> None:
@@ -64,7 +63,7 @@ class Preemption(Callback):
             postpone(SAVING / 20)
             self.saved_step = trainer.global_step
 
-    # What this step logs is written after its last hook, so the run ends at the first hook behind it.
+    # A step's logs are written after its last hook, so the run ends at the next one.
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -82,12 +81,12 @@ class Preemption(Callback):
             raise Preempted(self.signal)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # At once: what ends the trainer and W&B may take all the time that SLURM gives.
+        # At once: ending the trainer and W&B may use up SLURM's grace period.
         if isinstance(exception, Preempted) and trainer.is_global_zero:
             self.queue_again(exception.signal)
 
     def queue_again(self, number: int) -> None:
-        """Ask SLURM to queue this job again, once, and if it was SLURM that ends it."""
+        """Ask SLURM once to queue this job again, if SLURM ends it."""
         if number == REQUEUE_SIGNAL and not self._asked:
             self._asked = True
             print(f"  {requeue()}", flush=True)
@@ -103,7 +102,7 @@ class Preemption(Callback):
 
 
 def requeue() -> str:
-    """Ask SLURM to queue this job again; returns what came of it, for people."""
+    """Ask SLURM to queue this job again; returns the outcome to print."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

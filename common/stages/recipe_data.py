@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
-    """Every mapping in a section of a configuration that names a data set."""
+    """Every mapping that names a data set."""
     if isinstance(section, Mapping):
         if str(section.get("class_path", "")).startswith("common.data.datasets."):
             yield section
@@ -35,10 +35,9 @@ _DATA = "$DATA/"
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
-    """Every data set that a paper's recipes read at the scale `paper`, and those that it can read, once each.
+    """Data sets of a paper's recipes at the scale `paper`, and its `OPTIONAL_DATASETS`, once each.
 
-    The latter are `OPTIONAL_DATASETS` in the paper's package; each has a folder of its name. Skips recipes that the
-    paper's tables only know in miniature.
+    Skips recipes that the paper's tables only use in miniature.
     """
     found: dict[tuple[str, str], Any] = {}
     for recipe in _published_recipes(paper):
@@ -55,7 +54,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
 
 
 def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
-    """Every file and folder except data sets that a paper's recipes read at the scale `paper`: weights, lists, ..."""
+    """Files and folders, except data sets, that a paper's recipes read at the scale `paper`."""
     from common.data.released_files import look_at
 
     recipes: dict[str, list[str]] = {}
@@ -63,7 +62,7 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
     for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").config
         for entry in dataset_entries(config.get("data")):
-            # Folders of data sets; a file that chooses a part of one is listed.
+            # Skip folders of data sets, but list files that choose a part of one.
             roots.update(path for path in _data_paths(entry) if not Path(path).suffix)
         for path in _data_paths(config):
             recipes.setdefault(path, []).append(recipe)
@@ -75,14 +74,14 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
 
 
 def _published_recipes(paper: str) -> list[str]:
-    """Recipes of a paper, without those that its tables only know in miniature."""
+    """Recipes of a paper, without those that its tables only use in miniature."""
     stages = load(paper).stages.values()
     miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
     return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
 
 
 def _data_paths(section: object) -> Iterator[str]:
-    """Every path below the data folder in a section of a configuration, relative to it."""
+    """Every path below the data folder, relative to it."""
     if isinstance(section, Mapping):
         for value in section.values():
             yield from _data_paths(value)

@@ -1,4 +1,4 @@
-"""Runs the planned stages of a paper, one after the other or side by side."""
+"""Runs the planned stages of a paper, in sequence or in parallel."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ def reproduce(
     finished: Callable[[str], None] | None = None,
     watch: bool = False,
 ) -> list[str]:
-    """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
-
-    A stage that fails does not stop those that do not start from it.
-    """
+    """Run every stage without a current record; a failed stage only stops its descendants."""
     planned = plan(paper, selection)
     left_out = by_request(paper, selection)
     if left_out:
@@ -86,7 +83,7 @@ def reproduce(
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
                     waiting.remove(item)
                     say(f"[{progress.start()}/{total}] {_name(item)} ({item.reason})")
-                    # Lightning's own bar shows the step where it is on.
+                    # Otherwise Lightning's bar shows the step.
                     if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
                         shown.begin(_name(item), item.request.directory)
                     running[pool.submit(_run if jobs == 1 else _run_in_worker, item)] = item
@@ -100,7 +97,7 @@ def reproduce(
                         raise
                     except Exception as error:  # one stage must not cost the others
                         stopping.check(error)
-                        # Our own errors, and those of files and values, say all there is to say.
+                        # Our own errors, and those of files and values, need no traceback.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = described(error)
@@ -145,7 +142,7 @@ def _startable(
     failed: dict[tuple[int, str], str],
     say: Callable[[str], None],
 ) -> list[Planned]:
-    """Stages whose parents are finished, in order; those of failed parents are struck off the list."""
+    """Stages whose parents are finished, in order; drops descendants of failed stages."""
     for item in list(waiting):
         seed = item.request.seed
         blocked = [p.stage for p in item.request.parents.values() if (seed, p.stage) in failed]
@@ -162,7 +159,7 @@ def _startable(
 
 
 class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
+    """Runs a submitted function at once, in this process."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -176,7 +173,7 @@ class _Here(Executor):
 def _pool(jobs: int) -> Executor:
     if jobs == 1:
         return _Here()
-    # Started afresh and not forked: a worker imports torch once and keeps its decoded files for its next stages.
+    # Not forked: a worker imports torch once and keeps its decoded files for later stages.
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, spawn, initializer=_begin_worker)
 
@@ -193,7 +190,7 @@ def _tell_workers(number: int) -> None:
 
 
 class _Progress:
-    """Counts stages and estimates what is left, from earlier records and from the pace of this call."""
+    """Counts stages and estimates the time left from earlier records and this call's pace."""
 
     def __init__(self, planned: Sequence[Planned], jobs: int) -> None:
         self._jobs = jobs
@@ -207,16 +204,16 @@ class _Progress:
         return self._started
 
     def expected(self, planned: Sequence[Planned]) -> float | None:
-        """Seconds of stages one after the other, by earlier records; None without any."""
+        """Seconds of the stages in sequence, from earlier records; None without any."""
         return _total([self._expected[_name(item)] for item in planned])
 
     def finish(self, item: Planned, seconds: float, left: Sequence[Planned]) -> str:
-        """Text about the time that the stages left will take."""
+        """Record a finished stage; returns text on the time left."""
         self._finished.append((item, seconds))
         if not left:
             return ""
         known = [(took, expected) for one, took in self._finished if (expected := self._expected[_name(one)])]
-        # This machine may be faster or slower than the one of the records.
+        # The records may be from a faster or slower machine.
         pace = sum(took for took, _ in known) / sum(expected for _, expected in known) if known else 1.0
         with_another_seed = {one.request.stage: took for one, took in self._finished}
         by_records = [(one.request.stage, self._expected[_name(one)]) for one in left]
@@ -231,7 +228,7 @@ def _name(item: Planned) -> str:
 
 
 def _run(item: Planned) -> records.Record:
-    """Run a stage in this process, or in its own where Lightning must start several."""
+    """Run a stage in this process, or in its own if Lightning must start several."""
     trainer: dict[str, Any] = item.run.config["trainer"]
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if str(nodes) != "1" and "SLURM_JOB_ID" not in os.environ:
@@ -244,9 +241,9 @@ def _run(item: Planned) -> records.Record:
     if str(devices) in {"1", "auto"} and str(nodes) == "1":
         from common.stages.run import run_stage
 
-        # Another command may have finished it since this one was planned.
+        # Another command may have finished it since planning.
         return run_stage(item.request, unless_done=True)
-    # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
+    # Lightning starts other ranks by rerunning the command line, so it must name only this stage.
     status = _wait_for([sys.executable, "-m", "common.commands.main", *fit_arguments(item.request), "--unless_done"])
     record = finished_record(item.request, item.lineage)
     if status < 0:
@@ -260,9 +257,9 @@ def _run(item: Planned) -> records.Record:
 
 
 def _run_in_worker(item: Planned) -> records.Record:
-    """Run a stage in a process of a pool, which ends with its stage when a signal stops it.
+    """Run a stage in a pool process, which exits when a signal stops the stage.
 
-    A worker that only gave up its stage could wait forever for the lock of the queue, which an ended one may hold.
+    A surviving worker could wait forever for the queue's lock, which a dead one may hold.
     """
     try:
         with stopping.listening():
@@ -273,6 +270,6 @@ def _run_in_worker(item: Planned) -> records.Record:
 
 
 def _wait_for(command: Sequence[str]) -> int:
-    """Run a command to its end; asked to stop, it saves its state first."""
+    """Run a command to its end, forwarding signals so it can save."""
     with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
         return process.wait()

@@ -1,4 +1,4 @@
-"""One stage to run: what it is, which stages it starts from, where its folder lies."""
+"""One stage to run: its identity, its parents and its folder."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for: scale, draws, machine, folders, which part of the tables, whether it is a rehearsal.
-
-    Without `everything`, what the tables mark as made by request is left out unless it is named.
-    """
+    """What the user asked for; without `everything`, rows made by request only run if named."""
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -53,14 +50,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Parent:
-    """The finished stage that a field of this stage starts from."""
+    """The finished stage whose checkpoint fills a field of this one."""
 
     stage: str
     directory: Path
     lineage_hash: str
 
     def checkpoint(self, name: str) -> Path:
-        """File of one of its checkpoints."""
         return self.directory / "checkpoints" / f"{name}.ckpt"
 
 
@@ -69,15 +65,13 @@ class StageRequest:
     """One stage to run.
 
     Attributes:
-        paper, stage, recipe, job, row: identity as in tables.yaml; `row` is the model of the row that it evaluates.
-        scale, hardware, seed: as on the command line.
-        parents: dotted field -> stage that fills it with its checkpoint.
-        overrides: dotted fields that tables.yaml sets for this stage.
+        row: the model of the table row that the stage evaluates.
+        parents: dotted field -> stage whose checkpoint fills it.
+        overrides: dotted fields that tables.yaml sets.
         arguments: overrides from the command line.
-        runs: folder of all runs.
-        data: folder that `$DATA` in configs stands for.
-        rehearsal: whether it is a stage of a large scale on tiny data.
-        isa: instruction set that decides how sums are rounded.
+        data: folder that `$DATA` in configs means.
+        rehearsal: a stage of a large scale on tiny data.
+        isa: instruction set whose rounding of sums to use.
     """
 
     paper: str
@@ -98,17 +92,15 @@ class StageRequest:
 
     @property
     def draw(self) -> Draw:
-        """Seed and rounding."""
         return Draw(self.seed, self.isa)
 
     @property
     def directory(self) -> Path:
-        """Folder of this stage's run."""
         return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
 
     @property
     def published(self) -> bool:
-        """Whether its numbers may stand beside published ones."""
+        """Whether its numbers are comparable to published ones."""
         return self.scale == "paper" and not self.rehearsal
 
     def configuration(self) -> RunConfiguration:
@@ -119,14 +111,14 @@ class StageRequest:
             scale=self.scale,
             hardware=self.hardware,
             seed=self.seed,
-            # Only pre-training is spread over nodes: the downstream protocols have small batches.
+            # Only pre-training uses several nodes: downstream batches are small.
             stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
             rehearsal=self.rehearsal,
         )
 
     def lineage_hash(self, run: RunConfiguration | None = None) -> str:
-        """Hash of this configuration and of all that it descends from."""
+        """Hash of this configuration and its ancestors'."""
         run = run or self.configuration()
         return records.lineage_hash(
             records.config_hash(run.config),
@@ -138,7 +130,7 @@ class StageRequest:
 
 
 def finished_record(request: StageRequest, lineage: str) -> records.Record | None:
-    """The record of this very stage, or None without one: not finished, of another configuration, or malformed."""
+    """This stage's record; None if it is missing, malformed or of another configuration."""
     path = request.directory / "record.json"
     if not path.is_file():
         return None
@@ -164,7 +156,7 @@ def request_for(
     lineages: dict[str, str],
     arguments: Sequence[str] = (),
 ) -> StageRequest:
-    """The request of one stage instance; `lineages` holds those of its parents."""
+    """The request of one stage instance; `lineages` holds its parents'."""
     parents = {
         field: Parent(
             parent,
@@ -193,10 +185,9 @@ def request_for(
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
-    """The stage that `<paper>/<name>` means: an instance of the paper's tables, a stage of it, or a bare recipe.
+    """The stage `<paper>/<name>`: an instance of the paper's tables, a stage, or a bare recipe.
 
-    A run with overrides is another run than the table's: it gets a folder of its own, so that trying something never
-    costs a finished record. Overrides that only say on what it runs, such as the number of devices, are none.
+    Overrides that affect the measurement give the run its own folder, so they never replace a finished record.
     """
     paper_name, _, wanted = name.partition("/")
     if not wanted:
@@ -208,7 +199,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     tables = load(paper)
     instances = {instance.id: instance for instance in expand(tables, selection.scale)}
     seed = selection.seeds[0]
-    # A stage of other scales may have a recipe of its name, which runs at every scale.
+    # A stage of another scale may share its name with a recipe, which runs at every scale.
     elsewhere = wanted in recipes_of(paper) and selection.scale not in getattr(tables.stages.get(wanted), "scales", ())
     if wanted not in instances and wanted in tables.stages and not elsewhere:
         try:
@@ -251,29 +242,29 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     stage = request.stage
     words = _words_that_count(arguments)
     if words:
-        # With a data set of one's own, the folder says which: hashes of configurations leave out where things lie.
+        # Configuration hashes ignore paths, so the folder of a user's data set is part of the name.
         where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
         where += _own_folders(request)
-        # So does the content of files: of these, but for where things lie, and of the weights that they name.
+        # So are the contents of override files and weights.
         where += [config_hash(load_yaml(file), IGNORED_KEYS - _WHICH_WEIGHTS) for file in files]
         where += _weights(stated, request.data)
         stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
-    # A parent given on the command line or in a file of it replaces that of the table.
+    # A parent from the command line or its files replaces the table's.
     fields = {short_name(field) for field in (*given, *(field for field, _ in stated))}
     kept = {field: parent for field, parent in request.parents.items() if short_name(field) not in fields}
     return replace(request, stage=stage, parents=kept)
 
 
-#: What fields that name a file or folder of weights or of statistics end with.
+#: Suffixes of fields that name weights or statistics.
 WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
 
 
-#: What says which weights of a file; a hash leaves it out with the file, which a file of overrides names, too.
+#: Fields that select weights of a file; hashes usually ignore them.
 _WHICH_WEIGHTS = frozenset({"encoder_prefixes", "text_encoder_prefixes", "checkpoint"})
 
 
 def _words_that_count(arguments: Sequence[str]) -> list[str]:
-    """The words of overrides, but of those that change nothing of what is measured: the machine, one more logger."""
+    """The overrides that can change a measurement: not those of the machine or an extra logger."""
     words: list[str] = []
     pending = list(arguments)
     while pending:
@@ -285,7 +276,7 @@ def _words_that_count(arguments: Sequence[str]) -> list[str]:
 
 
 def _weights(stated: Sequence[tuple[str, Any]], data: Path) -> list[str]:
-    """What is in the weights and statistics that fields name; no hash of a configuration looks into files."""
+    """Names and contents of the weights and statistics that fields name; configuration hashes ignore contents."""
     found: list[str] = []
     for name, value in stated:
         if name.rpartition(".")[2].endswith(WEIGHTS) and isinstance(value, str):
@@ -296,14 +287,14 @@ def _weights(stated: Sequence[tuple[str, Any]], data: Path) -> list[str]:
 
 
 def _content(path: Path) -> str:
-    """Checksum of a file; of the checkpoint of a finished stage its lineage, as another test writes it anew."""
+    """Checksum of a file; for a finished stage's checkpoint its lineage, since another test rewrites the file."""
     stage = path.parent.parent
     own = recorded_lineage(stage / "identity.json") if (stage / "record.json").is_file() else None
     return f"{own}/{path.name}" if own else digest(path, "sha256")
 
 
 def _own_folders(request: StageRequest) -> list[str]:
-    """The folders of one's own that a stage reads, however its configuration names them."""
+    """The user's own data folders that a stage reads."""
     config = request.configuration().with_placeholders(DATA=str(request.data), RUN="")
     return [
         str(Path(str((entry.get("init_args") or {}).get("root"))).expanduser().resolve())

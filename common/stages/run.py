@@ -1,8 +1,8 @@
-"""Runs one stage: build, fit (from its last checkpoint when it was stopped), test, record.
+"""Runs one stage: build, fit (or resume), test, record.
 
-A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json`
-(what the folder is a run of), `config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`,
-`media/`, `wandb/` and, when it is finished, `record.json`.
+The folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json` (which
+run it is), `config.yaml` (resolved), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when finished,
+`record.json`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _ONE_VALUE = "Expected more than 1 value per channel when training"
 
 
 def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
-    """Make the stage's folder its own; returns the checkpoint to go on from, if there is one."""
+    """Claim the stage's folder for this run; returns the checkpoint to resume from, or None."""
     directory = request.directory
     identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
     identity_path = directory / "identity.json"
@@ -84,8 +84,8 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
         sweep(checkpoint.parent)
         sweep_cache()
         write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        # A record made by other parents goes, and so does one whose training begins anew: others would start from it
-        # meanwhile. Else it stands until its successor replaces it: this time there may be no device, or no data.
+        # Remove a record of other parents or of a training that restarts, since other stages would start from it. Keep
+        # any other until the new one is written: this run may lack a device or data.
         if finished_record(request, lineage) is None or (run.trains and not checkpoint.is_file()):
             (directory / "record.json").unlink(missing_ok=True)
     else:
@@ -94,7 +94,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
 
 
 def _take_back(request: StageRequest, lineage: str) -> None:
-    """Make the run before the last the stage's own again where it is the one that is wanted."""
+    """Restore the previous run if its configuration is wanted again."""
     directory, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
     if recorded_lineage(directory / "identity.json") == lineage:
         return
@@ -113,7 +113,7 @@ def _take_back(request: StageRequest, lineage: str) -> None:
 
 
 def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
-    """Optimizer step and batch at which a checkpoint was saved; they differ where a batch makes several updates."""
+    """Optimizer step and batch of a checkpoint; they differ if a batch makes several updates."""
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 
     try:
@@ -129,8 +129,8 @@ def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
 
 
 def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
-    """Under `srun` all ranks start at once: none may look at a folder that rank 0 is about to move."""
-    deadline = time.monotonic() + 1800  # it may be trying a thousand files of somebody's own
+    """Under `srun` all ranks start at once; wait until rank 0 has prepared the folder."""
+    deadline = time.monotonic() + 1800  # it may be checking a user's files
     while recorded_lineage(identity_path) != lineage:
         if time.monotonic() > deadline:
             raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within half an hour")
@@ -138,10 +138,10 @@ def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> Non
 
 
 def _quiet_lightning() -> None:
-    """Silence what Lightning says about itself at every start; errors and our own lines stay."""
+    """Silence Lightning's startup messages, not its errors."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # All that it says is which rank died before it ends the others.
+    # It only says which rank died.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
@@ -151,7 +151,7 @@ def _quiet_lightning() -> None:
         ".*have no .validation_step.*",  # the module does it itself, see common/protocols/search.py
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
         ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
-        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant by who overrides it
+        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # intended
         ".*broadcast_buffers. is deprecated.*",  # its successor broadcasts banks and queues at the start
         ".*recommended to use .self.log.*sync_dist=True.*",  # what is logged was gathered from all ranks
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
@@ -160,7 +160,6 @@ def _quiet_lightning() -> None:
 
 
 def run_stage(request: StageRequest, unless_done: bool = False) -> records.Record:
-    """Run a stage to its end and write its record."""
     require(request.isa)
     if not is_main_process():
         end_with_parent()
@@ -170,18 +169,18 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
     except Preempted:
         if is_main_process():
             raise
-        # A rank that ends badly has its launcher kill rank 0, which may be saving or asking for the job.
+        # If a rank fails, its launcher kills rank 0, which may be saving or requeueing.
         raise SystemExit(0) from None
 
 
 def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     run, config = stage_configuration(request)
     require_processes(config["trainer"])
-    # Heavy imports only now: help, plans and skipped stages do not pay for them.
+    # Late, since help, plans and skipped stages need no heavy imports.
     import_lightning()
     stopping.check()
     if request.arguments:
-        # What its user set is checked before the data; it takes seconds, since the classes are imported.
+        # Check overrides before the data; importing their classes takes seconds.
         check_ranges(take_switches(config)[1], run.layers)
     _require_files(config.get("data"))
     from common.stages.preempt import Preemption
@@ -193,9 +192,9 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
         if is_main_process():
             _take_back(request, lineage)
         elif unless_done:
-            # What the first finds done, after it took a former run back, all must: it is not there for the others then.
+            # All ranks must see the run that rank 0 may have restored.
             _wait_for_main_process(request.directory / "identity.json", lineage, request.stage)
-        # Looked at here, where no other command can be about to finish it.
+        # Under the lock, so no other command is about to finish it.
         if unless_done and (done := finished_record(request, lineage)) is not None:
             return done
         try:
@@ -213,22 +212,21 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
                 ) from error
             raise
         finally:
-            # Trainer, model and optimizer refer to each other: without this they stay in memory, also that of the
-            # accelerator, while this process runs its next stage.
+            # Trainer, model and optimizer form a cycle, which would keep (GPU) memory during the next stage.
             gc.collect()
 
 
 def _lost_a_process(error: RuntimeError) -> bool:
-    """Whether an error is that of a collective that another process has left."""
+    """Whether another process left a collective."""
     import torch.distributed as dist
 
-    # Gloo's errors have no class of their own, but begin with the place in its source.
+    # Gloo's errors have no class, but start with a source path.
     return (dist.is_available() and isinstance(error, dist.DistError)) or "gloo/transport/" in str(error)
 
 
 @contextmanager
 def _claimed(request: StageRequest) -> Iterator[None]:
-    """Hold the stage's folder for this process, so that two commands cannot write into it at once."""
+    """Lock the stage's folder against a second command."""
     if not is_main_process():
         yield
         return
@@ -258,7 +256,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
 
 
 def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[str, Any]]:
-    """The merged configuration of a stage, and the same with parents' checkpoints and all paths filled in."""
+    """The merged configuration of a stage, and a copy with parents' checkpoints and paths filled in."""
     run = request.configuration()
     config = run.config
     for name, parent in request.parents.items():
@@ -280,7 +278,7 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
 
 
 def _require_files(section: object) -> None:
-    """Tell of a missing data set, and of broken files of one's own, before anything is built; a world makes its own."""
+    """Check the data set, and a user's own files, before building anything; a world makes its own."""
     if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
         return
     from common.data.datasets.folder import FolderOfImages, OwnFolder
@@ -316,7 +314,7 @@ def _flags(request: StageRequest) -> str:
 
 
 def _run_id(request: StageRequest, stage: str, lineage: str) -> str:
-    """Id on W&B of this stage or of one that it starts from."""
+    """W&B id of this stage or of a parent."""
     draw = request.draw.folder.replace("seed", "s")
     return f"{request.paper}-{request.scale}-{draw}-{stage.replace('@', '-')}-{lineage[:8]}"
 
@@ -324,7 +322,7 @@ def _run_id(request: StageRequest, stage: str, lineage: str) -> str:
 def _wandb_of(
     request: StageRequest, run: RunConfiguration, lineage: str, resolved: dict[str, Any], git: Mapping[str, Any]
 ) -> StageWandbLogger | None:
-    """The stage's W&B run, which notes the checkpoints it starts from; None without one."""
+    """The stage's W&B run, which notes the checkpoints it starts from; None if W&B is off."""
     from common.stages.loggers import note_files, own_id, run_name, wandb_logger
 
     revision = git.get("revision") or "unknown"
@@ -336,7 +334,7 @@ def _wandb_of(
         group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}",
         job_type=request.job,
         tags=[request.scale, *([request.row] if request.row else []), revision[:12]],
-        # Beside the configuration itself, under the same keys for every stage, for the dashboard's filters.
+        # The same keys for every stage, for the dashboard's filters.
         config={
             **resolved,
             "paper": request.paper,
@@ -448,7 +446,7 @@ def _run_claimed(
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
-        # Small networks lose more to waiting threads than they gain; stages run side by side instead.
+        # Threads slow small networks down; stages run in parallel instead.
         torch.set_num_threads(1)
     reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
@@ -470,7 +468,7 @@ def _run_claimed(
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if (ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
         stopping.kill_at_end(ranks)
-    # The checkpoint that a stage goes on from is written last: the losses of its step follow right behind it.
+    # Write the checkpoint to resume from last: the losses of its step follow it.
     callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")
     trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__, metrics_file.flush)

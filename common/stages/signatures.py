@@ -1,4 +1,4 @@
-"""Names of a class's arguments, read from its source without importing it, so a plan stays fast."""
+"""Argument names of a class, read from its source without importing it, so plans stay fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Found = tuple[str, ast.ClassDef | ast.FunctionDef]
 
 @functools.cache
 def arguments_of(path: str) -> frozenset[str] | None:
-    """Arguments of a class or function, its bases' included; None if it takes any or its source is not found."""
+    """Arguments of a class (bases included) or function; None if it takes any or has no source."""
     found = _find(path)
     if found is None:
         return None
@@ -21,12 +21,12 @@ def arguments_of(path: str) -> frozenset[str] | None:
 
 
 def is_missing(path: str) -> bool:
-    """Whether a module of this suite, or the class that a path names in it, does not exist."""
+    """Whether a path in `common` or `papers` does not exist."""
     return path.partition(".")[0] in ("common", "papers") and _find(path) is None
 
 
 def _walk(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[str], bool]:
-    """Names, and whether the list is complete."""
+    """Argument names, and whether they are complete."""
     if isinstance(node, ast.FunctionDef):
         return _parameters(node)
     names: set[str] = set()

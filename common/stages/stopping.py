@@ -1,6 +1,6 @@
-"""Stops a command on a signal: the signal is noted, and work ends at the next point that calls `check`.
+"""Stops a command on a signal: work ends at the next call of `check`.
 
-Nothing is raised where the signal arrives, which may be inside an import or a C extension.
+A handler that raised could interrupt an import or a C extension.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from contextlib import contextmanager, suppress
 from common.errors import Preempted
 from common.stages.launch import is_main_process
 
-#: SLURM sends this one some time before the end of a job (`sbatch --signal`); the job then asks to be queued again.
+#: SLURM sends it before the end of a job (`sbatch --signal`), which then requeues itself.
 REQUEUE_SIGNAL = signal.SIGUSR1
-#: A process that reaches no `check` within so many seconds of a signal ends without saving.
+#: Seconds after a signal to reach a `check`; then the process ends without saving.
 PATIENCE = 45.0
 
 
 class _Listener:
-    """Notes signals and tells child processes; its thread also works while the main thread is blocked in C code."""
+    """Notes signals and tells child processes, in a thread that also runs while C code blocks the main thread."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -34,7 +34,7 @@ class _Listener:
         self.deadline, self.waiting = 0.0, 0
         wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         wanted += [REQUEUE_SIGNAL] if "SLURM_JOB_ID" in os.environ else []
-        # What is ignored, as under nohup, stays so.
+        # Ignored signals stay ignored, as under nohup.
         self._before = {number: was for number in wanted if (was := signal.getsignal(number)) != signal.SIG_IGN}
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -53,7 +53,7 @@ class _Listener:
         os.close(self._reader)
 
     def forget(self) -> None:
-        """In a forked child, which must not write into its parent's pipe."""
+        """Detach a forked child, which must not write into its parent's pipe."""
         signal.set_wakeup_fd(-1)
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
@@ -106,10 +106,9 @@ _listener: _Listener | None = None
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """While it lasts, SIGTERM, Ctrl-C, SIGHUP and within a job of SLURM SIGUSR1 are noted; without effect in another.
+    """Note SIGTERM, Ctrl-C, SIGHUP and, in a SLURM job, SIGUSR1; no effect if nested or off the main thread.
 
-    Raises:
-        Preempted: a signal was received; in place of any error that came after it.
+    At the end a noted signal raises `Preempted` in place of any later error.
     """
     global _listener
     if _listener is not None or threading.current_thread() is not threading.main_thread():
@@ -128,31 +127,27 @@ def listening() -> Iterator[None]:
 
 
 def received() -> int | None:
-    """The first signal that was received, if any."""
+    """The first signal received, or None."""
     return None if _listener is None else _listener.received
 
 
 def check(error: BaseException | None = None) -> None:
-    """End here if a signal was received; `error` came after it.
-
-    Raises:
-        Preempted: a signal was received.
-    """
+    """Raise `Preempted` if a signal was received; `error` came after it."""
     if (number := received()) is not None:
         raise Preempted(number) from error
 
 
 def postpone(seconds: float) -> None:
-    """Allow so many seconds from now, as for a checkpoint that is being saved."""
+    """Extend the deadline to so many seconds from now, as to save a checkpoint."""
     if _listener is not None and _listener.received is not None:
         _listener.deadline = time.monotonic() + seconds
 
 
 @contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """Hand signals on to child processes and wait until they have ended: they keep the time themselves.
+    """Forward signals to child processes and wait for them; they keep their own deadlines.
 
-    They get SIGTERM for Ctrl-C, and SIGKILL when this process ends at once. Ranks are not told: they agree on a step.
+    They get SIGTERM for Ctrl-C, and SIGKILL if this process ends at once. Ranks are not told: they agree on a step.
     """
     listener = _listener
     if listener is None:
@@ -169,16 +164,16 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
 
 
 def kill_at_end(ranks: Callable[[int], object]) -> None:
-    """Where this process ends at once, its ranks end with it."""
+    """Kill the ranks if this process ends at once."""
     if _listener is not None:
         _listener.ranks.append(ranks)
 
 
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
-    """End this process, a rank or a worker, soon after the one that started it is gone.
+    """End this process, a rank or a worker, soon after its parent dies.
 
-    Left alone, a rank waits for the others for half an hour and holds its memory and its device. A rank blocked in a
-    collective only responds to SIGKILL; SIGTERM saves a stage that trains.
+    Otherwise a rank waits half an hour for the others and holds its memory and device. A rank blocked in a collective
+    only responds to SIGKILL; SIGTERM saves a training stage.
     """
     starter = multiprocessing.parent_process()  # known even where it is gone by now
     parent = os.getppid() if starter is None else starter.pid
