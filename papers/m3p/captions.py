@@ -136,10 +136,7 @@ class SwitchedCaptions:
 
 
 def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
-    """Tokens int64 [P, L] with boundary tokens and padding, L at least `width`, and numbers of pieces int64 [P].
-
-    Caption p occupies its first `lengths[p]` + 2 positions.
-    """
+    """Tokens int64 [P, L] with boundary tokens and padding, L at least `width`, and numbers of pieces int64 [P]."""
     lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
     tokens = np.full((len(captions), max(int(lengths.max(initial=0)) + 2, width)), tokenizer.pad_id, dtype=np.int64)
     position = np.arange(tokens.shape[1])

@@ -22,10 +22,7 @@ Entry = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares of the words of some captions that a code switcher can replace, overall and by language, in [0, 1].
-
-    `tokens` counts all words, `types` the different ones.
-    """
+    """Shares of caption words that a code switcher can replace, in [0, 1]; `types` are different words."""
 
     tokens: int
     types: int

@@ -1,7 +1,4 @@
-"""Data modules of M3P: multilingual text and captioned images for pre-training, fine-tuning and search.
-
-The miniature uses the same classes: its world writes files in the layouts of the real data sets.
-"""
+"""Data modules of M3P for pre-training, fine-tuning and search; the miniature's world writes the same layouts."""
 
 from __future__ import annotations
 
@@ -55,7 +52,6 @@ class RegionTextData(ShardedDataModule):
         sets: captioned sets by name, for search and fine-tuning; null leaves one out.
         languages: languages with numbers, which are positions in sorted order; None for those of the sets.
         world: miniature that replaces the files of the data sets and the tokenizer; None for real data.
-        region_network: checkpoint of the miniature's region network; None reads region features from files.
         candidates: N, per image and per caption in training.
         vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
         exclude_siblings: never use another caption of an image as its negative.
@@ -345,12 +341,9 @@ class PretrainingData(RegionTextData):
         language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 is uniform, which the
             released code writes as -1.
         xmlm_steps: language draws per step; 0 disables text.
-        relation_steps: caption set draws per step.
         text_batch_size: rows of a text block, over all devices.
         text_groups: groups of these rows with independent languages, like the processes of the released code; any
             number of devices shares them.
-        bptt: tokens per row.
-        masking: null masks nothing.
         predicted_multiple: cut the number of masked words of a text block to a multiple of this; the released code uses
             8 in half precision.
         kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has;
@@ -607,11 +600,7 @@ def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str
 
 
 def images_of_an_epoch(data: RetrievalData) -> int | None:
-    """Published number of images per fine-tuning epoch; None if unknown for a set.
-
-    Sets are pooled by image. Sets with the same name show the same images; a set on COCO's images adds no images to
-    COCO, see `find_pictures`.
-    """
+    """Published images per fine-tuning epoch, pooled as in `find_pictures`; None if unknown for a set."""
     counts: dict[str, int] = {}
     for one in data.training_sets:
         dataset: Any = one.dataset

@@ -373,7 +373,6 @@ class M3P(nn.Module):
 
         Args:
             language: number of the captions' language, if the encoder adds language embeddings to text with regions.
-            tokens_per_batch: regions and tokens per batch, over all its pairs.
 
         Shapes:
             image [N, R, D] of `start_regions`; image_mask bool [N, R]

@@ -140,7 +140,6 @@ def relation_terms(
         group: pairs and places of `with_places`; `languages` [P] if the encoder adds their embeddings to text with
             regions, and `group` [B] for in-batch pairs.
         kind: `t2i` or `i2t` for groups of N candidates; `in_batch` pairs all B images with all B captions.
-        words, regions: predict masked words, masked regions.
         soft_classes: compare the class of a region with the detector's whole distribution by KL.
         alignment: optimal transport between words and regions of a true and a false pair per group, and two-way
             matching of these pairs.

@@ -24,12 +24,10 @@ WORD_NOISE, REGION_NOISE = 3, 2
 
 @dataclass(frozen=True)
 class Masking:
-    """Shares of what is masked.
+    """Shares of words and regions that are chosen for masking, and what becomes of them.
 
     Args:
-        words: chosen pieces of a caption or text.
         mask, random: chosen pieces that become `<mask>` or a random piece; the rest is unchanged.
-        regions: chosen regions.
         kept_regions: chosen regions that are unchanged; the others become zero.
         text_fraction: pairs with masked words; the others have masked regions.
 

@@ -32,10 +32,8 @@ class RegionClassifier(pl.LightningModule):
 
     Args:
         classes: at least the number of categories in the data.
-        channels, side: see `RegionNetwork`.
         smoothing: share of the target spread over all classes.
         learning_rate, weight_decay: of AdamW with a warm-up and a cosine decay.
-        warmup_fraction: share of the steps.
 
     Source: [13.2] (b) and 13.3.
     """
@@ -90,12 +88,7 @@ class RegionClassifier(pl.LightningModule):
 
 
 class RegionPictures(ShardedDataModule):
-    """Pictures by category to train `RegionClassifier` on.
-
-    Args:
-        image: picture transform; crops down to a quarter teach the network to recognize quarters.
-        test_batch_size: per device.
-    """
+    """Pictures by category to train `RegionClassifier` on; crops down to a quarter teach it to recognize quarters."""
 
     def __init__(
         self,
@@ -133,7 +126,6 @@ class WarmStart(pl.LightningModule):
     Args:
         pretrained: checkpoint of another stage; None starts from random weights.
         learning_rate, warmup_steps: see `papers.m3p.module.adam`.
-        captions_per_image: see `RetrievalTest`.
     """
 
     def __init__(

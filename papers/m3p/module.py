@@ -60,9 +60,7 @@ class M3PModule(pl.LightningModule):
             the paper.
         pretrained: XLM-R (checkpoint or folder), or checkpoint of another stage or the released code; None starts from
             random weights.
-        position_offset: see `load_into_model`.
         learning_rate, warmup_steps: see `adam`; counted in updates.
-        accumulate: iterations of a cycle.
         clip_norm: largest gradient norm of an update; None disables clipping.
         selection: weights to test and to keep in the last checkpoint: `best` on the validation split (see `Best`) or
             `last`.

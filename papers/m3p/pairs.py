@@ -34,7 +34,6 @@ class PairGroup:
     Args:
         captions, images: pieces, regions of one, or of N.
         languages: language number of each caption before code-switching.
-        positive: position of the true candidate.
         noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
     """
 
@@ -61,11 +60,8 @@ class PairItems(RegionItems):
         tokenizer: its `max_tokens` cuts captions.
         languages: in the order of their numbers; captions in other languages get number 0.
         captions_per_image: per epoch; repeats captions of an image with fewer.
-        candidates: N.
         exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
             match too. The released pre-training code only excludes the caption itself.
-        switched: code-switches captions in its source language.
-        masked: draw random numbers for masking.
     """
 
     def __init__(

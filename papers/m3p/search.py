@@ -110,7 +110,6 @@ class SearchedSets:
         max_missing: largest fraction of images without regions.
 
     Attributes:
-        items: images or captions of each loader.
         longest: tokens of the longest caption, 0 without captions.
     """
 
@@ -212,8 +211,6 @@ def score_pairs(
     Args:
         tokens_per_batch: regions and tokens per batch, over all its pairs.
         partial: file of this process for partial scores, to resume an interrupted run.
-        language: number of the captions' language.
-        title: of the progress bar; empty for none.
     """
     tiles = similar_lengths(gallery.token_mask, captions_together)[rank() :: world_size()]
     mark = _mark(model, gallery, captions_together)
@@ -310,7 +307,6 @@ class RetrievalTest:
     """Collects images and captions of all test sets, scores all pairs and computes the recalls.
 
     Args:
-        tokens_per_batch: see `score_pairs`.
         captions_per_image: captions counted per image, see `exactly`; None uses them unchanged.
         by_means: compare mean word and region embeddings, for a model that is only warm-started.
 

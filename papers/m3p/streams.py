@@ -52,9 +52,7 @@ class LanguageStream:
 
 
 def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Sampling probability of each language: proportional to (its share of the sentences)^alpha.
-
-    Alpha 0, or -1 as in the released code, is uniform.
+    """Probability of each language: proportional to (its share)^alpha; alpha 0 (-1 in the released code) is uniform.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
@@ -108,7 +106,6 @@ class MultitaskSchedule:
     setting, so it doesn't depend on the number of processes here.
 
     Args:
-        languages: probabilities.
         relations: number of caption sets, which are equally likely.
         xmlm_steps, relation_steps: draws of each kind per step, at most the number of choices.
 
@@ -149,7 +146,6 @@ class MultitaskSteps(Dataset[Step]):
     Args:
         streams: text per language in blocks with the rows of one group, in the order of the language numbers.
         batch_size: pairs or groups of a batch over all ranks.
-        masking, multiple_of: of the text, see `mask_stream`.
     """
 
     schedule: MultitaskSchedule

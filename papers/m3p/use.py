@@ -40,7 +40,6 @@ class M3P(encoder.M3P, TrainedModel):
         regions: region features by picture name without suffix; None uses the detector.
         languages: languages with an embedding; text may be in any language of the vocabulary. Empty after a fine-tuning
             that doesn't name the languages of its pre-training.
-        language: of the texts, for an encoder with language embeddings; None adds none.
     """
 
     paper = "m3p"

@@ -1,7 +1,4 @@
-"""Captioned and tagged images to pre-train MCT.
-
-The miniature uses the same classes: its worlds write files in COCO's layout.
-"""
+"""Captioned and tagged images to pre-train MCT; the miniature's worlds write files in COCO's layout."""
 
 from __future__ import annotations
 
@@ -44,10 +41,8 @@ class CaptionedViews(ImageItems):
 
     Args:
         tokenizer: None leaves captions out.
-        mode: how the two views of a caption differ.
         word_dropout: share of words to drop from both views.
         back_translations: annotation id -> caption, for the mode `backtranslate`.
-        swap_sides: whether captions follow the flips.
         other_drawing: the key shows another image of the same group, if there is one.
     """
 

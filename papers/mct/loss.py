@@ -118,7 +118,6 @@ class MultimodalContrast(nn.Module):
         mask_same_image: ignore keys of the anchor's own image in the queue, as negatives and as positives of J_tag.
         intra_dim, inter_dim: widths of the embeddings within a modality and across modalities.
         tag_count: number of tags; 0 for data without tags.
-        seed: of the initial queues.
 
     Source: [4] and [5].
     """

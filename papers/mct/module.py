@@ -41,7 +41,6 @@ class MCTModule(pl.LightningModule):
         image_encoder: backbone with `feature_dim`, which is transferred.
         loss: defines the contrasts and the widths of embeddings; parts without a contrast aren't built.
         text_encoder: backbone of the captions; null if no contrast needs it.
-        heads: projection heads of both backbones.
         momentum: share of a key parameter that an update keeps.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.

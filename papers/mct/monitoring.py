@@ -35,12 +35,10 @@ LARGEST_UNIFORMITY = 2_000
 
 
 def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
-    """Percent of an image's nearest images that share a tag with it; NaN if no image has a tag.
-
-    Features are compared by their angle; images without tags are ignored.
+    """Percent of an image's nearest images, by angle, that share a tag with it; NaN if no image has a tag.
 
     Shapes:
-        features [N, d]; tags bool [N, T]
+        features [N, d]; tags bool [N, T], images without tags are ignored
     """
     features, tags = F.normalize(features.float(), dim=1)[:LARGEST_SEARCH], tags[:LARGEST_SEARCH].float()
     similarity = features @ features.T
@@ -73,12 +71,7 @@ def draw_retrieval(
 ) -> None:
     """Draw the captions found for some images, and the images found for some captions; correct ones in green.
 
-    Args:
-        image, caption: unit embeddings [N, d] and [M, d].
-        caption_image: row in `image` of each caption's image [M].
-        picture: row of `image` -> its pixels.
-        folder: gets `image_to_captions.png` and `caption_to_images.png`.
-        credit: line under pictures whose license requires one.
+    Embeddings image [N, d] and caption [M, d] are unit vectors; `caption_image` [M] is each caption's row in `image`.
     """
     similarity = image.float() @ caption.float().T
     # Equal captions describe each other's images.

@@ -46,10 +46,8 @@ class MCT(networks.MCT, TrainedModel):
     """A trained `networks.MCT`, loaded with `MCT.from_export(path)`.
 
     Attributes:
-        embedding: head of the returned embeddings: `inter` compares images with captions, `intra` images with images.
-            One vector of an image serves all searches; between images alone, `intra` is what J_ii and J_tag trained
-            ([3]).
-        pixels, tokenizer: read images and captions; set by `from_export`.
+        embedding: `inter` compares images with captions, `intra` images with images. One vector of an image serves all
+            searches; between images alone, `intra` is what J_ii and J_tag trained ([3]).
     """
 
     paper = "mct"

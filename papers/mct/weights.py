@@ -48,7 +48,6 @@ class ImportedMoCo:
             `bias`.
         queue: the keys as rows [K, d].
         pointer: next row to write.
-        epoch: epochs trained.
     """
 
     query: dict[str, Tensor]
@@ -62,10 +61,7 @@ class ImportedMoCo:
 
 @dataclass(frozen=True)
 class ImportedVirTex:
-    """Contents of a released VirTex checkpoint; `visual` has torchvision's names.
-
-    `textual` holds the captioning heads with the file's names: `textual.*` and, if bidirectional, `backward_textual.*`.
-    """
+    """Contents of a released VirTex checkpoint, with torchvision's names for `visual` and the file's for `textual`."""
 
     visual: dict[str, Tensor]
     textual: dict[str, Tensor]

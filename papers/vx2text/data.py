@@ -1,7 +1,4 @@
-"""Data modules of VX2TEXT: questions, dialogues and descriptions of clips.
-
-The miniature uses the same classes: its world writes files in the layouts of TVQA, AVSD and TVC.
-"""
+"""Questions, dialogues and descriptions of clips for VX2TEXT; the miniature writes TVQA's, AVSD's and TVC's layouts."""
 
 from __future__ import annotations
 
@@ -174,12 +171,10 @@ class CaptionExamples(Examples):
 
 
 class VideoTextItems(ItemDataset):
-    """Clips with their questions and answers, as input of `collate`.
+    """Clips with their questions and answers, as input of `collate`; `examples` are in the order of the listing.
 
     Args:
-        examples: the texts, row by row of the listing.
         reader: None puts true words in the places of modality tokens instead.
-        known: true categories of the clips, if known.
         replaced: share of true words to replace with other words of the modality.
     """
 
@@ -308,13 +303,11 @@ class VideoTextData(ShardedDataModule):
 
     Args:
         tokenizer: of the language model.
-        modalities: video, audio or both.
         video_categories, audio_categories: of the classifiers, in their order, to mark the known true categories of
             clips.
         prompt: maximum pieces of each part of the text, and tokens per clip.
         slots: `media` reads the clips; `words` puts their true categories in the places of tokens, with some wrong
             ones, to pre-train the language model on text alone ([14], step 2).
-        replaced: share of wrong words for `words`.
         test_batch_size: samples per evaluation step, per device.
         dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
 

@@ -31,7 +31,6 @@ class VX2Text(nn.Module):
         modalities: as in the data; classifiers of others are dropped.
         video_tokens, audio_tokens: tokens per clip, K.
         tokenization, temperature, table: see `ModalityTokens`.
-        beams, max_answer_tokens: of the generation.
     """
 
     tokens: Mapping[Modality, ModalityTokens]

@@ -130,9 +130,7 @@ def over_queries(mask: Tensor) -> Tensor:
 
 
 class OptionClassifier(LanguageModel):
-    """T5's encoder with a linear layer on its state at the prompt's last position, which picks an option.
-
-    The discriminative counterpart to a model that writes its answer; it can't write.
+    """T5's encoder with a linear layer on the prompt's last state, which picks an option; it can't write.
 
     Source: [9], `no_decoder`.
     """

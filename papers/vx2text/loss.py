@@ -42,10 +42,9 @@ def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of a classifier against a uniform distribution over the true words.
+    """Cross-entropy of a classifier against a uniform distribution over the true words, with label smoothing.
 
-    The mean over rows with a true word; with several processes, this process's part of the joint mean. `smoothing` is
-    the share of the target spread over all categories.
+    The mean over rows with a true word; with several processes, this process's part of the joint mean.
 
     Shapes:
         logits, words [B, C]

@@ -274,13 +274,9 @@ def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
 
 
 class CategoryData(ShardedDataModule):
-    """Labeled clips or sounds to train a classifier on ([14], step 1).
+    """Labeled clips or sounds to train a classifier on ([14], step 1); one clip is cut from each file.
 
-    Args:
-        categories: of the classifier, in its order.
-        video, audio: format of the single clip cut from each file.
-        fold: official fold, for data sets with folds.
-        test_batch_size: files per test step, per device.
+    `categories` are in the order of the classifier; `fold` is for data sets with official folds.
     """
 
     def __init__(

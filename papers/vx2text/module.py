@@ -39,13 +39,10 @@ class VX2TextModule(pl.LightningModule):
             that lack the modality.
         protocols: of the caption metrics; metric names of the first don't contain it.
         meteor: compute METEOR, which needs Java and 1.5 GB.
-        learning_rate: of the language model.
-        table_learning_rate: of category tables and projections.
-        video_learning_rate, audio_learning_rate: of the classifiers.
+        learning_rate: of the language model; `table_learning_rate` is of category tables and projections.
         weight_decay, warmup_fraction: see `adamw`.
         text_pretrained: folder of T5, or checkpoint of a stage with a language model; None starts from random weights.
         video_pretrained, audio_pretrained: released classifier, or checkpoint of a stage with one.
-        seed: of the Gumbel noise.
     """
 
     configure_gradient_clipping = clip_by_norm

@@ -137,10 +137,7 @@ def draw_samples(
     tokens: dict[str, dict[int, tuple[list[str], ...]]],
     folder: Path,
 ) -> None:
-    """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original.
-
-    `tokens` maps modality -> item -> category names before and after; `written` maps item -> text.
-    """
+    """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original."""
     columns = ["clip", "question", "written", "original"]
     columns += [f"{name} tokens {when}" for name in tokens for when in ("before", "after")]
     table: list[list[str]] = []

@@ -84,10 +84,7 @@ class TextTokenizer:
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
-        """The id for each option letter, (a) to (e): its last piece.
-
-        T5 writes a letter as a word start mark, which is always the same, and the letter itself.
-        """
+        """The id for each option letter, (a) to (e): its last piece, which follows T5's word start mark."""
         found = tuple(self.encode(letter)[-1] for letter in LETTERS)
         if len(set(found)) < len(found) or self.unknown_id in found:
             raise ValueError(

@@ -110,10 +110,7 @@ class ModalityTokens(nn.Module):
     evaluation mode.
 
     Args:
-        width: of an embedding, D.
         tokens: per clip, K.
-        tokenization: see `Tokenization`.
-        temperature: tau.
         table: see `Table`; a learned one is zero until `start_table` or a checkpoint fills it.
 
     Source: [4], [8] and [9].

@@ -34,11 +34,7 @@ _PARTS = {"speech": "speech", "caption": "descriptions", "history": "earlier que
 
 
 class VX2Text(fusion.VX2Text, TrainedModel):
-    """A trained `fusion.VX2Text`, loaded with `VX2Text.from_export(path)`.
-
-    Attributes:
-        task: the trained task: `question` (one of five options), `dialog` or `caption`.
-    """
+    """A trained `fusion.VX2Text` for `task` question, dialog or caption; loaded with `VX2Text.from_export(path)`."""
 
     paper = "vx2text"
     kinds = ("papers.vx2text.module.VX2TextModule",)
@@ -117,15 +113,9 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
-        """Text about a clip for the model's task.
+        """Text about a clip for the model's task; `known` is a description, and `options` are five answers or none.
 
-        Args:
-            clip: a video file, or a folder of numbered frames; sound or picture may be missing.
-            question: empty for a description.
-            speech: lines spoken in the clip.
-            known: a description of the clip.
-            history: earlier questions and answers.
-            options: five answers to choose from, or none.
+        A clip is a video file or a folder of numbered frames; sound or picture may be missing.
         """
         given = {"speech": speech, "caption": known, "history": history, "option": options}
         for part, content in given.items():

@@ -60,9 +60,7 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
 
 
 def load_language_model(language_model: LanguageModel, path: str | Path, field: str = "text_pretrained") -> None:
-    """Load the weights of a T5 folder or one of our stages into a language model in place.
-
-    The folder has `config.json` and weights, as written by `save_pretrained`.
+    """Load weights of one of our stages, or a T5 folder of `save_pretrained`, into a language model in place.
 
     Source: [6].
     """

@@ -1,7 +1,4 @@
-"""Data of XMC-GAN: images with one of their captions, as tokens or as stored BERT features ([2] and [7]).
-
-The miniature uses the same classes: its world writes files in the layout of COCO 2014.
-"""
+"""Data of XMC-GAN ([2] and [7]): images with captions, as tokens or BERT features; the miniature uses COCO's layout."""
 
 from __future__ import annotations
 
@@ -135,7 +132,6 @@ class TextToImageData(ShardedDataModule):
             `reference_samples`.
         minibatches: per training batch; each discriminator step takes one.
         items: an epoch shows each image once, or each caption (Localized Narratives).
-        captions_per_image: use the first so many captions of an image.
         test_samples: draws of (image, caption) to generate from; None for each item once.
         reference_samples: real images for the comparison; None for all. The draws start after them in the same fixed
             order and wrap around, because Localized Narratives have fewer than 30,000.
@@ -304,11 +300,7 @@ class TextToImageData(ShardedDataModule):
         return int(self._items[self.test_split].texts.starts[-1])
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
-        """Test captions without images, over all ranks; `numbers` may contain repetitions.
-
-        Batches:
-            As in the test but without `image`; `index` is the position in `numbers`.
-        """
+        """Test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
         rows = CaptionNumbers(torch.as_tensor(numbers, dtype=torch.int64))
         collate = self._collate(self.test_split)
         return self.evaluation_loader(rows, self.test_batch_size, "captions", collate_fn=collate)

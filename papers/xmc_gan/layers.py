@@ -25,14 +25,9 @@ class BatchNorm(nn.Module):
     """Batch normalization without weights and with a biased running variance.
 
     Unlike this class, `common.training.batch_norm.GroupedBatchNorm` is PyTorch's batch normalization with groups. Both
-    choose groups alike and share statistics across devices.
-
-    Args:
-        group: samples with common statistics in training; None for the whole batch, over all devices.
-
-    Attributes:
-        updating: whether training updates the running statistics; see `keeping_statistics`. They come from the first
-            group, on rank 0, because the official code keeps those of its first device.
+    choose groups alike and share statistics across devices. The running statistics, which are fixed unless `updating`,
+    come from the first group, on rank 0, because the official code keeps those of its first device. A group of None is
+    the whole batch over all devices.
 
     Shapes:
         [B, C, H, W] -> [B, C, H, W]

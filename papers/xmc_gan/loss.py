@@ -56,11 +56,9 @@ class XMCGANLoss:
 
     Args:
         temperature: of all contrastive losses but W.
-        word_gammas: sharpness in W: of the attention over regions, of the maximum over words, and the inverse
-            temperature.
+        word_gammas: see `word_similarity`; the last is the inverse temperature of W.
         negatives_group: images that share negatives, on any number of devices; null for the whole batch.
-        captions_at_once: captions to compare at a time in W, recomputed for the gradient, which saves memory but takes
-            time; null for all.
+        captions_at_once: captions per part of W, recomputed for the gradient to save memory; null for all.
 
     Source: [5.7].
     """

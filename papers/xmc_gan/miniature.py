@@ -238,12 +238,9 @@ class PictureNetwork(PretrainedNetwork):
 
 
 class MiniatureClassification(pl.LightningModule):
-    """Trains a network of the miniature on real pictures and their true attributes.
+    """Trains a network of the miniature on real pictures and their true attributes; Adam with cosine decay to zero.
 
-    Args:
-        network: saved under `network.` in the checkpoint.
-        noise: largest standard deviation of noise added to pictures, so that blurred ones get sensible scores.
-        learning_rate: of Adam, with cosine decay to zero.
+    `noise` is the largest standard deviation of noise added to pictures, so that blurred ones get sensible scores.
 
     Source: [14.4].
     """

@@ -42,10 +42,8 @@ class XMCGANModule(pl.LightningModule):
         image_network: frozen network of the loss between generated and real images; null if `loss.weight_image_net` is
             0.
         evaluation: metrics of generated images in the test; null for none.
-        generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimizers.
         average_momentum: fraction of the averaged generator that a step keeps.
         evaluated: generator to test: `average`, or `trained`, the weights of the last step.
-        seed: of the noise.
         choice: selects the checkpoint to test in a stage without training; null keeps the weights.
     """
 

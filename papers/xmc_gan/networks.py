@@ -95,7 +95,6 @@ class Generator(nn.Module):
         cond_size: side of the map that attends to the words.
         z_dim: width of the noise, and of the projected sentence.
         embedding_dim: width of word and sentence vectors (E).
-        gamma: sharpness of the attention.
         batch_norm_group: images normalized together, on any number of devices; null for the whole batch.
 
     Source: [3].
@@ -306,7 +305,6 @@ class ImageNetFeatures(nn.Module):
     Args:
         network: `resnet50` (the official code) or `vgg19` (the paper's ablation).
         features: the 1000 `logits`, or the inputs of the last layer (`pooled`).
-        pretrained: torchvision's weights; None keeps random ones.
         size: side to which images are resized.
 
     Shapes:

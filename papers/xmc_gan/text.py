@@ -26,11 +26,8 @@ class BertText(nn.Module):
         sentence_pool: see `pool_sentence`; the official pooling needs the T of the data set, because padding counts.
         sizes: arguments of `BertEncoder`; None reads the configuration next to the weights.
 
-    Attributes:
-        feature_dim: E, 768 for BERT base.
-
     Shapes:
-        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]
+        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]; E is 768 for BERT base
 
     Source: [2.1]: bert-base-uncased, last_hidden_state, no gradients.
     """

@@ -47,11 +47,8 @@ LISTED_WORDS = 60
 class XMCGAN(TrainedModel):
     """The averaged generator, the discriminator, and the text encoder of both.
 
-    Images and captions are embedded in the space of the loss between images and sentences.
-
-    Attributes:
-        tokenizer: cuts captions; set by `from_export`.
-        learned_words: words of the training captions, if the vocabulary was made from them; set by `from_export`.
+    Images and captions are embedded in the space of the loss between images and sentences. `learned_words` are those of
+    the training captions, if the vocabulary was made from them.
     """
 
     paper = "xmc_gan"

@@ -106,9 +106,8 @@ def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 class PairEncoder(nn.Module):
     """A transformer that reads an image and a caption together, or a caption alone.
 
-    An image has a token per place of its last feature map, marked with BERT's second segment embedding. It adds no
-    parameters to BERT, so both backbones have the same parameters as in MCT. The image encoder needs `forward_map` and
-    `feature_dim`.
+    An image has a token per place of its last feature map (`forward_map`), marked with BERT's second segment embedding,
+    so both backbones have the same parameters as in MCT.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:

@@ -216,7 +216,6 @@ class VirTex(pl.LightningModule):
         weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
         warmup_steps: linear warm-up, followed by cosine decay to zero.
-        samples: captions to write in the test.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `tokens` and `tokens_reversed` int64 [B, L], `index` [B].
