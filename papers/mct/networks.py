@@ -39,7 +39,7 @@ SEPARATE = Heads()
 class Tower(nn.Module):
     """Backbone of one modality with features [B, feature_dim], and a projection head for each kind of contrast.
 
-    `intra_dim` is for contrast within the modality, `inter_dim` across modalities. A head without a loss is None,
+    `intra_dim` is for contrast within the modality, `inter_dim` across modalities. A width without a loss is None,
     because distributed training refuses parameters without gradient.
 
     Source: [2].
