@@ -25,10 +25,7 @@ class NonFiniteLossError(StageError):
 
 
 class Preempted(BaseException):
-    """A signal asked the process to end; rerun the command to resume.
-
-    Not an `Exception`, so nothing treats it as a failure, and not a `KeyboardInterrupt`, for which Lightning exits.
-    """
+    """A signal asked to end. No `Exception`: it is no failure; no `KeyboardInterrupt`: Lightning would exit."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)

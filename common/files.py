@@ -1,7 +1,4 @@
-"""Files: untrusted ones, atomic writes, locks, the cache folder, strict YAML; the environment and the terminal.
-
-Files are written to a temporary sibling and renamed, so no reader, crash or full disk leaves half of one.
-"""
+"""Atomic writes, locks, untrusted files, the cache folder, strict YAML, the environment and the terminal."""
 
 from __future__ import annotations
 
@@ -59,10 +56,7 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
-    """Turn any error from parsing an untrusted file into `wrong`, and name the file.
-
-    Refuses pipes and devices, which would block.
-    """
+    """Turn any error from parsing an untrusted file into `wrong`, naming the file; refuses pipes, which would block."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise OSError(errno.EINVAL, "is no regular file")
@@ -285,7 +279,7 @@ def cache_folder() -> Path:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Changes when a folder gains or loses an entry or a file is rewritten; zeros if missing."""
+    """A stamp that changes if a folder gains or loses an entry or a file is rewritten; zeros if missing."""
     try:
         found = path.stat()
     except OSError:
@@ -295,7 +289,7 @@ def stamp_of(path: Path) -> list[int]:
 
 
 def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether a stamp is old enough to show another change; `read_at` is seconds since the epoch, None = now."""
+    """Whether a stamp is old enough to show another change; `read_at`: epoch seconds when reading began, None = now."""
     return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 

@@ -15,12 +15,7 @@ from common.training.switches import ApplySwitches, Switches
 
 
 class StageCLI(LightningCLI):
-    """Builds trainer, model and data of one stage; runs nothing.
-
-    Args:
-        config: `seed_everything`, `trainer`, `model` and `data`, placeholders replaced.
-        trainer_arguments: what the stage adds to the config: default_root_dir, loggers, callbacks.
-    """
+    """Builds trainer, model and data of one stage from a config without placeholders; runs nothing."""
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
         self._limits = _whole_limits(config.get("trainer") or {})

@@ -231,10 +231,7 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
 
 
 def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
-    """The overlay families of a recipe, its own after those that it extends; may be empty.
-
-    A family applies to its `recipes`, a list of shell patterns, or to the recipe of its name; or it is only extended.
-    """
+    """The overlay families whose `recipes` (shell patterns) or name match, after those they extend; may be empty."""
     found = [
         name for name, own in families.items() if any(fnmatchcase(recipe, one) for one in own.get("recipes", [name]))
     ]
@@ -252,10 +249,7 @@ def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A nested mapping that sets `dotted` to `value`, with `init_args` inserted below a class.
-
-    So `--model.temperature 0.1` means `model.init_args.temperature`, as with LightningCLI.
-    """
+    """A nested mapping that sets `dotted`, with `init_args` inserted below a class, as LightningCLI does."""
     parts = dotted.split(".")
     path: list[str] = []
     node: Any = config
@@ -356,6 +350,7 @@ def resolve(
     arguments: Sequence[str] = (),
     rehearsal: bool = False,
 ) -> RunConfiguration:
+    """Merge the layers of one run."""
     paper = paper_named(paper).name
     if scale not in SCALES:
         raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
@@ -448,7 +443,6 @@ def _one_process(trainer: dict[str, Any]) -> bool:
 
 
 def _copied(tree: Any) -> Any:
-    """A deep copy, independent of the merged layers."""
     if isinstance(tree, dict):
         return {key: _copied(value) for key, value in tree.items()}
     return [_copied(value) for value in tree] if isinstance(tree, list) else tree

@@ -13,12 +13,7 @@ from common.files import named
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """The contents of a finished stage's folder.
-
-    Attributes:
-        config: resolved, plain data.
-        content: entries of the checkpoint, on the CPU.
-    """
+    """A finished stage's resolved configuration and checkpoint entries, on the CPU."""
 
     checkpoint: Path
     config: dict[str, Any]

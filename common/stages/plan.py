@@ -1,7 +1,4 @@
-"""Which stages a paper needs and which are done.
-
-Planning and skipping import neither torch nor lightning; a SLURM plan does, to check its configurations.
-"""
+"""Which stages a paper needs and which are done; only a SLURM plan imports torch and lightning, for its checks."""
 
 from __future__ import annotations
 
@@ -23,13 +20,7 @@ from common.stages.request import Selection, StageRequest, finished_record, reco
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage and what to do about it.
-
-    Attributes:
-        lineage: hash of the configuration and of its ancestors'.
-        done: whether a matching record exists.
-        reason: why it runs or is skipped, to print.
-    """
+    """A stage, the hash of its configuration and ancestors (`lineage`), and whether a record matches it (`done`)."""
 
     request: StageRequest
     run: RunConfiguration
@@ -113,7 +104,7 @@ def default_jobs(hardware: str) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one stage."""
-    # One with overrides is named by them again.
+    # The overrides add the suffix again.
     stage = request.stage.partition("+")[0]
     return [
         "fit", f"{request.paper}/{stage}", "--scale", request.scale, "--seed", str(request.seed),
@@ -179,7 +170,6 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
 
 
 def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
-    """The `sbatch` line of one stage."""
     request, trainer = item.request, item.run.config["trainer"]
     devices = trainer.get("devices", 1)
     tasks = int(devices) if str(devices).isdigit() else 1

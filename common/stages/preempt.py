@@ -19,12 +19,9 @@ SAVING = 600.0
 
 
 class Preemption(Callback):
-    """Saves after the step in which a signal arrives and ends the stage; ranks agree on that step.
+    """Saves after the step in which a signal arrives; ranks agree on it every `every_n_steps`.
 
     Outside training there is nothing to save; the stage ends at the next hook.
-
-    Args:
-        every_n_steps: how often ranks ask each other; a single process looks after every step.
     """
 
     def __init__(self, checkpoint: Path, every_n_steps: int = 10) -> None:

@@ -35,10 +35,7 @@ _DATA = "$DATA/"
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
-    """Data sets of a paper's recipes at the scale `paper`, and its `OPTIONAL_DATASETS`, once each.
-
-    Skips recipes that the paper's tables only use in miniature.
-    """
+    """Data sets of a paper's published recipes, and its `OPTIONAL_DATASETS`, once each."""
     found: dict[tuple[str, str], Any] = {}
     for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")

@@ -257,10 +257,7 @@ def _run(item: Planned) -> records.Record:
 
 
 def _run_in_worker(item: Planned) -> records.Record:
-    """Run a stage in a pool process, which exits when a signal stops the stage.
-
-    A surviving worker could wait forever for the queue's lock, which a dead one may hold.
-    """
+    """Run a stage in a pool process, which exits on a signal: a dead worker may hold the queue's lock."""
     try:
         with stopping.listening():
             return _run(item)

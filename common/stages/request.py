@@ -67,10 +67,8 @@ class StageRequest:
     Attributes:
         row: the model of the table row that the stage evaluates.
         parents: dotted field -> stage whose checkpoint fills it.
-        overrides: dotted fields that tables.yaml sets.
-        arguments: overrides from the command line.
+        overrides, arguments: from tables.yaml and from the command line.
         data: folder that `$DATA` in configs means.
-        rehearsal: a stage of a large scale on tiny data.
         isa: instruction set whose rounding of sums to use.
     """
 

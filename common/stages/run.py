@@ -138,7 +138,6 @@ def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> Non
 
 
 def _quiet_lightning() -> None:
-    """Silence Lightning's startup messages, not its errors."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It only says which rank died.
@@ -160,6 +159,7 @@ def _quiet_lightning() -> None:
 
 
 def run_stage(request: StageRequest, unless_done: bool = False) -> records.Record:
+    """Run a stage and write its record; `unless_done` keeps a finished one."""
     require(request.isa)
     if not is_main_process():
         end_with_parent()
@@ -314,7 +314,6 @@ def _flags(request: StageRequest) -> str:
 
 
 def _run_id(request: StageRequest, stage: str, lineage: str) -> str:
-    """W&B id of this stage or of a parent."""
     draw = request.draw.folder.replace("seed", "s")
     return f"{request.paper}-{request.scale}-{draw}-{stage.replace('@', '-')}-{lineage[:8]}"
 
@@ -362,7 +361,7 @@ def _wandb_of(
 
 
 def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> dict[str, Any]:
-    """What the stage's row in W&B's table of runs shows: metrics, cells of the tables, extremes of the curves."""
+    """The stage's row in W&B's table of runs: metrics, cells of the tables, extremes of the curves."""
     from common.reporting import tables
     from common.reporting.curves import summaries
 
@@ -388,7 +387,7 @@ def _record_of(
     metrics: dict[str, float | None],
     wandb_id: str | None,
 ) -> records.Record:
-    """The record of a stage that has ended; called by all ranks, which count their skipped files together."""
+    """The record of a finished stage; collective, since all ranks count skipped files."""
     import torch
 
     from common.stages.telemetry import peak_memory_gib
@@ -532,10 +531,7 @@ def _run_claimed(
 
 
 def _end_what_is_trained(trainer: pl.Trainer) -> None:
-    """Have a training begin and end where it resumes with no step left; Lightning leaves out both.
-
-    The checkpoint of the last step is written before `on_train_end`, where the best weights are chosen and kept.
-    """
+    """Run the hooks of a training that resumes with no step left; `on_train_end` keeps the best weights."""
     loop = trainer.fit_loop
     run = loop.run
 
@@ -545,7 +541,7 @@ def _end_what_is_trained(trainer: pl.Trainer) -> None:
         counted, last = epoch.completed == epoch.ready, epoch.ready == loop.max_epochs
         done = loop.done
         if not counted and (done or (last and loop.epoch_loop.batch_progress.is_last_batch)):
-            # For the loggers, the step in which the checkpoint was written; no step that is left counts it.
+            # Count the checkpoint's step for the loggers, since no step is left to do so.
             loop.epoch_loop._batches_that_stepped += 1
         if not done:
             run()

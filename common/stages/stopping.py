@@ -1,7 +1,4 @@
-"""Stops a command on a signal: work ends at the next call of `check`.
-
-A handler that raised could interrupt an import or a C extension.
-"""
+"""Stops a command on a signal at the next `check`; a handler that raised could interrupt an import or C code."""
 
 from __future__ import annotations
 
@@ -106,10 +103,7 @@ _listener: _Listener | None = None
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Note SIGTERM, Ctrl-C, SIGHUP and, in a SLURM job, SIGUSR1; no effect if nested or off the main thread.
-
-    At the end a noted signal raises `Preempted` in place of any later error.
-    """
+    """Note SIGTERM, Ctrl-C, SIGHUP and, under SLURM, SIGUSR1, then raise `Preempted`; no effect if nested."""
     global _listener
     if _listener is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -145,10 +139,7 @@ def postpone(seconds: float) -> None:
 
 @contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """Forward signals to child processes and wait for them; they keep their own deadlines.
-
-    They get SIGTERM for Ctrl-C, and SIGKILL if this process ends at once. Ranks are not told: they agree on a step.
-    """
+    """Forward signals to child processes and wait for them: SIGTERM for Ctrl-C, SIGKILL if this one ends at once."""
     listener = _listener
     if listener is None:
         yield

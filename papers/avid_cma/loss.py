@@ -25,7 +25,8 @@ class BankLoss(nn.Module):
     """Weighted mean of contrastive terms against a video bank and an audio bank.
 
     `instance_v2a` compares the video embedding with the audio bank; the positive is the clip's own row (`instance`) or
-    its mined rows (`positive`). The banks get no gradient; each step blends its embeddings into them after the loss.
+    its mined rows (`positive`), never a clip of the batch. The banks get no gradient; each step blends its embeddings
+    into them after the loss.
 
     Args:
         negatives: rows per clip, K, drawn with replacement.
@@ -155,6 +156,7 @@ class BankLoss(nn.Module):
         return {name: nce(positives, negatives, normalizer) for name, (positives, negatives) in scores.items()}
 
     def positives_of(self, index: Tensor) -> Tensor:
+        """Mined rows [B, P]."""
         if self.step == 0 and self.positives and self.positive_set[0, 0] < 0:
             raise RuntimeError("no positives yet: call load_banks(...) and mine() before the first step")
         return self.positive_set[index].long()

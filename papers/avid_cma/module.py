@@ -1,8 +1,7 @@
-"""Training of AVID and CMA, readable top to bottom.
+"""Training of AVID and CMA, readable top to bottom; the loss selects which.
 
-AVID trains two encoders to find the stored vector of their own instance in a memory bank: across modalities (Cross, the
-method), within one (Self) or both (Joint). CMA starts from a trained AVID and adds, as positives within each modality,
-mined instances that are similar in both. The loss selects AVID or CMA.
+AVID's encoders find their own instance's stored vector in a memory bank. CMA starts from a trained AVID and adds
+instances that are similar in both modalities as positives within each.
 """
 
 from __future__ import annotations

@@ -32,12 +32,7 @@ NEEDED = "'model' and 'train_criterion' (or 'state_dict')"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """State that a later stage takes over.
-
-    Attributes:
-        memory: banks and normalizer, named as in `BankLoss`, if the file has them.
-        listing_fingerprint: listing that the rows of the banks belong to; None for a released checkpoint ([13]).
-    """
+    """Model, banks and normalizer (named as in `BankLoss`, if present), and their listing (None: see [13])."""
 
     model: dict[str, Tensor]
     memory: dict[str, Tensor]
