@@ -104,11 +104,14 @@ def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path
     layer.write_text(json.dumps(over(small_layer({"queue_size": 64}), 2)), encoding="utf-8")
     program.write_text(IMPATIENT, encoding="utf-8")
     options = ["--scale", "smoke", "--runs", str(tmp_path), "--config", str(layer)]
-    process = _start(["fit", "mct/mct_tag", *options], (str(program),) if frozen else PROGRAM, GLOO_SOCKET_IFNAME="lo")
+    # A program elsewhere does not find this folder by itself.
+    found = {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = _start(["fit", "mct/mct_tag", *options], (str(program),) if frozen else PROGRAM, **found)
     after = random.Random(1).uniform(LISTENS, 15)
     if frozen:
         deadline = time.monotonic() + 120
         while not (ranks := _children(process.pid)):
+            assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(ranks[0], signal.SIGSTOP)
