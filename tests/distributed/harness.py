@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -97,3 +100,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+@contextmanager
+def ending_as_a_group(process: subprocess.Popen[Any], seconds: float) -> Iterator[None]:
+    """Require that all processes of a session have ended so long after the block; kill those left."""
+    try:
+        yield
+        deadline = time.monotonic() + seconds
+        while _lives(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        if _lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

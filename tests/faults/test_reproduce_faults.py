@@ -23,6 +23,7 @@ from common.stages import run as running
 from common.stages import stopping
 from common.stages.plan import plan
 from common.stages.request import Selection
+from tests.distributed.harness import ending_as_a_group
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    try:
+    with ending_as_a_group(process, seconds=30):
         # Both workers have begun when both folders are theirs.
         deadline = time.monotonic() + 120
         while len(list(tmp_path.rglob(".*.lock"))) < 2:
@@ -48,13 +49,6 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 143
         assert "stopped; the same command resumes" in output
-        deadline = time.monotonic() + 30
-        while _lives(process.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    finally:
-        if _lives(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
@@ -123,15 +117,6 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
     finally:
         for worker in multiprocessing.active_children():
             worker.kill()
-
-
-def _lives(group: int) -> bool:
-    """Whether a process of the group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
