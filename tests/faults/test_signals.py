@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path
     after = random.Random(1).uniform(LISTENS, 15)
     if frozen:
         deadline = time.monotonic() + 120
-        while not (ranks := _children(process.pid)):
+        while not (ranks := _ranks(process.pid)):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -105,5 +106,12 @@ def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path
     _stop(process, after, signal.SIGTERM)
 
 
-def _children(parent: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()]
+def _ranks(parent: int) -> list[int]:
+    """Ranks that a process started; its other children are short-lived, such as git."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+    found = []
+    for pid in children:
+        with suppress(OSError):
+            if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(int(pid))
+    return found
