@@ -283,18 +283,18 @@ def retrieve(
     """
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
-    of_paper = _kind(paper, options, lambda kind: kind.retrieves, "cannot compare anything")
+    of_paper = _kind(paper, options, lambda kind: kind.retrieval, "cannot compare anything")
     query_kind, kind = _pair(of_paper, query, among, from_, to)
     model = _loaded(of_paper, options)
     skipped: list[tuple[int, str]] = []
     items: Sequence[Any]
     if among.suffix == ".npz" and "model" in _arrays_of(among):
-        searched, items = _embedded(among, kind, model)
+        gallery, items = _embedded(among, kind, model)
         kept = list(range(len(items)))
     else:
-        items = _lines(among) if kind == "text" else _searched_files(model, among, kind)
-        searched, kept = model.searched(kind, items, skipped)
-    scores = model.compare(query_kind, query if query_kind == "text" else Path(query), kind, searched)
+        items = _lines(among) if kind == "text" else _gallery_files(model, among, kind)
+        gallery, kept = model.gallery(kind, items, skipped)
+    scores = model.compare(query_kind, query if query_kind == "text" else Path(query), kind, gallery)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     from rich.table import Table
 
@@ -324,12 +324,12 @@ def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | N
             return True
         return (kind != "text") == (among.is_dir() or among.suffix in REGION_SUFFIXES)
 
-    found = [pair for pair in of_paper.retrieves if fits(*pair)]
-    media = frozenset[str]().union(*(_suffixes(kind) for pair in of_paper.retrieves for kind in pair if kind != "text"))
+    found = [pair for pair in of_paper.retrieves() if fits(*pair)]
+    media = frozenset[str]().union(*(_suffixes(kind) for kind in of_paper.embeds if kind != "text"))
     if not is_file and from_ is None and path.suffix.lower() in media:
         raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
     if not found:
-        known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves)
+        known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves())
         what = f"the file {path}" if is_file else f"the text {query!r} (no file has that name)"
         raise StageError(
             f"{of_paper.paper} cannot search {among} by {what}. It does {known}; --among takes a folder for files and "
@@ -352,7 +352,7 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
     import numpy as np
     import torch
 
-    if not model.compares_vectors:
+    if model.retrieval != "vectors":
         raise StageError(f"{model.paper} reads every pair anew and cannot search {path}: give the folder of the files")
     with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
         if kind not in content.files:
@@ -363,7 +363,7 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
         return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()
 
 
-def _searched_files(model: Any, among: Path, kind: str) -> list[Any]:
+def _gallery_files(model: Any, among: Path, kind: str) -> list[Any]:
     if among.is_dir():
         return _found([among], [kind])
     if not hasattr(model, "regions"):

@@ -13,6 +13,7 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -119,12 +120,9 @@ class TrainedModel(nn.Module):
         example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
         otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to use.
         embeds: the modalities that can be embedded.
-        retrieves: the query and what is searched.
-        compares_vectors: whether retrieval compares the vectors of `embed`.
+        retrieval: compares the `vectors` of `embed`, or each of the `pairs` of different modalities; None if it can't.
         options: model settings of the command line: `language`, `regions`. A class has the method `answer`, `caption`
             or `generate` if it supports that command; one that answers or generates has `notes`.
-        limits: intended use and limits of the model, for its card.
-        usage: a line of Python that uses `model`, for its card.
     """
 
     paper: ClassVar[str]
@@ -134,16 +132,13 @@ class TrainedModel(nn.Module):
     example: ClassVar[str]
     otherwise: ClassVar[str]
     embeds: ClassVar[tuple[Modality, ...]] = ()
-    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = ()
-    compares_vectors: ClassVar[bool] = True
+    retrieval: ClassVar[Literal["vectors", "pairs"] | None] = "vectors"
     options: ClassVar[tuple[Literal["language", "regions"], ...]] = ()
-    limits: ClassVar[str]
-    usage: ClassVar[str]
 
     @classmethod
-    def usage_of(cls, trained: Trained) -> str:
-        """The line of Python for one model's card; `usage` unless the model cannot do that."""
-        return cls.usage
+    def card_usage(cls, trained: Trained) -> str:
+        """Field of the paper's `model_card.yaml` with the code that uses `model`."""
+        return "usage"
 
     @classmethod
     @abstractmethod
@@ -293,16 +288,24 @@ class TrainedModel(nn.Module):
 
     # -- retrieval -----------------------------------------------------------------------------------------------------
 
-    def searched(
+    @classmethod
+    def retrieves(cls) -> list[tuple[Modality, Modality]]:
+        """Modalities of the query and of the gallery that can be compared; different ones first."""
+        if cls.retrieval is None:
+            return []
+        same = [(modality, modality) for modality in cls.embeds if cls.retrieval == "vectors"]
+        return [*permutations(cls.embeds, 2), *same]
+
+    def gallery(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> tuple[Any, list[int]]:
-        """The gallery as `compare` takes it, and the positions of the readable items."""
+        """Files or texts to search, as `compare` takes them, and the positions of the readable items."""
         return self.embed(modality, items, skipped)
 
-    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
         """Scores [N] of a query against the gallery; by default the cosine of the embeddings."""
         found = self.embed(query_modality, [query])[0]
-        return (F.normalize(searched.float(), dim=-1) @ F.normalize(found.float(), dim=-1)[0]).cpu()
+        return (F.normalize(gallery.float(), dim=-1) @ F.normalize(found.float(), dim=-1)[0]).cpu()
 
 
 def trained_model(paper: str) -> type[TrainedModel]:
@@ -402,7 +405,7 @@ def write_export(
             },
         }
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        card = model_card(record, output.name, model, model.usage_of(trained), repo)
+        card = model_card(record, output.name, model, model.card_usage(trained), repo)
         (partial / CARD).write_text(card, encoding="utf-8")
     return output
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.errors import StageError
+from common.files import parse_yaml, parsing
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
 from common.stages.configuration import class_at
@@ -35,17 +36,15 @@ _OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
 
 
 def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: str | None = None) -> str:
-    """Markdown of the card, starting with the Hub's metadata. `usage` is a line of Python that uses `model`."""
+    """Markdown of the card, starting with the Hub's metadata; `usage` is a field of the paper's `model_card.yaml`."""
     from jinja2 import Environment, PackageLoader
 
     paper = paper_named(record.paper)
     package = importlib.import_module(f"papers.{paper.name}")
     paragraphs = (inspect.getdoc(package) or "").split("\n\n")
-    if len(paragraphs) < 3:
-        raise StageError(
-            f"papers/{paper.name}/__init__.py: the card needs a docstring of three paragraphs: a title, the citation, "
-            "and what the method does"
-        )
+    with parsing(paper.root / "model_card.yaml", StageError):
+        texts = parse_yaml((paper.root / "model_card.yaml").read_text(encoding="utf-8"))
+        limits, usage = texts["limits"], texts[usage]
     starts = _starts(record)
     environment = Environment(
         loader=PackageLoader("common.reporting"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -60,6 +59,7 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         model=model,
         source=f'from_pretrained("{repo}")' if repo else f'from_export("{folder}")',
         usage=usage,
+        limits=limits,
         facts=_facts(record, starts),
         starts=starts,
         world=_world(record),

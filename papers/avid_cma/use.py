@@ -34,15 +34,6 @@ class AVID(networks.AVID, TrainedModel):
     example = "avid_cma/mini/seed0/avid"
     otherwise = "cannot embed video and sound: give the checkpoint of a pre-training, such as avid or avid_cma"
     embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
-    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
-        ("video", "audio"), ("audio", "video"), ("video", "video"), ("audio", "audio"),
-    )  # fmt: skip
-    limits = (
-        "For research on what is seen and heard together: features of videos and sounds, and search of one by the "
-        "other. It was trained without labels on what happened to be in the videos, so it names nothing, and it "
-        "inherits their biases. It is not made to recognize persons or to decide about them."
-    )
-    usage = 'model.embed_video("clip.mp4") @ model.embed_audio("clip.mp4").T'
 
     def __init__(
         self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module

@@ -48,15 +48,8 @@ class M3P(encoder.M3P, TrainedModel):
     example = "m3p/mini/seed0/m3p"
     otherwise = "cannot compare images and captions: give the checkpoint of a pre-training, such as m3p"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
-    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
-    compares_vectors = False
+    retrieval = "pairs"
     options = ("language", "regions")
-    limits = (
-        "For research on images with captions in many languages: search of one by the other. Every pair is read by the "
-        "encoder, so a large collection takes long. What it knows of a language is what its text and its dictionaries "
-        "held; it inherits their errors and biases. It is not made to recognize persons or to decide about them."
-    )
-    usage = 'model.match(["picture.png"], ["ein roter Apfel", "a green pear"])'
 
     tokenizer: XLMRTokenizer
 
@@ -102,7 +95,7 @@ class M3P(encoder.M3P, TrainedModel):
             scores[:, captions] = tile.cpu()
         return scores
 
-    def searched(
+    def gallery(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> tuple[Any, list[int]]:
         samples = list(self.samples(modality, items, skipped))
@@ -110,8 +103,8 @@ class M3P(encoder.M3P, TrainedModel):
             raise StageError(nothing_to_read(modality, items, skipped))
         return [sample for _, sample in samples], [number for number, _ in samples]
 
-    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
-        images, texts = ([query], searched) if query_modality == "image" else (searched, [query])
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
+        images, texts = ([query], gallery) if query_modality == "image" else (gallery, [query])
         return self.match(images, texts).flatten()
 
     # -- inputs --------------------------------------------------------------------------------------------------------
@@ -164,13 +157,8 @@ class M3P(encoder.M3P, TrainedModel):
     # -- out of a finished stage or an export --------------------------------------------------------------------------
 
     @classmethod
-    def usage_of(cls, trained: Trained) -> str:
-        if trained.inputs["detector"] is not None:
-            return cls.usage
-        return (
-            "from common.data.regions import RegionFeatures\n"
-            'model.regions = RegionFeatures("regions.h5")  # of the detector that it was trained with\n' + cls.usage
-        )
+    def card_usage(cls, trained: Trained) -> str:
+        return "usage_without_detector" if trained.inputs["detector"] is None else "usage"
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:

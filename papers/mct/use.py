@@ -58,16 +58,6 @@ class MCT(networks.MCT, TrainedModel):
     example = "mct/mini/seed0/mct"
     otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
-    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
-        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
-    )  # fmt: skip
-    limits = (
-        "For research on learning from images and their captions: features of images, and search of images by images "
-        "and, where it was trained across them (weight_cross above 0), of images and captions by each other. What it "
-        "knows of the world is what its images and captions showed and said, with their errors and biases. "
-        "It is not made to recognize persons or to decide about them. The method is covered by US patent 12,223,439."
-    )
-    usage = 'model.embed_image("picture.jpg") @ model.embed_text("a dog on a sofa").T'
 
     def __init__(self, image: Tower, text: Tower | None = None) -> None:
         super().__init__(image, text)
@@ -86,11 +76,10 @@ class MCT(networks.MCT, TrainedModel):
         return model
 
     @classmethod
-    def usage_of(cls, trained: Trained) -> str:
-        if trained.model["init_args"]["image"]["init_args"]["inter_dim"] is None:
-            # No loss made images and captions comparable.
-            return 'model.embed_image("picture.jpg") @ model.embed_image("another.jpg").T'
-        return cls.usage
+    def card_usage(cls, trained: Trained) -> str:
+        # Without weight_cross no loss made images and captions comparable.
+        across = trained.model["init_args"]["image"]["init_args"]["inter_dim"]
+        return "usage_without_cross" if across is None else "usage"
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
@@ -154,14 +143,14 @@ class MCT(networks.MCT, TrainedModel):
             found["text"] = Encoder(self.text, embed, pad_tokens(rows, self.tokenizer.pad_id))
         return found
 
-    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
-        """Cosine scores [N] of a query with all searched items."""
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
+        """Cosine scores [N] of a query with the gallery."""
         if query_modality != modality and self.embedding != "inter":
             raise StageError(
                 f"this model cannot compare {query_modality} with {modality}: its `{self.embedding}` embeddings were "
                 "trained inside each modality alone; give the checkpoint of a stage with weight_cross, such as mct"
             )
-        return super().compare(query_modality, query, modality, searched)
+        return super().compare(query_modality, query, modality, gallery)
 
     def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
         if self.embedding not in embeddings:

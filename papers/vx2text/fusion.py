@@ -90,17 +90,13 @@ class VX2Text(nn.Module):
         """Look up the word pieces of categories with tied embeddings."""
         for tokens in self.tokens.values():
             if tokens.tied:
-                tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(self._device)
+                tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.classifier.fc.weight.device)
 
     def start_tables(self, tokenizer: Any) -> None:
         """Initialize learned category embeddings with the mean of their word pieces' embeddings."""
         for tokens in self.tokens.values():
-            pieces = pieces_of(tokens.classifier.names, tokenizer).to(self._device)
+            pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.classifier.fc.weight.device)
             tokens.start_table(table_of(pieces, self.language_model))
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
 
     @torch.no_grad()
     def texts(

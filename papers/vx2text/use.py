@@ -48,13 +48,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         "tvc"
     )
     embeds: ClassVar[tuple[AnyModality, ...]] = ("video", "audio")
-    limits = (
-        "For research on text about videos: answers to questions and descriptions. What it writes is likely text and "
-        "may be wrong; do not act on it unchecked. It inherits the biases of its clips and of its language model, "
-        "and is not made to recognize persons or to decide about them. The method is covered by US patents, see the "
-        "paper's page."
-    )
-    usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving ?")'
+    retrieval = None
 
     task: Task
     scoring: Scoring

@@ -60,15 +60,6 @@ class XMCGAN(TrainedModel):
     example = "xmc_gan/mini/seed0/xmc_gan"
     otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
-    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
-        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
-    )  # fmt: skip
-    limits = (
-        "For research on making images of captions. It draws what pictures with such captions looked like, with their "
-        "biases, and shows nothing that exists: say so wherever an image is shown, and do not use it to deceive or to "
-        "picture real persons."
-    )
-    usage = 'images = model.generate(["a red circle left of a blue square"], number=4)'
 
     tokenizer: CaptionTokenizer
     learned_words: frozenset[str] | None

@@ -523,7 +523,7 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     together = model.match(["few", "there"], "a cat")[0]
     torch.testing.assert_close(model.match("few", "a cat")[0], together, rtol=1e-5, atol=1e-6)
     skipped: list[tuple[int, str]] = []
-    assert model.searched("image", ["there", "absent"], skipped)[1] == [0]
+    assert model.gallery("image", ["there", "absent"], skipped)[1] == [0]
     assert "absent" in skipped[0][1]
     wide = Regions(np.zeros((5, 3), dtype=np.float32), own.boxes, own.labels, 8, 8)
     write_regions(tmp_path / "wide.npz", [("there", wide)])

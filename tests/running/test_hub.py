@@ -238,7 +238,7 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
     arguments = {**smoke.config["model"]["init_args"], "warm_start": "/data/weights/IG65M.pth"}
     released = replace(real, config={**real.config, "model": {"init_args": arguments}}, parents={})
     for record, starts in ((replace(real, parents={}), "random weights"), (released, "IG65M.pth")):
-        card = model_card(record, "avid", model, model.usage)
+        card = model_card(record, "avid", model, "usage")
         assert f"| starts from | {starts} |" in card
         assert ("What it starts from" in card) == (record is released)
     found = metadata(real, "avid", model).to_dict()

@@ -8,9 +8,6 @@ import pytest
 
 from common.commands.main import main
 from common.errors import StageError
-from common.reporting.results import find_promoted
-from common.stages.export import trained_model
-from common.stages.model_card import model_card
 from common.stages.paper_modules import has_part, optional_part, part
 
 
@@ -81,9 +78,3 @@ def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
     assert "left out: mct, rehearsals/mct.py does not exist" in capsys.readouterr().out
     assert set(rehearsed) >= {"avid_cma", "xmc_gan", "m3p", "vx2text"}
     assert "mct" not in rehearsed
-
-
-def test_a_card_without_a_docstring_to_be_made_of_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("papers.mct.__doc__", "A title alone.")
-    with pytest.raises(StageError, match=r"papers/mct/__init__.py: .* docstring of three paragraphs"):
-        model_card(find_promoted("mct")[0], "folder", trained_model("mct"), "model.embed_image(...)")
