@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,6 +23,7 @@ from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
+from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -51,9 +51,7 @@ class CrossModalSearch(EncoderModule):
     """A linear layer on frozen image features, and a text encoder, into a common space.
 
     Negatives are the other pairs of the global batch. After every epoch the weights are compared by the sum of the six
-    recalls on the validation split; the best ones, `selected`, are part of every checkpoint and are tested. A run
-    resumed at the end of an epoch would skip Lightning's validation loop, so the comparison happens before the first
-    step of the next epoch, or at the end of training; the checkpoint knows whether it did.
+    recalls on the validation split; the best ones are tested.
 
     The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logs
     `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same ending in
@@ -98,12 +96,7 @@ class CrossModalSearch(EncoderModule):
         if width != embedding_dim:
             raise ValueError(f"embedding_dim: expected the {width} dimensions of text_encoder, got {embedding_dim}")
         self.space = SearchSpace(int(image_encoder.feature_dim), text_encoder, embedding_dim)  # type: ignore[arg-type]
-        self.selected = copy.deepcopy(self.space).requires_grad_(False)
-        # Plain numbers, not buffers: half precision would round the sum that later epochs are compared with.
-        self.selected_epoch = 0
-        self.selected_recall_sum = -1.0
-        self.compared_step = 0
-        self._compares = True
+        self.best: BestWeights | None = BestWeights(self.space, "recall_sum", "epoch")
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -134,16 +127,17 @@ class CrossModalSearch(EncoderModule):
         return loss * world_size()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if batch_idx == 0 and self.global_step > self.compared_step:
-            self.select(self.global_step)
+        if batch_idx == 0 and self.best is not None:
+            self.best.compare(self, self.validate, self.global_step, self.current_epoch)
 
     def on_train_end(self) -> None:
-        if self.global_step > self.compared_step:
-            self.select(self.global_step - 1)
+        if self.best is not None:
+            self.best.compare(self, self.validate, self.global_step, self.current_epoch, at_end=True)
+            self.best.restore()
         super().on_train_end()
 
     def start_without_files(self) -> None:
-        self._compares = False  # there is no validation split
+        self.best = None  # there is no validation split
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings: Any = self.hparams
@@ -153,52 +147,33 @@ class CrossModalSearch(EncoderModule):
 
     # -- selection -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def select(self, log_at: int) -> None:
-        """Keep the current weights if they are the best so far on the validation split; log the recalls."""
-        if not self._compares:
-            return
-        loaders = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+    def validate(self) -> dict[str, float]:
+        """Recalls on the validation split, and the sum of the six."""
         strategy, tables = self.trainer.strategy, _tables()
         precision = strategy.precision_plugin
-        self.eval()
-        # Loaders draw a seed for their workers, and training must not depend on it.
-        with torch.random.fork_rng(devices=[]), precision.forward_context():
-            for kind, loader in enumerate(loaders):
+        with precision.forward_context():
+            for kind, loader in enumerate(self.trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
                 for batch in loader:
-                    self._collect(self.space, tables, kind, strategy.batch_to_device(precision.convert_input(batch)))
-        self.train()
+                    self._collect(tables, kind, strategy.batch_to_device(precision.convert_input(batch)))
         recalls = {name: float(value) for name, value in self._search(tables).items()}
-        recall_sum = sum(recalls[f"{direction}_r{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10))
-        if recall_sum > self.selected_recall_sum:
-            self.selected.load_state_dict(self.space.state_dict())
-            self.selected_recall_sum, self.selected_epoch = recall_sum, self.current_epoch
-        self.compared_step = self.global_step
-        for logger in self.loggers:
-            logger.log_metrics(
-                {**{f"val/{name}": r for name, r in recalls.items()}, "val/recall_sum": recall_sum}, log_at
-            )
+        return {**recalls, "recall_sum": sum(recalls[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["selection"] = {
-            "epoch": self.selected_epoch,
-            "recall_sum": self.selected_recall_sum,
-            "compared_step": self.compared_step,
-        }
+        if self.best is not None:
+            checkpoint["selection"] = self.best.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        selection = checkpoint["selection"]
-        self.selected_epoch, self.selected_recall_sum = selection["epoch"], selection["recall_sum"]
-        self.compared_step = selection["compared_step"]
+        if self.best is not None and "selection" in checkpoint:
+            self.best.load(checkpoint["selection"])
 
-    def _collect(self, space: SearchSpace, tables: Sequence[RowsOncePerSample], kind: int, batch: Batch) -> None:
+    def _collect(self, tables: Sequence[RowsOncePerSample], kind: int, batch: Batch) -> None:
         if kind == 0:
-            tables[0].update(batch["index"], embedding=space.image(self.features(batch["image"])))
+            tables[0].update(batch["index"], embedding=self.space.image(self.features(batch["image"])))
         else:
             tokens, lengths = batch["tokens"], batch["lengths"]
             tables[1].update(
                 batch["index"],
-                embedding=space.text(tokens, lengths),
+                embedding=self.space.text(tokens, lengths),
                 image_index=batch["image_index"].long(),
                 text=text_numbers(tokens, lengths),
             )
@@ -218,17 +193,19 @@ class CrossModalSearch(EncoderModule):
     def on_test_epoch_start(self) -> None:
         require_test_loaders(self, 2, "images, then captions")
         self.tables = _tables()
+        if self.best is not None:
+            self.best.restore()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._collect(self.selected, self.tables, dataloader_idx, batch)
+        self._collect(self.tables, dataloader_idx, batch)
 
     def on_test_epoch_end(self) -> None:
         fold_size = self.hparams["fold_size"]
         metrics = self._search(self.tables, fold_size)
         equal = self._search(self.tables, fold_size, equal_text=True)
         metrics |= {f"{name}_equal_text": value for name, value in equal.items()}
-        selection = {"selected_epoch": self.selected_epoch, "validation_recall_sum": self.selected_recall_sum}
-        metrics |= {name: torch.tensor(float(value)) for name, value in selection.items()}
+        if self.best is not None:
+            metrics |= {name: torch.tensor(value) for name, value in self.best.metrics().items()}
         log_results(self, {f"test/{name}": value for name, value in metrics.items()})
 
 

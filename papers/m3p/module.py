@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from common.memory.collective import average_in_place
 from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse_sqrt
+from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
 from papers.m3p.loss import WeightSchedule, relation_terms, text_terms, with_places
 from papers.m3p.search import RetrievalTest
-from papers.m3p.selection import Best
 from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
@@ -62,8 +62,8 @@ class M3PModule(pl.LightningModule):
             random weights.
         learning_rate, warmup_steps: see `adam`; counted in updates.
         clip_norm: largest gradient norm of an update; None disables clipping.
-        selection: weights to test and to keep in the last checkpoint: `best` on the validation split (see `Best`) or
-            `last`.
+        selection: weights to test and to keep in the last checkpoint: `best` on the validation split (see `validate`)
+            or `last`.
         select_every: iterations between two validations.
         tokens_per_batch, captions_per_image: see `RetrievalTest`.
 
@@ -102,7 +102,7 @@ class M3PModule(pl.LightningModule):
         self.save_hyperparameters(ignore=["model"], logger=False)
         self.automatic_optimization = False
         self.model = model
-        self.best = Best(select_every) if selection == "best" else None
+        self.best = BestWeights(model, "accuracy", "iteration") if selection == "best" else None
         self.selected_by = "last" if self.best is None else "best on validation"
         self.groups = 1
         self.held: dict[str, Tensor] = {}
@@ -239,14 +239,34 @@ class M3PModule(pl.LightningModule):
         self.held = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.best is not None:
-            self.best.compare(self, self.trainer.fit_loop.total_batch_idx)
+        iteration = self.trainer.fit_loop.total_batch_idx
+        if self.best is not None and iteration % self.hparams["select_every"] == 0:
+            self.best.compare(self, self.validate, iteration, iteration)
 
     def on_train_end(self) -> None:
         self.zero_grad()  # of iterations after the last update, which the released code leaves behind as well
         if self.best is not None:
-            self.best.compare(self, self.trainer.fit_loop.total_batch_idx + 1, at_end=True)
-            self.best.restore(self)
+            iterations = self.trainer.fit_loop.total_batch_idx + 1
+            self.best.compare(self, self.validate, iterations, iterations, at_end=True)
+            self.best.restore()
+
+    def validate(self) -> dict[str, float]:
+        """Percent of validation groups whose true pair scores highest; equal on all processes.
+
+        Source: [10].
+        """
+        strategy, found = self.trainer.strategy, torch.zeros(2, dtype=torch.float64)
+        precision = strategy.precision_plugin
+        with precision.forward_context():
+            for batch in self.data.validation_loader():
+                for relation in strategy.batch_to_device(precision.convert_input(with_places(batch)))["relations"]:
+                    for kind, group in relation.items():
+                        accuracy = relation_terms(self.model, group, kind, words=False, regions=False)["accuracy"]
+                        groups = len(group["true_rows"])
+                        found += torch.tensor([float(accuracy) * groups, groups], dtype=torch.float64)
+        # Some accelerators lack doubles.
+        hits, count = strategy.reduce(found.float().to(self.device), reduce_op="sum").tolist()
+        return {"accuracy": 100 * hits / count}
 
     def start_without_files(self) -> None:
         """Train on made-up batches, which have no validation split to select weights on."""

@@ -21,9 +21,9 @@ from common.protocols.captions import check_vocabulary
 from common.protocols.generation import ImageEvaluation
 from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import fused, refuse_half_weights
+from common.training.selection import CheckpointChoice
 from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
-from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.layers import keeping_statistics
 from papers.xmc_gan.loss import XMCGANLoss, pair_loss, word_loss

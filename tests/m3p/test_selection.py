@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from papers.m3p import selection
 from papers.m3p.data import OneRelation
 from papers.m3p.loss import relation_terms, with_places
 from papers.m3p.module import M3PModule
@@ -51,7 +50,7 @@ def test_the_best_weights_are_left(
 ) -> None:
     """After iterations 2, 4, 6 and the last, 7; the earlier one of two that are alike."""
     given = iter(accuracies)
-    monkeypatch.setattr(selection, "validation_accuracy", lambda module: next(given))
+    monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": next(given)})
     own, seen = selecting(), Snapshots()
     run = trainer(tmp_path, seen, limit_train_batches=7)
     run.fit(own, datamodule=data(layouts))
@@ -71,7 +70,7 @@ def test_a_selection_that_is_stopped_goes_on(
 
     def scripted(*accuracies: float) -> list[float]:
         left = list(accuracies)
-        monkeypatch.setattr(selection, "validation_accuracy", lambda module: left.pop(0))
+        monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": left.pop(0)})
         return left
 
     path = tmp_path / "stopped.ckpt"
@@ -82,24 +81,16 @@ def test_a_selection_that_is_stopped_goes_on(
     trainer(tmp_path, limit_train_batches=7).fit(resumed, datamodule=data(layouts), ckpt_path=path, weights_only=True)
     assert not left
     assert resumed.best is not None
-    assert (resumed.best.iteration, resumed.best.accuracy) == (4, 90.0)
+    assert (resumed.best.place, resumed.best.score) == (4, 90.0)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
 def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_path: Path) -> None:
     own = selecting(select_every=100)
-    found: list[float] = []
-
-    class Compared(Callback):
-        def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            found.append(selection.validation_accuracy(pl_module))
-            assert pl_module.training
-
     used = data(layouts, validation_items=7)
-    trainer(tmp_path, Compared(), limit_train_batches=3).fit(own, datamodule=used)
+    trainer(tmp_path, limit_train_batches=3).fit(own, datamodule=used)
     assert own.best is not None
-    assert found == [own.best.accuracy]
     hits = count = 0.0
     own.eval()
     collate = OneRelation(PairCollator(used.tokenizer, None, used.max_regions))
@@ -110,7 +101,7 @@ def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_pa
                 hits += float(relation_terms(own.model, group, kind, words=False, regions=False)["accuracy"])
             count += 1
     assert count == 14
-    assert found[0] == pytest.approx(100 * hits / count)
+    assert own.best.score == pytest.approx(100 * hits / count)
 
 
 def test_weights_of_half_precision_are_compared(layouts: Layouts, tmp_path: Path) -> None:
@@ -118,7 +109,7 @@ def test_weights_of_half_precision_are_compared(layouts: Layouts, tmp_path: Path
     run.fit(selecting(), datamodule=data(layouts))
     own: Any = run.lightning_module
     assert own.best.compared == 2
-    assert 0 <= own.best.accuracy <= 100
+    assert 0 <= own.best.score <= 100
 
 
 def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.stages.run import run_stage
+from common.training.selection import BestWeights
 from papers.m3p.module import M3PModule
-from papers.m3p.selection import Best
 from tests.m3p.stages import stage
 from tests.resume.killing import compare, kill_at, kill_when
 from tests.stages import callbacks
@@ -54,7 +54,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 @pytest.mark.parametrize(
     ("owner", "method", "when"),
-    [(Best, "compare", lambda *_, at_end=False: at_end), (M3PModule, "test_step", lambda *_: True)],
+    [(BestWeights, "compare", lambda *_, at_end=False: at_end), (M3PModule, "test_step", lambda *_: True)],
     ids=["ending", "testing"],
 )
 @pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 8}, {"max_epochs": 1}], ids=["steps", "epochs"])

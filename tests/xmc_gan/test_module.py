@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from common.errors import NonFiniteLossError
 from common.protocols.generation import GenerationEvaluation
 from common.stages.run import run_stage
+from common.training.selection import CheckpointChoice
 from common.training.switches import lay_out_channels_last
-from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.loss import XMCGANLoss
 from papers.xmc_gan.miniature import AttributeClassifier, MiniatureEvaluation
 from papers.xmc_gan.module import XMCGANModule

@@ -1,0 +1,143 @@
+"""Select the weights to test: those with the best score, in training or among the checkpoints of a finished stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.encoders.checkpoint_files import read_checkpoint
+from common.monitoring.media import media_folder, write_table
+from common.protocols.generation import ImageEvaluation
+
+
+class BestWeights:
+    """The weights of a network with the highest score so far, the first of equals, on the host and in checkpoints.
+
+    Lightning's validation loop skips a run that resumes at the end of an epoch. So a module calls `compare` before the
+    first step after a period and at the end of training, then `restore`; checkpoints keep `state`.
+
+    Args:
+        score: the metric to select by.
+        place: what counts the places where weights are compared, such as `epoch`.
+    """
+
+    def __init__(self, network: nn.Module, score: str, place: str) -> None:
+        self.network = network
+        self.names = {"place": f"selected_{place}", "score": f"validation_{score}"}
+        self.key = score
+        self.score = -math.inf
+        self.place = self.compared = 0
+        self.weights: dict[str, Tensor] | None = None
+
+    def offer(self, score: float, place: int) -> None:
+        if score > self.score:
+            self.score, self.place = score, place
+            self.weights = {name: value.cpu().clone() for name, value in self.network.state_dict().items()}
+
+    def compare(
+        self, module: Any, validate: Callable[[], Mapping[str, float]], done: int, place: int, at_end: bool = False
+    ) -> None:
+        """Validate and log after `done` steps, unless that has happened; every process must call this."""
+        if done <= self.compared:
+            return
+        module.eval()
+        # Loaders draw a seed for their workers; training must not depend on whether a comparison ran.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            metrics = validate()
+        module.train()
+        self.offer(metrics[self.key], place)
+        self.compared = done
+        for logger in module.loggers:
+            logger.log_metrics({f"val/{name}": value for name, value in metrics.items()}, done - at_end)
+
+    def restore(self) -> None:
+        """Load the best weights into the network, which holds them from now on."""
+        if self.weights is not None:
+            self.network.load_state_dict(self.weights)
+        self.weights = None
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("score", "place", "compared", "weights")}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics to record; empty if nothing was compared."""
+        return {name: float(getattr(self, field)) for field, name in self.names.items()} if self.compared else {}
+
+
+class CheckpointChoice:
+    """Scores every checkpoint of a finished stage by metric `key`, with trained and averaged weights; takes the best.
+
+    The score uses the test images. A table with its results must say so. `checkpoint` is the last one of the stage, in
+    the folder of the others (`step*.ckpt`).
+    """
+
+    def __init__(
+        self,
+        evaluation: ImageEvaluation,
+        key: str,
+        better: Literal["down", "up"] = "down",
+        checkpoint: str | None = None,
+    ) -> None:
+        self.evaluation = evaluation
+        self.key = key
+        self.better = better
+        self.checkpoint = checkpoint
+
+    def require(self) -> None:
+        self.files()
+        self.evaluation.load_pretrained()
+        reason = self.evaluation.why_not(self.key)
+        if reason:
+            raise ValueError(f"model.choice.key is {self.key}, which decides and cannot be measured: {reason}")
+
+    def files(self) -> list[Path]:
+        if self.checkpoint is None:
+            raise ValueError("model.choice.checkpoint is null: give the last checkpoint of a finished stage")
+        last = Path(self.checkpoint)
+        return [*sorted(last.parent.glob("step*.ckpt")), last]
+
+    def take(self, module: Any) -> dict[str, float]:
+        """Load the best weights into a module; returns the score, the step, and 1 if averaged weights were taken."""
+        files, sign = self.files(), -1 if self.better == "down" else 1
+        rows: list[tuple[float, int, str]] = []
+        best = BestWeights(module, self.key, "checkpoint")
+        # Use a new loader: with persistent workers a loader has a single iterator, which the test already uses.
+        of_test = module.trainer.test_dataloaders
+        batches = DataLoader(
+            of_test.dataset, of_test.batch_size, sampler=of_test.sampler, collate_fn=of_test.collate_fn,
+            num_workers=of_test.num_workers, pin_memory=of_test.pin_memory, prefetch_factor=of_test.prefetch_factor,
+        )  # fmt: skip
+        if module.trainer.is_global_zero:
+            print(f"  {len(files)} checkpoints in {files[-1].parent} are scored, averaged and raw weights of each")
+        for path in files:
+            content = read_checkpoint(path)
+            module.load_state_dict(content["state_dict"])
+            for weights in ("average", "trained"):
+                module.hparams["evaluated"] = weights
+                score = self.score(module, batches)
+                best.offer(sign * score, len(rows))
+                rows.append((score, int(content["global_step"]), weights))
+        best.restore()
+        score, step, weights = rows[best.place]
+        module.hparams["evaluated"] = weights
+        if module.trainer.is_global_zero:
+            write_table(module, media_folder(module) / "checkpoints.csv", [self.key, "step", "weights"], rows)
+        return {f"chosen_{self.key}": score, "chosen_step": float(step), "chosen_average": float(weights == "average")}
+
+    def score(self, module: Any, batches: Iterable[dict[str, Any]]) -> float:
+        self.evaluation.begin(module)
+        for batch in batches:
+            batch = {name: value.to(module.device) for name, value in batch.items() if isinstance(value, Tensor)}
+            with module.trainer.precision_plugin.forward_context():
+                generated = module.images_of(batch, module.hparams["seed"])
+            self.evaluation.update(generated, batch)
+        return self.evaluation.compute()[self.key]
