@@ -52,12 +52,9 @@ class BatchNorm(nn.Module):
         ranks = shared_with(len(x), self.group)
         if ranks is not None:
             return self._over_ranks(x, ranks)
-        groups = groups_here("model.generator.batch_norm_group", len(x), self.group)
-        if groups == 1:
-            return self._alone(x)
-        first, *others = split_groups(x, groups)
+        first, *others = split_groups(x, groups_here("model.generator.batch_norm_group", len(x), self.group))
         done = [self._alone(first), *(F.batch_norm(y, None, None, training=True, eps=self.epsilon) for y in others)]
-        return join_groups(done)
+        return join_groups(done) if others else done[0]
 
     def _alone(self, x: Tensor) -> Tensor:
         if not self.updating:
@@ -98,14 +95,6 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
             norm.updating = True
 
 
-def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    for half in layer.weight.chunk(2):
-        nn.init.xavier_normal_(half)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class ConditionalBatchNorm(nn.Module):
     """Batch normalization with scale and shift from a vector: BN(x) * (1 + gamma(c)) + beta(c).
 
@@ -118,14 +107,23 @@ class ConditionalBatchNorm(nn.Module):
     def __init__(self, channels: int, conditions: int, group: int | None = None) -> None:
         super().__init__()
         self.norm = BatchNorm(channels, group)
-        self.modulation = _two_layers_in_one(nn.Linear(conditions, 2 * channels))
+        self.modulation = self.layer(conditions, 2 * channels)
+        for half in self.modulation.weight.chunk(2):
+            nn.init.xavier_normal_(half)
+        nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
+
+    def layer(self, inputs: int, outputs: int) -> nn.Linear | nn.Conv2d:
+        return nn.Linear(inputs, outputs)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        gamma, beta = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+        return self.modulate(x, self.modulation(condition)[:, :, None, None])
+
+    def modulate(self, x: Tensor, modulation: Tensor) -> Tensor:
+        gamma, beta = modulation.chunk(2, dim=1)
         return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
 
 
-class SpatialConditionalBatchNorm(nn.Module):
+class SpatialConditionalBatchNorm(ConditionalBatchNorm):
     """Batch normalization with a scale and shift per place from a map of conditions.
 
     The map may be smaller than x by a whole factor; each place then uses the nearest place of the map, as if the map
@@ -137,106 +135,90 @@ class SpatialConditionalBatchNorm(nn.Module):
     Source: [3.6] and the speed-up of 3.7.
     """
 
-    def __init__(self, channels: int, conditions: int, group: int | None = None) -> None:
-        super().__init__()
-        self.norm = BatchNorm(channels, group)
-        self.modulation = _two_layers_in_one(nn.Conv2d(conditions, 2 * channels, 1))
+    def layer(self, inputs: int, outputs: int) -> nn.Conv2d:
+        return nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         modulation = self.modulation(condition)
         if modulation.shape[-2:] != x.shape[-2:]:
             modulation = F.interpolate(modulation, x.shape[-2:], mode="nearest")
-        gamma, beta = modulation.chunk(2, dim=1)
-        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
+        return self.modulate(x, modulation)
 
 
-# -- convolutions that change the resolution ---------------------------------------------------------------------------
-
-
-def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3x3 convolution followed by 2x2 mean pooling, as one convolution with 4/9 of the products.
-
-    Shapes:
-        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, H / 2, W / 2]
-    """
-    return F.conv2d(x, _means_of_shifts(weight), bias, stride=2, padding=1)
-
-
-def double_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Nearest enlargement by 2 followed by a 3x3 convolution, as one transposed convolution with 4/9 of the products.
-
-    Shapes:
-        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, 2 H, 2 W]
-    """
-    return F.conv_transpose2d(x, 4.0 * _means_of_shifts(weight).flip(2, 3).transpose(0, 1), bias, stride=2, padding=1)
-
-
-def _means_of_shifts(weight: Tensor) -> Tensor:
-    """The mean of a 3x3 kernel shifted by 0 or 1 in both directions, [..., 4, 4]."""
-    return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1)
+# -- convolutions ------------------------------------------------------------------------------------------------------
 
 
 class DoublingConv(nn.Conv2d):
+    """Nearest enlargement by 2 followed by a 3x3 convolution, as one transposed convolution with 4/9 of the products.
+
+    Shapes:
+        [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
+    """
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return double_then_convolve(x, self.weight, self.bias)
+        kernel = 4.0 * means_of_shifts(self.weight).flip(2, 3).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
-# -- spectral normalization and initialization -------------------------------------------------------------------------
+def means_of_shifts(weight: Tensor) -> Tensor:
+    """The mean of a 3x3 kernel shifted by 0 or 1 in both directions, [..., 4, 4]."""
+    return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1)
 
 
-class _SpectralNorm:
-    """A weight divided by an estimate of its largest singular value, with one power iteration per pass.
+def spectral_weight(layer: SpectralLinear | SpectralConv) -> Tensor:
+    """A layer's weight [out, ...] divided by an estimate of its largest singular value, with one power iteration.
 
     Evaluation also iterates, but discards the result. PyTorch's version doesn't, and uses another epsilon.
 
     Source: [4.1].
     """
-
-    weight: Tensor
-    u: Tensor
-    training: bool
-
-    def normalized_weight(self) -> Tensor:
-        """The weight [out, ...] divided by its singular value."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            matrix = self.weight.flatten(1)
-            with torch.no_grad():
-                v = _unit(self.u @ matrix)
-                u = _unit(matrix @ v)
-                if self.training:
-                    self.u.copy_(u)
-            sigma = u @ (matrix @ v)
-            return self.weight / (sigma + 1e-10)
+    with torch.autocast(layer.weight.device.type, enabled=False):
+        matrix = layer.weight.flatten(1)
+        with torch.no_grad():
+            v = _unit(layer.u @ matrix)
+            u = _unit(matrix @ v)
+            if layer.training:
+                layer.u.copy_(u)
+        sigma = u @ (matrix @ v)
+        return layer.weight / (sigma + 1e-10)
 
 
 def _unit(vector: Tensor) -> Tensor:
     return vector * torch.rsqrt(vector.square().sum() + 1e-10)
 
 
-class SpectralLinear(_SpectralNorm, nn.Linear):
+class SpectralLinear(nn.Linear):
+    u: Tensor
+
     def __init__(self, inputs: int, outputs: int) -> None:
-        nn.Linear.__init__(self, inputs, outputs)
+        super().__init__(inputs, outputs)
         self.register_buffer("u", 0.01 * torch.randn(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.normalized_weight(), self.bias)
+        return F.linear(x, spectral_weight(self), self.bias)
 
 
-class SpectralConv(_SpectralNorm, nn.Conv2d):
-    """Convolution with spectral normalization, followed by 2x2 mean pooling if `halve` (for a kernel of 3)."""
+class SpectralConv(nn.Conv2d):
+    """Convolution with spectral normalization.
+
+    With `halve`, it's a 3x3 convolution followed by 2x2 mean pooling, as one convolution with 4/9 of the products.
+    """
+
+    u: Tensor
 
     def __init__(self, inputs: int, outputs: int, kernel: int, halve: bool = False) -> None:
-        nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2)
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
         self.halve = halve
         self.register_buffer("u", 0.01 * torch.randn(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = spectral_weight(self)
         if self.halve:
-            return convolve_then_halve(x, self.normalized_weight(), self.bias)
-        return F.conv2d(x, self.normalized_weight(), self.bias, padding=self.padding)
+            return F.conv2d(x, means_of_shifts(weight), self.bias, stride=2, padding=1)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
 
 
 def initialize(network: nn.Module) -> None:
@@ -244,5 +226,4 @@ def initialize(network: nn.Module) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("modulation"):
             nn.init.xavier_normal_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from common.memory.collective import gather_with_gradient
 from common.memory.groups import groups_here, shared_with, split_groups
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.xmc_gan.networks import Captions, DiscriminatorOutput, normalize
+
+Gammas = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class Contrast(NamedTuple):
@@ -42,6 +45,26 @@ class Loss(NamedTuple):
 
     total: Tensor
     logs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The samples here that share negatives: `count` whole groups, or a part of one over several `ranks`."""
+
+    count: int
+    ranks: Any
+
+    @classmethod
+    def of(cls, samples: int, group: int | None) -> Negatives:
+        return cls(groups_here("model.loss.negatives_group", samples, group), shared_with(samples, group))
+
+    def here(self, x: Tensor) -> list[Tensor]:
+        """The samples [B, ...] of this rank by group."""
+        return split_groups(x, self.count)
+
+    def all(self, x: Tensor) -> list[Tensor]:
+        """The samples by group, including those of other ranks."""
+        return self.here(x) if self.ranks is None else [gather_with_gradient(x, self.ranks)]
 
 
 class XMCGANLoss:
@@ -70,31 +93,10 @@ class XMCGANLoss:
         weight_image_d: NonNegativeFloat = 1.0,
         weight_image_net: NonNegativeFloat = 1.0,
         temperature: PositiveFloat = 0.1,
-        word_gammas: Sequence[PositiveFloat] = (5.0, 5.0, 50.0),
+        word_gammas: Gammas = (5.0, 5.0, 50.0),
         negatives_group: PositiveInt | None = None,
         captions_at_once: PositiveInt | None = None,
     ) -> None:
-        weights = {
-            "sentence": weight_sentence,
-            "word": weight_word,
-            "image_d": weight_image_d,
-            "image_net": weight_image_net,
-        }
-        for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"model.loss.weight_{name} is {weight}: it must not be below 0")
-        if temperature <= 0:
-            raise ValueError(f"model.loss.temperature is {temperature}: it must be positive")
-        if len(word_gammas) != 3:
-            raise ValueError(f"model.loss.word_gammas is {list(word_gammas)}: 3 numbers are needed")
-        if min(word_gammas) <= 0:
-            raise ValueError(f"model.loss.word_gammas is {list(word_gammas)}: all three must be positive")
-        if negatives_group is not None and negatives_group < 2:
-            raise ValueError(
-                f"model.loss.negatives_group is {negatives_group}: at least 2, or null for the whole batch"
-            )
-        if captions_at_once is not None and captions_at_once < 1:
-            raise ValueError(f"model.loss.captions_at_once is {captions_at_once}: at least 1, or null for all")
         self.weights = {
             "real_sentence": weight_sentence,
             "fake_sentence": weight_sentence,
@@ -104,7 +106,7 @@ class XMCGANLoss:
             "image_net": weight_image_net,
         }
         self.temperature = temperature
-        self.word_gammas = (word_gammas[0], word_gammas[1], word_gammas[2])
+        self.word_gammas = word_gammas
         self.negatives_group = negatives_group
         self.captions_at_once = captions_at_once
 
@@ -138,19 +140,20 @@ class XMCGANLoss:
         return self.total("generator", hinge_generator(output.logit[n:]), terms)
 
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
-        ranks = shared_with(len(left), self.negatives_group)
-        return mean([pair_loss(a, b, self.temperature, ranks=ranks) for a, b in self.groups(left, right)])
+        negatives = Negatives.of(len(left), self.negatives_group)
+        groups = zip(negatives.all(left.float()), negatives.all(right.float()))
+        return mean([pair_loss(*group, self.temperature) for group in groups])
 
     def words(self, regions: Tensor, captions: Captions) -> Contrast:
-        ranks = shared_with(len(regions), self.negatives_group)
-        groups = self.groups(regions, captions.words, captions.length)
-        options = (self.word_gammas, self.captions_at_once, ranks)
-        return mean([word_loss(parts, words, length, *options) for parts, words, length in groups])
-
-    def groups(self, *values: Tensor) -> list[tuple[Tensor, ...]]:
-        """Split values [B, ...] into groups of negatives; a single group if it spans several ranks."""
-        count = groups_here("model.loss.negatives_group", len(values[0]), self.negatives_group)
-        return list(zip(*(split_groups(value, count) for value in values)))
+        negatives = Negatives.of(len(regions), self.negatives_group)
+        # Captions are smaller than images, so each rank compares its own images with the captions of all ranks.
+        groups = zip(
+            negatives.here(regions), negatives.all(captions.words.float()), negatives.all(captions.length), strict=True
+        )
+        similar = [word_similarity(*group, self.word_gammas, self.captions_at_once) for group in groups]
+        if negatives.ranks is not None:
+            similar = [gather_with_gradient(similar[0].T, negatives.ranks).T]
+        return mean([contrast(logits) for logits in similar])
 
     def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:
         total = sum((self.weights[name] * term.loss for name, term in terms.items()), hinge)
@@ -161,8 +164,6 @@ class XMCGANLoss:
 
 
 def mean(groups: Sequence[Contrast]) -> Contrast:
-    if len(groups) == 1:
-        return groups[0]
     return Contrast(*(torch.stack(values).mean() for values in zip(*groups)))
 
 
@@ -189,17 +190,10 @@ def contrast(logits: Tensor) -> Contrast:
     return Contrast(loss, accuracy, entropy)
 
 
-def pair_loss(
-    left: Tensor,
-    right: Tensor,
-    temperature: float = 0.1,
-    l2_normalize: bool = True,
-    ranks: Any = None,
-) -> Contrast:
+def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normalize: bool = True) -> Contrast:
     """Contrast of two vectors per sample: image and sentence, or generated and real image.
 
-    Cosines (dot products without `l2_normalize`) are divided by `temperature`. With a process group `ranks`, all its
-    samples are compared, and each rank returns the loss of all.
+    Cosines (dot products without `l2_normalize`) are divided by `temperature`.
 
     Shapes:
         left, right [B, D]
@@ -210,16 +204,31 @@ def pair_loss(
         left, right = left.float(), right.float()
         if l2_normalize:
             left, right = normalize(left), normalize(right)
-        if ranks is not None:
-            left, right = gather_with_gradient(left, ranks), gather_with_gradient(right, ranks)
         return contrast(left @ right.T / temperature)
+
+
+def word_loss(
+    regions: Tensor,
+    words: Tensor,
+    length: Tensor,
+    gammas: Gammas = (5.0, 5.0, 50.0),
+    captions_at_once: int | None = None,
+) -> Contrast:
+    """Contrast of captions and images by `word_similarity`, one caption per image.
+
+    Shapes:
+        regions [B, R, C], words [B, T, C], length [B]
+
+    Source: [5.6].
+    """
+    return contrast(word_similarity(regions, words, length, gammas, captions_at_once))
 
 
 def word_similarity(
     regions: Tensor,
     words: Tensor,
     length: Tensor,
-    gammas: tuple[float, float, float] = (5.0, 5.0, 50.0),
+    gammas: Gammas = (5.0, 5.0, 50.0),
     captions_at_once: int | None = None,
 ) -> Tensor:
     """Similarity of every caption to every image through the best matching regions of its words.
@@ -227,10 +236,8 @@ def word_similarity(
     Each word attends to the regions of an image by softmax. The similarity is a soft maximum over words of the cosine
     between a word and its attended regions.
 
-    Args:
-        length: number of valid words, at least one; padding may have any values.
-        gammas: sharpness of the attention, of the maximum over words, and of the result.
-        captions_at_once: see `XMCGANLoss`.
+    `gammas` are the sharpness of the attention, of the maximum over words, and of the result. `length` counts valid
+    words, at least one; padding may have any values.
 
     Shapes:
         regions [N, R, C], words [M, T, C], length [M] -> [M, N]
@@ -240,48 +247,17 @@ def word_similarity(
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = normalize(regions.float()), normalize(words.float())
         sharp = (gammas[0] * regions).transpose(1, 2)
-        size = captions_at_once or len(words)
-        parts = zip(words.split(size), length.split(size))
-        if size >= len(words):
-            return torch.cat([_word_similarity(regions, sharp, *part, gammas) for part in parts])
+
+        def similarity(words: Tensor, length: Tensor) -> Tensor:
+            flat = words.flatten(0, 1)
+            context = (flat @ sharp).softmax(dim=-1) @ regions
+            aligned = (flat * context).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8)
+            padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
+            scores = (gammas[1] * aligned).unflatten(1, words.shape[:2]).masked_fill(padded, -torch.inf)
+            return gammas[2] / gammas[1] * scores.logsumexp(dim=-1).T
+
+        if captions_at_once is None:
+            return similarity(words, length)
         # Recompute intermediates for the gradient; keeping those of all parts would cancel the savings.
-        again: Any = functools.partial(checkpoint, _word_similarity, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(regions, sharp, *part, gammas) for part in parts])
-
-
-def _word_similarity(
-    regions: Tensor, sharp: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float]
-) -> Tensor:
-    """`word_similarity` of normalized regions, the same transposed and times the first gamma, and normalized words."""
-    flat = words.flatten(0, 1)
-    attention = (flat @ sharp).softmax(dim=-1)
-    context = attention @ regions
-    aligned = (flat * context).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8)
-    padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
-    scores = (gammas[1] * aligned).unflatten(1, words.shape[:2]).masked_fill(padded, -torch.inf)
-    return gammas[2] / gammas[1] * scores.logsumexp(dim=-1).T
-
-
-def word_loss(
-    regions: Tensor,
-    words: Tensor,
-    length: Tensor,
-    gammas: tuple[float, float, float] = (5.0, 5.0, 50.0),
-    captions_at_once: int | None = None,
-    ranks: Any = None,
-) -> Contrast:
-    """Contrast of captions and images by `word_similarity`, one caption per image.
-
-    With `ranks` (see `pair_loss`), each rank compares its images with the captions of all ranks, which are smaller than
-    images. With `captions_at_once`, memory hardly grows with the number of ranks.
-
-    Shapes:
-        regions [B, R, C], words [B, T, C], length [B]
-
-    Source: [5.6].
-    """
-    if ranks is not None:
-        words, length = gather_with_gradient(words.float(), ranks), gather_with_gradient(length, ranks)
-        own = word_similarity(regions, words, length, gammas, captions_at_once)
-        return contrast(gather_with_gradient(own.T, ranks).T)
-    return contrast(word_similarity(regions, words, length, gammas, captions_at_once))
+        again: Any = functools.partial(checkpoint, similarity, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*part) for part in zip(words.split(captions_at_once), length.split(captions_at_once))])

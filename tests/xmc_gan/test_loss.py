@@ -126,22 +126,6 @@ def test_each_sharpness_has_its_own_place() -> None:
     )
 
 
-def test_negatives_of_several_ranks_are_those_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of two processes, whose other half of every gathered tensor is at hand."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(2, 4, 5, generator=generator)
-    maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
-    length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
-    similar = word_similarity(maps[2:], words, length, gammas)
-    others = [normalize(left[2:]), normalize(right[2:]), words[2:], length[2:], similar.T]
-    gathered = lambda own, ranks: torch.cat([own, others.pop(0)])  # noqa: E731
-    monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", gathered)
-    torch.testing.assert_close(pair_loss(left[:2], right[:2], ranks="both"), pair_loss(left, right))
-    found = word_loss(maps[:2], words[:2], length[:2], gammas, 1, "both")
-    torch.testing.assert_close(found, word_loss(maps, words, length, gammas))
-    assert not others
-
-
 def test_losses_make_what_they_need_on_the_device_of_their_inputs() -> None:
     with FakeTensorMode():  # knows shapes and devices, computes nothing
         maps, words = torch.empty(3, 4, 5, device="cuda"), torch.empty(3, 2, 5, device="cuda")
@@ -287,26 +271,6 @@ def test_what_is_logged_has_no_gradient() -> None:
     for found in (XMCGANLoss().discriminator(output, captions), XMCGANLoss().generator(output, captions, features)):
         assert found.total.requires_grad
         assert not any(value.requires_grad for value in found.logs.values())
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("weight_sentence", -1.0, r"weight_sentence is -1.0: it must not be below 0"),
-        ("weight_word", -1.0, r"weight_word is -1.0: it must not be below 0"),
-        ("weight_image_d", -1.0, r"weight_image_d is -1.0: it must not be below 0"),
-        ("weight_image_net", -1.0, r"weight_image_net is -1.0: it must not be below 0"),
-        ("word_gammas", (5.0, 5.0), r"word_gammas is \[5.0, 5.0\]: 3 numbers are needed"),
-        ("word_gammas", (5.0, 0.0, 50.0), r"word_gammas is \[5.0, 0.0, 50.0\]: all three must be positive"),
-        ("temperature", 0.0, r"temperature is 0.0: it must be positive"),
-        ("negatives_group", 1, r"negatives_group is 1: at least 2, or null for the whole batch"),
-        ("captions_at_once", 0, r"captions_at_once is 0: at least 1, or null"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(option: str, value: object, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"model\.loss\.{message}"):
-        XMCGANLoss(**{option: value})  # type: ignore[arg-type]
-    XMCGANLoss(captions_at_once=1)
 
 
 def kept_for_the_gradient(captions: int, captions_at_once: int | None) -> int:
