@@ -158,15 +158,20 @@ $(VENV)/.captioning: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "pycocoevalcap>=1.2" && touch $@
 
-mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py)
+# SAMPLE is for the code outside the losses.
+mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py, SAMPLE=100)
+ifdef SAMPLE
+	$(VENV)/bin/python -m tests.mutation_sample --sample $(SAMPLE) --seed $(firstword $(SEEDS)) --jobs $(TEST_JOBS)
+else
 	$(VENV)/bin/mutmut run --max-children $(TEST_JOBS) $(if $(FILE),"$(subst /,.,$(basename $(FILE))).*")
 	@found=$$($(VENV)/bin/mutmut results) && { grep -v -e ': not checked$$' -e '^$$' <<< "$$found" \
 	  || echo "every change that was tried is noticed by a test"; }
+endif
 
 # No dependency of the suite either.
 $(VENV)/.mutation: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
-	  "$$UV" pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" && touch $@
+	  "$$UV" pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" "pytest-cov>=6" && touch $@
 
 lint: $(STAMP) ## Style and types
 	$(VENV)/bin/ruff check .
