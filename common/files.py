@@ -63,16 +63,14 @@ def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
         yield
     except wrong:
         raise
-    except OSError as error:
-        raise wrong(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # Parsers raise anything for damaged or hostile content.
         raise wrong(f"{path}: {_told(error)}") from error
 
 
 def _told(error: Exception) -> str:
     """A parser's message; errors of Python's own classes need the name, as `KeyError: 'stage'`."""
-    text = f"{error!s:.500}"
-    plain = isinstance(error, ValueError) or type(error).__module__ != "builtins"
+    text = getattr(error, "strerror", None) or f"{error!s:.500}"
+    plain = isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins"
     return text if plain and text else f"{type(error).__name__}: {text}"
 
 

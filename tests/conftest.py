@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch._dynamo  # imported before workers are forked: importing it in a forked child can hang
 
-from common.data.caches import FileCache
+from common.data.media import FileCache
 
 # One thread: results do not depend on the machine's core count, and forked workers inherit no thread pool.
 torch.set_num_threads(1)
@@ -39,9 +39,5 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def empty_caches() -> Iterator[None]:
     """What a process has decoded is dropped after each file of tests: they read other files, and a cache only grows."""
     yield
-    kinds = [FileCache]
-    while kinds:
-        kind = kinds.pop()
-        kind._shared = None
-        kinds += kind.__subclasses__()
+    FileCache._shared = None
     gc.collect()

@@ -14,22 +14,64 @@ from torch import Tensor
 
 from common.data.item_dataset import ItemDataset, Key, Sample
 from common.data.listing import Clip, Listing
-from common.data.media import DecodedCache, MediaError, MediaFile
+from common.data.media import FileCache, Limits, MediaError, MediaFile, Pixels, frame_count, restrict
 from common.data.transforms import AudioTransform, VideoTransform
-from common.data.windows import (
-    Limits,
-    clip_start,
-    dense_clip_starts,
-    excerpt_start,
-    frame_count,
-    paired_window,
-    restrict,
-    wrapping_indices,
-    wrapping_starts,
-)
 
 #: Least seconds between an excerpt and the end of the file.
 _EXCERPT_MARGIN = 0.1
+
+
+def clip_start(limits: Limits, duration: float, draw: float) -> float:
+    """Start of a random clip from a uniform draw in [0, 1); the start of the stream if it is shorter than the clip.
+
+    Source: docs/papers/avid_cma.md [2.1], evaluation without audio.
+    """
+    return limits[0] + draw * max(limits[1] - duration - limits[0], 0.0)
+
+
+def paired_window(
+    video_limits: Limits,
+    audio_limits: Limits,
+    video_duration: float,
+    audio_duration: float,
+    jitter: float,
+    draws: tuple[float, float],
+) -> tuple[float, float] | None:
+    """Starts of a video and an audio clip from about the same moment, or None if the streams are too short.
+
+    The longer clip is placed first, where both streams last long enough. The shorter clip lies within it, widened by
+    `jitter` seconds on both sides; it starts within its stream and may run past its end. The draws in [0, 1) are for
+    the longer, then for the shorter.
+
+    Source: docs/papers/avid_cma.md [2.1].
+    """
+    swap = audio_duration <= video_duration
+    outer_limits, inner_limits = (video_limits, audio_limits) if swap else (audio_limits, video_limits)
+    outer, inner = (video_duration, audio_duration) if swap else (audio_duration, video_duration)
+    low = max(outer_limits[0], inner_limits[0])
+    high = min(outer_limits[1] - outer, inner_limits[1] - inner)
+    if high <= low:
+        return None
+    outer_start = low + draws[0] * (high - low)
+    low = max(outer_start - jitter, inner_limits[0])
+    high = min(outer_start + outer + jitter - inner, inner_limits[1])
+    inner_start = low + draws[1] * (high - low)
+    return (outer_start, inner_start) if swap else (inner_start, outer_start)
+
+
+def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDArray[np.int64]:
+    """First frame of each clip of a dense evaluation; all zero if the video is not longer than a clip.
+
+    Source: docs/papers/avid_cma.md [10.1] ("Video@1").
+    """
+    return np.linspace(0, max(num_frames - clip_frames, 0), clips).astype(np.int64)
+
+
+def repeated(samples: Tensor, first: int, count: int) -> Tensor:
+    """`count` samples from `first` on; at the end, the sound starts over."""
+    if first + count <= len(samples):
+        return samples[first : first + count]
+    return samples[(first + torch.arange(count)) % len(samples)]
 
 
 class ClipDataset(ItemDataset):
@@ -52,7 +94,7 @@ class ClipDataset(ItemDataset):
         cache_bytes: int = 0,
     ) -> None:
         super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_fraction=max_skipped_fraction)
-        self.cache = DecodedCache.shared(cache_bytes) if cache_bytes else None
+        self.cache = FileCache.shared(cache_bytes)
 
     @abstractmethod
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
@@ -64,21 +106,15 @@ class ClipDataset(ItemDataset):
     def fill_cache(self) -> None:
         if self.cache is not None:
             files = (path for clip in self.listing.clips for path in (clip.path, clip.sound) if path is not None)
-            self.cache.fill(files, MediaError)
+            self.cache.fill(files, lambda path: MediaFile(path, self.cache))
 
-    def preview(self, item: int) -> npt.NDArray[np.uint8]:
+    def preview(self, item: int) -> Pixels:
         """The middle frame of a file as it is stored, [H, W, 3]."""
         clip = self.listing[item]
-        with self._opened(clip) as media:
-            start, end = _video_limits(media, clip)
+        with MediaFile(clip.path, self.cache) as media:
+            start, end = _limits(media.video_limits, clip, "video")
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()
-
-    def _opened(self, clip: Clip) -> MediaFile:
-        return MediaFile(clip.path, self.cache)
-
-    def _sound_of(self, clip: Clip, media: MediaFile) -> contextlib.AbstractContextManager[MediaFile]:
-        return contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache)
 
 
 class AudioVisualClips(ClipDataset):
@@ -122,16 +158,13 @@ class AudioVisualClips(ClipDataset):
         """Spectrogram of an item's audio clip before augmentation and normalization, [1, frames, bins]."""
 
         def make(file: int, rng: np.random.Generator) -> Sample:
-            clip = self.listing[file]
-            with self._opened(clip) as media, self._sound_of(clip, media) as sound:
-                _, samples = self._cut(media, sound, clip, rng, with_video=False)
+            _, samples = self._cut(self.listing[file], rng, with_video=False)
             return {"audio": self.audio_transform.decibels(self.audio_transform.prepare(samples))}
 
         return self._usable(key, make)["audio"]
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        with self._opened(clip) as media, self._sound_of(clip, media) as sound:
-            frames, samples = self._cut(media, sound, clip, rng, with_video=self.video_transform is not None)
+        frames, samples = self._cut(clip, rng, with_video=self.video_transform is not None)
         sample: Sample = {}
         if self.video_transform is not None and frames is not None:
             sample["video"] = self.video_transform(frames, rng)
@@ -139,35 +172,31 @@ class AudioVisualClips(ClipDataset):
         sample["sound_label"] = torch.tensor(clip.sound_label)
         return sample
 
-    def _cut(
-        self, media: MediaFile, sound: MediaFile, clip: Clip, rng: np.random.Generator, with_video: bool
-    ) -> tuple[Tensor | None, Tensor]:
-        if media.video_limits is None:
-            raise MediaError.of(clip.path, "has no video stream")
-        if sound.audio_limits is None:
-            raise MediaError.of(sound.path, "has no audio stream")
-        video = restrict(media.video_limits, clip.start, clip.end)
-        audio = restrict(sound.audio_limits, clip.start, clip.end)
-        audio_duration = self.audio_transform.window
-        draws = rng.random(2)
-        window = paired_window(
-            video, audio, self.video_duration, audio_duration, self.jitter, (float(draws[0]), float(draws[1]))
-        )
-        if window is None:
-            raise MediaError.of(
-                clip.path,
-                f"too short: video {video[0]:.2f} to {video[1]:.2f} s, audio {audio[0]:.2f} to {audio[1]:.2f} s, "
-                f"wanted {self.video_duration:g} s and {audio_duration:g} s",
+    def _cut(self, clip: Clip, rng: np.random.Generator, with_video: bool) -> tuple[Tensor | None, Tensor]:
+        with (
+            MediaFile(clip.path, self.cache) as media,
+            contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache) as sound,
+        ):
+            video = _limits(media.video_limits, clip, "video")
+            audio = _limits(sound.audio_limits, clip, "audio")
+            audio_duration = self.audio_transform.window
+            draws = rng.random(2)
+            window = paired_window(
+                video, audio, self.video_duration, audio_duration, self.jitter, (float(draws[0]), float(draws[1]))
             )
-        frames, audio_start = None, window.audio_start
-        if with_video:
-            frames, actual_start = media.read_video(window.video_start, self.video_duration, self.video_fps)
-            # Frames lie on a grid; the sound moves with them.
-            audio_start += actual_start - window.video_start
-        samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
-        if not len(samples):
-            raise MediaError.of(sound.path, f"no sound could be decoded at {audio_start:.3f} s")
-        return frames, samples
+            if window is None:
+                raise MediaError.of(
+                    clip.path,
+                    f"too short: video {video[0]:.2f} to {video[1]:.2f} s, audio {audio[0]:.2f} to {audio[1]:.2f} s, "
+                    f"wanted {self.video_duration:g} s and {audio_duration:g} s",
+                )
+            frames = None
+            video_start, audio_start = window
+            if with_video:
+                frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps)
+                # Frames lie on a grid; the sound moves with them.
+                audio_start += actual_start - video_start
+            return frames, sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
 
 
 class VideoClips(ClipDataset):
@@ -198,15 +227,15 @@ class VideoClips(ClipDataset):
         self.video_fps = video_fps
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        with self._opened(clip) as media:
-            limits = _video_limits(media, clip)
+        with MediaFile(clip.path, self.cache) as media:
+            limits = _limits(media.video_limits, clip, "video")
             start = clip_start(limits, self.video_duration, float(rng.random()))
             duration = min(self.video_duration, limits[1] - limits[0])
             frames, _ = media.read_video(start, duration, self.video_fps)
         return {"video": self.video_transform(frames, rng)}
 
 
-class DenseVideoClips(ClipDataset):
+class DenseVideoClips(VideoClips):
     """Several clips of one video, evenly spaced ("Video@1") or with `random_starts` ("Clip@1"), in evaluation mode.
 
     Returns of an item:
@@ -222,22 +251,15 @@ class DenseVideoClips(ClipDataset):
         *,
         clips: int = 10,
         random_starts: bool = False,
-        video_duration: float = 0.5,
-        video_fps: float = 16.0,
-        seed: int = 0,
-        max_skipped_fraction: float = 0.05,
-        cache_bytes: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction, cache_bytes=cache_bytes)
-        self.video_transform = video_transform.adapted(False, frame_count(video_duration, video_fps))
+        super().__init__(listing, video_transform, training=False, **options)
         self.clips = clips
         self.random_starts = random_starts
-        self.video_duration = video_duration
-        self.video_fps = video_fps
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        with self._opened(clip) as media:
-            start, end = _video_limits(media, clip)
+        with MediaFile(clip.path, self.cache) as media:
+            start, end = _limits(media.video_limits, clip, "video")
             frames, _ = media.read_video(start, end - start, self.video_fps)
         length = frame_count(self.video_duration, self.video_fps)
         if self.random_starts:
@@ -275,11 +297,9 @@ class SoundWindows(ClipDataset):
         wrap_seconds: float | None = None,
         excerpt_seconds: float = 4.0,
         speed: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
-        seed: int = 0,
-        max_skipped_fraction: float = 0.05,
-        cache_bytes: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction, cache_bytes=cache_bytes)
+        super().__init__(listing, **options)
         self.audio_transform = audio_transform.with_training(training)
         self.training = training
         self.windows = windows
@@ -289,13 +309,9 @@ class SoundWindows(ClipDataset):
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
         with MediaFile(clip.sound or clip.path, self.cache) as media:
-            if media.audio_limits is None:
-                raise MediaError.of(media.path, "has no audio stream")
-            limits = restrict(media.audio_limits, clip.start, clip.end)
+            limits = _limits(media.audio_limits, clip, "audio")
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
-            if limits[1] <= limits[0]:
-                raise MediaError.of(clip.path, "has no sound within the listed limits")
             cut = self._training_windows if self.training else self._test_windows
             windows = [self.audio_transform(samples, rng) for samples in cut(media, limits, rng)]
         return {
@@ -315,31 +331,24 @@ class SoundWindows(ClipDataset):
                 samples = whole.read(limits[0], seconds, decode_rate)
                 first = int(draws[1] * seconds * decode_rate)
             else:
-                start = excerpt_start(limits, self.excerpt_seconds, _EXCERPT_MARGIN, float(draws[1]))
+                start = clip_start(limits, self.excerpt_seconds + _EXCERPT_MARGIN, float(draws[1]))
                 seconds = min(self.excerpt_seconds, limits[1] - start)
                 samples, first = media.read_audio(start, seconds, decode_rate), 0
-            yield self._wrapped(media, samples, first)
+            yield repeated(samples, first, self.audio_transform.num_samples)
 
     def _test_windows(self, media: MediaFile, limits: Limits, rng: np.random.Generator) -> Iterator[Tensor]:
         rate = self.audio_transform.sample_rate
         seconds = limits[1] - limits[0]
         samples = media.read_audio(limits[0], seconds, rate)
-        for start in wrapping_starts(seconds, self.windows):
-            yield self._wrapped(media, samples, int(start * rate))
-
-    def _wrapped(self, media: MediaFile, samples: Tensor, first: int) -> Tensor:
-        if not len(samples):
-            raise MediaError.of(media.path, "no sound could be decoded")
-        count = self.audio_transform.num_samples
-        if first + count <= len(samples):
-            return samples[first : first + count]
-        return samples[torch.from_numpy(wrapping_indices(len(samples), first, count))]
+        for start in np.linspace(0.0, seconds, self.windows):
+            yield repeated(samples, int(start * rate), self.audio_transform.num_samples)
 
 
-def _video_limits(media: MediaFile, clip: Clip) -> Limits:
-    if media.video_limits is None:
-        raise MediaError.of(clip.path, "has no video stream")
-    limits = restrict(media.video_limits, clip.start, clip.end)
+def _limits(stream: Limits | None, clip: Clip, kind: str) -> Limits:
+    """First and last second of a clip inside a stream."""
+    if stream is None:
+        raise MediaError.of(clip.path, f"has no {kind} stream")
+    limits = restrict(stream, clip.start, clip.end)
     if limits[1] <= limits[0]:
-        raise MediaError.of(clip.path, "has no picture within the listed limits")
+        raise MediaError.of(clip.path, f"has no {kind} within the listed limits")
     return limits

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ import numpy.typing as npt
 
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
-from common.data.media import MediaError, probe
-from common.data.windows import restrict
+from common.data.media import MediaError, probe, restrict
 from common.files import cache_folder, console, exclusive, usable_cores, write_whole
 
 #: Largest fraction of unreadable files.
@@ -24,8 +24,8 @@ MOST_UNREADABLE = 0.05
 _AT_ONCE = 5000
 #: Transient errors of the disk or system.
 _PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
-#: In place of seconds: not measured yet, unreadable, no picture or no sound.
-_UNKNOWN, _UNREADABLE, _ONE_SIDED = np.nan, -2.0, -1.0
+#: In place of seconds: unreadable, no picture or no sound. NaN: not measured yet.
+_UNREADABLE, _ONE_SIDED = -2.0, -1.0
 
 
 def long_enough(listing: Listing, seconds: float) -> Listing:
@@ -49,26 +49,23 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
     )
     if broken.any():
         note += f" (looked at once: delete {kept_at(listing)} after repairing them)"
-    left = listing.subset(np.flatnonzero(kept))
-    return Listing(
-        left.name, f"{listing.version}, more than {seconds:g} s of picture and sound", left.clips, left.classes,
-        left.root, left.missing, left.missing_names, left.layout, (*left.notes, note),
-    )  # fmt: skip
+    version = f"{listing.version}, more than {seconds:g} s of picture and sound"
+    return replace(listing.subset(np.flatnonzero(kept)), version=version, notes=(*listing.notes, note))
 
 
 def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
     """Seconds [N] that picture and sound of every clip overlap, cached."""
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_suffix(".lock")):
-        known = _read(path, len(listing))
+    with exclusive(path.with_suffix(".lock")), ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:
+        known = _kept(listing)
         left = np.flatnonzero(np.isnan(known))
-        if not len(left):
-            return known
-        with ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:
-            for rows in _blocks(left, listing.name):
-                known[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
-                write_whole(path, lambda file: np.save(file, known))
+        for first in range(0, len(left), _AT_ONCE):
+            if len(left) > _AT_ONCE:
+                console().print(f"  {listing.name}: looking for sound, {first:,} of {len(left):,} files")
+            rows = left[first : first + _AT_ONCE]
+            known[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
+            write_whole(path, lambda file: np.save(file, known))
     return known
 
 
@@ -79,25 +76,15 @@ def kept_at(listing: Listing) -> Path:
 
 
 def is_known(listing: Listing) -> bool:
-    return not np.isnan(_read(kept_at(listing), len(listing))).any()
+    return not np.isnan(_kept(listing)).any()
 
 
-def _read(path: Path, count: int) -> npt.NDArray[np.float64]:
-    try:
-        known = np.load(path)
-        if known.shape == (count,) and known.dtype == np.float64:
+def _kept(listing: Listing) -> npt.NDArray[np.float64]:
+    with contextlib.suppress(OSError, ValueError, EOFError):  # measuring again repairs any damaged cache
+        known = np.load(kept_at(listing))
+        if known.shape == (len(listing),):
             return known
-    except (OSError, ValueError, EOFError):
-        pass  # measuring again repairs any damaged cache
-    return np.full(count, _UNKNOWN)
-
-
-def _blocks(rows: npt.NDArray[np.int64], name: str) -> Iterator[Sequence[int]]:
-    shown = len(rows) > _AT_ONCE
-    for first in range(0, len(rows), _AT_ONCE):
-        if shown:
-            console().print(f"  {name}: looking for sound, {first:,} of {len(rows):,} files")
-        yield rows[first : first + _AT_ONCE]  # type: ignore[misc]
+    return np.full(len(listing), np.nan)
 
 
 def _of_clip(clip: Clip) -> float:

@@ -1,76 +1,18 @@
-"""Read pictures with Pillow, cache decoded ones, and make map-style data sets of them."""
+"""Map-style data sets of pictures; see :mod:`common.data.item_dataset` for keys and seeds."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from common.data.annotations import ImageAnnotations
-from common.data.caches import FileCache
 from common.data.image_transforms import Transform
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
-from common.data.media import MediaError
+from common.data.media import FileCache, Pixels, read_image
 from common.data.sequences import Rows
-from common.files import parsing
-
-Pixels = npt.NDArray[np.uint8]
-
-
-class ImageError(MediaError):
-    """A file cannot be decoded as a picture; the message names the file and the reason."""
-
-
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode the first frame to 8-bit RGB without alpha; ignores EXIF orientation, as boxes are in stored pixels."""
-    path = Path(path)
-    with parsing(path, ImageError), Image.open(path) as image:
-        image.load()
-        return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy()
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("its samples have 32 bits and no known range; store it with 8 or 16 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns when such a palette is converted in one step.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-class ImageCache(FileCache[Pixels]):
-    """Decoded pictures in the memory of this process; pictures larger than the bound are not cached."""
-
-    def get(self, path: Path) -> Image.Image:
-        """A copy of the decoded picture."""
-        try:
-            key = self._key(path)
-        except OSError as error:
-            raise ImageError.of(path, f"cannot be read: {error.strerror or error}") from None
-        found = self._find(key)
-        if found is not None:
-            if isinstance(found[0], str):
-                raise ImageError(found[0])
-            return Image.fromarray(found[0])
-        try:
-            image = read_image(path)
-        except ImageError as error:
-            self._keep(key, str(error), 0)
-            raise
-        # Computed before copying the pixels, because a large picture is not cached.
-        size = image.width * image.height * 3
-        if size <= self.max_bytes:
-            self._keep(key, np.array(image), size)
-        return image
 
 
 class ImageItems(ItemDataset):
@@ -99,7 +41,7 @@ class ImageItems(ItemDataset):
         super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction)
         self.transform: Transform = transform.with_training(training)
         self.training = training
-        self.cache = ImageCache.shared(cache_bytes) if cache_bytes else None
+        self.cache = FileCache.shared(cache_bytes)
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
         return {"image": self.transform(image, rng)[0]}
@@ -108,8 +50,7 @@ class ImageItems(ItemDataset):
         return self._sample(file, self.image(file), rng)
 
     def image(self, item: int) -> Image.Image:
-        path = self.listing[item].path
-        return read_image(path) if self.cache is None else self.cache.get(path)
+        return read_image(self.listing[item].path, self.cache)
 
     def describe(self) -> dict[str, Any]:
         annotations: ImageAnnotations | None = getattr(self, "annotations", None)
@@ -118,7 +59,7 @@ class ImageItems(ItemDataset):
 
     def fill_cache(self) -> None:
         if self.cache is not None:
-            self.cache.fill((clip.path for clip in self.listing.clips), ImageError)
+            self.cache.fill(range(len(self.listing)), self.image)
 
     def preview(self, item: int) -> Pixels:
         return np.array(self.image(item))

@@ -1,16 +1,20 @@
-"""Read video and sound from media files with PyAV, cut by time stamp.
+"""Read pictures with Pillow, and video and sound with PyAV, cut by time stamp.
 
 Time stamps are reliable; the number of samples a decoder returns before the first one differs between PyAV releases.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import av
 import numpy as np
@@ -24,11 +28,14 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+from PIL import Image
 from torch import Tensor
 
-from common.data.caches import FileCache
-from common.data.windows import Limits, select_frames
-from common.files import named
+from common.files import parsing
+
+Limits = tuple[float, float]
+Pixels = npt.NDArray[np.uint8]
+Item = TypeVar("Item")
 
 # A lossy decoder needs some packets before its output is right, so a seek goes this much further back, or a window
 # near the start is decoded from the start.
@@ -39,34 +46,170 @@ AUDIO_GAP_SECONDS = 0.05
 LONGEST_SECONDS = 7 * 24 * 3600.0
 #: Duration in Matroska: `00:00:09.480000000`.
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-# PyAV's names of the sample types; a final p means planar.
-_SAMPLE_TYPES = {
-    name + planar: np.dtype(kind)
-    for name, kind in (("u8", "u1"), ("s16", "i2"), ("s32", "i4"), ("flt", "f4"), ("dbl", "f8"))
-    for planar in ("", "p")
-}
+# PyAV's names of the sample types.
+_SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 # Source samples before and after a window, to settle the resampler's filter.
 RESAMPLER_MARGIN = 64
+#: Frames per second of the frames of TVQA.
+FRAME_RATE = 3.0
+_NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
 class MediaError(RuntimeError):
-    """A media file cannot be read or is too short; the message names the file and the reason."""
+    """A file cannot be read or is too short; the message names the file and the reason."""
 
     @classmethod
     def of(cls, path: Path, reason: str) -> MediaError:
         return cls(f"{path}: {reason}")
 
 
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn any decoder error into a MediaError: damaged files raise anything."""
-    try:
-        yield
-    except MediaError:
-        raise
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise MediaError.of(path, f"cannot be read: {reason}") from error
+# -- which frames ------------------------------------------------------------------------------------------------------
+
+
+def restrict(limits: Limits, start: float | None, end: float | None) -> Limits:
+    """Limits of a listed segment inside a stream; None keeps the stream's limit."""
+    return (
+        limits[0] if start is None else max(limits[0], start),
+        limits[1] if end is None else min(limits[1], end),
+    )
+
+
+def frame_count(duration: float, video_fps: float) -> int:
+    """Frames of a clip; rounds so that 0.29 s at 100 frames per second are 29, though the float product is less."""
+    return int(duration * video_fps + 1e-6)
+
+
+def select_frames(
+    start: float, duration: float, video_fps: float, source_fps: float, end: float, origin: float = 0.0
+) -> tuple[npt.NDArray[np.int64], float]:
+    """Choose source frames for a clip at another rate: indices [T] from `origin` on, and the time of the first.
+
+    Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a frame
+    may repeat. Times stop half a source frame before the end of the clip or stream, and at `frame_count`. `end` and
+    `origin` are the last second of the stream and the time of its frame 0.
+
+    Source: docs/papers/avid_cma.md [2.1].
+    """
+    count = frame_count(duration, video_fps)
+    times = start + np.arange(count) / video_fps
+    # The time of a frame may be rounded to just before it.
+    slack = 1e-6
+    times = times[times < min(start + duration - 0.5 / source_fps, end - slack / source_fps)]
+    indices = np.floor((times - origin) * source_fps + slack).astype(np.int64)
+    actual = origin + int(indices[0]) / source_fps if len(indices) else start
+    return indices, actual
+
+
+def _on_screen(timed: Iterable[tuple[float, Item]], boundaries: list[float], step: float) -> list[Item]:
+    """The frame at each boundary b: the first one in [b - step, b), else the last one before it, else the first."""
+    chosen: list[Item] = []
+    previous: Item | None = None
+    for time, frame in timed:
+        while len(chosen) < len(boundaries) and boundaries[len(chosen)] <= time:
+            chosen.append(frame if previous is None else previous)
+        while len(chosen) < len(boundaries) and boundaries[len(chosen)] - step <= time:
+            chosen.append(frame)
+        if len(chosen) == len(boundaries):
+            break
+        previous = frame
+    return chosen
+
+
+# -- cache -------------------------------------------------------------------------------------------------------------
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Content = TypeVar("Content", bound=_Sized)
+
+
+class FileCache:
+    """Least recently used decoded files, in the memory of this process; files larger than the bound are not kept."""
+
+    _shared: ClassVar[FileCache | None] = None
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self.dropped = 0
+        # By path, modification time and size.
+        self._entries: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+
+    @classmethod
+    def shared(cls, max_bytes: int) -> FileCache | None:
+        """This process's cache, which grows to the largest bound requested; None for a bound of 0."""
+        if not max_bytes:
+            return None
+        if cls._shared is None:
+            cls._shared = cls(max_bytes)
+        cls._shared.max_bytes = max(cls._shared.max_bytes, max_bytes)
+        return cls._shared
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickled in another process, the cache is empty.
+        return (FileCache.shared if self is FileCache._shared else FileCache, (self.max_bytes,))
+
+    def get(self, path: Path, decode: Callable[[], Content]) -> Content:
+        """The content of a file, decoded on the first call."""
+        with parsing(path, MediaError):
+            found = path.stat()
+        key = (os.fspath(path), found.st_mtime_ns, found.st_size)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        content = decode()
+        if content.nbytes <= self.max_bytes:
+            self._entries[key] = content
+            self.nbytes += content.nbytes
+        while self.nbytes > self.max_bytes:
+            _, old = self._entries.popitem(last=False)
+            self.nbytes -= old.nbytes
+            self.dropped += 1
+        return content
+
+    def fill(self, items: Iterable[Item], read: Callable[[Item], object]) -> None:
+        """Read items until the cache is full; ignores those that cannot be read."""
+        before = self.dropped
+        for item in items:
+            with contextlib.suppress(MediaError):
+                read(item)
+            if self.dropped > before:
+                return
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def read_image(path: str | os.PathLike[str], cache: FileCache | None = None) -> Image.Image:
+    """Decode the first frame to 8-bit RGB without alpha; ignores EXIF orientation, as boxes are in stored pixels."""
+    path = Path(path)
+    if cache is not None:
+        return Image.fromarray(cache.get(path, lambda: np.array(read_image(path))))
+    with parsing(path, MediaError), Image.open(path) as image:
+        image.load()
+        return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its samples have 32 bits and no known range; store it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow warns when such a palette is converted in one step.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+# -- video and sound ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +221,13 @@ class MediaInfo:
     video_fps: float
     frame_size: tuple[int, int]
     audio_rate: int
+    seekable_audio: bool = True
 
     @property
     def decoded_bytes(self) -> float:
-        video = audio = 0.0
-        if self.video_limits is not None:
-            frames = (self.video_limits[1] - self.video_limits[0]) * self.video_fps
-            video = frames * self.frame_size[0] * self.frame_size[1] * 3
-        if self.audio_limits is not None:
-            audio = (self.audio_limits[1] - self.audio_limits[0]) * self.audio_rate * 8
-        return video + audio
-
-
-@dataclass(slots=True)
-class VideoTrack:
-    """All frames of a stream: time stamps [N] in seconds and pixels [N, H, W, 3]."""
-
-    times: npt.NDArray[np.float64]
-    frames: npt.NDArray[np.uint8]
-
-    def pick(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
-        """Frames on screen at the wanted times; must equal :func:`_pick_frames`."""
-        position = np.searchsorted(self.times, boundaries - step, side="left")
-        boundaries, position = boundaries[position < len(self.times)], position[position < len(self.times)]
-        held = (self.times[position] >= boundaries) & (position > 0)
-        return self.frames[position - held]
+        height, width = self.frame_size
+        video, audio = self.video_limits or (0.0, 0.0), self.audio_limits or (0.0, 0.0)
+        return (video[1] - video[0]) * self.video_fps * height * width * 3 + (audio[1] - audio[0]) * self.audio_rate * 8
 
 
 @dataclass(slots=True)
@@ -123,35 +248,21 @@ class AudioTrack:
         wanted = round(duration * sample_rate)
         # Round both on the file's clock, to choose the same sample wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)
-        if sample_rate == self.rate and self.samples.shape[1] == 1 and self.sample_format in ("s16", "flt"):
-            window = self._checked(self.samples[first : first + wanted, 0])
-            if self.sample_format == "flt":
-                # As the resampler converts the sample type.
-                window = np.clip(np.rint(window * np.float32(32768.0)), -32768, 32767)
-            return torch.from_numpy(window.astype(np.float32)).div_(32767.0)
         # The lead is as close to a whole number of output samples as source samples allow.
         skip = min(-(-RESAMPLER_MARGIN * sample_rate // self.rate), first * sample_rate // self.rate)
         lead = round(skip * self.rate / sample_rate)
         length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN
-        source = self._checked(self.samples[max(first - lead, 0) : first + length])
-        with _decoding(self.path):
-            window = self._resample(source, sample_rate)
-        return torch.from_numpy(window[skip : skip + wanted].astype(np.float32)).div_(32767.0)
-
-    def _checked(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        source = self.samples[max(first - lead, 0) : first + length]
+        if source.dtype.kind == "f" and not np.isfinite(source).all():
             raise MediaError.of(self.path, "its sound has values that are no finite numbers")
-        return samples
+        with parsing(self.path, MediaError):
+            window = self._resampled(source, sample_rate)[skip : skip + wanted] if len(source) else source
+        if not len(window):
+            raise MediaError.of(self.path, f"no sound could be decoded at {start:.3f} s")
+        return torch.from_numpy(window.astype(np.float32)).div_(32767.0)
 
-    def _resample(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
-        if not len(samples):
-            return np.zeros(0, dtype=np.int16)
-        if 1 < samples.shape[1] < 8 and samples.strides[0] == samples.itemsize:
-            # Planar, as most decoders return it, and the resampler takes; PyAV supports up to seven channels.
-            frame = AudioFrame.from_ndarray(samples.T, format=f"{self.sample_format}p", layout=self.layout)
-        else:
-            packed = np.ascontiguousarray(samples).reshape(1, -1)
-            frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
+    def _resampled(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
+        frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format=self.sample_format, layout=self.layout)
         frame.sample_rate = self.rate
         # As PyAV's resampler, which starts a thread per core.
         graph = Graph()
@@ -173,72 +284,37 @@ class AudioTrack:
 
 @dataclass(slots=True)
 class DecodedMedia:
+    """All that a file holds: its frames [H, W, 3] with their times, and its sound. Without tracks: only the headers."""
+
     info: MediaInfo
-    video: VideoTrack | None
-    audio: AudioTrack | None
+    video: list[tuple[float, Pixels]] | None = None
+    audio: AudioTrack | None = None
 
     @property
     def nbytes(self) -> int:
-        video = 0 if self.video is None else self.video.frames.nbytes + self.video.times.nbytes
-        return video + (0 if self.audio is None else self.audio.samples.nbytes)
-
-
-class DecodedCache(FileCache[DecodedMedia | None]):
-    """Decoded small files in the memory of this process; files larger than the bound are not cached."""
-
-    def get(self, path: Path) -> DecodedMedia | None:
-        """The decoded file, or None if it is too large to cache."""
-        try:
-            key = self._key(path)
-        except OSError as error:
-            raise MediaError.of(path, error.strerror or str(error)) from None
-        found = self._find(key)
-        if found is not None:
-            if isinstance(found[0], str):
-                raise MediaError(found[0])
-            return found[0]
-        try:
-            media = _decode_whole(path, self.max_bytes)
-        except MediaError as error:
-            self._keep(key, str(error), 0)
-            raise
-        self._keep(key, media, 0 if media is None else media.nbytes)
-        return media
+        audio = 0 if self.audio is None else self.audio.samples.nbytes
+        return audio + sum(pixels.nbytes for _, pixels in self.video or ())
 
 
 class MediaFile:
-    """One open media file. Times are seconds on the file's clock; a rotation in the header is not applied."""
+    """One media file. Times are seconds on the file's clock; a rotation in the header is not applied."""
 
-    def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
+    def __init__(self, path: str | Path, cache: FileCache | None = None) -> None:
         self.path = Path(path)
         self._container: InputContainer | None = None
-        self._video: VideoStream | None = None
-        self._audio: AudioStream | None = None
-        self._decoded = cache.get(self.path) if cache is not None else None
-        if self._decoded is not None:
-            self.info = self._decoded.info
-            return
+        self._reformatter = VideoReformatter()
         try:
-            self._open()
-            with _decoding(self.path):
-                self.info = self._read_info()
+            if cache is None:
+                self._decoded = DecodedMedia(self._read_info())
+            else:
+                self._decoded = cache.get(self.path, lambda: self._decode(cache.max_bytes))
         except BaseException:
             self.close()
             raise
-
-    @property
-    def video_limits(self) -> Limits | None:
-        """First and last second of the video stream; None without one."""
-        return self.info.video_limits
-
-    @property
-    def audio_limits(self) -> Limits | None:
-        """First and last second of the audio stream; None without one."""
-        return self.info.audio_limits
-
-    @property
-    def video_fps(self) -> float:
-        return self.info.video_fps
+        self.info = self._decoded.info
+        self.video_limits = self.info.video_limits
+        self.audio_limits = self.info.audio_limits
+        self.video_fps = self.info.video_fps
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
         """Decode a clip at a given frame rate by repeating or dropping frames, never blending.
@@ -248,44 +324,47 @@ class MediaFile:
 
         Source: docs/papers/avid_cma.md [2.1].
         """
-        if self.info.video_limits is None:
+        if self.video_limits is None:
             raise MediaError.of(self.path, "has no video stream")
-        origin, end = self.info.video_limits
-        indices, actual_start = select_frames(start, duration, fps, self.info.video_fps, end, origin)
+        origin, end = self.video_limits
+        indices, actual_start = select_frames(start, duration, fps, self.video_fps, end, origin)
         if not len(indices):
             raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
-        step = 1.0 / self.info.video_fps
+        step = 1.0 / self.video_fps
         # Frames change half a frame before the grid time, because stamps may be rounded.
-        boundaries = origin + (indices + np.float64(0.5)) * step
-        if self._decoded is not None and self._decoded.video is not None:
-            frames = self._decoded.video.pick(boundaries, step)
+        boundaries = (origin + (indices + np.float64(0.5)) * step).tolist()
+        if self._decoded.video is not None:
+            frames = _on_screen(self._decoded.video, boundaries, step)
         else:
-            frames = self._read_frames(boundaries, step)
-        if not len(frames):
+            with parsing(self.path, MediaError):
+                shown = _on_screen(self._frames_before(boundaries[0], step), boundaries, step)
+                pixels = {frame: self._pixels(frame) for frame in set(shown)}
+            frames = [pixels[frame] for frame in shown]
+        if not frames:
             raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
-        return torch.from_numpy(frames), actual_start
+        return torch.from_numpy(np.stack(frames)), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Decode a window of sound as resampled mono: [N] float32, 16-bit values over 32767; shorter at the file's end.
 
         Source: docs/papers/avid_cma.md [2.3], step 1.
         """
-        if self.info.audio_limits is not None:
-            start = max(start, self.info.audio_limits[0])
+        if self.audio_limits is not None:
+            start = max(start, self.audio_limits[0])
         return self.decode_audio(start, duration).read(start, duration, sample_rate)
 
     def decode_audio(self, start: float, duration: float) -> AudioTrack:
         """Decode a window of sound and a small margin at the file's rate, to cut many windows from it."""
-        if self.info.audio_limits is None:
+        if self.audio_limits is None:
             raise MediaError.of(self.path, "has no audio stream")
-        if self._decoded is not None and self._decoded.audio is not None:
+        if self._decoded.audio is not None:
             return self._decoded.audio
         margin = 2 * RESAMPLER_MARGIN / self.info.audio_rate
         return self._read_track(start - margin, start + duration + margin)
 
     def close(self) -> None:
         # A stream of a closed container points to freed memory.
-        self._video = self._audio = None
+        self._streams: dict[str, Any] = {}
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -296,71 +375,65 @@ class MediaFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def decode_all(self) -> DecodedMedia:
-        video = audio = None
+    def _decode(self, max_bytes: int) -> DecodedMedia:
+        """The whole file, or only its headers if the rest is larger than `max_bytes`."""
+        self.info = self._read_info()
+        media = DecodedMedia(self.info)
+        if self.info.decoded_bytes > max_bytes:
+            return media
         if self.info.video_limits is not None:
-            times: list[float] = []
-            frames: list[npt.NDArray[np.uint8]] = []
-            with _decoding(self.path):
-                reformatter = VideoReformatter()
-                for time, frame in self._timed_frames(seek_to=None):
-                    times.append(time)
-                    frames.append(_pixels(frame, reformatter))
-                if not frames:
-                    raise MediaError.of(self.path, "no video frame could be decoded")
-                video = VideoTrack(np.asarray(times), np.stack(frames))
+            with parsing(self.path, MediaError):
+                media.video = [(time, self._pixels(frame)) for time, frame in self._frames("video", None)]
+            if not media.video:
+                raise MediaError.of(self.path, "no video frame could be decoded")
         if self.info.audio_limits is not None:
-            audio = self._read_track(-np.inf, np.inf)
-        return DecodedMedia(self.info, video, audio)
+            media.audio = self._read_track(-np.inf, np.inf)
+        self.close()
+        return media
 
     # Opening
 
-    def _open(self) -> None:
+    def _open(self) -> InputContainer:
         self.close()
-        with _decoding(self.path), named(self.path):
-            # Tags in old files may be invalid text; we do not read them.
-            self._container = av.open(str(self.path), mode="r", metadata_errors="ignore")
+        # Tags in old files may be invalid text; we do not read them.
+        container = self._container = av.open(str(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
-        self._ends: dict[int, float] = {}
-        streams = self._container.streams
-        self._video = video_stream(self._container)
-        self._audio = streams.audio[0] if streams.audio else None
-        for stream in (self._video, self._audio):
-            if stream is not None:
+        films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+        for kind, streams in (("video", films), ("audio", container.streams.audio)):
+            for stream in streams[:1]:
                 context: Any = stream.codec_context
                 if context is None:
                     raise MediaError.of(self.path, "the codec of a stream is not known")
                 # Loader processes already use every core.
                 context.thread_count = 1
+                self._streams[kind] = stream
+        return container
 
     def _read_info(self) -> MediaInfo:
-        video, audio = self._video, self._audio
-        if video is None and audio is None:
-            raise MediaError.of(self.path, "has neither a video nor an audio stream")
-        video_limits = audio_limits = None
-        fps = 0.0
-        if video is not None:
-            fps = float(video.average_rate or video.guessed_rate or video.base_rate or 0)
-            if fps <= 0 or not video.codec_context.width or not video.codec_context.height:
-                raise MediaError.of(self.path, "the video stream has no frame rate or no size")
-            video_limits = self._limits(video)
-        if audio is not None:
-            if not audio.codec_context.sample_rate:
-                raise MediaError.of(self.path, "the audio stream has no sample rate")
-            audio_limits = self._limits(audio)
-        for limits in (video_limits, audio_limits):
-            if limits is not None and not limits[1] - limits[0] < LONGEST_SECONDS:
-                raise MediaError.of(self.path, f"claims to last {limits[1] - limits[0]:.0f} s; its header is damaged")
-        return MediaInfo(
-            video_limits,
-            audio_limits,
-            fps,
-            (video.codec_context.height, video.codec_context.width) if video is not None else (0, 0),
-            audio.codec_context.sample_rate if audio is not None else 0,
-        )
+        with parsing(self.path, MediaError):
+            container = self._open()
+            video, audio = self._streams.get("video"), self._streams.get("audio")
+            if video is None and audio is None:
+                raise MediaError.of(self.path, "has neither a video nor an audio stream")
+            fps, size, rate = 0.0, (0, 0), 0
+            if video is not None:
+                fps = float(video.average_rate or video.guessed_rate or video.base_rate or 0)
+                size = (video.codec_context.height, video.codec_context.width)
+                if fps <= 0 or not all(size):
+                    raise MediaError.of(self.path, "the video stream has no frame rate or no size")
+            if audio is not None:
+                rate = audio.codec_context.sample_rate
+                if not rate:
+                    raise MediaError.of(self.path, "the audio stream has no sample rate")
+            limits = {kind: self._limits(stream, container) for kind, stream in self._streams.items()}
+        for start, end in limits.values():
+            if not end - start < LONGEST_SECONDS:
+                raise MediaError.of(self.path, f"claims to last {end - start:.0f} s; its header is damaged")
+        # After a seek, FFmpeg gives packets of an Ogg file's last page wrong stamps.
+        seekable = container.format.name != "ogg"
+        return MediaInfo(limits.get("video"), limits.get("audio"), fps, size, rate, seekable)
 
-    def _limits(self, stream: VideoStream | AudioStream) -> Limits:
-        container = self._opened()
+    def _limits(self, stream: VideoStream | AudioStream, container: InputContainer) -> Limits:
         base = stream.time_base
         assert base is not None
         if stream.duration:
@@ -373,107 +446,67 @@ class MediaFile:
             told = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
             own = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3]) if told else end
             return start, min(own, end) if own > start else end
-        # No header has the duration (an unfinished recording): read every packet, once.
-        if not self._ends:
-            self._fresh = False
-            for packet in container.demux([one for one in (self._video, self._audio) if one is not None]):
-                if packet.pts is not None and packet.time_base is not None:
-                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    self._ends[packet.stream.index] = max(end, self._ends.get(packet.stream.index, end))
         return start, max(start, self._ends.get(stream.index, start))
 
-    def _opened(self) -> InputContainer:
-        if self._container is None:
-            raise RuntimeError(f"{self.path} was closed")
-        return self._container
-
-    def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
-        """Seek to a key frame at or before a time (None: the beginning), and discard packets of other streams."""
-        wanted = stream.index
-        if seek_to is None and not self._fresh:
-            # Not every container can seek to its beginning, so reopen it.
-            self._open()
+    @cached_property
+    def _ends(self) -> dict[int, float]:
+        """Last second of each stream, from every packet: for a recording that was never finished, without a header."""
+        assert self._container is not None
         self._fresh = False
-        for other in self._opened().streams:
-            other.discard = Discard.default if other.index == wanted else Discard.all
-        if seek_to is not None:
-            assert stream.time_base is not None
-            self._opened().seek(int(seek_to / stream.time_base), stream=stream, backward=True)
+        ends: dict[int, float] = {}
+        for packet in self._container.demux(list(self._streams.values())):
+            if packet.pts is not None and packet.time_base is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                ends[packet.stream.index] = max(end, ends.get(packet.stream.index, end))
+        return ends
 
-    # Picture
+    # Decoding
 
-    def _timed_frames(self, seek_to: float | None) -> Iterator[tuple[float, VideoFrame]]:
-        self._opened()
-        assert self._video is not None
-        assert self.info.video_limits is not None
-        self._rewind(self._video, seek_to)
-        step = 1.0 / self.info.video_fps
+    def _frames(self, kind: Literal["video", "audio"], seek_to: float | None) -> Iterator[tuple[float, Any]]:
+        """Times and frames of one stream from the last key frame before a time on (None: from the beginning)."""
+        container = self._container
+        if container is None or (seek_to is None and not self._fresh):
+            # Not every container can seek to its beginning, so reopen it.
+            container = self._open()
+        self._fresh = False
+        stream = self._streams[kind]
+        for other in container.streams:
+            other.discard = Discard.default if other is stream else Discard.all
+        limits = self.info.video_limits if kind == "video" else self.info.audio_limits
+        assert limits is not None
         # A frame without a stamp follows the previous one; after a seek the first one could be anywhere.
-        following = self.info.video_limits[0] if seek_to is None else np.inf
-        for frame in self._opened().decode(self._video):
-            time = frame.time
-            if time is None:
-                time = following
-            following = time + step
+        following = limits[0] if seek_to is None else np.inf
+        if seek_to is not None:
+            container.seek(int(seek_to / stream.time_base), stream=stream, backward=True)
+        for frame in container.decode(stream):
+            time = following if frame.time is None else frame.time
+            following = time + (1.0 / self.info.video_fps if kind == "video" else frame.samples / frame.sample_rate)
             yield time, frame
 
-    def _read_frames(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
+    def _frames_before(self, boundary: float, step: float) -> Iterable[tuple[float, VideoFrame]]:
+        """Times and frames that begin before a time, unless the file does not."""
         assert self.info.video_limits is not None
-        self._opened()
-        first = float(boundaries[0]) - 0.5 * step
-        seek_to = first if first - self.info.video_limits[0] > step else None
-        with _decoding(self.path):
-            frames = self._pick_frames(boundaries, step, seek_to)
-            if frames is None:
-                frames = self._pick_frames(boundaries, step, None)
-        assert frames is not None
-        return frames
-
-    def _pick_frames(
-        self, boundaries: npt.NDArray[np.float64], step: float, seek_to: float | None
-    ) -> npt.NDArray[np.uint8] | None:
-        """Decode until every wanted time has its frame.
-
-        For a boundary b: the first frame in [b - step, b), else the last one before it, else the first. None if a seek
-        missed the first wanted frame or reached a part that cannot be decoded (the last group of pictures in MPEG).
-        """
-        limits = boundaries.tolist()
-        lows = (boundaries - step).tolist()
-        reformatter = VideoReformatter()
-        chosen: list[npt.NDArray[np.uint8]] = []
-        previous: VideoFrame | None = None
-        converted: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
-
-        def take(frame: VideoFrame) -> None:
-            nonlocal converted
-            if converted is None or converted[0] is not frame:
-                converted = (frame, _pixels(frame, reformatter))
-            chosen.append(converted[1])
-
-        for time, frame in self._timed_frames(seek_to):
-            if previous is None and seek_to is not None and limits[0] <= time:
-                return None
-            while len(chosen) < len(limits) and limits[len(chosen)] <= time:
-                take(previous if previous is not None else frame)
-            while len(chosen) < len(limits) and lows[len(chosen)] <= time:
-                take(frame)
-            if len(chosen) == len(limits):
+        first = boundary - 0.5 * step
+        if first - self.info.video_limits[0] > step:
+            frames = self._frames("video", first)
+            for found in frames:
+                # A seek may go too far, or to a part that cannot be decoded (the last group of pictures in MPEG).
+                if found[0] < boundary:
+                    return chain([found], frames)
                 break
-            previous = frame
-        if previous is None and not chosen and seek_to is not None:
-            return None
-        return np.stack(chosen) if chosen else np.zeros((0, *self.info.frame_size, 3), dtype=np.uint8)
+        return self._frames("video", None)
 
-    # Sound
+    def _pixels(self, frame: VideoFrame) -> Pixels:
+        # By default it starts a thread per core, in every loader process.
+        pixels: Any = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return pixels
 
     def _read_track(self, start: float, end: float) -> AudioTrack:
         assert self.info.audio_limits is not None
         seek_to = start - AUDIO_PREROLL_SECONDS
-        with _decoding(self.path):
+        with parsing(self.path, MediaError):
             track = None
-            # After a seek, FFmpeg gives packets of an Ogg file's last page wrong stamps.
-            seekable = self._opened().format.name != "ogg"
-            if seekable and self.info.audio_limits[0] + AUDIO_PREROLL_SECONDS < seek_to:
+            if self.info.audio_limits[0] + AUDIO_PREROLL_SECONDS < seek_to and self.info.seekable_audio:
                 track = self._collect_audio(start, end, seek_to)
             if track is None:
                 track = self._collect_audio(start, end, None)
@@ -482,19 +515,15 @@ class MediaFile:
         return track
 
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
-        self._opened()
-        assert self._audio is not None
+        """The sound of a window and the rest of its first and last frames; None if a seek went too far."""
         assert self.info.audio_limits is not None
-        self._rewind(self._audio, seek_to)
         parts: list[npt.NDArray[Any]] = []
         anchor, collected, rate = 0.0, 0, 0
-        following = self.info.audio_limits[0] if seek_to is None else np.inf
         frame: AudioFrame | None = None
-        for frame in self._opened().decode(self._audio):
+        for time, frame in self._frames("audio", seek_to):
             rate = rate or frame.sample_rate
             if frame.sample_rate != rate:
                 raise MediaError.of(self.path, f"the sample rate changes from {rate} to {frame.sample_rate}")
-            time = frame.time if frame.time is not None else following
             following = time + frame.samples / rate
             if following <= start:
                 continue
@@ -508,43 +537,27 @@ class MediaFile:
                 if time >= min(end, self.info.audio_limits[1] + 1.0):
                     break  # A stamp beyond the stream: ignore the rest.
                 parts.append(np.zeros((gap, samples.shape[1]), samples.dtype))
-                collected += len(parts[-1])
+                collected += gap
             elif -gap > AUDIO_GAP_SECONDS * rate:
                 samples = samples[-gap:]
             parts.append(samples)
             collected += len(samples)
             if following >= end:
                 break
-        if not parts or frame is None:
+        if frame is None or not parts:
             return None
         channels = parts[0].shape[1]
         layout = {1: "mono", 2: "stereo"}.get(channels, frame.layout.name)
         return AudioTrack(np.concatenate(parts), rate, anchor, frame.format.packed.name, layout, self.path)
 
 
-def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    # By default it starts a thread per core, in every loader process.
-    pixels: Any = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    return pixels
-
-
 def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
-    """Samples [N, channels] of a frame, without the overhead of `to_ndarray`."""
-    channels, planar = frame.layout.nb_channels, frame.format.is_planar
-    count, dtype = frame.samples, _SAMPLE_TYPES[frame.format.name]
-    if not planar:
+    """Samples [N, channels] of a frame; `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
+    channels, count = frame.layout.nb_channels, frame.samples
+    dtype = _SAMPLE_TYPES[frame.format.packed.name]
+    if not frame.format.is_planar:
         return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
-    samples = np.empty((channels, count), dtype)
-    # For eight channels (7.1) PyAV lists a ninth plane.
-    for row, plane in zip(samples, frame.planes[:channels], strict=True):
-        row[:] = np.frombuffer(memoryview(plane), dtype, count)
-    return samples.T
-
-
-def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is not cover art."""
-    films = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
-    return next(films, None)
+    return np.stack([np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes[:channels]], axis=1)
 
 
 def probe(path: str | Path) -> MediaInfo:
@@ -552,6 +565,57 @@ def probe(path: str | Path) -> MediaInfo:
         return media.info
 
 
-def _decode_whole(path: Path, max_bytes: int) -> DecodedMedia | None:
-    with MediaFile(path) as media:
-        return media.decode_all() if media.info.decoded_bytes <= max_bytes else None
+# -- folders of frames -------------------------------------------------------------------------------------------------
+
+
+class FrameFolder:
+    """A clip as numbered pictures without sound, read like a `MediaFile`; a missing number repeats the previous one."""
+
+    audio_limits = None
+
+    def __init__(self, path: str | os.PathLike[str], cache: FileCache | None = None) -> None:
+        self.path = Path(path)
+        self.video_fps = FRAME_RATE
+        self._cache = cache
+        with parsing(self.path, MediaError):
+            names = sorted(os.listdir(self.path))
+        # Some systems create hidden files when they copy pictures.
+        matches = [_NUMBERED.fullmatch(name) for name in names if not name.startswith(".")]
+        found = {int(match[1]): match[0] for match in matches if match}
+        if not found:
+            raise MediaError.of(self.path, "holds no numbered frame (00001.jpg, 00002.jpg, ...)")
+        self._numbers = np.array(sorted(found))
+        self._names = [found[number] for number in self._numbers.tolist()]
+        self.video_limits: Limits = (0.0, int(self._numbers[-1]) / self.video_fps)
+
+    def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
+        """See `MediaFile.read_video`."""
+        end = self.video_limits[1]
+        indices, actual_start = select_frames(start, duration, fps, self.video_fps, end)
+        if not len(indices):
+            raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
+        held = np.searchsorted(self._numbers, indices + 1, side="right") - 1
+        rows, places = np.unique(np.maximum(held, 0), return_inverse=True)
+        frames = [self._frame(row) for row in rows.tolist()]
+        with parsing(self.path, MediaError):  # frames of several sizes
+            return torch.from_numpy(np.stack(frames)[places]), actual_start
+
+    def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
+        raise MediaError.of(self.path, "has no audio stream")
+
+    def fill_cache(self) -> None:
+        for row in range(len(self._names)):
+            self._frame(row)
+
+    def _frame(self, row: int) -> Pixels:
+        return np.asarray(read_image(self.path / self._names[row], self._cache))
+
+
+@contextlib.contextmanager
+def open_media(path: Path, cache: FileCache | None = None) -> Iterator[MediaFile | FrameFolder]:
+    """A media file, or a folder of frames."""
+    if path.is_dir():
+        yield FrameFolder(path, cache)
+    else:
+        with MediaFile(path, cache) as media:
+            yield media

@@ -233,12 +233,11 @@ def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
 def _decode(path: Path, streams: tuple[str, ...]) -> bool:
     """Decode a little of a file; returns whether it lacks a sound track that its set should have."""
     if streams == ("image",):
-        from common.data.images import read_image
+        from common.data.media import read_image
 
         read_image(path)
         return False
-    from common.data.frames import open_media
-    from common.data.media import MediaError
+    from common.data.media import MediaError, open_media
 
     with open_media(path) as media:
         if "video" in streams:

@@ -26,7 +26,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from torchvision.transforms.functional import to_tensor
 
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
-from common.data.images import ImageError, read_image
+from common.data.media import MediaError, read_image
 from common.data.regions import (
     REGION_SUFFIXES,
     RegionError,
@@ -206,7 +206,7 @@ def extract_regions(
             try:
                 images.append(to_tensor(read_image(pictures[key])))
                 names.append(key)
-            except ImageError as error:
+            except MediaError as error:
                 skipped.append(str(error))
         if images:
             digest = hashlib.sha256(names[0].encode("utf-8", "surrogateescape")).hexdigest()[:24]

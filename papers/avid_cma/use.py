@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.clip_inputs import AudioInput, VideoInput
-from common.data.media import MediaError, MediaFile
-from common.data.windows import Limits, frame_count, wrapping_indices
+from common.data.clips import repeated
+from common.data.media import Limits, MediaError, MediaFile, frame_count
 from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
@@ -103,11 +103,7 @@ class AVID(networks.AVID, TrainedModel):
             windows = []
             for start, duration in self._windows(media, "audio", self.audio.duration):
                 samples = media.read_audio(start, duration, rate)
-                if not len(samples):
-                    raise MediaError.of(media.path, f"no sound could be decoded at {start:.3f} s")
-                if len(samples) < count:
-                    samples = samples[torch.from_numpy(wrapping_indices(len(samples), 0, count))]
-                windows.append(self._spectrogram(samples))
+                windows.append(self._spectrogram(repeated(samples, 0, count)))
         return torch.stack(windows)
 
     def _windows(self, media: MediaFile, stream: str, seconds: float) -> Iterator[tuple[float, float]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.image_transforms import ImageTransform
-from common.data.images import ImageError, read_image
+from common.data.media import MediaError, read_image
 from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
@@ -114,7 +114,7 @@ def prepare_regions(
             try:
                 write_regions(path, rows)
             except ValueError as error:
-                raise ImageError(f"{pictures}: no picture of split {split!r} can be read ({error})") from error
+                raise MediaError(f"{pictures}: no picture of split {split!r} can be read ({error})") from error
             write_atomically(_list_of_skipped(path), "".join(f"{key}\n" for key in skipped))
     return folder
 
@@ -160,7 +160,7 @@ def region_rows(
     for key, path in pictures:
         try:
             image = read_image(path)
-        except ImageError as error:
+        except MediaError as error:
             logger.warning("skipped %s", error)
             if skipped is not None:
                 skipped.append(key)

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from common.data.images import ImageError, read_image
 from common.data.item_dataset import Sample
+from common.data.media import MediaError, read_image
 from common.data.text import XLMRTokenizer
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_torch
 from common.memory.collective import rank, world_size
@@ -167,7 +167,7 @@ class SearchedSets:
         path = self._datasets[position].image_path(items.pictures.keys[image], self.split)
         try:
             return np.asarray(read_image(path))
-        except ImageError:
+        except MediaError:
             return None
 
 

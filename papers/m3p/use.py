@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from common.data.images import read_image
+from common.data.media import read_image
 from common.data.regions import RegionFeatures, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.data.image_transforms import ImageTransform
-from common.data.images import read_image
+from common.data.media import read_image
 from common.data.text import (
     CaptionTokenizer,
     SentencePieceTokenizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.data.frames import FrameFolder, MediaCaches, open_media
 from common.data.item_dataset import Sample
-from common.data.listing import Clip, Listing, joined
-from common.data.media import MediaError, MediaFile
+from common.data.listing import Clip, Listing
+from common.data.media import FileCache, FrameFolder, Limits, MediaError, MediaFile, open_media, restrict
 from common.data.transforms import VideoTransform
-from common.data.windows import Limits, restrict
 from common.training.examples import Draw
 from papers.vx2text.tokens import Modality
 
@@ -148,7 +147,7 @@ class ClipReader:
         self.video = video
         self.audio = audio
         self.training = training
-        self.caches = MediaCaches(cache_bytes)
+        self.cache = FileCache.shared(cache_bytes)
         self._log_mel = None if audio is None else LogMel(audio)
         self._transform = None
         if video is not None:
@@ -173,7 +172,7 @@ class ClipReader:
         sample: Sample = {}
         # Each modality has its own random numbers, so leaving one out doesn't change the other.
         places = rng.random(1 if self.video is None else 1 + self.video.clips)
-        with open_media(clip.path, self.caches) as media:
+        with open_media(clip.path, self.cache) as media:
             if self.video is not None:
                 present = media.video_limits is not None
                 sample["video"] = self._clips(media, clip, places[1:], rng) if present else self._black()
@@ -196,28 +195,20 @@ class ClipReader:
 
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
         """The middle frame of a clip in its stored size, [H, W, 3]."""
-        with open_media(clip.path, self.caches) as media:
+        with open_media(clip.path, self.cache) as media:
             start, end = _limits(media.video_limits, clip)
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()
 
     def fill_cache(self, listing: Listing) -> None:
-        """Decode files into the caches until one is full; skips files that fail."""
-        files, frames = self.caches.files, self.caches.frames
-        if files is None or frames is None:
-            return
-        before = files.dropped + frames.dropped
-        for name in dict.fromkeys(listing.table.names()):
-            path = joined(listing.root, name)
-            try:
-                if path.is_dir():
-                    FrameFolder(path, cache=frames).fill_cache()
-                else:
-                    files.get(path)
-            except MediaError:
-                continue
-            if files.dropped + frames.dropped > before:
-                return
+        """Decode files into the cache until it is full; skips files that fail."""
+        if self.cache is not None:
+            self.cache.fill(dict.fromkeys(clip.path for clip in listing.clips), self._keep)
+
+    def _keep(self, path: Path) -> None:
+        with open_media(path, self.cache) as media:
+            if isinstance(media, FrameFolder):
+                media.fill_cache()
 
     def _clips(
         self, media: MediaFile | FrameFolder, clip: Clip, places: npt.NDArray[np.float64], rng: np.random.Generator
@@ -248,10 +239,7 @@ class ClipReader:
         assert audio is not None
         start, end = _limits(media.audio_limits, clip)
         begin = start + (place if self.training else 0.5) * max(end - start - audio.seconds, 0.0)
-        samples = media.read_audio(begin, min(audio.seconds, end - begin), audio.sample_rate)
-        if not len(samples):
-            raise MediaError.of(clip.path, f"no sound could be decoded at {begin:.3f} s")
-        return samples
+        return media.read_audio(begin, min(audio.seconds, end - begin), audio.sample_rate)
 
 
 def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ from common.data.datasets.tvc import TVC, Moment
 from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
+from common.data.media import Limits
 from common.data.sequences import MadeOnDemand
 from common.data.text import pad_tokens
-from common.data.windows import Limits
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
 from common.training.data_module import ShardedDataModule

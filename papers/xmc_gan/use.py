@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.image_transforms import SquashTransform
-from common.data.images import read_image
+from common.data.media import read_image
 from common.data.text import (
     WORD,
     CaptionTokenizer,

@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips
+from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips, dense_clip_starts
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
-from common.data.media import DecodedCache, MediaError, MediaFile
+from common.data.media import FileCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler
 from common.data.transforms import AudioTransform, VideoTransform
-from common.data.windows import dense_clip_starts
 from tests.data.media_factory import numbered_frames, tone, write_audio, write_video, write_wav
 
 VIDEO = VideoTransform(crop=16)
@@ -113,14 +112,12 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
     clips = AudioVisualClips(
         _listing(folder, "ramp.avi"), EXACT, AUDIO, video_duration=1.0, video_fps=8.0, jitter=0.0, training=False
     )
-    with MediaFile(folder / "ramp.avi") as media:
-        for item in range(20):
-            rng = np.random.default_rng(item)
-            pictures, samples = clips._cut(media, media, clips.listing.clips[0], rng, with_video=True)
-            assert pictures is not None
-            brightness = pictures.float().mean((1, 2, 3)) / 255
-            # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
-            assert brightness.numpy() == pytest.approx(samples.view(8, 1000).mean(1).numpy(), abs=0.02)
+    for item in range(20):
+        pictures, samples = clips._cut(clips.listing.clips[0], np.random.default_rng(item), with_video=True)
+        assert pictures is not None
+        brightness = pictures.float().mean((1, 2, 3)) / 255
+        # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
+        assert brightness.numpy() == pytest.approx(samples.view(8, 1000).mean(1).numpy(), abs=0.02)
 
 
 def test_a_file_without_sound_is_skipped(folder: Path) -> None:
@@ -192,12 +189,12 @@ def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: 
 
 
 def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecodedCache, "_shared", None)
+    monkeypatch.setattr(FileCache, "_shared", None)
     listing = _listing(folder, "empty.mp4", "good0.mp4")
     clips = VideoClips(listing, VIDEO, max_skipped_fraction=0.5, cache_bytes=2**24)
     clips.fill_cache()
     assert clips.cache is not None
-    assert len(clips.cache) == 2
+    assert len(clips.cache) == 1
     assert clips.skipped.count() == 0
     assert int(clips[0]["index"]) == 1
     assert clips.skipped.names() == ["empty.mp4"]
@@ -205,12 +202,14 @@ def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypat
 
 def test_a_cache_is_filled_until_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"good{number}.mp4" for number in range(6))
-    monkeypatch.setattr(DecodedCache, "_shared", None)
-    one = DecodedCache(2**30)
-    one.get(folder / names[0])
+    monkeypatch.setattr(FileCache, "_shared", None)
+    one = FileCache(2**30)
+    MediaFile(folder / names[0], one)
     asked: list[str] = []
-    get = DecodedCache.get
-    monkeypatch.setattr(DecodedCache, "get", lambda cache, path: (asked.append(path.name), get(cache, path))[1])
+    get = FileCache.get
+    monkeypatch.setattr(
+        FileCache, "get", lambda cache, path, read: (asked.append(path.name), get(cache, path, read))[1]
+    )
     clips = VideoClips(_listing(folder, *names), VIDEO, cache_bytes=int(3.5 * one.nbytes))
     clips.fill_cache()
     assert asked == list(names[:4])
@@ -375,7 +374,7 @@ def test_sound_files_without_sound_are_skipped(folder: Path) -> None:
 def test_one_cache_serves_all_data_sets_of_a_process(folder: Path) -> None:
     first = VideoClips(_good(folder), VIDEO, cache_bytes=2**20)
     second = DenseVideoClips(_good(folder), VIDEO, cache_bytes=2**24)
-    assert first.cache is second.cache is DecodedCache.shared(1)
+    assert first.cache is second.cache is FileCache.shared(1)
     assert VideoClips(_good(folder), VIDEO).cache is None
 
 

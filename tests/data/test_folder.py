@@ -422,10 +422,10 @@ class TestCheck:
         for name in ("a.png", "b.png"):
             Image.new("RGB", (8, 8)).save(tmp_path / name)
         read = []
-        from common.data import images
+        from common.data import media
 
-        real = images.read_image
-        monkeypatch.setattr(images, "read_image", lambda path: read.append(path) or real(path))
+        real = media.read_image
+        monkeypatch.setattr(media, "read_image", lambda path: read.append(path) or real(path))
         dataset = FolderOfImages(tmp_path)
         assert check_files(dataset) == check_files(dataset)
         assert len(read) == 2

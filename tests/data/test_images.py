@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
 from common.data.image_transforms import ImageTransform
-from common.data.images import ImageCache, ImageError, ImageItems, read_image
+from common.data.images import ImageItems
 from common.data.item_dataset import ItemDataset, Sample, TooManyBrokenFiles
 from common.data.listing import Clip, Listing
-from common.data.media import MediaError
+from common.data.media import FileCache, MediaError, read_image
 from common.data.samplers import EpochSampler
 from tests.data.image_layouts import write_image
 
@@ -31,7 +31,7 @@ TRANSFORM = ImageTransform(crop=8, resize=8)
 
 @pytest.fixture(autouse=True)
 def _own_shared_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageCache, "_shared", None)
+    monkeypatch.setattr(FileCache, "_shared", None)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_sixteen_bits_keep_their_upper_half(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_samples_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(np.zeros((4, 4), dtype=dtype)).save(tmp_path / "deep.tif")
-    with pytest.raises(ImageError, match=r"deep\.tif: its samples have 32 bits"):
+    with pytest.raises(MediaError, match=r"deep\.tif: its samples have 32 bits"):
         read_image(tmp_path / "deep.tif")
 
 
@@ -134,7 +134,7 @@ def test_orientation_is_not_applied_and_an_animation_gives_its_first_frame(tmp_p
 def test_a_path_may_be_a_string_but_not_of_a_folder_or_of_nothing(tmp_path: Path) -> None:
     assert read_image(str(write_image(tmp_path / "a.jpg"))).size == (24, 20)
     for path, reason in ((tmp_path / "none.jpg", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(ImageError, match=f"{path}: {reason}"):
+        with pytest.raises(MediaError, match=f"{path}: {reason}"):
             read_image(path)
 
 
@@ -160,7 +160,7 @@ def test_any_damage_is_an_image_error_or_none(tmp_path: Path, kind: str) -> None
         path.write_bytes(damaged)
         try:
             read_image(path)
-        except ImageError:
+        except MediaError:
             broken += 1
     assert broken > 20
 
@@ -168,64 +168,56 @@ def test_any_damage_is_an_image_error_or_none(tmp_path: Path, kind: str) -> None
 def test_a_picture_that_claims_to_be_huge_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_image(tmp_path / "huge.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match=r"huge\.jpg.*decompression bomb"):
+    with pytest.raises(MediaError, match=r"huge\.jpg.*decompression bomb"):
         read_image(tmp_path / "huge.jpg")
 
 
 # --------------------------------------------------------------------------------------------------------------- cache
 def test_the_cache_gives_what_the_file_holds(folder: Path) -> None:
-    cache = ImageCache(2**20)
+    cache = FileCache(2**20)
     expected = read_image(folder / "good1.jpg").tobytes()
     for _ in range(2):
-        image = cache.get(folder / "good1.jpg")
+        image = read_image(folder / "good1.jpg", cache)
         assert image.tobytes() == expected
         image.paste((0, 0, 0), (0, 0, 24, 20))  # the caller's own copy
     assert len(cache) == 1
     assert cache.nbytes == 24 * 20 * 3
+    with pytest.raises(MediaError, match="No such file"):
+        read_image(folder / "gone.jpg", cache)
 
 
 def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
-    cache, path = ImageCache(2**20), tmp_path / "a.png"
+    cache, path = FileCache(2**20), tmp_path / "a.png"
     for color in ((1, 2, 3), (4, 5, 6)):
         Image.new("RGB", (4, 4), color).save(path)
         os.utime(path, ns=(color[0], color[0]))
-        assert cache.get(path).getpixel((0, 0)) == color
+        assert read_image(path, cache).getpixel((0, 0)) == color
 
 
 def test_the_oldest_makes_room_and_a_large_one_is_not_kept(folder: Path, tmp_path: Path) -> None:
     size = 24 * 20 * 3
-    cache = ImageCache(2 * size)
+    cache = FileCache(2 * size)
     for number in (0, 1, 0, 2):
-        cache.get(folder / f"good{number}.jpg")
+        read_image(folder / f"good{number}.jpg", cache)
     assert (len(cache), cache.nbytes, cache.dropped) == (2, 2 * size, 1)
     kept = {Path(key[0]).name for key in cache._entries}
     assert kept == {"good0.jpg", "good2.jpg"}
     write_image(tmp_path / "large.jpg", size=(60, 50))
-    assert cache.get(tmp_path / "large.jpg").size == (60, 50)
+    assert read_image(tmp_path / "large.jpg", cache).size == (60, 50)
     assert cache.dropped == 1
 
 
-def test_failures_are_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = ImageCache(2**20)
-    with pytest.raises(ImageError) as first:
-        cache.get(folder / "empty.jpg")
-    monkeypatch.setattr("common.data.images.read_image", lambda path: pytest.fail("read again"))
-    with pytest.raises(ImageError) as second:
-        cache.get(folder / "empty.jpg")
-    assert str(first.value) == str(second.value)
-    with pytest.raises(ImageError, match="No such file"):
-        cache.get(folder / "gone.jpg")
-
-
 def test_the_cache_of_the_process_grows_and_is_not_sent(folder: Path) -> None:
-    shared = ImageCache.shared(1000)
-    assert ImageCache.shared(5000) is shared
-    assert ImageCache.shared(10) is shared
+    shared = FileCache.shared(1000)
+    assert shared is not None
+    assert FileCache.shared(5000) is FileCache.shared(10) is shared
+    assert FileCache.shared(0) is None
     assert shared.max_bytes == 5000
     assert pickle.loads(pickle.dumps(shared)) is shared
-    own = ImageCache(2**20)
-    own.get(folder / "good0.jpg")
-    assert len(pickle.loads(pickle.dumps(own))) == 0
+    own = FileCache(2**20)
+    read_image(folder / "good0.jpg", own)
+    copy = pickle.loads(pickle.dumps(own))
+    assert (len(copy), copy.max_bytes) == (0, 2**20)
 
 
 # --------------------------------------------------------------------------------------------------------------- items
@@ -336,21 +328,19 @@ def test_filling_the_cache_stops_when_it_is_full(folder: Path, monkeypatch: pyte
     listing = listing_of(folder, "empty.jpg", *(f"good{number}.jpg" for number in range(6)))
     read: list[str] = []
 
-    def counted(path: Path) -> Image.Image:
-        read.append(path.name)
-        return read_image(path)
+    def counted(self: ImageItems, item: int) -> Image.Image:
+        read.append(self.name(item))
+        return image(self, item)
 
-    monkeypatch.setattr("common.data.images.read_image", counted)
+    image = ImageItems.image
+    monkeypatch.setattr(ImageItems, "image", counted)
     whole = ImageItems(listing, TRANSFORM, training=True, cache_bytes=2**20)
     assert whole.cache is not None
     whole.fill_cache()
-    whole.fill_cache()
-    assert len(read) == len(whole.cache) == 7
+    assert (len(read), len(whole.cache)) == (7, 6)
     assert whole.skipped.count() == 0
-    whole[1]
-    assert len(read) == 7
     read.clear()
-    monkeypatch.setattr(ImageCache, "_shared", None)
+    monkeypatch.setattr(FileCache, "_shared", None)
     part = ImageItems(listing, TRANSFORM, training=True, cache_bytes=3 * 24 * 20 * 3)
     part.fill_cache()
     # Three fit beside the failure; the fourth shows that the cache is full.

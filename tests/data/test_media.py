@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,8 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import media as media_module
-from common.data.media import DecodedCache, MediaError, MediaFile, probe
+from common.data.media import FileCache, MediaError, MediaFile, probe
 from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video, write_wav
 
 CONTAINERS = [(".mp4", 0), (".mp4", 2), (".mkv", 2), (".avi", 0)]
@@ -153,8 +153,8 @@ def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str) -> None:
     arrays = [f.to_ndarray() if f.format.is_planar else f.to_ndarray().reshape(-1, 2).T for f in decoded]
     expected = np.concatenate(arrays, axis=1)
     with MediaFile(path) as media:
-        decoded_whole = media.decode_all()
-        track = decoded_whole.audio
+        whole = MediaFile(path, FileCache(2**30))._decoded
+        track = whole.audio
         assert track is not None
         assert track.samples.dtype == expected.dtype
         assert np.array_equal(track.samples.T, expected)
@@ -169,8 +169,8 @@ def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str) -> None:
         if suffix != ".flac":
             with av.open(str(path)) as container:
                 frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            assert decoded_whole.video is not None
-            assert np.array_equal(decoded_whole.video.frames, np.stack(frames))
+            assert whole.video is not None
+            assert np.array_equal([pixels for _, pixels in whole.video], frames)
 
 
 @pytest.mark.parametrize(("layout", "channels"), [("stereo", 2), ("5.1", 6), ("7.1", 8)])
@@ -204,7 +204,7 @@ def test_surround_sound_is_mixed_as_pyav_mixes_it(
 @pytest.mark.parametrize(("suffix", "b_frames"), CONTAINERS)
 def test_the_cache_gives_the_same_results(folder: Path, suffix: str, b_frames: int) -> None:
     path = write_video(folder / f"cached{b_frames}{suffix}", seconds=1.5, fps=8.0, size=(24, 24), audio_rate=8_000)
-    with MediaFile(path) as direct, MediaFile(path, DecodedCache(2**22)) as cached:
+    with MediaFile(path) as direct, MediaFile(path, FileCache(2**22)) as cached:
         assert direct.info == cached.info
         for start in np.linspace(0.0, 1.45, 30):
             for fps in (5.0, 8.0, 11.0):
@@ -219,14 +219,14 @@ def test_the_cache_gives_the_same_results(folder: Path, suffix: str, b_frames: i
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
 def test_the_cache_gives_the_same_sound_far_into_a_file(folder: Path, suffix: str) -> None:
     path = write_audio(folder / f"long{suffix}", tone(6.0, 22_050, channels=2), 22_050)
-    with MediaFile(path) as direct, MediaFile(path, DecodedCache(2**24)) as cached:
+    with MediaFile(path) as direct, MediaFile(path, FileCache(2**24)) as cached:
         for start in (0.0, 1.3, 3.71, 5.9):
             assert torch.equal(cached.read_audio(start, 0.4, 24_000), direct.read_audio(start, 0.4, 24_000))
 
 
 def test_cached_results_may_be_changed(folder: Path) -> None:
     path = write_video(folder / "changed.mp4", seconds=1.5, fps=8.0)
-    cache = DecodedCache(2**22)
+    cache = FileCache(2**22)
     for _ in range(2):
         with MediaFile(path, cache) as media:
             frames, _ = media.read_video(0.0, 0.5, 8.0)
@@ -239,31 +239,19 @@ def test_cached_results_may_be_changed(folder: Path) -> None:
 
 def test_the_cache_is_bounded_and_notices_new_files(folder: Path) -> None:
     paths = [write_video(folder / f"bounded{k}.mkv", seconds=1.0, fps=8.0) for k in range(4)]
-    size = 0
-    with MediaFile(paths[0]) as media:
-        size = media.decode_all().nbytes
-    cache = DecodedCache(int(2.5 * size))
+    size = MediaFile(paths[0], FileCache(2**30))._decoded.nbytes
+    cache = FileCache(int(2.5 * size))
     for path in paths:
-        cache.get(path)
+        MediaFile(path, cache)
         assert cache.nbytes <= cache.max_bytes
     assert len(cache) == 2
-    assert DecodedCache(size // 4).get(paths[0]) is None
+    with MediaFile(paths[0], FileCache(size // 4)) as media:
+        assert media._decoded.video is None
+        assert frame_numbers(media.read_video(0.0, 1.0, 8.0)[0].numpy()) == list(range(8))
     write_video(paths[3], frames=numbered_frames(20, (32, 48))[12:], fps=8.0)
     os.utime(paths[3], ns=(1, 1))
     with MediaFile(paths[3], cache) as media:
         assert frame_numbers(media.read_video(0.0, 1.0, 8.0)[0].numpy()) == list(range(12, 20))
-
-
-def test_the_cache_travels_empty_and_is_shared_in_a_process(folder: Path) -> None:
-    path = write_wav(folder / "travel.wav", seconds=0.5)
-    cache = DecodedCache(2**20)
-    cache.get(path)
-    copy = pickle.loads(pickle.dumps(cache))
-    assert (len(copy), copy.max_bytes) == (0, 2**20)
-    shared = DecodedCache.shared(2**20)
-    assert DecodedCache.shared(2**21) is shared
-    assert shared.max_bytes >= 2**21
-    assert pickle.loads(pickle.dumps(shared)) is shared
 
 
 def _broken_file(folder: Path, kind: str) -> Path:
@@ -286,7 +274,7 @@ def _broken_file(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "text", "truncated", "folder"])
 def test_files_that_are_no_media_are_named(folder: Path, kind: str, cached: bool) -> None:
     path = _broken_file(folder, kind)
-    cache = DecodedCache(2**20) if cached else None
+    cache = FileCache(2**20) if cached else None
     for _ in range(2):
         with pytest.raises(MediaError) as caught:
             MediaFile(path, cache)
@@ -301,7 +289,7 @@ def test_a_film_that_breaks_off_fails_where_it_is_missing(folder: Path, suffix: 
     whole = write_video(folder / f"long{suffix}", seconds=4.0, codec="mpeg4")
     path = folder / f"broken_off{suffix}"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with MediaFile(path, DecodedCache(2**24) if cached else None) as media:
+    with MediaFile(path, FileCache(2**24) if cached else None) as media:
         assert frame_numbers(media.read_video(0.2, 0.5, 16.0)[0].numpy())[0] == 5
         with pytest.raises(MediaError, match="broken_off"):
             media.read_video(3.4, 0.5, 16.0)
@@ -359,7 +347,6 @@ def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> Non
         assert media.info == expected.info
         assert media.video_limits is None
         assert torch.equal(media.read_audio(0.5, 0.5, 16_000), expected.read_audio(0.5, 0.5, 16_000))
-        assert media.decode_all().video is None
 
 
 @pytest.mark.parametrize(
@@ -379,7 +366,7 @@ def test_sound_that_cannot_be_resampled_is_named(
     path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + samples.nbytes) + body + samples.tobytes())
     with (
         pytest.raises(MediaError, match=r"odd\.wav"),
-        MediaFile(path, DecodedCache(2**26) if cached else None) as media,
+        MediaFile(path, FileCache(2**26) if cached else None) as media,
     ):
         media.read_audio(0.0, 0.1, 16_000)
 
@@ -414,26 +401,21 @@ def test_no_file_stays_open(folder: Path) -> None:
             MediaFile(bad)
         with pytest.raises(MediaError), MediaFile(no_frames) as media:
             media.read_video(0.0, 0.5, 16.0)
-        DecodedCache(2**22).get(good)
+        MediaFile(good, FileCache(2**22))
         probe(good)
     assert len(os.listdir("/proc/self/fd")) == before
-    media = MediaFile(good)
-    media.close()
-    media.close()
-    with pytest.raises(RuntimeError, match="was closed"):
-        media.read_video(0.5, 0.5, 16.0)
 
 
 def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(folder / "overshoot.mp4", seconds=4.0, key_frame_every=25)
-    rewind = MediaFile._rewind
+    frames_from = MediaFile._frames
     calls: list[float | None] = []
 
-    def overshooting(self: MediaFile, stream: object, seek_to: float | None) -> None:
+    def overshooting(self: MediaFile, kind: Any, seek_to: float | None) -> Any:
         calls.append(seek_to)
-        rewind(self, stream, None if seek_to is None else seek_to + 1.0)  # type: ignore[arg-type]
+        return frames_from(self, kind, None if seek_to is None else seek_to + 1.0)
 
-    monkeypatch.setattr(media_module.MediaFile, "_rewind", overshooting)
+    monkeypatch.setattr(MediaFile, "_frames", overshooting)
     with MediaFile(path) as media:
         frames, _ = media.read_video(1.6, 0.5, 16.0)
     assert frame_numbers(frames.numpy())[0] == 40

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.windows import (
-    clip_start,
-    dense_clip_starts,
-    excerpt_start,
-    frame_count,
-    paired_window,
-    restrict,
-    select_frames,
-    wrapping_indices,
-    wrapping_starts,
-)
+from common.data.clips import clip_start, dense_clip_starts, paired_window, repeated
+from common.data.media import frame_count, restrict, select_frames
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
 DRAW = st.floats(0.0, 1.0, exclude_max=True)
@@ -36,8 +28,7 @@ def test_paired_windows_equal_the_reference(case: dict) -> None:
         assert window is None
     else:
         assert window is not None
-        assert window.video_start == pytest.approx(case["result"]["video_start"], abs=1e-9)
-        assert window.audio_start == pytest.approx(case["result"]["audio_start"], abs=1e-9)
+        assert window == pytest.approx((case["result"]["video_start"], case["result"]["audio_start"]), abs=1e-9)
 
 
 @pytest.mark.parametrize("case", TIMING["frame_selection"])
@@ -80,7 +71,7 @@ def test_the_shorter_clip_lies_in_the_widened_window_of_the_longer(
     if window is None:
         assert high <= low
         return
-    outer, inner = (window.video_start, window.audio_start) if swap else (window.audio_start, window.video_start)
+    outer, inner = window if swap else window[::-1]
     assert low - slack <= outer <= high + slack
     assert inner_limits[0] - slack <= inner <= inner_limits[1] + slack
     assert inner >= outer - jitter - slack
@@ -122,17 +113,14 @@ def test_dense_clips_lie_in_the_video(num_frames: int, clip_frames: int, clips: 
 
 
 @given(LIMITS, DRAW)
-def test_an_excerpt_ends_before_the_file_where_it_can(limits: tuple[float, float], draw: float) -> None:
-    start = excerpt_start(limits, 4.0, 0.1, draw)
+def test_a_clip_ends_before_the_file_where_it_can(limits: tuple[float, float], draw: float) -> None:
+    start = clip_start(limits, 4.1, draw)
     assert limits[0] <= start
     assert start + 4.1 <= max(limits[1], limits[0] + 4.1) + 1e-9
 
 
-def test_wrapping_windows_go_on_at_the_beginning() -> None:
-    assert wrapping_indices(5, 3, 6).tolist() == [3, 4, 0, 1, 2, 3]
-    assert wrapping_starts(4.5, 10).tolist() == pytest.approx([0.5 * k for k in range(10)])
-    with pytest.raises(ValueError, match="empty"):
-        wrapping_indices(0, 0, 3)
+def test_a_sound_that_is_too_short_starts_over() -> None:
+    assert repeated(torch.arange(5), 3, 6).tolist() == [3, 4, 0, 1, 2, 3]
 
 
 def test_frame_counts_survive_rounding() -> None:

@@ -15,7 +15,7 @@ from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
-from common.data.frames import open_media
+from common.data.media import open_media
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
     AUDIO_CATEGORIES,

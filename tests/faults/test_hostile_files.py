@@ -16,8 +16,7 @@ from common.commands import models
 from common.commands.main import main
 from common.data import fetch
 from common.data.datasets.captioned import read_caption_table
-from common.data.images import read_image
-from common.data.media import MediaError, MediaFile
+from common.data.media import MediaError, MediaFile, read_image
 from common.data.text import WordPieceTokenizer, read_back_translations
 from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact

@@ -44,9 +44,8 @@ from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.datasets.wikipedia import WikipediaText as Wikipedia
 from common.data.fetch import OpenData, OpenFile, fetch
-from common.data.images import read_image
 from common.data.listing import DatasetMissing
-from common.data.media import MediaFile
+from common.data.media import MediaFile, read_image
 from common.data.regions import RegionFeatures, write_regions
 from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer, read_back_translations
 from common.data.text_features import FeatureStore, SentencePool

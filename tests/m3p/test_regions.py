@@ -13,7 +13,7 @@ import torch
 
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.images import ImageError
+from common.data.media import MediaError
 from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p import regions
 from papers.m3p.miniature import RegionClassifier, RegionPictures
@@ -115,7 +115,7 @@ def test_pictures_that_cannot_be_read_are_passed_over(checkpoint: Path, dataset:
     prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
     assert (folder / "train.npz").stat().st_mtime_ns == before
     shutil.rmtree(dataset.root / "val2014")
-    with pytest.raises(ImageError, match="no picture of split 'test' can be read"):
+    with pytest.raises(MediaError, match="no picture of split 'test' can be read"):
         prepare_regions(dataset, ["test"], checkpoint, tmp_path / "kept")
 
 

@@ -19,7 +19,7 @@ from common.data.datasets.tvqa import (
     subtitle_notes,
 )
 from common.data.listing import DatasetMissing
-from common.data.windows import Limits
+from common.data.media import Limits
 
 _FILES = {
     "train": "tvc_train_release.jsonl",

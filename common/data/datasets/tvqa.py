@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from common.data.annotations import entry_of, objects, read_json_lines, read_once
 from common.data.datasets.base import MediaDataset, Scan, entries, first_file, first_folder, prefix_of
+from common.data.media import Limits
 from common.data.sequences import MadeOnDemand, Rows
-from common.data.windows import Limits
 
 #: Letters of the five options.
 OPTION_LETTERS = ("a", "b", "c", "d", "e")
