@@ -22,7 +22,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         *(run.fit, run.validate, run.test, run.predict, run.reproduce, run.plan, find.list_, find.show, runs.runs),
         *(reports.tables, reports.claims, reports.compare, reports.report, reports.promote),
-        *(reports.wandb_report, reports.wandb_workspace, measure.gpu_check, data.data),
+        *(reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
         *(run.rehearse, doctor.doctor),
     )

@@ -36,7 +36,6 @@ FreshRuns = Annotated[
     Option("take fresh records of this folder (default: runs) instead of the promoted ones", metavar="FOLDER",
            const=runs_root),
 ]  # fmt: skip
-Entity = Annotated[str, "user or team on W&B; default: WANDB_ENTITY, or the key's own"]
 
 
 def _names(papers: Sequence[str]) -> list[str]:
@@ -229,69 +228,43 @@ def wandb_report(
     papers: PaperNames = (),
     *,
     offline: Annotated[bool, "write the files only, send nothing"] = False,
-    entity: Entity = "",
+    entity: Annotated[str, "user or team on W&B; default: WANDB_ENTITY, or the key's own"] = "",
     runs: FreshRuns = None,
 ) -> int:
-    """Make a W&B report of each paper and, when no paper is named, one of all; without a key, write it to a file."""
+    """Make a W&B report of each paper, and a view of the project whose runs table is the paper's table.
+
+    When no paper is named, also one report of all. Without a key, the reports are written to files.
+    """
     from common.reporting import render
     from common.reporting.wandb_server import entity as entity_of_environment
     from common.reporting.wandb_server import why_no_key, why_unreachable
 
     folder = _there(runs)
     missing = "--offline" if offline else why_no_key()
-    unreachable = None if missing else why_unreachable()
-    sending = not missing and not unreachable
+    unreachable = "" if missing else why_unreachable()
     optional_package("wandb_workspaces", "wandb-reports")
     from common.reporting import wandb_report as reporting
 
+    sending = not missing and not unreachable
     owner = entity or entity_of_environment() or (reporting.default_entity() if sending else "")
     measured = [(paper_named(name), render.records_of(name, folder)) for name in _names(papers)]
-    reports = [
-        (
-            reporting.paper_report(paper, records, owner, folder is not None),
-            runs_root() / paper.name / "wandb-report.json",
-        )
-        for paper, records in measured
-    ]
+    reports = {paper.name: reporting.paper_report(paper, records, owner) for paper, records in measured}
     if not papers:
-        reports.append((reporting.overview_report(measured, owner), runs_root() / "wandb-report.json"))
-    known = reporting.Sent(runs_root() / "wandb-sent.json", owner) if sending else None
-    for report, path in reports:
+        reports["."] = reporting.overview_report(measured, owner)
+    for place, report in reports.items():
+        path = runs_root() / place / "wandb-report.json"
         reporting.write(report, path)
         print(f"wrote: {path}")
-        if known is not None:
-            print(f"sent: {reporting.send(report, known.id(report.title))}")
-            known.keep(report.title, report.id)
     if unreachable:
         raise ReportingError(f"W&B: {unreachable}; the reports are written and not sent")
     if missing:
         again = " ".join(["assemble wandb-report", *papers, *(["--runs", str(folder)] if folder else [])])
         again += f" --entity {entity}" if entity else ""
         print(f"not sent: {missing}; with a key, `{again}` sends them")
-    return 0
-
-
-def wandb_workspace(papers: PaperNames = (), *, entity: Entity = "", runs: FreshRuns = None) -> int:
-    """Save a view of the W&B project for each paper, in which the runs table is the paper's table."""
-    from common.reporting import render
-    from common.reporting.wandb_server import entity as entity_of_environment
-    from common.reporting.wandb_server import why_no_key, why_unreachable
-
-    if missing := why_no_key() or why_unreachable():
-        raise ReportingError(f"W&B: {missing}; a view lies on the server, so it needs both")
-    optional_package("wandb_workspaces", "wandb-reports")
-    from common.reporting import wandb_report as reporting
-
-    owner = entity or entity_of_environment() or reporting.default_entity()
-    known = reporting.Sent(runs_root() / "wandb-sent.json", owner)
-    for name in _names(papers):
-        paper, records = paper_named(name), render.records_of(name, _there(runs))
-        if not records and not papers:
-            continue
-        workspace = reporting.paper_workspace(paper, records, owner)
-        url, identity = reporting.save_workspace(workspace, known.id(workspace.name))
-        known.keep(workspace.name, identity)
-        print(f"saved: {url}")
+        return 0
+    views = [view for paper, records in measured if (view := reporting.paper_workspace(paper, records, owner))]
+    for address in reporting.send([*reports.values(), *views], runs_root() / "wandb-sent.json", owner):
+        print(f"sent: {address}")
     return 0
 
 

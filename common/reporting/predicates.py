@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import count
 
 from common.errors import ReportingError, nearest
 
@@ -46,36 +45,16 @@ class CellName:
 
 @dataclass(frozen=True)
 class Term:
-    """An arithmetic expression: a number, a cell, or an operation on two terms."""
+    """An arithmetic expression.
 
-    number: float = 0.0
-    cell: CellName | None = None
-    operation: Callable[[float, float], float] | None = None
-    operands: tuple[Term, ...] = ()
+    Args:
+        value: its value, given those of cells. Division by zero raises `ZeroDivisionError`.
+        constant: what it adds to its cells, such as 5 in `A.ucf + 5`.
+    """
 
-    def value(self, of: Value) -> float:
-        """Value of the term; `of` gives a cell's value. Division by zero raises `ZeroDivisionError`."""
-        if self.cell is not None:
-            return of(self.cell)
-        if self.operation is None:
-            return self.number
-        left, right = self.operands
-        return self.operation(left.value(of), right.value(of))
-
-    def cells(self) -> Iterator[CellName]:
-        if self.cell is not None:
-            yield self.cell
-        for operand in self.operands:
-            yield from operand.cells()
-
-    def constant(self) -> float:
-        """What the term adds to its cells, such as 5 in `A.ucf + 5`."""
-        if not any(True for _ in self.cells()):
-            return self.value(lambda cell: 0.0)
-        if self.operation not in (operator.add, operator.sub):
-            return 0.0
-        left, right = self.operands
-        return self.operation(left.constant(), right.constant())
+    value: Callable[[Value], float]
+    cells: tuple[CellName, ...]
+    constant: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +67,7 @@ class Comparison:
 
     @property
     def threshold(self) -> float:
-        return self.right.constant() - self.left.constant()
+        return self.right.constant - self.left.constant
 
     def difference(self, of: Value) -> float:
         """Left side minus right side, without their constants."""
@@ -102,7 +81,7 @@ class Comparison:
         return (difference - self.threshold) * (1 if self.compare in (operator.ge, operator.gt) else -1)
 
     def cells(self) -> tuple[CellName, ...]:
-        return tuple(dict.fromkeys([*self.left.cells(), *self.right.cells()]))
+        return tuple(dict.fromkeys(self.left.cells + self.right.cells))
 
 
 @dataclass(frozen=True)
@@ -119,16 +98,11 @@ def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predica
     Allowed: `row.metric`, numbers, `+ - * /`, parentheses, one of `>= > <= <` per comparison, and `and` between
     comparisons. A row label with spaces or brackets needs backticks.
     """
-    if _PLACEHOLDER in text:
-        raise PredicateError(f"{_PLACEHOLDER!r} is a reserved name: {text!r}")
     source, cells = _name_cells(text, rows, metrics)
     try:
         tree = ast.parse(source.strip(), mode="eval").body
         parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
         comparisons = tuple(_comparison(part, cells, text, rows) for part in parts)
-        for comparison in comparisons:
-            numbers = count(1)
-            comparison.difference(lambda cell: next(numbers))  # noqa: B023 what cannot be computed fails here
     except PredicateError:
         raise
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
@@ -168,14 +142,19 @@ def _comparison(node: ast.expr, cells: dict[str, CellName], text: str, rows: Col
 
 def _term(node: ast.expr, cells: dict[str, CellName], text: str, rows: Collection[str]) -> Term:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return Term(float(node.value))
+        number = float(node.value)
+        return Term(lambda of: number, (), number)
     if isinstance(node, ast.Name) and node.id in cells:
-        return Term(cell=cells[node.id])
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        operands = (_term(node.left, cells, text, rows), _term(node.right, cells, text, rows))
-        return Term(operation=_OPERATIONS[type(node.op)], operands=operands)
+        cell = cells[node.id]
+        return Term(lambda of: of(cell), (cell,), 0.0)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return Term(operation=operator.sub, operands=(Term(), _term(node.operand, cells, text, rows)))
+        node = ast.BinOp(ast.Constant(0), ast.Sub(), node.operand)
+    if isinstance(node, ast.BinOp) and (compute := _OPERATIONS.get(type(node.op))) is not None:
+        left, right = (_term(side, cells, text, rows) for side in (node.left, node.right))
+        both = left.cells + right.cells
+        added = not both or compute in (operator.add, operator.sub)
+        constant = compute(left.constant, right.constant) if added else 0.0
+        return Term(lambda of: compute(left.value(of), right.value(of)), both, constant)
     part = ast.unparse(node)
     for name, cell in cells.items():
         part = part.replace(name, str(cell))

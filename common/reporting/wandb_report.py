@@ -1,46 +1,41 @@
-"""Reports on Weights & Biases: one per paper and one for all, with the tables and panels of their runs."""
+"""Reports and views on Weights & Biases: tables, claims, and panels of the runs. Needs the extra `wandb-reports`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import wandb
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
 
 from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import render
-from common.reporting.claims import Judged
 from common.reporting.papers import Paper
 from common.reporting.records import Record
 from common.reporting.tables import Tables, load
 from common.reporting.wandb_server import project, server, within
 
-if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import PanelGrid, Report, Runset
-    from wandb_workspaces.workspaces import Workspace
-
 SEND_SECONDS = 30.0
 """How long sending a report may take before it is given up."""
 
 
-def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fresh: bool = False) -> Report:
+def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> wr.Report:
     """The report of one paper: tables with verdicts and deviations, panels, curves, pictures.
 
-    Args:
-        entity: user or team that owns the project; may stay empty until the report is sent.
-        fresh: whether the records are of runs instead of the promoted ones.
+    `entity` is the user or team that owns the project; it may stay empty until the report is sent.
     """
-    import wandb_workspaces.reports.v2 as wr
-
     source = load(paper.name)
     filled = render.fill_best(source, records)
     blocks: list[Any] = [
         wr.P(
             "A number measured at mini scale comes from a miniature of data and model, and is not comparable with a "
-            f"published one. Texts come from {'fresh records' if fresh else 'the promoted records'}; panels show the "
-            "runs in this project."
+            "published one. Texts come from records; panels show the runs in this project."
         ),
         wr.TableOfContents(),
     ]
@@ -64,49 +59,32 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fres
     return _report(f"{paper.title}: published and measured", entity, blocks)
 
 
-def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> Report:
-    """The report of all papers: overview, claims with verdicts, and panels of each headline's table."""
-    import wandb_workspaces.reports.v2 as wr
-
-    blocks: list[Any] = [wr.TableOfContents(), wr.H2("Overview"), wr.MarkdownBlock(text=_overview(papers))]
+def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> wr.Report:
+    """The report of all papers: headlines, claims with verdicts, and panels of each headline's table."""
+    blocks: list[Any] = [wr.TableOfContents()]
     for paper, records in papers:
         source = load(paper.name)
-        filled = [f for f in render.fill_best(source, records) if f.result.measured]
+        row, headline = render.overview_row(source, records), source.headline
         blocks.append(wr.H2(paper.title))
-        if not filled:
+        if headline:
+            blocks.append(wr.P(f"{row.headline}: published {row.published}, measured at paper scale {row.measured}."))
+        if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
+            claims = [(j.scale, *render.judged_cells(j).values()) for f in filled for j in f.claims]
+            told = [f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims]
+            tables = {h.table for h in (headline, headline and headline.mini) if h}
+            panels = next((f for f in filled if f.result.table.id in tables), filled[0])
+            blocks += [wr.UnorderedList(items=told), _table_panels(source, panels)]
+        else:
             blocks.append(wr.P("Nothing was measured yet."))
-            continue
-        blocks.append(wr.UnorderedList(items=[_claim(claim) for f in filled for claim in f.claims]))
-        headline = source.headline
-        tables = {h.table for h in (headline, headline and headline.mini) if h}
-        blocks.append(_table_panels(source, next((f for f in filled if f.result.table.id in tables), filled[0])))
     return _report("Representation Assemble: overview", entity, blocks)
 
 
-def _report(title: str, entity: str, blocks: list[Any]) -> Report:
-    import wandb_workspaces.reports.v2 as wr
-
+def _report(title: str, entity: str, blocks: list[Any]) -> wr.Report:
     return wr.Report(project=project(), entity=entity, title=title, blocks=blocks, width="fluid")
 
 
-def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
-    lines = ["| paper | headline | published | measured at paper scale | claims |", "|---|---|---:|---:|---|"]
-    for paper, records in papers:
-        row = render.overview_row(load(paper.name), records)
-        lines.append(f"| {paper.title} | {row.headline} | {row.published} | {row.measured} | {row.claims} |")
-    return "\n".join(lines)
-
-
-def _claim(claim: Judged) -> str:
-    _, paper, ours, verdict = render.judged_cells(claim).values()
-    return f"{verdict} at {claim.scale}: {claim.check.text} (paper: {paper}; ours: {ours})"
-
-
-def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:
+def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> wr.Runset:
     """Runs of a paper and scale: named stages as one group, else a group per configuration."""
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces import expr
-
     filters: list[Any] = [expr.Config("paper") == paper, expr.Config("scale") == scale]
     if stages:
         filters.append(expr.Config("stage").isin(list(stages)))
@@ -118,10 +96,8 @@ def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), colum
     )
 
 
-def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
+def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
     """A run set per row, a chart per metric, and separate charts of published values."""
-    import wandb_workspaces.reports.v2 as wr
-
     result = filled.result
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
@@ -148,15 +124,11 @@ def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
 
 
 def _bars(title: str, key: str) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
     # No grouping of its own: the set of runs of a row is one group, so that a row is one bar.
     return wr.BarPlot(title=title, metrics=[wr.SummaryMetric(key)], groupby_aggfunc="mean", groupby_rangefunc="stddev")
 
 
 def _lines(title: str, pattern: str) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
     x = "trainer/global_step"
     return wr.LinePlot(title=title, x=x, metric_regex=pattern, groupby_aggfunc="mean", groupby_rangefunc="minmax")
 
@@ -170,14 +142,12 @@ def media_keys(records: Iterable[Record]) -> tuple[list[str], list[str]]:
 
 def _media(records: Iterable[Record]) -> list[Any]:
     """A panel for each kind of logged picture, clip and table."""
-    import wandb_workspaces.reports.v2 as wr
-
     seen, tables = media_keys(records)
     panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in seen]
     return panels + [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: wr.Report, path: Path) -> None:
     """Write a report as the JSON sent to the server."""
     model = report._to_model()  # the package offers no other way to it than to send it
     content = {
@@ -192,32 +162,23 @@ def write(report: Report, path: Path) -> None:
 
 def default_entity() -> str:
     """The user or team that the key belongs to, asked of the server."""
-    import wandb
-
     return str(within(SEND_SECONDS, lambda: wandb.Api(timeout=10).default_entity or ""))
 
 
-def send(report: Report, known: str = "") -> str:
-    """Save a report on the server, replacing the one with id `known` if it exists; return its address."""
-    report.id = known
-    try:
-        return str(within(SEND_SECONDS, lambda: report.save().url))
-    except ReportingError as error:
-        if not known or "did not answer" in str(error):
-            raise
-    return send(report)
+def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.Workspace | None:
+    """A view of the project with the paper's table as its runs table, and charts of metrics, losses and media.
 
-
-def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Workspace:
-    """A view of the project with the paper's table as its runs table, and charts of metrics, losses and media."""
-    import wandb_workspaces.workspaces as ws
-
+    None if nothing was measured.
+    """
     source = load(paper.name)
     filled = [f for f in render.fill_best(source, records) if f.result.measured]
     if not filled:
-        raise ReportingError(f"{paper.title}: nothing was measured, so there is no table to show")
+        return None
     scale = filled[0].result.scale
     shown = [f for f in filled if f.result.scale == scale]
+    # Where two rows are of one model, only their stages tell them apart.
+    models = [[row.model for row in f.result.rows if row.model] for f in shown]
+    shared = any(len(set(of_table)) < len(of_table) for of_table in models)
     columns, sections = [], []
     for f in shown:
         table = f.result.table
@@ -237,47 +198,37 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Wor
         settings=ws.WorkspaceSettings(x_axis="trainer/global_step"),
         runset_settings=ws.RunsetSettings(
             filters=[ws.Config("paper") == paper.name, ws.Config("scale") == scale],
-            groupby=[ws.Config("stage" if _shared_rows(shown) else "row")],
+            groupby=[ws.Config("stage" if shared else "row")],
             pinned_columns=["run:displayName", *dict.fromkeys(columns)],
         ),
     )
 
 
-def _shared_rows(filled: Sequence[render.Filled]) -> bool:
-    """Whether two rows of a table share a model, so only their stages tell them apart."""
-    models = [[row.model for row in f.result.rows if row.model] for f in filled]
-    return any(len(set(of_table)) < len(of_table) for of_table in models)
+def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str) -> Iterator[str]:
+    """Save documents on the server, yielding their addresses.
 
-
-def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:
-    """Save a view on the server, replacing `known` (`<name>/<id>`) if it exists; return address and `<name>/<id>`."""
-    workspace._internal_name, _, workspace._internal_id = known.partition("/")
-    try:
-        saved = within(SEND_SECONDS, workspace.save)
-    except ReportingError as error:
-        if not known or "did not answer" in str(error):
-            raise
-        return save_workspace(workspace)
-    return str(saved.url), f"{saved._internal_name}/{saved._internal_id}"
-
-
-class Sent:
-    """Ids of earlier uploads, by server, project and name, so they are replaced."""
-
-    def __init__(self, path: Path, entity: str) -> None:
-        self._path, self._place = path, f"{server()}/{entity}/{project()}"
-
-    def _all(self) -> dict[str, dict[str, str]]:
+    The file `sent` keeps their ids, by server, project and title, so that they replace what was sent before.
+    """
+    ids = json.loads(sent.read_text(encoding="utf-8")) if sent.is_file() else {}
+    here = ids.setdefault(f"{server()}/{entity}/{project()}", {})
+    for document in documents:
+        title = document.title if isinstance(document, wr.Report) else document.name
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
+            here[title] = _saved(document, here.get(title, ""))
+        except ReportingError as error:
+            if title not in here or "did not answer" in str(error):
+                raise
+            here[title] = _saved(document)  # somebody deleted the earlier one
+        write_atomically(sent, json.dumps(ids, indent=1, sort_keys=True) + "\n")
+        yield document.url
 
-    def id(self, name: str) -> str:
-        """The id of an earlier upload, or empty."""
-        return self._all().get(self._place, {}).get(name, "")
 
-    def keep(self, name: str, identity: str) -> None:
-        found = self._all()
-        found.setdefault(self._place, {})[name] = identity
-        write_atomically(self._path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+def _saved(document: wr.Report | ws.Workspace, known: str = "") -> str:
+    """Save a document in place of the one with the id `known`, or as a new one; returns its id."""
+    if isinstance(document, wr.Report):
+        document.id = known
+        within(SEND_SECONDS, document.save)
+        return document.id
+    document._internal_name, _, document._internal_id = known.partition("/")
+    within(SEND_SECONDS, document.save)
+    return f"{document._internal_name}/{document._internal_id}"

@@ -58,7 +58,6 @@ def test_arithmetic() -> None:
         "AVID.ucf >= 'high'",
         "AVID.ucf >= True",
         "AVID.ucf >= 1j",
-        "AVID.ucf >= cell_of_table_0",
         "1 >= 2",
         "AVID.ucf >=",
         "",
