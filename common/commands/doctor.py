@@ -14,14 +14,12 @@ from common import files
 from common.commands.data import data_root
 from common.reporting.papers import checkout, existing_papers, working_folder
 
-#: Packages with compiled parts, which are imported to see whether they fit together.
+#: Packages that every run needs. Those with compiled parts are imported, to see whether they fit together.
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
-#: Packages whose installed version is read.
-INSTALLED = (
-    "lightning", "jsonargparse", "transformers", "timm", "torchmetrics", "wandb", "scikit-learn", "rich", "matplotlib",
-    "jinja2",
+NEEDED = (
+    *COMPILED, "lightning", "jsonargparse", "transformers", "timm", "torchmetrics", "wandb", "scikit-learn", "rich",
+    "matplotlib", "jinja2",
 )  # fmt: skip
-DISTRIBUTION = "representation-assemble"
 
 
 def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: data"] = None) -> int:
@@ -36,28 +34,24 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     from common.reporting.wandb_server import server, why_no_key
 
     table = Table(show_header=False, box=None, pad_edge=False)
-    missing: list[str] = []
-    versions = {name: _imported(name) for name in COMPILED} | {name: _installed(name) for name in INSTALLED}
+    versions = {name: _version(name) for name in NEEDED}
+    missing = [name for name, version in versions.items() if isinstance(version, Exception)]
     machine = records.hardware()
     table.add_row("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory")
-    for name in _gpus() or ["none found: the scales smoke and mini run on the CPU"]:
+    gpus = [] if "torch" in missing else _gpus()
+    for name in gpus or ["none found: the scales smoke and mini run on the CPU"]:
         table.add_row("gpu", name)
     free = shutil.disk_usage(working_folder()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
     table.add_row("cache", f"{files.cache_folder()} (ASSEMBLE_CACHE moves it)")
     reason = why_no_key()
-    found = f"{reason}: runs are logged offline" if reason else f"present for {server()}; WANDB_MODE=online uses it"
-    table.add_row("W&B key", escape(found))
+    table.add_row("W&B key", escape(f"{reason}: runs are logged offline" if reason else f"present for {server()}"))
     git = records.git_state(checkout())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
     table.add_row("revision", state)
     table.add_row("python", platform.python_version())
     for name, version in versions.items():
-        if isinstance(version, Exception):
-            missing.append(name)
-            table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]")
-        else:
-            table.add_row(name, version)
+        table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]" if name in missing else str(version))
     for extra, absent in _extras().items():
         table.add_row(f"extra {extra}", f"lacks {', '.join(absent)}: make extra-{extra}" if absent else "installed")
     console = files.console()
@@ -80,25 +74,18 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     return 0
 
 
-def _imported(name: str) -> str | Exception:
+def _version(name: str) -> str | Exception:
     try:
-        return str(getattr(importlib.import_module(name), "__version__", "present"))
+        if name in COMPILED:
+            return str(importlib.import_module(name).__version__)
+        return importlib.metadata.version(name)
     except Exception as error:  # a library of another build raises what it likes
         return error
 
 
-def _installed(name: str) -> str | Exception:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError as error:
-        return error
-
-
 def _gpus() -> list[str]:
-    try:
-        import torch
-    except Exception:  # told among the packages
-        return []
+    import torch
+
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
 
@@ -106,8 +93,8 @@ def _gpus() -> list[str]:
 def _extras() -> dict[str, list[str]]:
     """Extras of this distribution, but for those of its developers, and the packages that each lacks."""
     found: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires(DISTRIBUTION) or []:
-        if match := re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", requirement):
+    for requirement in importlib.metadata.requires("representation-assemble") or []:
+        if match := re.match(r"([\w.-]+).*extra == ['\"](?!dev|docs)([\w-]+)", requirement):
             name, extra = match.groups()
-            found.setdefault(extra, []).extend([name] if isinstance(_installed(name), Exception) else [])
-    return {extra: absent for extra, absent in found.items() if extra not in ("dev", "docs")}
+            found.setdefault(extra, []).extend([name] if isinstance(_version(name), Exception) else [])
+    return found

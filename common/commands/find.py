@@ -56,7 +56,7 @@ def _list_papers(scale: str, runs: Path) -> None:
                 duration(sum(known) / default_jobs("cpu")) if known else "-",
             )
         )
-    _print(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
+    print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
     print("stages and time are those of `make reproduce-<paper>`, without what is made by request")
     print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
 
@@ -76,7 +76,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
     source = load(paper.name)
     print(f"{paper.title}: tables (--tables); at a scale in brackets only by request: --tables, --rows or --everything")
-    _print(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
+    print_rows(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
 
     print(f"\nrows that can be run at {scale} (--rows takes label or model); by request alone for tables in brackets")
     models: dict[tuple[str, str], list[str]] = {}
@@ -85,7 +85,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
             if (row.model or row.untrained) and scale in table.scales and scale in row.scales:
                 shown = f"({table.id})" if table.made_by_request(row, scale) else table.id
                 models.setdefault((row.label, row.model or "untrained"), []).append(shown)
-    _print(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
+    print_rows(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
 
     print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")
     here, promoted = _records(paper, scale, runs)
@@ -106,10 +106,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
                 *(told or "-" for told in draws),
             )
         )
-    _print(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
+    print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
     print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
-    _print(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+    print_rows(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
 
 
 def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
@@ -172,8 +172,8 @@ def _about(paper: str, recipe: str) -> str:
     return " ".join(head)
 
 
-def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose cells are copied whole: names are there to be typed again."""
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are plain text."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +27,6 @@ COMMANDS: dict[str, Command] = {
     )
 }
 
-CODE = Path(common.__file__).resolve().parents[1]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -49,12 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_neighbor() -> None:
-    """Refuse a package `papers` that is not beside this one: that of the current folder, or of another distribution.
-
-    Raises:
-        StageError: it says which one Python finds.
-    """
-    ours = CODE / "papers"
+    """Refuse a package `papers` that is not beside this one: that of the current folder, or of another distribution."""
+    ours = Path(common.__file__).resolve().parents[1] / "papers"
     spec = importlib.util.find_spec("papers")
     found = Path(spec.origin).resolve() if spec and spec.origin else None
     if found != ours / "__init__.py":
@@ -85,22 +78,13 @@ def _run(argv: Sequence[str] | None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
-        hint = "" if _explained(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
+        hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
         print(f"assemble: {printable(described(error))}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:
         return stop.status
     except KeyboardInterrupt:
         return 130
-
-
-def _explained(error: Exception) -> bool:
-    """Whether an error was worded by this code for its user: it is of our own class, or our own line raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    path = Path(place.filename).resolve()
-    ours = any(path.is_relative_to(CODE / package) for package in ("common", "papers"))
-    raised = ours and (place.line or "").startswith("raise ")
-    return is_ours(error) or raised or (isinstance(error, OSError) and error.errno is None)  # the system's are numbered
 
 
 if __name__ == "__main__":

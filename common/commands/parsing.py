@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -45,9 +46,17 @@ class Option:
     repeat: bool = False
 
 
+def existing_folder(text: str) -> Path:
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return folder
+
+
 Scale = Annotated[str, Option(choices=SCALES)]
 OneScale = Annotated[str | None, Option("this scale only", choices=SCALES)]
 Runs = Annotated[Path | None, "folder of the runs; default: runs"]
+ExistingRuns = Annotated[Path | None, Option("folder of the runs; default: runs", parse=existing_folder)]
 PaperName = Annotated[str, Option(names_of_papers)]
 StageName = Annotated[str, Option(lambda: f"<paper>/<stage or recipe>, such as {example_stage()}")]
 PaperNames = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all", metavar="paper")]
@@ -69,12 +78,13 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Takes whole numbers from a least one on."""
+def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Takes whole numbers from a least to a largest one."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            upto = "" if most == math.inf else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"must be at least {least}{upto}, got {text}")
         return int(text)
 
     return parse
@@ -117,13 +127,9 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
             flag = parameter.kind is parameter.KEYWORD_ONLY
             _add(parser, parameter.name, hint, parameter.default, flag)
             places += [] if flag else [parameter.name]
-    found, rest = parser.parse_known_args(given)
+    # Before Python 3.12.7, `parse_known_args` leaves over the arguments of a list that come after a flag.
+    found, rest = (parser.parse_known_args if overrides else parser.parse_known_intermixed_args)(given)
     values = vars(found)
-    last = next((one for one in parser._actions if one.dest == places[-1]), None) if places else None
-    if rest and last is not None and last.nargs in ("*", "+") and not any(text.startswith("-") for text in rest):
-        # Before Python 3.12.7, arguments of a list that come after a flag are left over.
-        values[last.dest] = [*values.get(last.dest, ()), *map(last.type, rest)]  # type: ignore[arg-type]
-        rest = []
     if rest and not overrides:
         named = {known for paper in existing_papers() for known in (paper.name, paper.short)}
         hint = " (it takes one paper; run it for each)" if named & set(rest) else ""

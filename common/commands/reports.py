@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from common import files
-from common.commands.parsing import OneScale, Option, PaperNames, Runs
+from common.commands.parsing import ExistingRuns, OneScale, Option, PaperNames, existing_folder
 from common.errors import ReportingError, optional_package
 from common.reporting.papers import (
     PROMOTED_SCALES,
@@ -22,9 +22,6 @@ from common.reporting.papers import (
     runs_root,
 )
 
-if TYPE_CHECKING:
-    from common.reporting.render import Filled
-
 LEGEND = """
 A claim is an ordering that the paper asserts, a check a sanity condition of ours. Both compare rows draw by draw; a
 draw is a seed and a rounding. They hold when the mean difference lies beyond what is asked with 95 % confidence, fail
@@ -34,7 +31,7 @@ when it lies on the other side, and are not separable between; one draw alone ne
 FreshRuns = Annotated[
     Path | None,
     Option("take fresh records of this folder (default: runs) instead of the promoted ones", metavar="FOLDER",
-           const=runs_root),
+           const=runs_root, parse=existing_folder),
 ]  # fmt: skip
 
 
@@ -43,18 +40,11 @@ def _names(papers: Sequence[str]) -> list[str]:
     return [paper.name for paper in [paper_named(name) for name in papers] or existing_papers()]
 
 
-def _there(runs: Path | None) -> Path | None:
-    if runs is not None and not runs.is_dir():
-        raise ReportingError(f"--runs {runs}: no such folder")
-    return runs
-
-
 def tables(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
-    table: Annotated[Sequence[str], Option("this table only; may be repeated", metavar="ID", repeat=True)] = (),
-    more: Annotated[Sequence[str], Option("the same for several", metavar="ID", names=("--tables",))] = (),
+    tables: Annotated[Sequence[str], "only these (ids)"] = (),
     check: Annotated[bool, "write nothing; exit with 1 when a README is out of date"] = False,
     no_write: Annotated[bool, "print only"] = False,
     runs: FreshRuns = None,
@@ -66,7 +56,7 @@ def tables(
     from common.reporting import render
     from common.reporting.tables import load
 
-    names, wanted = _names(papers), [*table, *more]
+    names = _names(papers)
     if check:
         needed_checkout("--check compares the READMEs of the repository with the records")
         stale = render.check()
@@ -75,17 +65,15 @@ def tables(
         if not stale:
             print("up to date: every README holds what the records say")
         return 1 if stale else 0
-    console, runs = files.console(), _there(runs)
+    console = files.console()
     for name in names:
         source, records = load(name), render.records_of(name, runs)
         if scale:
-            filled = render.fill(source, scale, records, wanted or None)
+            filled = render.fill(source, scale, records, tables or None)
         elif runs is not None:
-            filled = [f for s in SCALES for f in render.fill(source, s, records, wanted or None) if f.result.measured]
+            filled = [f for s in SCALES for f in render.fill(source, s, records, tables or None) if f.result.measured]
         else:
-            filled = [f for f in render.fill_best(source, records) if not wanted or f.result.table.id in wanted]
-            for one in wanted:
-                source.table(one)
+            filled = render.fill_best(source, records, tables or None)
         render.print_tables(filled, console)
         if not filled:
             console.print(f"{name}: no record under {runs}" if runs else f"{name}: nothing to show", markup=False)
@@ -94,14 +82,11 @@ def tables(
     if checkout() is None:
         print("no README is written: this is an installed package and no checkout")
         return 0
-    for name in names:
-        _say(render.render_paper(name), paper_named(name).readme)
-    _say(render.render_overview(), project_root() / "README.md")
+    written = {paper_named(name).readme: render.render_paper(name) for name in names}
+    written[project_root() / "README.md"] = render.render_overview()
+    for path, changed in written.items():
+        print(f"{'wrote' if changed else 'up to date'}: {path}")
     return 0
-
-
-def _say(changed: bool, path: Path) -> None:
-    print(f"{'wrote' if changed else 'up to date'}: {path}")
 
 
 def claims(
@@ -116,7 +101,7 @@ def claims(
     from common.reporting.claims import gate_failures
     from common.reporting.tables import load
 
-    console, runs = files.console(), _there(runs)
+    console = files.console()
     if gate and scale not in (None, "mini"):
         raise ReportingError(f"--gate judges claims at mini scale: leave out --scale {scale}")
     judged = []
@@ -126,7 +111,7 @@ def claims(
         scales = [scale] if scale else SCALES
         filled = {s: render.fill(source, s, records) for s in scales}
         # Without --scale, a scale at which nothing was measured says nothing, except mini when it gates.
-        shown = [s for s in scales if scale or (s == "mini" and gate) or _measured(filled[s])]
+        shown = [s for s in scales if scale or (s == "mini" and gate) or any(f.result.measured for f in filled[s])]
         asserted = [one for s in shown for f in filled[s] for one in f.claims]
         checks = [one for s in shown for f in filled[s] for one in f.checks]
         judged += asserted + checks
@@ -148,16 +133,14 @@ def claims(
     return 1 if failed else 2 if missing else 0
 
 
-def _measured(filled: Sequence[Filled]) -> bool:
-    return any(f.result.measured for f in filled)
-
-
 def compare(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
-    runs: Runs = None,
-    against: Annotated[Path | None, Option("another folder of runs, not the records", metavar="FOLDER")] = None,
+    runs: ExistingRuns = None,
+    against: Annotated[
+        Path | None, Option("another folder of runs, not the records", metavar="FOLDER", parse=existing_folder)
+    ] = None,
     strict: Annotated[
         bool, "exit with 1 when more is outside than chance allows (docs/comparing-runs.md), or nothing compared"
     ] = False,
@@ -169,9 +152,7 @@ def compare(
     from common.reporting import compare as comparing
     from common.reporting.draws import told
 
-    console, folder = files.console(), _there(runs) or runs_root()
-    if against is not None and not against.is_dir():
-        raise ReportingError(f"--against {against}: no such folder")
+    console, folder = files.console(), runs or runs_root()
     scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
     everything: list[comparing.Compared] = []
     failed = False
@@ -202,24 +183,24 @@ def report(
     *,
     scale: OneScale = None,
     output: Annotated[Path | None, "the file; default: runs/report.html"] = None,
-    runs: Runs = None,
+    runs: ExistingRuns = None,
     live: Annotated[bool, "serve the page to this machine, and follow running stages"] = False,
     port: Annotated[int, "of --live; 0 takes any free one"] = 8321,
 ) -> int:
     """Write one static HTML page: claims, tables, charts, curves, media."""
     from common.reporting import report as pages
 
-    names, given = _names(papers), _there(runs)
+    names = _names(papers)
     if live:
         from common.reporting.live import LiveReport
 
-        folder = given or runs_root()
+        folder = runs or runs_root()
         with LiveReport(lambda stamp: pages.page(names, scale, folder, stamp), folder, port) as server:
             print(f"{server.address} shows {folder}; Ctrl-C ends it", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
         return 0
-    path = pages.build(output or runs_root() / "report.html", names, scale, given)
+    path = pages.build(output or runs_root() / "report.html", names, scale, runs)
     print(f"wrote: {path} ({path.stat().st_size / 2**20:.1f} MB)")
     return 0
 
@@ -239,7 +220,6 @@ def wandb_report(
     from common.reporting.wandb_server import entity as entity_of_environment
     from common.reporting.wandb_server import why_no_key, why_unreachable
 
-    folder = _there(runs)
     missing = "--offline" if offline else why_no_key()
     unreachable = "" if missing else why_unreachable()
     optional_package("wandb_workspaces", "wandb-reports")
@@ -247,7 +227,7 @@ def wandb_report(
 
     sending = not missing and not unreachable
     owner = entity or entity_of_environment() or (reporting.default_entity() if sending else "")
-    measured = [(paper_named(name), render.records_of(name, folder)) for name in _names(papers)]
+    measured = [(paper_named(name), render.records_of(name, runs)) for name in _names(papers)]
     reports = {paper.name: reporting.paper_report(paper, records, owner) for paper, records in measured}
     if not papers:
         reports["."] = reporting.overview_report(measured, owner)
@@ -258,7 +238,7 @@ def wandb_report(
     if unreachable:
         raise ReportingError(f"W&B: {unreachable}; the reports are written and not sent")
     if missing:
-        again = " ".join(["assemble wandb-report", *papers, *(["--runs", str(folder)] if folder else [])])
+        again = " ".join(["assemble wandb-report", *papers, *(["--runs", str(runs)] if runs else [])])
         again += f" --entity {entity}" if entity else ""
         print(f"not sent: {missing}; with a key, `{again}` sends them")
         return 0
@@ -271,24 +251,17 @@ def wandb_report(
 def promote(
     papers: PaperNames = (),
     *,
-    scale: Annotated[
-        Sequence[str], Option("may be repeated; default: all but smoke", choices=SCALES, repeat=True)
-    ] = (),
-    stage: Annotated[Sequence[str], Option("this stage or instance only; may be repeated", repeat=True)] = (),
-    stages: Annotated[Sequence[str], "the same for several"] = (),
-    runs: Runs = None,
+    scale: OneScale = None,
+    stages: Annotated[Sequence[str], "only these"] = (),
+    runs: ExistingRuns = None,
     replace: Annotated[bool, "also replace records that another machine made"] = False,
 ) -> int:
     """Copy the records of clean revisions into the papers' results; exits with 1 when one was refused."""
     from common.reporting import promote as promoting
 
     needed_checkout("`assemble promote` writes into papers/*/results of the repository")
-    scales = tuple(scale) if scale else PROMOTED_SCALES
-    done = [
-        p
-        for name in _names(papers)
-        for p in promoting.promote(name, scales, _there(runs), [*stage, *stages] or None, replace)
-    ]
+    scales = (scale,) if scale else PROMOTED_SCALES
+    done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, stages or None, replace)]
     for p in done:
         where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
         print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
-import re
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -28,21 +26,10 @@ from common.stages import stopping
 if TYPE_CHECKING:
     from common.stages.request import Selection
 
-#: Seeds that numpy takes.
-LARGEST_SEED = 2**32 - 1
+#: Takes a seed that numpy takes.
+_seed = at_least(0, 2**32 - 1)
 #: Keys of `common.stages.estimate.CARDS`, which imports torch.
 CARDS = ("v100", "rtx4090", "a100", "h100", "h200")
-
-
-def _seed(text: str) -> int:
-    # Digits alone: int() also takes "1_0" and signs.
-    if not re.fullmatch(r"[0-9]+", text) or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: it is a whole number from 0 to {LARGEST_SEED}")
-    return int(text)
-
-
-def _seeds(text: str) -> list[int]:
-    return [_seed(part) for part in text.split(",")]
 
 
 @dataclass(frozen=True)
@@ -73,9 +60,7 @@ class OneStage(Where):
 class ManyStages(Where):
     """Flags of the commands for the stages of a paper."""
 
-    seeds: Annotated[
-        Sequence[Sequence[int]], Option("one or several; default: 0", metavar="SEED", parse=_seeds)
-    ] = ((0,),)  # fmt: skip
+    seeds: Annotated[Sequence[int], Option("one or several; default: 0", metavar="SEED", parse=_seed)] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
@@ -122,25 +107,21 @@ def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage
     # As with LightningCLI, `--model.help` asks what may be set.
     sections = [text[2:-5] for text in overrides if text.startswith("--") and text.endswith(".help")]
     rest = [text for text in overrides if not (text.startswith("--") and text.endswith(".help"))]
-    request = find_request(name, _selection(options, [options.seed]), rest)
+    request = find_request(name, _selection(options, [options.seed], ManyStages()), rest)
     if options.print_config or sections:
         print_configuration(request, sections)
         return 0
     checkpoint = options.checkpoint
-    if checkpoint is not None and checkpoint.is_dir():
-        raise StageError(
-            f"--checkpoint {checkpoint} is a folder: {mode} takes a checkpoint, such as checkpoints/last.ckpt of a "
-            "stage; exports are for embed, retrieve, generate, answer, caption and export"
-        )
     if checkpoint is not None and not checkpoint.is_file():
-        raise StageError(f"--checkpoint {checkpoint} does not exist")
+        raise StageError(
+            f"--checkpoint {checkpoint} is no file: {mode} takes one, such as a stage's checkpoints/last.ckpt"
+        )
     return run_mode(mode, request, checkpoint, unless_done)
 
 
-def _selection(where: Where, seeds: Sequence[int]) -> Selection:
+def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
     from common.stages.request import Selection
 
-    chosen = where if isinstance(where, ManyStages) else ManyStages()
     return Selection(
         scale=where.scale,
         seeds=tuple(dict.fromkeys(seeds)),  # one that is given twice is meant once
@@ -155,10 +136,6 @@ def _selection(where: Where, seeds: Sequence[int]) -> Selection:
     )
 
 
-def _selections(options: ManyStages) -> Selection:
-    return _selection(options, [seed for part in options.seeds for seed in part])
-
-
 Jobs = Annotated[
     int,
     Option("stages side by side, one thread each; default: the cores, at most 4, and 1 on GPUs", parse=at_least(1)),
@@ -171,7 +148,7 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     from common.stages.plan import default_jobs
     from common.stages.reproduce import reproduce
 
-    selection = _selections(options)
+    selection = _selection(options, options.seeds, options)
     name = paper_named(paper).name
     printed: set[str] = set()
 
@@ -244,7 +221,7 @@ def plan(
 
     if not 0 < utilization <= 1:
         raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {utilization}")
-    planned = plan.plan(paper, _selections(options))
+    planned = plan.plan(paper, _selection(options, options.seeds, options))
     if estimate:
         from common.stages import estimate as estimating
 
@@ -275,13 +252,11 @@ def rehearse(
     from common.stages.configuration import scales_of
     from common.stages.paper_modules import optional_part
 
-    names = [paper_named(name).name for name in papers]
-    if not names:
-        existing = [paper.name for paper in existing_papers()]
-        names = [name for name in existing if optional_part(name, "rehearsal") is not None]
-        for name in sorted(set(existing) - set(names)):
-            print(f"left out: {name}, rehearsals/{name}.py does not exist")
-        names = [name for name in names if scale in scales_of(name)]
+    names = [paper_named(name).name for name in papers] or [
+        paper.name
+        for paper in existing_papers()
+        if optional_part(paper.name, "rehearsal") is not None and scale in scales_of(paper.name)
+    ]
     if stages and len(names) > 1:
         raise StageError("--stages names stages of one paper: name the paper, too")
     failed, lines = 0, []

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from common import files
-from common.commands.parsing import Option, PaperNames, at_least
-from common.errors import ReportingError
+from common.commands.find import print_rows
+from common.commands.parsing import ExistingRuns, Option, PaperNames, at_least
 from common.reporting.papers import paper_named, runs_root
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ def runs(
         Option("what differs between two: paper/scale/seed0/stage, or the end of it", metavar="RUN", nargs=2),
     ] = (),
     json_: Annotated[bool, "print JSON"] = False,
-    folder: Annotated[Path | None, Option("folder of the runs; default: runs", names=("--runs",))] = None,
+    runs: ExistingRuns = None,
 ) -> int:
     """List, filter and sort the runs here, or show what differs between two.
 
@@ -48,9 +46,7 @@ def runs(
     """
     from common.reporting import runs as reading
 
-    folder = folder or runs_root()
-    if not folder.is_dir():
-        raise ReportingError(f"--runs {folder}: no such folder; a first run makes it")
+    folder = runs or runs_root()
     found = reading.find_runs(folder, [paper_named(name).name for name in papers])
     if diff:
         first, second = reading.named_runs(found, diff)
@@ -69,7 +65,7 @@ def runs(
     elif json_:
         _print_json([_described(run, columns) for run in shown])
     else:
-        _table(shown, columns or COLUMNS)
+        _shown(shown, columns or COLUMNS)
         hidden = f", {len(kept) - len(shown)} more with another --limit" if len(shown) < len(kept) else ""
         print(f"{len(shown)} of {len(found)} runs in {folder}{hidden}")
     return 0
@@ -83,30 +79,24 @@ def _described(run: Run, columns: Sequence[str] | None) -> dict[str, object]:
     return {**kept, "folder": str(run.folder), "metrics": metrics, "curves": run.curves, "config": run.config}
 
 
-def _table(runs: Sequence[Run], columns: Sequence[str]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _shown(runs: Sequence[Run], columns: Sequence[str]) -> None:
     from common.reporting.runs import text_of
 
     # What no run has to say takes no room, unless it was asked for.
     heads = [
         name for name in columns if columns is not COLUMNS or any(run.value(name) not in (None, "") for run in runs)
     ]
-    table = Table(*map(escape, heads), box=None, pad_edge=False, header_style="bold")
+    rows = []
     for run in runs:
         texts = {name: text_of(run.value(name)) for name in heads}
         if "progress" not in heads and "state" in heads and run.value("progress"):
             texts["state"] += f" ({run.value('progress')})"
-        table.add_row(*(escape(texts[name]) for name in heads))
-    files.console().print(table)
+        rows.append([*texts.values()])
+    print_rows(heads, rows)
 
 
 def _diff(first: Run, second: Run, as_json: bool) -> int:
     """Print what differs between two runs: the configuration, and every metric."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from common.reporting.runs import config_differences, metric_differences, text_of
 
     config, metrics = config_differences(first, second), metric_differences(first, second)
@@ -121,26 +111,22 @@ def _diff(first: Run, second: Run, as_json: bool) -> int:
             }
         )
         return 0
-    console = files.console()
-    for title, rows in (
+    for title, differing in (
         ("configuration", [d for d in config if d.counts]),
         ("where and on what it ran, no part of the hash", [d for d in config if not d.counts]),
     ):
-        table = Table("field", "first", "second", box=None, pad_edge=False, header_style="bold")
-        for d in rows:
-            table.add_row(*(escape(text) for text in (d.field, text_of(d.first), text_of(d.second))))
-        print(f"{title}: {'' if rows else 'nothing differs'}")
-        if rows:
-            console.print(table)
+        print(f"{title}: {'' if differing else 'nothing differs'}")
+        if differing:
+            rows = [[d.field, text_of(d.first), text_of(d.second)] for d in differing]
+            print_rows(("field", "first", "second"), rows)
             print()
-    table = Table("metric", "first", "second", "difference", box=None, pad_edge=False, header_style="bold")
+    print("metrics:" if metrics else "metrics: none yet")
+    rows = []
     for d in metrics:
         both = isinstance(d.first, int | float) and isinstance(d.second, int | float)
-        change = f"{d.second - d.first:+.5g}" if both else ""
-        table.add_row(*(escape(text) for text in (d.field, text_of(d.first), text_of(d.second), change)))
-    print("metrics:" if metrics else "metrics: none yet")
-    if metrics:
-        console.print(table)
+        rows.append([d.field, text_of(d.first), text_of(d.second), f"{d.second - d.first:+.5g}" if both else ""])
+    if rows:
+        print_rows(("metric", "first", "second", "difference"), rows)
     print(f"first: {first.name}\nsecond: {second.name}")
     return 0
 

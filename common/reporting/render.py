@@ -58,12 +58,12 @@ def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> li
     return find_promoted(paper) if runs is None else find(runs, paper, malformed=None if strict else warn)
 
 
-def fill_best(source: Tables, records: Sequence[Record]) -> list[Filled]:
+def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
     """Every table at every measured scale but smoke; an unmeasured one empty at its largest scale."""
-    per_scale = {scale: {f.result.table.id: f for f in fill(source, scale, records)} for scale in SCALES}
+    everywhere = [f for scale in PROMOTED_SCALES for f in fill(source, scale, records, tables)]
     filled: list[Filled] = []
     for table in source.tables:
-        there = [per_scale[s][table.id] for s in PROMOTED_SCALES if table.id in per_scale[s]]
+        there = [f for f in everywhere if f.result.table is table]
         filled += [f for f in there if f.result.measured] or there[:1]
     return filled
 

@@ -70,7 +70,9 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
             blocks.append(wr.P(f"{row.headline}: published {row.published}, measured at paper scale {row.measured}."))
         if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
             claims = [(j.scale, *render.judged_cells(j).values()) for f in filled for j in f.claims]
-            told = [f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims]
+            told: list[Any] = [
+                f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims
+            ]
             tables = {h.table for h in (headline, headline and headline.mini) if h}
             panels = next((f for f in filled if f.result.table.id in tables), filled[0])
             blocks += [wr.UnorderedList(items=told), _table_panels(source, panels)]

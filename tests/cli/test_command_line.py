@@ -147,7 +147,6 @@ def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture
     ("error", "hint"),
     [
         (DatasetMissing("nothing at data/coco"), False),
-        (FileNotFoundError("weights: put the file there"), False),
         (FileNotFoundError(2, "No such file or directory", "weights"), True),
         (ValueError("not enough values to unpack"), True),
     ],
@@ -336,7 +335,7 @@ def test_a_finished_record_stands_until_another_replaces_it(tmp_path: Path) -> N
 def test_a_folder_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--scale", "smoke", "--runs", str(tmp_path), "--checkpoint", str(tmp_path)]
     assert main(["test", "avid/avid", *where]) == 2
-    assert "is a folder: test takes a checkpoint" in capsys.readouterr().err
+    assert "is no file: test takes one" in capsys.readouterr().err
 
 
 def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_validation_touches_neither_banks_nor_normalizer(tmp_path: Path) -> None
         (["fit", "avid/avid", "--scale", "smoke", "--model.loss.temperature", "hot"], "temperature"),
         (["fit", "avid/avidd", "--scale", "smoke"], "'avid"),
         (["fit", "avid", "--scale", "smoke"], "<paper>/<stage or recipe>"),
-        (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "none.ckpt"], "none.ckpt does not exist"),
+        (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "none.ckpt"], "none.ckpt is no file"),
         (["fit", "avid/avid", "--scale", "smoke", "--model.temperature", "[1"], "--model.temperature [1: the value"),
         (["fit", "avid/avid", "--scale", "smoke", "--trainer", "5"], "'trainer' must hold fields"),
         (["fit", "avid/avid", "--scale", "smoke", "--model", "null"], "'model' must hold fields"),
@@ -295,7 +295,9 @@ def test_what_is_no_seed_is_refused_before_anything_runs(seeds: str, capsys: pyt
     for arguments in (["plan", "avid", "--scale", "smoke", "--seeds"], ["fit", "avid/avid", "--seed"]):
         assert main([*arguments, seeds]) == 2
         told = capsys.readouterr().err
-        assert "is no seed" in told or "expected" in told  # argparse takes "-1" for an option where it may be one
+        assert (
+            "must be at least 0 and at most" in told or "expected" in told
+        )  # argparse takes "-1" for an option where it may be one
 
 
 def test_a_seed_that_is_given_twice_is_run_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
