@@ -37,6 +37,9 @@ _positive = _within(lambda value: value > 0)
 _not_negative = _within(lambda value: value >= 0)
 _share = _within(lambda value: 0 <= value <= 1)
 _below_one = _within(lambda value: 0 <= value < 1)
+_drawable = _within(lambda value: value >= 16)
+_even = _within(lambda value: value >= 16 and value % 2 == 0)
+_audible = _within(lambda value: value >= 8000)
 
 PositiveFloat = Annotated[float, Strict(), _positive, Range("a number above 0")]
 NonNegativeFloat = Annotated[float, Strict(), _not_negative, Range("a number from 0")]
@@ -46,6 +49,12 @@ Fraction = Annotated[float, Strict(), _share, Range("a number from 0 to 1")]
 Momentum = Annotated[float, Strict(), _below_one, Range("a number from 0 to below 1")]
 PositiveInt = Annotated[int, Strict(), _positive, Range("a whole number from 1")]
 NonNegativeInt = Annotated[int, Strict(), _not_negative, Range("a whole number from 0")]
+#: Pixels per side of a generated picture.
+PictureSide = Annotated[int, Strict(), _drawable, Range("a whole number from 16")]
+#: Pixels per side of a generated video; encoders need an even one.
+FrameSide = Annotated[int, Strict(), _even, Range("an even number from 16")]
+#: Samples per second of a generated sound, whose partials reach 3.5 kHz.
+SampleRate = Annotated[int, Strict(), _audible, Range("a whole number from 8000")]
 
 
 def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -17,11 +17,9 @@ from pycocotools.coco import COCO as PycocoCOCO
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.imagenet import ImageNet
-from common.data.worlds import emoji
 from common.data.worlds.base import World
 from common.data.worlds.emoji import (
     CREDIT,
-    LANGUAGES,
     STYLES,
     Concept,
     EmojiByDesigner,
@@ -31,7 +29,6 @@ from common.data.worlds.emoji import (
     pack,
     read_concepts,
     read_drawings,
-    subgroup_classes,
     tag_vocabulary,
 )
 from tests.data.worlds import tiny
@@ -61,23 +58,6 @@ def style_of(number: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ the pack
-def test_the_pack_holds_what_its_description_says(concepts: tuple[Concept, ...], core: tuple[Concept, ...]) -> None:
-    text = " ".join((pack() / "README.md").read_text(encoding="utf-8").split())
-    splits = Counter(concept.split for concept in concepts)
-    groups, subgroups = ({getattr(concept, name) for concept in concepts} for name in ("group", "subgroup"))
-    described = [
-        f"{len(concepts):,} concepts",
-        f"`group` ({len(groups)} values), `subgroup` ({len(subgroups)})",
-        f"(train {splits['train']:,} / val {splits['val']} / test {splits['test']}, by",
-        f"{sum('fluent_flat' in concept.styles for concept in concepts):,} in `fluent_flat`",
-        f"({len(core)} concepts, {len({concept.subgroup for concept in core})} subgroups, "
-        f"{len(subgroup_classes(core))} of them",
-    ]
-    for language in LANGUAGES:
-        names = [concept.name[language] for concept in concepts]
-        assert len(set(names)) == len(names)
-        described.append(f"{language} {np.mean([len(concept.keywords[language]) for concept in concepts]):.1f}")
-    assert [words for words in described if words not in text] == []
 
 
 def test_tags_are_words_of_several_concepts(core: tuple[Concept, ...]) -> None:
@@ -113,30 +93,6 @@ def test_drawings_lie_where_the_pack_says(concepts: tuple[Concept, ...]) -> None
     with Image.open(io.BytesIO((pack() / "noto.webp").read_bytes())) as sheet:
         cell = np.asarray(sheet.convert("RGBA").crop((64 * (83 % 40), 64 * (83 // 40), 64 * (83 % 40 + 1), 64 * 3)))
     assert (read_drawings("noto", [83])[0] == cell).all()
-
-
-def test_drawings_of_a_concept_are_alike_and_not_the_same(core: tuple[Concept, ...]) -> None:
-    indices = [concept.index for concept in core[::8]]
-    flat = {}
-    for style in ("noto", "twemoji"):
-        cells = np.stack([compose(cell, np.ones(3), 16) for cell in read_drawings(style, indices)])
-        flat[style] = cells.reshape(len(indices), -1).astype(float)
-    distance = np.linalg.norm(flat["noto"][:, None] - flat["twemoji"], axis=-1)
-    own = np.diag(distance)
-    assert (own > 0).all()
-    assert own.mean() < 0.8 * distance.mean()
-
-
-def test_a_missing_or_damaged_pack_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emoji, "files", lambda _: tmp_path)
-    with pytest.raises(FileNotFoundError, match="emoji pack is missing"):
-        read_concepts()
-    folder = tmp_path / "emoji_mini"
-    folder.mkdir()
-    for text, message in (("{", "line 1"), ('{"i": 0}', "line 1: KeyError"), ("[]", "line 1: TypeError")):
-        (folder / "emoji.jsonl").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            read_concepts()
 
 
 # --------------------------------------------------------------------------------------------------- captions, pictures
@@ -274,13 +230,6 @@ def test_karpathy(world: EmojiWorld) -> None:
         assert set(groups.tolist()) <= {concept.index for concept in world.concepts}
 
 
-def test_a_single_concept_still_fills_every_part(tmp_path: Path) -> None:
-    world = tiny(EmojiWorld, tmp_path, concepts=1)
-    world.prepare(["coco_karpathy", "coco"])
-    dataset = COCOKarpathy(world.root_of("coco_karpathy"))
-    assert [len(dataset.listing(split)) for split in ("train", "val", "test")] == [2, 1, 1]
-
-
 # ------------------------------------------------------------------------------------------------------------ ImageNet
 def test_imagenet(world: EmojiWorld, core: tuple[Concept, ...]) -> None:
     root = world.root_of("imagenet")
@@ -314,30 +263,10 @@ def test_imagenet_by_designer(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- draws and folders
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_every_language_can_be_rendered(tmp_path: Path, language: str) -> None:
+@pytest.mark.parametrize("language", ["cs", "zh"])
+def test_other_languages_can_be_rendered(tmp_path: Path, language: str) -> None:
     world = tiny(EmojiWorld, tmp_path, concepts=6, language=language)
     world.prepare(["coco"])
     known = COCO(world.root_of("coco")).annotations("val")
     assert [captions[0] for captions in known.captions] == [concept.name[language] for concept in world.concepts]
     assert len(known.tag_names) > 150
-
-
-def test_other_designers_can_be_chosen(tmp_path: Path) -> None:
-    world = tiny(EmojiWorld, tmp_path, train_styles=["noto"], test_style="fluent_flat", concepts=5)
-    assert world.key() == tiny(EmojiWorld, tmp_path, train_styles=("noto",), test_style="fluent_flat", concepts=5).key()
-    world.prepare(["coco"])
-    numbers = COCO(world.root_of("coco")).annotations("train").image_ids.tolist()
-    assert {style_of(number) for number in numbers} == {"noto"}
-
-
-def test_held_captions_are_the_same_with_every_seed(world: EmojiWorld, tmp_path: Path) -> None:
-    other = tiny(EmojiWorld, tmp_path, seed=6)
-    other.prepare(["coco"])
-    name = "annotations/captions_val2017.json"
-    assert (world.root_of("coco") / name).read_bytes() == (other.root_of("coco") / name).read_bytes()
-
-
-def test_a_style_that_the_pack_lacks_is_named() -> None:
-    with pytest.raises(ValueError, match="no sheet of style 'apple'"):
-        read_drawings("apple", [0])

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.voc import PascalVOC
 from common.data.worlds.base import World
 from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, Attributes, draw, repeated_scene
-from common.data.worlds.shapes import GROUP_OF, GROUPS, NOUNS, CaptionWords, ShapesWorld, caption
+from common.data.worlds.shapes import GROUP_OF, NOUNS, CaptionWords, ShapesWorld, caption
 from tests.data.worlds import media, tiny
 
 
@@ -44,41 +43,6 @@ def captions_of(world: ShapesWorld, split: str = "train2017") -> dict[int, list[
 
 
 # ---------------------------------------------------------------------------------------------------------------- COCO
-@pytest.mark.parametrize(("split", "count"), [("train2017", 32), ("val2017", 16)])
-def test_coco(world: ShapesWorld, split: str, count: int) -> None:
-    root = world.root_of("coco")
-    captions = load(root / "annotations" / f"captions_{split}.json")
-    objects = load(root / "annotations" / f"instances_{split}.json")
-    assert set(captions) == {"info", "licenses", "images", "annotations"}
-    assert set(objects) == {*captions, "categories"}
-    assert captions["images"] == objects["images"]
-    names = [image["file_name"] for image in captions["images"]]
-    assert names == sorted(path.name for path in (root / split).iterdir())
-    assert len(names) == count
-    assert all(re.fullmatch(r"\d{12}\.jpg", name) and int(name[:12]) > 0 for name in names)
-    assert [image["id"] for image in captions["images"]] == [int(name[:12]) for name in names]
-    assert {image["license"] for image in captions["images"]} == {license["id"] for license in captions["licenses"]}
-    assert {(image["width"], image["height"]) for image in captions["images"]} == {(32, 32)}
-    assert Counter(Counter(entry["image_id"] for entry in captions["annotations"]).values()) == {5: count}
-    assert [entry["name"] for entry in objects["categories"]] == list(GLYPHS)
-    assert [entry["id"] for entry in objects["categories"]] == list(range(1, 17))
-    for entry in objects["annotations"]:
-        left, top, width, height = entry["bbox"]
-        assert min(left, top) >= 0
-        assert max(left + width, top + height) <= 32
-        assert 0 < entry["area"] <= width * height * 1.05
-        assert entry["iscrowd"] == 0
-        assert len(entry["segmentation"]) == 1
-        assert len(entry["segmentation"][0]) % 2 == 0
-
-
-def test_coco_ids_are_unique_over_the_splits(world: ShapesWorld) -> None:
-    folder = world.root_of("coco") / "annotations"
-    for kind in ("captions", "instances"):
-        documents = [load(folder / f"{kind}_{split}2017.json") for split in ("train", "val")]
-        for section in ("images", "annotations"):
-            ids = [entry["id"] for document in documents for entry in document[section]]
-            assert len(set(ids)) == len(ids)
 
 
 def test_pycocotools_loads_the_instances(world: ShapesWorld) -> None:
@@ -143,16 +107,6 @@ def check_caption(sentence: str, attributes: Attributes) -> None:
 SOME = Attributes(GLYPHS.index("heart"), COLOUR_NAMES.index("red"), COLOUR_NAMES.index("blue"), True, 3)
 
 
-def test_every_glyph_has_one_to_three_words_and_a_group() -> None:
-    assert set(NOUNS) == set(GROUP_OF) == set(GLYPHS)
-    assert {len(words) for words in NOUNS.values()} == {1, 2, 3}
-    words = [word for entry in NOUNS.values() for word in entry]
-    assert len(set(words)) == len(words)
-    assert not any(" " in word for word in words)
-    assert len(GROUPS) == 5
-    assert sum(map(len, GROUPS.values())) == 16
-
-
 def test_words_occur_as_often_as_they_should() -> None:
     rng = np.random.default_rng(0)
     said = [caption(rng, SOME, CaptionWords()) for _ in range(4000)]
@@ -162,30 +116,12 @@ def test_words_occur_as_often_as_they_should() -> None:
     assert np.mean(["round thing" in sentence for sentence in said]) == pytest.approx(0.3, abs=0.03)
 
 
-def test_a_full_caption_says_everything(tmp_path: Path) -> None:
-    world = tiny(ShapesWorld, tmp_path, caption_style="full")
-    world.prepare(["coco"])
-    sentences = [sentence for own in captions_of(world).values() for sentence in own]
-    words = {word for entry in NOUNS.values() for word in entry}
-    for sentence in sentences:
-        found = re.fullmatch(r"a (two|three|four) (small|large) (\w+) (\w+) on (\w+)", sentence)
-        assert found, sentence
-        assert found[3] != found[5]
-        assert found[4] in words
-
-
 def test_captions_can_leave_the_glyph_out(tmp_path: Path) -> None:
     words = CaptionWords(count=1.0, size=0.0, colour=1.0, ground=0.0, glyph=0.0, group=0.0)
     assert caption(np.random.default_rng(0), SOME, words) == "a three red thing"
     other = tiny(ShapesWorld, tmp_path, words=words)
     assert other.key() != tiny(ShapesWorld, tmp_path).key()
     assert tiny(ShapesWorld, tmp_path, words=CaptionWords()).key() == tiny(ShapesWorld, tmp_path).key()
-
-
-def test_captions_do_not_change_the_media(world: ShapesWorld, tmp_path: Path) -> None:
-    other = tiny(ShapesWorld, tmp_path, caption_style="full")
-    other.prepare(["coco"])
-    assert media(other.root_of("coco")) == media(world.root_of("coco"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -197,26 +133,6 @@ def test_captions_are_true(seed: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ Karpathy
-def test_karpathy(world: ShapesWorld) -> None:
-    root = world.root_of("coco_karpathy")
-    document = load(root / "dataset_coco.json")
-    assert document["dataset"] == "coco"
-    images = document["images"]
-    assert Counter(image["split"] for image in images) == {"train": 20, "val": 6, "test": 12}
-    assert [image["imgid"] for image in images] == list(range(38))
-    sentences = [sentence for image in images for sentence in image["sentences"]]
-    assert len(sentences) == 5 * 38
-    assert len({sentence["sentid"] for sentence in sentences}) == len(sentences)
-    for image in images:
-        folder = "train2014" if image["split"] == "train" else "val2014"
-        assert image["filepath"] == folder
-        assert image["filename"] == f"COCO_{folder}_{image['cocoid']:012d}.jpg"
-        assert (root / folder / image["filename"]).is_file()
-        assert image["sentids"] == [sentence["sentid"] for sentence in image["sentences"]]
-        for sentence in image["sentences"]:
-            assert sentence["imgid"] == image["imgid"]
-            assert " ".join(sentence["tokens"]) == sentence["raw"]
-    assert len(media(root)) == 38
 
 
 def test_karpathy_is_read_as_the_real_set(world: ShapesWorld) -> None:
@@ -239,50 +155,6 @@ def test_voc_is_read_as_the_real_set(world: ShapesWorld) -> None:
         for row, own in zip(labels, boxes):
             assert sorted(np.flatnonzero(row)) == sorted(own["labels"])
             assert (row[own["labels"]] == np.where(own["difficult"], -1, 1)).all()
-
-
-def test_voc_lists(world: ShapesWorld) -> None:
-    folder = world.root_of("voc") / "VOCdevkit" / "VOC2007"
-    lists = folder / "ImageSets" / "Main"
-    members = {part: (lists / f"{part}.txt").read_text().split() for part in ("train", "val", "trainval", "test")}
-    assert {part: len(stems) for part, stems in members.items()} == {"train": 20, "val": 20, "trainval": 40, "test": 24}
-    assert sorted(members["train"] + members["val"]) == members["trainval"]
-    assert not set(members["trainval"]) & set(members["test"])
-    assert sorted(path.stem for path in (folder / "JPEGImages").iterdir()) == members["trainval"] + members["test"]
-    assert len(list(lists.iterdir())) == 4 * 17
-    for part, stems in members.items():
-        for glyph in GLYPHS:
-            rows = [line.split() for line in (lists / f"{glyph}_{part}.txt").read_text().splitlines()]
-            assert [stem for stem, _ in rows] == stems
-            assert {flag for _, flag in rows} <= {"1", "0", "-1"}
-
-
-def test_voc_annotations(world: ShapesWorld) -> None:
-    folder = world.root_of("voc") / "VOCdevkit" / "VOC2007"
-    shown: dict[str, dict[str, list[bool]]] = {}
-    objects = 0
-    for path in sorted((folder / "Annotations").iterdir()):
-        root = ElementTree.parse(path).getroot()
-        assert root.findtext("filename") == f"{path.stem}.jpg"
-        assert root.findtext("folder") == "VOC2007"
-        assert [root.findtext(f"size/{side}") for side in ("width", "height", "depth")] == ["32", "32", "3"]
-        found = root.findall("object")
-        assert 1 <= len(found) <= 3
-        names = [str(entry.findtext("name")) for entry in found]
-        assert len(set(names)) == len(names)
-        objects += len(found)
-        for entry, name in zip(found, names):
-            sides = [int(str(entry.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")]
-            assert 1 <= sides[0] < sides[2] <= 32
-            assert 1 <= sides[1] < sides[3] <= 32
-            shown.setdefault(path.stem, {}).setdefault(name, []).append(entry.findtext("difficult") == "1")
-    assert len(shown) == 64
-    for glyph in GLYPHS:
-        for part in ("trainval", "test"):
-            for line in (folder / "ImageSets" / "Main" / f"{glyph}_{part}.txt").read_text().splitlines():
-                stem, flag = line.split()
-                difficult = shown[stem].get(glyph)
-                assert int(flag) == (-1 if difficult is None else 0 if all(difficult) else 1)
 
 
 def test_few_objects_of_voc_are_difficult(tmp_path: Path) -> None:
@@ -344,12 +216,6 @@ def test_imagenet(world: ShapesWorld, probe: Any, classes: int) -> None:
     assert names[path.parent.name] == said[probe]
 
 
-def test_class_systems_share_their_media(world: ShapesWorld) -> None:
-    other = tiny(ShapesWorld, world.folder.parent, probe="count")
-    other.prepare(["imagenet"])
-    assert sorted(media(other.root_of("imagenet")).values()) == sorted(media(world.root_of("imagenet")).values())
-
-
 # ---------------------------------------------------------------------------------------------------- draws and folders
 def test_seeds_redraw_what_is_trained_on_and_nothing_else(world: ShapesWorld, tmp_path: Path) -> None:
     other = tiny(ShapesWorld, tmp_path, seed=6)
@@ -366,24 +232,8 @@ def test_seeds_redraw_what_is_trained_on_and_nothing_else(world: ShapesWorld, tm
     assert same == list(range(41, 65))
 
 
-def test_captions_and_voc_follow_seed_and_number_as_pictures_do(world: ShapesWorld, tmp_path: Path) -> None:
-    other, more = tiny(ShapesWorld, tmp_path, seed=6), tiny(ShapesWorld, tmp_path, train=40, voc_test=40)
-    for made in (other, more):
-        made.prepare(["coco", "voc"])
-    assert captions_of(world, "val2017") == captions_of(other, "val2017")
-    assert captions_of(world).items() <= captions_of(more).items()
-    mine, redrawn, larger = (media(made.root_of("voc")) for made in (world, other, more))
-    assert sorted(int(Path(name).stem) for name in mine if mine[name] == redrawn[name]) == list(range(41, 65))
-    assert mine.items() <= larger.items()
-
-
 def test_pictures_keep_their_colours(world: ShapesWorld) -> None:
     path = next((world.root_of("coco") / "train2017").iterdir())
     with Image.open(path) as picture:
         assert picture.mode == "RGB"
         assert [component[1:3] for component in picture.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
-
-
-def test_bad_probabilities_are_explained() -> None:
-    with pytest.raises(ValueError, match=r"words\.glyph"):
-        CaptionWords(glyph=1.5)

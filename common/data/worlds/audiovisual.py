@@ -21,7 +21,7 @@ import numpy as np
 from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
 from common.data.worlds.clip_layouts import write_esc50, write_hmdb51, write_ucf101
-from common.types import NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import FrameSide, NonNegativeInt, PositiveFloat, PositiveInt, SampleRate
 
 # Split -> random stream.
 _SPLIT_NUMBERS = {
@@ -86,16 +86,12 @@ class AudioVisualWorld(World):
         dcase_test: PositiveInt = 10,
         dcase_seconds: PositiveFloat = 6.0,
         seconds: PositiveFloat = 2.0,
-        size: PositiveInt = 24,
+        size: FrameSide = 24,
         fps: PositiveInt = 8,
-        sample_rate: PositiveInt = 8000,
+        sample_rate: SampleRate = 8000,
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        if size < 16 or size % 2:
-            raise ValueError(f"size: a frame needs an even side of at least 16 pixels, got {size}")
-        if sample_rate < 8000:
-            raise ValueError(f"sample_rate: the partials need at least 8000 samples per second, got {sample_rate}")
         if ucf_groups < 4:
             raise ValueError(f"ucf_groups: three divisions and something to train on need 4 groups, got {ucf_groups}")
         super().__init__(parameters, root)

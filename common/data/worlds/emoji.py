@@ -10,6 +10,7 @@ from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ from common.data.worlds.layouts import (
     write_jpeg,
     write_karpathy,
 )
-from common.types import NonNegativeInt
+from common.types import NonNegativeInt, PictureSide, PositiveInt
 
 # Required attribution for figures with drawings (see the pack's ATTRIBUTION.md).
 CREDIT = (
@@ -42,7 +43,8 @@ STYLES = {
     "fluent_flat": "MIT License (Fluent Emoji, Microsoft)",
     "twemoji": "CC BY 4.0 (Twemoji, Twitter and contributors)",
 }
-LANGUAGES = ("en", "de", "fr", "cs", "ja", "zh")
+Language = Literal["en", "de", "fr", "cs", "ja", "zh"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
 CORE_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places")
 # Things that look alike: clock faces, arrows, buttons.
 LEFT_OUT_SUBGROUPS = ("time", "arrow", "av-symbol", "hotel")
@@ -87,43 +89,36 @@ class Concept:
 
 
 def pack() -> Traversable:
-    folder = files("common.data.worlds") / "emoji_mini"
-    if not (folder / "emoji.jsonl").is_file():
-        raise FileNotFoundError(
-            f"{folder}: the emoji pack is missing; the package was installed without its data, install it again"
-        )
-    return folder
+    return files("common.data.worlds") / "emoji_mini"
 
 
 def read_concepts() -> tuple[Concept, ...]:
     """All 1,580 concepts of the pack, by index; the worlds use those with ``core``."""
-    concepts = []
-    lines = (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-            concept = Concept(
-                row["i"], row["cp"], row["group"], row["subgroup"], row["split"], tuple(row["have"]), row["name"],
-                {language: tuple(words) for language, words in row["keywords"].items()},
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"emoji.jsonl, line {number + 1}: {error!r}; install the package again") from error
-        if concept.index != number:
-            raise ValueError(
-                f"emoji.jsonl, line {number + 1}: holds concept {concept.index}; install the package again"
-            )
-        concepts.append(concept)
-    return tuple(concepts)
+    rows = map(json.loads, (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines())
+    return tuple(
+        Concept(
+            row["i"], row["cp"], row["group"], row["subgroup"], row["split"], tuple(row["have"]), row["name"],
+            {language: tuple(words) for language, words in row["keywords"].items()},
+        )
+        for row in rows
+    )  # fmt: skip
 
 
 def read_drawings(style: str, indices: Sequence[int]) -> np.ndarray:
     """Drawings by one designer on a transparent ground, uint8 [n, 64, 64, 4]."""
-    if style not in STYLES:
-        raise ValueError(f"no sheet of style {style!r}; there are {', '.join(STYLES)}")
     with (pack() / f"{style}.webp").open("rb") as stream, Image.open(stream) as sheet:
         pixels = np.asarray(sheet.convert("RGBA"))
     cells = pixels.reshape(-1, CELL, COLUMNS, CELL, 4).swapaxes(1, 2).reshape(-1, CELL, CELL, 4)
     return cells[np.asarray(indices, dtype=np.int64)]
+
+
+def check_designers(*styles: str) -> None:
+    """Raise unless there are at least two designers, all known and different."""
+    if len(styles) < 2 or len(set(styles)) < len(styles) or not set(styles) <= set(STYLES):
+        raise ValueError(
+            f"train_styles, test_style: at least two different ones of {', '.join(STYLES)} are needed, got "
+            f"{', '.join(styles)}"
+        )
 
 
 def tag_vocabulary(concepts: Iterable[Concept], language: str = "en") -> tuple[str, ...]:
@@ -191,31 +186,20 @@ class EmojiWorld(World):
     def __init__(
         self,
         seed: NonNegativeInt = 0,
-        language: str = "en",
-        size: int = 32,
-        concepts: int | None = None,
-        classes: int = 30,
+        language: Language = "en",
+        size: PictureSide = 32,
+        concepts: PositiveInt | None = None,
+        classes: PositiveInt = 30,
         train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
         test_style: str = "twemoji",
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        if language not in LANGUAGES:
-            raise ValueError(f"language: {language!r} is not one of {', '.join(LANGUAGES)}")
-        if size < 16:
-            raise ValueError(f"size: a drawing needs at least 16 pixels a side, got {size}")
-        styles = (*train_styles, test_style)
-        for style in styles:
-            if style not in STYLES:
-                raise ValueError(f"train_styles, test_style: {style!r} is not one of {', '.join(STYLES)}")
-        if not train_styles or len(set(styles)) < len(styles):
-            raise ValueError(f"train_styles, test_style: at least two different designers are needed, got {styles}")
+        check_designers(*train_styles, test_style)
         core = tuple(concept for concept in read_concepts() if concept.core)
         subgroups = subgroup_classes(core)
-        if concepts is not None and not 0 < concepts <= len(core):
-            raise ValueError(f"concepts: must be from 1 to {len(core)}, got {concepts}")
-        if not 0 < classes <= len(subgroups):
-            raise ValueError(f"classes: must be from 1 to {len(subgroups)}, got {classes}")
+        if concepts is not None and concepts > len(core):
+            raise ValueError(f"concepts: there are {len(core)}, got {concepts}")
         parameters["concepts"] = len(core) if concepts is None else concepts
         super().__init__({**parameters, "train_styles": list(train_styles)}, root)
         self.seed = seed

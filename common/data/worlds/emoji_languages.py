@@ -16,7 +16,17 @@ import numpy as np
 from PIL import Image
 
 from common.data.worlds.base import World, Write, arguments_of
-from common.data.worlds.emoji import CELL, CREDIT, LANGUAGES, STYLES, Concept, compose, read_concepts, read_drawings
+from common.data.worlds.emoji import (
+    CELL,
+    CREDIT,
+    LANGUAGES,
+    STYLES,
+    Concept,
+    check_designers,
+    compose,
+    read_concepts,
+    read_drawings,
+)
 from common.data.worlds.layouts import (
     Annotated,
     conceptual_captions_folder,
@@ -33,7 +43,7 @@ from common.data.worlds.layouts import (
     write_multi30k,
     write_stair_captions,
 )
-from common.types import NonNegativeInt, PositiveInt
+from common.types import NonNegativeInt, PictureSide, PositiveInt
 
 #: Captions per image and language, as in the real data sets.
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
@@ -136,7 +146,7 @@ class EmojiLanguagesWorld(World):
     def __init__(
         self,
         seed: NonNegativeInt = 0,
-        size: PositiveInt = 64,
+        size: PictureSide = 64,
         concepts: NonNegativeInt | None = None,
         test: NonNegativeInt = 300,
         fine_tune: NonNegativeInt = 400,
@@ -149,26 +159,18 @@ class EmojiLanguagesWorld(World):
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        styles = (*train_styles, test_style)
-        for style in styles:
-            if style not in STYLES:
-                raise ValueError(f"train_styles, test_style: {style!r} is not one of {', '.join(STYLES)}")
-        if not train_styles or len(set(styles)) < len(styles):
-            raise ValueError(f"train_styles, test_style: at least two different designers are needed, got {styles}")
+        check_designers(*train_styles, test_style)
         known = tuple(concept for concept in read_concepts() if concept.group != "Flags")
         every = tuple(concept for concept in known if concept.core)
         count = len(every) if concepts is None else concepts
-        if not 0 < count <= len(every):
-            raise ValueError(f"concepts: must be from 1 to {len(every)}, got {concepts}")
+        if count > len(every):
+            raise ValueError(f"concepts: there are {len(every)}, got {concepts}")
         rest = count - test - fine_tune
         if test < 1 or fine_tune < 1 or rest < 6:
             raise ValueError(
                 f"concepts: {count} less {test} for testing and {fine_tune} for fine-tuning leave {rest}; at least one "
                 "of each and six more are needed"
             )
-        for name, value, least in (("size", size, 16), ("vocabulary_size", vocabulary_size, 100)):
-            if value < least:
-                raise ValueError(f"{name}: must be at least {least}, got {value}")
         super().__init__({**parameters, "concepts": count, "train_styles": list(train_styles)}, root)
         self.seed = seed
         self.unseen = unseen

@@ -20,7 +20,7 @@ from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import _bilinear_weights, _rms, _shaped_noise
 from common.data.worlds.clip_layouts import write_esc50
-from common.types import NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import FrameSide, NonNegativeInt, PositiveFloat, PositiveInt, SampleRate
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -336,23 +336,14 @@ class NarratedWorld(World):
         moments_test: PositiveInt = 30,
         seconds: PositiveFloat = 1.5,
         long_seconds: PositiveFloat = 4.0,
-        size: PositiveInt = 24,
+        size: FrameSide = 24,
         fps: PositiveInt = 6,
-        sample_rate: PositiveInt = 8000,
+        sample_rate: SampleRate = 8000,
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        if size < 16 or size % 2:
-            raise ValueError(f"size: a frame needs an even side of at least 16 pixels, got {size}")
-        if sample_rate < 8000:
-            raise ValueError(f"sample_rate: the sounds need at least 8000 samples per second, got {sample_rate}")
         if turns > len(_TURN_KINDS):
             raise ValueError(f"turns: there are {len(_TURN_KINDS)} questions to ask, got {turns}")
-        if round(seconds * fps) < 2 or round(long_seconds * _FRAME_RATE) < 4:
-            raise ValueError(
-                f"seconds, long_seconds: a clip needs two frames and a long one four, got {seconds} s at {fps} frames "
-                f"per second and {long_seconds} s at {_FRAME_RATE}"
-            )
         super().__init__(parameters, root)
         self.seed = seed
         self.turns = turns

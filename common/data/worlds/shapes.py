@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,7 @@ from common.data.worlds.layouts import (
     write_karpathy,
     write_voc,
 )
-from common.types import NonNegativeInt, PositiveInt
+from common.types import Fraction, NonNegativeInt, PictureSide, PositiveInt
 
 Probe = Literal["glyph", "colour", "count"]
 CaptionStyle = Literal["sparse", "full"]
@@ -99,17 +99,12 @@ class CaptionWords:
     else "thing".
     """
 
-    count: float = 0.2
-    size: float = 0.2
-    colour: float = 0.25
-    ground: float = 0.15
-    glyph: float = 0.7
-    group: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) <= 1:
-                raise ValueError(f"words.{field.name}: a probability is needed, got {getattr(self, field.name)}")
+    count: Fraction = 0.2
+    size: Fraction = 0.2
+    colour: Fraction = 0.25
+    ground: Fraction = 0.15
+    glyph: Fraction = 0.7
+    group: Fraction = 1.0
 
 
 _STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
@@ -163,17 +158,17 @@ class ShapesWorld(World):
     def __init__(
         self,
         seed: NonNegativeInt = 0,
-        train: NonNegativeInt = 3000,
-        val: NonNegativeInt = 500,
-        karpathy_train: NonNegativeInt = 1500,
-        karpathy_val: NonNegativeInt = 250,
-        karpathy_test: NonNegativeInt = 1000,
-        probe_train: NonNegativeInt = 2000,
-        probe_test: NonNegativeInt = 2000,
-        voc_train: NonNegativeInt = 600,
-        voc_test: NonNegativeInt = 600,
-        size: PositiveInt = 32,
-        voc_size: NonNegativeInt | None = None,
+        train: PositiveInt = 3000,
+        val: PositiveInt = 500,
+        karpathy_train: PositiveInt = 1500,
+        karpathy_val: PositiveInt = 250,
+        karpathy_test: PositiveInt = 1000,
+        probe_train: PositiveInt = 2000,
+        probe_test: PositiveInt = 2000,
+        voc_train: PositiveInt = 600,
+        voc_test: PositiveInt = 600,
+        size: PictureSide = 32,
+        voc_size: PictureSide | None = None,
         probe: Probe = "glyph",
         caption_style: CaptionStyle = "sparse",
         words: CaptionWords | None = None,
@@ -190,13 +185,7 @@ class ShapesWorld(World):
             "voc_train": voc_train,
             "voc_test": voc_test,
         }
-        for name, value in counts.items():
-            if not 0 < value <= _IDS_PER_SPLIT:
-                raise ValueError(f"{name}: must be from 1 to {_IDS_PER_SPLIT:,}, got {value}")
         voc_size = size if voc_size is None else voc_size
-        for name, value in {"size": size, "voc_size": voc_size}.items():
-            if value < 16:
-                raise ValueError(f"{name}: glyphs need a picture of at least 16 pixels a side, got {value}")
         if words is not None and caption_style != "sparse":
             raise ValueError(
                 f"words: a caption of style {caption_style!r} has none to choose; leave one of the two out"
