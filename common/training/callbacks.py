@@ -106,7 +106,7 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class CheckReplicas(Callback):
-    """Periodically lets a module with `check_replicas()` compare the state that all ranks must share."""
+    """Periodically compares the state that all ranks must share: every part with `check_replicas(name)`."""
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
@@ -114,9 +114,10 @@ class CheckReplicas(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        check = getattr(pl_module, "check_replicas", None)
-        if trainer.world_size > 1 and check is not None and (trainer.global_step % self.every_n_steps) == 0:
-            check()
+        if trainer.world_size > 1 and trainer.global_step % self.every_n_steps == 0:
+            for name, part in pl_module.named_modules():
+                if check := getattr(part, "check_replicas", None):
+                    check(name)
 
 
 class SamplesForAll(Callback):

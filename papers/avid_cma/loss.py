@@ -16,9 +16,7 @@ from common.losses.nce import estimate_normalizer, nce
 from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, mean_over_ranks, rank
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from papers.avid_cma.mining import Agreement, mine_positives, mine_with_progress_bar
-
-WITHIN = ("v2v", "a2a")  # the embedding of a modality against the bank of the same one
+from papers.avid_cma.mining import Agreement, mine_positives
 
 
 class BankLoss(nn.Module):
@@ -119,20 +117,25 @@ class BankLoss(nn.Module):
         """
         with torch.autocast(video.device.type, enabled=False):
             embeddings = {"v": F.normalize(video.float(), dim=1), "a": F.normalize(audio.float(), dim=1)}
-            positives = self.positives_of(index)
+            positives = self.positive_set[index].long()
             if negative_index is None:
                 negative_index = self.draw_negatives(index, positives, training=update)
             rows = torch.cat([index[:, None], positives, negative_index], dim=1)
             banks = {"v": self.video_bank.lookup(rows), "a": self.audio_bank.lookup(rows)}  # [B, 1 + P + K, d]
-            scores = {}
+            terms, normalizer = {}, self.normalizer
             for name in self.weights:
-                kind, direction = name.split("_")
-                compared = torch.einsum("bd,bcd->bc", embeddings[direction[0]], banks[direction[2]]) / self.temperature
-                own, mined, drawn = compared.split([1, self.positives, negative_index.shape[1]], dim=1)
-                if direction in WITHIN:
+                kind, (query, _, bank) = name.split("_")
+                scores = torch.einsum("bd,bcd->bc", embeddings[query], banks[bank]) / self.temperature
+                own, mined, drawn = scores.split([1, self.positives, negative_index.shape[1]], dim=1)
+                picked = own if kind == "instance" else mined
+                if query == bank:
                     drawn = drawn[:, : self.within_negatives]
-                scores[name] = (own if kind == "instance" else mined, drawn)
-            terms = self.contrast(scores, update)
+                if self.estimator == "info_nce":
+                    terms[name] = info_nce(picked, drawn)
+                    continue
+                if self.step == 0 and normalizer < 0:  # later steps don't wait for the device
+                    normalizer = self.first_normalizer(drawn, update)
+                terms[name] = nce(picked, drawn, normalizer)
             weighted = [weight * terms[name] for name, weight in self.weights.items()]
             loss = torch.stack(weighted).sum() / sum(self.weights.values())
             if update:
@@ -142,24 +145,11 @@ class BankLoss(nn.Module):
                 self.step += 1
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
-    def contrast(self, scores: Mapping[str, tuple[Tensor, Tensor]], update: bool) -> dict[str, Tensor]:
-        """Apply the estimator to the scores (positives [B, P], negatives [B, K]) of each term."""
-        if self.estimator == "info_nce":
-            return {name: info_nce(positives, negatives) for name, (positives, negatives) in scores.items()}
-        normalizer = self.normalizer
-        # Only the first step waits for the device.
-        if self.step == 0 and normalizer < 0:
-            first_negatives = next(iter(scores.values()))[1]
-            normalizer = estimate_normalizer(first_negatives)
-            if update:  # a validation keeps nothing: ranks may validate different numbers of batches
-                normalizer = self.normalizer.copy_(mean_over_ranks(normalizer))  # frozen from here on
-        return {name: nce(positives, negatives, normalizer) for name, (positives, negatives) in scores.items()}
-
-    def positives_of(self, index: Tensor) -> Tensor:
-        """Mined rows [B, P]."""
-        if self.step == 0 and self.positives and self.positive_set[0, 0] < 0:
-            raise RuntimeError("no positives yet: call load_banks(...) and mine() before the first step")
-        return self.positive_set[index].long()
+    def first_normalizer(self, negatives: Tensor, update: bool) -> Tensor:
+        """Z by the first negatives of the first term, frozen from then on."""
+        normalizer = estimate_normalizer(negatives)
+        # A validation keeps nothing: ranks may validate different numbers of batches.
+        return self.normalizer.copy_(mean_over_ranks(normalizer)) if update else normalizer
 
     def draw_negatives(self, index: Tensor, positives: Tensor, training: bool) -> Tensor:
         """Rows [B, K], uniform over all but the clip and its positives; depends on seed, rank and step."""
@@ -176,11 +166,12 @@ class BankLoss(nn.Module):
         return skip_rows(raw.to(index.device, non_blocking=True), excluded)
 
     @torch.no_grad()
-    def mine(self, progress: bool = False) -> Tensor:
-        """Search the positives of every clip on all ranks; returns the new `positive_set`, int32 [N, P]."""
-        search = mine_with_progress_bar if progress and rank() == 0 else mine_positives
-        banks = self.video_bank.vectors, self.audio_bank.vectors
-        return self.positive_set.copy_(search(*banks, self.positives, self.agreement))
+    def mine(self) -> Tensor:
+        """Search the positives of every clip in the banks, on all ranks: int32 [N, P]."""
+        if self.positives:
+            banks = self.video_bank.vectors, self.audio_bank.vectors
+            self.positive_set.copy_(mine_positives(*banks, self.positives, self.agreement))
+        return self.positive_set
 
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
@@ -207,11 +198,6 @@ class BankLoss(nn.Module):
         self.video_bank.broadcast_from_rank_zero()
         self.audio_bank.broadcast_from_rank_zero()
         broadcast_from_rank_zero(self.normalizer)
-
-    def check_replicas(self, rows: int = 1024) -> None:
-        """Raise a RuntimeError unless a sample of rows of each bank is identical on all ranks."""
-        self.video_bank.check_replicas("the video bank", rows)
-        self.audio_bank.check_replicas("the audio bank", rows)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.step}

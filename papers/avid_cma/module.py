@@ -72,7 +72,6 @@ class AVIDModule(pl.LightningModule):
         self.model = AVID(video_encoder, audio_encoder, head(video_encoder), head(audio_encoder))
         self.loss = loss
         self.progress = monitoring.Progress()
-        self._listing_fingerprint = ""
         self._without_files = False
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -123,16 +122,7 @@ class AVIDModule(pl.LightningModule):
         # Batch 0 comes once per epoch, also after a resume at its boundary; mid-epoch the checkpoint has the positives.
         every, epoch = self.hparams["refresh_every"], self.current_epoch
         if batch_idx == 0 and every and epoch and epoch % every == 0:
-            self.mine()
-
-    def mine(self) -> None:
-        """Search the positives of every instance on all ranks."""
-        if self._without_files:
-            self.loss.step, positives = 1, self.loss.positive_set
-            self.loss.normalizer.fill_(1000.0)
-            positives.copy_(torch.arange(self.loss.positives, device=positives.device))
-        elif self.loss.positives:
-            self.loss.mine(progress=self.trainer.is_global_zero)
+            self.loss.mine()
 
     # -- start and resume ----------------------------------------------------------------------------------------------
 
@@ -143,23 +133,24 @@ class AVIDModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             refuse_half_weights(self, "the memory banks, whose rows move in small steps")
-        listing = self.data.listing
-        fingerprint = listing.fingerprint()
         if not self.loss.num_items:
-            self.loss.allocate(len(listing), self.hparams["out_dim"]).to(self.device)
-            if stage == "fit" and self.trainer.ckpt_path is None and not self._without_files:
-                self._start_from(self.hparams["warm_start"], fingerprint)
-        self._require_listing("this checkpoint", self._listing_fingerprint, fingerprint)
-        self._listing_fingerprint = fingerprint
+            self.loss.allocate(len(self.data.listing), self.hparams["out_dim"]).to(self.device)
+            if stage == "fit" and self.trainer.ckpt_path is None:
+                self._start()
         # DDP would broadcast 0.24 to 1.8 GB of equal banks at every step.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [name for name, _ in self.named_buffers() if not name.startswith("model.")]
         )
 
-    def _start_from(self, path: str | None, fingerprint: str) -> None:
-        if path is not None:
+    def _start(self) -> None:
+        path = self.hparams["warm_start"]
+        if self._without_files:
+            self.loss.step = 1
+            self.loss.normalizer.fill_(1000.0)
+            self.loss.positive_set.copy_(torch.arange(self.loss.positives, device=self.device))
+        elif path is not None:
             start = load_pretraining(path, self.model)
-            self._require_listing(f"model.warm_start={path}", start.listing_fingerprint, fingerprint)
+            self._require_listing(f"model.warm_start={path}", start.listing_fingerprint)
             self.model.load_state_dict(start.model)
             self.loss.load_banks(start.memory)
         elif self.loss.positives:
@@ -170,8 +161,9 @@ class AVIDModule(pl.LightningModule):
                 "of that run (for ablation_cma: `assemble fit avid/ablation_cross`, at paper scale its epoch74.ckpt)"
             )
 
-    def _require_listing(self, what: str, theirs: str | None, ours: str) -> None:
-        if theirs and ours and theirs != ours:
+    def _require_listing(self, what: str, theirs: str | None) -> None:
+        ours = self.data.listing.fingerprint()
+        if theirs and theirs != ours:
             raise ValueError(
                 f"{what} was trained on another data set listing (fingerprint {theirs[:12]}, this one is {ours[:12]}): "
                 "memory banks hold one row per clip and only fit the very same files in the same order. Use the data "
@@ -181,35 +173,22 @@ class AVIDModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
             self.loss.synchronize()
-            self.mine()
+            if not self._without_files:
+                self.loss.mine()
 
     def start_without_files(self) -> None:
         """Train as in later steps, without a warm start or a search, to measure a step."""
         self._without_files = True
 
-    def check_replicas(self) -> None:
-        self.loss.check_replicas()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["listing_fingerprint"] = self._listing_fingerprint
-        checkpoint["num_items"] = self.loss.num_items
+        checkpoint["listing_fingerprint"] = self.data.listing.fingerprint()
         # Users of the audio encoder must normalize its input the same way.
         checkpoint["audio_statistics"] = {
             name: torch.from_numpy(values) for name, values in self.data.statistics_of_bins.items()
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if not self.loss.num_items:
-            self.loss.allocate(checkpoint["num_items"], self.hparams["out_dim"])
-        elif self.loss.num_items != checkpoint["num_items"]:
-            raise ValueError(
-                f"the checkpoint has memory banks of {checkpoint['num_items']} rows, the data set has "
-                f"{self.loss.num_items} clips: it belongs to another listing. Point data.dataset.root at the data set "
-                "it was trained on, or start anew."
-            )
-        theirs = checkpoint.get("listing_fingerprint", "")
-        self._require_listing("this checkpoint", theirs, self._listing_fingerprint)
-        self._listing_fingerprint = theirs
+        self._require_listing("this checkpoint", checkpoint["listing_fingerprint"])
 
     # -- evaluation after training -------------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common.losses.info_nce import info_nce
 from common.losses.nce import nce
 from papers.avid_cma.loss import BankLoss, skip_rows
-from papers.avid_cma.mining import Agreement, estimate_cost
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
 ITEMS, DIM = 40, 8
@@ -90,7 +89,7 @@ def test_skipping_rows_hits_every_other_row_exactly_once(num_items: int, data: s
 def test_cma_never_draws_a_positive_and_itself_only_with_the_quirk(quirks: bool) -> None:
     objective = cma(official_quirks=quirks, negatives=500)
     index = torch.arange(ITEMS)
-    positives = objective.positives_of(index)
+    positives = objective.positive_set[index].long()
     negatives = objective.draw_negatives(index, positives, training=True)
     assert negatives.shape == (ITEMS, 500)  # K may exceed the number of items
     assert not (negatives[:, :, None] == positives[:, None, :]).any()
@@ -102,7 +101,7 @@ def test_cma_never_draws_a_positive_and_itself_only_with_the_quirk(quirks: bool)
 def test_avid_draws_every_other_row_about_equally_often() -> None:
     objective = avid(num_items=10, negatives=20000)
     index = torch.arange(10)
-    negatives = objective.draw_negatives(index, objective.positives_of(index), training=True)
+    negatives = objective.draw_negatives(index, objective.positive_set[index].long(), training=True)
     counts = torch.stack([row.bincount(minlength=10) for row in negatives])
     assert (counts.diagonal() == 0).all()
     others = counts[~torch.eye(10, dtype=torch.bool)].float()
@@ -127,7 +126,7 @@ def test_draws_follow_from_seed_and_step_alone(kind: str) -> None:
     assert_equal(first, run(KINDS[kind](), range(2)))
     index = torch.arange(6)
     one, other = (
-        loss.draw_negatives(index, loss.positives_of(index), training=True)
+        loss.draw_negatives(index, loss.positive_set[index].long(), training=True)
         for loss in (KINDS[kind](), KINDS[kind](seed=2))
     )
     assert not torch.equal(one, other)
@@ -156,7 +155,7 @@ def test_the_streams_are_those_of_earlier_versions(step: int, training: bool, se
     objective, index = avid(), torch.arange(6)
     objective.step = step
     raw = torch.randint(ITEMS - 1, (6, 16), generator=torch.Generator().manual_seed(seed))
-    drawn = objective.draw_negatives(index, objective.positives_of(index), training)
+    drawn = objective.draw_negatives(index, objective.positive_set[index].long(), training)
     assert torch.equal(drawn, skip_rows(raw, index[:, None]))
 
 
@@ -338,18 +337,6 @@ def test_restored_objective_continues_bit_for_bit(kind: str, assign: bool) -> No
     assert_equal(state(restored), state(uninterrupted))
 
 
-def test_mining_is_quiet_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    cma(mine=False).mine()
-    assert not capsys.readouterr().err
-
-
-def test_a_single_positive_is_found_in_what_was_saved() -> None:
-    sizes = {"num_items": 6, "positives": 1}
-    restored = cma(mine=False, **sizes)
-    restored.load_state_dict(cma(**sizes).state_dict())
-    assert restored.positives_of(torch.arange(6)).shape == (6, 1)
-
-
 def test_loading_the_untrained_normalizer_estimates_it_anew() -> None:
     fresh, ran = avid().state_dict(), avid()
     run(ran, range(1))
@@ -365,44 +352,8 @@ def test_a_small_normalizer_stays_what_it_is() -> None:
     assert objective.normalizer == 0.25
 
 
-@pytest.mark.parametrize("agreement", ["consensus", "video"])
-def test_mining_with_a_bar_says_its_cost_and_finds_the_same(
-    agreement: Agreement, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    updates: list[tuple[int, dict[str, int]]] = []
-    monkeypatch.setattr("rich.progress.Progress.update", lambda _, task, **fields: updates.append((task, fields)))
-    plain, shown = cma(agreement=agreement), cma(mine=False, agreement=agreement)
-    assert torch.equal(shown.mine(progress=True), plain.positive_set)
-    captured = capsys.readouterr()
-    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5, agreement=agreement))
-    assert not captured.out
-    total = updates[-1][1]["total"]
-    assert total > 0
-    assert updates[-1] == (0, {"completed": total, "total": total})
-
-
-def test_the_cost_is_that_of_the_device_of_the_banks(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.device] = []
-    monkeypatch.setattr("papers.avid_cma.mining.mine_positives", lambda *_, **__: torch.zeros(ITEMS, 5))
-    monkeypatch.setattr("papers.avid_cma.mining.estimate_cost", lambda *_, device, **__: asked.append(device) or "cost")
-    with torch.device("meta"):
-        objective = cma(mine=False)
-    objective.mine(progress=True)
-    assert [device.type for device in asked] == ["meta"]
-
-
-def test_positives_are_needed_and_take_four_bytes_each() -> None:
+def test_positives_take_four_bytes_each() -> None:
     assert cma(mine=False).positive_set.dtype == torch.int32
-    with pytest.raises(RuntimeError, match="mine"):
-        run(cma(mine=False), range(1))
-
-
-def test_loading_into_an_objective_that_ran_forgets_what_it_knew() -> None:
-    fresh, ran = cma(mine=False).state_dict(), cma()
-    run(ran, range(1))
-    ran.load_state_dict(fresh)
-    with pytest.raises(RuntimeError, match="mine"):
-        run(ran, range(1))
 
 
 def test_state_dict_names_and_holds_each_bank_once() -> None:
@@ -412,16 +363,6 @@ def test_state_dict_names_and_holds_each_bank_once() -> None:
     buffer = io.BytesIO()
     torch.save(objective.state_dict(), buffer)
     assert buffer.tell() < 2 * 1000 * 32 * 4 * 1.1
-
-
-def test_every_bank_is_compared_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = avid()
-    seen: list[tuple[str, torch.Tensor]] = []
-    monkeypatch.setattr("common.memory.bank.require_equal_over_ranks", lambda value, name: seen.append((name, value)))
-    objective.video_bank.check_replicas("the video bank", 3)
-    objective.audio_bank.check_replicas("the audio bank", 3)
-    objective.check_replicas(3)
-    assert seen[2:] == seen[:2]
 
 
 def test_all_that_ranks_share_comes_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,8 +413,7 @@ def test_warm_start_takes_banks_and_normalizer_but_not_the_step() -> None:
     assert torch.equal(objective.audio_bank.vectors, source["audio_bank.vectors"])
     assert torch.equal(objective.normalizer, source["normalizer"])
     assert objective.step == 0
-    with pytest.raises(RuntimeError, match="mine"):
-        run(objective, range(1))  # the old positives belong to the old banks
+    assert (objective.positive_set == -1).all()  # the old positives belong to the old banks
     objective.mine()
     run(objective, range(1))
     assert torch.equal(objective.normalizer, source["normalizer"])
@@ -508,7 +448,6 @@ def test_warm_start_says_what_does_not_fit() -> None:
         ("cma", {"within_negatives": 17}, "within_negatives=17"),
         ("cma", {"positives": 0}, "positives"),
         ("cma", {"instance_cross": 0.0, "positive_within": 0.0}, "positive_"),
-        ("cma", {"agreement": "both"}, "agreement"),
     ],
 )
 def test_impossible_arguments_are_named(kind: str, changes: dict[str, object], named: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from common.protocols.classification import ActionRecognition, LinearProbes
 from common.reporting import records
@@ -21,6 +22,7 @@ from common.stages.plan import state_of
 from common.stages.request import recorded_lineage
 from common.stages.run import run_stage
 from common.training.switches import ApplySwitches
+from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
 from tests.resume.killing import LAYER, assert_equal, compare, kill_at, kill_when
 from tests.stages import callbacks, request
@@ -133,17 +135,17 @@ def test_cma_with_a_set_mined_in_between(
         stages.append(request("avid/avid_cma", runs, layer=layer))
     kill_at(stages[1], AVIDModule, killed_at)
     mined: list[int] = []
-    original = AVIDModule.mine
+    original = BankLoss.mine
 
-    def mine(self: AVIDModule) -> None:
-        mined.append(self.current_epoch)
-        original(self)
+    def mine(self: BankLoss) -> Tensor:
+        mined.append(self.step)
+        return original(self)
 
-    monkeypatch.setattr(AVIDModule, "mine", mine)
+    monkeypatch.setattr(BankLoss, "mine", mine)
     run_stage(stages[0])
-    assert mined == [0, 1, 2]
+    assert mined == [0, 7, 14]
     run_stage(stages[1])
-    assert mined[3:] == [2]  # the set of epoch 1 came with the checkpoint
+    assert mined[3:] == [14]  # the set of the second epoch came with the checkpoint
     compare(*stages)
 
 
