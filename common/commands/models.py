@@ -14,7 +14,7 @@ from common import files
 from common.commands.parsing import Option, PaperName, at_least
 from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, paper_named
-from common.stages.paper_modules import TRAINED, check_part, has_part, optional_part
+from common.stages.paper_modules import TRAINED, has_part, optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: Layouts of an export that every paper has: a folder for `from_export`, and encoders as programs of `torch.export`.
@@ -26,14 +26,12 @@ KINDS = ("video", "audio", "image", "text")
 NAME_LENGTH = 60
 #: Options of the command line that a model class may declare.
 OPTIONS = ("language", "regions")
-#: Skipped files that are named; the others are counted.
+#: Reasons for skipping files that are printed.
 NAMED = 10
 #: Rows of an embedding that are shown.
 SHOWN = 20
 #: Files of region features, besides .npz.
 REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
-#: Suffixes of files of weights, which a folder's name will not have.
-FILE_SUFFIXES = frozenset({".pth", ".pt", ".pkl", ".bin", ".ckpt", ".safetensors"})
 
 
 @dataclass(frozen=True)
@@ -54,22 +52,6 @@ class EncoderOptions(ModelOptions):
     ] = None  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Flags of `export`."""
-
-    checkpoint: Annotated[
-        Path | None, f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"
-    ] = None  # fmt: skip
-    layout: Annotated[str, f"default: {OWN_LAYOUT}, the folder; `--layout list` names all"] = OWN_LAYOUT
-    output: Annotated[Path | None, "folder, or file of another layout, to write"] = None
-    force: Annotated[bool, "replace an export that is there"] = False
-    push: Annotated[
-        str | None, Option("also send the folder to this repository of the Hugging Face Hub", metavar="USER/NAME")
-    ] = None  # fmt: skip
-    private: Annotated[bool, "with --push: make a new repository private"] = False
-
-
 SpecialPaper = Annotated[str, "one whose model does; another one names it"]
 Clip = Annotated[Path, "video file, with or without sound"]
 Speech = Annotated[
@@ -84,13 +66,11 @@ Kind = Annotated[str | None, Option("what of the query is compared with what", c
 
 def _kind(name: str, options: ModelOptions, able: Callable[[Any], object], lacks: str) -> Any:
     """The class of a paper's trained models, if it is `able`; else an error with what it `lacks` and who is able."""
-    paper = paper_named(name)
-    check_part(paper.name, *TRAINED)
-    if not options.checkpoint.exists():
-        raise StageError(f"--checkpoint {options.checkpoint} does not exist: give {CHECKPOINT}")
     from common.stages.export import trained_model
 
+    paper = paper_named(name)
     kind = trained_model(paper.name)
+    _check_exists(options.checkpoint)
 
     def others(able: Callable[[Any], object]) -> str:
         usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
@@ -105,22 +85,23 @@ def _kind(name: str, options: ModelOptions, able: Callable[[Any], object], lacks
     return kind
 
 
+def _check_exists(checkpoint: Path) -> None:
+    if not checkpoint.exists():
+        raise StageError(f"--checkpoint {checkpoint} does not exist: give {CHECKPOINT}")
+
+
 def _loaded(kind: Any, options: EncoderOptions) -> Any:
     """The trained model, with what the command line sets of it."""
     model = kind.from_export(options.checkpoint, options.device)
     if options.regions is not None:
-        model.regions = _region_features(options.regions)
+        from common.data.regions import RegionFeatures
+
+        model.regions = RegionFeatures(options.regions)
     if options.language is not None:
         if model.languages and options.language not in model.languages:
             raise StageError(f"--language {options.language}: {nearest(options.language, model.languages)}")
         model.language = options.language
     return model
-
-
-def _region_features(path: Path) -> Any:
-    from common.data.regions import RegionFeatures
-
-    return RegionFeatures(path)
 
 
 def _suffixes(kind: str) -> frozenset[str]:
@@ -157,13 +138,10 @@ def _lines(path: Path) -> list[str]:
 
 def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told: str = "passed over") -> None:
     if skipped:
-        reasons = list(dict.fromkeys(reason for _, reason in skipped))  # each kind reads a file anew
-        count = len({place for place, _ in skipped})
-        print(f"{count} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} {told}:")
-        for reason in reasons[:NAMED]:
+        print(f"{len({place for place, _ in skipped})} of {len(items)} files {told}:")
+        reasons = dict.fromkeys(reason for _, reason in skipped)  # each kind reads a file anew
+        for reason in list(reasons)[:NAMED]:
             print(f"  {printable(reason)}")
-        if len(reasons) > NAMED:
-            print(f"  and {len(reasons) - NAMED} more")
 
 
 # -- embed -------------------------------------------------------------------------------------------------------------
@@ -193,8 +171,7 @@ def embed(
     texts = [*text, *(_lines(captions) if captions else [])]
     if not given and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
-    wanted = ("text",) if texts else ()
-    of_paper = _kind(paper, options, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
+    of_paper = _kind(paper, options, lambda kind: not texts or "text" in kind.embeds, "cannot embed text")
     absent = next((path for path in given if not path.exists()), None)
     if absent and options.regions is None:  # region features go by the names of pictures, which may be elsewhere
         raise StageError(f"{absent} does not exist")
@@ -205,8 +182,10 @@ def embed(
     columns: dict[str, Any] = {}
     rows: dict[str, dict[str, int]] = {}
     skipped: list[tuple[int, str]] = []
-    rounds: list[tuple[str, Sequence[Any]]] = [(kind, paths) for kind in kinds if paths]
-    for kind, items in [*rounds, *((kind, texts) for kind in wanted)]:
+    rounds: list[tuple[str, Sequence[Any]]] = [*((kind, paths) for kind in kinds), ("text", texts)]
+    for kind, items in rounds:
+        if not items:
+            continue
         missed: list[tuple[int, str]] = []
         try:
             vectors, kept = model.embed(kind, items, missed, batch_size)
@@ -292,7 +271,12 @@ def retrieve(
         gallery, items = _embedded(among, kind, model)
         kept = list(range(len(items)))
     else:
-        items = _lines(among) if kind == "text" else _gallery_files(model, among, kind)
+        if kind == "text":
+            items = _lines(among)
+        elif among.is_dir():
+            items = _found([among], [kind])
+        else:
+            items = _region_names(model, among)
         gallery, kept = model.gallery(kind, items, skipped)
     scores = model.compare(query_kind, query if query_kind == "text" else Path(query), kind, gallery)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
@@ -312,22 +296,23 @@ def retrieve(
 def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | None) -> tuple[str, str]:
     """What of the query is compared with what: as asked for, or the first that the files allow."""
     path = Path(query)
+    media = [kind for kind in of_paper.embeds if kind != "text"]
+    like_media = [kind for kind in media if path.suffix.lower() in _suffixes(kind)]
     # Unlike `Path.is_file`, it takes a text that is longer than a name can be.
     is_file = os.path.isfile(query)
-
-    def fits(query_kind: str, kind: str) -> bool:
-        if query_kind != (from_ or query_kind) or kind != (to or kind):
-            return False
-        if (query_kind == "text") == is_file or (is_file and path.suffix.lower() not in _suffixes(query_kind)):
-            return False
-        if among.suffix == ".npz":
-            return True
-        return (kind != "text") == (among.is_dir() or among.suffix in REGION_SUFFIXES)
-
-    found = [pair for pair in of_paper.retrieves() if fits(*pair)]
-    media = frozenset[str]().union(*(_suffixes(kind) for kind in of_paper.embeds if kind != "text"))
-    if not is_file and from_ is None and path.suffix.lower() in media:
+    if like_media and not is_file and from_ is None:
         raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
+    arrays = _arrays_of(among) if among.suffix == ".npz" else []
+    if "model" in arrays:
+        held = arrays
+    else:
+        held = media if arrays or among.is_dir() or among.suffix in REGION_SUFFIXES else ["text"]
+    found = [
+        (query_kind, kind)
+        for query_kind, kind in of_paper.retrieves()
+        if query_kind in (like_media if is_file else ["text"]) and kind in held
+        if from_ in (None, query_kind) and to in (None, kind)
+    ]
     if not found:
         known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves())
         what = f"the file {path}" if is_file else f"the text {query!r} (no file has that name)"
@@ -335,8 +320,7 @@ def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | N
             f"{of_paper.paper} cannot search {among} by {what}. It does {known}; --among takes a folder for files and "
             "a text file for texts"
         )
-    held = _arrays_of(among) if among.suffix == ".npz" else []
-    return next((pair for pair in found if pair[1] in held), found[0])
+    return found[0]
 
 
 def _arrays_of(path: Path) -> list[str]:
@@ -355,20 +339,18 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
     if model.retrieval != "vectors":
         raise StageError(f"{model.paper} reads every pair anew and cannot search {path}: give the folder of the files")
     with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
-        if kind not in content.files:
-            there = [name for name in content.files if f"{name}_names" in content.files]
-            raise ValueError(f"holds no {kind}, but {', '.join(there)}")
         if str(content["model"]) != model.fingerprint():
             raise ValueError("was embedded by another model: embed the files again with this one")
         return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()
 
 
-def _gallery_files(model: Any, among: Path, kind: str) -> list[Any]:
-    if among.is_dir():
-        return _found([among], [kind])
-    if not hasattr(model, "regions"):
+def _region_names(model: Any, among: Path) -> list[str]:
+    """Names of the pictures in a file of region features, which the model then reads."""
+    from common.data.regions import RegionFeatures
+
+    if "regions" not in model.options:
         raise StageError(f"--among {among} is no file of `assemble embed`: give one, or a folder of files")
-    model.regions = _region_features(among)
+    model.regions = RegionFeatures(among)
     return list(model.regions.keys)
 
 
@@ -467,68 +449,44 @@ def write_images(model: Any, captions: Sequence[str], output: Path, number: int 
     return written
 
 
-def export(paper: PaperName, *, options: ExportOptions) -> int:
+def export(
+    paper: PaperName,
+    *,
+    checkpoint: Annotated[Path, f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"],
+    output: Annotated[Path, "folder, or file of a backbone, to write"],
+    layout: Annotated[str, f"default: {OWN_LAYOUT}, the folder; a wrong name lists all"] = OWN_LAYOUT,
+    force: Annotated[bool, "replace an export that is there"] = False,
+    push: Annotated[
+        str | None, Option("also send the folder to this repository of the Hugging Face Hub", metavar="USER/NAME")
+    ] = None,
+    private: Annotated[bool, "with --push: make a new repository private"] = False,
+) -> int:
     """Export a trained model as a folder, or its backbone as a file for other code.
 
     The folder needs nothing else: weights (safetensors), configuration, vocabularies, the record, and a model card;
     without queues, banks or optimizer. Other layouts write the backbone alone, as other libraries read it.
     """
-    a, name = options, paper_named(paper).name
-    weights = optional_part(name, "weights")
-    backbones = () if weights is None else tuple(weights.LAYOUTS)
-    if a.layout == "list":
-        print(", ".join((OWN_LAYOUT, PROGRAMS, *backbones)))
-        return 0
-    if a.layout not in (OWN_LAYOUT, PROGRAMS, *backbones):
-        raise StageError(f"--layout {a.layout}: {nearest(a.layout, (OWN_LAYOUT, PROGRAMS, *backbones))}")
-    if a.layout not in backbones:
-        check_part(name, *TRAINED)
-    _check_export(a, backbones)
-    assert a.checkpoint is not None
-    assert a.output is not None
-    if a.layout in backbones:
-        written = weights.export(a.checkpoint, a.output, a.layout)
-    elif a.layout == PROGRAMS:
-        from common.stages.encoder_programs import write_programs
-        from common.stages.export import trained_model
+    from common.stages.encoder_programs import write_programs
+    from common.stages.export import trained_model, write_export
+    from common.stages.hub import push_export
 
-        written, told = write_programs(trained_model(name), a.checkpoint, a.output)
+    name = paper_named(paper).name
+    weights = optional_part(name, "weights")
+    layouts = (OWN_LAYOUT, PROGRAMS, *(weights.LAYOUTS if weights else ()))
+    if layout not in layouts:
+        raise StageError(f"--layout {layout}: {nearest(layout, layouts)}")
+    if push and layout != OWN_LAYOUT:
+        raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
+    _check_exists(checkpoint)
+    files.require_writable(output.parent, "--output")
+    if layout == OWN_LAYOUT:
+        written = write_export(trained_model(name), checkpoint, output, force, push)
+    elif layout == PROGRAMS:
+        written, told = write_programs(trained_model(name), checkpoint, output)
         print("\n".join(told))
     else:
-        from common.stages.export import trained_model, write_export
-
-        written = write_export(trained_model(name), a.checkpoint, a.output, a.force, a.push)
+        written = weights.export(checkpoint, output, layout)
     print(f"written to {written}")
-    if a.push:
-        from common.stages.hub import push_export
-
-        print(f"sent to {push_export(written, a.push, a.private)}")
+    if push:
+        print(f"sent to {push_export(written, push, private)}")
     return 0
-
-
-def _check_export(options: ExportOptions, backbones: Sequence[str]) -> None:
-    """Refuse what cannot be written, before the model is read."""
-    checkpoint, layout, output = options.checkpoint, options.layout, options.output
-    if checkpoint is None or output is None:
-        missing = [f"--{name}" for name in ("checkpoint", "output") if getattr(options, name) is None]
-        raise StageError(f"an export needs {' and '.join(missing)}")
-    if not checkpoint.exists():
-        raise StageError(f"--checkpoint {checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
-    if layout in backbones and checkpoint.is_dir():
-        raise StageError(f"--layout {layout} reads a checkpoint and not an export: give the last.ckpt it was made of")
-    if output.name in ("", ".."):  # it is put in place by its name, which no process may be standing in
-        raise StageError(f"--output {output}: give a folder or file by its name")
-    if layout in backbones and output.is_dir():
-        raise StageError(f"--output {output} is a folder: give a file for --layout {layout}")
-    if layout == OWN_LAYOUT and output.suffix in FILE_SUFFIXES:
-        others = f"; files are of --layout {', '.join(backbones)}" if backbones else ""
-        raise StageError(f"--output {output}: the layout {OWN_LAYOUT} is a folder{others}")
-    files.require_writable(output.parent, "--output")
-    if options.push:
-        from common.stages.hub import check_repository
-
-        if layout != OWN_LAYOUT:
-            raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
-        check_repository(options.push)
-    elif options.private:
-        raise StageError("--private goes with --push USER/NAME")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import StageError
 from common.files import whole_folder
-from common.stages.export import Encoder, TrainedModel
+from common.stages.export import Encoder, TrainedModel, check_free
 from common.stages.paper_modules import CARD
 
 #: Largest difference between program and model, relative to the largest output: a few roundings of float32.
@@ -25,8 +25,7 @@ BATCHES = (1, 3)
 def write_programs(model: type[TrainedModel], checkpoint: str | Path, output: str | Path) -> tuple[Path, list[str]]:
     """Write the encoders of a stage or an export into a new folder; returns it, and a line per program."""
     output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise StageError(f"--output {output} is taken: give a new folder")
+    check_free(output)
     encoders = model.from_export(checkpoint).encoders()
     if not encoders:
         raise StageError(

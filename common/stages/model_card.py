@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.errors import StageError
-from common.files import parse_yaml, parsing
+from common.files import parse_yaml
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
-from common.stages.configuration import class_at
+from common.stages.configuration import class_at, leaves
 from common.stages.recipe_data import dataset_entries
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ SCALES = {
     "smoke": "**It is a smoke test**: a tiny network after a few steps, which checks that everything runs. It has "
     "learned nothing.",
 }
-SCALE_TAGS = {"paper": [], "single": ["one-card"], "mini": ["miniature"], "smoke": ["smoke-test"]}
 #: Parts of a configuration whose weights don't enter the model: metrics and teachers.
 _OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
 
@@ -40,16 +37,13 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
     from jinja2 import Environment, PackageLoader
 
     paper = paper_named(record.paper)
-    package = importlib.import_module(f"papers.{paper.name}")
-    paragraphs = (inspect.getdoc(package) or "").split("\n\n")
-    with parsing(paper.root / "model_card.yaml", StageError):
-        texts = parse_yaml((paper.root / "model_card.yaml").read_text(encoding="utf-8"))
-        limits, usage = texts["limits"], texts[usage]
-    starts = _starts(record)
+    texts = parse_yaml((paper.root / "model_card.yaml").read_text(encoding="utf-8"))
+    paragraphs = (inspect.getdoc(importlib.import_module(f"papers.{paper.name}")) or "").split("\n\n")
     environment = Environment(
         loader=PackageLoader("common.reporting"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["cell"] = lambda text: text.replace("|", r"\|")
+    starts = _starts(record)
     return environment.get_template("model_card.md.j2").render(
         **dict(zip(("title", "citation", "method"), paragraphs)),
         metadata=metadata(record, folder, model),
@@ -58,8 +52,8 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         scale=SCALES[record.scale],
         model=model,
         source=f'from_pretrained("{repo}")' if repo else f'from_export("{folder}")',
-        usage=usage,
-        limits=limits,
+        usage=texts[usage],
+        limits=texts["limits"],
         facts=_facts(record, starts),
         starts=starts,
         world=_world(record),
@@ -74,9 +68,9 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
     world = _world(record)
     sets = [] if world else _sets(record)
     task = next((found for method, found in TASKS.items() if hasattr(model, method)), "feature-extraction")
-    names = [world.title] if world else [getattr(kind, "title", kind.__name__) for kind in sets]
-    data = ", ".join(names) or "unknown"
+    data = ", ".join(one.title for one in ([world] if world else sets)) or "unknown"
     generated = world is not None and not world.credit
+    learned = record.scale != "smoke"
     results = [
         EvalResult(
             task_type=task,
@@ -89,19 +83,18 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
             source_url="record.json",
         )
         for name, value in sorted(record.metrics.items())
-        if value is not None and record.scale != "smoke"  # a smoke test has learned nothing
+        if value is not None and learned
     ]
+    title = paper_named(record.paper).title.lower().replace(" ", "-")
+    scale = [] if record.scale == "paper" else [record.scale]
     return ModelCardData(
         # The card names the terms of all training data; only generated data have none.
         license="apache-2.0" if generated else "other",
         license_name=None if generated else "see-data",
         library_name=LIBRARY,
         pipeline_tag=task,
-        tags=[
-            *(LIBRARY, paper_named(record.paper).title.lower().replace(" ", "-"), "pytorch", "safetensors"),
-            *(*model.embeds, *SCALE_TAGS[record.scale]),
-        ],
-        datasets=[kind.name for kind in sets] or None,
+        tags=[LIBRARY, title, "pytorch", "safetensors", *model.embeds, *scale],
+        datasets=[one.name for one in sets] or None,
         model_name=folder if results else None,
         eval_results=results or None,
     )
@@ -126,32 +119,22 @@ def _facts(record: Record, starts: list[str]) -> dict[str, str]:
 
 def _starts(record: Record) -> list[str]:
     """Stages and released files whose weights the training started from."""
-    config = record.config
     found = {str(one["stage"]) for one in record.parents.values()}
-    features = ((config.get("data") or {}).get("init_args") or {}).get("text_features")
-    return sorted(found | set(_files(config.get("model"))) | set(_files(features)))
-
-
-def _files(config: Any) -> Iterator[str]:
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            if isinstance(value, str) and (
-                name in ("pretrained", "warm_start", "bert") or name.endswith("_pretrained")
-            ):
-                yield value.rstrip("/").rpartition("/")[2]
-            elif name not in _OTHERS:
-                yield from _files(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _files(value)
+    features = record.config["data"]["init_args"].get("text_features")
+    for field, value in leaves({"model": record.config["model"], "features": features}):
+        *above, name = field.split(".")
+        weights = name in ("warm_start", "bert") or name.endswith("pretrained")
+        if weights and isinstance(value, str) and not _OTHERS.intersection(above):
+            found.add(value.rstrip("/").rpartition("/")[2])
+    return sorted(found)
 
 
 def _world(record: Record) -> Any:
     """Class of the world that replaced the data sets, or None."""
-    world = ((record.config.get("data") or {}).get("init_args") or {}).get("world")
+    world = record.config["data"]["init_args"].get("world")
     return class_at(world["class_path"]) if world else None
 
 
 def _sets(record: Record) -> list[Any]:
-    paths = [entry["class_path"] for entry in dataset_entries(record.config.get("data"))]
+    paths = [entry["class_path"] for entry in dataset_entries(record.config["data"])]
     return [class_at(path) for path in dict.fromkeys(paths)]

@@ -30,20 +30,10 @@ def optional_part(paper: str, name: str) -> Any:
 TRAINED = ("use", "has no trained models to use")
 
 
-def check_part(paper: str, name: str, without: str) -> None:
-    """Check that a paper has a file without the slow import; see `part`."""
-    if not has_part(paper, name):
-        raise _missing(paper, name, without)
-
-
 def part(paper: str, name: str, without: str) -> Any:
     """The module `papers.<paper>.<name>`."""
     found = optional_part(paper, name)
     if found is None:
-        raise _missing(paper, name, without)
+        file = _module(paper, name).replace(".", "/")
+        raise StageError(f"{paper} {without}: {file}.py does not exist (CONTRIBUTING.md, Add a paper)")
     return found
-
-
-def _missing(paper: str, name: str, without: str) -> StageError:
-    file = _module(paper, name).replace(".", "/")
-    return StageError(f"{paper} {without}: {file}.py does not exist (CONTRIBUTING.md, Add a paper)")

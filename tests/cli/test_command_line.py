@@ -227,13 +227,6 @@ def test_help_on_a_part_prints_its_fields_as_flags(capsys: pytest.CaptureFixture
     assert "did you mean 'model'" in capsys.readouterr().err
 
 
-def test_layouts_are_listed_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "mct", "--layout", "list"]) == 0
-    assert capsys.readouterr().out == "safetensors, torch_export, torchvision, timm, detectron2\n"
-    assert main(["export", "mct", "--output", "x"]) == 2
-    assert "an export needs --checkpoint" in capsys.readouterr().err
-
-
 def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     where = ["--scale", "smoke", "--runs", str(tmp_path)]
     assert main(["fit", "avid/avid", *where, "--model.loss.temperature", "0.1"]) == 0

@@ -64,7 +64,6 @@ def test_export_in_the_layouts_of_other_libraries(
             "torchvison",
             r"--layout torchvison: .*torchvision.*valid: detectron2, safetensors, timm, torch_export, torchvision",
         ),
-        ("x.pth", "safetensors", r"the layout safetensors is a folder.*--layout torchvision, timm, detectron2"),
         ("x.pth", "caffe", r"--layout caffe: valid: detectron2, safetensors, timm, torch_export, torchvision"),
         ("x.pth", "detectron2", r"a file of the layout detectron2 ends in .pkl, got '.*x.pth'"),
     ],

@@ -205,7 +205,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("retrieve", "mct", *mct, "--query", "a", "--among", pictures, "--top", "0"), "--top: must be at least 1"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "none"), "none does not exist"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),
-        (("retrieve", "mct", *mct, "--query", "a", "--among", other, "--to", "text"), "holds no text, but image"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", other, "--to", "text"), "mct cannot search"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "torn.npz"), "torn.npz: "),
         (("retrieve", "mct", *avid, "--query", image, "--among", texts), "papers.avid_cma.module.AVIDModule, which"),
         (("export", "mct", *avid, "--output", tmp_path / "e"), "is of papers.avid_cma.module.AVIDModule, which"),

@@ -106,4 +106,4 @@ def test_the_command_says_what_goes_in(tmp_path: Path, capsys: pytest.CaptureFix
     assert "image.pt2: float32 [B, 3, " in told
     assert "differs from the model by" in told
     assert main([*command, str(tmp_path / "programs")]) == 2
-    assert "is taken: give a new folder" in capsys.readouterr().err
+    assert "give another folder" in capsys.readouterr().err
