@@ -149,28 +149,19 @@ def _extract(images: Path, options: RegionOptions, batch_size: int, device: str)
     import torch
 
     from common.data.checksums import digest
-    from common.data.region_extraction import RegionExtractor, extract_regions, load_detector, write_skipped
+    from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
 
     output, weights = options.output, options.detector
     if output is None:
         raise StageError("--extract-regions needs --output FILE, .h5 or .npz")
-    try:
-        detector = load_detector(weights, options.architecture)
-    except (FileNotFoundError, ValueError) as error:
-        raise StageError(str(error)) from None
+    detector = load_detector(weights, options.architecture)
     assert weights is not None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     origin = {"detector": digest(weights, "sha256"), "architecture": options.architecture}
     extractor = RegionExtractor(detector, options.regions, options.min_score, device, origin)
-    result = extract_regions(
-        images, output, extractor, batch_size=batch_size, half=options.half, distribution=options.distribution
-    )
-    listed = output.with_name(f"{output.name}.skipped.txt")
-    write_skipped(listed, result.skipped)
-    print(f"{output}: regions of {result.written:,} images, {result.found_before:,} of them from before")
-    if result.skipped:
-        print(
-            f"{len(result.skipped):,} images cannot be read and are listed in {listed}; the first: {result.skipped[0]}"
-        )
+    found = extract_regions(images, output, extractor, batch_size, options.half, options.distribution)
+    print(f"{output}: regions of {found.written:,} images, {found.found_before:,} of them from before")
+    if found.skipped:
+        print(f"{len(found.skipped):,} images cannot be read (see {output}.skipped.txt); the first: {found.skipped[0]}")
     return 0

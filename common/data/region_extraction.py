@@ -29,13 +29,13 @@ from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.media import MediaError, read_image
 from common.data.regions import (
     REGION_SUFFIXES,
-    RegionError,
     RegionFeatures,
     Regions,
-    identity_of,
     picture_key,
     write_regions,
 )
+from common.encoders.checkpoint_files import named_tensors, read_checkpoint
+from common.errors import StageError
 from common.files import write_atomically
 
 #: torchvision's name of the default detector.
@@ -56,38 +56,26 @@ class Extraction:
     skipped: tuple[str, ...]
 
 
-def load_detector(weights: str | os.PathLike[str] | None, architecture: str = ARCHITECTURE) -> GeneralizedRCNN:
+def load_detector(weights: Path | None, architecture: str = ARCHITECTURE) -> GeneralizedRCNN:
     """A torchvision Faster R-CNN with weights from a file, which also set the number of classes.
 
     The file is a state dict as torchvision distributes it, or a checkpoint with one under `model` or `state_dict`.
     """
-    from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
-
     how = f"give --detector FILE, weights of torchvision's {architecture}, such as {WEIGHTS}; nothing is downloaded"
-    if weights is None:
-        raise FileNotFoundError(f"no detector: {how}")
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of weights; {how}")
+    if weights is None or not weights.is_file():
+        raise StageError(f"no detector at {weights}: {how}")
     if not architecture.startswith("fasterrcnn_"):
-        raise ValueError(f"--architecture {architecture}: features are those of a Faster R-CNN, named fasterrcnn_...")
-    try:
-        content = read_checkpoint(path)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from error
+        raise StageError(f"--architecture {architecture}: features are those of a Faster R-CNN, named fasterrcnn_...")
+    content = read_checkpoint(weights)
     state = named_tensors(content.get("model", content.get("state_dict", content)))
-    bias = state.get("roi_heads.box_predictor.cls_score.bias")
-    if bias is None:
-        raise ValueError(f"{path}: holds no weights of a Faster R-CNN of torchvision; {how}")
-    builder = get_model_builder(architecture)
-    detector = builder(weights=None, weights_backbone=None, num_classes=len(bias))
-    missing = [key for key in detector.state_dict() if key not in state and not key.endswith("num_batches_tracked")]
     try:
-        detector.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: weights of another network than {architecture} ({error})") from None
-    if missing:
-        raise ValueError(f"{path}: weights of another network than {architecture}; they lack {missing[0]}")
+        classes = len(state["roi_heads.box_predictor.cls_score.bias"])
+        detector = get_model_builder(architecture)(weights=None, weights_backbone=None, num_classes=classes)
+        # The released weights are without counts of batches.
+        counts = {key: value for key, value in detector.state_dict().items() if key.endswith("num_batches_tracked")}
+        detector.load_state_dict({**counts, **state})
+    except (KeyError, RuntimeError) as error:
+        raise StageError(f"{weights}: weights of another network than {architecture} ({error}); {how}") from None
     if architecture == ARCHITECTURE and not any(key.endswith("num_batches_tracked") for key in state):
         # The released weights were trained with frozen statistics and without an epsilon.
         for module in detector.modules():
@@ -162,88 +150,76 @@ class RegionExtractor:
 
 
 def extract_regions(
-    folder: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    folder: Path,
+    output: Path,
     extractor: RegionExtractor,
     batch_size: int = 4,
     half: bool = False,
     distribution: bool = False,
-    progress: bool = True,
 ) -> Extraction:
     """Write the region features of all pictures below a folder into one `.h5` or `.npz` file, keyed by file name.
 
-    A rerun resumes from `<output>.parts` and skips existing pictures. `half` stores float16 features; `distribution`
-    also stores the class probabilities, unless an existing file has its own setting.
-    """
-    folder, output = Path(folder).expanduser(), Path(output).expanduser()
+    A rerun resumes from `<output>.parts` and skips existing pictures; `<output>.skipped.txt` lists unreadable ones.
+    `half` stores float16 features; `distribution` also stores the class probabilities.
+    """  # fmt: skip
     if output.suffix.lower() not in REGION_SUFFIXES:
-        raise ValueError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
+        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     pictures = _pictures(folder)
-    before = RegionFeatures(output) if output.is_file() else None
-    if before is not None:
-        distribution = before[before.keys[0]].distribution is not None
     identity = {**extractor.identity, "half": half, "distribution": distribution}
-    known: set[str] = set()
-    if before is not None:
-        _check_identity(output, identity_of(output), identity)
-        known.update(before.keys)
     parts = output.with_name(f"{output.name}.parts")
-    files = [] if before is None else [output]
-    for path in sorted(parts.glob("*.npz")):
-        try:
-            known.update(RegionFeatures(path).keys)
-        except RegionError:
-            path.unlink()  # rewritten
-            continue
-        _check_identity(parts, identity_of(path), identity)
-        files.append(path)
+    files = [path for path in (output, *sorted(parts.glob("*.npz"))) if path.is_file()]
+    known: set[str] = set()
+    held = 0
+    for path in files:
+        features = RegionFeatures(path)
+        _check_identity(path, features, identity)
+        known.update(features.keys)
+        held += len(features) if path == output else 0
     todo = [key for key in pictures if key not in known]
     skipped: list[str] = []
-    for start in track(range(0, len(todo), batch_size), "extracting regions", disable=not progress or not todo):
-        images: list[Tensor] = []
-        names: list[str] = []
+    for start in track(range(0, len(todo), batch_size), "extracting regions", disable=not todo):
+        images: dict[str, Tensor] = {}
         for key in todo[start : start + batch_size]:
             try:
-                images.append(to_tensor(read_image(pictures[key])))
-                names.append(key)
+                images[key] = to_tensor(read_image(pictures[key]))
             except MediaError as error:
                 skipped.append(str(error))
         if images:
-            digest = hashlib.sha256(names[0].encode("utf-8", "surrogateescape")).hexdigest()[:24]
-            rows = [
-                (key, own if distribution else replace(own, distribution=None))
-                for key, own in zip(names, extractor(images))
-            ]
-            write_regions(parts / f"{digest}.npz", rows, half, identity)
+            digest = hashlib.sha256(os.fsencode(next(iter(images)))).hexdigest()[:24]
+            rows = zip(images, extractor(list(images.values())))
+            chosen = ((key, own if distribution else replace(own, distribution=None)) for key, own in rows)
+            write_regions(parts / f"{digest}.npz", chosen, half, identity)
             files.append(parts / f"{digest}.npz")
     if not files:
-        raise ValueError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
-    held = 0 if before is None else len(before)
+        raise StageError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
     count = write_regions(output, _joined(files), half, identity) if files != [output] else held
     shutil.rmtree(parts, ignore_errors=True)
+    listed = output.with_name(f"{output.name}.skipped.txt")
+    listed.unlink(missing_ok=True)
+    if skipped:
+        write_atomically(listed, os.fsencode("".join(f"{reason}\n" for reason in skipped)))
     return Extraction(count, held, tuple(skipped))
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
     pictures: dict[str, Path] = {}
     for name, _ in walk(folder, IMAGE_SUFFIXES, []):
         key = picture_key(Path(name).name)
         if key in pictures:
-            raise ValueError(f"{folder}: {pictures[key].relative_to(folder)} and {name} would both be called {key!r}")
+            raise StageError(f"{folder}: {pictures[key].relative_to(folder)} and {name} would both be called {key!r}")
         pictures[key] = folder / name
     if not pictures:
-        raise ValueError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise StageError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return pictures
 
 
-def _check_identity(path: Path, found: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
+def _check_identity(path: Path, features: RegionFeatures, identity: Mapping[str, Any]) -> None:
     """Refuse to mix features; a file without an identity is accepted."""
-    changed = [name for name, value in identity.items() if found is not None and found.get(name) != value]
+    found = features.identity or identity
+    changed = [name for name, value in identity.items() if found.get(name) != value]
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise ValueError(
+        raise StageError(
             f"{path} was made with other {options}: delete it, name another --output, or give what it was made with"
         )
 
@@ -255,11 +231,3 @@ def _joined(files: Sequence[Path]) -> Iterator[tuple[str, Regions]]:
         for key in [key for key in source.keys if key not in seen]:
             seen.add(key)
             yield key, source[key]
-
-
-def write_skipped(path: Path, skipped: Sequence[str]) -> None:
-    """Write why pictures were skipped, one per line; deletes an old list if there are none."""
-    if skipped:
-        write_atomically(path, "".join(f"{reason}\n" for reason in skipped).encode("utf-8", "surrogateescape"))
-    else:
-        path.unlink(missing_ok=True)

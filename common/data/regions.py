@@ -1,8 +1,8 @@
 """Region features of pictures: the boxes that a detector found, with a vector and a class for each.
 
-A file holds the columns `image_id` [N], `wh` or `height_width` [N, 2] (both stored as height, then width), `num_boxes`
-[N], `bbox` or `boxes` [N, M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or
-`distribution` [N, M, C]. It is HDF5 (`.h5`), read picture by picture, or NumPy's `.npz`, held in memory.
+A file holds the columns `image_id` [N], `height_width` [N, 2] (or `wh`, in the same order), `num_boxes` [N], `bbox`
+[N, M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or `distribution` [N, M, C].
+It is HDF5 (`.h5`), read picture by picture, or NumPy's `.npz`, held in memory.
 
 Source: docs/papers/m3p.md [4]. This module imports neither torch nor a decoder.
 """
@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,17 +29,7 @@ from common.files import parsing, write_whole
 KeyKind = Literal["stem", "number"]
 
 REGION_SUFFIXES = (".h5", ".hdf5", ".npz")
-#: Possible names of each column; the first one found counts.
-_COLUMNS = {
-    "image_id": ("image_id",),
-    "size": ("height_width", "wh"),
-    "count": ("num_boxes",),
-    "boxes": ("bbox", "boxes"),
-    "features": ("features",),
-    "labels": ("objects",),
-    "shares": ("distribution",),
-}
-_OF_REGIONS = ("boxes", "features", "labels", "shares")
+_COLUMNS = ("image_id", "height_width", "num_boxes", "bbox", "features", "objects", "distribution")
 # Attribute of an HDF5 file, entry of NumPy's archive.
 _IDENTITY = "assemble_identity"
 _WRITTEN_AT_ONCE = 256
@@ -94,27 +84,6 @@ def box_vectors(boxes: npt.ArrayLike, height: float, width: float) -> npt.NDArra
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class RegionTable:
-    """The regions of several pictures in memory, padded to the same number.
-
-    Args:
-        features: not normalized, float32 [N, R, F]; zero padding.
-        boxes: see :func:`box_vectors`, float32 [N, R, 5].
-        labels: int64 [N, R]; 0 = background or padding.
-        mask: False for padding, bool [N, R].
-    """
-
-    keys: Texts
-    features: npt.NDArray[np.float32]
-    boxes: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-    mask: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
 class RegionFeatures:
     """Region features of a set's pictures, read lazily; the first file that has a picture counts.
 
@@ -125,6 +94,8 @@ class RegionFeatures:
         given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.paths = tuple(Path(path) for path in given)
         self._files = [_RegionFile(path) for path in self.paths]
+        #: How the features of the first file were made, or None if unknown.
+        self.identity = self._files[0].identity if self._files else None
         names = [_encoded_keys(file, key) for file in self._files]
         sizes = {file.feature_size for file in self._files}
         if len(sizes) != 1:
@@ -141,9 +112,6 @@ class RegionFeatures:
         self._starts = np.cumsum([0, *map(len, names)])
         self.max_regions = max(file.max_regions for file in self._files)
 
-    def __repr__(self) -> str:
-        return f"RegionFeatures({len(self)} pictures, {self.feature_size} wide)"
-
     def __len__(self) -> int:
         return len(self._sorted)
 
@@ -153,7 +121,7 @@ class RegionFeatures:
     @property
     def keys(self) -> Texts:
         """The pictures, in the order of the files."""
-        return Texts(_decoded(self._sorted[row]) for row in np.argsort(self._places))
+        return Texts(os.fsdecode(self._sorted[row]) for row in np.argsort(self._places))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without regions."""
@@ -162,39 +130,15 @@ class RegionFeatures:
     def __getitem__(self, key: str) -> Regions:
         place = self._find(key)
         if place < 0:
-            raise KeyError(key)
+            raise RegionError(
+                f"{', '.join(map(str, self.paths[:3]))}: no region features of picture {key}; `assemble data "
+                "<paper> --extract-regions` makes them"
+            )
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
         return self._files[number].read(place - int(self._starts[number]), key)
 
-    def table(self, keys: Iterable[str]) -> RegionTable:
-        """The regions of several pictures in memory; RegionError if one has none."""
-        wanted = Texts(keys)
-        lacking = self.missing(wanted)
-        if lacking:
-            some = ", ".join(lacking[:3])
-            raise RegionError(
-                f"{', '.join(map(str, self.paths[:3]))}: {len(lacking)} of {len(wanted)} pictures have no region "
-                f"features, such as {some}; `assemble data <paper> --extract-regions` makes them"
-            )
-        shape = (len(wanted), self.max_regions)
-        table = RegionTable(
-            wanted,
-            np.zeros((*shape, self.feature_size), dtype=np.float32),
-            np.zeros((*shape, 5), dtype=np.float32),
-            np.zeros(shape, dtype=np.int64),
-            np.zeros(shape, dtype=np.bool_),
-        )
-        for row, key in enumerate(wanted):
-            regions = self[key]
-            count = len(regions)
-            table.features[row, :count] = regions.features
-            table.boxes[row, :count] = regions.box_vectors
-            table.labels[row, :count] = regions.labels
-            table.mask[row, :count] = True
-        return table
-
     def _find(self, key: str) -> int:
-        encoded = _encoded(key)
+        encoded = os.fsencode(key)
         row = int(np.searchsorted(self._sorted, encoded))
         return int(self._places[row]) if row < len(self._sorted) and self._sorted[row] == encoded else -1
 
@@ -208,51 +152,41 @@ def _encoded_keys(file: _RegionFile, key: KeyKind) -> npt.NDArray[np.bytes_]:
                 f"{file.path}: image_id {file.names[digits.index([])]!r} has no number, the row of its caption"
             )
         keys = [str(int(found[-1])) for found in digits]
-    encoded = np.array([_encoded(name) for name in keys], dtype=np.bytes_)
+    encoded = np.array([os.fsencode(name) for name in keys], dtype=np.bytes_)
     found, counts = np.unique(encoded, return_counts=True)
     if (counts > 1).any():
-        raise RegionError(f"{file.path}: the picture {_decoded(found[counts > 1][0])!r} occurs twice")
+        raise RegionError(f"{file.path}: the picture {os.fsdecode(found[counts > 1][0])!r} occurs twice")
     return encoded
 
 
-def _encoded(name: str) -> bytes:
-    # File names need not be UTF-8.
-    return name.encode("utf-8", "surrogateescape")
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def _decoded(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-# ---------------------------------------------------------------------------------------------------- reading
 class _RegionFile:
     """The columns of one untrusted file; any problem becomes a RegionError."""
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file of region features")
-        if path.suffix.lower() not in REGION_SUFFIXES:
-            raise RegionError(f"{path}: region features are {', '.join(REGION_SUFFIXES)} files")
         self.path = path
         self._open()
         with parsing(path, RegionError):
             columns = self._columns
-            shapes = {field: tuple(column.shape) for field, column in columns.items()}
+            for name in {*_COLUMNS[:5], "objects" if "distribution" not in columns else "distribution"} - set(columns):
+                raise ValueError(f"no column {name}")
+            shapes = {name: tuple(column.shape) for name, column in columns.items()}
             number, self.max_regions, self.feature_size = (*shapes["features"], 0, 0, 0)[:3]  # compared below
             rows = (number, self.max_regions)
             expected = {
-                "image_id": (number,), "size": (number, 2), "count": (number,), "boxes": (*rows, 4), "labels": rows,
-                "shares": (*rows, *shapes.get("shares", (0,))[-1:]), "features": (*rows, self.feature_size),
+                "image_id": (number,), "height_width": (number, 2), "num_boxes": (number,), "bbox": (*rows, 4),
+                "features": (*rows, self.feature_size), "objects": rows,
+                "distribution": (*rows, *shapes.get("distribution", (0,))[-1:]),
             }  # fmt: skip
-            if any(shape != expected[field] for field, shape in shapes.items()):
+            if any(shape != expected[name] for name, shape in shapes.items()):
                 raise ValueError(f"its columns do not fit each other: {shapes}")
-            counts = np.asarray(columns["count"])
+            counts = np.asarray(columns["num_boxes"])
             if not ((counts >= 0) & (counts <= self.max_regions)).all():
                 raise ValueError(f"num_boxes runs from {counts.min()} to {counts.max()} of {self.max_regions}")
-            self.names = [
-                _decoded(name) if isinstance(name, bytes) else str(name)
-                for name in np.asarray(columns["image_id"]).tolist()
-            ]
+            names = np.asarray(columns["image_id"]).tolist()
+            self.names = [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names]
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process cannot use an open file.
@@ -264,14 +198,14 @@ class _RegionFile:
             self._open()
         with parsing(self.path, RegionError):
             columns = self._columns
-            count = int(columns["count"][row])
-            height, width = (int(value) for value in columns["size"][row])
-            own = {field: np.asarray(columns[field][row, :count]) for field in _OF_REGIONS if field in columns}
-            shares = own["shares"].astype(np.float32) if "shares" in own else None
-            labels = own["labels"] if shares is None or "labels" in own else shares.argmax(axis=-1)
+            count = int(columns["num_boxes"][row])
+            height, width = (int(value) for value in columns["height_width"][row])
+            own = {name: np.asarray(columns[name][row, :count]) for name in _COLUMNS[3:] if name in columns}
+            shares = own["distribution"].astype(np.float32) if "distribution" in own else None
+            labels = own["objects"] if shares is None or "objects" in own else shares.argmax(axis=-1)
             regions = Regions(
                 own["features"].astype(np.float32),
-                own["boxes"].astype(np.float32),
+                own["bbox"].astype(np.float32),
                 labels.astype(np.int64),
                 height,
                 width,
@@ -281,16 +215,34 @@ class _RegionFile:
         return regions
 
     def _open(self) -> None:
-        held = self.path.suffix.lower() == ".npz"
-        found = (_numpy_columns if held else _hdf5_columns)(self.path)
-        self._owner = None if held else os.getpid()
-        self._columns = {
-            field: found[name] for field, names in _COLUMNS.items() for name in reversed(names) if name in found
-        }
-        optional = "labels" if "shares" in self._columns else "shares"
-        for field in _COLUMNS:
-            if field not in self._columns and field != optional:
-                raise RegionError(f"{self.path}: no column {' or '.join(_COLUMNS[field])}")
+        h5py = None if self.path.suffix.lower() == ".npz" else optional_package("h5py", "features")
+        with parsing(self.path, RegionError):
+            if h5py is None:
+                with np.load(self.path, allow_pickle=False) as held:
+                    found = dict(held)
+                    note = found[_IDENTITY].item() if _IDENTITY in found else None
+            else:
+                file = h5py.File(self.path)
+                found = {name: _column(file, name, h5py) for name in {*_COLUMNS, "wh"} & set(file)}
+                note = file.attrs.get(_IDENTITY)
+            self.identity: dict[str, Any] | None = None if note is None else json.loads(note)
+        self._owner = None if h5py is None else os.getpid()
+        if "wh" in found:
+            found["height_width"] = found["wh"]
+        self._columns = {name: found[name] for name in _COLUMNS if name in found}
+
+
+def _column(file: Any, name: str, h5py: Any) -> Any:
+    """A column of an untrusted HDF5 file, which may not lead to other files."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+    column = file[name]
+    if column.is_virtual or column.external:
+        raise ValueError(f"{name} is stored in other files")
+    text = name == "image_id" and h5py.check_string_dtype(column.dtype) is not None
+    if not text and column.dtype.kind not in "iuf":
+        raise ValueError(f"{name} holds values of type {column.dtype}")
+    return column
 
 
 def _check(regions: Regions, where: str) -> None:
@@ -309,43 +261,9 @@ def _check(regions: Regions, where: str) -> None:
         )
 
 
-def _numpy_columns(path: Path) -> dict[str, Any]:
-    with parsing(path, RegionError), np.load(path, allow_pickle=False) as columns:
-        return dict(columns)
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _hdf5_columns(path: Path) -> dict[str, Any]:
-    """Columns of an open untrusted file; links to other files are refused."""
-    h5py = optional_package("h5py", "features")
-    columns: dict[str, Any] = {}
-    with parsing(path, RegionError):
-        file = h5py.File(path, "r")
-        for name in set(file) & set(itertools.chain(*_COLUMNS.values())):
-            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name} is a link")
-            column = file[name]
-            if column.is_virtual or column.external:
-                raise ValueError(f"{name} is stored in other files")
-            text = name == "image_id" and h5py.check_string_dtype(column.dtype) is not None
-            if not text and column.dtype.kind not in "iuf":
-                raise ValueError(f"{name} holds values of type {column.dtype}")
-            columns[name] = column
-    return columns
-
-
-def identity_of(path: Path) -> dict[str, Any] | None:
-    """How the features of a file were made, or None if unknown."""
-    with parsing(path, RegionError):
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as columns:
-                note = columns[_IDENTITY].item() if _IDENTITY in columns else None
-        else:
-            with optional_package("h5py", "features").File(path, "r") as file:
-                note = file.attrs.get(_IDENTITY)
-        return None if note is None else json.loads(note)
-
-
-# ---------------------------------------------------------------------------------------------------- writing
 def write_regions(
     path: str | os.PathLike[str],
     rows: Iterable[tuple[str, Regions]],
@@ -354,22 +272,19 @@ def write_regions(
 ) -> int:
     """Write regions by name into an `.h5` or `.npz` file atomically and return how many; `half` stores float16.
 
-    `.npz` keeps all pictures in memory. `identity` tells how they were made, for :func:`identity_of`.
+    `.npz` keeps all pictures in memory. `identity` tells how they were made.
     """
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(REGION_SUFFIXES)}")
-    count = 0
     note = None if identity is None else json.dumps(dict(identity), sort_keys=True)
-
-    def write(temporary: Path) -> None:
-        nonlocal count
-        count = (_write_numpy if path.suffix.lower() == ".npz" else _write_hdf5)(temporary, iter(rows), half, note)
-        if not count:
-            raise ValueError(f"{path}: there are no pictures to write region features of")
-
-    write_whole(path, write)
-    return count
+    write = _write_numpy if path.suffix.lower() == ".npz" else _write_hdf5
+    first = next(iterator := iter(rows), None)
+    if first is None:
+        raise ValueError(f"{path}: there are no pictures to write region features of")
+    counts: list[int] = []
+    write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator), half, note)))
+    return counts[0]
 
 
 def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.NDArray[Any]]:
@@ -384,7 +299,7 @@ def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.ND
 
     shares = [regions.distribution for regions in every if regions.distribution is not None]
     columns = {
-        "image_id": np.array([_encoded(name) for name, _ in held], dtype=np.bytes_),
+        "image_id": np.array([os.fsencode(name) for name, _ in held], dtype=np.bytes_),
         "height_width": np.array([(regions.height, regions.width) for regions in every], dtype=np.int32),
         "num_boxes": np.array([len(regions) for regions in every], dtype=np.int32),
         "bbox": column([regions.boxes for regions in every], np.float32),
@@ -400,15 +315,12 @@ def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.ND
 
 def _write_numpy(path: Path, rows: Iterable[tuple[str, Regions]], half: bool, note: str | None) -> int:
     held = list(rows)
-    if held:
-        columns = _packed(held, half)
-        if note is not None:
-            columns[_IDENTITY] = np.array(note)
-        np.savez(path, **columns)  # type: ignore[arg-type]
+    noted = {} if note is None else {_IDENTITY: np.array(note)}
+    np.savez(path, **_packed(held, half), **noted)  # type: ignore[arg-type]
     return len(held)
 
 
-def _write_hdf5(path: Path, rows: Iterable[tuple[str, Regions]], half: bool, note: str | None) -> int:
+def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]], half: bool, note: str | None) -> int:
     h5py = optional_package("h5py", "features")
     count = 0
     with h5py.File(path, "w") as file:

@@ -136,7 +136,7 @@ class RegionItems(ItemDataset):
         key = self.pictures.keys[file]
         try:
             stored = self.pictures.features[int(self.pictures.source[file])][key]
-        except (RegionError, KeyError) as error:
+        except RegionError as error:
             raise MediaError(f"{self.pictures.name}, picture {key}: {error}") from error
         if self.distributions and stored.distribution is None:
             raise ValueError(

@@ -105,7 +105,7 @@ def prepare_regions(
         with exclusive(folder / f".{split}.lock"):
             if _all_there(path, keys):
                 continue
-            with contextlib.suppress(RegionError, FileNotFoundError):
+            with contextlib.suppress(RegionError):
                 # Another data set may split the same pictures differently.
                 keys = dict.fromkeys([*RegionFeatures(path).keys, *keys])
             network = network or read_region_network(checkpoint)
@@ -126,7 +126,7 @@ def _all_there(path: Path, keys: Iterable[str]) -> bool:
     skipped = set(_list_of_skipped(path).read_text(encoding="utf-8").split("\n"))
     try:
         return not set(RegionFeatures(path).missing(keys)) - skipped
-    except (RegionError, FileNotFoundError):
+    except RegionError:
         return False  # made anew
 
 

@@ -117,16 +117,15 @@ class M3P(encoder.M3P, TrainedModel):
                     f"--regions: the features there have {self.regions.feature_size} numbers, and this model reads "
                     f"{self.encoder.feature_dim}: give features of the detector that it was trained with"
                 )
-            table = self.regions.table([picture_key(Path(file).name)])
-            count = min(int(table.mask.sum()), self.max_regions)
-            return RegionArrays(table.features[0, :count], table.boxes[0, :count], table.labels[0, :count])
-        if self.detector is None:
+            regions = self.regions[picture_key(Path(file).name)]
+        elif self.detector is None:
             raise StageError(
                 "this model reads regions of pictures and has no detector of its own: give a file of region features, "
                 "which `assemble data m3p --extract-regions` makes, as --regions FILE"
             )
-        read_image(file)  # raises for a picture that cannot be read; the detector passes it over
-        ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
+        else:
+            read_image(file)  # raises for a picture that cannot be read; the detector passes it over
+            ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
         count = self.max_regions
         return RegionArrays(regions.features[:count], regions.box_vectors[:count], regions.labels[:count])
 

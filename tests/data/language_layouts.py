@@ -6,8 +6,9 @@ import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.data.regions import write_regions
 from tests.data.image_layouts import write_image, write_json
-from tests.data.region_layouts import columns, regions, write_columns
+from tests.data.region_layouts import regions
 
 FLICKR = ("1000092795", "10002456", "1000268201")
 COCO = ("COCO_train2014_000000000009", "COCO_val2014_000000000042", "COCO_val2014_000000000073")
@@ -29,7 +30,8 @@ def write_lines(path: Path, lines: Sequence[str]) -> Path:
 
 def write_features(path: Path, keys: Sequence[str]) -> Path:
     """Region features of some pictures."""
-    return write_columns(path, columns(keys, [regions(number) for number in range(len(keys))]))
+    write_regions(path, ((key, regions(number)) for number, key in enumerate(keys)))
+    return path
 
 
 def write_conceptual_captions(root: Path, headed: bool = False, images: bool = True) -> Path:

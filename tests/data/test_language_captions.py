@@ -6,6 +6,7 @@ import io
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import TextLines, WikipediaText
 from common.data.listing import DatasetMissing
 from common.data.prepare import report
+from common.data.regions import write_regions
 from common.data.sequences import Rows, Texts
 from tests.data.image_layouts import write_json
 from tests.data.language_layouts import (
@@ -39,6 +41,7 @@ from tests.data.language_layouts import (
     write_text,
     write_wikipedia,
 )
+from tests.data.region_layouts import regions
 
 
 def rows(captions: LanguageCaptions) -> dict[str, tuple[str, ...]]:
@@ -396,10 +399,7 @@ def test_region_features_are_part_of_the_status(tmp_path: Path) -> None:
 
 
 def test_damaged_region_features_are_found_by_prepare(tmp_path: Path) -> None:
-    from tests.data.region_layouts import columns, regions, write_columns
-
     dataset = Multi30K(write_multi30k(tmp_path))
-    held = columns(FLICKR[:2], [regions(0), regions(1)])
-    held["features"][1] = np.nan
-    write_columns(tmp_path / "regions" / "train.npz", held)
+    damaged = replace(regions(1), features=np.full((3, 6), np.nan, np.float32))
+    write_regions(tmp_path / "regions" / "train.npz", zip(FLICKR, [regions(0), damaged]))
     assert f"picture '{FLICKR[1]}': features or boxes that are no finite numbers" in overview(dataset, prepare=True)

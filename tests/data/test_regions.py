@@ -1,4 +1,4 @@
-"""Region features: every layout gives the same regions, damage is named, and what is written is read back."""
+"""Region features: what is written is read back, and damage is named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.regions import RegionError, RegionFeatures, Regions, box_vectors, write_regions
-from tests.data.region_layouts import FEATURES, HEIGHT, WIDTH, columns, regions, write_columns
+from tests.data.region_layouts import FEATURES, HEIGHT, WIDTH, regions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "m3p" / "joint_forward.npz"
-NAMES = ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg", "flickr_3")
 KEYS = ("COCO_val2014_000000000042", "COCO_val2014_000000000007", "flickr_3")
 
 
@@ -33,7 +32,6 @@ def equal(mine: Regions, other: Regions, tolerance: float = 0.0) -> None:
     assert mine.labels.dtype == np.int64
 
 
-# ---------------------------------------------------------------------------------------------------- boxes
 def test_box_vectors_are_those_of_the_official_code() -> None:
     golden = np.load(GOLDEN)
     for boxes, (height, width), expected in zip(golden["boxes"], golden["wh_hw"], golden["loc"]):
@@ -52,97 +50,126 @@ def test_box_vectors_have_length_one(boxes: list[tuple[float, ...]], height: int
     assert np.all(np.isclose(lengths, 1, atol=1e-5) | empty | (lengths < 1e-5))
 
 
-# ---------------------------------------------------------------------------------------------------- layouts
-@pytest.mark.parametrize("layout", ["new.h5", "new.npz", "old.h5", "old.npz"])
-def test_every_layout_gives_the_same_regions(layout: str, tmp_path: Path) -> None:
-    expected = [regions(number, count, distribution=True) for number, count in enumerate((3, 1, 4))]
-    path = tmp_path / layout
-    write_columns(path, columns(NAMES, expected, old=layout.startswith("old")))
+def write(path: Path, *own: Regions, names: Sequence[str] = KEYS) -> Path:
+    """A file of the pictures 0, 1 and 2, or of those given."""
+    write_regions(path, zip(names, own or map(regions, range(3))))
+    return path
+
+
+def rewrite(path: Path, **changes: Any) -> Path:
+    """Change columns of a file; None removes one."""
+    if path.suffix == ".npz":
+        held = dict(np.load(path)) | changes
+        np.savez(path, **{name: values for name, values in held.items() if values is not None})
+        return path
+    with h5py.File(path, "a") as file:
+        for name, values in changes.items():
+            if name in file:
+                del file[name]
+            if values is not None:
+                file[name] = values
+    return path
+
+
+# -- reading and writing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_written_is_read_back(tmp_path: Path, suffix: str, half: bool) -> None:
+    # More than one block, and the later ones have more regions.
+    expected = {f"picture {number}.é": regions(number, 2 + number // 200, distribution=True) for number in range(530)}
+    path = tmp_path / "new" / f"a{suffix}"
+    assert write_regions(path, expected.items(), half, {"made": "here"}) == 530
     found = RegionFeatures(path)
-    assert sorted(found.keys) == sorted(KEYS)
-    assert (len(found), found.feature_size) == (3, FEATURES)
-    assert found.max_regions >= 1
-    for key, own in zip(KEYS, expected):
-        equal(found[key], own)
-        if layout.startswith("old"):
-            np.testing.assert_array_equal(found[key].distribution, own.distribution)
-    assert KEYS[0] in found
+    assert list(found.keys) == list(expected)
+    assert (len(found), found.feature_size, found.max_regions, found.identity) == (530, FEATURES, 4, {"made": "here"})
+    for key in list(expected)[::53]:
+        equal(found[key], expected[key], 3e-3 if half else 0.0)
+        np.testing.assert_allclose(found[key].distribution, expected[key].distribution, atol=1e-3 if half else 0)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert "another" not in found
-    assert found.missing([*KEYS, "another"]) == ["another"]
-    with pytest.raises(KeyError):
+    assert found.missing([*expected, "another"]) == ["another"]
+    with pytest.raises(RegionError, match="another"):
         found["another"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_the_authors_columns_are_read(tmp_path: Path, suffix: str) -> None:
+    """Theirs are `wh` for height and width, and a distribution in place of the best class."""
+    own = [regions(number, distribution=True) for number in range(3)]
+    path = write(tmp_path / f"a{suffix}", *own, names=[f"{key}.jpg" for key in KEYS])
+    rewrite(path, wh=np.full((3, 2), [HEIGHT, WIDTH]), height_width=None, objects=None)
+    found = RegionFeatures(path)
+    for key, expected in zip(KEYS, own):
+        equal(found[key], expected)
 
 
 def test_several_files_are_one_and_the_first_has_its_way(tmp_path: Path) -> None:
     first, second, third = (regions(number) for number in range(3))
-    paths = [
-        write_columns(tmp_path / "train_0.h5", columns(KEYS[:2], [first, second])),
-        write_columns(tmp_path / "train_1.npz", columns(KEYS[1:], [third, third])),
-    ]
-    found = RegionFeatures(paths)
+    found = RegionFeatures(
+        [write(tmp_path / "0.h5", first, second), write(tmp_path / "1.npz", third, third, names=KEYS[1:])]
+    )
     assert list(found.keys) == list(KEYS)
     equal(found[KEYS[1]], second)
     equal(found[KEYS[2]], third)
 
 
 def test_row_numbers_are_the_digits_of_the_names(tmp_path: Path) -> None:
-    path = write_columns(tmp_path / "a.npz", columns(["train_000012.jpg", "google_7"], [regions(0), regions(1)]))
-    found = RegionFeatures(path, key="number")
-    assert list(found.keys) == ["12", "7"]
-    write_columns(path, columns(["nothing", "7"], [regions(0), regions(1)]))
-    with pytest.raises(RegionError, match="'nothing' has no number"):
-        RegionFeatures(path, key="number")
+    path = write(tmp_path / "a.npz", names=["train_000012.jpg", "google_7"])
+    assert list(RegionFeatures(path, key="number").keys) == ["12", "7"]
 
 
-def test_a_table_is_padded(tmp_path: Path) -> None:
-    expected = [regions(0, 2), regions(1, 4)]
-    path = write_columns(tmp_path / "a.npz", columns(KEYS[:2], expected))
-    table = RegionFeatures(path).table([KEYS[1], KEYS[0]])
-    assert table.features.shape == (2, 4, FEATURES)
-    assert table.mask.sum(1).tolist() == [4, 2]
-    np.testing.assert_array_equal(table.features[1, :2], expected[0].features)
-    np.testing.assert_array_equal(table.boxes[1, :2], expected[0].box_vectors)
-    assert not table.features[1, 2:].any()
-    assert not table.boxes[1, 2:].any()
-    assert list(table.keys) == [KEYS[1], KEYS[0]]
-    assert len(table) == 2
-    with pytest.raises(RegionError, match=r"1 of 2 pictures have no region features, such as b.*--extract-regions"):
-        RegionFeatures(path).table([KEYS[0], "b"])
+def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5")
+    before = path.read_bytes()
+
+    def broken() -> Any:
+        yield "b", regions(1)
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_regions(path, broken())
+    mixed = [("a", regions(0)), ("b", regions(0, distribution=True))]
+    for target, rows in ((path, []), (path, mixed), (tmp_path / "a.pkl", mixed[:1])):
+        with pytest.raises(ValueError):
+            write_regions(target, rows)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
 
 
-# ---------------------------------------------------------------------------------------------------- damage
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+#: What makes a damaged file of a good one, and what the message names beside the file.
+DAMAGED: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: path.unlink(), ""),
+    (lambda path: path.write_bytes(b""), ""),
+    (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), ""),
+    (lambda path: (path.unlink(), os.mkfifo(path)), ""),
+    (lambda path: rewrite(path, height_width=None), "height_width"),
+    (lambda path: rewrite(path, height_width=np.full((3, 2), np.nan)), ""),
+    (lambda path: rewrite(path, bbox=np.zeros((3, 2, 4))), "bbox"),
+    (lambda path: rewrite(path, objects=np.zeros((3, 3, 1))), "objects"),
+    (lambda path: rewrite(path, features=np.zeros((3, 6))), "features"),
+    (lambda path: rewrite(path, num_boxes=np.full(3, 9)), "num_boxes"),
+    (lambda path: write(path, names=["a.jpg", "a.png"]), "'a'"),
+]
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
-def test_damaged_files_are_named(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    held = columns(KEYS, [regions(number) for number in range(3)])
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        RegionFeatures(path)
-    path.write_bytes(b"")
-    with pytest.raises(RegionError, match=rf"a{suffix}: "):
-        RegionFeatures(path)
-    write_columns(path, held)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(RegionError, match=rf"a{suffix}: "):
-        RegionFeatures(path)
-    write_columns(path, {name: values for name, values in held.items() if name != "wh"})
-    with pytest.raises(RegionError, match="no column height_width or wh"):
-        RegionFeatures(path)
-    for changes in (
-        {"bbox": held["bbox"][:, :2]},
-        {"objects": held["objects"][:2]},
-        {"objects": held["objects"][..., None]},
-        {"wh": held["wh"][:, :1]},
-        {"features": held["features"][0]},
-    ):
-        write_columns(path, {**held, **changes})
-        with pytest.raises(RegionError, match="do not fit each other"):
-            RegionFeatures(path)
-    write_columns(path, {**held, "num_boxes": held["num_boxes"] + 9})
-    with pytest.raises(RegionError, match="num_boxes runs from 12 to 12 of 4"):
-        RegionFeatures(path)
-    write_columns(path, columns(["a.jpg", "a.png"], [regions(0), regions(1)]))
-    with pytest.raises(RegionError, match="'a' occurs twice"):
-        RegionFeatures(path)
+@pytest.mark.parametrize(("damage", "named"), DAMAGED)
+def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: Callable[[Path], object], named: str) -> None:
+    path = write(tmp_path / f"a{suffix}")
+    damage(path)
+    with pytest.raises(RegionError, match=rf"{re.escape(str(path))}.*{named}"):
+        RegionFeatures(path)[KEYS[0]]
+
+
+def test_files_fit_each_other(tmp_path: Path) -> None:
+    wide = write(tmp_path / "b.npz", changed(features=np.zeros((3, 9), np.float32)), names=["b"])
+    for files in ([], [write(tmp_path / "a.npz"), wide]):
+        with pytest.raises(RegionError, match="one width"):
+            RegionFeatures(files)
 
 
 HOSTILE: dict[str, Callable[[h5py.File, Path], object]] = {
@@ -172,33 +199,13 @@ def virtual(folder: Path) -> h5py.VirtualLayout:
 
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_a_file_of_a_stranger_leads_nowhere(tmp_path: Path, attack: str) -> None:
-    held = columns(KEYS, [regions(number) for number in range(3)])
-    write_columns(tmp_path / "other.h5", held)
+    write(tmp_path / "other.h5")
     (tmp_path / "secret").write_bytes(bytes(range(12)))
-    path = write_columns(tmp_path / "a.h5", {name: values for name, values in held.items() if name != "objects"})
+    path = rewrite(write(tmp_path / "a.h5"), objects=None)
     with h5py.File(path, "a") as file:
         HOSTILE[attack](file, tmp_path)
     with pytest.raises(RegionError, match=re.escape(str(path))):
         RegionFeatures(path)
-
-
-@pytest.mark.parametrize("suffix", [".h5", ".npz"])
-def test_other_damage_names_the_file(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    os.mkfifo(path)
-    with pytest.raises(RegionError, match=re.escape(str(path))):
-        RegionFeatures(path)
-    path.unlink()
-    held = columns(KEYS, [regions(number) for number in range(3)])
-    write_columns(path, {**held, "wh": np.full((3, 2), np.nan)})
-    with pytest.raises(RegionError, match=re.escape(str(path))):
-        RegionFeatures(path)[KEYS[0]]
-    np.savez_compressed(tmp_path / "b.npz", **held)
-    content = bytearray((tmp_path / "b.npz").read_bytes())
-    content[200:400] = bytes(200)
-    (tmp_path / "b.npz").write_bytes(content)
-    with pytest.raises(RegionError, match=r"b\.npz"):
-        RegionFeatures(tmp_path / "b.npz")
 
 
 def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
@@ -212,91 +219,36 @@ def changed(**changes: Any) -> Regions:
 
 
 @pytest.mark.parametrize(
-    ("own", "message"),
+    "own",
     [
-        (changed(features=np.full((3, FEATURES), np.nan, np.float32)), "no finite numbers"),
-        (changed(boxes=np.full((3, 4), np.inf, np.float32)), "no finite numbers"),
-        (changed(height=0), "has no size"),
-        (changed(boxes=np.array([[1, 1, 39, 20]] * 3, np.float32), height=WIDTH, width=HEIGHT), "height, then width"),
-        (regions(0, 0), "no regions"),
+        changed(features=np.full((3, FEATURES), np.nan, np.float32)),
+        changed(boxes=np.full((3, 4), np.inf, np.float32)),
+        changed(height=0),
+        changed(boxes=np.array([[1, 1, 39, 20]] * 3, np.float32), height=WIDTH, width=HEIGHT),
+        regions(0, 0),
     ],
+    ids=["features", "boxes", "size", "width before height", "none"],
 )
-def test_damaged_rows_name_the_picture(tmp_path: Path, own: Regions, message: str) -> None:
-    path = write_columns(tmp_path / "a.h5", columns(["good", "bad"], [regions(1), own]))
-    found = RegionFeatures(path)
+def test_damaged_rows_name_the_picture(tmp_path: Path, own: Regions) -> None:
+    found = RegionFeatures(write(tmp_path / "a.h5", regions(1), own, names=["good", "bad"]))
     equal(found["good"], regions(1))
-    with pytest.raises(RegionError, match=rf"a\.h5, picture 'bad': .*{message}"):
+    with pytest.raises(RegionError, match=r"a\.h5, picture 'bad': "):
         found["bad"]
 
 
-def test_files_of_different_width_and_unknown_kind(tmp_path: Path) -> None:
-    one = write_columns(tmp_path / "a.npz", columns(["a"], [regions(0)]))
-    other = regions(1)
-    wide = Regions(np.zeros((3, 9), np.float32), other.boxes, other.labels, HEIGHT, WIDTH)
-    two = write_columns(tmp_path / "b.npz", columns(["b"], [wide]))
-    with pytest.raises(RegionError, match="one width"):
-        RegionFeatures([one, two])
-    (tmp_path / "c.txt").write_text("")
-    with pytest.raises(RegionError, match=r"\.h5, \.hdf5, \.npz files"):
-        RegionFeatures(tmp_path / "c.txt")
-    with pytest.raises(ValueError, match="no file"):
-        RegionFeatures([])
+# -- processes ---------------------------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------------- processes
 def _first_feature(found: RegionFeatures, key: str) -> float:
     return float(found[key].features[0, 0])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
 def test_other_processes_open_the_file_anew(tmp_path: Path, suffix: str) -> None:
-    path = write_columns(tmp_path / f"a{suffix}", columns(KEYS, [regions(number) for number in range(3)]))
+    path = write(tmp_path / f"a{suffix}")
     found = RegionFeatures(path)
     copy = pickle.loads(pickle.dumps(found))
     equal(copy[KEYS[2]], regions(2))
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(_first_feature, (found, KEYS[1])) == pytest.approx(float(regions(1).features[0, 0]))
     equal(found[KEYS[0]], regions(0))
-
-
-# ---------------------------------------------------------------------------------------------------- writing
-@pytest.mark.parametrize("suffix", [".npz", ".h5"])
-@pytest.mark.parametrize("half", [False, True])
-def test_what_is_written_is_read_back(tmp_path: Path, suffix: str, half: bool) -> None:
-    # More than one block, and the later ones have more regions.
-    expected = {f"picture {number}.é": regions(number, 2 + number // 200, distribution=True) for number in range(530)}
-    path = tmp_path / "new" / f"a{suffix}"
-    assert write_regions(path, expected.items(), half) == 530
-    found = RegionFeatures(path)
-    assert list(found.keys) == list(expected)
-    assert found.max_regions == 4
-    for key in list(expected)[::53]:
-        equal(found[key], expected[key], 3e-3 if half else 0.0)
-        np.testing.assert_allclose(found[key].distribution, expected[key].distribution, atol=1e-3 if half else 0)
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-    if suffix == ".h5":
-        with h5py.File(path) as file:
-            assert file["height_width"][0].tolist() == [HEIGHT, WIDTH]
-            assert file["image_id"][0] == "picture 0.é".encode()
-            assert file["features"].dtype == (np.float16 if half else np.float32)
-
-
-def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_regions(path, [("a", regions(0))])
-    before = path.read_bytes()
-
-    def broken() -> Any:
-        yield "b", regions(1)
-        raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        write_regions(path, broken())
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
-    with pytest.raises(ValueError, match="no pictures"):
-        write_regions(path, [])
-    with pytest.raises(ValueError, match="must end with"):
-        write_regions(tmp_path / "a.pkl", [])
-    with pytest.raises(ValueError, match="only some"):
-        write_regions(path, [("a", regions(0)), ("b", regions(0, distribution=True))])

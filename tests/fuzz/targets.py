@@ -149,7 +149,7 @@ def _read_pictures(folder: Path) -> None:
 def _write_regions(folder: Path) -> None:
     found = [region_layouts.regions(number) for number in range(3)]
     for name in ("a.npz", "b.h5"):
-        region_layouts.write_columns(folder / name, region_layouts.columns(["1", "2", "3"], found))
+        write_regions(folder / name, zip("123", found))
 
 
 def _read_regions(folder: Path) -> None:
