@@ -99,6 +99,13 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     return "; ".join(f"{len(names)} {what}: {first_of(names)}" for what, names in parts if names)
 
 
+def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], problem: str, advice: str = "") -> None:
+    """Load weights that must fit; otherwise the error gives the problem, what doesn't fit, and advice."""
+    if misfit := differences(module.state_dict(), weights):
+        raise CheckpointError(f"{problem}: {misfit}{advice}")
+    module.load_state_dict(weights)
+
+
 def first_of(names: Sequence[Any], limit: int = 6) -> str:
     """The first of some names, and how many more there are."""
     listed = ", ".join(str(name) for name in names[:limit]) or "nothing"
@@ -149,12 +156,13 @@ def load_encoder(
     }
     if callable(rename := getattr(encoder, "released_names", None)):
         found = rename(found)
-    if problem := differences(expected, with_counters(found)):
-        raise CheckpointError(
-            f"{field}: the encoder in {path} (names below {prefix!r}) has another architecture than the configured "
-            f"{type(encoder).__name__}: {problem}. Give the encoder the sizes that it was pre-trained with."
-        )
-    encoder.load_state_dict(found)
+    load_exactly(
+        encoder,
+        with_counters(found),
+        f"{field}: the encoder in {path} (names below {prefix!r}) has another architecture than the configured "
+        f"{type(encoder).__name__}",
+        ". Give the encoder the sizes that it was pre-trained with.",
+    )
 
 
 def write_torch(output: str | Path, content: Mapping[str, Any]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, StackDataset
 
 from common.data.annotations import ImageAnnotations
 from common.data.datasets.coco import COCO
@@ -39,7 +38,7 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, PositiveInt
 
 Items = Literal["images", "captions"]
-CaptionChoice = Literal["random", "shortest"]
+CaptionChoice = Literal["random"]
 Role = Literal["train", "test", "reference"]
 
 #: First and last word id that every vocabulary has, for made-up captions.
@@ -82,41 +81,19 @@ class CaptionedItems:
 class TextToImageItems(ImageItems):
     """An image and the number of one of its captions: `image` float32 [3, S, S] in [0, 1], `caption` int64.
 
-    A `random` caption is uniform at every visit, drawn from (seed, epoch, item); the `shortest` has the fewest tokens.
+    The caption is uniform at every visit, drawn from (seed, epoch, item).
 
     Source: [2.5].
     """
 
-    def __init__(
-        self, items: CaptionedItems, tokenizer: CaptionTokenizer, choice: CaptionChoice = "random", **options: Any
-    ) -> None:
+    def __init__(self, items: CaptionedItems, **options: Any) -> None:
         super().__init__(items.listing, **options)
         self.items = items
-        self.tokenizer = tokenizer
-        self.choice = choice
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
         picture, _ = self.transform(image, rng)
-        first, count = int(self.items.first[item]), int(self.items.count[item])
-        if self.choice == "random":
-            number = first + int(rng.integers(count))
-        else:
-            texts = self.items.texts
-            number = min(range(first, first + count), key=lambda n: len(self.tokenizer.encode(texts.column[n])))
+        number = int(self.items.first[item]) + int(rng.integers(int(self.items.count[item])))
         return {"image": picture, "caption": torch.tensor(number)}
-
-
-class CaptionNumbers(Dataset[Sample]):
-    """Caption numbers int64 [n] as items: `caption`, and its position `index`."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, item: int) -> Sample:
-        return {"index": torch.tensor(item), "caption": self.numbers[item]}
 
 
 class TextToImageData(ShardedDataModule):
@@ -182,7 +159,6 @@ class TextToImageData(ShardedDataModule):
         self.captions_per_image = captions_per_image
         self.split = split
         self.test_split = test_split
-        self.test_caption: CaptionChoice = test_caption
         self.test_samples = test_samples
         self.reference_samples = reference_samples
         self.test_batch_size = test_batch_size
@@ -192,7 +168,7 @@ class TextToImageData(ShardedDataModule):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        for split in dict.fromkeys((self.split, self.test_split)):
+        for split in (self.split, self.test_split):
             listing = self.dataset.listing(split)
             annotations = self.dataset.annotations(split, listing)
             require_captions(listing, annotations)
@@ -200,16 +176,13 @@ class TextToImageData(ShardedDataModule):
                 self._fit_tokenizer(annotations)
 
     def setup(self, stage: str) -> None:
-        splits = dict.fromkeys((self.split, self.test_split))
-        self.listings: dict[str, Listing] = {split: self.dataset.listing(split) for split in splits}
-        self.annotations: dict[str, ImageAnnotations] = {
-            split: self.dataset.annotations(split, listing) for split, listing in self.listings.items()
-        }
+        self.annotations: dict[str, ImageAnnotations] = {}
+        self._items: dict[str, CaptionedItems] = {}
+        for split in (self.split, self.test_split):
+            listing = self.dataset.listing(split)
+            own = self.annotations[split] = self.dataset.annotations(split, listing)
+            self._items[split] = CaptionedItems.of(listing, own, self.items, self.captions_per_image)
         self._fit_tokenizer(self.annotations[self.split])
-        self._items = {
-            split: CaptionedItems.of(listing, self.annotations[split], self.items, self.captions_per_image)
-            for split, listing in self.listings.items()
-        }
         if self.text_features is not None:
             # Open both now, so a missing store of the test split doesn't fail after days of training.
             try:
@@ -227,71 +200,34 @@ class TextToImageData(ShardedDataModule):
     def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
         self.tokenizer.prepare(text for own in annotations.captions for text in own)
 
-    # -- items ---------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def training_items(self) -> CaptionedItems:
-        """Training items; like the properties below, known after setup."""
-        return self._items[self.split]
-
-    @cached_property
-    def reference_items(self) -> CaptionedItems:
-        order = self._test_order
-        wanted = len(order) if self.reference_samples is None else self.reference_samples
-        if not self.official_quirks:
-            wanted = min(wanted, len(order))
-        return self._items[self.test_split].subset(order[np.arange(wanted) % len(order)])
-
-    @cached_property
-    def test_items(self) -> CaptionedItems:
-        order = self._test_order
-        wanted = len(order) if self.test_samples is None else self.test_samples
-        after = len(order[: self.reference_samples])
-        return self._items[self.test_split].subset(order[(after + np.arange(wanted)) % len(order)])
-
-    def require_two(self) -> None:
-        """Check before training that the test has enough images for its covariances."""
-        for name, items in (("test_samples", self.test_items), ("reference_samples", self.reference_items)):
-            if len(items.listing) < 2:
-                raise ValueError(
-                    f"data.{name}: {len(items.listing)} of data.test_split {self.test_split!r}, but a test takes at "
-                    "least two, whose covariance it compares"
-                )
-
-    @property
-    def _test_order(self) -> npt.NDArray[np.int64]:
-        return np.random.default_rng(0).permutation(len(self._items[self.test_split].first))
-
-    def _of(self, role: Role) -> CaptionedItems:
+    def items_of(self, role: Role) -> CaptionedItems:
+        """The items of a role, known after setup."""
         if role == "train":
-            return self.training_items
-        return self.test_items if role == "test" else self.reference_items
+            return self._items[self.split]
+        items = self._items[self.test_split]
+        order = np.random.default_rng(0).permutation(len(items.first))
+        if role == "reference":
+            start, wanted = 0, self.reference_samples or len(order)
+            wanted = wanted if self.official_quirks else min(wanted, len(order))
+        else:
+            start, wanted = len(order[: self.reference_samples]), self.test_samples or len(order)
+        return items.subset(order[(start + np.arange(wanted)) % len(order)])
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
-        assert self.trainer is not None
-        if self.batch_size < 2 * self.trainer.world_size:
-            raise ValueError(
-                f"data.batch_size is {self.batch_size} over {self.trainer.world_size} processes: each needs a "
-                "minibatch of at least 2, as the contrastive losses take their negatives from it"
-            )
-        images = TextToImageItems(self.training_items, self.tokenizer, **self._options(True, self.seed))
-        if self.minibatches * self.batch_size > len(images):
-            raise ValueError(
-                f"data.batch_size is {self.batch_size} and data.minibatches {self.minibatches}: an iteration takes "
-                f"{self.minibatches * self.batch_size} items, data.split {self.split!r} has {len(images)}; "
-                "lower data.batch_size"
-            )
+        images = TextToImageItems(self.items_of("train"), transform=self.transform, training=True, **self.item_options)
         return self.training_loader(images, self._collate(self.split), batches_at_once=self.minibatches)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        images = TextToImageItems(self.test_items, self.tokenizer, self.test_caption, **self._options(False, 0))
+        options = {**self.item_options, "seed": 0}
+        images = TextToImageItems(self.items_of("test"), transform=self.transform, training=False, **options)
         return self.evaluation_loader(images, self.test_batch_size, collate_fn=self._collate(self.test_split))
 
     def reference_loader(self) -> DataLoader[Any]:
         """Real images, `image` and `index`, over all ranks."""
-        images = ImageItems(self.reference_items.listing, self.transform, **self._options(False, 1, transform=False))
+        options = {**self.item_options, "seed": 1}
+        images = ImageItems(self.items_of("reference").listing, self.transform, training=False, **options)
         return self.evaluation_loader(images, self.test_batch_size, "reference")
 
     @property
@@ -301,13 +237,9 @@ class TextToImageData(ShardedDataModule):
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
         """Test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
-        rows = CaptionNumbers(torch.as_tensor(numbers, dtype=torch.int64))
+        columns: dict[str, Any] = {"index": torch.arange(len(numbers)), "caption": torch.as_tensor(numbers)}
         collate = self._collate(self.test_split)
-        return self.evaluation_loader(rows, self.test_batch_size, "captions", collate_fn=collate)
-
-    def _options(self, training: bool, seed: int, transform: bool = True) -> dict[str, Any]:
-        chosen = {"transform": self.transform} if transform else {}
-        return {**chosen, "training": training, **self.item_options, "seed": seed}
+        return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
 
     def _collate(self, split: str) -> TextCollate:
         return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
@@ -340,12 +272,8 @@ class TextToImageData(ShardedDataModule):
         return self.tokenizer.vocabulary_size
 
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
-        rows = self._of(role).texts
+        rows = self.items_of(role).texts
         return [rows.column[int(number)] for number in captions]
-
-    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [n, T] and lengths int64 [n] of texts, cut to T with the closing token kept."""
-        return encode_texts(texts, self.tokenizer)
 
     def attributes(self, role: Role) -> Tensor:
         """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
@@ -355,7 +283,7 @@ class TextToImageData(ShardedDataModule):
                 "pictures have attributes"
             )
         split = self.split if role == "train" else self.test_split
-        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self._of(role).rows])
+        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role).rows])
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()

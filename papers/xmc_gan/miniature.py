@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import numpy as np
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from common.data.text_features import pool_sentence, valid_mask
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES
-from common.data.worlds.two_sides import TwoSidesWorld
-from common.encoders.checkpoint_files import CheckpointError, below, differences, read_checkpoint
+from common.encoders.checkpoint_files import below, load_exactly, read_checkpoint
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
 from common.protocols.generation import ImageEvaluation, print_once, without_substitutes
@@ -29,7 +28,6 @@ from common.training.optimizers import warm_up_then_cosine
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
-Task = Literal["pairs", "crops", "untrained"]
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -56,11 +54,6 @@ class NGramText(nn.Module):
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("vocabulary_size", vocabulary_size), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if radius < 0:
-            raise ValueError(f"radius must not be below 0, got {radius}")
         self.feature_dim = width
         self.vocabulary_size = vocabulary_size
         self.radius = radius
@@ -87,8 +80,6 @@ class NGramText(nn.Module):
 class PretrainedNetwork(nn.Module):
     """A network of the miniature, loaded from the checkpoint of its stage; None keeps random weights."""
 
-    sizes: list[int]  # number of values of each attribute
-
     def __init__(self, pretrained: str | None) -> None:
         super().__init__()
         self.pretrained = pretrained
@@ -100,10 +91,7 @@ class PretrainedNetwork(nn.Module):
     def load_pretrained(self) -> Self:
         if self.pretrained is not None:
             weights = below(dict(read_checkpoint(self.pretrained).get("state_dict", {})), "network.")
-            problem = differences(self.state_dict(), weights)
-            if problem:
-                raise CheckpointError(f"{self.pretrained}: not the weights of a {type(self).__name__}: {problem}")
-            self.load_state_dict(weights)
+            load_exactly(self, weights, f"{self.pretrained}: not the weights of a {type(self).__name__}")
         return self.eval().requires_grad_(False)
 
 
@@ -127,12 +115,6 @@ def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
     for values, size in zip(attributes.unbind(-1), sizes, strict=True):
         number = number * size + values
     return number
-
-
-def require_sizes(field: str, sizes: Sequence[int], data: Any) -> None:
-    world = getattr(data, "world", None)
-    if isinstance(world, TwoSidesWorld) and list(sizes) != list(world.attribute_sizes()):
-        raise ValueError(f"{field}.sizes is {list(sizes)}, but the {world.title} has {list(world.attribute_sizes())}")
 
 
 class AttributeClassifier(PretrainedNetwork):
@@ -179,18 +161,12 @@ class AttributeClassifier(PretrainedNetwork):
         pairs = zip(attributes.unbind(1), self.sizes, strict=True)
         return torch.cat([F.one_hot(a, n) for a, n in pairs], dim=1).float()
 
-    def identity(self, attributes: Tensor) -> Tensor:
-        """A number for every combination of values [B]."""
-        return combination(attributes, self.sizes)
-
 
 class PictureNetwork(PretrainedNetwork):
     """Replaces an ImageNet network in the loss between generated and real images; its outputs are the features.
 
     Args:
-        task: `pairs` learns the things of a picture (combinations of color and shape) and its ground, without
-            positions; `crops` the thing in a half of a picture, like networks for photos of one thing, which makes a
-            weaker teacher; `untrained` nothing, the weakest.
+        task: what its stage learns: the thing in each half of a picture, like networks for photos of one thing.
         pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
 
     Source: [14.4]b and 14.8.
@@ -198,7 +174,7 @@ class PictureNetwork(PretrainedNetwork):
 
     def __init__(
         self,
-        task: Task = "pairs",
+        task: Literal["crops"] = "crops",
         width: PositiveInt = 12,
         feature_dim: PositiveInt = 48,
         grid: PositiveInt = 4,
@@ -206,35 +182,20 @@ class PictureNetwork(PretrainedNetwork):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(pretrained)
-        if task not in get_args(Task):
-            raise ValueError(f"task: {task!r} is not one of {', '.join(get_args(Task))}")
-        self.task = task
-        self.sizes = list(sizes)
-        self.thing_sizes = self.sizes[: len(sizes) // 2]
-        self.pairs = math.prod(self.thing_sizes)
-        self.grounds = 0 if task == "crops" else sizes[-1]
+        self.thing_sizes = sizes[: len(sizes) // 2]
         self.features = convolutions(width, feature_dim, grid)
-        self.head = nn.Linear(feature_dim, self.pairs + self.grounds)
+        self.head = nn.Linear(feature_dim, math.prod(self.thing_sizes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, F] of images [B, 3, S, S] or of halves of them [B, 3, S, S / 2]."""
         return self.head(self.features(images))
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every image [B], and whether all of its objects are correct [B]."""
-        pairs = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
-        if self.task == "crops":
-            halves = torch.stack(images.chunk(2, dim=3), dim=1)
-            scores = self(halves.flatten(0, 1)).float()
-            loss = F.cross_entropy(scores, pairs.flatten(), reduction="none").view(-1, 2).sum(1)
-            return loss, (scores.argmax(1).view(-1, 2) == pairs).all(1).float()
-        if self.task == "untrained":
-            raise ValueError("a PictureNetwork with the task untrained has nothing to learn: leave its stage out")
-        present, ground = self(images).float().split([self.pairs, self.grounds], dim=1)
-        marks = torch.zeros_like(present).scatter_(1, pairs, 1.0)
-        loss = F.binary_cross_entropy_with_logits(present, marks, reduction="none").sum(1)
-        loss = loss + F.cross_entropy(ground, attributes[:, -1], reduction="none")
-        return loss, ((present > 0) == marks.bool()).all(1).float()
+        """Loss of every image [B], and whether both of its things are correct [B]."""
+        things = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
+        scores = self(torch.stack(images.chunk(2, dim=3), dim=1).flatten(0, 1)).float()
+        loss = F.cross_entropy(scores, things.flatten(), reduction="none").view(-1, 2).sum(1)
+        return loss, (scores.argmax(1).view(-1, 2) == things).all(1).float()
 
 
 class MiniatureClassification(pl.LightningModule):
@@ -251,10 +212,6 @@ class MiniatureClassification(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["network"], logger=False)
         self.network = network
-        self.meter = OncePerSample("loss", "accuracy")
-
-    def setup(self, stage: str) -> None:
-        require_sizes("model.network", self.network.sizes, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _attributes(self, split: str, batch: Batch) -> Tensor:
         return self.trainer.datamodule.attributes(split)[batch["index"].cpu()].to(self.device)  # type: ignore[attr-defined]
@@ -318,12 +275,9 @@ class MiniatureEvaluation(ImageEvaluation):
         self.evaluator = evaluator
         self.candidates = candidates
         self.seed = seed
-        self._loaded = False
 
     def load_pretrained(self) -> None:
-        if not self._loaded:
-            self.evaluator.load_pretrained()
-            self._loaded = True
+        self.evaluator.load_pretrained()
 
     def why_not(self, metric: str) -> str:
         if metric not in MINI_METRICS:
@@ -333,13 +287,11 @@ class MiniatureEvaluation(ImageEvaluation):
         return _NO_EVALUATOR
 
     def begin(self, module: pl.LightningModule) -> None:
-        self.load_pretrained()
         self.device = module.device
         if self.evaluator.pretrained is None:
             print_once(_NO_EVALUATOR)
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
-        require_sizes("model.evaluation.evaluator", self.evaluator.sizes, data)
         self.evaluator.to(self.device).eval()
         self._attributes = data.attributes("test")
         self._rows = RowsOncePerSample("features", "values", "real_features")
@@ -374,7 +326,7 @@ class MiniatureEvaluation(ImageEvaluation):
         }
         order = torch.from_numpy(np.random.default_rng(self.seed).permutation(len(index)))
         for suffix, own in (("", truth), ("_shuffled", truth[order])):
-            text, identity = self.evaluator.one_hot(own), self.evaluator.identity(own)
+            text, identity = self.evaluator.one_hot(own), combination(own, self.evaluator.sizes)
             hits = first_ranked(values, text, identity, self.candidates, self.seed)
             metrics[f"mini_r_precision{suffix}"] = 100 * float(hits.double().mean())
             soa_c, soa_i = self._objects(values, own)

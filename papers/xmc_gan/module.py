@@ -6,7 +6,6 @@ generator and discriminator gives both losses, and both networks step at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -37,8 +36,7 @@ class XMCGANModule(pl.LightningModule):
 
     Args:
         discriminator: loses its region head if no loss reads it.
-        text_encoder: maps tokens and lengths to word and sentence vectors, and learns with the discriminator; null if
-            the data contain vectors.
+        text_encoder: frozen; maps tokens and lengths to word and sentence vectors. Null if the data contain vectors.
         image_network: frozen network of the loss between generated and real images; null if `loss.weight_image_net` is
             0.
         evaluation: metrics of generated images in the test; null for none.
@@ -57,7 +55,7 @@ class XMCGANModule(pl.LightningModule):
         evaluation: ImageEvaluation | None = None,
         generator_learning_rate: PositiveFloat = 1e-4,
         discriminator_learning_rate: PositiveFloat = 4e-4,
-        betas: Sequence[Momentum] = (0.5, 0.999),
+        betas: tuple[Momentum, Momentum] = (0.5, 0.999),
         average_momentum: Fraction = 0.999,
         evaluated: Literal["average", "trained"] = "average",
         seed: NonNegativeInt = 0,
@@ -67,8 +65,6 @@ class XMCGANModule(pl.LightningModule):
         parts = ["generator", "discriminator", "loss", "text_encoder", "image_network", "evaluation", "choice"]
         self.save_hyperparameters(ignore=parts, logger=False)
         self.automatic_optimization = False
-        if len(betas) != 2:
-            raise ValueError(f"model.betas is {list(betas)}: 2 numbers are needed")
         if loss.weights["image_net"] > 0 and image_network is None:
             raise ValueError(
                 "model.image_network is null, but model.loss.weight_image_net is not 0: it compares its features"
@@ -79,7 +75,7 @@ class XMCGANModule(pl.LightningModule):
                 f"{discriminator.image_size}: their lists of channels need the same number of entries"
             )
         if loss.weights["real_word"] == 0:
-            discriminator.drop_region_head()
+            discriminator.regions = None
         self.generators = MomentumPair(generator, copy_buffers=True)
         self.discriminator = discriminator
         self.loss = loss
@@ -138,7 +134,7 @@ class XMCGANModule(pl.LightningModule):
             fake = self.generator(z, *captions)
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
         loss = self.loss.discriminator(output, captions).total
-        self.set_gradients(loss, self.discriminator_parameters())
+        self.set_gradients(loss, self.discriminator)
         _, optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
         optimizer.step()
         return loss.detach()
@@ -146,13 +142,12 @@ class XMCGANModule(pl.LightningModule):
     def joint_step(self, batch: Batch, z: Tensor) -> Tensor:
         """Train both networks: one graph, both gradients at the weights before the step."""
         captions, real = self.captions(batch), batch["image"]
-        # A learning text encoder gets gradients from the discriminator's inputs, not through the generator.
-        fake = self.generator(z, *(value.detach() for value in captions))
+        fake = self.generator(z, *captions)
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
         of_discriminator = self.loss.discriminator(output, captions)
         of_generator = self.loss.generator(output, captions, self.image_features(real, fake))
-        self.set_gradients(of_discriminator.total, self.discriminator_parameters(), retain_graph=True)
-        self.set_gradients(of_generator.total, list(self.generator.parameters()))
+        self.set_gradients(of_discriminator.total, self.discriminator, retain_graph=True)
+        self.set_gradients(of_generator.total, self.generator)
         # Lightning counts the steps of its wrapper: one per iteration, that of the generator.
         generator_optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         _, discriminator_optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
@@ -162,12 +157,9 @@ class XMCGANModule(pl.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(real))
         return (of_discriminator.total + of_generator.total).detach()
 
-    def discriminator_parameters(self) -> list[nn.Parameter]:
-        learning = [] if self.text_encoder is None else [p for p in self.text_encoder.parameters() if p.requires_grad]
-        return [*self.discriminator.parameters(), *learning]
-
-    def set_gradients(self, loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool = False) -> None:
-        """Set the gradients of only these parameters, averaged over processes."""
+    def set_gradients(self, loss: Tensor, network: nn.Module, retain_graph: bool = False) -> None:
+        """Set the gradients of only this network, averaged over processes."""
+        parameters = list(network.parameters())
         # DDP only averages gradients of `backward`, so average these here.
         gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
         average_in_place(list(gradients))
@@ -187,10 +179,9 @@ class XMCGANModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
-        betas = (h.betas[0], h.betas[1])
         return [
-            torch.optim.Adam(self.generator.parameters(), h.generator_learning_rate, betas, **fused(self)),
-            torch.optim.Adam(self.discriminator_parameters(), h.discriminator_learning_rate, betas, **fused(self)),
+            torch.optim.Adam(self.generator.parameters(), h.generator_learning_rate, h.betas, **fused(self)),
+            torch.optim.Adam(self.discriminator.parameters(), h.discriminator_learning_rate, h.betas, **fused(self)),
         ]
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -208,7 +199,6 @@ class XMCGANModule(pl.LightningModule):
         check_vocabulary(self, self.text_encoder)
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
-            self.data.require_two()
         if self.choice is not None:
             self.choice.require()
         if stage != "fit":
@@ -228,14 +218,10 @@ class XMCGANModule(pl.LightningModule):
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
-    def generate(self, captions: Captions, z: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [0, 1] of captions by the measured generator, which must be in evaluation mode."""
-        return self.measured(z, *captions)
-
     def images_of(self, batch: Batch, seed: int) -> Tensor:
-        """Images of a batch's captions, with noise that depends on the seed and the samples."""
+        """Images of a batch's captions by the measured generator; the noise depends on the seed and the samples."""
         z = noise_of(batch["index"], self.generator.z_dim, seed).to(self.device)
-        return self.generate(self.captions(batch), z)
+        return self.measured(z, *self.captions(batch))
 
     def on_test_start(self) -> None:
         self._matched = OncePerSample(*(["sentence"] if self.discriminator.regions is None else ["sentence", "word"]))
@@ -255,10 +241,8 @@ class XMCGANModule(pl.LightningModule):
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)
         size = min(self.loss.negatives_group or self.data.batch_size, self.data.test_batch_size)
-        if size < 2:
-            return  # an image with nothing to tell it apart from
-        for part in range(len(captions.length) // size):
-            rows = slice(part * size, (part + 1) * size)
+        for start in range(0, len(captions.length) - size + 1, size) if size > 1 else ():
+            rows = slice(start, start + size)
             accuracy = {"sentence": pair_loss(output.pooled[rows], output.sentence[rows]).accuracy}
             if output.regions is not None:
                 words = captions.words[rows], captions.length[rows], self.loss.word_gammas, self.loss.captions_at_once

@@ -1,4 +1,4 @@
-"""Figures of generated images for the same captions in every stage, and of training.
+"""Figures of generated images for the same captions in every stage.
 
 The paper compares with other models; these figures are ours. The measured generator renders the first test captions
 with the same noise in every stage, so stages can be compared image by image: `captions.row.png` is one row of the
@@ -7,7 +7,6 @@ comparison in the report.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from common.monitoring.figures import Cell, Pixels, Row, chart, image_grid, save_figure
+from common.monitoring.figures import Cell, Pixels, Row, image_grid, save_figure
 from common.monitoring.image_rows import Shown, credit_of, first_captions, pixels, write_row
 from common.monitoring.media import log_image, log_table, media_folder
 from papers.xmc_gan.networks import noise_of
@@ -45,12 +44,11 @@ def draw(module: Any) -> None:
     shown = first_captions(module)
     captions = module.captions(shown.batch)
     count = len(shown.texts)
-    images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
+    images = [module.measured(_noise(module, count, number), *captions) for number in range(NOISES)]
     draw_grid(module, shown, [pixels(part) for part in images], folder)
     log_image(module, write_row(shown.texts, pixels(images[0]), folder, credit_of(module)))
     draw_interpolation(module, shown, captions, folder)
     draw_attention(module, shown, captions, pixels(images[0]), folder)
-    draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -87,7 +85,7 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
     rows = []
     for line in range(lines):
         own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
-        images = pixels(module.generate(own, slerp(start[line], end[line], STEPS)))
+        images = pixels(module.measured(slerp(start[line], end[line], STEPS), *own))
         rows.append(Row(shown.texts[line], [Cell(image) for image in images]))
     figure = image_grid(rows, "Noise turns from one vector to another, the caption stays")
     save_figure(module, figure, folder / "interpolation.png", credit_of(module))
@@ -115,51 +113,6 @@ def words_of(text: str, tokenizer: Any) -> list[str]:
     tokens = tokenizer.encode(text)
     inner = [tokenizer.decode([token]).strip() or "?" for token in tokens[1:-1]]
     return ["[start]", *inner, "[end]"]
-
-
-#: Panels of the curves: title and prefix of the metrics.
-PANELS = {
-    "hinge losses": ("discriminator_hinge", "generator_hinge"),
-    "contrastive losses of real images": ("real_sentence_loss", "real_word_loss"),
-    "contrastive losses of generated images": (
-        "fake_sentence_loss",
-        "fake_word_loss",
-        "image_d_loss",
-        "image_net_loss",
-    ),
-    "share of pairs that are matched": (
-        "real_sentence_accuracy",
-        "real_word_accuracy",
-        "fake_sentence_accuracy",
-        "fake_word_accuracy",
-        "image_d_accuracy",
-        "image_net_accuracy",
-    ),
-}
-
-
-def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None:
-    """Write `curves.png`: losses and matched pairs over training, from rows of step, name and value, if any."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    if metrics.is_file():
-        with metrics.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                curves.setdefault(row["name"].removeprefix("train/"), []).append(
-                    (int(row["step"]), float(row["value"]))
-                )
-    panels = {title: [n for n in names if n in curves] for title, names in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
-    if not panels:
-        return
-    figure, axes = chart(1, len(panels), size=(4 * len(panels), 3))
-    for axis, (title, names) in zip(axes[0], panels.items()):
-        for name in names:
-            steps, values = zip(*curves[name])
-            axis.plot(steps, values, linewidth=0.9, label=name.rpartition("_")[0].replace("_", " "))
-        axis.set_title(title, fontsize=8)
-        axis.set_xlabel("step", fontsize=7)
-        axis.legend(fontsize=6)
-    save_figure(module, figure, folder / "curves.png")
 
 
 def _noise(module: Any, count: int, number: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
+from common.encoders.checkpoint_files import CheckpointError, load_exactly, named_tensors, read_checkpoint
 from common.types import PositiveFloat, PositiveInt
 from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
@@ -271,9 +271,6 @@ class Discriminator(nn.Module):
         self.sentence = SpectralLinear(embedding_dim, widths[-1])
         initialize(self)
 
-    def drop_region_head(self) -> None:
-        self.regions = None
-
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features of images [N, 3, S, S]: pooled [N, P] and per place [N, R, E]."""
         x, regions = images, None
@@ -349,10 +346,7 @@ class ImageNetFeatures(nn.Module):
         weights = named_tensors(read_checkpoint(path, "the weights of torchvision"))
         if self._left_out:
             weights = {name: value for name, value in weights.items() if not name.startswith(f"{self._left_out}.")}
-        problem = differences(self.network.state_dict(), weights)
-        if problem:
-            raise CheckpointError(f"{field}: {path} holds another network: {problem}")
-        self.network.load_state_dict(weights)
+        load_exactly(self.network, weights, f"{field}: {path} holds another network")
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         return super().train(False)

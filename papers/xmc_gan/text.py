@@ -1,7 +1,7 @@
-"""Text encoders of XMC-GAN: frozen BERT, and a small one trained with the networks.
+"""The text encoder of XMC-GAN, frozen BERT.
 
-Every encoder maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32; words are
-zero from `length` on. Boundary tokens count as words ([2.2]).
+It maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32; words are zero from
+`length` on. Boundary tokens count as words ([2.2]).
 """
 
 from __future__ import annotations
@@ -77,42 +77,3 @@ def _bert_sizes(folder: Path) -> dict[str, int]:
     except (OSError, ValueError, KeyError, TypeError):
         # The encoder reads the files next and reports the error.
         return {}
-
-
-class TransformerText(nn.Module):
-    """A small text encoder of width E that is trained with the networks.
-
-    Shapes:
-        tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]
-
-    Source: ours; the paper's text encoder is frozen.
-    """
-
-    def __init__(
-        self,
-        vocabulary_size: int = 256,
-        width: int = 48,
-        layers: int = 2,
-        attention_heads: int = 4,
-        max_tokens: int = 16,
-    ) -> None:
-        super().__init__()
-        if width % attention_heads:
-            raise ValueError(f"attention_heads: {attention_heads} do not divide a width of {width}")
-        self.feature_dim = width
-        self.vocabulary_size = vocabulary_size
-        self.max_tokens = max_tokens
-        self.embed = nn.Embedding(vocabulary_size, width, padding_idx=0)
-        self.places = nn.Parameter(torch.randn(max_tokens, width) * 0.5)
-        layer = nn.TransformerEncoderLayer(
-            width, attention_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-
-    def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        if tokens.shape[1] > self.max_tokens:
-            raise ValueError(f"text_encoder.max_tokens is {self.max_tokens}, but texts have {tokens.shape[1]} places")
-        mask = valid_mask(length, tokens.shape[1])
-        words = self.embed(tokens) + self.places[: tokens.shape[1]]
-        words = self.layers(words, src_key_padding_mask=~mask).float() * mask[..., None]
-        return words, pool_sentence(words, length, "masked_mean")

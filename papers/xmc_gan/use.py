@@ -38,7 +38,7 @@ from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import Builder, path_of
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
-from papers.xmc_gan.text import BertText, TransformerText
+from papers.xmc_gan.text import BertText
 
 #: Maximum number of words that a message lists of a small vocabulary.
 LISTED_WORDS = 60
@@ -54,8 +54,7 @@ class XMCGAN(TrainedModel):
     paper = "xmc_gan"
     kinds = ("papers.xmc_gan.module.XMCGANModule",)
     classes: ClassVar[tuple[type, ...]] = (
-        Generator, Discriminator, BertText, NGramText, TransformerText,
-        WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+        Generator, Discriminator, BertText, NGramText, WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
     )  # fmt: skip
     example = "xmc_gan/mini/seed0/xmc_gan"
     otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
@@ -69,7 +68,7 @@ class XMCGAN(TrainedModel):
     ) -> None:
         super().__init__()
         if not regions:
-            discriminator.drop_region_head()
+            discriminator.regions = None
         self.generator = generator
         self.discriminator = discriminator
         self.text_encoder = text_encoder
@@ -153,8 +152,6 @@ class XMCGAN(TrainedModel):
     def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
         """Images [captions, number, 3, S, S] in [0, 1] on the CPU; the n-th image of every caption shares its noise."""
         captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
-        if not captions or number < 1:
-            raise ValueError(f"got {len(captions)} captions and number={number}: at least one of each is needed")
         noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
         vectors, rows = self.vectors(captions), []
         for row in range(len(captions)):
@@ -173,20 +170,21 @@ class XMCGAN(TrainedModel):
         """The discriminator's features of images as unit vectors [B, P]."""
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
         pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
-        return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
+        return _features(self.discriminator, pictures)
 
     def encoders(self) -> dict[str, Encoder]:
-        def embed(discriminator: Discriminator, pictures: Tensor) -> Tensor:
-            return F.normalize(discriminator.features(pictures)[0].float(), dim=1)
-
         picture = self._pixels(Image.new("RGB", (64, 64)))[0]
-        return {"image": Encoder(self.discriminator, embed, noise_like(picture))}
+        return {"image": Encoder(self.discriminator, _features, noise_like(picture))}
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
         """Captions in the space of the discriminator's features as unit vectors [B, P]."""
         vectors = self.vectors(self.read_all("text", texts))
         return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
+
+
+def _features(discriminator: Discriminator, pictures: Tensor) -> Tensor:
+    return F.normalize(discriminator.features(pictures)[0].float(), dim=1)
 
 
 def _bert_of_features(data: Any) -> BertText:

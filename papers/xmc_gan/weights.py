@@ -23,7 +23,20 @@ Layout = Literal["generator", "official", "discriminator"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-#: Our module names -> those of the official code; two if our layer combines two of theirs.
+
+def _block(ours: str, theirs: str, norm: str, layer: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return (
+        (rf"{ours}\.(\d+)\.conv(\d)", (rf"{theirs}_\1/Conv_<\2>",)),
+        (rf"{ours}\.(\d+)\.shortcut", (rf"{theirs}_\1/Conv_2",)),
+        (rf"{ours}\.(\d+)\.norm(\d)\.norm", (rf"{theirs}_\1/{norm}_<\2>/BatchNorm_0",)),
+        (
+            rf"{ours}\.(\d+)\.norm(\d)\.modulation",
+            (rf"{theirs}_\1/{norm}_<\2>/{layer}_0", rf"{theirs}_\1/{norm}_<\2>/{layer}_1"),
+        ),
+    )
+
+
+#: Our module names -> those of the official code; two if our layer combines two of theirs. In <> a count from one.
 _GENERATOR = (
     (r"sentence", ("Dense_0",)),
     (r"start", ("Dense_1",)),
@@ -31,25 +44,8 @@ _GENERATOR = (
     (r"image", ("Conv_1",)),
     (r"norm\.norm", ("LocalConditionalBatchNorm_0/BatchNorm_0",)),
     (r"norm\.modulation", ("LocalConditionalBatchNorm_0/Conv_0", "LocalConditionalBatchNorm_0/Conv_1")),
-    (r"blocks\.(\d+)\.conv1", (r"GenBlock_\1/Conv_0",)),
-    (r"blocks\.(\d+)\.conv2", (r"GenBlock_\1/Conv_1",)),
-    (r"blocks\.(\d+)\.shortcut", (r"GenBlock_\1/Conv_2",)),
-    (r"blocks\.(\d+)\.norm(\d)\.norm", (r"GenBlock_\1/ConditionalBatchNorm_<\2>/BatchNorm_0",)),
-    (
-        r"blocks\.(\d+)\.norm(\d)\.modulation",
-        (r"GenBlock_\1/ConditionalBatchNorm_<\2>/Dense_0", r"GenBlock_\1/ConditionalBatchNorm_<\2>/Dense_1"),
-    ),
-    (r"spatial_blocks\.(\d+)\.conv1", (r"GenSpatialBlock_\1/Conv_0",)),
-    (r"spatial_blocks\.(\d+)\.conv2", (r"GenSpatialBlock_\1/Conv_1",)),
-    (r"spatial_blocks\.(\d+)\.shortcut", (r"GenSpatialBlock_\1/Conv_2",)),
-    (r"spatial_blocks\.(\d+)\.norm(\d)\.norm", (r"GenSpatialBlock_\1/LocalConditionalBatchNorm_<\2>/BatchNorm_0",)),
-    (
-        r"spatial_blocks\.(\d+)\.norm(\d)\.modulation",
-        (
-            r"GenSpatialBlock_\1/LocalConditionalBatchNorm_<\2>/Conv_0",
-            r"GenSpatialBlock_\1/LocalConditionalBatchNorm_<\2>/Conv_1",
-        ),
-    ),
+    *_block("blocks", "GenBlock", "ConditionalBatchNorm", "Dense"),
+    *_block("spatial_blocks", "GenSpatialBlock", "LocalConditionalBatchNorm", "Conv"),
 )
 _DISCRIMINATOR = (
     (r"regions", ("SpectralConv_0",)),
@@ -75,7 +71,6 @@ def official_names(name: str, discriminator: bool) -> list[str]:
     for pattern, targets in _DISCRIMINATOR if discriminator else _GENERATOR:
         match = re.fullmatch(pattern, module)
         if match:
-            # We count from one, they count from zero.
             names = [re.sub(r"<(\d+)>", lambda m: str(int(m[1]) - 1), match.expand(target)) for target in targets]
             return [_LEAVES[leaf].format(official) for official in names]
     raise KeyError(name)
@@ -96,10 +91,10 @@ def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "t
                 raise CheckpointError(f"{where}: no {official}; is it a network of the same kind and size?")
             array = torch.from_numpy(np.array(arrays[official], dtype=np.float32))
             # Kernels are (height, width, in, out) or (in, out); a spectral vector is (1, out).
-            parts.append(
-                array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T if name.endswith("weight") else array
-            )
-        joined = torch.cat([part.reshape(-1) if name.endswith(".u") else part for part in parts]).contiguous()
+            if name.endswith("weight"):
+                array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T
+            parts.append(array.reshape(-1) if name.endswith(".u") else array)
+        joined = torch.cat(parts).contiguous()
         if joined.shape != own.shape:
             raise CheckpointError(f"{where}: {name} would be {list(joined.shape)} instead of {list(own.shape)}")
         state[name] = joined
@@ -112,10 +107,8 @@ def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
     for name, tensor in state.items():
         names = official_names(name, discriminator)
         for official, part in zip(names, tensor.chunk(len(names))):
-            if part.ndim == 4:
-                part = part.permute(2, 3, 1, 0)
-            elif name.endswith("weight"):
-                part = part.T
+            if name.endswith("weight"):
+                part = part.permute(2, 3, 1, 0) if part.ndim == 4 else part.T
             arrays[official] = part.reshape(1, -1).numpy() if name.endswith(".u") else part.contiguous().numpy()
     return arrays
 

@@ -18,7 +18,14 @@ from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.text import WordPieceTokenizer
-from common.data.text_features import FeaturesMissing, FeaturesStale, StoredFeatures, bert_digest, make_store
+from common.data.text_features import (
+    FeaturesMissing,
+    FeaturesStale,
+    StoredFeatures,
+    bert_digest,
+    encode_texts,
+    make_store,
+)
 from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.miniature import NGramText
@@ -125,7 +132,7 @@ def test_an_image_comes_with_its_own_caption(world: TwoObjectsWorld) -> None:
         for text, index, image in zip(data.texts("train", batch["caption"]), batch["index"].tolist(), batch["image"]):
             assert read_caption(text) == tuple(truth[index].tolist())
             assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == drawn.images[index].tolist()
-        tokens, length = data.tokens(data.texts("train", batch["caption"]))
+        tokens, length = encode_texts(data.texts("train", batch["caption"]), data.tokenizer)
         assert torch.equal(tokens, batch["tokens"])
         assert torch.equal(length, batch["length"])
 
@@ -160,37 +167,32 @@ def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> No
 
 
 # ---------------------------------------------------------------------------------------------------------------- test
-@pytest.mark.parametrize("field", ["test_samples", "reference_samples"])
-def test_a_test_without_a_covariance_is_told_before_training(tmp_path: Path, field: str) -> None:
-    with pytest.raises(ValueError, match=rf"^data\.{field}: 1 of data\.test_split"):
-        attached(small(tmp_path, **{field: 1})).require_two()
-    attached(small(tmp_path, **{field: 2})).require_two()
-
-
 def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
     data = attached(small(tmp_path, test_samples=9, reference_samples=4))
-    order = data.reference_items.rows.tolist() + data.test_items.rows.tolist()[:2]
+    order = data.items_of("reference").rows.tolist() + data.items_of("test").rows.tolist()[:2]
     assert sorted(order) == list(range(6))
-    assert data.test_items.rows.tolist() == [*order[4:], *order, *order[:1]]
+    assert data.items_of("test").rows.tolist() == [*order[4:], *order, *order[:1]]
     batches = list(data.test_dataloader())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(9))
     # A second visit may show another caption of the image.
     captions = torch.cat([batch["caption"] for batch in batches]).tolist()
-    assert all(caption // 2 == row for caption, row in zip(captions, data.test_items.rows))
+    assert all(caption // 2 == row for caption, row in zip(captions, data.items_of("test").rows))
     assert [batch["index"].tolist() for batch in data.reference_loader()] == [[0, 1, 2, 3]]
     everything = attached(small(tmp_path, test_samples=None, reference_samples=None))
     assert (
-        sorted(everything.test_items.rows.tolist()) == sorted(everything.reference_items.rows.tolist()) == [*range(6)]
+        sorted(everything.items_of("test").rows.tolist())
+        == sorted(everything.items_of("reference").rows.tolist())
+        == [*range(6)]
     )
 
 
 @pytest.mark.parametrize("official", [True, False])
 def test_too_few_real_images_are_taken_again_as_officially(tmp_path: Path, official: bool) -> None:
     data = attached(small(tmp_path, test_samples=8, reference_samples=8, official_quirks=official))
-    rows = data.reference_items.rows.tolist()
+    rows = data.items_of("reference").rows.tolist()
     assert sorted(rows[:6]) == list(range(6))
     assert rows[6:] == (rows[:2] if official else [])
-    assert data.test_items.rows.tolist() == [*rows[:6], *rows[:2]]
+    assert data.items_of("test").rows.tolist() == [*rows[:6], *rows[:2]]
 
 
 def test_what_is_measured_on_does_not_depend_on_the_seed(world: TwoObjectsWorld) -> None:
@@ -205,16 +207,6 @@ def test_ranks_share_the_test(world: TwoObjectsWorld) -> None:
     for name, count in (("test_dataloader", 7), ("reference_loader", 12)):
         indices = [torch.cat([batch["index"] for batch in getattr(data, name)()]).tolist() for data in found]
         assert sorted(indices[0] + indices[1]) == list(range(count))
-
-
-def test_the_shortest_caption(world: TwoObjectsWorld) -> None:
-    data = attached(mini(world, test_caption="shortest"))
-    for batch in data.test_dataloader():
-        for number, length in zip(batch["caption"].tolist(), batch["length"].tolist()):
-            row = number // 8
-            _, lengths = data.tokens(data.texts("test", range(8 * row, 8 * row + 8)))
-            assert length == lengths.min()
-            assert number == 8 * row + int(lengths.argmin())  # the first of several
 
 
 def test_captions_alone(world: TwoObjectsWorld) -> None:
@@ -236,7 +228,7 @@ def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:
     expected = world.draw("val", range(12)).images
     for batch in data.reference_loader():
         for index, image in zip(batch["index"].tolist(), batch["image"]):
-            row = data.reference_items.rows[index]
+            row = data.items_of("reference").rows[index]
             assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == expected[row].tolist()
 
 
@@ -299,7 +291,7 @@ def test_every_narrative_is_an_item(tmp_path: Path) -> None:
     )
     (batch,) = data.train_dataloader()
     assert sorted(batch["index"].tolist()) == sorted(batch["caption"].tolist()) == [0, 1, 2]
-    assert data.training_items.rows.tolist() == [0, 0, 1]
+    assert data.items_of("train").rows.tolist() == [0, 0, 1]
     assert data.texts("train", [0, 1, 2]) == ["A man rides a bike.", "In the front a bike.", "A woman cuts a cake."]
     assert torch.equal(batch["index"], batch["caption"])
     assert batch["tokens"].shape == (3, 64)
@@ -450,16 +442,3 @@ def test_grey_and_transparent_pictures_are_read(tmp_path: Path) -> None:
     (batch,) = data.train_dataloader()
     assert batch["image"].shape == (4, 3, 8, 8)
     assert data.describe()["training (coco)"]["skipped"] == 0
-
-
-def test_minibatches_that_leave_no_negatives_are_refused(world: TwoObjectsWorld) -> None:
-    with pytest.raises(
-        ValueError, match=r"data.batch_size is 1 over 1 processes: each needs a minibatch of at least 2"
-    ):
-        attached(mini(world, batch_size=1)).train_dataloader()
-    with pytest.raises(ValueError, match="over 2 processes"):
-        attached(mini(world, batch_size=2), 0, 2).train_dataloader()
-    with pytest.raises(ValueError, match=r"data.batch_size \(5\) is the global batch and must be divisible"):
-        attached(mini(world, batch_size=5), 0, 2).train_dataloader()
-    with pytest.raises(ValueError, match=r"lower data\.batch_size"):
-        attached(mini(world, batch_size=16)).train_dataloader()

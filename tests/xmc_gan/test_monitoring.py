@@ -18,7 +18,7 @@ from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.monitoring.image_rows import Shown, write_row
 from common.reporting.report import build
 from papers.xmc_gan import monitoring
-from papers.xmc_gan.monitoring import draw_curves, slerp, words_of
+from papers.xmc_gan.monitoring import slerp, words_of
 from tests.monitoring.loggers import Kept
 from tests.xmc_gan.stages import Stages, finished
 
@@ -30,8 +30,7 @@ def stages() -> Stages:
 
 def test_a_stage_leaves_its_figures(stages: Stages) -> None:
     media = stages.folder("xmc_gan") / "media"
-    names = {"attention.png", "caption_grid.png", "captions.row.json", "captions.row.png", "curves.png",
-             "interpolation.png"}  # fmt: skip
+    names = {"attention.png", "caption_grid.png", "captions.row.json", "captions.row.png", "interpolation.png"}
     assert {path.name for path in media.iterdir()} == names
     assert {Path(name).name for name in stages.records["xmc_gan"].media} == names
     for path in media.glob("*.png"):
@@ -103,16 +102,6 @@ def test_every_token_of_a_caption_has_a_name() -> None:
     tokenizer.prepare(["a red circle at left and a blue square"])
     assert words_of("a red square", tokenizer) == ["[start]", "a", "red", "square", "[end]"]
     assert len(words_of("a red circle and a blue circle and a red one", tokenizer)) == 8
-
-
-@pytest.mark.parametrize("rows", [[], ["0,train/loss,1.0", "1,train/loss,2.0"]])
-def test_no_curves_without_anything_to_draw(tmp_path: Path, rows: list[str]) -> None:
-    path = tmp_path / "metrics.csv"
-    if rows:
-        path.write_text("\n".join(["step,name,value", *rows]), encoding="utf-8")
-    module: Any = SimpleNamespace(loggers=[])
-    draw_curves(module, path, tmp_path / "media")
-    assert not (tmp_path / "media").exists()
 
 
 def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path) -> None:
