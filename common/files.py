@@ -64,10 +64,10 @@ def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
     except wrong:
         raise
     except Exception as error:  # Parsers raise anything for damaged or hostile content.
-        raise wrong(f"{path}: {_told(error)}") from error
+        raise wrong(f"{path}: {told(error)}") from error
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """A parser's message; errors of Python's own classes need the name, as `KeyError: 'stage'`."""
     text = getattr(error, "strerror", None) or f"{error!s:.500}"
     plain = isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins"
@@ -304,7 +304,7 @@ def parse_yaml(text: str) -> Any:
         _check_size(node)
         return loader.construct_document(node)
     except Exception as error:  # PyYAML raises errors of any class, as for `!!int ''`.
-        raise ValueError(f"not valid YAML: {_told(error)}") from None
+        raise ValueError(f"not valid YAML: {told(error)}") from None
 
 
 def _check_size(root: Any) -> None:

@@ -3,7 +3,7 @@
 How a sample is made, file by file:
 
     datasets/<name>.py              knows the layout of a data set's folder; worlds/<name>.py draws a small one
-      -> listing.py                 Listing: files, labels and cuts in a fixed order, kept in an index
+      -> listing.py                 Listing: files, labels and cuts in a fixed order, as columns
       -> media.py                   reads a file; annotations.py, text.py: captions and their tokens
       -> transforms.py,             decoded frames, sound or image -> tensors for an encoder
          image_transforms.py

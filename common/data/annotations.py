@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import functools
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from common.data.sequences import Rows, Texts
-from common.files import cache_folder, named, settled, stamp_of, write_atomically
+from common.data.listing import DatasetError
+from common.data.sequences import ColumnCache, Rows, Texts
+from common.files import named, parsing, stamp_of, told
 
 Value = TypeVar("Value")
 Read = TypeVar("Read", bound=Callable[..., Any])
@@ -47,16 +48,6 @@ class ImageAnnotations:
     groups: npt.NDArray[np.int64]
     read_boxes: Callable[[], list[Boxes]] | None = None
 
-    def __post_init__(self) -> None:
-        lengths = {
-            name: len(getattr(self, name)) for name in ("image_ids", "captions", "caption_ids", "tags", "groups")
-        }
-        if len(set(lengths.values())) > 1 or self.tags.shape[1:] != (len(self.tag_names),):
-            raise ValueError(
-                f"annotations must have one row per image and one column per tag; rows: {lengths}, "
-                f"tags: {self.tags.shape}, tag names: {len(self.tag_names)}"
-            )
-
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -68,8 +59,7 @@ class ImageAnnotations:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over ids, captions, tags and groups in order, without boxes."""
-        texts = self.captions if isinstance(self.captions, Rows) else Rows.texts(self.captions)
-        numbers = self.caption_ids if isinstance(self.caption_ids, Rows) else Rows.numbers(self.caption_ids)
+        texts, numbers = Rows.texts(self.captions), Rows.numbers(self.caption_ids)
         state = hashlib.sha256(b"annotations 1\0")
         for column in (self.image_ids, self.groups, texts.starts, texts.column.ends, numbers.starts, numbers.column):
             state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
@@ -94,9 +84,6 @@ class LanguageCaptions:
     def __post_init__(self) -> None:
         if not len(self.groups):
             object.__setattr__(self, "groups", np.arange(len(self.keys)))
-        lengths = (len(self.keys), len(self.captions), len(self.groups))
-        if len(set(lengths)) > 1:
-            raise ValueError(f"{lengths[0]} keys and {lengths[2]} groups for the captions of {lengths[1]} images")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -117,56 +104,50 @@ class LanguageCaptions:
 
 
 # ---------------------------------------------------------------------------------------------------- reading JSON
-def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Read a JSON object from a file, without some keys: masks take ten times the memory of the rest."""
+def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
+    """Read a JSON file, without some keys of its objects: masks take ten times the memory of the rest."""
 
     def drop(found: dict[str, Any]) -> dict[str, Any]:
-        for key in without:
-            found.pop(key, None)
-        return found
+        return {key: value for key, value in found.items() if key not in without}
+
+    with parsing(path, DatasetError):
+        return json.loads(path.read_bytes(), object_hook=drop if without else None)
+
+
+def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value]:
+    """Parse the value on each line of a file, without blank ones; see :func:`read_rows`."""
+    return read_rows(path, lambda lines: map(json.loads, filter(str.strip, lines)), parse)
+
+
+def read_csv(path: Path, parse: Callable[[Any], Value], kind: Any = csv.DictReader, **options: Any) -> Iterator[Value]:
+    """Parse the rows of a CSV file; see :func:`read_rows`. `kind` is `csv.DictReader` or `csv.reader`."""
+    # The module's default field limit is too small for captions.
+    csv.field_size_limit(2**24)
+    return read_rows(path, lambda lines: kind(lines, **options), parse)
+
+
+def read_rows(
+    path: Path, rows_of: Callable[[Iterator[str]], Iterable[Any]], parse: Callable[[Any], Value]
+) -> Iterator[Value]:
+    """Parse the rows that `rows_of` makes of a UTF-8 file's lines; an error names file and line."""
+    at = [0]
+
+    def counted(stream: Iterable[str]) -> Iterator[str]:
+        for at[0], line in enumerate(stream, start=1):
+            yield line
 
     try:
-        with named(path):
-            content = path.read_bytes()
-        document = json.loads(content, object_hook=drop if without else None)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated: get it anew") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} holds a JSON {type(document).__name__} where an object is expected")
-    return document
+        with named(path), path.open(encoding="utf-8-sig", newline="") as stream:
+            for row in rows_of(counted(stream)):
+                yield parse(row)
+    except OSError:
+        raise
+    except Exception as error:  # Parsers raise anything for damaged content.
+        raise DatasetError(f"{path}, line {at[0]}: {told(error)}") from error
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file and line, object) from a file with one JSON object per line; skips blank lines."""
-    with named(path), path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not valid JSON ({error}); the file may be truncated: get it anew") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{where}: a JSON {type(record).__name__} where an object is expected")
-            yield where, record
-
-
-def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
-    """The list of objects under a key; `where` is the place for the message."""
-    found = value.get(key)
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ValueError(f'{where} has no list of objects "{key}"; it has: {", ".join(map(str, value)) or "nothing"}')
-    return found
-
-
-def entry_of(entry: Mapping[str, Any], key: str, kind: type[Value], where: str) -> Value:
-    value = entry.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
-        names = {int: "a whole number of 64 bits", str: "a text"}
-        raise ValueError(f'{where}: "{key}" must be {names.get(kind, kind.__name__)}, not {json.dumps(value)[:80]}')
-    return value
+def single_spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +166,7 @@ class CaptionedImages:
         try:
             return np.array([positions[name] for name in names], dtype=np.int64)
         except KeyError as error:
-            raise ValueError(f"{self.path} has no image {error}: the listing is not one of this data set") from None
+            raise DatasetError(f"{self.path} has no image {error}: the listing is not one of this data set") from None
 
     def annotations(
         self,
@@ -212,43 +193,37 @@ class CaptionCollector:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._names: dict[str, int] = {}
-        self._rows: dict[int, int] = {}
-        self._groups: list[int] = []
-        self._captions: list[list[str]] = []
-        self._caption_ids: list[list[int]] = []
-        self._seen: set[int] = set()
+        self._images: dict[int, tuple[str, int]] = {}
+        self._captions: dict[int, list[tuple[str, int]]] = {}
 
     def add_image(self, name: str, image_id: int, group: int) -> None:
-        if image_id in self._rows:
-            raise ValueError(f"{self.path}: image id {image_id} occurs twice")
-        if name in self._names:
-            raise ValueError(f"{self.path}: file name {name!r} occurs twice")
-        self._names[name] = self._rows[image_id] = len(self._groups)
-        self._groups.append(group)
-        self._captions.append([])
-        self._caption_ids.append([])
+        if image_id in self._images:
+            raise DatasetError(f"{self.path}: image id {image_id} occurs twice")
+        self._images[image_id] = name, group
+        self._captions[image_id] = []
 
     def add_caption(self, text: str, caption_id: int, image_id: int) -> None:
-        """Add a caption of a known image; a blank one only uses up its number."""
-        if caption_id in self._seen:
-            raise ValueError(f"{self.path}: caption id {caption_id} occurs twice")
-        if image_id not in self._rows:
-            raise ValueError(f"{self.path}: caption {caption_id} is of image {image_id}, which the file does not list")
-        self._seen.add(caption_id)
+        """Add a caption of a known image; drops a blank one."""
+        if image_id not in self._images:
+            raise DatasetError(
+                f"{self.path}: caption {caption_id} is of image {image_id}, which the file does not list"
+            )
         if text.strip():
-            self._captions[self._rows[image_id]].append(text)
-            self._caption_ids[self._rows[image_id]].append(caption_id)
+            self._captions[image_id].append((text, caption_id))
 
     def finish(self) -> CaptionedImages:
-        return CaptionedImages(
+        images = CaptionedImages(
             self.path,
-            tuple(self._names),
-            np.array(list(self._rows), dtype=np.int64),
-            np.array(self._groups, dtype=np.int64),
-            Rows.texts(self._captions),
-            Rows.numbers(self._caption_ids),
+            tuple(name for name, _ in self._images.values()),
+            np.array(list(self._images), dtype=np.int64),
+            np.array([group for _, group in self._images.values()], dtype=np.int64),
+            Rows.texts([text for text, _ in own] for own in self._captions.values()),
+            Rows.numbers([number for _, number in own] for own in self._captions.values()),
         )
+        for what, values in (("file name", images.names), ("caption id", images.caption_ids.column.tolist())):
+            if len(set(values)) < len(values):
+                raise DatasetError(f"{self.path}: a {what} occurs twice")
+        return images
 
 
 def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
@@ -271,23 +246,13 @@ def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
 
 def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
     """Cache the columns made from a file until it changes; only worth it for files that take seconds to read."""
-    stamp = stamp_of(path)
-    if stamp[2] < KEEP_FROM_BYTES:
+    if stamp_of(path)[2] < KEEP_FROM_BYTES:
         return make()
     digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]
-    kept = cache_folder() / "indices" / f"{path.stem}-{digest}.npz"
-    try:
-        with np.load(kept, allow_pickle=False) as archive:
-            columns = dict(archive)
-        if columns.pop("stamp").tolist() == stamp:
-            return columns
-    except Exception:  # Reading the file again repairs any damaged cache.
-        pass
-    columns = make()
-    if settled(stamp):
-        stream = io.BytesIO()
-        np.savez(stream, stamp=np.array(stamp), **columns)  # type: ignore[arg-type]
-        # An unwritable cache only costs time.
-        with contextlib.suppress(OSError):
-            write_atomically(kept, stream.getvalue())
+    cache = ColumnCache(f"{path.stem}-{digest}")
+    columns = cache.load()
+    if columns is None:
+        read_at = time.time()
+        columns = make()
+        cache.store(columns, [path], read_at)
     return columns

@@ -1,12 +1,12 @@
-"""Listings: the items of a data set in a fixed order, and their cache; imports neither torch nor a decoder."""
+"""Listings: the items of a data set in a fixed order; imports neither torch nor a decoder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.sequences import MadeOnDemand, Texts
-from common.files import settled, stamp_of, write_atomically
 
-INDEX_SCHEMA = 1
+_KEPT = ("name", "version", "classes", "missing", "missing_names", "layout", "notes")
+
+
+class DatasetError(ValueError):
+    """A file of a data set is damaged, or contradicts another; the message names it."""
 
 
 class DatasetMissing(FileNotFoundError):
@@ -44,117 +47,71 @@ class Clip:
     sound: Path | None = None
 
 
+#: Numbers of a clip in a :class:`ClipTable`; NaN = None.
+NUMBERS = np.dtype(
+    [("label", "<i4"), ("sound_label", "<i4"), ("fold", "<i2"), ("start", "<f8"), ("end", "<f8")], align=True
+)
+
+
 class ClipTable(MadeOnDemand[Clip]):
     """The clips of a listing as columns, because two million Python objects would take a gigabyte per loader process.
 
     Args:
-        names: file names with forward slashes, relative to ``root``.
-        labels: one class per name; likewise ``sound_labels``, ``folds``, ``starts``, ``ends`` (NaN = None).
-        sounds: names of the files with the sound ("" = in the file itself); None = of no clip.
+        names: file names with forward slashes, relative to `root`.
+        numbers: one row of `NUMBERS` per name; None = neither labels nor folds nor limits.
+        sounds: names of the files with the sound ("" = in the file itself); empty = of no clip.
     """
 
-    __slots__ = ("_names", "ends", "folds", "labels", "root", "sound_labels", "sounds", "starts")
-
     def __init__(
-        self,
-        root: Path,
-        names: Iterable[str],
-        labels: npt.ArrayLike,
-        sound_labels: npt.ArrayLike | None = None,
-        folds: npt.ArrayLike | None = None,
-        starts: npt.ArrayLike | None = None,
-        ends: npt.ArrayLike | None = None,
-        sounds: Sequence[str] | None = None,
+        self, root: Path, names: Iterable[str], numbers: npt.ArrayLike | None = None, sounds: Iterable[str] = ()
     ) -> None:
         self.root = Path(root)
-        self._names = Texts(names, "surrogateescape")
-        count = len(self._names)
-        self.labels = np.asarray(labels, dtype=np.int32).reshape(-1)
-        self.sound_labels = _column(sound_labels, count, -1, np.int32)
-        self.folds = _column(folds, count, 0, np.int16)
-        self.starts = _column(starts, count, np.nan, np.float64)
-        self.ends = _column(ends, count, np.nan, np.float64)
-        for column in (self.labels, self.sound_labels, self.folds, self.starts, self.ends):
-            if len(column) != count:
-                raise ValueError(f"a column of {len(column)} values for {count} clips")
-        self.sounds = Texts(sounds) if sounds is not None and any(sounds) else None
-        if self.sounds is not None and len(self.sounds) != count:
-            raise ValueError(f"{len(self.sounds)} files with sound for {count} clips")
+        self.names = Texts(names, "surrogateescape")
+        unlabeled = np.full(len(self.names), np.array((-1, -1, 0, np.nan, np.nan), NUMBERS))
+        self.numbers = unlabeled if numbers is None else np.asarray(numbers, NUMBERS)
+        self.sounds = Texts(sounds)
 
     @classmethod
     def of(cls, root: Path, clips: Iterable[Clip]) -> ClipTable:
         rows = list(clips)
+        limits = [[np.nan if limit is None else limit for limit in (clip.start, clip.end)] for clip in rows]
         return cls(
             root,
             (_relative(clip.path, root) for clip in rows),
-            [clip.label for clip in rows],
-            [clip.sound_label for clip in rows],
-            [clip.fold for clip in rows],
-            [np.nan if clip.start is None else clip.start for clip in rows],
-            [np.nan if clip.end is None else clip.end for clip in rows],
+            [(clip.label, clip.sound_label, clip.fold, *own) for clip, own in zip(rows, limits)],
             ["" if clip.sound is None else _relative(clip.sound, root) for clip in rows],
         )
 
-    def name(self, index: int) -> str:
-        """File name relative to the root, with forward slashes."""
-        return self._names[index]
-
-    def names(self) -> list[str]:
-        return list(self._names)
-
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> ClipTable:
-        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
-        return ClipTable(
-            self.root,
-            (self.name(int(row)) for row in rows),
-            self.labels[rows],
-            self.sound_labels[rows],
-            self.folds[rows],
-            self.starts[rows],
-            self.ends[rows],
-            None if self.sounds is None else [self.sounds[int(row)] for row in rows],
-        )
+        rows = np.asarray(indices, dtype=np.int64)
+        sounds = [self.sounds[int(row)] for row in rows] if self.sounds else ()
+        return ClipTable(self.root, (self.names[int(row)] for row in rows), self.numbers[rows], sounds)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def _item(self, position: int) -> Clip:
-        start, end = float(self.starts[position]), float(self.ends[position])
-        sound = "" if self.sounds is None else self.sounds[position]
+        label, sound_label, fold, start, end = self.numbers[position].item()
+        sound = self.sounds[position] if self.sounds else ""
         return Clip(
-            path=joined(self.root, self.name(position)),
-            label=int(self.labels[position]),
-            sound_label=int(self.sound_labels[position]),
-            fold=int(self.folds[position]),
-            start=None if np.isnan(start) else start,
-            end=None if np.isnan(end) else end,
-            sound=joined(self.root, sound) if sound else None,
+            joined(self.root, self.names[position]),
+            label,
+            sound_label,
+            fold,
+            None if np.isnan(start) else start,
+            None if np.isnan(end) else end,
+            joined(self.root, sound) if sound else None,
         )
 
-    def __repr__(self) -> str:
-        return f"ClipTable({len(self)} clips under {self.root})"
-
     def digest(self) -> str:
-        """SHA-256 over relative names, labels, folds, limits and sound files, in order; independent of the root."""
-        state = hashlib.sha256(b"listing 1\0")
-        for column, kind in (
-            (self._names.ends, "<i8"),
-            (self.labels, "<i4"),
-            (self.sound_labels, "<i4"),
-            (self.folds, "<i2"),
-            (self.starts, "<f8"),
-            (self.ends, "<f8"),
-        ):
-            state.update(np.ascontiguousarray(column, dtype=kind).tobytes())
-        state.update(self._names.buffer)
-        if self.sounds is not None:
-            state.update(b"sounds\0" + np.ascontiguousarray(self.sounds.ends, dtype="<i8").tobytes())
-            state.update(self.sounds.buffer)
+        """SHA-256 over relative names, numbers and sound files, in order; independent of the root."""
+        state = hashlib.sha256(b"listing 1\0" + self.names.ends.astype("<i8").tobytes())
+        for column in NUMBERS.names or ():
+            state.update(self.numbers[column].tobytes())
+        state.update(self.names.buffer)
+        if self.sounds.buffer:
+            state.update(b"sounds\0" + self.sounds.ends.astype("<i8").tobytes() + self.sounds.buffer)
         return state.hexdigest()
-
-
-def _column(values: npt.ArrayLike | None, count: int, default: float, kind: Any) -> npt.NDArray[Any]:
-    return np.full(count, default, dtype=kind) if values is None else np.asarray(values, dtype=kind).reshape(-1)
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -197,7 +154,8 @@ class Listing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        object.__setattr__(self, "classes", tuple(self.classes))
+        for name in ("classes", "missing_names", "notes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.clips, ClipTable):
             object.__setattr__(self, "clips", ClipTable.of(self.root, self.clips))
         labels = self.labels
@@ -214,11 +172,7 @@ class Listing:
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
-        return self.table.labels
-
-    @property
-    def folds(self) -> npt.NDArray[np.int16]:
-        return self.table.folds
+        return self.table.numbers["label"]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -231,109 +185,18 @@ class Listing:
         return self.table.digest()
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Listing:
-        return Listing(
-            self.name,
-            f"{self.version}, {len(indices)} of {len(self)}",
-            self.table.take(indices),
-            self.classes,
-            self.root,
-            self.missing,
-            self.missing_names,
-            self.layout,
-            self.notes,
-        )
+        version = f"{self.version}, {len(indices)} of {len(self)}"
+        return replace(self, version=version, clips=self.table.take(indices))
 
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything as columns, for a cache."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        kept |= {"root": str(self.root), "names": list(self.table.names), "sounds": list(self.table.sounds)}
+        return {"numbers": self.table.numbers, "kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}
 
-class ListingIndex:
-    """A listing kept as JSON, valid while its folders and lists have the same mtime and ctime.
-
-    Adding or removing a file changes the folder's; unpacking an archive may reset the mtime alone.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def load(self) -> Listing | None:
-        """The stored listing, or None if it is missing, out of date or unreadable."""
-        try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-            if document["schema"] != INDEX_SCHEMA:
-                return None
-            if any(stamp_of(Path(path)) != stamp for path, stamp in document["watched"]):
-                return None
-            columns = document["columns"]
-            root = Path(document["root"])
-            table = ClipTable(
-                root,
-                _text(document["names"]),
-                columns["label"],
-                columns.get("sound_label"),
-                columns.get("fold"),
-                _limits(columns.get("start")),
-                _limits(columns.get("end")),
-                columns.get("sound"),
-            )
-            return Listing(
-                document["name"],
-                document["version"],
-                table,
-                tuple(document["classes"]),
-                root,
-                document["missing"],
-                tuple(_text(document["missing_names"])),
-                document["layout"],
-                tuple(_text(document.get("notes", []))),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Listing again repairs any damaged cache.
-            return None
-
-    def store(self, listing: Listing, watched: Iterable[Path], scanned_at: float | None = None) -> bool:
-        """Store a listing whose `watched` paths were read after `scanned_at` (None = now); returns whether it worked.
-
-        It fails if a folder changed in the last two seconds (changes could go unnoticed) or the cache is not writable.
-        """
-        stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
-        if not all(settled(stamp, scanned_at) for _, stamp in stamps):
-            return False
-        table = listing.table
-        columns: dict[str, list[Any]] = {"label": table.labels.tolist()}
-        if (table.sound_labels != -1).any():
-            columns["sound_label"] = table.sound_labels.tolist()
-        if table.folds.any():
-            columns["fold"] = table.folds.tolist()
-        for key, values in (("start", table.starts), ("end", table.ends)):
-            if not np.isnan(values).all():
-                columns[key] = [None if np.isnan(value) else value for value in values.tolist()]
-        if table.sounds is not None:
-            columns["sound"] = list(table.sounds)
-        document = {
-            "schema": INDEX_SCHEMA,
-            "name": listing.name,
-            "version": listing.version,
-            "layout": listing.layout,
-            "root": str(listing.root),
-            "classes": list(listing.classes),
-            "missing": listing.missing,
-            "missing_names": list(listing.missing_names),
-            "notes": list(listing.notes),
-            "count": len(listing),
-            "watched": stamps,
-            "columns": columns,
-            "names": table.names(),
-        }
-        try:
-            write_atomically(self.path, json.dumps(document, sort_keys=True))
-        except OSError:
-            return False
-        return True
-
-
-def _text(values: Any) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError("not a list of strings")
-    return values
-
-
-def _limits(values: list[float | None] | None) -> list[float] | None:
-    return None if values is None else [np.nan if value is None else value for value in values]
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Listing:
+        kept = json.loads(columns["kept"].tobytes())
+        root = Path(kept["root"])
+        clips = ClipTable(root, kept["names"], columns["numbers"], kept["sounds"])
+        return cls(clips=clips, root=root, **{name: kept[name] for name in _KEPT})

@@ -172,7 +172,7 @@ def check_files(
     """
     listing = dataset.listing("all")
     clips = [listing[row] for row in spread(len(listing), at_most)]
-    kept = files.cache_folder() / "tried_files" / dataset.index_path("all").name
+    kept = files.cache_folder() / "tried_files" / f"{dataset.index_name('all')}.json"
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Lazy sequences over columns (one byte string or array) or files.
+"""Lazy sequences over columns (one byte string or array) or files, and a cache of columns.
 
 Millions of Python objects would take a gigabyte per loader process: reading changes reference counts, so forked
 processes copy them.
@@ -6,12 +6,18 @@ processes copy them.
 
 from __future__ import annotations
 
+import io
+import json
+import pickle
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
+
+from common.files import cache_folder, settled, stamp_of, write_atomically
 
 Item = TypeVar("Item")
 
@@ -84,11 +90,11 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
 
     @classmethod
     def texts(cls, rows: Iterable[Sequence[str]]) -> Rows[str]:
-        return Rows(rows, Texts)
+        return rows if isinstance(rows, Rows) else Rows(rows, Texts)
 
     @classmethod
     def numbers(cls, rows: Iterable[Sequence[int]]) -> Rows[int]:
-        return Rows(rows, lambda values: np.fromiter(values, dtype=np.int64))
+        return rows if isinstance(rows, Rows) else Rows(rows, lambda values: np.fromiter(values, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -103,3 +109,54 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
 
 def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+
+
+class Packed(MadeOnDemand[Item]):
+    """Items of any kind, pickled into one byte string."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        parts = [pickle.dumps(item) for item in items]
+        self.ends = _offsets([len(part) for part in parts])
+        self.buffer = b"".join(parts)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def _item(self, position: int) -> Item:
+        return pickle.loads(self.buffer[self.ends[position] : self.ends[position + 1]])
+
+
+class ColumnCache:
+    """Columns in a file, valid while the files and folders they were read from have the same mtime and ctime.
+
+    Adding or removing a file changes its folder's; unpacking an archive may reset the mtime alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = cache_folder() / "indices" / f"{name}.npz"
+
+    def load(self) -> dict[str, npt.NDArray[Any]] | None:
+        """The stored columns, or None if they are missing, out of date or unreadable."""
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                columns = dict(archive)
+            watched = json.loads(columns.pop("watched").tobytes())
+            return columns if all(stamp_of(Path(path)) == stamp for path, stamp in watched) else None
+        except Exception:  # Reading the sources again repairs any damaged cache.
+            return None
+
+    def store(self, columns: Mapping[str, npt.NDArray[Any]], watched: Iterable[Path], read_at: float) -> bool:
+        """Store columns whose `watched` paths were read after `read_at`; returns whether it worked.
+
+        It fails if a path changed in the two seconds before (changes could go unnoticed) or the cache is not writable.
+        """
+        stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
+        if not all(settled(stamp, read_at) for _, stamp in stamps):
+            return False
+        stream = io.BytesIO()
+        np.savez(stream, watched=np.frombuffer(json.dumps(stamps).encode(), np.uint8), **columns)  # type: ignore[arg-type]
+        try:
+            write_atomically(self.path, stream.getvalue())
+        except OSError:
+            return False
+        return True

@@ -61,7 +61,7 @@ class Pictures:
     missing: Sequence[str] = ()
 
     def listing(self) -> Listing:
-        clips = ClipTable(self.root, self.keys, np.full(len(self.keys), -1))
+        clips = ClipTable(self.root, self.keys)
         return Listing(self.name, self.version, clips, (), self.root, len(self.missing), tuple(self.missing[:20]))
 
 
@@ -92,7 +92,7 @@ def find_pictures(
         source = np.delete(source, list(rows.values()))
         keys = Texts(key for key in keys if key not in rows)
     dataset: Any = sets[0].dataset
-    name = "+".join(dict.fromkeys(one.dataset.name for one in sets))  # type: ignore[attr-defined]
+    name = "+".join(dict.fromkeys(one.dataset.name for one in sets))
     if len(rows) > max_missing * total or not len(keys):
         raise TooManyBrokenFiles(
             f"{name}, {split}: {len(rows)} of {total} images have no region features in "

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from common.data.datasets.avsd import AVSD, Dialog
 from common.data.datasets.tvc import TVC, Moment
-from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
+from common.data.datasets.tvqa import TVQA, Question, Subtitle, Subtitles
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import Limits
@@ -88,7 +88,7 @@ def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tup
 class QuestionExamples(Examples):
     """Questions with options and the speech of the whole clip; `use_span` marks the lines around the span ([10])."""
 
-    def __init__(self, questions: Questions, subtitles: Subtitles | None, use_span: bool) -> None:
+    def __init__(self, questions: Sequence[Question], subtitles: Subtitles | None, use_span: bool) -> None:
         self.questions = questions
         self.subtitles = subtitles
         self.use_span = use_span

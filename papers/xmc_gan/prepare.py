@@ -49,7 +49,7 @@ class WantedStore:
 
     def captions(self) -> Rows[str]:
         captions = self.dataset.annotations(self.split).captions
-        return captions if isinstance(captions, Rows) else Rows.texts(captions)
+        return Rows.texts(captions)
 
     def state(self) -> str:
         """Whether the store is "present", "missing", or what is wrong."""

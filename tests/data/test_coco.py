@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,12 @@ def test_coco_lists_captioned_images_by_name(tmp_path: Path, folder: str) -> Non
     coco = COCO(write_coco(tmp_path / "coco", folder=folder))
     listing = coco.listing("train")
     prefix = f"{folder}/" if folder else ""
-    assert listing.table.names() == [f"{prefix}train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
+    assert listing.table.names == [f"{prefix}train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
     assert listing.labels.tolist() == [-1] * 4
     assert listing.classes == ()
     assert (listing.missing, listing.notes) == (0, ())
     assert all(clip.path.is_file() for clip in listing.clips)
-    assert coco.listing("val").table.names() == [f"{prefix}val2017/{n:012d}.jpg" for n in (5000, 5007)]
+    assert coco.listing("val").table.names == [f"{prefix}val2017/{n:012d}.jpg" for n in (5000, 5007)]
     assert coco.listing("validation").fingerprint() == coco.listing("val").fingerprint()
 
 
@@ -77,7 +78,7 @@ def test_coco_counts_missing_files_and_images_without_captions(tmp_path: Path) -
 
     changed(root, CAPTIONS, change)
     listing = COCO(root).listing("train")
-    assert listing.table.names() == [f"train2017/{n:012d}.jpg" for n in (9, 30)]
+    assert listing.table.names == [f"train2017/{n:012d}.jpg" for n in (9, 30)]
     assert (listing.missing, listing.missing_names) == (1, (f"train2017/{16:012d}.jpg",))
     assert listing.notes == ("1 images without a caption are left out",)
     status = COCO(root).status()
@@ -262,14 +263,6 @@ def test_annotations_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     assert copy.boxes()[3]["boxes"].tolist() == found.boxes()[3]["boxes"].tolist()
 
 
-def test_columns_must_fit_each_other() -> None:
-    ids, none = np.arange(2), np.zeros((2, 0), dtype=np.bool_)
-    with pytest.raises(ValueError, match="one row per image"):
-        ImageAnnotations(ids, [("a",)], [(1,), (2,)], none, (), ids)
-    with pytest.raises(ValueError, match="one column per tag"):
-        ImageAnnotations(ids, [("a",), ("b",)], [(1,), (2,)], none, ("person",), ids)
-
-
 def test_rows_read_like_a_list_of_tuples() -> None:
     plain = [("a", "bü"), (), ("", "c", "猫")]
     rows = Rows.texts(plain)
@@ -287,93 +280,6 @@ def test_rows_read_like_a_list_of_tuples() -> None:
     assert type(numbers[0][0]) is int
     assert len(Rows.texts([])) == len(Rows.numbers([])) == 0
     assert repr(rows) == "Rows(3 rows, 5 values)"
-
-
-# -------------------------------------------------------------------------------------------------------- wrong files
-def drop(key: str) -> Any:
-    return lambda document: document.pop(key)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop("images"), r'no list of objects "images"; it has: info, licenses, annotations'),
-        (drop("annotations"), 'no list of objects "annotations"'),
-        (lambda d: d.update(images=[3]), 'no list of objects "images"'),
-        (lambda d: d["images"][0].pop("id"), '"id" must be a whole number of 64 bits, not null'),
-        (lambda d: d["images"][0].update(id="9"), '"id" must be a whole number of 64 bits, not "9"'),
-        (lambda d: d["images"][0].update(id=2**63), '"id" must be a whole number of 64 bits'),
-        (lambda d: d["images"][0].update(id=True), '"id" must be a whole number of 64 bits'),
-        (lambda d: d["images"][0].pop("file_name"), 'image 30: "file_name" must be a text'),
-        (lambda d: d["images"][0].update(group_id="a"), 'image 30: "group_id" must be a whole number'),
-        (lambda d: d["images"][0].update(id=9), "image id 9 occurs twice"),
-        (lambda d: d["images"][0].update(file_name=f"{9:012d}.jpg"), "file name '000000000009.jpg' occurs twice"),
-        (lambda d: d["annotations"][0].update(id=9000), "caption id 9000 occurs twice"),
-        (lambda d: d["annotations"][0].update(image_id=8), "caption 30000 is of image 8, which the file does not list"),
-        (lambda d: d["annotations"][0].update(caption=["a"]), 'annotation 30000: "caption" must be a text'),
-        (lambda d: d["annotations"][0].pop("caption"), "not a file of captions"),
-    ],
-)
-def test_wrong_files_of_captions(tmp_path: Path, change: Any, message: str) -> None:
-    root = write_coco(tmp_path)
-    changed(root, CAPTIONS, change)
-    with pytest.raises(ValueError, match=message) as caught:
-        COCO(root).listing("train")
-    assert str(root / CAPTIONS) in str(caught.value)
-    status = COCO(root).status()
-    assert not status.present
-    assert str(caught.value) == status.problem
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop("categories"), 'no list of objects "categories"'),
-        (lambda d: d["categories"][0].update(id=18), "category 18 .* occurs twice"),
-        (lambda d: d["categories"][0].update(name="dog"), "category 18 .'dog'. occurs twice"),
-        (lambda d: d["annotations"][0].update(image_id=8), "annotation 100: it is of image 8, which the file does not"),
-        (lambda d: d["annotations"][0].update(category_id=2), "annotation 100: category_id 2 is not among"),
-        (lambda d: d["annotations"][0].pop("bbox"), 'annotation 100: "bbox" must be left, top'),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), '"bbox" must be'),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, "4"]), '"bbox" must be'),
-        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), '"bbox" must be'),
-    ],
-)
-def test_wrong_files_of_instances(tmp_path: Path, change: Any, message: str) -> None:
-    root = write_coco(tmp_path)
-    changed(root, INSTANCES, change)
-    with pytest.raises(ValueError, match=message) as caught:
-        COCO(root).annotations("train")
-    assert str(root / INSTANCES) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not valid JSON"),
-        (b'{"images": [', "not valid JSON .*truncated"),
-        (b"\xff\xfe\x00", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
-        (b"[1, 2]", "holds a JSON list"),
-        (b"null", "holds a JSON NoneType"),
-    ],
-)
-def test_files_that_are_no_object(tmp_path: Path, content: bytes, message: str) -> None:
-    root = write_coco(tmp_path / "coco")
-    (root / CAPTIONS).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        COCO(root).listing("train")
-    root = write_karpathy(tmp_path / "karpathy")
-    (root / "dataset_coco.json").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        COCOKarpathy(root).listing("train")
-
-
-def test_instances_in_the_place_of_captions(tmp_path: Path) -> None:
-    root = write_coco(tmp_path)
-    (root / INSTANCES).replace(root / CAPTIONS)
-    with pytest.raises(ValueError, match=r"captions_train2017\.json.*not a file of captions"):
-        COCO(root).listing("train")
 
 
 # ------------------------------------------------------------------------------------------------------------- caching
@@ -466,7 +372,7 @@ def test_karpathys_splits(tmp_path: Path, folder: str) -> None:
     counts = {}
     for split in COCOKarpathy.splits:
         listing = COCOKarpathy(root).listing(split)
-        names = listing.table.names()
+        names = listing.table.names
         assert names == sorted(names)
         own = "train2014" if split == "train" else "val2014"
         assert all(name.startswith(f"{prefix}{own}/COCO_{own}_") for name in names)
@@ -490,10 +396,10 @@ def test_restval_can_join_train(tmp_path: Path) -> None:
     assert len(joined.listing("train")) == 5
     assert len(joined.annotations("train").captions) == 5
     assert len(joined.listing("restval")) == 2
-    assert joined.index_path("train") != plain.index_path("train")
+    assert joined.index_name("train") != plain.index_name("train")
     assert joined.published_count("train") == 113_287
     assert plain.published_count("train") == 82_783
-    assert set(plain.listing("train").table.names()) < set(joined.listing("train").table.names())
+    assert set(plain.listing("train").table.names) < set(joined.listing("train").table.names)
 
 
 def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
@@ -505,9 +411,9 @@ def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
     with pytest.raises(DatasetMissing, match="train2014"):
         COCOKarpathy(root).listing("train")
     listing = COCOKarpathy(root).listing("test")
-    (root / listing.table.name(0)).unlink()
+    (root / listing.table.names[0]).unlink()
     again = COCOKarpathy(root).listing("test")
-    assert (len(again), again.missing, again.missing_names) == (1, 1, (listing.table.name(0),))
+    assert (len(again), again.missing, again.missing_names) == (1, 1, (listing.table.names[0],))
     assert len(COCOKarpathy(root).annotations("test")) == 1
 
 
@@ -517,37 +423,7 @@ def test_karpathys_groups(tmp_path: Path) -> None:
     assert COCOKarpathy(root).annotations("train").groups.tolist() == [4, 4, 4]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop("images"), 'no list of objects "images"'),
-        (lambda d: d["images"][0].update(split="testing"), '"split" must be one of train, restval, val, test'),
-        (lambda d: d["images"][0].pop("split"), '"split" must be a text'),
-        (lambda d: d["images"][0].pop("cocoid"), '"cocoid" must be a whole number'),
-        (lambda d: d["images"][0].pop("filename"), '"filename" must be a text'),
-        (lambda d: d["images"][0].update(filepath="/"), '"filepath" must name the folder'),
-        (lambda d: d["images"][0].pop("sentences"), 'image 900 has no list of objects "sentences"'),
-        (lambda d: d["images"][0]["sentences"][0].pop("raw"), 'image 900: "raw" must be a text'),
-        (lambda d: d["images"][0]["sentences"][0].pop("sentid"), 'image 900: "sentid" must be a whole number'),
-        # Image 0 is for testing, image 2 for training: the same picture must not be in both.
-        (lambda d: d["images"][0].update(cocoid=d["images"][2]["cocoid"]), "image id 878 occurs twice"),
-        (lambda d: d["images"][2]["sentences"][0].update(sentid=9001), "caption id 9001 occurs twice"),
-    ],
-)
-def test_wrong_lists_of_karpathy(tmp_path: Path, change: Any, message: str) -> None:
-    root = write_karpathy(tmp_path)
-    changed(root, "dataset_coco.json", change)
-    with pytest.raises(ValueError, match=message) as caught:
-        COCOKarpathy(root).listing("test")
-    assert str(root / "dataset_coco.json") in str(caught.value)
-
-
 def test_karpathys_list_as_it_stands(tmp_path: Path) -> None:
-    splits = read_splits(write_json(tmp_path / "list.json", karpathy_document()))
-    assert {split: len(images.names) for split, images in splits.items()} == {
-        "train": 3,
-        "restval": 2,
-        "val": 2,
-        "test": 2,
-        "train+restval": 5,
-    }
+    images, splits = read_splits(write_json(tmp_path / "list.json", karpathy_document()))
+    assert len(images.names) == 9
+    assert Counter(splits.tolist()) == {"train": 3, "restval": 2, "val": 2, "test": 2}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from common.data.annotations import LanguageCaptions
-from common.data.datasets.captioned import CaptionedDataset, read_caption_table
+from common.data.datasets.captioned import CaptionedDataset
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
@@ -67,8 +66,6 @@ def test_language_captions_know_their_images() -> None:
     grouped = LanguageCaptions("de", captions.keys, captions.captions, np.array([5, 5]))
     other = LanguageCaptions("fr", captions.keys, captions.captions)
     assert len({captions.fingerprint(), grouped.fingerprint(), other.fingerprint()}) == 3
-    with pytest.raises(ValueError, match="1 keys and 1 groups for the captions of 2 images"):
-        LanguageCaptions("de", Texts(["a"]), captions.captions)
 
 
 # ------------------------------------------------------------------------------------------------ Conceptual Captions
@@ -80,14 +77,14 @@ def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
     assert rows(dataset.captions("valid", "en")) == {"0": ("a val",)}
     assert dataset.image_path("1", "train").is_file()
     listing = dataset.listing("train")
-    assert listing.table.names() == ["training/0.jpg", "training/1.jpg"]
+    assert listing.table.names == ["training/0.jpg", "training/1.jpg"]
     assert listing.missing_names == ("3",)
     # The names that img2dataset gives.
     named = tmp_path / "training" / "00000" / "000000003.jpg"
     named.parent.mkdir()
     (tmp_path / "training" / "0.jpg").rename(named)
     assert dataset.image_path("3", "train") == named
-    assert dataset.listing("train").table.names() == ["training/00000/000000003.jpg", "training/1.jpg"]
+    assert dataset.listing("train").table.names == ["training/00000/000000003.jpg", "training/1.jpg"]
     with pytest.raises(ValueError, match=r"no captions in 'de'; it has en"):
         dataset.captions("train", "de")
     with pytest.raises(ValueError, match="no split 'test'"):
@@ -111,34 +108,6 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     assert list(ConceptualCaptions(tmp_path, tmp_path / "other").regions("val").keys) == ["8"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\thttp\nno address\n", "line 2: 1 columns"),
-        ("url\tcaption\na\n", "line 2: 1 columns"),
-        ("\t\n \t \n", "holds no captions"),
-        ("", "holds no captions"),
-    ],
-)
-def test_damaged_tables_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
-    write_text(tmp_path / "Train_GCC-training.tsv", text)
-    with pytest.raises(ValueError, match=rf"Train_GCC-training\.tsv.*{message}"):
-        ConceptualCaptions(tmp_path).captions("train")
-
-
-def test_a_table_that_is_no_text_or_has_open_quotes(tmp_path: Path) -> None:
-    path = tmp_path / "google.csv"
-    path.write_bytes(b"caption\turl\n\xff\xfe\ta\n")
-    with pytest.raises(ValueError, match=r"google\.csv: not UTF-8"):
-        list(read_caption_table(path))
-    path.write_text('caption\turl\n" a cat said\ta\na town\tb\nhe said "\tc\n')
-    with pytest.raises(ValueError, match=r"google\.csv, caption 0: a quote at its beginning is not closed"):
-        list(read_caption_table(path))
-    path.write_text('caption\turl\n"never ends\ta\n')
-    with pytest.raises(ValueError, match=r"google\.csv.*(damaged|columns)"):
-        list(read_caption_table(path))
-
-
 # ---------------------------------------------------------------------------------------------------- SBU
 @pytest.mark.parametrize("name", ["sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt"])
 def test_sbu(tmp_path: Path, name: str) -> None:
@@ -150,31 +119,6 @@ def test_sbu(tmp_path: Path, name: str) -> None:
     else:
         write_lines(tmp_path / name, texts)
     assert rows(SBU(tmp_path).captions("train")) == {"0": ("A dog",), "2": ("A cat",)}
-
-
-def test_captions_and_pictures_of_sbu_are_counted_alike(tmp_path: Path) -> None:
-    write_lines(tmp_path / "SBU_captioned_photo_dataset_captions.txt", ["A dog", "", "A cat"])
-    write_lines(tmp_path / "SBU_captioned_photo_dataset_urls.txt", ["u"] * 3)
-    assert len(rows(SBU(tmp_path).captions())) == 2
-    write_lines(tmp_path / "SBU_captioned_photo_dataset_captions.txt", ["A dog", "A cat"])
-    with pytest.raises(ValueError, match=r"captions\.txt holds 2 captions and .*_urls\.txt 3 addresses"):
-        SBU(tmp_path).captions()
-    write_json(tmp_path / "sbu-captions-all.json", {"captions": ["A dog"], "image_urls": ["u", "v"]})
-    (tmp_path / "SBU_captioned_photo_dataset_captions.txt").unlink()
-    with pytest.raises(ValueError, match=r'all\.json holds 1 captions and "image_urls" 2 addresses'):
-        SBU(tmp_path).captions()
-
-
-def test_damaged_sbu(tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match="the captions are missing"):
-        SBU(tmp_path).captions()
-    for content, message in (({"captions": "a"}, '"captions" must be a list'), ({"captions": [""]}, "no captions")):
-        write_json(tmp_path / "sbu-captions-all.json", content)
-        with pytest.raises(ValueError, match=message):
-            SBU(tmp_path).captions()
-    (tmp_path / "sbu-captions-all.json").write_text("{")
-    with pytest.raises(ValueError, match=r"sbu-captions-all\.json"):
-        SBU(tmp_path).captions()
 
 
 # ---------------------------------------------------------------------------------------------------- Multi30K
@@ -194,36 +138,10 @@ def test_the_list_of_task_2_serves_as_well(tmp_path: Path) -> None:
     write_multi30k(tmp_path)
     home = tmp_path / "data"
     (home / "task1/image_splits/train.txt").unlink()
-    with pytest.raises(DatasetMissing, match="the list of images of split 'train' is missing"):
+    with pytest.raises(DatasetMissing, match=r"image_splits/train\.txt"):
         Multi30K(tmp_path).captions("train", "en")
     write_lines(home / "task2/image_splits/train_images.txt", [f"{key}.jpg#0" for key in FLICKR[:2]])
     assert list(Multi30K(tmp_path).captions("train", "en").keys) == list(FLICKR[:2])
-
-
-def test_damaged_multi30k(tmp_path: Path) -> None:
-    dataset = Multi30K(write_multi30k(tmp_path))
-    path = tmp_path / "data/task2/raw/train.3.en.gz"
-    write_lines(path, ["only one"])
-    with pytest.raises(ValueError, match=r"train\.3\.en\.gz: 1 captions for the 2 images of .*train\.txt"):
-        dataset.captions("train", "en")
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"train\.3\.en\.gz: damaged"):
-        dataset.captions("train", "en")
-    path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"train\.3\.en\.gz: damaged"):
-        dataset.captions("train", "en")
-    path.unlink()
-    with pytest.raises(DatasetMissing, match=r"a file of captions is missing; looked in .*train\.3\.en\.gz"):
-        dataset.captions("train", "en")
-    assert len(dataset.captions("train", "de")) == 2
-    write_lines(tmp_path / "data/task1/image_splits/train.txt", ["1.jpg", "1.jpg"])
-    with pytest.raises(ValueError, match="an image occurs twice"):
-        dataset.captions("train", "de")
-    plain = tmp_path / "data/task1/raw/val.fr"
-    plain.write_bytes(b"\xff\n")
-    (tmp_path / "data/task1/raw/val.fr.gz").unlink()
-    with pytest.raises(ValueError, match=r"val\.fr: not UTF-8 at byte 0"):
-        dataset.captions("val", "fr")
 
 
 # ---------------------------------------------------------------------------------------------------- COCO and on it
@@ -267,32 +185,9 @@ def test_coco_cn(tmp_path: Path, folder: str) -> None:
     assert dataset.image_path(COCO[0], "train").is_file()
 
 
-def test_damaged_captions_on_coco(tmp_path: Path) -> None:
-    stair = STAIRCaptions(write_stair(tmp_path / "stair"))
+def test_stair_captions_need_karpathys_list(tmp_path: Path) -> None:
     with pytest.raises(DatasetMissing, match="Karpathy's split is missing"):
-        stair.captions("train")
-    write_coco_karpathy(tmp_path / "coco")
-    shutil.copy(stair.root / "stair_captions_v1.2_train.json", stair.root / "stair_captions_v1.2_val.json")
-    with pytest.raises(ValueError, match=r"stair_captions_v1\.2_val\.json: image 9 also stands in"):
-        stair.captions("train")
-    (stair.root / "stair_captions_v1.2_val.json").unlink()
-    with pytest.raises(DatasetMissing, match="a file of captions is missing"):
-        stair.captions("train")
-    chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"))
-    path = chinese.root / "coco-cn-version1805v1.1/imageid.human-written-caption.txt"
-    for line in ("no tab", "COCO_val2014_000000000042\tno number", "#0\tno image"):
-        write_lines(path, [f"{COCO[0]}#0\t狗", line])
-        with pytest.raises(ValueError, match=r"imageid\.human-written-caption\.txt, line 2"):
-            chinese.captions("train")
-    write_lines(path, [f"{COCO[0]}#0\t狗"])
-    with pytest.raises(ValueError, match=r"has no caption of an image of .*coco-cn_val\.txt"):
-        chinese.captions("val")
-    write_lines(path.parent / "coco-cn_val.txt", ["a", "a"])
-    with pytest.raises(ValueError, match="occurs twice"):
-        chinese.captions("val")
-    path.unlink()
-    with pytest.raises(DatasetMissing, match=r"nothing at .*imageid\.human-written-caption\.txt"):
-        chinese.captions("train")
+        STAIRCaptions(write_stair(tmp_path / "stair")).captions("train")
 
 
 # ---------------------------------------------------------------------------------------------------- text alone
@@ -335,11 +230,6 @@ def test_groups_of_a_miniature(tmp_path: Path) -> None:
     dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
     write_json(tmp_path / "groups.json", {"train": {"0": 4, "1": 4, "3": 2}})
     assert dataset.captions("train").groups.tolist() == [4, 4, 2]
-    with pytest.raises(ValueError, match="no groups of split 'val'"):
-        dataset.captions("val")
-    write_json(tmp_path / "groups.json", {"train": {"0": 4}})
-    with pytest.raises(ValueError, match="has no group"):
-        dataset.captions("train")
 
 
 # ---------------------------------------------------------------------------------------------------- overview

@@ -107,7 +107,7 @@ def test_preparing_indexes_every_part(tmp_path: Path, cache: Path):
     dataset = UCF101(write_ucf101(tmp_path / "ucf", write=write_silent_video))
     text, (status,) = printed(dataset, prepare=True, samples=6)
     assert status.present
-    assert len(list((cache / "indices").glob("ucf101-*.json"))) == 6
+    assert len(list((cache / "indices").glob("ucf101-*.npz"))) == 6
     assert status.checked > 0
     assert not status.broken
     assert f"Decoded: {status.checked} of {status.checked} files" in text
@@ -189,7 +189,7 @@ def test_images_are_decoded_and_called_images(tmp_path: Path, cache: Path):
     assert "Images" in text
     assert "Clips" not in text
     assert "val: 1 listed images are missing, such as val2017/000000005000.jpg" in text
-    assert len(list((cache / "indices").glob("coco-*.json"))) == 2
+    assert len(list((cache / "indices").glob("coco-*.npz"))) == 2
 
 
 def test_no_torch_before_something_is_decoded():

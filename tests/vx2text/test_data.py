@@ -498,7 +498,7 @@ def test_sound_where_there_is_none(tokenizer: TextTokenizer) -> None:
 
 
 def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match="dialogues of split 'train' are missing"):
+    with pytest.raises(DatasetMissing, match="the dialogues are missing"):
         DialogData(AVSD(tmp_path / "absent"), tokenizer).items("train", True)
     with pytest.raises(ValueError, match=r"data\.replaced"):
         dialogs(world, tokenizer, replaced=1.5)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from common.data.annotations import read_csv, read_rows
 from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
-    csv_rows,
-    first_file,
+    first_of,
     prefix_of,
     read_lines,
     walk,
@@ -120,31 +122,24 @@ class AudioSet(MediaDataset):
         return {**options, "in_list_order": True} if self.in_list_order and self.clip_list is not None else options
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        lists = {
-            part: first_file(self.root, [folder + name for folder in _LIST_FOLDERS]) for part, name in _LIST_OF.items()
-        }
-        own_list = lists[split]
-        if own_list is None:
-            raise self._lacks(self.root / _LIST_OF[split], f"the list of segments {_LIST_OF[split]} is missing")
+        lists = {part: first_of(self.root, self._list_names(name)) for part, name in _LIST_OF.items()}
+        own_list = self._one_of(*self._list_names(_LIST_OF[split]), reason="the list of segments is missing")
         watched: list[Path] = [own_list.parent, own_list]
         segments = list(_segments(own_list))
-        class_list = first_file(self.root, [folder + _CLASS_LIST for folder in _LIST_FOLDERS])
+        class_list = first_of(self.root, self._list_names(_CLASS_LIST))
         if class_list is not None:
             watched += [class_list.parent, class_list]
             identifiers, classes = _class_names(class_list)
         else:
-            found = {label for _, _, _, labels in segments for label in labels}
-            for part, path in lists.items():
-                # From all lists, so that every split has the same labels.
-                if path is not None and part != split:
-                    watched.append(path)
-                    found.update(label for _, _, _, labels in _segments(path) for label in labels)
-            identifiers = classes = tuple(sorted(found))
+            # From all lists, so that every split has the same labels.
+            others = [path for part, path in lists.items() if path is not None and part != split]
+            watched += others
+            rows = itertools.chain(segments, *map(_segments, others))
+            identifiers = classes = tuple(sorted({label for *_, labels in rows for label in labels}))
         label_of = {identifier: label for label, identifier in enumerate(identifiers)}
-        wanted = self._wanted(watched)
 
         folder = self._folder(split)
-        listed = {video for video, _, _, _ in segments}
+        listed = {video for video, *_ in segments}
         files: dict[str, str] = {}
         prefix = prefix_of(folder, self.root)
         for suffixes in (VIDEO_SUFFIXES, AUDIO_SUFFIXES):
@@ -153,36 +148,26 @@ class AudioSet(MediaDataset):
                 if video is not None:
                     files.setdefault(video, prefix + name)
 
-        where = "the root" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
-        scan = Scan(classes, f"{own_list.relative_to(self.root)} with clips in {where}", watched=watched)
-        scan.sound_labels = []
-        if not self.trimmed:
-            scan.starts, scan.ends = [], []
+        scan = Scan(classes, f"{own_list.relative_to(self.root)} with clips in {prefix or 'the root'}", watched)
+        wanted = self._wanted(watched)
         if wanted is not None and split != "evaluation":
             segments = [segment for segment in segments if segment[0] in wanted]
             if self.in_list_order:
                 scan.in_order = True
                 segments.sort(key=lambda segment: wanted[segment[0]])
         for video, start, end, labels in segments:
-            file_name = files.get(video)
-            if file_name is None:
-                scan.missing_names.append(video)
-                continue
             label = label_of.get(labels[0], -1) if labels else -1
-            scan.names.append(file_name)
-            scan.labels.append(label)
-            scan.sound_labels.append(label)
-            if scan.starts is not None and scan.ends is not None:
-                scan.starts.append(start)
-                scan.ends.append(end)
+            start, end = (math.nan, math.nan) if self.trimmed else (start, end)
+            scan.add(files.get(video), video, label=label, sound_label=label, start=start, end=end)
         return scan
 
+    @staticmethod
+    def _list_names(name: str) -> list[str]:
+        return [folder + name for folder in _LIST_FOLDERS]
+
     def _folder(self, split: str) -> Path:
-        for above in _ABOVE:
-            for name in _FOLDERS_OF[split]:
-                if (self.root / above / name).is_dir():
-                    return self.root / above / name
-        return next(self.root / name for name in _TOGETHER if (self.root / name).is_dir())
+        own = (above + name for above in _ABOVE for name in _FOLDERS_OF[split])
+        return self._one_of(*own, *_TOGETHER)
 
     def _wanted(self, watched: list[Path]) -> dict[str, int] | None:
         """The clips of `clip_list` and their positions."""
@@ -201,32 +186,24 @@ class AudioSet(MediaDataset):
 
 def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]:
     """Rows of a list of segments: YTID, start and end in seconds, label identifiers."""
-    with csv_rows(path, csv.reader, skipinitialspace=True) as reader:
-        for line, row in enumerate(reader, start=1):
-            if not row or row[0].startswith("#"):
-                continue
-            try:
-                video, start, end = row[0].strip(), float(row[1]), float(row[2])
-            except (IndexError, ValueError):
-                if row[0].strip().lower() in ("ytid", "youtube_id", "video_id"):
-                    continue
-                raise ValueError(
-                    f'{path}, line {line}: expected YTID, start_seconds, end_seconds, "labels", found {",".join(row)!r}'
-                ) from None
-            # Lists without quotes have labels in several columns.
-            labels = ",".join(row[3:]).split(",")
-            yield video, start, end, tuple(label.strip() for label in labels if label.strip())
+
+    def parse(row: list[str]) -> tuple[str, float, float, tuple[str, ...]]:
+        # Lists without quotes have labels in several columns.
+        labels = ",".join(row[3:]).split(",")
+        return row[0].strip(), float(row[1]), float(row[2]), tuple(filter(None, map(str.strip, labels)))
+
+    def reader(lines: Iterator[str]) -> Iterator[list[str]]:
+        rows = csv.reader(lines, skipinitialspace=True)
+        return (row for row in rows if row and not row[0].startswith("#") and row[0].strip().lower() != "ytid")
+
+    return read_rows(path, reader, parse)
 
 
 def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Identifiers and display names of the classes, in the order of their official index."""
-    with csv_rows(path, skipinitialspace=True) as reader:
-        rows = list(reader)
-    try:
-        ordered = sorted(rows, key=lambda row: int(row["index"]))
-        return tuple(row["mid"] for row in ordered), tuple(row["display_name"] for row in ordered)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: expected the columns index,mid,display_name") from None
+    rows = read_csv(path, lambda row: (int(row["index"]), row["mid"], row["display_name"]), skipinitialspace=True)
+    _, identifiers, names = zip(*sorted(rows))
+    return identifiers, names
 
 
 def _video_of(stem: str, listed: set[str]) -> str | None:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from common.data.annotations import entry_of, objects, read_json
-from common.data.datasets.base import VIDEO_SUFFIXES, MediaDataset, Scan, first_file, walk
+from common.data.annotations import read_json, single_spaced
+from common.data.datasets.base import VIDEO_SUFFIXES, MediaDataset, Scan, first_of, walk
 from common.data.datasets.tvqa import Subtitles, read_subtitles, read_words
+from common.data.listing import DatasetError
+from common.files import parsing
 
 #: Placeholder of a withheld answer.
 UNDISCLOSED = "__UNDISCLOSED__"
@@ -89,7 +91,7 @@ class AVSD(MediaDataset):
     def dialogs(self, split: str) -> list[Dialog]:
         """The dialogues of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
-        found, _ = self._found(split, [])
+        found = [(name, dialog) for name, dialog in self._found(split, []) if name is not None]
         return [dialog for _, dialog in sorted(found, key=lambda row: row[0])]
 
     def subtitles(self) -> Subtitles | None:
@@ -105,12 +107,9 @@ class AVSD(MediaDataset):
         return {"videos": str(self.videos)}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        watched: list[Path] = []
-        found, missing = self._found(split, watched)
-        scan = Scan((), "dialogues in JSON, videos of Charades", watched=watched)
-        scan.names = [name for name, _ in found]
-        scan.labels = [-1] * len(found)
-        scan.missing_names = missing
+        scan = Scan((), "dialogues in JSON, videos of Charades")
+        for name, dialog in self._found(split, scan.watched):
+            scan.add(name, dialog.video)
         if split == "test":
             for names, lacking in ((_ANSWERS, "last answers"), (_REFERENCES, "six references")):
                 if self._file(names) is None:
@@ -118,25 +117,21 @@ class AVSD(MediaDataset):
         return scan
 
     def _file(self, names: tuple[str, ...]) -> Path | None:
-        return first_file(self.root, [folder + name for name in names for folder in _FOLDERS])
+        return first_of(self.root, [folder + name for name in names for folder in _FOLDERS])
 
-    def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Dialog]], list[str]]:
-        path = self._file((_FILES[split],))
-        if path is None:
-            raise self._lacks(self.root / _FILES[split], f"the dialogues of split {split!r} are missing")
+    def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Dialog]]:
+        """Video, if there is one, and dialogue."""
+        path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the dialogues are missing")
         videos = self._videos(watched)
         watched += [path.parent, path]
         dialogs = _dialogs(path)
         if split == "test":
-            answers, references = self._file(_ANSWERS), self._file(_REFERENCES)
-            if answers is not None:
-                watched.append(answers)
-                dialogs = _disclosed(dialogs, path, answers)
-            if references is not None:
-                watched.append(references)
-                dialogs = _referenced(dialogs, path, references)
-        found = [(videos[dialog.video], dialog) for dialog in dialogs if dialog.video in videos]
-        return found, [dialog.video for dialog in dialogs if dialog.video not in videos]
+            for names, merge in ((_ANSWERS, _disclosed), (_REFERENCES, _referenced)):
+                more = self._file(names)
+                if more is not None:
+                    watched.append(more)
+                    dialogs = merge(dialogs, path, more)
+        return [(videos.get(dialog.video), dialog) for dialog in dialogs]
 
     def _videos(self, watched: list[Path]) -> dict[str, str]:
         """Video name -> file name relative to the root, or absolute if outside it."""
@@ -156,41 +151,37 @@ class AVSD(MediaDataset):
 
 
 def _dialogs(path: Path) -> list[Dialog]:
-    found = []
-    for number, entry in enumerate(objects(read_json(path), "dialogs", str(path)), start=1):
-        where = f"{path}, dialogue {number}"
-        turns = []
-        for place, turn in enumerate(objects(entry, "dialog", where), start=1):
-            here = f"{where}, turn {place}"
-            answer = " ".join(entry_of(turn, "answer", str, here).split())
-            question = " ".join(entry_of(turn, "question", str, here).split())
-            turns.append(Turn(question, None if answer == UNDISCLOSED else answer))
-        if not turns:
-            raise ValueError(f"{where}: it has no turns")
-        texts = {key: entry_of(entry, key, str, where) if key in entry else "" for key in ("caption", "summary")}
-        found.append(
+    with parsing(path, DatasetError):
+        return [
             Dialog(
-                entry_of(entry, "image_id", str, where),
-                " ".join(texts["caption"].split()),
-                " ".join(texts["summary"].split()),
-                tuple(turns),
+                str(entry["image_id"]),
+                single_spaced(entry.get("caption", "")),
+                single_spaced(entry.get("summary", "")),
+                tuple(_turn(turn["question"], turn["answer"]) for turn in entry["dialog"]),
             )
-        )
-    return found
+            for entry in read_json(path)["dialogs"]
+        ]
+
+
+def _turn(question: str, answer: str) -> Turn:
+    answer = single_spaced(answer)
+    return Turn(single_spaced(question), None if answer == UNDISCLOSED else answer)
 
 
 def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]:
     """Insert the original last answers into the test dialogues."""
     known = _dialogs(answers)
-    if [dialog.video for dialog in known] != [dialog.video for dialog in dialogs]:
-        raise ValueError(f"{answers} is about other dialogues than {path}; remove it, or get both anew")
+
+    def asked(dialog: Dialog) -> tuple[str, int, str]:
+        return dialog.video, len(dialog.turns), dialog.turns[-1].question
+
+    if list(map(asked, known)) != list(map(asked, dialogs)):
+        raise DatasetError(f"{answers} is about other dialogues than {path}; remove it, or get both anew")
     disclosed = []
-    for number, (dialog, other) in enumerate(zip(dialogs, known), start=1):
+    for dialog, other in zip(dialogs, known):
         last = dialog.turns[-1]
-        if len(other.turns) != len(dialog.turns) or other.turns[-1].question != last.question:
-            raise ValueError(f"{answers}, dialogue {number}: its last question is not the one in {path}")
-        turns = (*dialog.turns[:-1], Turn(last.question, last.answer or other.turns[-1].answer))
-        disclosed.append(replace(dialog, turns=turns))
+        answered = replace(last, answer=last.answer or other.turns[-1].answer)
+        disclosed.append(replace(dialog, turns=(*dialog.turns[:-1], answered)))
     return disclosed
 
 
@@ -199,23 +190,13 @@ def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dia
 
     As in the challenge's script, order identifies the dialogues; the names `<video>_<turn>` are checked.
     """
-    document = read_json(references)
-    texts: dict[int, list[str]] = {}
-    names: dict[int, Any] = {}
-    for image in objects(document, "images", str(references)):
-        number = entry_of(image, "id", int, f"{references}, images")
-        texts[number], names[number] = [], image.get("name")
-    for entry in objects(document, "annotations", str(references)):
-        number = entry_of(entry, "image_id", int, f"{references}, annotations")
-        if number not in texts:
-            raise ValueError(f"{references}: a reference is of number {number}, which the file does not list")
-        texts[number].append(" ".join(entry_of(entry, "caption", str, f"{references}, number {number}").split()))
-    if len(texts) != len(dialogs):
-        raise ValueError(f"{references} is about {len(texts)} dialogues, but {path} holds {len(dialogs)}")
-    referenced = []
-    for number, dialog in zip(sorted(texts), dialogs):
-        name = names[number]
-        if isinstance(name, str) and name.rpartition("_")[0] not in ("", dialog.video):
-            raise ValueError(f"{references}: number {number} is about {name!r}, in {path} it is {dialog.video!r}")
-        referenced.append(replace(dialog, references=tuple(texts[number])))
-    return referenced
+    with parsing(references, DatasetError):
+        document = read_json(references)
+        names = {image["id"]: image.get("name", "") for image in document["images"]}
+        texts: dict[int, list[str]] = {number: [] for number in names}
+        for entry in document["annotations"]:
+            texts[entry["image_id"]].append(single_spaced(entry["caption"]))
+    videos = [names[number].rpartition("_")[0] for number in sorted(names)]
+    if len(videos) != len(dialogs) or any(name not in ("", own.video) for name, own in zip(videos, dialogs)):
+        raise DatasetError(f"{references} is about other dialogues than {path}; remove it, or get both anew")
+    return [replace(dialog, references=tuple(texts[number])) for number, dialog in zip(sorted(texts), dialogs)]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
+import math
 import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from common.data.listing import ClipTable, DatasetMissing, Listing, ListingIndex
-from common.files import cache_folder, named
+from common.data.listing import ClipTable, DatasetMissing, Listing
+from common.data.sequences import ColumnCache
+from common.files import named
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -32,26 +32,30 @@ class Scan:
 
     Args:
         layout: the layout that was found, in words.
-        names: file names relative to the root, in any order; a listing sorts them unless `in_order`.
-        labels: one class per name; likewise the columns below.
         watched: folders and list files that invalidate the index when they change.
         missing_names: items that the official lists name but the folder lacks.
         notes: remarks for the overview.
+        rows: names, numbers as in `NUMBERS`, and files with the sound, in any order; see :meth:`add`.
+        in_order: keep the order; otherwise a listing is sorted by name.
     """
 
     classes: tuple[str, ...]
     layout: str
-    names: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    sound_labels: list[int] | None = None
-    folds: list[int] | None = None
-    starts: list[float] | None = None
-    ends: list[float] | None = None
-    sounds: list[str] | None = None
     watched: list[Path] = field(default_factory=list)
     missing_names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows: list[tuple[str, tuple[float, ...], str]] = field(default_factory=list)
     in_order: bool = False
+
+    def add(
+        self, name: str | None, listed: str = "", *, label: int = -1, sound_label: int = -1, fold: int = 0,
+        start: float = math.nan, end: float = math.nan, sound: str = "",
+    ) -> None:  # fmt: skip
+        """Add a file by its name relative to the root; without one, `listed` is missing."""
+        if name is None:
+            self.missing_names.append(listed)
+        else:
+            self.rows.append((name, (label, sound_label, fold, start, end), sound))
 
 
 class MediaDataset(ABC):
@@ -97,27 +101,26 @@ class MediaDataset(ABC):
     def _all(self, split: str, fold: int | None) -> Listing:
         """All clips of a split, with or without sound."""
         split, fold = self._checked(split, fold)
-        index = ListingIndex(self.index_path(split, fold))
-        kept = index.load()
-        if kept is not None:
-            return kept
-        listing, watched, scanned_at = self._fresh(split, fold)
-        if len(listing) >= INDEX_FROM:
-            index.store(listing, watched, scanned_at)
-        return listing
+        columns = ColumnCache(self.index_name(split, fold)).load()
+        if columns is not None:
+            return Listing.of_columns(columns)
+        return self._indexed(split, fold, INDEX_FROM)[0]
 
     def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
         """List a split again and cache the result; returns the listing, and whether it was cached."""
-        split, fold = self._checked(split, fold)
-        listing, watched, scanned_at = self._fresh(split, fold)
-        return listing, ListingIndex(self.index_path(split, fold)).store(listing, watched, scanned_at)
+        return self._indexed(*self._checked(split, fold), 0)
 
-    def index_path(self, split: str, fold: int | None = None) -> Path:
-        """Cache file for the index of a split."""
+    def _indexed(self, split: str, fold: int | None, at_least: int) -> tuple[Listing, bool]:
+        read_at = time.time()
+        listing, watched = self._fresh(split, fold)
+        cache = ColumnCache(self.index_name(split, fold))
+        return listing, len(listing) >= at_least and cache.store(listing.columns(), watched, read_at)
+
+    def index_name(self, split: str, fold: int | None = None) -> str:
+        """Name of a split's listing in the cache."""
         key = f"{os.path.abspath(self.root)}\0{sorted(self._options().items())}"
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        part = split if fold is None else f"{split}-fold{fold}"
-        return cache_folder() / "indices" / f"{self.name}-{digest}-{part}.json"
+        return f"{self.name}-{digest}-{split if fold is None else f'{split}-fold{fold}'}"
 
     @property
     def unit(self) -> str:
@@ -146,35 +149,19 @@ class MediaDataset(ABC):
         if not self.root.is_dir():
             raise self._lacks(self.root)
 
-    def _fresh(self, split: str, fold: int | None) -> tuple[Listing, list[Path], float]:
-        scanned_at = time.time()
+    def _fresh(self, split: str, fold: int | None) -> tuple[Listing, list[Path]]:
         self.require_folder()
         scan = self._scan(split, fold)
-        if not scan.names:
+        if not scan.rows:
             raise self._lacks(self.root, f"none of the {self.unit} of split {split!r} was found ({scan.layout})")
-        order = list(range(len(scan.names)))
         if not scan.in_order:
-            order.sort(key=scan.names.__getitem__)
-
-        def ordered(column: list[int] | list[float] | None) -> list[int | float] | None:
-            return None if column is None else [column[row] for row in order]
-
-        table = ClipTable(
-            self.root,
-            (scan.names[row] for row in order),
-            [scan.labels[row] for row in order],
-            ordered(scan.sound_labels),
-            ordered(scan.folds),
-            ordered(scan.starts),
-            ordered(scan.ends),
-            None if scan.sounds is None else [scan.sounds[row] for row in order],
-        )
-        part = split if fold is None else f"{split}, fold {fold}"
+            scan.rows.sort(key=lambda row: row[0])
+        names, numbers, sounds = zip(*scan.rows)
         missing = sorted(scan.missing_names)
         listing = Listing(
             name=self.name,
-            version=f"{part}; {scan.layout}",
-            clips=table,
+            version=f"{split if fold is None else f'{split}, fold {fold}'}; {scan.layout}",
+            clips=ClipTable(self.root, names, list(numbers), sounds),
             classes=scan.classes,
             root=self.root,
             missing=len(missing),
@@ -182,7 +169,7 @@ class MediaDataset(ABC):
             layout=scan.layout,
             notes=tuple(scan.notes),
         )
-        return listing, [self.root, *scan.watched], scanned_at
+        return listing, [self.root, *scan.watched]
 
     @abstractmethod
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -209,6 +196,13 @@ class MediaDataset(ABC):
     def checksums(self) -> Mapping[str, str]:
         """Relative name of an archive or other file -> checksum as in :func:`common.data.checksums.difference`."""
         return {}
+
+    def _one_of(self, *names: str, reason: str = "") -> Path:
+        """The first file or folder of these names, relative to the root, that exists."""
+        found = first_of(self.root, names)
+        if found is None:
+            raise self._lacks(self.root / names[0], reason)
+        return found
 
     # ------------------------------------------------------------------------------------------------ errors, status
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
@@ -316,13 +310,9 @@ def _part(split: str, fold: int | None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- reading folders
-def first_folder(root: Path, candidates: Sequence[str]) -> Path | None:
-    """The first existing subfolder; "." means the root."""
-    return next((root / name for name in candidates if (root / name).is_dir()), None)
-
-
-def first_file(root: Path, candidates: Sequence[str]) -> Path | None:
-    return next((root / name for name in candidates if (root / name).is_file()), None)
+def first_of(root: Path, names: Iterable[str]) -> Path | None:
+    """The first file or folder that exists; "." means the root."""
+    return next((path for name in names if (path := root / name).exists()), None)
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
@@ -366,17 +356,6 @@ def read_lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     # Not splitlines(), because file names may contain its other line separators.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
-
-
-@contextlib.contextmanager
-def csv_rows(path: Path, kind: Callable[..., Any] = csv.DictReader, **options: Any) -> Iterator[Any]:
-    """Open a UTF-8 CSV list; damage raises an error with file and line. `kind` is `csv.DictReader` or `csv.reader`."""
-    with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = kind(stream, **options)
-        try:
-            yield reader
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, after line {reader.line_num}: {error}; get the file anew") from None
 
 
 def prefix_of(folder: Path, root: Path) -> str:

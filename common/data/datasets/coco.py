@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +16,13 @@ from common.data.annotations import (
     CaptionCollector,
     CaptionedImages,
     ImageAnnotations,
-    entry_of,
     kept_columns,
-    objects,
     read_json,
     read_once,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
-from common.data.listing import Listing
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
+from common.data.listing import DatasetError, Listing
+from common.files import parsing
 
 #: Archives of the images and annotations, as TensorFlow Datasets recorded them.
 ARCHIVES = {
@@ -82,7 +81,7 @@ class COCO(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
         prefix = prefix_of(self._folder(split), self.root)
-        rows = images.rows_of(name.removeprefix(prefix) for name in listing.table.names())
+        rows = images.rows_of(name.removeprefix(prefix) for name in listing.table.names)
         path = self._instances_path(split)
         if not path.is_file():
             return images.annotations(rows)
@@ -105,48 +104,40 @@ class COCO(MediaDataset):
         folder = self._folder(split)
         images = self._captions(split)
         instances = self._instances_path(split)
-        watched = [images.path.parent, images.path]
-        scan = Scan((), f"{prefix_of(folder, self.root)} with {images.path.relative_to(self.root)}", watched=watched)
-        files = {name for name, _ in walk(folder, IMAGE_SUFFIXES, watched)}
-        fill_scan(scan, images, files, prefix_of(folder, self.root))
+        prefix = prefix_of(folder, self.root)
+        scan = Scan((), f"{prefix} with {images.path.relative_to(self.root)}", [images.path.parent, images.path])
+        fill_scan(scan, images, {name for name, _ in walk(folder, IMAGE_SUFFIXES, scan.watched)}, prefix)
         if not instances.is_file():
             scan.notes.append(f"{instances.relative_to(self.root)} is missing: the images have no tags and no boxes")
         return scan
 
     def _folder(self, split: str) -> Path:
-        name = f"{split}{self.year}"
-        folder = first_folder(self.root, (name, f"images/{name}"))
-        if folder is None:
-            raise self._lacks(self.root / name)
-        return folder
+        return self._one_of(f"{split}{self.year}", f"images/{split}{self.year}")
 
     def _captions(self, split: str) -> CaptionedImages:
-        path = self.root / "annotations" / f"captions_{split}{self.year}.json"
-        if not path.is_file():
-            raise self._lacks(path)
-        return read_captions(path)
+        return read_captions(self._one_of(f"annotations/captions_{split}{self.year}.json"))
 
     def _instances_path(self, split: str) -> Path:
         return self.root / "annotations" / f"instances_{split}{self.year}.json"
 
 
-def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "") -> None:
+def fill_scan(
+    scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "", rows: Iterable[int] | None = None
+) -> None:
     """Add the images with captions and a file to a scan; count the others as missing.
 
     Args:
         files: existing file names, as spelled in the annotations.
         prefix: makes a name relative to the root.
+        rows: positions of images; None = all.
     """
-    lengths = np.diff(images.captions.starts).tolist()
-    for name, length in zip(images.names, lengths):
-        if not length:
-            continue
-        if name in files:
-            scan.names.append(prefix + name)
-        else:
-            scan.missing_names.append(prefix + name)
-    scan.labels = [-1] * len(scan.names)
-    without = lengths.count(0)
+    rows = range(len(images.names)) if rows is None else rows
+    lengths = np.diff(images.captions.starts)
+    with_captions = [row for row in rows if lengths[row]]
+    for row in with_captions:
+        name = images.names[row]
+        scan.add(prefix + name if name in files else None, prefix + name)
+    without = len([*rows]) - len(with_captions)
     if without:
         scan.notes.append(f"{without:,} images without a caption are left out")
 
@@ -155,21 +146,14 @@ def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str 
 @read_once()
 def read_captions(path: Path) -> CaptionedImages:
     """Read a COCO caption file, once per process."""
-    document = read_json(path)
-    collector = CaptionCollector(path)
-    for entry in objects(document, "images", str(path)):
-        image_id = entry_of(entry, "id", int, f"{path}, images")
-        name = entry_of(entry, "file_name", str, f"{path}, image {image_id}")
-        group = entry_of(entry, "group_id", int, f"{path}, image {image_id}") if "group_id" in entry else image_id
-        collector.add_image(name, image_id, group)
-    for entry in objects(document, "annotations", str(path)):
-        caption_id = entry_of(entry, "id", int, f"{path}, annotations")
-        where = f"{path}, annotation {caption_id}"
-        if "caption" not in entry:
-            raise ValueError(f'{where}: no "caption"; this is not a file of captions, such as captions_train2017.json')
-        image_id = entry_of(entry, "image_id", int, where)
-        collector.add_caption(entry_of(entry, "caption", str, where), caption_id, image_id)
-    return collector.finish()
+    with parsing(path, DatasetError):
+        document = read_json(path)
+        collector = CaptionCollector(path)
+        for entry in document["images"]:
+            collector.add_image(str(entry["file_name"]), entry["id"], entry.get("group_id", entry["id"]))
+        for entry in document["annotations"]:
+            collector.add_caption(entry["caption"], entry["id"], entry["image_id"])
+        return collector.finish()
 
 
 # ---------------------------------------------------------------------------------------------------- instances
@@ -210,67 +194,26 @@ class Instances:
 def read_instances(path: Path) -> Instances:
     """Read a COCO instance file, once per process; columns of large ones are cached on disk."""
     columns = kept_columns(path, functools.partial(_instance_columns, path))
-    return Instances(
-        tuple(columns["categories"].tolist()),
-        columns["image_ids"],
-        columns["labels"],
-        columns["boxes"],
-        columns["crowd"],
-    )
+    return Instances(**{**columns, "categories": tuple(columns["categories"].tolist())})  # type: ignore[arg-type]
 
 
 def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
-    document = read_json(path, without=frozenset({"segmentation"}))
-    label_of, names = _categories(document, path)
-    images = {entry_of(entry, "id", int, f"{path}, images") for entry in objects(document, "images", str(path))}
-    image_ids: list[int] = []
-    labels: list[int] = []
-    boxes: list[list[float]] = []
-    crowd: list[bool] = []
-    for entry in objects(document, "annotations", str(path)):
-        where = f"{path}, annotation {entry.get('id')}"
-        image_ids.append(entry_of(entry, "image_id", int, where))
-        if image_ids[-1] not in images:
-            raise ValueError(f"{where}: it is of image {image_ids[-1]}, which the file does not list")
-        category = entry_of(entry, "category_id", int, where)
-        if category not in label_of:
-            raise ValueError(f"{where}: category_id {category} is not among the file's categories")
-        labels.append(label_of[category])
-        boxes.append(_box(entry, where))
-        crowd.append(bool(entry.get("iscrowd", 0)))
-    return {
-        "categories": np.array(names, dtype=np.str_),
-        "image_ids": np.array(image_ids, dtype=np.int64),
-        "labels": np.array(labels, dtype=np.int64),
-        "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        "crowd": np.array(crowd, dtype=np.bool_),
-    }
-
-
-def _categories(document: Mapping[str, Any], path: Path) -> tuple[dict[int, int], list[str]]:
-    """Consecutive index of each category id, and the names, in file order."""
-    label_of: dict[int, int] = {}
-    names: list[str] = []
-    for entry in objects(document, "categories", str(path)):
-        category = entry_of(entry, "id", int, f"{path}, categories")
-        name = entry_of(entry, "name", str, f"{path}, category {category}")
-        if category in label_of or name in names:
-            raise ValueError(f"{path}: category {category} ({name!r}) occurs twice")
-        label_of[category] = len(names)
-        names.append(name)
-    return label_of, names
-
-
-def _box(entry: Mapping[str, Any], where: str) -> list[float]:
-    found = entry.get("bbox")
-    if (
-        not isinstance(found, list)
-        or len(found) != 4
-        or not all(isinstance(number, int | float) and np.isfinite(number) for number in found)
-    ):
-        raise ValueError(f'{where}: "bbox" must be left, top, width and height, not {found}')
-    left, top, width, height = map(float, found)
-    return [left, top, left + width, top + height]
+    with parsing(path, DatasetError):
+        document = read_json(path, without=frozenset({"segmentation"}))
+        label_of = {entry["id"]: label for label, entry in enumerate(document["categories"])}
+        objects = document["annotations"]
+        strangers = {entry["image_id"] for entry in objects} - {entry["id"] for entry in document["images"]}
+        if strangers:
+            raise DatasetError(f"{path}: an object is of image {min(strangers)}, which the file does not list")
+        boxes = np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(len(objects), 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return {
+            "categories": np.array([entry["name"] for entry in document["categories"]], dtype=np.str_),
+            "image_ids": np.array([entry["image_id"] for entry in objects], dtype=np.int64),
+            "labels": np.array([label_of[entry["category_id"]] for entry in objects], dtype=np.int64),
+            "boxes": boxes.astype(np.float32),
+            "crowd": np.array([entry.get("iscrowd", 0) for entry in objects], dtype=np.bool_),
+        }
 
 
 def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import LanguageCaptions, read_once
-from common.data.datasets.base import first_folder, read_lines
-from common.data.datasets.captioned import read_text
+from common.data.datasets.base import read_lines
+from common.data.datasets.captioned import one_language, read_text
 from common.data.datasets.stair_captions import OnCOCO
-from common.data.sequences import Rows, Texts
+from common.data.listing import DatasetError
 
 _FOLDERS = ("coco-cn-version1805v1.1", ".")
 _CAPTIONS = "imageid.human-written-caption.txt"
@@ -45,15 +45,13 @@ class COCOCN(OnCOCO):
     license = "for research, on request"
     source = "https://github.com/li-xirong/coco-cn"
 
-    def captions(self, split: str, language: str = "zh") -> LanguageCaptions:
-        split, _ = self._checked(split, None)
-        self._checked_language(language)
-        home = first_folder(self.root, _FOLDERS)
-        paths = [(home or self.root) / name for name in (f"coco-cn_{split}.txt", _CAPTIONS)]
-        for path in paths:
-            if not path.is_file():
-                raise self._lacks(path)
-        captions = _read(tuple(paths))
+    def _captions(self, split: str, language: str) -> LanguageCaptions:
+        captions = _read(
+            tuple(
+                self._one_of(*(f"{folder}/{name}" for folder in _FOLDERS))
+                for name in (f"coco-cn_{split}.txt", _CAPTIONS)
+            )
+        )
         return replace(captions, groups=self._groups(captions, split))
 
     def _groups(self, captions: LanguageCaptions, split: str) -> npt.NDArray[np.int64]:
@@ -69,20 +67,12 @@ class COCOCN(OnCOCO):
 @read_once()
 def _read(paths: tuple[Path, ...]) -> LanguageCaptions:
     listed, written = paths
-    keys = read_lines(listed)
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"{listed}: an image occurs twice")
-    wanted: dict[str, list[str]] = {key: [] for key in keys}
-    for number, line in enumerate(read_text(written).split("\n"), start=1):
-        if not line.strip():
-            continue
+    wanted: dict[str, list[str]] = {key: [] for key in read_lines(listed)}
+    for line in filter(str.strip, read_text(written).split("\n")):
         name, tab, text = line.partition("\t")
         key, mark, _ = name.strip().partition("#")
         if not (tab and mark and key):
-            raise ValueError(f"{written}, line {number}: <image>#<number>, a tab and a caption are expected")
-        if key in wanted and text.strip():
-            wanted[key].append(" ".join(text.split()))
-    kept = [(key, texts) for key, texts in wanted.items() if texts]
-    if not kept:
-        raise ValueError(f"{written}: has no caption of an image of {listed}")
-    return LanguageCaptions("zh", Texts(key for key, _ in kept), Rows.texts(texts for _, texts in kept))
+            raise DatasetError(f"{written}: <image>#<number>, a tab and a caption are expected, not {line[:80]!r}")
+        if key in wanted:
+            wanted[key].append(text)
+    return one_language(written, "zh", wanted.items())

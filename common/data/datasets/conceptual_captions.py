@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from common.data.annotations import LanguageCaptions, read_once
-from common.data.datasets.base import first_file
-from common.data.datasets.captioned import CaptionedDataset, read_caption_table
-from common.data.sequences import Rows, Texts
+from common.data.datasets.captioned import CaptionedDataset, one_language, read_caption_table
 
 _FILES = {
     "train": ("google.csv", "Train_GCC-training.tsv", "Train-GCC-training.tsv"),
@@ -50,20 +48,11 @@ class ConceptualCaptions(CaptionedDataset):
     license = "free for any use, with acknowledgment of Google; the pictures belong to their owners"
     source = "https://ai.google.com/research/ConceptualCaptions/download; pictures with img2dataset"
 
-    def captions(self, split: str, language: str = "en") -> LanguageCaptions:
-        split, _ = self._checked(split, None)
-        path = first_file(self.root, _FILES[split])
-        self._checked_language(language)
-        if path is None:
-            raise self._lacks(self.root / _FILES[split][1], f"the captions of split {split!r} are missing")
-        return self.grouped(read_numbered_captions(path), split)
+    def _captions(self, split: str, language: str) -> LanguageCaptions:
+        return read_numbered_captions(self._one_of(*_FILES[split], reason="the captions are missing"))
 
 
 @read_once()
 def read_numbered_captions(path: Path) -> LanguageCaptions:
     """Read a table of English captions with one image per row, once per process; skips blank captions."""
-    rows = [(number, " ".join(text.split())) for number, text in read_caption_table(path)]
-    kept = [(number, text) for number, text in rows if text]
-    if not kept:
-        raise ValueError(f"{path}: holds no captions; get the file anew")
-    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), Rows.texts((text,) for _, text in kept))
+    return one_language(path, "en", ((str(number), [text]) for number, text in read_caption_table(path)))

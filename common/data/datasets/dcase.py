@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,12 @@ from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
     Scan,
-    first_file,
-    first_folder,
+    first_of,
     prefix_of,
     read_lines,
     walk,
 )
+from common.data.listing import DatasetError
 
 _FOLDERS = {
     "train": ("scenes_stereo/scenes_stereo", "scenes_stereo"),
@@ -64,69 +63,46 @@ class DCASE2014(MediaDataset):
     source = "https://dcase.community/challenge2013/task-acoustic-scene-classification"
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        lists = {
-            part: first_file(self.root, [f"{folder}{part}.txt" for folder in _LIST_FOLDERS]) for part in self.splits
-        }
-        if lists[split] is not None:
-            return self._from_lists(split, lists)
-        return self._from_names(split)
-
-    def _from_lists(self, split: str, lists: dict[str, Path | None]) -> Scan:
+        lists = {part: first_of(self.root, (f"{folder}{part}.txt" for folder in _LIST_FOLDERS)) for part in self.splits}
         own_list = lists[split]
-        assert own_list is not None
         watched: list[Path] = []
-        rows: dict[str, list[tuple[str, str]]] = {}
-        for part, path in lists.items():
-            if path is not None:
-                watched += [path, path.parent]
-                rows[part] = self._rows(path)
-        classes = tuple(sorted({scene for part in rows.values() for _, scene in part}))
-        scan = Scan(classes, f"lists {own_list.relative_to(self.root)}", watched=watched)
-        scan.sound_labels = []
-        label_of = {name: label for label, name in enumerate(classes)}
-        for name, scene in rows[split]:
-            found = next((base + name for base in _BASES if (self.root / (base + name)).is_file()), None)
-            # Moving or removing a recording changes its folder.
-            watched.append((self.root / (found or name)).parent)
-            if found is None:
-                scan.missing_names.append(name)
-                continue
-            scan.names.append(Path(os.path.normpath(found)).as_posix())
-            scan.labels.append(label_of[scene])
-            scan.sound_labels.append(label_of[scene])
+        if own_list is not None:
+            layout = f"lists {own_list.relative_to(self.root)}"
+            rows = {part: self._from_list(path, watched) for part, path in lists.items() if path is not None}
+        else:
+            self._one_of(*_FOLDERS[split])
+            layout = "scenes_stereo/ and scenes_stereo_testset/, scene from the name"
+            folders = {part: first_of(self.root, names) for part, names in _FOLDERS.items()}
+            rows = {part: self._from_names(folder, watched) for part, folder in folders.items() if folder is not None}
+        classes = tuple(sorted({scene for part in rows.values() for _, _, scene in part}))
+        scan = Scan(classes, layout, watched)
+        for found, listed, scene in rows[split]:
+            scan.add(found, listed, label=classes.index(scene), sound_label=classes.index(scene))
         return scan
 
-    def _rows(self, path: Path) -> list[tuple[str, str]]:
-        rows = []
+    def _from_list(self, path: Path, watched: list[Path]) -> list[tuple[str | None, str, str]]:
+        """File, name in the list, and scene of each line."""
+        watched += [path, path.parent]
+        rows: list[tuple[str | None, str, str]] = []
         for line in read_lines(path):
-            fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.rsplit(maxsplit=1))]
-            if len(fields) < 2 or not fields[1]:
-                raise ValueError(f"{path}: expected `<path><TAB><scene>`, found {line!r}")
-            rows.append((fields[0].replace("\\", "/"), fields[1]))
+            name, _, scene = (
+                part.strip() for part in line.replace("\\", "/").rpartition("\t" if "\t" in line else " ")
+            )
+            if not name:
+                raise DatasetError(f"{path}: expected `<path><TAB><scene>`, found {line!r}")
+            found = first_of(self.root, (base + name for base in _BASES))
+            # Moving or removing a recording changes its folder.
+            watched.append((found or self.root / name).parent)
+            rows.append((None if found is None else found.relative_to(self.root).as_posix(), name, scene))
         return rows
 
-    def _from_names(self, split: str) -> Scan:
-        folders = {part: first_folder(self.root, names) for part, names in _FOLDERS.items()}
-        if folders[split] is None:
-            raise self._lacks(self.root / _FOLDERS[split][-1])
-        watched: list[Path] = []
-        recordings: dict[str, list[tuple[str, str]]] = {}
-        for part, folder in folders.items():
-            if folder is not None:
-                recordings[part] = [
-                    (prefix_of(folder, self.root) + name, self._scene(folder / name, stem))
-                    for name, stem in walk(folder, AUDIO_SUFFIXES, watched)
-                ]
-        classes = tuple(sorted({scene for part in recordings.values() for _, scene in part}))
-        label_of = {name: label for label, name in enumerate(classes)}
-        scan = Scan(classes, "scenes_stereo/ and scenes_stereo_testset/, scene from the name", watched=watched)
-        scan.names = [name for name, _ in recordings[split]]
-        scan.labels = [label_of[scene] for _, scene in recordings[split]]
-        scan.sound_labels = list(scan.labels)
-        return scan
-
-    def _scene(self, path: Path, stem: str) -> str:
-        match = _NAME.fullmatch(stem)
-        if match is None:
-            raise ValueError(f"{path}: expected a name such as bus01.wav; give train.txt and test.txt for other names")
-        return match.group(1).rstrip("_- ")
+    def _from_names(self, folder: Path, watched: list[Path]) -> list[tuple[str | None, str, str]]:
+        rows: list[tuple[str | None, str, str]] = []
+        for name, stem in walk(folder, AUDIO_SUFFIXES, watched):
+            match = _NAME.fullmatch(stem)
+            if match is None:
+                raise DatasetError(
+                    f"{folder / name}: expected a name such as bus01.wav; give train.txt and test.txt for other names"
+                )
+            rows.append((prefix_of(folder, self.root) + name, name, match[1].rstrip("_- ")))
+        return rows

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from common.data.annotations import read_csv
 from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
     Scan,
-    csv_rows,
-    first_folder,
     prefix_of,
     walk,
 )
@@ -49,55 +48,28 @@ class ESC50(MediaDataset):
         return [("all", None)]
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        home = next((self.root / name for name in _FOLDERS if (self.root / name / "meta/esc50.csv").is_file()), None)
-        if home is None:
-            raise self._lacks(self.root / "meta/esc50.csv")
-        audio = first_folder(home, ("audio",))
-        if audio is None:
-            raise self._lacks(home / "audio")
-        list_path = home / "meta/esc50.csv"
-        watched: list[Path] = [list_path, home]
-        files = {name: name for name, _ in walk(audio, AUDIO_SUFFIXES, watched)}
-        rows = self._rows(list_path)
-        categories: dict[int, str] = {}
-        for name, _, target, category in rows:
-            if categories.setdefault(target, category) != category:
-                raise ValueError(
-                    f"{list_path}: target {target} is {categories[target]!r} and, for {name}, {category!r}"
-                )
-        count = max(categories, default=-1) + 1
-        classes = tuple(categories.get(target, f"unnamed {target}") for target in range(count))
-        scan = Scan(classes, f"{prefix_of(home, self.root)}audio/ with meta/esc50.csv", watched=watched)
-        scan.folds, scan.sound_labels = [], []
+        list_path = self._one_of(*(f"{folder}/meta/esc50.csv" for folder in _FOLDERS))
+        audio = list_path.parent.parent / "audio"
+        if not audio.is_dir():
+            raise self._lacks(audio)
+        watched: list[Path] = [list_path, audio.parent]
+        files = {name for name, _ in walk(audio, AUDIO_SUFFIXES, watched)}
+        rows = list(read_csv(list_path, _row))
+        categories = {target: category for _, _, target, category in rows}
+        classes = tuple(
+            categories.get(target, f"unnamed {target}") for target in range(max(categories, default=-1) + 1)
+        )
         prefix = prefix_of(audio, self.root)
+        scan = Scan(classes, f"{prefix} with meta/esc50.csv", watched)
         for name, own_fold, target, _ in rows:
-            if fold is not None and ((split == "test" and own_fold != fold) or (split == "train" and own_fold == fold)):
-                continue
-            if name not in files:
-                scan.missing_names.append(name)
-                continue
-            scan.names.append(prefix + name)
-            scan.labels.append(target)
-            scan.sound_labels.append(target)
-            scan.folds.append(own_fold)
+            if fold is None or split == "all" or (own_fold == fold) == (split == "test"):
+                found = prefix + name if name in files else None
+                scan.add(found, name, label=target, sound_label=target, fold=own_fold)
         return scan
 
-    def _rows(self, path: Path) -> list[tuple[str, int, int, str]]:
-        with csv_rows(path) as reader:
-            lacking = [
-                name for name in ("filename", "fold", "target", "category") if name not in (reader.fieldnames or ())
-            ]
-            if lacking:
-                raise ValueError(
-                    f"{path} lacks the columns {', '.join(lacking)}; "
-                    "its first line must be filename,fold,target,category,esc10,src_file,take"
-                )
-            rows = []
-            for line, row in enumerate(reader, start=2):
-                try:
-                    rows.append((row["filename"], int(row["fold"]), int(row["target"]), row["category"]))
-                except (TypeError, ValueError):
-                    raise ValueError(f"{path}, line {line}: fold and target must be whole numbers") from None
-                if not 1 <= rows[-1][1] <= self.num_folds or rows[-1][2] < 0:
-                    raise ValueError(f"{path}, line {line}: fold must be 1 to {self.num_folds} and target at least 0")
-            return rows
+
+def _row(row: dict[str, str]) -> tuple[str, int, int, str]:
+    fold, target = int(row["fold"]), int(row["target"])
+    if not 1 <= fold <= ESC50.num_folds or target < 0:
+        raise ValueError(f"fold must be 1 to {ESC50.num_folds} and target at least 0, not {fold} and {target}")
+    return row["filename"], fold, target, row["category"]

@@ -6,21 +6,20 @@ Pieces of one recording may get different folds; use a list to split those.
 
 from __future__ import annotations
 
-import csv
+import functools
 import hashlib
-import json
 import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from common.data.annotations import ImageAnnotations, LanguageCaptions, read_json_lines
+from common.data.annotations import ImageAnnotations, LanguageCaptions, read_csv, read_json_lines, single_spaced
 from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -31,10 +30,9 @@ from common.data.datasets.base import (
     walk,
 )
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.listing import DatasetMissing, Listing
+from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.regions import picture_key
 from common.data.sequences import Rows, Texts
-from common.files import named
 
 #: List names by Hugging Face's convention.
 LISTS = ("metadata.csv", "metadata.jsonl")
@@ -60,7 +58,6 @@ class Item:
         sound: file with the sound, relative to the root; "" for the file itself.
         start, end: limits of the part in seconds; NaN for the file's own.
         captions: texts by language; "" is the data set's default language.
-        where: file and line, for messages.
     """
 
     name: str
@@ -71,7 +68,6 @@ class Item:
     end: float = math.nan
     captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
-    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,16 +123,14 @@ class OwnFolder(MediaDataset):
         contents = self._contents()
         label_of = {name: label for label, name in enumerate(contents.classes)}
         folds = _folds(contents.items)
-        scan = Scan(contents.classes, contents.layout, watched=list(contents.watched), notes=list(contents.notes))
-        rows = self._rows_of_split(contents.items, folds, split, fold)
-        items = [contents.items[row] for row in rows]
-        scan.names = [item.name for item in items]
-        scan.labels = [label_of.get(item.label, -1) for item in items]
-        scan.folds = [folds[row] for row in rows]
-        scan.starts, scan.ends = [item.start for item in items], [item.end for item in items]
-        scan.sounds = [item.sound for item in items]
-        if "audio" in self.streams:
-            scan.sound_labels = list(scan.labels)
+        scan = Scan(contents.classes, contents.layout, [*contents.watched], notes=[*contents.notes])
+        for row in self._rows_of_split(contents.items, folds, split, fold):
+            item = contents.items[row]
+            label = label_of.get(item.label, -1)
+            scan.add(
+                item.name, label=label, sound_label=label if "audio" in self.streams else -1, fold=folds[row],
+                start=item.start, end=item.end, sound=item.sound,
+            )  # fmt: skip
         return scan
 
     def _rows_of_split(self, items: Sequence[Item], folds: Sequence[int], split: str, fold: int | None) -> list[int]:
@@ -162,26 +156,13 @@ class OwnFolder(MediaDataset):
         self.require_folder()
         folders, _ = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]
-        lists = [self.root / part / name for part in ("", *parts) for name in LISTS]
-        lists = [path for path in lists if path.is_file()]
-        if len(lists) > 1 and (lists[0].parent == self.root or len({path.parent for path in lists}) < len(lists)):
-            raise ValueError(f"{lists[0]} and {lists[1]}: keep the list of the folder, or one for each of its splits")
+        lists = [path for part in ("", *parts) for name in LISTS if (path := self.root / part / name).is_file()]
         if lists:
-            unlisted = [
-                part
-                for part in parts
-                if lists[0].parent != self.root and self.root / part not in {path.parent for path in lists}
-            ]
-            for part in filter(self._holds_any, unlisted):
-                raise ValueError(
-                    f"{self.root / part} holds files and no list, where {lists[0].parent} has one: write a list into "
-                    f"each folder of a split, or one into {self.root} with a column `split`"
-                )
-            return self._listed(lists)
+            return self._listed(lists, parts)
         others = [name for name in folders if parts and name not in parts and self._holds_any(name)]
         divided = bool(parts) and (not others or len({SPLIT_OF[part.lower()] for part in parts}) > 1)
         if divided and others:
-            raise ValueError(
+            raise DatasetError(
                 f"{self.root} holds the splits {', '.join(parts)} and beside them {', '.join(others[:3])}: put each "
                 "class into the folder of a split, or write a list"
             )
@@ -189,16 +170,10 @@ class OwnFolder(MediaDataset):
         unknown: Counter[str] = Counter()
         items = [item for part in (parts if divided else [""]) for item in self._in_folders(part, watched, unknown)]
         passed_over = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
-        notes = [f"{unknown.total():,} other files are passed over: {passed_over}"] if unknown else []
-        notes += [
-            f"{name} is not read: a list is called {LISTS[0]} or {LISTS[1]}"
-            for name in entries(self.root)[1]
-            if name.endswith((".csv", ".tsv", ".json", ".jsonl"))
-        ]
+        notes = (f"{unknown.total():,} other files are passed over: {passed_over}",) if unknown else ()
         if not items:
-            endings = " ".join(sorted(self.suffixes))
-            found = "; ".join([f"it holds {passed_over}", *notes[1:]]) if unknown else "it is empty"
-            raise self._lacks(self.root, f"no file with one of the endings {endings}; {found}")
+            found = f"it holds {passed_over}" if unknown else "it is empty"
+            raise self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {found}")
         layout = "class folders" if any(item.label for item in items) else "files without classes"
         layout += f" in {', '.join(f'{part}/' for part in parts)}" if divided else ""
         return self._checked_contents(items, layout, watched, notes)
@@ -220,19 +195,13 @@ class OwnFolder(MediaDataset):
             if stem not in found:
                 unknown[f"sounds without a picture, such as {names[0]}"] += len(names)
             elif len(names) + len(found[stem]) > 2:
-                raise ValueError(f"{home}: {', '.join(found[stem] + names)}: one of them is the sound of which?")
-        labels = {stem: stem.split("/")[0] if "/" in stem else "" for stem in found}
-        empty = sorted(set(entries(home)[0]) - set(labels.values()))
-        if empty:
-            unknown[f"folder without any, such as {empty[0]}"] += len(empty)
-        split = SPLIT_OF[part.lower()] if part else ""
+                raise DatasetError(f"{home}: {', '.join(found[stem] + names)}: one of them is the sound of which?")
         return [
             Item(
                 prefix + name,
-                _normal(labels[stem]),
-                split,
+                _normal(stem.split("/")[0] if "/" in stem else ""),
+                SPLIT_OF.get(part.lower(), ""),
                 prefix + sounds[stem][0] if stem in sounds else "",
-                where=str(home / name),
             )
             for stem, names in found.items()
             for name in names
@@ -241,89 +210,77 @@ class OwnFolder(MediaDataset):
     def _holds_any(self, folder: str) -> bool:
         return any(walk(self.root / folder, self.suffixes, []))
 
-    def _checked_contents(self, items: list[Item], layout: str, watched: list[Path], notes: list[str]) -> Contents:
+    def _checked_contents(
+        self, items: list[Item], layout: str, watched: list[Path], notes: tuple[str, ...] = ()
+    ) -> Contents:
         """Refuse partial labels and partial splits."""
         for what in ("label", "split"):
             lacking = [item for item in items if not getattr(item, what)]
             if lacking and len(lacking) < len(items):
-                raise ValueError(
-                    f"{lacking[0].where}: no {what}, where other files of {self.root} have one ({len(lacking)} of "
-                    f"{len(items)} have none); a class folder or a list gives a file its label"
+                raise DatasetError(
+                    f"{self.root / lacking[0].name}: no {what}, which {len(items) - len(lacking)} other files have; a "
+                    "class folder or a list gives a file its label"
                 )
-        counts = Counter(label for label, _ in {(item.label, item.name) for item in items} if label)
-        if len(counts) == 1:
-            notes.append(f"there is one class, {next(iter(counts))!r}: enough to pre-train on, not to classify")
-        few = sorted(label for label, count in counts.items() if count < 2)
-        if few and not any(item.split for item in items):
-            notes.append(f"{len(few)} classes have one file, which fold 2 alone tests, such as {few[0]!r}")
-        items.sort(key=lambda item: item.name)
-        return Contents(tuple(items), layout, tuple(watched), tuple(notes))
+        return Contents(tuple(sorted(items, key=lambda item: item.name)), layout, tuple(watched), notes)
 
     # -- lists ---------------------------------------------------------------------------------------------------------
 
-    def _listed(self, paths: Sequence[Path]) -> Contents:
+    def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> Contents:
+        homes = [path.parent for path in paths]
+        if len(set(homes)) < len(homes) or (self.root in homes and len(homes) > 1):
+            raise DatasetError(f"{paths[0]} and {paths[1]}: keep the list of the folder, or one for each of its splits")
+        unlisted = [part for part in parts if self.root not in homes and self.root / part not in homes]
+        for part in filter(self._holds_any, unlisted):
+            raise DatasetError(
+                f"{self.root / part} holds files and no list, where {homes[0]} has one: write a list into each folder "
+                f"of a split, or one into {self.root} with a column `split`"
+            )
         watched = [*paths]
         # Accented letters may be composed or decomposed.
         present = {_normal(name): name for name, _ in walk(self.root, None, watched)}
         items: list[Item] = []
         for path in paths:
             part = "" if path.parent == self.root else path.parent.name
-            for where, row in _rows(path):
-                try:
-                    items.append(replace(self._item(row, part, present), where=where))
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise ValueError(f"{where}: {error}") from None
+            parse = functools.partial(self._item, part=part, present=present)
+            if path.suffix == ".jsonl":
+                items += read_json_lines(path, parse)
+            else:
+                items += read_csv(path, parse, skipinitialspace=True, strict=True)
         if not items:
-            raise ValueError(f"{paths[0]} lists nothing: write a line for every file below its heading")
+            raise DatasetError(f"{paths[0]} lists nothing: write a line for every file below its heading")
         layout = f"list {', '.join(path.relative_to(self.root).as_posix() for path in paths)}"
-        return self._checked_contents(self._merged(items), layout, watched, [])
+        return self._checked_contents(self._merged(items), layout, watched)
 
     def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
+        if None in row:
+            raise ValueError("more cells than the heading has; put texts with commas into quotes")
+        row = {column.strip(): value.strip() if isinstance(value, str) else value for column, value in row.items()}
+        row = {column: value for column, value in row.items() if value not in (None, "")}
         known = ("file_name", "label", "split", *self.columns)
         for column in row:
             if column not in known and not ("caption" in known and column.startswith("caption_")):
                 raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
 
-        def text(column: str) -> str:
-            value = row.get(column, "")
-            if not isinstance(value, str):
-                raise ValueError(f"{column} must be a text, not {json.dumps(value)[:80]}")
-            return value.strip()
-
         def file(column: str) -> str:
-            stated = text(column).replace("\\", "/").removeprefix("./")
+            stated = str(row.get(column, "")).replace("\\", "/").removeprefix("./")
             name = f"{part}/{stated}" if part else stated
             if stated and _normal(name) not in present:
                 raise ValueError(f"{name} does not exist in {self.root}")
             return present[_normal(name)] if stated else ""
 
-        def seconds(column: str) -> float:
-            try:
-                value = float(row.get(column, math.nan))
-            except (TypeError, ValueError):
-                value = -1.0
-            if value < 0 or math.isinf(value):
-                raise ValueError(f"{column} must be a time in seconds, not {row[column]!r}")
-            return value
-
-        name, stated, split = file("file_name"), text("split").lower(), SPLIT_OF.get(part.lower(), "")
+        name, split = file("file_name"), str(row.get("split", part)).lower()
         if os.path.splitext(name)[1].lower() not in self.suffixes:
             raise ValueError(f"file_name {name!r} has none of the endings {' '.join(sorted(self.suffixes))}")
-        if stated and (stated not in SPLIT_OF or split not in ("", SPLIT_OF[stated])):
-            raise ValueError(f"split {stated!r} is none of {', '.join(SPLIT_OF)}, or not that of the folder")
-        start, end = seconds("start"), seconds("end")
+        if split and split not in SPLIT_OF:
+            raise ValueError(f"split {split!r} is none of {', '.join(SPLIT_OF)}")
+        start, end = float(row.get("start", math.nan)), float(row.get("end", math.nan))
         if end <= start:
             raise ValueError(f"end {end:g} is not after start {start:g}")
-        split = SPLIT_OF.get(stated, split)
-        return Item(name, _normal(text("label")), split, file("sound"), start, end, _captions(row), _tags(row))
+        label = _normal(str(row.get("label", "")))
+        return Item(name, label, SPLIT_OF.get(split, ""), file("sound"), start, end, _captions(row), _tags(row))
 
     def _merged(self, items: list[Item]) -> list[Item]:
         """Join lines of the same file if the kind allows that."""
-        first: dict[tuple[str, str, str], Item] = {}
-        for item in items:
-            before = first.setdefault((item.name, str(item.start), str(item.end)), item)
-            if before is not item:
-                raise ValueError(f"{item.where}: {item.name} is listed before, at {before.where}")
         return items
 
 
@@ -403,10 +360,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         listing = self.listing(split) if listing is None else listing
         items = self._contents().items
         row_of = {item.name: row for row, item in enumerate(items)}
-        try:
-            rows = [row_of[name] for name in listing.table.names()]
-        except KeyError as error:
-            raise ValueError(f"{self.root}: {error} of the listing is not there any more") from None
+        rows = [row_of[name] for name in listing.table.names]
         texts = [self._captions_of(item, self.language) for item in items]
         numbers = np.cumsum([0, *map(len, texts)])
         tagged = any(item.tags for item in items)
@@ -426,13 +380,15 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             ids,
         )
 
-    def captions(self, split: str, language: str) -> LanguageCaptions:
-        split, _ = self._checked(split, None)
+    def _checked_language(self, language: str | None) -> str:
+        return self.language if language is None else language
+
+    def _captions(self, split: str, language: str) -> LanguageCaptions:
         items = self._contents().items
-        names = set(self.listing(split).table.names())
+        names = set(self.listing(split).table.names)
         if not any(self._captions_of(item, language) for item in items):
             known = sorted({own or self.language for item in items for own in item.captions})
-            raise ValueError(
+            raise DatasetError(
                 f"{self.root} has no captions in {language!r}; it has {', '.join(known) or 'none at all'}: write them "
                 f"into the column caption_{language} of {LISTS[0]}"
             )
@@ -441,7 +397,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             key = picture_key(Path(item.name).name)
             if item.name in names and self._captions_of(item, language):
                 if key in keys:
-                    raise ValueError(
+                    raise DatasetError(
                         f"{self.root}: {keys[key].name} and {item.name} would both be called {key!r} among region "
                         "features: give them other names"
                     )
@@ -468,18 +424,14 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         merged: dict[str, Item] = {}
         for item in items:
             before = merged.get(item.name)
-            if before is None:
-                merged[item.name] = item
-                continue
-            if (item.label, item.split) != (before.label, before.split):
-                raise ValueError(f"{item.where}: {item.name} has another label or split than at {before.where}")
-            if not item.captions:
-                raise ValueError(f"{item.where}: {item.name} is listed before, at {before.where}")
-            captions = dict(before.captions)
-            for language, texts in item.captions.items():
-                captions[language] = (*captions.get(language, ()), *texts)
-            tags = tuple(dict.fromkeys((*before.tags, *item.tags)))
-            merged[item.name] = replace(before, captions=captions, tags=tags)
+            if before is not None:
+                if (item.label, item.split) != (before.label, before.split):
+                    raise DatasetError(f"{self.root / item.name} is listed with two labels or splits")
+                captions = dict(before.captions)
+                for language, texts in item.captions.items():
+                    captions[language] = (*captions.get(language, ()), *texts)
+                item = replace(before, captions=captions, tags=tuple(dict.fromkeys((*before.tags, *item.tags))))
+            merged[item.name] = item
         return list(merged.values())
 
 
@@ -509,57 +461,19 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield place and non-empty columns of each line of a list."""
-    if path.suffix == ".jsonl":
-        for where, record in read_json_lines(path):
-            yield where, {column: value for column, value in record.items() if value is not None}
-        return
-    line, heading = 0, list[str]()
-    # The csv module's default field limit is too small.
-    csv.field_size_limit(2**24)
-    try:
-        with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, skipinitialspace=True, strict=True)
-            for row in reader:
-                line = reader.line_num
-                where, cells = f"{path}, line {line}", [cell.strip() for cell in row]
-                if not heading:
-                    heading = cells
-                    if len({*cells} - {""}) < len([*filter(None, cells)]):
-                        raise ValueError(f"{where}: a column of this heading stands twice: give it another name")
-                elif len(cells) > len(heading):
-                    raise ValueError(f"{where}: more cells than the heading has; put texts with commas into quotes")
-                elif cells:
-                    yield where, {name: cell for name, cell in zip(heading, cells) if cell}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, after line {line}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
-    except csv.Error as error:
-        # The line after the last good one: the parser notices a missing quote lines below it.
-        raise ValueError(
-            f"{path}, line {line + 1}: {error}; a text in quotes ends with a quote before the next comma or the end of "
-            "the line, and a quote inside it is written twice"
-        ) from None
-
-
-def _texts(column: str, value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise ValueError(f"{column} must be a text or a list of texts, not {json.dumps(value)[:80]}")
-    return tuple(" ".join(one.split()) for one in values if one.strip())
-
-
 def _captions(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for column, value in row.items():
         if column in ("caption", "text") or column.startswith("caption_"):
             plain = column.partition("_")[2]
             for language, texts in (value if isinstance(value, dict) else {plain: value}).items():
-                found[language] = (*found.get(language, ()), *_texts(column, texts))
+                texts = [texts] if isinstance(texts, str) else texts
+                kept = (single_spaced(text) for text in texts if text.strip())
+                found[language] = (*found.get(language, ()), *kept)
     return {language: texts for language, texts in found.items() if texts}
 
 
 def _tags(row: Mapping[str, Any]) -> tuple[str, ...]:
     value = row.get("tags", [])
-    values = value.split(";") if isinstance(value, str) else _texts("tags", value)
-    return tuple(dict.fromkeys(_normal(tag.strip()) for tag in values if tag.strip()))
+    tags = value.split(";") if isinstance(value, str) else value
+    return tuple(dict.fromkeys(_normal(tag.strip()) for tag in tags if tag.strip()))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from common.data.datasets.base import (
@@ -13,11 +11,11 @@ from common.data.datasets.base import (
     MediaDataset,
     Scan,
     entries,
-    first_folder,
     prefix_of,
     read_lines,
     walk,
 )
+from common.data.listing import DatasetError
 
 _VIDEO_FOLDERS = ("hmdb51_org", "hmdb51", "videos", ".")
 _LIST_FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "splits", "annotations")
@@ -50,41 +48,28 @@ class HMDB51(MediaDataset):
     source = "https://serre.lab.brown.edu/hmdb51.html"
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        videos = first_folder(self.root, _VIDEO_FOLDERS)
-        lists = first_folder(self.root, _LIST_FOLDERS)
-        if lists is None:
-            raise self._lacks(self.root / _LIST_FOLDERS[0], "the lists of the divisions are missing")
-        assert videos is not None
-        assert fold is not None
-        pattern = re.compile(rf"(.+)_test_split{fold}\.txt")
-        matches = [(match.group(1), name) for name in entries(lists)[1] if (match := pattern.fullmatch(name))]
-        if not matches:
-            raise self._lacks(lists / f"<class>_test_split{fold}.txt", f"the lists of division {fold} are missing")
-        classes = tuple(sorted(class_name for class_name, _ in matches))
-        list_of = dict(matches)
-        watched: list[Path] = [lists, videos]
+        videos = self._one_of(*_VIDEO_FOLDERS)
+        lists = self._one_of(*_LIST_FOLDERS, reason="the lists of the divisions are missing")
+        ending = f"_test_split{fold}.txt"
+        classes = tuple(sorted(name.removesuffix(ending) for name in entries(lists)[1] if name.endswith(ending)))
+        if not classes:
+            raise self._lacks(lists / f"<class>{ending}", f"the lists of division {fold} are missing")
         prefix = prefix_of(videos, self.root)
-        scan = Scan(classes, f"{'hmdb51 class folders' if not prefix else videos.name} with {lists.name}")
-        scan.watched = watched
+        where = videos.name if prefix else "hmdb51 class folders"
+        scan = Scan(classes, f"{where} with {lists.name}", [lists, videos])
         for label, class_name in enumerate(classes):
-            path = lists / list_of[class_name]
-            watched.append(path)
+            path = lists / f"{class_name}{ending}"
+            scan.watched.append(path)
             files: dict[str, str] = {}
             if (videos / class_name).is_dir():
-                for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, watched):
+                for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, scan.watched):
                     files.setdefault(stem, f"{prefix}{class_name}/{name}")
             for line in read_lines(path):
                 # The flag is the last word, because file names may contain spaces.
                 name, _, flag = line.rpartition(" ")
                 name = name.strip()
                 if flag not in ("0", "1", "2") or not name:
-                    raise ValueError(f"{path}: expected `<file> <0, 1 or 2>`, found {line!r}")
-                if flag != _FLAG_OF[split]:
-                    continue
-                found = files.get(os.path.splitext(name)[0])
-                if found is None:
-                    scan.missing_names.append(f"{class_name}/{name}")
-                else:
-                    scan.names.append(found)
-                    scan.labels.append(label)
+                    raise DatasetError(f"{path}: expected `<file> <0, 1 or 2>`, found {line!r}")
+                if flag == _FLAG_OF[split]:
+                    scan.add(files.get(os.path.splitext(name)[0]), f"{class_name}/{name}", label=label)
         return scan

@@ -13,11 +13,12 @@ from common.data.datasets.base import (
     MediaDataset,
     Scan,
     entries,
-    first_folder,
+    first_of,
     prefix_of,
     read_lines,
     walk,
 )
+from common.data.listing import DatasetError
 
 _FOLDERS = {
     "train": ("train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train"),
@@ -71,14 +72,10 @@ class ImageNet(MediaDataset):
     def _options(self) -> dict[str, object]:
         if self.class_list is None:
             return {}
-        if not self.class_list.is_file():
-            return {"classes": str(self.class_list)}
         return {"classes": hashlib.sha256("\n".join(self._listed()).encode("utf-8", "surrogateescape")).hexdigest()}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        folder = first_folder(self.root, _FOLDERS[split])
-        if folder is None:
-            raise self._lacks(self.root / _FOLDERS[split][0])
+        folder = self._one_of(*_FOLDERS[split])
         found, files = entries(folder)
         if not found and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
             raise self._lacks(
@@ -86,34 +83,26 @@ class ImageNet(MediaDataset):
                 "images lie side by side, where one folder per class is expected; move each image of the validation "
                 "set into the folder of its class, as the script valprep.sh that goes round for this set does",
             )
-        watched = [folder]
         # Both splits must have the same labels, even if one lacks a class.
-        known = set(found)
-        for other in _FOLDERS:
-            beside = first_folder(self.root, _FOLDERS[other])
-            if beside is not None and beside != folder:
-                watched.append(beside)
-                known.update(entries(beside)[0])
+        watched = [path for names in _FOLDERS.values() if (path := first_of(self.root, names)) is not None]
+        known = {name for path in watched for name in entries(path)[0]}
         if self.class_list is not None:
-            wanted = self._listed()
-            strangers = [name for name in wanted if name not in known]
+            strangers = sorted({*self._listed()} - known)
             if strangers:
-                raise ValueError(
+                raise DatasetError(
                     f"class_list: {self.class_list} names {len(strangers)} classes that {folder} has no folder of, "
                     f"such as {strangers[0]}"
                 )
-            known = set(wanted)
+            known = {*self._listed()}
         classes = tuple(sorted(known))
         prefix = prefix_of(folder, self.root)
-        scan = Scan(classes, f"class folders in {prefix}", watched=watched)
-        present = set(found)
+        scan = Scan(classes, f"class folders in {prefix}", watched)
         for label, name in enumerate(classes):
-            if name in present:
-                images = [f"{prefix}{name}/{image}" for image, _ in walk(folder / name, IMAGE_SUFFIXES, watched)]
-                scan.names += images
-                scan.labels += [label] * len(images)
-        empty = len(classes) - len(set(scan.labels))
-        if empty and scan.names:
+            if name in found:
+                for image, _ in walk(folder / name, IMAGE_SUFFIXES, watched):
+                    scan.add(f"{prefix}{name}/{image}", label=label)
+        empty = len(classes) - len({numbers[0] for _, numbers, _ in scan.rows})
+        if empty and scan.rows:
             scan.notes.append(f"{empty} of {len(classes)} classes have no images")
         return scan
 
@@ -121,10 +110,7 @@ class ImageNet(MediaDataset):
         assert self.class_list is not None
         if not self.class_list.is_file():
             raise self._lacks(self.class_list, "no class_list, a file of one class folder per line, was found")
-        names = [line.split()[0] for line in read_lines(self.class_list)]
+        names = sorted({line.split()[0] for line in read_lines(self.class_list)})
         if not names:
-            raise ValueError(f"class_list: {self.class_list} is empty; it should hold one class folder per line")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"class_list: {self.class_list} names {twice} twice")
-        return sorted(names)
+            raise DatasetError(f"class_list: {self.class_list} is empty; it should hold one class folder per line")
+        return names

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from common.data.annotations import read_csv
 from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
-    csv_rows,
     entries,
-    first_file,
-    first_folder,
+    first_of,
     prefix_of,
     walk,
 )
@@ -84,112 +84,77 @@ class Kinetics400(MediaDataset):
         self.common_seconds = common_seconds
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        folder = first_folder(self.root, _FOLDERS[split])
-        if folder is None:
-            raise self._lacks(self.root / _FOLDERS[split][0])
+        folder = self._one_of(*_FOLDERS[split])
         watched: list[Path] = [folder]
         replacements = self._replacements(watched)
-        folders, files = entries(folder)
-        if any(Path(name).suffix.lower() in VIDEO_SUFFIXES for name in files):
+        if any(Path(name).suffix.lower() in VIDEO_SUFFIXES for name in entries(folder)[1]):
             return self._flat(split, folder, replacements, watched)
-        return self._class_folders(folder, _class_names(folders), replacements, watched)
+        return self._class_folders(folder, replacements, watched)
 
-    def _class_folders(
-        self, folder: Path, own_classes: list[str], replacements: dict[str, str], watched: list[Path]
-    ) -> Scan:
+    def _class_folders(self, folder: Path, replacements: dict[str, str], watched: list[Path]) -> Scan:
+        own_classes = _class_names(folder)
         # Both splits must have the same labels, even if one lacks a class.
-        known = set(own_classes)
-        for other in ("train", "validation"):
-            beside = first_folder(self.root, _FOLDERS[other])
-            if beside is not None and beside != folder:
-                watched.append(beside)
-                known.update(_class_names(entries(beside)[0]))
-        classes = tuple(sorted(known))
-        label_of = {name: label for label, name in enumerate(classes)}
-        scan = Scan(classes, f"class folders in {folder.name}/", watched=watched)
+        beside = [other for split in ("train", "validation") if (other := first_of(self.root, _FOLDERS[split]))]
+        watched += beside
+        classes = tuple(sorted({*own_classes, *(name for other in beside for name in _class_names(other))}))
+        scan = Scan(classes, f"class folders in {folder.name}/", watched)
         prefix = prefix_of(folder, self.root)
         for class_name in own_classes:
+            label = classes.index(class_name)
             for name, stem in walk(folder / class_name, VIDEO_SUFFIXES, watched):
-                scan.names.append(replacements.get(stem, f"{prefix}{class_name}/{name}"))
-                scan.labels.append(label_of[class_name])
+                scan.add(replacements.get(stem, f"{prefix}{class_name}/{name}"), label=label)
         return scan
 
     def _flat(self, split: str, folder: Path, replacements: dict[str, str], watched: list[Path]) -> Scan:
-        lists = {part: first_file(self.root, names) for part, names in _LISTS.items()}
-        own_list = lists[split]
-        if own_list is None:
-            raise self._lacks(
-                self.root / _LISTS[split][0],
-                f"{folder.name}/ holds videos without class folders, and the list with their classes is missing",
-            )
-        known: set[str] = set()
-        rows: list[tuple[str, str, str]] = []
-        for part, path in lists.items():
-            # Classes come from train and val together, so that all splits have the same labels.
-            if path is None or (part == "test" and split != "test"):
-                continue
-            watched += [path.parent, path]
-            found = list(_rows(path))
-            known.update(label for label, _, _ in found if label)
-            if part == split:
-                rows = found
+        own_list = self._one_of(
+            *_LISTS[split],
+            reason=f"{folder.name}/ holds videos without class folders, and the list with their classes is missing",
+        )
+        # Classes come from train and val together, so that all splits have the same labels.
+        lists = {own_list, *(path for part in ("train", "validation") if (path := first_of(self.root, _LISTS[part])))}
+        watched += [place for path in lists for place in (path.parent, path)]
+        rows = {path: list(_rows(path)) for path in lists}
+        classes = tuple(sorted({label for own in rows.values() for label, _, _ in own if label}))
+        label_of = {name: label for label, name in enumerate(classes)}
         files: dict[str, str] = {}
         by_video: dict[str, str] = {}
         prefix = prefix_of(folder, self.root)
         for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
             files[stem] = replacements.get(stem, prefix + name)
             by_video[stem[:_ID_LENGTH]] = files[stem]
-        listed_videos: dict[str, int] = {}
-        for _, video, _ in rows:
-            listed_videos[video] = listed_videos.get(video, 0) + 1
-        classes = tuple(sorted(known))
-        label_of = {name: label for label, name in enumerate(classes)}
-        scan = Scan(classes, f"flat {folder.name}/ with {own_list.relative_to(self.root)}", watched=watched)
+        clips_of = Counter(video for _, video, _ in rows[own_list])
+        scan = Scan(classes, f"flat {folder.name}/ with {own_list.relative_to(self.root)}", watched)
         taken: set[str] = set()
-        for label, video, stem in rows:
+        for label, video, stem in rows[own_list]:
             path_name = files.get(stem) or replacements.get(stem)
-            if path_name is None and listed_videos[video] == 1:
+            if path_name is None and clips_of[video] == 1:
                 # Some copies omit or change the time stamps; with one clip per video the name is still unique.
                 path_name = by_video.get(video)
-            if path_name is None:
-                scan.missing_names.append(stem)
-            elif path_name not in taken:
-                taken.add(path_name)
-                scan.names.append(path_name)
-                scan.labels.append(label_of[label] if label else -1)
+            if path_name not in taken:
+                scan.add(path_name, stem, label=label_of.get(label, -1))
+                taken.update([path_name] if path_name else [])
         return scan
 
     def _replacements(self, watched: list[Path]) -> dict[str, str]:
         """File stem -> replacement, relative to the root."""
         found: dict[str, str] = {}
-        for candidate in _REPLACEMENTS:
-            folder = self.root / candidate
+        for folder in (self.root / name for name in _REPLACEMENTS):
             if folder.is_dir():
-                prefix = prefix_of(folder, self.root)
                 for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
-                    found.setdefault(stem, prefix + name)
+                    found.setdefault(stem, prefix_of(folder, self.root) + name)
         return found
 
 
-def _class_names(folders: list[str]) -> list[str]:
-    return [name for name in folders if not name.startswith("replacement")]
+def _class_names(folder: Path) -> list[str]:
+    return [name for name in entries(folder)[0] if not name.startswith("replacement")]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (label, video, file stem); lists of test clips may lack the label."""
-    with csv_rows(path) as reader:
-        columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-        needed = [name for name in ("youtube_id", "time_start", "time_end") if name not in columns]
-        if needed:
-            raise ValueError(
-                f"{path} lacks the columns {', '.join(needed)}; its first line must be "
-                "label,youtube_id,time_start,time_end,split"
-            )
-        for line, row in enumerate(reader, start=2):
-            try:
-                start, end = (int(float(row[columns[name]])) for name in ("time_start", "time_end"))
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}, line {line}: time_start and time_end must be numbers") from None
-            video = row[columns["youtube_id"]].strip()
-            label = (row.get(columns.get("label", "label")) or "").strip()
-            yield label, video, f"{video}_{start:06d}_{end:06d}"
+
+    def parse(row: dict[str, str]) -> tuple[str, str, str]:
+        video = row["youtube_id"].strip()
+        start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+        return (row.get("label") or "").strip(), video, f"{video}_{start:06d}_{end:06d}"
+
+    return read_csv(path, parse)

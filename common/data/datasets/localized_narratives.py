@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +14,14 @@ from common.data.annotations import (
     CaptionCollector,
     CaptionedImages,
     ImageAnnotations,
-    entry_of,
     kept_columns,
     read_json_lines,
     read_once,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.datasets.coco import fill_scan
 from common.data.listing import Listing
+from common.data.sequences import Texts
 
 _FOLDERS = ("", "annotations/", "localized_narratives/")
 
@@ -52,45 +51,33 @@ class LocalizedNarratives(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
         prefix = prefix_of(self._folder(split), self.root)
-        return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.table.names()))
+        return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.table.names))
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder, paths = self._folder(split), self._paths(split)
         images = self._narratives(split)
-        where = f"{prefix_of(folder, self.root)} with {paths[0].relative_to(self.root)}"
-        watched = [paths[0].parent, *paths]
-        scan = Scan((), where, watched=watched)
-        fill_scan(
-            scan, images, {name for name, _ in walk(folder, IMAGE_SUFFIXES, watched)}, prefix_of(folder, self.root)
-        )
+        prefix = prefix_of(folder, self.root)
+        scan = Scan((), f"{prefix} with {paths[0].relative_to(self.root)}", [paths[0].parent, *paths])
+        fill_scan(scan, images, {name for name, _ in walk(folder, IMAGE_SUFFIXES, scan.watched)}, prefix)
         narratives, published = int(images.captions.starts[-1]), self.published_narratives.get(split)
         stated = f", published {published:,}" if published not in (None, narratives) else ""
         scan.notes.append(f"{narratives:,} narratives{stated}")
         return scan
 
     def _folder(self, split: str) -> Path:
-        folder = first_folder(self.root, self.folders[split])
-        if folder is None:
-            raise self._lacks(self.root / self.folders[split][0])
-        return folder
+        return self._one_of(*self.folders[split])
 
     def _paths(self, split: str) -> list[Path]:
         """Files of narratives of a split: one file or all its parts."""
         stem = self.files[split]
-        for parent in _FOLDERS:
-            folder = self.root / parent
-            whole = folder / f"{stem}.jsonl"
-            if whole.is_file():
-                return [whole]
-            parts = sorted(folder.glob(f"{stem}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].jsonl"))
-            if not parts:
+        for folder in (self.root / name for name in _FOLDERS):
+            paths = sorted(folder.glob(f"{stem}.jsonl")) or sorted(folder.glob(f"{stem}-?????-of-?????.jsonl"))
+            if not paths:
                 continue
-            total = int(re.sub(r".*-of-(\d{5})$", r"\1", parts[0].stem))
-            expected = [folder / f"{stem}-{number:05d}-of-{total:05d}.jsonl" for number in range(total)]
-            missing = [path for path in expected if path not in parts]
-            if missing:
-                raise self._lacks(missing[0], f"{len(missing)} of {total} parts of the narratives are missing")
-            return expected
+            total = int(paths[0].stem[-5:]) if paths[0].stem != stem else 1
+            if len(paths) < total:
+                raise self._lacks(folder, f"{total - len(paths)} of {total} parts of {stem} are missing")
+            return paths
         raise self._lacks(self.root / f"{stem}.jsonl")
 
     def _narratives(self, split: str) -> CaptionedImages:
@@ -176,9 +163,8 @@ def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
     narratives = 0
     for path in paths:
         columns = kept_columns(path, functools.partial(_narrative_columns, path))
-        buffer = columns["captions"].tobytes()
-        ends = columns["ends"].tolist()
-        for image_id, start, end in zip(columns["image_ids"].tolist(), [0, *ends], ends):
+        buffer, ends = columns["captions"].tobytes(), columns["ends"].tolist()
+        for image_id, start, end in zip(columns["image_ids"].tolist(), ends, ends[1:]):
             if image_id not in numbers:
                 numbers[image_id] = len(numbers)
                 collector.add_image(name_of(image_id), numbers[image_id], numbers[image_id])
@@ -188,13 +174,10 @@ def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
 
 
 def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
-    image_ids: list[str] = []
-    captions: list[bytes] = []
-    for where, entry in read_json_lines(path):
-        image_ids.append(entry_of(entry, "image_id", str, where))
-        captions.append(entry_of(entry, "caption", str, where).encode("utf-8", "surrogatepass"))
+    found = list(read_json_lines(path, lambda record: (str(record["image_id"]), str(record["caption"]))))
+    captions = Texts(caption for _, caption in found)
     return {
-        "image_ids": np.array(image_ids, dtype=np.str_),
-        "captions": np.frombuffer(b"".join(captions), dtype=np.uint8),
-        "ends": np.cumsum([len(caption) for caption in captions], dtype=np.int64),
+        "image_ids": np.array([image_id for image_id, _ in found], dtype=np.str_),
+        "captions": np.frombuffer(captions.buffer, dtype=np.uint8),
+        "ends": captions.ends,
     }

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from common.data.annotations import LanguageCaptions, read_once
-from common.data.datasets.base import first_file
-from common.data.datasets.captioned import CaptionedDataset, read_text_lines
-from common.data.sequences import Rows, Texts
+from common.data.datasets.captioned import CaptionedDataset, one_language, read_text_lines
+from common.data.listing import DatasetError
 
 _HOMES = ("data/", "")
 _TASK1 = {"train": "train", "val": "val", "test": "test_2016_flickr"}
@@ -53,30 +52,16 @@ class Multi30K(CaptionedDataset):
         "task 1, https://www.statmt.org/wmt18/multimodal-task.html"
     )
 
-    def captions(self, split: str, language: str) -> LanguageCaptions:
-        split, _ = self._checked(split, None)
-        self._checked_language(language)
-        listed = self._image_list(split)
+    def _captions(self, split: str, language: str) -> LanguageCaptions:
+        lists = (f"task1/image_splits/{_TASK1[split]}.txt", f"task2/image_splits/{_TASK2[split]}_images.txt")
         if language in ("en", "de"):
-            name = _TASK2[split]
-            files = [self._text(f"task2/raw/{name}.{number}.{language}") for number in range(1, _CAPTIONS + 1)]
+            texts = [f"task2/raw/{_TASK2[split]}.{number}.{language}" for number in range(1, _CAPTIONS + 1)]
         else:
-            files = [self._text(f"task1/raw/{_TASK1[split]}.{language}")]
-        paths = (listed, *files)
-        return self.grouped(_read(language, paths), split)
-
-    def _image_list(self, split: str) -> Path:
-        names = (f"task1/image_splits/{_TASK1[split]}.txt", f"task2/image_splits/{_TASK2[split]}_images.txt")
-        path = first_file(self.root, [home + name for name in names for home in _HOMES])
-        if path is None:
-            raise self._lacks(self.root / _HOMES[0] / names[0], f"the list of images of split {split!r} is missing")
-        return path
-
-    def _text(self, name: str) -> Path:
-        path = first_file(self.root, [f"{home}{name}{packed}" for home in _HOMES for packed in (".gz", "")])
-        if path is None:
-            raise self._lacks(self.root / _HOMES[0] / f"{name}.gz", "a file of captions is missing")
-        return path
+            texts = [f"task1/raw/{_TASK1[split]}.{language}"]
+        listed = self._one_of(*(home + name for name in lists for home in _HOMES))
+        packed = [(f"{name}.gz", name) for name in texts]
+        files = [self._one_of(*(home + name for home in _HOMES for name in names)) for names in packed]
+        return _read(language, (listed, *files))
 
 
 @read_once(16)
@@ -84,16 +69,8 @@ def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
     listed, *files = paths
     # Lists of other years append a caption number to the name.
     keys = [os.path.splitext(line.split("#")[0])[0] for line in read_text_lines(listed)]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"{listed}: an image occurs twice")
-    columns = []
-    for path in files:
-        lines = read_text_lines(path)
+    columns = [read_text_lines(path) for path in files]
+    for path, lines in zip(files, columns):
         if len(lines) != len(keys):
-            raise ValueError(f"{path}: {len(lines)} captions for the {len(keys)} images of {listed}; get both anew")
-        columns.append(lines)
-    rows = [tuple(" ".join(text.split()) for text in texts if text) for texts in zip(*columns)]
-    kept = [(key, texts) for key, texts in zip(keys, rows) if texts]
-    if not kept:
-        raise ValueError(f"{files[0]}: holds no captions; get the file anew")
-    return LanguageCaptions(language, Texts(key for key, _ in kept), Rows.texts(texts for _, texts in kept))
+            raise DatasetError(f"{path}: {len(lines)} captions for the {len(keys)} images of {listed}; get both anew")
+    return one_language(listed, language, zip(keys, zip(*columns)))

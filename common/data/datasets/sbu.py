@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from common.data.annotations import LanguageCaptions, read_json, read_once
-from common.data.datasets.base import first_file
-from common.data.datasets.captioned import CaptionedDataset, read_text_lines
+from common.data.datasets.captioned import CaptionedDataset, one_language, read_text_lines
 from common.data.datasets.conceptual_captions import read_numbered_captions
-from common.data.sequences import Rows, Texts
+from common.data.listing import DatasetError
+from common.files import parsing
 
 _FILES = ("sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt")
 
@@ -40,34 +40,22 @@ class SBU(CaptionedDataset):
     license = "for research; the pictures belong to their Flickr authors"
     source = "https://www.cs.rice.edu/~vo9/sbucaptions/"
 
-    def captions(self, split: str = "train", language: str = "en") -> LanguageCaptions:
-        self._checked(split, None)
-        self._checked_language(language)
-        path = first_file(self.root, _FILES)
-        if path is None:
-            raise self._lacks(self.root / _FILES[1], "the captions are missing")
+    def _captions(self, split: str, language: str) -> LanguageCaptions:
+        path = self._one_of(*_FILES, reason="the captions are missing")
         return read_numbered_captions(path) if path.suffix == ".csv" else _read(path)
 
 
 @read_once(2)
 def _read(path: Path) -> LanguageCaptions:
     if path.suffix == ".json":
-        content = read_json(path)
-        texts = content.get("captions")
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f'{path}: "captions" must be a list of texts')
-        addresses, where = content.get("image_urls"), '"image_urls"'
+        with parsing(path, DatasetError):
+            content = read_json(path)
+            texts, addresses = content["captions"], content["image_urls"]
     else:
         texts = read_text_lines(path)
         beside = path.with_name(path.name.replace("captions", "urls"))
-        addresses, where = (read_text_lines(beside), beside.name) if beside.is_file() else (None, "")
-    if isinstance(addresses, list) and len(addresses) != len(texts):
+        addresses = read_text_lines(beside) if beside.is_file() else texts
+    if len(addresses) != len(texts):
         # Only the row links caption and picture, so a lost row shifts all later ones.
-        raise ValueError(
-            f"{path} holds {len(texts):,} captions and {where} {len(addresses):,} addresses; get both anew, since "
-            "captions and pictures are joined by their rows"
-        )
-    kept = [(number, " ".join(text.split())) for number, text in enumerate(texts) if text.strip()]
-    if not kept:
-        raise ValueError(f"{path}: holds no captions; get the file anew")
-    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), Rows.texts((text,) for _, text in kept))
+        raise DatasetError(f"{path}: {len(texts):,} captions, but {len(addresses):,} addresses; get both anew")
+    return one_language(path, "en", ((str(number), [text]) for number, text in enumerate(texts)))

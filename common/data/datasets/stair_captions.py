@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.data.annotations import LanguageCaptions, read_once
-from common.data.datasets.base import first_file
+from common.data.annotations import LanguageCaptions, read_once, single_spaced
 from common.data.datasets.captioned import CaptionedDataset
 from common.data.datasets.coco import read_captions
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.listing import DatasetError
 from common.data.sequences import Rows, Texts
 
 _FOLDERS = ("", "stair_captions_v1.2/")
@@ -87,22 +87,15 @@ class STAIRCaptions(OnCOCO):
     def published_count(self, split: str, fold: int | None = None) -> int | None:
         return self.coco.published_count(split)
 
-    def captions(self, split: str, language: str = "ja") -> LanguageCaptions:
-        split, _ = self._checked(split, None)
-        self._checked_language(language)
+    def _captions(self, split: str, language: str) -> LanguageCaptions:
         coco = self.coco
         if not coco.has_list():
             raise self._lacks(coco.root / "dataset_coco.json", "the list of Karpathy's split is missing")
-        paths = []
-        for name in _FILES:
-            path = first_file(self.root, [folder + name for folder in _FOLDERS])
-            if path is None:
-                raise self._lacks(self.root / name, "a file of captions is missing")
-            paths.append(path)
+        paths = [self._one_of(*(folder + name for folder in _FOLDERS)) for name in _FILES]
         by_number = _read(tuple(paths))
         kept = [row for row in zip(*coco.images(split)) if by_number.get(row[1])]
         if not kept:
-            raise ValueError(f"{paths[0]}: has no caption of an image of {coco.root}, split {split!r}")
+            raise DatasetError(f"{paths[0]}: has no caption of an image of {coco.root}, split {split!r}")
         return LanguageCaptions(
             language,
             Texts(key for key, _, _ in kept),
@@ -114,11 +107,8 @@ class STAIRCaptions(OnCOCO):
 @read_once(2)
 def _read(paths: tuple[Path, ...]) -> dict[int, tuple[str, ...]]:
     """Captions by image number."""
-    found: dict[int, tuple[str, ...]] = {}
-    for path in paths:
-        images = read_captions(path)
-        for number, texts in zip(images.image_ids.tolist(), images.captions):
-            if number in found:
-                raise ValueError(f"{path}: image {number} also stands in {paths[0].name}")
-            found[number] = tuple(" ".join(text.split()) for text in texts)
-    return found
+    return {
+        number: tuple(map(single_spaced, texts))
+        for images in map(read_captions, paths)
+        for number, texts in zip(images.image_ids.tolist(), images.captions)
+    }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.data.annotations import entry_of, objects, read_json_lines
-from common.data.datasets.base import MediaDataset, Scan, first_file
+from common.data.annotations import read_json_lines, single_spaced
+from common.data.datasets.base import MediaDataset, Scan
 from common.data.datasets.tvqa import (
     TVQA,
     Subtitles,
@@ -83,18 +85,15 @@ class TVC(MediaDataset):
     def moments(self, split: str) -> list[Moment]:
         """The moments of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
-        found, _ = self._found(split, [])
+        found = [(name, moment) for name, moment in self._found(split, []) if name is not None]
         return [moment for _, moment in sorted(found, key=lambda row: row[0])]
 
     def subtitles(self) -> Subtitles:
-        missing: DatasetMissing | None = None
-        for home in self._homes():
-            try:
+        *others, last = self._homes()
+        for home in others:
+            with contextlib.suppress(DatasetMissing):
                 return TVQA(home).subtitles()
-            except DatasetMissing as error:
-                missing = missing or error
-        assert missing is not None
-        raise missing
+        return TVQA(last).subtitles()
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """True categories of picture and sound of every clip; only miniatures have them."""
@@ -107,60 +106,37 @@ class TVC(MediaDataset):
         return {"clips": str(self.clips)}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        watched: list[Path] = []
-        found, missing = self._found(split, watched)
-        scan = Scan((), "moments in JSON lines, frames in folders", watched=watched)
-        scan.names = [name for name, _ in found]
-        scan.labels = [-1] * len(found)
-        scan.starts = [moment.span[0] for _, moment in found]
-        scan.ends = [moment.span[1] for _, moment in found]
-        scan.missing_names = missing
-        subtitle_notes(scan, self, {moment.clip for _, moment in found})
+        scan = Scan((), "moments in JSON lines, frames in folders")
+        found = self._found(split, scan.watched)
+        for name, moment in found:
+            scan.add(name, f"{moment.clip} (moment {moment.number})", start=moment.span[0], end=moment.span[1])
+        subtitle_notes(scan, self, {moment.clip for name, moment in found if name is not None})
         return scan
 
-    def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Moment]], list[str]]:
-        path = first_file(self.root, [folder + _FILES[split] for folder in _FOLDERS])
-        if path is None:
-            raise self._lacks(self.root / _FILES[split], f"the moments of split {split!r} are missing")
+    def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Moment]]:
+        """Frame folder, if there is one, and moment."""
+        path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the moments are missing")
         homes = self._homes()
-        home, folders = next(
-            ((home, own) for home in homes if (own := frame_folders(home, watched)) is not None), (homes[0], None)
-        )
-        if folders is None:
+        known = next(((home, own) for home in homes if (own := frame_folders(home, watched)) is not None), None)
+        if known is None:
             raise self._lacks(homes[-1] / "frames_hq", "the frames are missing")
         watched += [path.parent, path]
-        found, missing = [], []
-        for where, record in read_json_lines(path):
-            moment = _moment(record, where, withheld=split == "test")
-            folder = folder_of(moment.clip, folders)
-            if folder is None:
-                missing.append(f"{moment.clip} (moment {moment.number})")
-            else:
-                # Relative names, even for a sibling folder, are the same on every machine.
-                found.append((Path(os.path.relpath(home / folder, self.root)).as_posix(), moment))
-        return found, missing
+        home, folders = known
+        # Relative names, even for a sibling folder, are the same on every machine.
+        prefix = Path(os.path.relpath(home, self.root)).as_posix()
+        names = {name: os.path.normpath(f"{prefix}/{folder}") for name, folder in folders.items()}
+        moments = read_json_lines(path, functools.partial(_moment, withheld=split == "test"))
+        return [(folder_of(moment.clip, names), moment) for moment in moments]
 
 
-def _moment(record: dict[str, Any], where: str, withheld: bool) -> Moment:
-    span = record.get("ts")
-    numbers = isinstance(span, list) and all(isinstance(t, int | float) and not isinstance(t, bool) for t in span)
-    if not isinstance(span, list) or not numbers or len(span) != 2 or not 0 <= span[0] < span[1]:
-        raise ValueError(f'{where}: "ts" must be [start, end] in seconds with start before end, not {span!r}')
-    descriptions: tuple[Description, ...] = ()
-    if not withheld or record.get("descs"):
-        descriptions = tuple(
-            Description(
-                entry_of(entry, "desc_id", int, where),
-                " ".join(entry_of(entry, "desc", str, where).split()),
-                str(entry.get("type", "")),
-            )
-            for entry in objects(record, "descs", where)
-        )
-        if not descriptions:
-            raise ValueError(f'{where}: "descs" is empty; a moment of this split must have a description')
-    return Moment(
-        entry_of(record, "clip_id", int, where),
-        entry_of(record, "vid_name", str, where),
-        (float(span[0]), float(span[1])),
-        descriptions,
+def _moment(record: dict[str, Any], withheld: bool) -> Moment:
+    start, end = map(float, record["ts"])
+    if not 0 <= start < end:
+        raise ValueError(f'"ts" must be [start, end] in seconds with start before end, not {record["ts"]}')
+    descriptions = tuple(
+        Description(int(entry["desc_id"]), single_spaced(entry["desc"]), str(entry.get("type", "")))
+        for entry in record.get("descs") or ()
     )
+    if not (descriptions or withheld):
+        raise ValueError('"descs" is empty; a moment of this split must have a description')
+    return Moment(int(record["clip_id"]), str(record["vid_name"]), (start, end), descriptions)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-from common.data.annotations import entry_of, objects, read_json_lines, read_once
-from common.data.datasets.base import MediaDataset, Scan, entries, first_file, first_folder, prefix_of
+from common.data.annotations import read_json_lines, read_once, single_spaced
+from common.data.datasets.base import MediaDataset, Scan, entries, first_of, prefix_of
 from common.data.media import Limits
-from common.data.sequences import MadeOnDemand, Rows
+from common.data.sequences import Packed
 
 #: Letters of the five options.
 OPTION_LETTERS = ("a", "b", "c", "d", "e")
@@ -49,40 +47,30 @@ class Subtitle:
 
 
 class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
-    """The subtitles of every clip in order of time, as columns.
+    """The subtitles of every clip in order of time.
 
     Args:
         path: one JSON object per line: `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._rows: dict[str, int] = {}
-        texts: list[list[str]] = []
-        times: list[tuple[float, float]] = []
-        for where, record in read_json_lines(path):
-            clip = entry_of(record, "vid_name", str, where)
-            if clip in self._rows:
-                raise ValueError(f"{where}: clip {clip!r} occurs twice")
-            self._rows[clip] = len(texts)
-            lines = sorted(
-                (_line(entry, where) for entry in objects(record, "sub", where)), key=lambda line: line.start
-            )
-            texts.append([line.text for line in lines if line.text])
-            times += [(line.start, line.end) for line in lines if line.text]
-        self._texts = Rows.texts(texts)
-        self._times = np.array(times, dtype=np.float64).reshape(-1, 2)
+        lines = dict(read_json_lines(path, _speech))
+        self._rows = {clip: row for row, clip in enumerate(lines)}
+        self._lines = Packed(lines.values())
 
     def __getitem__(self, clip: str) -> tuple[Subtitle, ...]:
-        row = self._rows[clip]
-        times = self._times[self._texts.starts[row] : self._texts.starts[row + 1]].tolist()
-        return tuple(Subtitle(start, end, text) for (start, end), text in zip(times, self._texts[row]))
+        return self._lines[self._rows[clip]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _speech(record: dict[str, Any]) -> tuple[str, tuple[Subtitle, ...]]:
+    lines = [Subtitle(float(line["start"]), float(line["end"]), single_spaced(line["text"])) for line in record["sub"]]
+    return str(record["vid_name"]), tuple(sorted((line for line in lines if line.text), key=lambda line: line.start))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +83,6 @@ class Question:
     answer: int
     clip: str
     span: Limits | None
-
-
-class Questions(MadeOnDemand[Question]):
-    """Questions as columns; a :class:`Question` is made on demand."""
-
-    def __init__(self, rows: Sequence[Question]) -> None:
-        self._texts = Rows.texts((row.text, *row.options, row.clip) for row in rows)
-        self._numbers = np.array([(row.number, row.answer) for row in rows], dtype=np.int64).reshape(-1, 2)
-        unmarked = (np.nan, np.nan)
-        self._spans = np.array([row.span or unmarked for row in rows], dtype=np.float64).reshape(-1, 2)
-
-    @property
-    def answers(self) -> npt.NDArray[np.int64]:
-        """Position of the right option of every question [N]; -1 if withheld."""
-        return self._numbers[:, 1]
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def _item(self, position: int) -> Question:
-        text, *options, clip = self._texts[position]
-        number, answer = self._numbers[position].tolist()
-        start, end = self._spans[position].tolist()
-        return Question(number, text, tuple(options), answer, clip, None if np.isnan(start) else (start, end))
 
 
 class TVQA(MediaDataset):
@@ -154,18 +118,15 @@ class TVQA(MediaDataset):
         super().__init__(root)
         self.span = span
 
-    def questions(self, split: str) -> Questions:
+    def questions(self, split: str) -> Sequence[Question]:
         """The questions of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
-        found, _ = self._found(split, [])
+        found = [(name, question) for name, question in self._found(split, []) if name is not None]
         # The order of a listing: by folder, then as in the file.
-        return Questions([question for _, question in sorted(found, key=lambda row: row[0])])
+        return Packed(question for _, question in sorted(found, key=lambda row: row[0]))
 
     def subtitles(self) -> Subtitles:
-        path = first_file(self.root, _SUBTITLE_FILES)
-        if path is None:
-            raise self._lacks(self.root / _SUBTITLE_FILES[0], "the subtitles are missing")
-        return read_subtitles(path)
+        return read_subtitles(self._one_of(*_SUBTITLE_FILES, reason="the subtitles are missing"))
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """True categories of picture and sound of every clip; only miniatures have them, see :func:`read_words`."""
@@ -175,75 +136,55 @@ class TVQA(MediaDataset):
         return {"span": self.span}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        watched: list[Path] = []
-        found, missing = self._found(split, watched)
-        scan = Scan(OPTION_LETTERS, "questions in JSON lines, frames in folders", watched=watched)
-        scan.names = [name for name, _ in found]
-        scan.labels = [question.answer for _, question in found]
-        scan.missing_names = missing
-        if self.span:
-            spans = [question.span or (np.nan, np.nan) for _, question in found]
-            scan.starts, scan.ends = [start for start, _ in spans], [end for _, end in spans]
-        subtitle_notes(scan, self, {question.clip for _, question in found})
+        scan = Scan(OPTION_LETTERS, "questions in JSON lines, frames in folders")
+        found = self._found(split, scan.watched)
+        for name, question in found:
+            start, end = (self.span and question.span) or (math.nan, math.nan)
+            missing = f"{question.clip} (question {question.number})"
+            scan.add(name, missing, label=question.answer, start=start, end=end)
+        subtitle_notes(scan, self, {question.clip for name, question in found if name is not None})
         return scan
 
-    def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Question]], list[str]]:
-        """Frame folder and question of clips with frames; clip and number of the other questions."""
-        path = first_file(self.root, [folder + _FILES[split] for folder in _FOLDERS])
-        if path is None:
-            raise self._lacks(self.root / _FILES[split], f"the questions of split {split!r} are missing")
+    def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Question]]:
+        """Frame folder, if there is one, and question."""
+        path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the questions are missing")
         folders = frame_folders(self.root, watched)
         if folders is None:
             raise self._lacks(self.root / "frames_hq", "the frames are missing")
         watched += [path.parent, path]
-        found, missing = [], []
-        for where, record in read_json_lines(path):
-            question = _question(record, where, withheld=split == "test")
-            folder = folder_of(question.clip, folders)
-            if folder is None:
-                missing.append(f"{question.clip} (question {question.number})")
-            else:
-                found.append((folder, question))
-        return found, missing
+        questions = read_json_lines(path, functools.partial(_question, withheld=split == "test"))
+        return [(folder_of(question.clip, folders), question) for question in questions]
 
 
-def _question(record: dict[str, Any], where: str, withheld: bool) -> Question:
-    lacking = [key for key in (f"a{place}" for place in range(len(OPTION_LETTERS))) if key not in record]
-    if lacking:
-        raise ValueError(f"{where}: the question lacks the options {', '.join(lacking)}; it must have a0 to a4")
-    options = tuple(entry_of(record, f"a{place}", str, where) for place in range(len(OPTION_LETTERS)))
-    answer = record.get("answer_idx")
-    if answer is None and withheld:
-        answer = -1
-    elif isinstance(answer, bool) or not isinstance(answer, int | str) or str(answer) not in ("0", "1", "2", "3", "4"):
-        raise ValueError(f'{where}: "answer_idx" must be 0 to 4, not {json.dumps(answer)}')
+def _question(record: dict[str, Any], withheld: bool) -> Question:
+    answer = int(record.get("answer_idx", -1) if withheld else record["answer_idx"])
+    if not withheld and not 0 <= answer < len(OPTION_LETTERS):
+        raise ValueError(f'"answer_idx" must be 0 to 4, not {answer}')
     return Question(
-        entry_of(record, "qid", int, where),
-        " ".join(entry_of(record, "q", str, where).split()),
-        tuple(" ".join(option.split()) for option in options),
-        int(answer),
-        entry_of(record, "vid_name", str, where),
-        parse_span(record.get("ts"), where),
+        int(record["qid"]),
+        single_spaced(record["q"]),
+        tuple(single_spaced(record[f"a{place}"]) for place in range(len(OPTION_LETTERS))),
+        answer,
+        str(record["vid_name"]),
+        parse_span(record.get("ts")),
     )
 
 
-def parse_span(text: object, where: str) -> Limits | None:
+def parse_span(text: object) -> Limits | None:
     """Parse seconds such as `76.01-84.2`; None if empty, `nan`, `nan-nan` or of zero length."""
-    if text is None or (isinstance(text, float) and np.isnan(text)):
+    if text is None or "nan" in str(text).lower():
         return None
-    match = _SPAN.fullmatch(text) if isinstance(text, str) else None
-    if match is not None:
-        start, end = float(match[1]), float(match[2])
-        return (start, end) if end > start else None
-    if isinstance(text, str) and "nan" in text.lower():
-        return None
-    raise ValueError(f'{where}: "ts" must be start-end in seconds such as "76.01-84.2", or "nan", not {text!r}')
+    match = _SPAN.fullmatch(str(text))
+    if match is None:
+        raise ValueError(f'"ts" must be start-end in seconds such as "76.01-84.2", or "nan", not {text!r}')
+    start, end = float(match[1]), float(match[2])
+    return (start, end) if end > start else None
 
 
 # ---------------------------------------------------------------------------------------------------- shared files
 def frame_folders(home: Path, watched: list[Path]) -> dict[str, str] | None:
     """Frame folders by clip, relative to `home`, or None if there are none; folders read are added to `watched`."""
-    folder = first_folder(home, _FRAME_FOLDERS)
+    folder = first_of(home, _FRAME_FOLDERS)
     if folder is None:
         return None
     found: dict[str, str] = {}
@@ -288,18 +229,6 @@ def read_words(root: Path) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
     path = root / "words.jsonl"
     if not path.is_file():
         return {}
-    found = {}
-    for where, record in read_json_lines(path):
-        words = [record.get(key) for key in ("video", "audio")]
-        if not all(isinstance(own, list) and all(isinstance(word, str) for word in own) for own in words):
-            raise ValueError(f'{where}: "video" and "audio" must be lists of words')
-        found[entry_of(record, "vid_name", str, where)] = tuple(words[0] or ()), tuple(words[1] or ())
-    return found
-
-
-def _line(entry: dict[str, Any], where: str) -> Subtitle:
-    times = [entry.get("start"), entry.get("end")]
-    for time in times:
-        if isinstance(time, bool) or not isinstance(time, int | float) or not np.isfinite(time):
-            raise ValueError(f'{where}: "start" and "end" must be numbers of seconds, not {time!r}')
-    return Subtitle(float(times[0] or 0), float(times[1] or 0), " ".join(entry_of(entry, "text", str, where).split()))
+    return dict(
+        read_json_lines(path, lambda record: (record["vid_name"], (tuple(record["video"]), tuple(record["audio"]))))
+    )

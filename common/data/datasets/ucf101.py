@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from common.data.datasets.base import (
@@ -13,11 +12,12 @@ from common.data.datasets.base import (
     MediaDataset,
     Scan,
     entries,
-    first_folder,
     prefix_of,
     read_lines,
     walk,
 )
+from common.data.listing import DatasetError
+from common.files import parsing
 
 _VIDEO_FOLDERS = ("UCF-101", "UCF101", "videos", ".")
 _LIST_FOLDERS = (
@@ -26,10 +26,6 @@ _LIST_FOLDERS = (
     "UCF-101/ucfTrainTestlist",
     "annotations",
 )
-
-
-# A file, and in training lists its label.
-_LINE = re.compile(r"(.+?)(?:\s+(\d+))?")
 
 
 class UCF101(MediaDataset):
@@ -71,52 +67,32 @@ class UCF101(MediaDataset):
         return {name: "sha256:5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27"}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        videos = first_folder(self.root, _VIDEO_FOLDERS)
-        lists = first_folder(self.root, _LIST_FOLDERS)
-        if lists is None:
-            raise self._lacks(self.root / _LIST_FOLDERS[0], "the lists of the divisions are missing")
-        assert videos is not None
-        assert fold is not None
-        class_path = lists / "classInd.txt"
-        list_path = lists / f"{split}list{fold:02d}.txt"
+        videos = self._one_of(*_VIDEO_FOLDERS)
+        lists = self._one_of(*_LIST_FOLDERS, reason="the lists of the divisions are missing")
+        class_path, list_path = lists / "classInd.txt", lists / f"{split}list{fold:02d}.txt"
         for path in (class_path, list_path):
             if not path.is_file():
                 raise self._lacks(path, f"the list {path.name} is missing")
-        classes = self._classes(class_path)
-        label_of = {name: label for label, name in enumerate(classes)}
-        watched: list[Path] = [lists, class_path, list_path, videos]
+        with parsing(class_path, DatasetError):
+            lines = (line.partition(" ") for line in read_lines(class_path))
+            numbered = {int(number): name.strip() for number, _, name in lines}
+            classes = tuple(numbered[number] for number in range(1, len(numbered) + 1))
         prefix = prefix_of(videos, self.root)
-        scan = Scan(classes, f"{videos.name if prefix else 'class folders'} with {lists.name}", watched=watched)
+        where = videos.name if prefix else "class folders"
+        scan = Scan(classes, f"{where} with {lists.name}", [lists, class_path, list_path, videos])
         files: dict[str, str] = {}
         for class_name in entries(videos)[0]:
-            if class_name in label_of:
-                for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, watched):
+            if class_name in classes:
+                for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, scan.watched):
                     files.setdefault(f"{class_name}/{stem}", f"{prefix}{class_name}/{name}")
         for line in read_lines(list_path):
-            match = _LINE.fullmatch(line)
-            assert match is not None
-            entry, given = match.groups()
+            # Training lists give the label, too.
+            entry, given = re.sub(r"\s+\d+$", "", line), line.split()[-1]
             class_name = entry.split("/")[0]
-            if class_name not in label_of:
-                raise ValueError(f"{list_path}: class {class_name!r} of {entry!r} is not in {class_path.name}")
-            label = label_of[class_name]
-            if given is not None and int(given) != label + 1:
-                raise ValueError(f"{list_path}: {entry!r} has label {given}, but {class_path.name} gives {label + 1}")
-            found = files.get(os.path.splitext(entry)[0])
-            if found is None:
-                scan.missing_names.append(entry)
-            else:
-                scan.names.append(found)
-                scan.labels.append(label)
+            if class_name not in classes:
+                raise DatasetError(f"{list_path}: class {class_name!r} of {entry!r} is not in {class_path.name}")
+            label = classes.index(class_name)
+            if given.isdigit() and int(given) != label + 1:
+                raise DatasetError(f"{list_path}: {entry!r} has label {given}, but {class_path.name} gives {label + 1}")
+            scan.add(files.get(os.path.splitext(entry)[0]), entry, label=label)
         return scan
-
-    def _classes(self, path: Path) -> tuple[str, ...]:
-        numbered: dict[int, str] = {}
-        for line in read_lines(path):
-            number, _, class_name = line.partition(" ")
-            if not number.isdigit() or not class_name.strip():
-                raise ValueError(f"{path}: expected `<number> <class>`, found {line!r}")
-            numbered[int(number)] = class_name.strip()
-        if sorted(numbered) != list(range(1, len(numbered) + 1)):
-            raise ValueError(f"{path}: the classes must be numbered 1 to {len(numbered)} without gaps")
-        return tuple(numbered[number] for number in sorted(numbered))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import Boxes
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, entries, first_folder, prefix_of, read_lines
-from common.data.listing import Listing
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, entries, prefix_of, read_lines, walk
+from common.data.listing import DatasetError, Listing
+from common.files import parsing
 
 _PUBLISHED = {
     "2007": {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952},
@@ -91,18 +91,10 @@ class PascalVOC(MediaDataset):
                     raise self._lacks(path, f"the list of class {name!r} is missing")
                 for image, state in _states(path):
                     states.setdefault(f"{prefix}JPEGImages/{image}", []).append(state)
-        names = [os.path.splitext(name)[0] for name in listing.table.names()]
-        rows = [states.get(name, []) for name in names]
-        for name, row in zip(names, rows):
+        rows = [states.get(os.path.splitext(name)[0], []) for name in listing.table.names]
+        for name, row in zip(listing.table.names, rows):
             if len(row) != len(listing.classes):
-                year, _, image = name.partition("/JPEGImages/")
-                lists = self.root / year / "ImageSets" / "Main"
-                wrong = next(
-                    path
-                    for path in (lists / f"{of_class}_{split}.txt" for of_class in listing.classes)
-                    if [known for known, _ in _states(path)].count(image) != 1
-                )
-                raise ValueError(f"{wrong}: the lists of all classes must name every image once; see {image}")
+                raise DatasetError(f"{self.root}: the lists of {split} of all classes must name {name} once")
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(listing.classes))
 
     def boxes(self, split: str, listing: Listing | None = None) -> list[Boxes]:
@@ -123,8 +115,7 @@ class PascalVOC(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         years = self._years_of(split)
-        classes = self._classes()
-        scan = Scan(classes, f"{', '.join(f'VOC{year}' for year in years)}")
+        scan = Scan(self._classes(), ", ".join(f"VOC{year}" for year in years))
         for year in self.years:
             folder = self._folder(year)
             # Classes are those in the lists of every year.
@@ -135,20 +126,13 @@ class PascalVOC(MediaDataset):
             scan.watched.append(path)
             if not (folder / "JPEGImages").is_dir():
                 raise self._lacks(folder / "JPEGImages")
-            files = _by_stem(entries(folder / "JPEGImages")[1])
             prefix = prefix_of(folder / "JPEGImages", self.root)
-            images = [line.split()[0] for line in read_lines(path)]
-            if len(set(images)) < len(images):
-                raise ValueError(f"{path} names {next(name for name in images if images.count(name) > 1)} twice")
-            for image in images:
-                if image in files:
-                    scan.names.append(prefix + files[image])
-                else:
-                    scan.missing_names.append(prefix + image)
-        scan.labels = [-1] * len(scan.names)
+            files = {stem: prefix + name for name, stem in walk(folder / "JPEGImages", IMAGE_SUFFIXES, scan.watched)}
+            for image in dict.fromkeys(line.split()[0] for line in read_lines(path)):
+                scan.add(files.get(image), prefix + image)
         return scan
 
-    def _years_of(self, split: str) -> tuple[str, ...]:
+    def _years_of(self, split: str) -> list[str]:
         """Years with labeled images of a split."""
         having = []
         for year in self.years:
@@ -156,14 +140,9 @@ class PascalVOC(MediaDataset):
             labeled = any(name.endswith(f"_{split}.txt") for name in entries(lists)[1])
             if labeled and (lists / f"{split}.txt").is_file():
                 having.append(year)
-            elif split != "test":
+            elif split != "test" or self.years == (year,):
                 raise self._lacks(lists / f"{split}.txt", f"VOC{year} lacks the lists of split {split!r}")
-        if not having:
-            year = self.years[0]
-            raise self._lacks(
-                self._folder(year) / "ImageSets" / "Main" / f"{split}.txt", f"VOC{year} lacks the lists of {split!r}"
-            )
-        return tuple(having)
+        return having
 
     def _classes(self) -> tuple[str, ...]:
         by_year = {year: _classes_in(self._folder(year) / "ImageSets" / "Main") for year in self.years}
@@ -171,16 +150,11 @@ class PascalVOC(MediaDataset):
         for year, classes in by_year.items():
             if classes != first:
                 differing = ", ".join(sorted(set(classes) ^ set(first)))
-                raise ValueError(f"{self.title}: VOC{self.years[0]} and VOC{year} differ in the classes {differing}")
+                raise DatasetError(f"{self.title}: VOC{self.years[0]} and VOC{year} differ in the classes {differing}")
         return first
 
     def _folder(self, year: str) -> Path:
-        folder = first_folder(self.root, (f"VOCdevkit/VOC{year}", f"VOC{year}"))
-        if folder is None:
-            raise self._lacks(self.root / "VOCdevkit" / f"VOC{year}")
-        if not (folder / "ImageSets" / "Main").is_dir():
-            raise self._lacks(folder / "ImageSets" / "Main")
-        return folder
+        return self._one_of(f"VOCdevkit/VOC{year}/ImageSets/Main", f"VOC{year}/ImageSets/Main").parent.parent
 
 
 def _classes_in(lists: Path) -> tuple[str, ...]:
@@ -189,49 +163,23 @@ def _classes_in(lists: Path) -> tuple[str, ...]:
     return tuple(sorted({name.rpartition("_")[0] for name in entries(lists)[1] if name.endswith(endings)}))
 
 
-def _by_stem(files: Sequence[str]) -> dict[str, str]:
-    stems = (os.path.splitext(name) for name in files)
-    return {stem: stem + suffix for stem, suffix in stems if suffix.lower() in IMAGE_SUFFIXES}
-
-
 def _states(path: Path) -> list[tuple[str, int]]:
-    found = []
-    for line in read_lines(path):
-        words = line.split()
-        if len(words) != 2 or words[1] not in _STATES:
-            raise ValueError(f"{path}: {line!r} should be an image and 1, 0 or -1")
-        found.append((words[0], _STATES[words[1]]))
-    return found
+    with parsing(path, DatasetError):
+        return [(image, _STATES[state]) for image, state in map(str.split, read_lines(path))]
 
 
 def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
-    try:
-        tree = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path} is not valid XML: {error}") from None
-    boxes: list[list[float]] = []
-    labels: list[int] = []
-    difficult: list[bool] = []
-    # Parts of a person (head, hand, foot) have nested boxes, which are ignored.
-    for number, item in enumerate(tree.findall("object"), start=1):
-        name = (item.findtext("name") or "").strip()
-        if name not in label_of:
-            raise ValueError(f"{path}, object {number}: {name!r} is none of the classes {', '.join(label_of)}")
-        try:
-            box = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError:
-            raise ValueError(f"{path}, object {number}: bndbox must hold xmin, ymin, xmax and ymax") from None
+    with parsing(path, DatasetError):
+        # Parts of a person (head, hand, foot) have nested boxes, which are ignored.
+        objects = ElementTree.parse(path).getroot().findall("object")
+        sides = [[item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")] for item in objects]
         # Pixels count from 1, last one included: the whole image is (1, 1, W, H), or (0, 0, W, H) as edges, so only
         # the first two change (as in detectron2's data/datasets/pascal_voc.py).
-        box[0] -= 1.0
-        box[1] -= 1.0
-        if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
-            raise ValueError(f"{path}, object {number}: the box {box} has no area")
-        boxes.append(box)
-        labels.append(label_of[name])
-        difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    return {
-        "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        "labels": np.array(labels, dtype=np.int64),
-        "difficult": np.array(difficult, dtype=np.bool_),
-    }
+        boxes = np.array(sides, dtype=np.float64).reshape(-1, 4) - (1.0, 1.0, 0.0, 0.0)
+        if not np.all(boxes[:, 2:] > boxes[:, :2]):
+            raise DatasetError(f"{path}: a box has no area")
+        return {
+            "boxes": boxes.astype(np.float32),
+            "labels": np.array([label_of[(item.findtext("name") or "").strip()] for item in objects], dtype=np.int64),
+            "difficult": np.array([(item.findtext("difficult") or "0").strip() == "1" for item in objects], np.bool_),
+        }
