@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Value = TypeVar("Value")
-#: See `caption_views`.
-CaptionViews = Literal["backtranslate", "sibling", "eda", "same"]
 
 SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
@@ -59,104 +56,6 @@ def swap_left_right(text: str) -> str:
     Source: docs/papers/mct.md [8]; the authors of VirTex replace inside words, too.
     """
     return SIDE_WORD.sub(lambda match: SIDES[match[0]], text)
-
-
-# -- views -------------------------------------------------------------------------------------------------------------
-
-
-def word_noise(
-    caption: str,
-    rng: np.random.Generator,
-    dropout: float = 0.1,
-    swap: float = 0.1,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
-    synonym: float = 0.1,
-) -> str:
-    """Replace, drop and swap words of a caption, with a probability for each word; at least one stays.
-
-    Source: docs/papers/mct.md [8], the views "eda".
-    """
-    words = caption.split()
-    if not words:
-        return ""
-    if synonyms:
-        for place in np.flatnonzero(rng.random(len(words)) < synonym):
-            choice = synonyms.get(words[place])
-            if choice:
-                words[place] = choice[int(rng.integers(len(choice)))]
-    keep = rng.random(len(words)) >= dropout
-    if not keep.any():
-        keep[rng.integers(len(words))] = True
-    words = [word for word, kept in zip(words, keep) if kept]
-    for place in np.flatnonzero(rng.random(len(words)) < swap):
-        other = int(rng.integers(len(words)))
-        words[place], words[other] = words[other], words[place]
-    return " ".join(words)
-
-
-def caption_views(
-    captions: Sequence[str],
-    caption_ids: Sequence[int],
-    rng: np.random.Generator,
-    mode: CaptionViews = "sibling",
-    back_translations: Mapping[int, str] | None = None,
-    word_dropout: float = 0.0,
-) -> tuple[str, str]:
-    """Two views of one image's captions, in random order.
-
-    Args:
-        mode: `backtranslate`, a caption and its back-translation; `sibling`, two captions of the image (twice the same
-            if there is one); `eda`, a caption and its copy with `word_noise`; `same`, twice the same.
-        back_translations: annotation id -> text.
-        word_dropout: probability of dropping a word, in both views of any mode.
-
-    Source: docs/papers/mct.md [8]; the word dropout is that of section 13.
-    """
-    if not captions:
-        raise ValueError("an image without captions has no views of them; leave it out of the listing")
-    place = int(rng.integers(len(captions)))
-    first = second = captions[place]
-    if mode == "sibling" and len(captions) > 1:
-        other = int(rng.integers(len(captions) - 1))
-        second = captions[other + (other >= place)]
-    elif mode == "eda":
-        second = word_noise(first, rng)
-    elif mode == "backtranslate":
-        translation = None if back_translations is None else back_translations.get(caption_ids[place])
-        if translation is None:
-            raise ValueError(
-                f"data.back_translations: there is no back-translation of annotation {caption_ids[place]}; translate "
-                "all captions of the split, or choose other caption_views"
-            )
-        second = translation
-    if rng.random() < 0.5:
-        first, second = second, first
-    if word_dropout:
-        first, second = (word_noise(text, rng, dropout=word_dropout, swap=0.0) for text in (first, second))
-    return first, second
-
-
-def read_back_translations(path: str | Path) -> dict[int, str]:
-    """Read back-translated captions by annotation id."""
-    path = Path(path)
-    form = 'expected a JSON object of annotation ids and texts, as {"37": "a man on a wave"}'
-    try:
-        with named(path):
-            text = path.read_text(encoding="utf-8-sig")
-        document = json.loads(text)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"data.back_translations: {path} does not exist; make it once by translating the captions there and back, "
-            "or set data.caption_views to sibling"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data.back_translations: {path} cannot be read ({error}); {form}") from error
-    if not isinstance(document, dict) or not document:
-        raise ValueError(f"data.back_translations: {path} holds no translations; {form}")
-    for key, text in document.items():
-        if not (key.isascii() and key.isdecimal()) or not isinstance(text, str):
-            raise ValueError(f"data.back_translations: {path}, entry {key!r}: {text!r}; {form}")
-    return {int(key): text for key, text in document.items()}
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, checksum, require_equal_over_ranks
 
-QueueDtype = Literal["float32", "float16"]
 Warm = Literal["random", "masked"]
 
 _BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, so that they stay in its cache
@@ -28,7 +27,6 @@ class KeyQueue(nn.Module):
     Args:
         size: number of keys, K.
         tag_count: tags kept with every key; 0 for none.
-        dtype: of the stored keys; `float16` halves the memory. Losses are still computed in float32.
         seed: of the initial vectors.
 
     Attributes:
@@ -52,7 +50,6 @@ class KeyQueue(nn.Module):
         size: int,
         dim: int,
         tag_count: int = 0,
-        dtype: QueueDtype = "float32",
         warm: Warm = "random",
         seed: int = 0,
     ) -> None:
@@ -63,7 +60,7 @@ class KeyQueue(nn.Module):
         self.warm = warm
         vectors = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
         vectors /= vectors.norm(dim=1, keepdim=True)
-        self.register_buffer("vectors", vectors.to(getattr(torch, dtype)))
+        self.register_buffer("vectors", vectors)
         self.register_buffer("image_id", torch.full((size,), -1))
         if tag_count:
             self.register_buffer("tags", torch.zeros(size, tag_count, dtype=torch.bool))
@@ -72,7 +69,7 @@ class KeyQueue(nn.Module):
 
     def extra_repr(self) -> str:
         tags = f", {self.tag_count} tags" if self.tag_count else ""
-        return f"{self.size} x {self.dim}{tags}, {self.vectors.dtype}, warm={self.warm}"
+        return f"{self.size} x {self.dim}{tags}, warm={self.warm}"
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -86,7 +83,6 @@ class KeyQueue(nn.Module):
         Shapes:
             keys [B, d]; image_id [B]; tags [B, T]
         """
-        self.require_batch(keys, image_id, tags)
         self.write(*all_gather_rows(keys.to(self.vectors.dtype), image_id, tags))
 
     @torch.no_grad()
@@ -104,14 +100,6 @@ class KeyQueue(nn.Module):
         self.valid.index_fill_(0, slots, True)
         self.pointer.copy_((self.pointer + len(keys)) % self.size)
 
-    def require_batch(self, keys: Tensor, image_id: Tensor | None, tags: Tensor | None) -> None:
-        if self.tag_count and tags is None:
-            raise ValueError(f"this queue keeps {self.tag_count} tags per key, but the batch has no tags")
-        shapes = {"keys": (len(keys), self.dim), "image_id": (len(keys),), "tags": (len(keys), self.tag_count)}
-        for (name, shape), given in zip(shapes.items(), (keys, image_id, tags)):
-            if given is not None and given.shape != shape:
-                raise ValueError(f"{name} must be {list(shape)}, got {list(given.shape)}")
-
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def scores(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +112,12 @@ class KeyQueue(nn.Module):
             queries [B, d]; own keys of the same type [B, d] -> with the own keys [B], with the queue [B, K]
         """
         return _Scores.apply(queries, keys, self.vectors)
+
+    def compare(
+        self, queries: Tensor, keys: Tensor, image_id: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`scores`, and the `negatives_mask` of the queries' images."""
+        return *self.scores(queries, keys), self.negatives_mask(image_id)
 
     def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
         """Which slots are negatives of which anchor; None if all are.
@@ -161,10 +155,6 @@ class KeyQueue(nn.Module):
                 torch.gt(anchors @ block.T, epsilon, out=shared[:, slots])
         return shared.logical_and_(self.valid)
 
-    def fill_share(self) -> Tensor:
-        """Share of written slots, a scalar."""
-        return self.valid.float().mean()
-
     # -- state ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -177,41 +167,10 @@ class KeyQueue(nn.Module):
     def check_replicas(self, name: str = "the key queue", rows: int = 1024) -> None:
         """Raise RuntimeError unless the queues of all ranks agree bit for bit, in `rows` keys and in all else."""
         sample = torch.linspace(0, self.size - 1, min(rows, self.size), device=self.vectors.device).long()
-        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.vectors.element_size()]
-        parts = [self.vectors.index_select(0, sample).view(integers), self.image_id, self.valid, self.pointer]
+        parts = [self.vectors.index_select(0, sample).view(torch.int32), self.image_id, self.valid, self.pointer]
         if self.tag_count:
             parts.append(self.tags)
         require_equal_over_ranks(torch.stack([checksum(part) for part in parts]), name)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # Copying would convert another type silently and name a tensor instead of a field for another shape.
-        differing = self._differences(state_dict.get(f"{prefix}vectors"), state_dict.get(f"{prefix}tags"))
-        if differing:
-            error_msgs.append(
-                f"{prefix}vectors: the saved queue has other fields than this one: {', '.join(differing)}. Keep the "
-                "fields that it was trained with, or start from fresh queues."
-            )
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _differences(self, vectors: Tensor | None, tags: Tensor | None) -> list[str]:
-        if vectors is None or vectors.dim() != 2:
-            return []  # the missing or misshapen entry is reported as for every module
-        saved = (*vectors.shape, vectors.dtype, 0 if tags is None else tags.shape[-1])
-        ours = (self.size, self.dim, self.vectors.dtype, self.tag_count)
-        fields = zip(("size", "dim", "dtype", "tag_count"), saved, ours)
-        return [f"{field} {there} instead of {here}" for field, there, here in fields if there != here]
 
 
 class _Scores(torch.autograd.Function):

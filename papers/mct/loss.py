@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.losses.margin import Reduction, queue_hinge
 from common.memory.collective import all_gather_rows
-from common.memory.queue import KeyQueue, QueueDtype, Warm
+from common.memory.queue import KeyQueue, Warm
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 InterLoss = Literal["hinge", "infonce"]
@@ -113,7 +113,6 @@ class MultimodalContrast(nn.Module):
         inter_reduction: of the hinge over the negatives: `sum`, the formula, `mean` or `max`. The sum starts at alpha
             times the queue size and dominates the other losses unless weight_cross is tiny.
         queue_size: keys in each queue, K.
-        queue_dtype: `float32`, or `float16` for half the memory.
         queue_warm: whether the random initial entries count as negatives: `random`, as in MoCo, or not: `masked`.
         mask_same_image: ignore keys of the anchor's own image in the queue, as negatives and as positives of J_tag.
         intra_dim, inter_dim: widths of the embeddings within a modality and across modalities.
@@ -135,7 +134,7 @@ class MultimodalContrast(nn.Module):
         inter_loss: InterLoss = "hinge",
         inter_reduction: Reduction = "mean",
         queue_size: PositiveInt = 65536,
-        queue_dtype: QueueDtype = "float32",
+        queue_dtype: Literal["float32"] = "float32",
         queue_warm: Warm = "random",
         mask_same_image: bool = True,
         intra_dim: PositiveInt = 128,
@@ -152,20 +151,15 @@ class MultimodalContrast(nn.Module):
                 f"weight_tag={weight_tag} switches J_tag on, but the data have no tags (tag_count=0): give the data "
                 "set its tags (for COCO the instances annotations), or set weight_tag to 0"
             )
-        self.temperature, self.temperature_cross = temperature, temperature_cross
-        self.margin, self.epsilon = margin, epsilon
-        self.inter_loss: InterLoss = inter_loss
-        self.inter_reduction: Reduction = inter_reduction
-        self.mask_same_image = mask_same_image
-        self.tag_count, self.seed = tag_count, seed
+        self.margin, self.epsilon, self.inter_loss, self.inter_reduction = margin, epsilon, inter_loss, inter_reduction
+        self.mask_same_image, self.tag_count, self.seed = mask_same_image, tag_count, seed
         self.dims = {"intra": intra_dim, "inter": inter_dim}
+        self.temperatures = {"intra": temperature, "inter": temperature_cross if inter_loss == "infonce" else None}
         self.queues = nn.ModuleDict()
         for position, (name, (_, _, head)) in enumerate(CONTRASTS.items()):
             if self.weights[name] or (name == "ii" and weight_tag):
                 tags = tag_count if name == "ii" and weight_tag else 0
-                self.queues[name] = KeyQueue(
-                    queue_size, self.dims[head], tags, queue_dtype, queue_warm, seed=4 * seed + position
-                )
+                self.queues[name] = KeyQueue(queue_size, self.dims[head], tags, queue_warm, seed=4 * seed + position)
 
     def widths(self, modality: Modality) -> dict[str, int | None]:
         """Widths `intra_dim` and `inter_dim` of the embeddings of a modality; None if no loss compares them."""
@@ -191,32 +185,28 @@ class MultimodalContrast(nn.Module):
             the queue, `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives
             per anchor of J_tag including the own key, `positives`; written share of the queues, `queue_fill`.
         """
-        self._require(queries, keys, image_id, tags)
         terms: dict[str, Tensor] = {}
         reported: dict[str, Tensor] = {}
         with torch.autocast(next(iter(keys.values())).device.type, enabled=False):
-            for name, queue in self._queues():
-                mask = queue.negatives_mask(image_id if self.mask_same_image else None)
-                query, key = at_least_float32(queries[name]), at_least_float32(keys[name]).detach()
-                if name in ("ii", "cc"):
-                    query = query / self.temperature
-                elif self.inter_loss == "infonce":
-                    query = query / self.temperature_cross
-                own, others = queue.scores(query, key)
-                reported[f"accuracy_{name}"] = _accuracy(own, others, mask)
-                if name in ("ii", "cc"):
-                    instance = instance_loss(own, others, mask)
-                    terms[name] = instance.mean()
-                    if queue.tag_count and tags is not None:
-                        related = queue.shared_tags(tags, self.epsilon)
-                        terms["tag"] = tag_loss(own, others, related, mask, instance).mean()
-                        reported["positives"] = 1 + _per_anchor(related, mask)
-                else:
-                    across = cross_modal_loss(own, others, self.inter_loss, self.margin, self.inter_reduction, mask)
+            for name, queue in self.named_queues():
+                query, key, head = at_least_float32(queries[name]), at_least_float32(keys[name]), CONTRASTS[name][2]
+                if temperature := self.temperatures[head]:
+                    query = query / temperature
+                own, others, keep = queue.compare(query, key.detach(), image_id if self.mask_same_image else None)
+                reported[f"accuracy_{name}"] = 1 - _marked(others >= own[:, None], keep).any(dim=1).float().mean()
+                if head == "inter":
+                    across = cross_modal_loss(own, others, self.inter_loss, self.margin, self.inter_reduction, keep)
                     terms[name] = across.mean()
                     if self.inter_loss == "hinge":
-                        reported[f"active_{name}"] = _per_anchor(others > (own - self.margin)[:, None], mask)
-            reported["queue_fill"] = queue.fill_share()
+                        reported[f"active_{name}"] = _per_anchor(others > (own - self.margin)[:, None], keep)
+                    continue
+                instance = instance_loss(own, others, keep)
+                terms[name] = instance.mean()
+                if queue.tag_count and tags is not None:
+                    related = queue.shared_tags(tags, self.epsilon)
+                    terms["tag"] = tag_loss(own, others, related, keep, instance).mean()
+                    reported["positives"] = 1 + _per_anchor(related, keep)
+            reported["queue_fill"] = queue.valid.float().mean()
             terms = {name: term for name, term in terms.items() if self.weights[name]}
             loss: Any = sum(self.weights[name] * term for name, term in terms.items())
         return {"loss": loss, **{name: value.detach() for name, value in {**terms, **reported}.items()}}
@@ -224,54 +214,25 @@ class MultimodalContrast(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
         """Write a step's keys (as in `forward`) into the queues after its backward pass; all ranks must call this."""
-        self._require(keys, keys, image_id, tags)
-        queues = self._queues()
+        queues = self.named_queues()
         own = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
         image_id, tags, *joint = all_gather_rows(image_id, tags, *own)
         for (_, queue), rows in zip(queues, joint):
             queue.write(rows, image_id, tags if queue.tag_count else None)
 
-    def _queues(self) -> list[tuple[str, KeyQueue]]:
+    def named_queues(self) -> list[tuple[str, KeyQueue]]:
         return list(self.queues.items())  # type: ignore[arg-type]
-
-    def _require(
-        self, queries: dict[str, Tensor], keys: dict[str, Tensor], image_id: Tensor | None, tags: Tensor | None
-    ) -> None:
-        if self.mask_same_image and image_id is None:
-            raise ValueError("mask_same_image needs image_id: give the image of every sample, or set it to false")
-        for name, queue in self._queues():
-            for kind, embeddings in (("queries", queries), ("keys", keys)):
-                if name not in embeddings:
-                    raise KeyError(f"{kind} lack {name!r}: the losses that are on need {', '.join(self.queues)}")
-            if queries[name].shape != keys[name].shape or not len(keys[name]):
-                raise ValueError(
-                    f"{name}: queries are {tuple(queries[name].shape)}, keys {tuple(keys[name].shape)}; both must be "
-                    f"[B, {queue.dim}] with at least one sample"
-                )
-            queue.require_batch(keys[name], image_id, tags if queue.tag_count else None)
-
-    # -- state ---------------------------------------------------------------------------------------------------------
 
     def synchronize(self) -> None:
         """Copy the queues of rank 0 to every rank. Call once, before the first step."""
-        for _, queue in self._queues():
+        for _, queue in self.named_queues():
             queue.synchronize()
 
-    def check_replicas(self, rows: int = 1024) -> None:
-        """Raise unless all ranks agree bit for bit on `rows` keys per queue and on its other state."""
-        for name, queue in self._queues():
-            queue.check_replicas(f"the queue of J_{name}", rows)
+
+def _marked(chosen: Tensor, keep: Tensor | None) -> Tensor:
+    return chosen if keep is None else chosen & keep
 
 
-def _accuracy(positive: Tensor, negatives: Tensor, mask: Tensor | None) -> Tensor:
-    beaten = negatives >= positive[:, None]
-    if mask is not None:
-        beaten &= mask
-    return 1 - beaten.any(dim=1).float().mean()
-
-
-def _per_anchor(chosen: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None:
-        chosen = chosen & mask
+def _per_anchor(chosen: Tensor, keep: Tensor | None) -> Tensor:
     # In float32, because a sum of booleans first converts them to 64-bit integers.
-    return chosen.float().sum() / len(chosen)
+    return _marked(chosen, keep).float().sum() / len(chosen)

@@ -19,7 +19,7 @@ from common.encoders.text import BertEncoder
 from common.training.optimizers import CombinedOptimizer
 from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCTModule
-from tests.benchmarks.speed import Line, add, amount, compare, in_turns
+from tests.benchmarks.speed import compare, in_turns
 
 BATCH, PIXELS, TOKENS, TAGS, QUEUE = 16, 96, 30, 80, 65_536
 WARM_UP, ROUNDS = 2, 8
@@ -152,41 +152,3 @@ def test_the_image_term_against_lightly() -> None:
     seconds = in_turns(steps, ROUNDS, WARM_UP)
     # As fast, within the noise: no gate.
     compare("MoCo's step, ResNet-50, 16 images of 96 pixels", "lightly", seconds["ours"], seconds["lightly"])
-
-
-def test_queues_in_float16() -> None:
-    """Baseline: queues in float32. Bytes of the keys, of all that the queues hold, and CPU time of the losses."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(118_000, (BATCH,), generator=draw)
-    tags = torch.rand(BATCH, TAGS, generator=draw) < 0.04
-    keys: dict[str, int] = {}
-    held: dict[str, int] = {}
-    steps: dict[str, Step] = {}
-    for name in ("float32", "float16"):
-        objective = MultimodalContrast(weight_tag=1.0, tag_count=TAGS, queue_size=QUEUE, queue_dtype=name)  # type: ignore[arg-type]
-        keys[name] = sum(queue.vectors.nbytes for queue in objective.queues.values())  # type: ignore[operator, union-attr, misc]
-        held[name] = sum(buffer.nbytes for buffer in objective.buffers())
-        steps[name] = _objective_step(objective, ids, tags)
-    seconds = in_turns(steps, ROUNDS, WARM_UP)
-    compare("MCT's objective, queues in float16", "in float32", seconds["float16"], seconds["float32"])
-    mega = {name: amount(size / 1e6, "MB") for name, size in held.items()}
-    share = held["float16"] / held["float32"]
-    add(Line("MCT's queues in float16", "in float32", mega["float16"], mega["float32"], share))
-    assert keys["float32"] == QUEUE * (2 * 128 + 2 * 1024) * 4
-    assert keys["float16"] == keys["float32"] / 2
-    assert share < 0.51
-
-
-def _objective_step(objective: MultimodalContrast, ids: Tensor, tags: Tensor) -> Step:
-    def unit(width: int) -> Tensor:
-        return nn.functional.normalize(torch.randn(BATCH, width), dim=1)
-
-    widths = {"ii": 128, "cc": 128, "ic": 1024, "ci": 1024}
-
-    def step() -> None:
-        queries = {name: unit(width).requires_grad_() for name, width in widths.items()}
-        keys = {name: unit(width) for name, width in widths.items()}
-        objective(queries, keys, ids, tags)["loss"].backward()
-        objective.enqueue(keys, ids, tags)
-
-    return step

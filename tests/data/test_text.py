@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import subprocess
@@ -11,7 +10,6 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,17 +17,13 @@ from hypothesis import strategies as st
 
 from common.data.text import (
     CaptionTokenizer,
-    CaptionViews,
     SentencePieceTokenizer,
     WordPieceTokenizer,
     WordVocabulary,
     XLMRTokenizer,
-    caption_views,
     normalize_caption,
     pad_tokens,
-    read_back_translations,
     swap_left_right,
-    word_noise,
 )
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -124,99 +118,6 @@ def test_swapping_sides_twice_changes_nothing(text: str) -> None:
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    words=st.lists(st.sampled_from(["a", "red", "circle", "star"]), min_size=1, max_size=12),
-    dropout=st.floats(0, 1),
-    swap=st.floats(0, 1),
-    seed=st.integers(0, 99),
-)
-def test_noise_keeps_some_of_the_words(words: list[str], dropout: float, swap: float, seed: int) -> None:
-    noisy = word_noise(" ".join(words), np.random.default_rng(seed), dropout, swap).split()
-    assert 1 <= len(noisy) <= len(words)
-    assert all(noisy.count(word) <= words.count(word) for word in noisy)
-    assert noisy == word_noise(" ".join(words), np.random.default_rng(seed), dropout, swap).split()
-
-
-def test_noise_at_its_limits() -> None:
-    rng = np.random.default_rng(0)
-    assert word_noise("one two three", rng, 0.0, 0.0) == "one two three"
-    assert word_noise("one two three", rng, 1.0, 1.0) in {"one", "two", "three"}
-    assert word_noise("  ", rng) == ""
-    assert word_noise("a big dog", rng, 0.0, 0.0, {"dog": ["hound"], "a": []}, 1.0) == "a big hound"
-
-
-def test_noise_drops_a_tenth_of_the_words() -> None:
-    rng = np.random.default_rng(1)
-    left = sum(len(word_noise("a b c d e f g h i j", rng, swap=0.0).split()) for _ in range(1000))
-    assert 8800 < left < 9200
-
-
-def drawn(mode: CaptionViews, captions: tuple[str, ...], times: int = 200, **options: object) -> set[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    ids = tuple(range(10, 10 + len(captions)))
-    return {caption_views(captions, ids, rng, mode, **options) for _ in range(times)}  # type: ignore[arg-type]
-
-
-def test_siblings_are_all_pairs_of_different_captions() -> None:
-    assert drawn("sibling", ("x", "y", "z")) == {(a, b) for a in "xyz" for b in "xyz" if a != b}
-    assert drawn("sibling", ("x",)) == {("x", "x")}
-
-
-def test_back_translations_take_both_roles() -> None:
-    views = drawn("backtranslate", ("x", "y"), back_translations={10: "X", 11: "Y"})
-    assert views == {("x", "X"), ("X", "x"), ("y", "Y"), ("Y", "y")}
-
-
-def test_same_and_noisy_views() -> None:
-    assert drawn("same", ("x", "y")) == {("x", "x"), ("y", "y")}
-    views = drawn("eda", ("one two three four",))
-    assert ("one two three four",) * 2 in views
-    assert any(a != b == "one two three four" for a, b in views)
-    assert any(b != a == "one two three four" for a, b in views)
-    assert any(len(a.split()) < 4 and len(b.split()) < 4 for a, b in drawn("same", ("a b c d",), word_dropout=0.5))
-
-
-def test_views_that_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="without captions"):
-        drawn("sibling", ())
-    for translations in (None, {10: "X"}):
-        with pytest.raises(ValueError, match=r"no back-translation of annotation 1[01]"):
-            drawn("backtranslate", ("x", "y"), back_translations=translations)
-
-
-def test_back_translations_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "bt.json"
-    path.write_text(json.dumps({"37": "a man", "203": "ein ü\u2028"}), encoding="utf-8")
-    assert read_back_translations(path) == read_back_translations(str(path)) == {37: "a man", 203: "ein ü\u2028"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot be read"),
-        (b"\xff\xfe{", "cannot be read"),
-        (b"[]", "holds no translations"),
-        (b"{}", "holds no translations"),
-        (b'{"a": "b"}', "entry 'a'"),
-        (b'{"-1": "b"}', "entry '-1'"),
-        ('{"²": "b"}'.encode(), "entry '²'"),
-        (b'{"1": ["b"]}', "entry '1'"),
-    ],
-)
-def test_damaged_back_translations(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "bt.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_back_translations(path)
-    assert "data.back_translations" in str(caught.value)
-
-
-def test_missing_back_translations(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data.back_translations: .*bt.json does not exist"):
-        read_back_translations(tmp_path / "bt.json")
 
 
 # -- padding -----------------------------------------------------------------------------------------------------------

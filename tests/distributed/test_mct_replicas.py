@@ -95,7 +95,8 @@ def train(model: nn.Module, inner: Model, rank: int, world_size: int) -> dict[st
         optimizer.step()
         inner.objective.enqueue(*inner.written)
         losses.append({name: value.detach() for name, value in out.items()})
-    inner.objective.check_replicas()
+    for queue in inner.objective.queues.values():
+        queue.check_replicas()
     # Running statistics are those of rank 0's rows, and of both groups in one process.
     state = {name: value for name, value in inner.state_dict().items() if "running" not in name and "num_" not in name}
     return {"gradients": gradients, "losses": losses, "state": state}

@@ -17,7 +17,7 @@ from common.commands.main import main
 from common.data import fetch
 from common.data.datasets.captioned import read_caption_table
 from common.data.media import MediaError, MediaFile, read_image
-from common.data.text import WordPieceTokenizer, read_back_translations
+from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import ReportingError, StageError, printable
@@ -87,7 +87,6 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
     readers: tuple[Callable[[Path], object], ...] = (
         load_yaml,
         records.read,
-        read_back_translations,
         lambda path: list(read_caption_table(path)),
         lambda path: WordPieceTokenizer(str(path)).prepare(),
         models._lines,

@@ -142,22 +142,6 @@ def test_released_bert_is_missing_at_the_scale_of_the_paper(coco: Path, tmp_path
 
 
 @pytest.mark.usefixtures("before_training")
-def test_back_translations_are_missing(coco: Path, tmp_path: Path) -> None:
-    layer = with_root(coco, caption_views="backtranslate")
-    with pytest.raises(Exception, match=r"data.back_translations names no file; make captions_train2017_bt.json"):
-        run_stage(request("mct/mct", tmp_path / "one", layer=layer))
-    layer = with_root(coco, caption_views="backtranslate", back_translations=str(tmp_path / "bt.json"))
-    with pytest.raises(FileNotFoundError, match=r"data.back_translations: .*bt.json does not exist; make it once"):
-        run_stage(request("mct/mct", tmp_path / "two", layer=layer))
-    (tmp_path / "bt.json").write_text('{"1": "a circle"}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"data.back_translations: .*bt.json lacks \d+ captions .*annotation \d+"):
-        run_stage(request("mct/mct", tmp_path / "three", layer=layer))
-    (tmp_path / "bt.json").write_text("[1", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"data.back_translations: .*bt.json cannot be read"):
-        run_stage(request("mct/mct", tmp_path / "four", layer=layer))
-
-
-@pytest.mark.usefixtures("before_training")
 def test_captions_without_a_tokenizer(coco: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.tokenizer is null"):
         run_stage(request("mct/mct", tmp_path / "run", layer=with_root(coco, tokenizer=None)))

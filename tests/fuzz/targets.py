@@ -47,7 +47,7 @@ from common.data.fetch import OpenData, OpenFile, fetch
 from common.data.listing import DatasetMissing
 from common.data.media import MediaFile, read_image
 from common.data.regions import RegionFeatures, write_regions
-from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer, read_back_translations
+from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer
 from common.data.text_features import FeatureStore, SentencePool
 from common.data.worlds.clip_layouts import (
     write_audioset,
@@ -233,11 +233,9 @@ def _write_words(folder: Path) -> None:
         (made,) = (folder / kind.__name__).iterdir()
         made.rename(folder / f"{kind.__name__}.{made.suffix.removeprefix('.')}")
         (folder / kind.__name__).rmdir()
-    (folder / "back.json").write_text(json.dumps({"37": "a man on a wave", "38": "a dog"}), encoding="utf-8")
 
 
 def _read_words(folder: Path) -> None:
-    read_back_translations(folder / "back.json")
     for kind in (WordPieceTokenizer, SentencePieceTokenizer, XLMRTokenizer):
         (path,) = folder.glob(f"{kind.__name__}.*")
         tokenizer = kind(str(path))

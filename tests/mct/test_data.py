@@ -12,7 +12,6 @@ from PIL import Image
 
 from common.data.datasets.coco import COCO
 from common.data.image_transforms import ImageTransform
-from common.data.item_dataset import TooManyBrokenFiles
 from common.data.text import CaptionTokenizer, WordVocabulary
 from common.data.worlds.shapes import ShapesWorld
 from papers.mct.data import CaptionedViews, PretrainingData
@@ -54,7 +53,7 @@ def items(dataset: COCO, **options: Any) -> CaptionedViews:
 @pytest.mark.parametrize("swap", [True, False])
 def test_a_caption_follows_the_flip_of_the_image_it_meets(tmp_path: Path, flips: tuple[bool, bool], swap: bool) -> None:
     tokenizer, spy = Sentences(), Spy(list(flips))
-    pairs = items(coco(tmp_path, SIDED[:1]), tokenizer=tokenizer, mode="same", transform=spy, swap_sides=swap)
+    pairs = items(coco(tmp_path, SIDED[:1]), tokenizer=tokenizer, transform=spy, swap_sides=swap)
     sample = pairs[2]
     assert sample["image_query"].shape == sample["image_key"].shape == (3, 20, 24)
     query, key = (tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key"))
@@ -75,7 +74,7 @@ def test_flips_of_the_real_transform_are_the_ones_that_captions_follow(tmp_path:
     transform = ImageTransform(
         crop=8, resize=8, min_area=1.0, max_aspect=1.0, jitter_probability=0.0, grayscale=0.0, blur=0.0
     )
-    pairs = items(dataset, tokenizer=tokenizer, mode="same", transform=transform)
+    pairs = items(dataset, tokenizer=tokenizer, transform=transform)
     met = set()
     for epoch in range(8):
         for item in range(len(pairs)):
@@ -89,7 +88,7 @@ def test_flips_of_the_real_transform_are_the_ones_that_captions_follow(tmp_path:
 
 def test_siblings_are_two_captions(tmp_path: Path) -> None:
     tokenizer = Sentences()
-    pairs = items(coco(tmp_path), tokenizer=tokenizer, mode="sibling", swap_sides=False)
+    pairs = items(coco(tmp_path), tokenizer=tokenizer, swap_sides=False)
     known = {text.lower() for text in SIDED}
     seen: set[tuple[str, str]] = set()
     for epoch in range(20):
@@ -103,29 +102,14 @@ def test_siblings_are_two_captions(tmp_path: Path) -> None:
 
 def test_a_single_caption_is_its_own_sibling(tmp_path: Path) -> None:
     tokenizer = Sentences()
-    sample = items(coco(tmp_path, SIDED[2:]), tokenizer=tokenizer, mode="sibling")[0]
+    sample = items(coco(tmp_path, SIDED[2:]), tokenizer=tokenizer)[0]
     assert tokenizer.decode(sample["tokens_query"]) == tokenizer.decode(sample["tokens_key"]) == "only a ball."
-
-
-def test_eda_keeps_one_view_and_changes_the_other(tmp_path: Path) -> None:
-    tokenizer = Sentences()
-    text = " ".join(f"word{number}" for number in range(25))
-    pairs = items(coco(tmp_path, (text,)), tokenizer=tokenizer, mode="eda")
-    sides = set()
-    for epoch in range(12):
-        sample = pairs[epoch, 0]
-        views = [tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key")]
-        assert text in views
-        (other,) = [view for view in views if view != text] or [text]
-        assert set(other.split()) <= set(text.split())
-        sides.add(views.index(text))
-    assert sides == {0, 1}
 
 
 def test_words_are_left_out_of_both_views(tmp_path: Path) -> None:
     tokenizer = Sentences()
     text = " ".join(f"word{number}" for number in range(40))
-    sample = items(coco(tmp_path, (text,)), tokenizer=tokenizer, mode="same", word_dropout=0.5)[0]
+    sample = items(coco(tmp_path, (text,)), tokenizer=tokenizer, word_dropout=0.5)[0]
     views = [tokenizer.decode(sample[f"tokens_{name}"]).split() for name in ("query", "key")]
     assert views[0] != views[1]
     assert all(5 < len(view) < 35 for view in views)
@@ -153,47 +137,6 @@ def test_tags_and_ids_are_those_of_the_image(tmp_path: Path) -> None:
         assert sample["image_id"] == annotations.image_ids[item]
         assert sample["index"] == item
     assert not pairs[0]["tags"].any()  # an image without instances
-
-
-# -- another drawing of the same thing ---------------------------------------------------------------------------------
-
-
-def test_the_key_shows_another_image_of_the_group(tmp_path: Path) -> None:
-    # The document lists images in falling order of their numbers, a listing in rising order.
-    dataset = coco(tmp_path, groups=(7, 7, 7, 8, 8, 9))
-    groups = dataset.annotations("train").groups.tolist()
-    assert groups == [9, 8, 8, 7, 7, 7]
-    stored = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "train2017").iterdir())]
-    met: dict[int, set[int]] = {item: set() for item in range(6)}
-    for epoch in range(12):
-        for item in range(6):
-            spy = Spy([False, False])
-            pairs = items(dataset, transform=spy, other_drawing=True)
-            pairs[epoch, item]
-            first, second = (
-                next(n for n, pixels in enumerate(stored) if np.array_equal(pixels, np.asarray(image)))
-                for image in spy.seen
-            )
-            assert first == item
-            met[item].add(second)
-    assert met == {0: {0}, 1: {2}, 2: {1}, 3: {4, 5}, 4: {3, 5}, 5: {3, 4}}
-
-
-def test_a_broken_partner_is_recorded_and_the_sample_kept(tmp_path: Path) -> None:
-    dataset = coco(tmp_path, groups=(7, 7, 1, 2, 3, 4))
-    broken = sorted((tmp_path / "train2017").iterdir())[5]
-    broken.write_bytes(b"no picture")
-    pairs = items(dataset, other_drawing=True, max_skipped_fraction=0.2)
-    sample = pairs[0, 4]
-    assert sample["index"] == 4
-    assert sample["skipped"] == 0
-    assert pairs.skipped.names() == [f"train2017/{broken.name}"]
-    # The broken image itself gives way to the next one, as everywhere.
-    assert pairs[0, 5]["index"] == 0
-    assert pairs.skipped.count() == 1
-    strict = items(dataset, other_drawing=True, max_skipped_fraction=0.1)
-    with pytest.raises(TooManyBrokenFiles, match="max_skipped_fraction"):
-        strict[0, 4]
 
 
 # -- the module of pre-training ----------------------------------------------------------------------------------------
@@ -244,36 +187,6 @@ def test_without_instances_there_are_no_tags(tmp_path: Path) -> None:
     data = attached(pretraining(tmp_path))
     assert data.tag_names == ()
     assert next(iter(data.train_dataloader()))["tags"].shape == (4, 0)
-
-
-def test_back_translations(tmp_path: Path) -> None:
-    dataset = coco(tmp_path / "coco")
-    ids = [number for own in dataset.annotations("train").caption_ids for number in own]
-    path = write_json(tmp_path / "bt.json", {str(number): f"translated {number}" for number in ids})
-    tokenizer = Sentences()
-    fields: dict[str, Any] = {"caption_views": "backtranslate", "back_translations": str(path), "swap_sides": False}
-    pairs = attached(pretraining(tmp_path / "coco", tokenizer, **fields)).training_images
-    orders = set()
-    for epoch in range(12):
-        sample = pairs[epoch, 2]
-        views = [tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key")]
-        place = [view.startswith("translated") for view in views]
-        assert sum(place) == 1
-        number = int(views[place.index(True)].split()[1])
-        own = dataset.annotations("train").caption_ids[2]
-        assert views[place.index(False)] == SIDED[own.index(number)].lower()
-        orders.add(tuple(place))
-    assert len(orders) == 2
-
-    with pytest.raises(ValueError, match=r"data.back_translations names no file; make captions_train2017_bt.json"):
-        pretraining(tmp_path / "coco", tokenizer, caption_views="backtranslate")
-    missing = attached(pretraining(tmp_path / "coco", tokenizer, **{**fields, "back_translations": "no.json"}))
-    with pytest.raises(FileNotFoundError, match=r"no.json does not exist.*caption_views to sibling"):
-        missing.train_dataloader()
-    write_json(path, {str(number): "text" for number in ids[3:]})
-    partial = attached(pretraining(tmp_path / "coco", tokenizer, **fields))
-    with pytest.raises(ValueError, match=rf"bt.json lacks 3 captions of the split, the first is annotation {ids[0]}"):
-        partial.train_dataloader()
 
 
 def test_the_tokenizer_learns_from_the_training_captions_alone(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def train_rank(rank: int, golden: dict[str, Tensor]) -> dict[str, Any]:
         losses.append(loss.detach())
         keys.append(step.keys)
         queues.append(step.objective.queues["ii"].vectors.T.clone())
-    step.objective.check_replicas()
+    step.objective.queues["ii"].check_replicas()
     return {"losses": losses, "keys": keys, "queues": queues, "state": step.state_dict()}
 
 
