@@ -7,21 +7,16 @@ import hashlib
 from pathlib import Path
 
 
-def difference(path: Path, published: str) -> str | None:
+def problem(path: Path, published: str) -> str | None:
     """How a file differs from `md5:` or `sha256:` and hexadecimal digits (a prefix is enough), or None."""
     kind, _, expected = published.partition(":")
-    found = digest(path, kind)
-    if found.startswith(expected.lower()):
+    try:
+        found = digest(path, kind)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if found.startswith(expected):
         return None
     return f"its {kind} is {found[: max(len(expected), 8)]}, expected is {expected}: it is damaged, or another version"
-
-
-def problem(path: Path, published: str) -> str | None:
-    """Like `difference`; an unreadable file differs, too."""
-    try:
-        return difference(path, published)
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
 
 
 def digest(path: Path, kind: str) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,48 +29,52 @@ NAMED_BROKEN = 10
 _SILENT = "no sound"
 
 
-@dataclass(frozen=True)
-class SampleCheck:
-    """Result of decoding a random sample; `broken` has reasons, `silent` counts video files without a sound track."""
-
-    checked: int
-    broken: tuple[str, ...]
-    silent: int
-
-
 def report(
-    datasets: Sequence[MediaDataset],
-    console: Console | None = None,
-    prepare: bool = False,
-    samples: int = 16,
+    datasets: Sequence[MediaDataset], console: Console | None = None, prepare: bool = False, samples: int = 16
 ) -> list[DatasetStatus]:
     """Print the status of data sets; with `prepare`, index them, decode `samples` files and compare checksums."""
     console = console or files.console()
     statuses = []
     for dataset in datasets:
-        notes = _index(dataset, console) if prepare else []
         with console.status(f"Looking at {dataset.title}"):
-            status = dataset.status()
-        if prepare:
-            with console.status(f"Comparing checksums of {dataset.title}"):
-                verified, corrupt = check_checksums(dataset)
-            status = replace(status, verified=verified, corrupt=corrupt)
-        if prepare and status.counts:
-            with console.status(f"Decoding {samples} files of {dataset.title}"):
-                check = check_samples(dataset, samples)
-            if check.silent:
-                notes.append(f"{check.silent} of {check.checked} files tried have no sound; they are passed over")
-            status = replace(status, broken=check.broken, checked=check.checked)
-            if isinstance(dataset, LanguageCaptioned):
-                with console.status(f"Reading region features of {dataset.title}"):
-                    notes += dataset.check_regions(samples)
-        statuses.append(replace(status, notes=(*status.notes, *notes)))
-        _print(console, dataset.full_title, _state(statuses[-1]), _told(statuses[-1], prepare))
+            status = _prepared(dataset, samples) if prepare else dataset.status()
+        statuses.append(status)
+        _print(console, dataset.full_title, _state(status), _told(status, prepare))
     if not prepare and any(status.counts for status in statuses):
         console.print(
             Text("Nothing was prepared; with --prepare files are indexed, a sample is decoded, checksums are compared.")
         )
     return statuses
+
+
+def _prepared(dataset: MediaDataset, samples: int) -> DatasetStatus:
+    """Status after indexing a data set, decoding some files and comparing checksums."""
+    if not isinstance(dataset, CaptionedDataset):  # those are read as captions, whose status is the check
+        for split, fold in dataset.parts():
+            with contextlib.suppress(DatasetMissing, ValueError):  # the status reports them
+                dataset.index(split, fold)
+    status = dataset.status()
+    verified, corrupt = [], []
+    for name, published in dataset.checksums().items():
+        path = dataset.root / name
+        if path.is_file():
+            problem = checksums.problem(path, published)
+            if problem is None:
+                verified.append(name)
+            else:
+                corrupt.append(f"{path}: {problem}")
+    status = replace(status, verified=tuple(verified), corrupt=tuple(corrupt))
+    if not status.counts:
+        return status
+    verdicts = check_samples(dataset, samples)
+    notes = list(status.notes)
+    silent = verdicts.count(_SILENT)
+    if silent:
+        notes.append(f"{silent} of {len(verdicts)} files tried have no sound; they are passed over")
+    if isinstance(dataset, LanguageCaptioned):
+        notes += dataset.check_regions(samples)
+    broken = tuple(verdict for verdict in verdicts if verdict not in ("", _SILENT))
+    return replace(status, broken=broken, checked=len(verdicts), notes=tuple(notes))
 
 
 def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
@@ -128,39 +131,23 @@ def _told(status: DatasetStatus, prepared: bool) -> list[str]:
     return [*lines, *(f"Wrong: {reason}" for reason in status.corrupt)]
 
 
-def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the files with the right checksum, and of the others with the reason."""
-    verified, corrupt = [], []
-    for name, published in dataset.checksums().items():
-        path = dataset.root / name
-        if path.is_file():
-            problem = checksums.problem(path, published)
-            if problem is None:
-                verified.append(name)
-            else:
-                corrupt.append(f"{path}: {problem}")
-    return tuple(verified), tuple(corrupt)
+def check_samples(dataset: MediaDataset, samples: int = 16) -> list[str]:
+    """What is wrong with files spread over every available split, from decoding a little from the middle of each.
 
-
-def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
-    """Decode a little from the middle of random files of every available split."""
+    Empty for a file that is right, `_SILENT` for a video without a sound track.
+    """
     from common.data.item_dataset import TooManyBrokenFiles  # avoid importing a decoder before this point
 
-    chosen: dict[Path, Clip] = {}
     parts = []
     for split, fold in dataset.parts():
-        try:
+        with contextlib.suppress(DatasetMissing, TooManyBrokenFiles, ValueError):
             parts.append(dataset.listing(split, fold))
-        except (DatasetMissing, TooManyBrokenFiles, ValueError):
-            continue
-    generator = random.Random(seed)
+    chosen: dict[Path, Clip] = {}
     for number, listing in enumerate(parts):
         share = samples // len(parts) + (number < samples % len(parts))
-        for row in generator.sample(range(len(listing)), min(share, len(listing))):
+        for row in spread(len(listing), share):
             chosen.setdefault(listing[row].path, listing[row])
-    verdicts = [_verdict(chosen[path], dataset.streams) for path in sorted(chosen)]
-    broken = tuple(verdict for verdict in verdicts if verdict not in ("", _SILENT))
-    return SampleCheck(len(chosen), broken, verdicts.count(_SILENT))
+    return [_verdict(chosen[path], dataset.streams) for path in sorted(chosen)]
 
 
 def check_files(
@@ -182,7 +169,7 @@ def check_files(
     bad = 0  # counts clips; several may share a file
     silent = []
     for clip in clips:
-        key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
+        key = json.dumps([(str(path), files.stamp_of(path)) for path in (clip.path, clip.sound) if path is not None])
         verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
         if verdicts[key] == _SILENT and needs_sound:
             silent.append(clip.path)
@@ -213,70 +200,32 @@ def check_files(
     return lines
 
 
-def _stamp(path: Path | None) -> list[int]:
-    return files.stamp_of(path) if path is not None and path.exists() else []
-
-
 def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
-    """What is wrong with the files of a clip; "" if nothing."""
-    from common.data.media import MediaError
+    """What is wrong with the files of a clip, from decoding a little of them; "" if nothing."""
+    from common.data.media import MediaError, open_media, read_image  # avoid importing a decoder before this point
 
     try:
-        silent = _decode(clip.path, streams if clip.sound is None else ("video",))
-        if clip.sound is not None:
-            _decode(clip.sound, ("audio",))
-    except (MediaError, OSError, ValueError) as error:
-        return str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}"
-    return _SILENT if silent else ""
-
-
-def _decode(path: Path, streams: tuple[str, ...]) -> bool:
-    """Decode a little of a file; returns whether it lacks a sound track that its set should have."""
-    if streams == ("image",):
-        from common.data.media import read_image
-
-        read_image(path)
-        return False
-    from common.data.media import MediaError, open_media
-
-    with open_media(path) as media:
-        if "video" in streams:
-            if media.video_limits is None:
-                raise MediaError(f"{path}: no video stream")
-            media.read_video(*_window(media.video_limits), CHECKED_FRAME_RATE)
-        if "audio" in streams:
-            if media.audio_limits is not None:
+        if streams == ("image",):
+            read_image(clip.path)
+            return ""
+        with open_media(clip.path) as media:
+            if "video" in streams:
+                media.read_video(*_window(media.video_limits), CHECKED_FRAME_RATE)
+            if "audio" in streams and clip.sound is None:
+                if "video" in streams and media.audio_limits is None:
+                    return _SILENT
                 media.read_audio(*_window(media.audio_limits), CHECKED_SAMPLE_RATE)
-            elif "video" not in streams:
-                raise MediaError(f"{path}: no audio stream")
-            else:
-                return True
-    return False
+        if clip.sound is not None:
+            with open_media(clip.sound) as media:
+                media.read_audio(*_window(media.audio_limits), CHECKED_SAMPLE_RATE)
+    except MediaError as error:
+        return str(error)
+    return ""
 
 
-def _window(limits: tuple[float, float]) -> tuple[float, float]:
+def _window(limits: tuple[float, float] | None) -> tuple[float, float]:
     """Start and length to decode: from the middle, because a seek may fail there and not at the start."""
-    start, end = limits
+    start, end = limits or (0.0, 0.0)
     if end - start >= 2 * CHECKED_SECONDS:
         return (start + end) / 2, CHECKED_SECONDS
     return start, max(min(CHECKED_SECONDS, end - start), 1 / CHECKED_FRAME_RATE)
-
-
-def _index(dataset: MediaDataset, console: Console) -> list[str]:
-    notes = []
-    for split, fold in dataset.parts():
-        part = split if fold is None else f"{split} {fold}"
-        if isinstance(dataset, CaptionedDataset):
-            break  # read as captions, whose status is the check
-        try:
-            with console.status(f"Indexing {dataset.title}, {part}"):
-                _, kept = dataset.index(split, fold)
-        except (DatasetMissing, ValueError):
-            # The status reports the problem.
-            continue
-        if not kept:
-            notes.append(
-                f"{part}: the index was not kept, because the folder changed just now or the cache folder cannot be "
-                "written; the files will be listed anew"
-            )
-    return notes

@@ -194,7 +194,7 @@ class MediaDataset(ABC):
         return split, fold
 
     def checksums(self) -> Mapping[str, str]:
-        """Relative name of an archive or other file -> checksum as in :func:`common.data.checksums.difference`."""
+        """Relative name of an archive or other file -> checksum as in :func:`common.data.checksums.problem`."""
         return {}
 
     def _one_of(self, *names: str, reason: str = "") -> Path:
