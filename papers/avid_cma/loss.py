@@ -124,7 +124,8 @@ class BankLoss(nn.Module):
             banks = {"v": self.video_bank.lookup(rows), "a": self.audio_bank.lookup(rows)}  # [B, 1 + P + K, d]
             terms, normalizer = {}, self.normalizer
             for name in self.weights:
-                kind, (query, _, bank) = name.split("_")
+                kind, direction = name.split("_")
+                query, bank = direction.split("2")
                 scores = torch.einsum("bd,bcd->bc", embeddings[query], banks[bank]) / self.temperature
                 own, mined, drawn = scores.split([1, self.positives, negative_index.shape[1]], dim=1)
                 picked = own if kind == "instance" else mined

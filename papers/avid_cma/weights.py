@@ -48,8 +48,7 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
         content = read_checkpoint(path, NEEDED)
         state = _tensors(path, content)
         if weights := below(state, "model."):
-            memory = below(state, "loss.") or below(state, "criterion.")  # name in earlier runs
-            found = Pretraining(weights, memory, content.get("listing_fingerprint"))
+            found = Pretraining(weights, below(state, "loss."), content.get("listing_fingerprint"))
         elif below(state, TOWERS["video"]):
             memory = _released_memory(named_tensors(content.get("train_criterion")))
             found = Pretraining(R2Plus1D.released_names(below(state, "")), memory)
@@ -87,8 +86,6 @@ def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
     """State dict of one encoder from a pre-training checkpoint, a file by `export`, or a released file."""
-    if modality not in TOWERS:
-        raise ValueError(f"modality: expected 'video' or 'audio', got {modality!r}")
     content = read_checkpoint(path, NEEDED)
     if content.get("format") == BACKBONE_FORMAT:
         if content["modality"] != modality:

@@ -205,9 +205,6 @@ class MCTModule(pl.LightningModule):
         layers = [one for one in self.model.image.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
         return max((one.group if isinstance(one, GroupedBatchNorm) else own for one in layers), default=0)
 
-    def check_replicas(self) -> None:
-        self.loss.check_replicas()
-
     # -- what is measured after training -------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from common.encoders.checkpoint_files import (
     CheckpointError,
     below,
-    differences,
     first_of,
     read_checkpoint,
     tensors_in,
@@ -38,36 +34,6 @@ PREFIXES = ("model.image.backbone.", "encoder.", "image_encoder.", "encoder_q.",
 NEEDED = "'state_dict' or 'model'"
 
 
-@dataclass(frozen=True)
-class ImportedMoCo:
-    """Contents of a released MoCo checkpoint.
-
-    Attributes:
-        query, key: the trained and the momentum backbone, with torchvision's names.
-        query_head, key_head: named as in `ProjectionHead.projection`; the single layer of version 1 is named `weight`,
-            `bias`.
-        queue: the keys as rows [K, d].
-        pointer: next row to write.
-    """
-
-    query: dict[str, Tensor]
-    key: dict[str, Tensor]
-    query_head: dict[str, Tensor]
-    key_head: dict[str, Tensor]
-    queue: Tensor
-    pointer: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class ImportedVirTex:
-    """Contents of a released VirTex checkpoint, with torchvision's names for `visual` and the file's for `textual`."""
-
-    visual: dict[str, Tensor]
-    textual: dict[str, Tensor]
-    iteration: int
-
-
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
     """Image backbone of a checkpoint, recognized by its tensor names; has torchvision's names and no head.
 
@@ -81,62 +47,10 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     state = tensors_in(content)
     for prefix in PREFIXES:
         if f"{prefix}conv1.weight" in state:
-            return with_counters(_without_classifier(below(state, prefix)))
+            return with_counters({name: x for name, x in below(state, prefix).items() if not name.startswith("fc.")})
     places = ", ".join(f"{prefix}conv1.weight" for prefix in PREFIXES)
     raise CheckpointError(
         f"{path}: no image backbone: expected one of {places}, found {first_of(list(state) or list(content))}"
-    )
-
-
-def import_moco(path: str | Path) -> ImportedMoCo:
-    """Read a released MoCo checkpoint completely, with momentum encoder and queue, to resume its training.
-
-    Source: [11].
-    """
-    content = read_checkpoint(path, NEEDED)
-    state = tensors_in(content)
-    queue, pointer = state.get("queue"), state.get("queue_ptr")
-    query, key = (_without_classifier(below(state, f"encoder_{which}.")) for which in "qk")
-    if not query or not key or queue is None or pointer is None:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of MoCo: expected module.encoder_q.*, module.encoder_k.*, module.queue and "
-            f"module.queue_ptr, found {first_of(list(state) or list(content))}"
-        )
-    problem = differences(query, key)
-    if problem:
-        raise CheckpointError(f"{path}: the momentum encoder differs from the query encoder: {problem}")
-    if queue.ndim != 2 or pointer.numel() != 1 or not 0 <= int(pointer) < queue.shape[1]:
-        raise CheckpointError(
-            f"{path}: expected a queue [d, K] with a pointer below K, found shape {list(queue.shape)} and a pointer "
-            f"of {pointer.tolist()}"
-        )
-    return ImportedMoCo(
-        query=with_counters(query),
-        key=with_counters(key),
-        query_head=below(state, "encoder_q.fc."),
-        key_head=below(state, "encoder_k.fc."),
-        queue=queue.t().clone(memory_format=torch.contiguous_format),
-        pointer=int(pointer),
-        epoch=_count(content, "epoch"),
-    )
-
-
-def import_virtex(path: str | Path) -> ImportedVirTex:
-    """Read a released VirTex checkpoint with its captioning heads; use `load_backbone` for their hub's backbone.
-
-    Source: [11].
-    """
-    content = read_checkpoint(path, NEEDED)
-    state = tensors_in(content)
-    textual = {key: value.clone() for key, value in state.items() if key.startswith(("textual.", "backward_textual."))}
-    visual = below(state, "visual.cnn.")
-    if not textual or not visual:
-        raise CheckpointError(
-            f"{path}: not a whole model of VirTex: expected visual.cnn.* and textual.* under 'model', found "
-            f"{first_of(list(state) or list(content))}"
-        )
-    return ImportedVirTex(
-        visual=with_counters(_without_classifier(visual)), textual=textual, iteration=_count(content, "iteration")
     )
 
 
@@ -150,8 +64,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
 
     Source: [11].
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     suffix = Path(output).suffix
     if suffix not in SUFFIXES[layout]:
         raise ValueError(
@@ -159,9 +71,13 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
         )
     backbone = {name: value.contiguous() for name, value in load_backbone(checkpoint).items()}
     if layout == "detectron2":
+        arrays = {
+            detectron2_name(name): (value.float() if value.is_floating_point() else value).numpy()
+            for name, value in backbone.items()
+        }
         # An author marks the file as foreign, so its names are matched; otherwise, loading fails or omits the
         # statistics of batch normalization.
-        content = {"model": _arrays(backbone), "__author__": "MCT", "matching_heuristics": True}
+        content = {"model": arrays, "__author__": "MCT", "matching_heuristics": True}
         return write_whole(output, lambda path: _pickle(content, path))
     if suffix == ".safetensors":
         return write_whole(output, lambda path: save_file(backbone, path, metadata={"format": "pt"}))
@@ -191,22 +107,6 @@ def detectron2_name(name: str) -> str:
         else:
             renamed.append(part)
     return ".".join(renamed)
-
-
-def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-
-def _count(content: Mapping[str, Any], name: str) -> int:
-    found = content.get(name)
-    return found if isinstance(found, int) else 0
-
-
-def _arrays(backbone: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {
-        detectron2_name(name): (value.float() if value.is_floating_point() else value).numpy()
-        for name, value in backbone.items()
-    }
 
 
 class _PortablePickler(pickle.Pickler):

@@ -159,19 +159,6 @@ def test_own_checkpoint_as_a_start(own_file: Path) -> None:
         load_pretraining(own_file, AVID(R2Plus1D(10, 4), AudioConvNet(2), nn.Identity(), nn.Identity()))
 
 
-def test_memory_under_its_earlier_names(own_file: Path) -> None:
-    content = torch.load(own_file, weights_only=True)
-    state = {
-        name.replace("loss.", "criterion.").replace("normalizer", "normalizer"): value
-        for name, value in content["state_dict"].items()
-    }
-    expected = load_pretraining(own_file, small_model()).memory
-    torch.save({**content, "state_dict": state}, own_file)
-    memory = load_pretraining(own_file, small_model()).memory
-    assert set(memory) == set(expected) == {"video_bank.vectors", "audio_bank.vectors", "normalizer"}
-    assert all(torch.equal(memory[name], expected[name]) for name in expected)
-
-
 def test_memory_is_handed_over_to_the_next_loss(official_file: Path, tmp_path: Path) -> None:
     memory = load_pretraining(official_file, paper_model()).memory
     loss = BankLoss(negatives=4, within_negatives=2, positives=3, positive_within=1.0).allocate(20, 128)
