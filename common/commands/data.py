@@ -114,7 +114,7 @@ def data(
         from common.stages.loading import measure_loading
 
         recipe = measure or paper_named(paper).recipe
-        print(f"{recipe}: {measure_loading(resolve(name, recipe, scale='paper'), root).describe()}")
+        print(f"{recipe}: {measure_loading(resolve(name, recipe, scale='paper'), root)}")
         return 0
     report(datasets_of(name, root), prepare=prepare)
     report_files(files_of(name, root, verify=prepare))

@@ -197,23 +197,18 @@ def announce(run: RunConfiguration) -> list[str]:
     try:
         found = estimate(run)
     except Exception as error:  # an estimate must never stop a run
-        return [f"  no estimate: {str(error).splitlines()[0] if str(error) else type(error).__name__}"]
-    steps = "an unknown number of" if found.steps is None else f"{found.steps:,}"
-    hours = ", ".join(
-        f"{card.name} {hours_text(found.hours(card, UTILIZATION))}" for card in (CARDS["a100"], CARDS["h100"])
-    )
+        return [f"  no estimate: {error!r:.200}"]
+    hours = ", ".join(f"{card.name} {hours_text(found.hours(card, UTILIZATION))}" for card in CARDS.values())
     lines = [
-        f"  estimate: {found.parameters / 1e6:.0f} M parameters, {size_text(found.memory)} on each of {found.devices} "
-        f"devices with {found.size} samples, {found.flops / 1e12:.3g} TFLOP a step, {steps} steps; "
+        f"  estimate: {size_text(found.memory)} on each of {found.devices} devices with {found.size} samples; "
         f"GPU hours at {UTILIZATION:.0%} of a card's rate: {hours}"
     ]
     if run.config["trainer"].get("accelerator") in {"gpu", "cuda", "auto"} and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         if found.memory > memory:
             lines.append(
-                f"  WARNING: needs about {size_text(found.memory)} on each device, which has {size_text(memory)}: use "
-                "more devices, a smaller data.batch_size with trainer.accumulate_grad_batches, or trainer.precision "
-                "bf16-mixed"
+                f"  WARNING: a device has {size_text(memory)}: use more devices, a smaller data.batch_size with "
+                "trainer.accumulate_grad_batches, or trainer.precision bf16-mixed"
             )
     return lines
 

@@ -20,8 +20,8 @@ from common.errors import StageError
 from common.reporting import records
 from common.reporting.papers import checkout, paper_named
 from common.reporting.records import Record
-from common.stages.configuration import RunConfiguration, resolve
-from common.stages.fake_step import operation_counter
+from common.stages.configuration import resolve
+from common.stages.estimate import estimate
 from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.callbacks import StepSeed
 from common.training.examples import Draw
@@ -53,7 +53,7 @@ def measure(
     Returns:
         A record with these metrics, and the seconds of each kernel in a step:
         `step_seconds`, `step_seconds_std`: median and standard deviation.
-        `flops`: matrix products, convolutions and attention, forward and backward, of a step.
+        `flops`: of a step, as estimated.
         `matrix_rate`: operations per second of a large matrix product on the same device.
         `peak_bytes`: most memory of all tensors; None on the CPU, like the next two.
         `host_waits`: how often a step makes the host wait for the device.
@@ -73,6 +73,7 @@ def measure(
         "callbacks": [StepSeed(), watch, StopAfter(watch.last + watch.profiled + 1)],
     }
     started = datetime.now(UTC).replace(microsecond=0)
+    estimated = estimate(run, size)
     rate = matrix_rate(device, precision, side=8192 if cuda else 256)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -91,27 +92,14 @@ def measure(
     metrics = {
         "step_seconds": seconds,
         "step_seconds_std": statistics.pstdev(watch.seconds()),
-        "flops": float(watch.flops),
+        "flops": estimated.flops / estimated.accumulated,
         "matrix_rate": rate,
         "peak_bytes": float(watch.peak) if cuda else None,
         "host_waits": waits / steps if cuda else None,
         "idle_share": max(1 - sum(kernels.values()) / seconds, 0.0) if cuda else None,
     }
-    card = [torch.cuda.get_device_name()] if cuda else []
-    return _record(run, metrics, card, precision, size, steps, started), kernels
-
-
-def _record(
-    run: RunConfiguration,
-    metrics: dict[str, float | None],
-    card: list[str],
-    precision: str,
-    size: int,
-    steps: int,
-    started: datetime,
-) -> Record:
     own = records.config_hash(run.config)
-    return Record(
+    record = Record(
         paper=run.paper,
         stage=f"gpu_check_{run.recipe}",
         recipe=run.recipe,
@@ -125,13 +113,14 @@ def _record(
         config=run.config,
         git=records.git_state(checkout()),
         versions=records.versions(),
-        hardware=records.hardware(card),
+        hardware=records.hardware([torch.cuda.get_device_name()] if cuda else []),
         precision=precision,
         global_batch=size,
         steps=steps,
         started=started.isoformat(),
         wall_seconds=(datetime.now(UTC) - started).total_seconds(),
     )
+    return record, kernels
 
 
 def matrix_rate(device: str, precision: str, side: int) -> float:
@@ -144,43 +133,36 @@ def matrix_rate(device: str, precision: str, side: int) -> float:
 
 
 class _Watch(Callback):
-    """After the warm-up, counts the operations of one batch, times the next ones and profiles the last."""
+    """After the warm-up and one batch more, times the next ones and profiles the last."""
 
     def __init__(self, cuda: bool, warm_up: int, steps: int) -> None:
         self.cuda = cuda
         self.warm_up = warm_up
         self.last = warm_up + steps
         self.profiled = min(steps, 5)
-        self.flops = self.peak = 0
+        self.peak = 0
         self._marks: list[Any] = []
-        self._counter = operation_counter()
         self._profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == self.warm_up:
-            self._counter.__enter__()
-        elif batch_idx == self.last + 1:
+        if batch_idx == self.last + 1:
             self._profiler.start()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == self.warm_up:
-            self._counter.__exit__(None, None, None)
-            self.flops = self._counter.get_total_flops()
-            self._synchronize()
-            if self.cuda:
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.set_sync_debug_mode("warn")
+        if self.cuda and batch_idx == self.warm_up:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.set_sync_debug_mode("warn")
         if self.warm_up <= batch_idx <= self.last:
             self._marks.append(self._mark())
-        if batch_idx == self.last:
-            if self.cuda:
-                torch.cuda.set_sync_debug_mode("default")
-                self.peak = torch.cuda.max_memory_allocated()
-            self._synchronize()
-        elif batch_idx == self.last + self.profiled:
-            self._synchronize()
+        if self.cuda and batch_idx >= self.last:
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+        if self.cuda and batch_idx == self.last:
+            self.peak = torch.cuda.max_memory_allocated()
+        if batch_idx == self.last + self.profiled:
             self._profiler.stop()
 
     def _mark(self) -> Any:
@@ -189,10 +171,6 @@ class _Watch(Callback):
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-    def _synchronize(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
     def seconds(self) -> list[float]:
         pairs = zip(self._marks, self._marks[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,21 +19,8 @@ from common.stages.finished_stage import instantiate
 _BATCH = 4
 
 
-@dataclass(frozen=True)
-class Loading:
-    """Cost of a sample on one core: `seconds` of CPU time, and `bytes_read` from files if the system reports it."""
-
-    seconds: float
-    bytes_read: float | None
-    samples: int
-
-    def describe(self) -> str:
-        disk = "" if self.bytes_read is None else f", {self.bytes_read / 1e6:.2g} MB read for each"
-        return f"{1 / self.seconds:.3g} samples a second on a core{disk} ({self.samples:,} samples)"
-
-
-def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) -> Loading:
-    """Read training samples on one thread for `seconds` of CPU time at least, not counting the first batch."""
+def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) -> str:
+    """Samples per second of one thread, measured over `seconds` of CPU time at least, without the first batch."""
     section = run.with_placeholders(DATA=str(data), RUN=str(cache_folder()))["data"]
     arguments = {**section["init_args"], "num_workers": 0, "batch_size": _BATCH}
     module = instantiate({**section, "init_args": arguments}, pl.LightningDataModule)
@@ -52,18 +38,18 @@ def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) ->
         batches = itertools.chain.from_iterable(itertools.repeat(module.train_dataloader()))
         next(batches)
         start, before, samples = time.process_time(), _bytes_read(), 0
-        while time.process_time() - start < seconds:
+        while (spent := time.process_time() - start) < seconds:
             next(batches)
             samples += _BATCH
-        spent, after = time.process_time() - start, _bytes_read()
+        read = (_bytes_read() - before) / samples / 1e6
     except AttributeError as error:
         raise StageError(f"{run.paper}, {run.recipe}: its data cannot be read without its model ({error})") from error
     finally:
         torch.set_num_threads(threads)
-    return Loading(spent / samples, None if before is None or after is None else (after - before) / samples, samples)
+    return f"{samples / spent:.3g} samples a second on a core, {read:.2g} MB read for each ({samples:,} samples)"
 
 
-def _bytes_read() -> int | None:
-    """Bytes that this process has read from files, cached or not; None outside Linux."""
+def _bytes_read() -> int:
+    """Bytes that this process has read from files, cached or not; 0 outside Linux."""
     counts = Path("/proc/self/io")
-    return int(counts.read_text().split()[1]) if counts.exists() else None
+    return int(counts.read_text().split()[1]) if counts.exists() else 0

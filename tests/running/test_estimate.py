@@ -156,9 +156,9 @@ def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 10**9))
     (line,) = estimates.announce(run)
-    assert "300 M parameters, 41.1 GB" in line
+    assert "41.1 GB on each of 8 devices" in line
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * 10**9))
-    assert "41.1 GB on each device, which has 24.0 GB" in estimates.announce(run)[1]
+    assert "WARNING: a device has 24.0 GB" in estimates.announce(run)[1]
 
 
 def test_steps_are_whole_epochs_of_the_published_size() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,8 @@ from common.stages.loading import measure_loading
 
 
 def test_samples_are_read(tmp_path: Path) -> None:
-    found = measure_loading(resolve("avid_cma", "avid", scale="smoke"), tmp_path, seconds=0.1)
-    assert found.samples >= 4
-    assert 0 < found.seconds < 1
-    assert "samples a second on a core" in found.describe()
+    told = measure_loading(resolve("avid_cma", "avid", scale="smoke"), tmp_path, seconds=0.1)
+    assert re.match(r"\d.* samples a second on a core, .* MB read for each", told)
 
 
 def test_data_that_need_their_model_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
