@@ -35,8 +35,6 @@ class MetricsFile(Logger):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        if path.exists() and not path.is_file():
-            raise StageError(f"{path} is not a file, but training writes its values there: move it away")
         self._path = path
         self._waiting: list[list[Any]] = []
 
@@ -115,29 +113,27 @@ def _say(text: str) -> None:
     print(f"  {text}", flush=True)
 
 
+def _asked_mode() -> str:
+    """`WANDB_MODE`, else `online` for a sweep's agent; empty if nobody asked for W&B."""
+    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
+
+
 @functools.cache
 def say_offline() -> None:
     """Say once that runs stay on this machine, if nobody asked for W&B."""
-    if not os.environ.get("WANDB_MODE", "").strip() and not os.environ.get("WANDB_SWEEP_ID"):
+    if not _asked_mode():
         _say("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
 
 
 def wandb_mode() -> str:
-    """`WANDB_MODE`, else `online` for a sweep's agent, else `offline`; `offline` too without a key or an answer."""
-    mode = os.environ.get("WANDB_MODE", "").strip().lower()
-    if mode:
-        os.environ["WANDB_MODE"] = mode  # the client refuses other spellings of it
-    elif os.environ.get("WANDB_SWEEP_ID"):
-        mode = "online"
-    elif multiprocessing.parent_process() is None:  # a command says it for its workers
+    """The mode that is asked for; `offline` by default, and without a key or an answer of the server."""
+    mode = _asked_mode()
+    if not mode and multiprocessing.parent_process() is None:  # a command says it for its workers
         say_offline()
-    if mode in ("online", "disabled") and (mode == "disabled" or not (reason := why_unreachable())):
-        return mode
-    if mode == "online":
+    if mode == "online" and (reason := why_unreachable()):
         _say(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
-    elif mode not in ("", "offline"):
-        _say(f"W&B: WANDB_MODE={mode} is none of online, offline and disabled; logging offline")
-    return "offline"
+        return "offline"
+    return mode or "offline"
 
 
 #: Left out of short runs, where it is useless and can take longer than the run.
@@ -250,7 +246,7 @@ def wandb_logger(
             tags=list(dict.fromkeys(tag[:64] for tag in tags if tag)),
             config=config,
             notes=notes,
-            mode="online" if mode == "online" else "offline",
+            mode=mode,
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(
                 init_timeout=20,
@@ -274,8 +270,8 @@ def wandb_logger(
             return start(attempt)
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
-        if attempt == "online":
-            _say(f"W&B: could not start online ({reason}); logging offline, `wandb sync` sends it later")
+        if attempt != "offline":
+            _say(f"W&B: could not start {attempt} ({reason}); logging offline, `wandb sync` sends it later")
         with suppress(Exception, SystemExit):
             import wandb
 

@@ -391,11 +391,3 @@ def test_a_folder_of_runs_on_a_disk_without_locks(
     told = capsys.readouterr().out
     assert f"avid: the disk of {tmp_path}" in told
     assert "has no locks, so nothing keeps a second command from running this stage" in told
-
-
-def test_a_folder_in_the_place_of_the_curves_is_told(tmp_path: Path) -> None:
-    stage = request("avid_cma/avid", tmp_path)
-    runner._prepare_directory(stage, stage.configuration(), stage.lineage_hash())
-    (stage.directory / "metrics.csv").mkdir()
-    with pytest.raises(StageError, match=r"metrics\.csv is not a file.*move it away"):
-        run_stage(stage)

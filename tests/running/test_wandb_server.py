@@ -104,26 +104,6 @@ def test_an_address_may_end_with_a_slash(stub: WandbStub, monkeypatch: pytest.Mo
     assert wandb_mode() == "online"
 
 
-@pytest.mark.parametrize(
-    ("given", "mode"),
-    [("ONLINE", "online"), (" online ", "online"), ("Offline", "offline"), ("DISABLED", "disabled")],
-)
-def test_modes_may_be_written_as_people_do(
-    given: str, mode: str, stub: WandbStub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("common.reporting.wandb_server.PATIENCE_SECONDS", 15.0)
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_MODE", given)
-    assert wandb_mode() == mode
-
-
-def test_an_unknown_mode_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("WANDB_MODE", "onlin")
-    assert wandb_mode() == "offline"
-    assert "WANDB_MODE=onlin is none of online, offline and disabled" in capsys.readouterr().out
-
-
 def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as silent:
