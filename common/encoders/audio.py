@@ -82,8 +82,7 @@ class AudioConvNet(nn.Module):
         stages: dict[str, Tensor] = {}
         x = audio
         for stage, module in STAGES.items():
-            x = getattr(self, module)(x)
-            stages[stage] = x
+            stages[stage] = x = getattr(self, module)(x)
         return stages
 
     def forward(self, audio: Tensor) -> Tensor:

@@ -70,10 +70,9 @@ class ImageResNet(nn.Module):
     def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
         """Maps of the four stages, `res2` to `res5`."""
         stages: dict[str, Tensor] = {}
-        features = self.stem(images)
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=2):
-            features = stage(features)
-            stages[f"res{number}"] = features
+        x = self.stem(images)
+        for name, stage in zip(self.stage_channels, (self.layer1, self.layer2, self.layer3, self.layer4)):
+            stages[name] = x = stage(x)
         return stages
 
     def forward_map(self, images: Tensor) -> Tensor:

@@ -43,8 +43,6 @@ class KineticsR2Plus1D(nn.Module):
         norm_momentum: Fraction = 0.9,
     ) -> None:
         super().__init__()
-        if len(layers) != len(channels) or not layers:
-            raise ValueError(f"layers and channels need as many entries, got {list(layers)} and {list(channels)}")
         self.stem = nn.Sequential(
             nn.Conv3d(
                 3, stem_channels, (1, stem_kernel, stem_kernel), (1, stem_stride, stem_stride),
@@ -58,7 +56,7 @@ class KineticsR2Plus1D(nn.Module):
         )  # fmt: skip
         width = channels[0]
         self.stages = len(layers)
-        for number, (blocks, wide) in enumerate(zip(layers, channels), start=1):
+        for number, (blocks, wide) in enumerate(zip(layers, channels, strict=True), start=1):
             stride = 1 if number == 1 else 2
             self.add_module(f"layer{number}", _stage(width, wide, blocks, stride, wide_second))
             width = wide

@@ -61,7 +61,6 @@ class PANNsCNN14(nn.Module):
         dropout: Fraction = 0.2,
     ) -> None:
         super().__init__()
-        self.mel_bins = mel_bins
         self.dropout = dropout
         self.bn0 = nn.BatchNorm2d(mel_bins)
         width, last = 1, len(channels)
@@ -75,11 +74,6 @@ class PANNsCNN14(nn.Module):
         self.feature_dim = hidden_dim or width
 
     def forward(self, audio: Tensor) -> Tensor:
-        if audio.shape[-1] != self.mel_bins or min(audio.shape[-2:]) < 2 ** (self.blocks - 1):
-            raise ValueError(
-                f"audio: the network takes [B, 1, T, {self.mel_bins}] with at least {2 ** (self.blocks - 1)} frames "
-                f"and bands, got {list(audio.shape)}"
-            )
         x = self.bn0(audio.transpose(1, 3)).transpose(1, 3)
         for number in range(1, self.blocks + 1):
             x = self.get_submodule(f"conv_block{number}")(x)

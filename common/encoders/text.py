@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,35 +122,16 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
-    try:
-        found = BertConfig.from_pretrained(pretrained, local_files_only=True)
-    except OSError as error:
-        if Path(pretrained, "config.json").is_file():
-            raise ValueError(f"text_encoder.pretrained: {pretrained}/config.json cannot be read ({error})") from error
-        raise FileNotFoundError(
-            f"text_encoder.pretrained: {pretrained} is neither a folder with config.json and model.safetensors nor in "
-            "the local cache of transformers, and nothing is downloaded. Fetch it once, with `hf download "
-            f"google-bert/bert-base-uncased --local-dir {pretrained}`, or set pretrained to null for random weights"
-        ) from None
-    fields = {
-        "vocab_size": "vocabulary_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "layers",
-        "num_attention_heads": "attention_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_tokens",
-    }
-    for name, wanted in sizes.items():
-        if getattr(found, name) != wanted:
-            raise ValueError(
-                f"text_encoder.{fields[name]} is {wanted}, but the weights in {pretrained} have {getattr(found, name)}"
-            )
     loader: Any = BertModel
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # It reports the heads of the pre-training tasks as unexpected at every start; what is missing is checked below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        found = BertConfig.from_pretrained(pretrained, local_files_only=True)
+        for name, wanted in sizes.items():
+            if getattr(found, name) != wanted:
+                raise ValueError(f"{name} is {getattr(found, name)} there and {wanted} in the configuration")
         model, report = loader.from_pretrained(
             pretrained,
             add_pooling_layer=False,
@@ -160,20 +140,20 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
             dtype=torch.float32,
             **options,
         )
-    except OSError as error:
-        raise FileNotFoundError(f"text_encoder.pretrained: no weights lie beside the config.json ({error})") from None
+        if report["missing_keys"]:
+            raise ValueError(f"tensors of a BERT are missing, among them {min(report['missing_keys'])}")
+    except OSError:
+        raise FileNotFoundError(
+            f"text_encoder.pretrained: {pretrained} is neither a folder with config.json and model.safetensors nor in "
+            "the local cache of transformers, and nothing is downloaded. Fetch it once, with `hf download "
+            f"google-bert/bert-base-uncased --local-dir {pretrained}`, or set pretrained to null for random weights"
+        ) from None
     except Exception as error:
-        raise ValueError(f"text_encoder.pretrained: the weights in {pretrained} cannot be read ({error})") from error
+        raise ValueError(f"text_encoder.pretrained: the weights in {pretrained} cannot be used: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise ValueError(
-            f"text_encoder.pretrained: the weights in {pretrained} are not those of a BERT, {len(absent)} tensors are "
-            f"missing, among them {absent[0]}"
-        )
     # transformers hands it over for inference, with its dropout off.
     return model.train()
 

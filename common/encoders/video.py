@@ -134,8 +134,7 @@ class R2Plus1D(nn.Module):
         stages: dict[str, Tensor] = {}
         x = video
         for name in STAGES:
-            x = getattr(self, name)(x)
-            stages[name] = x
+            stages[name] = x = getattr(self, name)(x)
         return stages
 
     def forward(self, video: Tensor) -> Tensor:

@@ -16,22 +16,18 @@ def word_region_alignment(
     word_mask: Tensor,
     region_mask: Tensor,
     matched: Tensor,
-    beta: float = 0.5,
-    iterations: int = 50,
-    inner: int = 1,
 ) -> Tensor:
     """Bring the words of matching pairs near their regions and those of other pairs away from them (WRA).
 
     The distances of the matching pairs minus those of the others, over the number of pairs. UNITER and ViLT use the
-    weight 0.1; UNITER's masks count all tokens, ViLT's leave the special ones out. See `transport_plan` for the other
-    arguments.
+    weight 0.1; UNITER's masks count all tokens, ViLT's leave the special ones out.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B] -> scalar
 
     Source: Chen et al., "UNITER", section 3.2 and its code; docs/papers/m3p.md [14].
     """
-    distance = word_region_distance(words, regions, word_mask, region_mask, beta, iterations, inner)
+    distance = word_region_distance(words, regions, word_mask, region_mask)
     sign = matched.to(distance.dtype) * 2 - 1
     return (distance * sign).sum() / max(len(distance), 1)
 
@@ -43,7 +39,6 @@ def word_region_distance(
     region_mask: Tensor,
     beta: float = 0.5,
     iterations: int = 50,
-    inner: int = 1,
 ) -> Tensor:
     """Cost of the cheapest plan that moves the words of every pair to its regions; zero without words or regions.
 
@@ -54,7 +49,7 @@ def word_region_distance(
     """
     with torch.autocast(words.device.type, enabled=False):
         cost = cosine_costs(words, regions, word_mask, region_mask)
-        plan = transport_plan(cost.detach(), word_mask, region_mask, beta, iterations, inner)
+        plan = transport_plan(cost.detach(), word_mask, region_mask, beta, iterations)
         return torch.einsum("blr,brl->b", cost, plan)
 
 
@@ -72,12 +67,7 @@ def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask:
 
 
 def transport_plan(
-    cost: Tensor,
-    word_mask: Tensor,
-    region_mask: Tensor,
-    beta: float = 0.5,
-    iterations: int = 50,
-    inner: int = 1,
+    cost: Tensor, word_mask: Tensor, region_mask: Tensor, beta: float = 0.5, iterations: int = 50
 ) -> Tensor:
     """Plan between words and regions of equal weight each, by IPOT, for all pairs at once. Without gradient.
 
@@ -88,7 +78,6 @@ def transport_plan(
         cost: zero if masked out.
         beta: step; a smaller one needs fewer iterations and gives a harder plan.
         iterations: proximal steps.
-        inner: scaling steps in each. The code of UNITER and ViLT fails for more than one.
 
     Shapes:
         cost [B, L, R]; word_mask bool [B, L]; region_mask bool [B, R] -> [B, R, L]
@@ -108,8 +97,7 @@ def transport_plan(
         plan = both
         for _ in range(iterations):
             kernel_now = kernel * plan
-            for _ in range(inner):
-                delta = 1 / (count_regions * torch.bmm(kernel_now, sigma[:, :, None])[:, :, 0] + padded_regions)
-                sigma = 1 / (count_words * torch.bmm(delta[:, None], kernel_now)[:, 0] + padded_words)
+            delta = 1 / (count_regions * torch.bmm(kernel_now, sigma[:, :, None])[:, :, 0] + padded_regions)
+            sigma = 1 / (count_words * torch.bmm(delta[:, None], kernel_now)[:, 0] + padded_words)
             plan = delta[:, :, None] * kernel_now * sigma[:, None, :]
         return plan

@@ -33,10 +33,6 @@ def queue_hinge(
 
     Source: docs/papers/mct.md [4] (J_ic and J_ci).
     """
-    if positive.dim() != 1 or negatives.dim() != 2 or len(positive) != len(negatives):
-        raise ValueError(
-            f"positive must be [B] and negatives [B, K], got {tuple(positive.shape)} and {tuple(negatives.shape)}"
-        )
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     hinge = (negatives + (margin - positive)[:, None]).relu()
     if mask is not None:
@@ -62,8 +58,6 @@ def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tens
 
     Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", equations 5 and 6.
     """
-    if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"scores must be [B, B], one row and one column per pair; got {tuple(scores.shape)}")
     scores = at_least_float32(scores)
     pairs = scores.diagonal()
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)

@@ -46,8 +46,6 @@ def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tens
 
     Source: docs/papers/m3p.md [13.3].
     """
-    if logits.dim() != 2 or logits.shape[0] != logits.shape[1]:
-        raise ValueError(f"logits must be [B, B], one row and one column per pair; got {tuple(logits.shape)}")
     logits = at_least_float32(logits)
     target = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
     binary = F.binary_cross_entropy_with_logits(logits, target, reduction="none")

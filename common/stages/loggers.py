@@ -229,7 +229,7 @@ def wandb_logger(
     began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
     whole = whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0")
 
-    def start(mode: str) -> StageWandbLogger:
+    def start(mode: Any) -> StageWandbLogger:
         if mode == "offline":
             # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
             os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")

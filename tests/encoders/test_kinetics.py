@@ -47,9 +47,3 @@ def test_small_and_odd_sizes() -> None:
     encoder = KineticsR2Plus1D((1, 2), (4, 8), stem_channels=3, stem_kernel=3, stem_stride=1)
     assert encoder.feature_dim == 8
     assert encoder(torch.randn(1, 3, 1, 5, 7)).shape == (1, 8)
-
-
-@pytest.mark.parametrize("layers", [(), (1, 1, 1)])
-def test_layers_and_channels_must_match(layers: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="layers and channels"):
-        KineticsR2Plus1D(layers, (8, 16))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,9 +81,3 @@ def test_dropout_is_off_in_evaluation_and_can_be_switched_off() -> None:
     kept = PANNsCNN14((4, 8), mel_bins=8, hidden_dim=5, dropout=0.0)
     assert kept.feature_dim == 5
     assert torch.equal(kept(audio), kept(audio))
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3, 8), (1, 1, 8, 16), (1, 1, 8, 4)])
-def test_what_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="at least 4 frames"):
-        PANNsCNN14((4, 8, 8), mel_bins=8)(torch.zeros(shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -148,26 +149,19 @@ def test_released_weights_are_loaded(released: Path, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("field", ["vocabulary_size", "hidden_size", "layers", "intermediate_size", "max_tokens"])
 def test_sizes_must_be_those_of_the_files(released: Path, field: str) -> None:
-    wanted = 2 * SIZES[field]
-    with pytest.raises(ValueError, match=rf"text_encoder\.{field} is {wanted}, but the weights .* have {SIZES[field]}"):
-        BertEncoder(str(released), **{**SIZES, field: wanted})
+    with pytest.raises(ValueError, match=rf"is {SIZES[field]} there and {2 * SIZES[field]} in the configuration"):
+        BertEncoder(str(released), **{**SIZES, field: 2 * SIZES[field]})
 
 
-def test_damaged_files(released: Path) -> None:
-    (released / "model.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ValueError, match="cannot be read"):
-        BertEncoder(str(released), **SIZES)
-    (released / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        BertEncoder(str(released), **SIZES)
-
-
-def test_files_of_another_network(released: Path) -> None:
+def test_damaged_files_and_those_of_another_network(released: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    state = load_file(released / "model.safetensors")
-    save_file({name: value for name, value in state.items() if "layer.1." not in name}, released / "model.safetensors")
-    with pytest.raises(ValueError, match=r"16 tensors are missing, among them encoder\.layer\.1"):
+    file = released / "model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "layer.1." not in name}, file)
+    with pytest.raises(ValueError, match=r"missing, among them encoder\.layer\.1"):
+        BertEncoder(str(released), **SIZES)
+    file.write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match=re.escape(str(released))):
         BertEncoder(str(released), **SIZES)
 
 

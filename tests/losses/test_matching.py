@@ -83,8 +83,3 @@ def test_of_several_numbers_one_that_is_equal_is_enough() -> None:
     sum(in_batch_matching(logits, torch.tensor([[7, 1], [7, 2], [8, 3], [9, 2]]))).backward()  # type: ignore[union-attr]
     assert logits.grad is not None
     assert (logits.grad == 0).nonzero().tolist() == [[0, 1], [1, 0], [1, 3], [3, 1]]
-
-
-def test_in_batch_needs_a_square() -> None:
-    with pytest.raises(ValueError, match=r"logits must be \[B, B\]"):
-        in_batch_matching(torch.zeros(2, 3))
