@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from papers.m3p.code_switching import CodeSwitcher
 
 # Number of texts tokenized at a time.
 CHUNK = 10_000
-
 
 Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
@@ -58,10 +58,7 @@ class CaptionReader:
     def __call__(self, dataset: Any, split: str, language: str) -> CaptionTokens:
         key = (id(dataset), split, language)
         if key not in self._read:
-            captions = dataset.captions(split, language)
-            if not len(captions):
-                raise ValueError(f"{dataset.root}: split {split!r} has no captions in {language!r}")
-            self._read[key] = CaptionTokens(captions, self.tokenizer)
+            self._read[key] = CaptionTokens(dataset.captions(split, language), self.tokenizer)
         return self._read[key]
 
 
@@ -157,30 +154,23 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
             rows = tokenizer.pieces(texts[first : first + CHUNK])
             yield np.fromiter((token for row in rows for token in (*row, tokenizer.end_id)), dtype=np.int32)
 
-    def together() -> npt.NDArray[np.int32]:
-        return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            for chunk in chunks():
+                stream.write(chunk.tobytes())
 
-    if identity is None or len(texts) <= CHUNK:
-        return together()
-    digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
-    kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
-    try:
-        if not kept.is_file():
-
-            def write(path: Path) -> None:
-                with path.open("wb") as stream:
-                    for chunk in chunks():
-                        stream.write(chunk.tobytes())
-
-            # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
+    if identity is not None and len(texts) > CHUNK:
+        digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
+        kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
+        # An unwritable cache only costs time and memory.
+        with suppress(OSError):
             make_folder(kept.parent)
+            # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
             with exclusive(kept.parent.with_suffix(".lock")):
                 if not kept.is_file():
                     write_whole(kept, write)
-        return np.memmap(kept, dtype=np.int32, mode="r")
-    except OSError:
-        # An unwritable cache only costs time and memory.
-        return together()
+            return np.memmap(kept, dtype=np.int32, mode="r")
+    return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
 
 
 def file_identity(path: Path) -> str | None:

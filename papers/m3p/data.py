@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
@@ -22,26 +23,31 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions, file_identity, stream_tokens
 from papers.m3p.code_switching import CodeSwitcher, Coverage
-from papers.m3p.encoder import M3PEncoder
-from papers.m3p.examples import pairs_example, text_example
-from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.pairs import Candidates, PairCollator, PairItems
-from papers.m3p.pictures import CaptionSet, find_pictures
+from papers.m3p.encoder import M3P, M3PEncoder
+from papers.m3p.masking import DEFAULT_MASKING, REGION_NOISE, WORD_NOISE, Masking
+from papers.m3p.pairs import (
+    Candidates,
+    CaptionSet,
+    PairCollator,
+    PairGroup,
+    Pairing,
+    PairItems,
+    RegionArrays,
+    find_pictures,
+    shown_images,
+)
 from papers.m3p.regions import prepare_regions
-from papers.m3p.search import EvaluationSet, SearchedSets
+from papers.m3p.search import SearchedSets, SearchLimits
 from papers.m3p.streams import (
     LanguageStream,
     MultitaskSchedule,
     MultitaskSteps,
-    Step,
-    indices_of,
     language_probabilities,
+    one_relation,
 )
 
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
-#: Languages of the paper's dictionaries ([5]).
-PUBLISHED_LANGUAGES = 50
 
 
 class RegionTextData(ShardedDataModule):
@@ -52,15 +58,12 @@ class RegionTextData(ShardedDataModule):
         sets: captioned sets by name, for search and fine-tuning; null leaves one out.
         languages: languages with numbers, which are positions in sorted order; None for those of the sets.
         world: miniature that replaces the files of the data sets and the tokenizer; None for real data.
-        candidates: N, per image and per caption in training.
-        vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
-        exclude_siblings: never use another caption of an image as its negative.
+        candidates, vlm_candidates, exclude_siblings: see `Pairing`.
         max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
             fewer. A smaller number saves time, but the model depends on it.
         validation_split: of the training sets, to compare weights on; None for none.
         validation_items: use the first so many captions, one per image before the second of any; None for all.
-        test_images: search the first so many images of a set; None for all.
-        test_captions: use the first so many captions of each image; None for all.
+        test_images, test_captions, cut_test_captions: see `SearchLimits`.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
         kwargs: see ShardedDataModule; `cache_bytes` caches the regions of a set that fits, and an image without regions
@@ -98,31 +101,24 @@ class RegionTextData(ShardedDataModule):
     ) -> None:
         super().__init__(None, world, batch_size=batch_size, **kwargs)
         self.tokenizer = tokenizer
-        self.sets = there(sets or {})
+        self.sets = {name: one for name, one in (sets or {}).items() if one is not None}
         self.training_sets = list(training_sets)
         self.test_sets = dict(zip(test_sets, chosen_sets(self.sets, test_sets, "test_sets")))
         self.stated_languages = None if languages is None else sorted(languages)
         self.world: EmojiLanguagesWorld | None = world
         self.region_network = region_network
         self.code_switching = code_switching
-        self.candidates = candidates
-        self.vlm_candidates: Candidates = vlm_candidates
-        self.exclude_siblings = exclude_siblings
         self.max_regions = max_regions
         self.distributions = distributions
-        self.train_split = train_split
-        self.test_split = test_split
-        self.validation_split = validation_split
+        self.train_split, self.test_split, self.validation_split = train_split, test_split, validation_split
         self.validation_items = validation_items
-        #: Pairs to compare weights on; set in setup for training.
-        self.validation: PairItems | None = None
-        self.test_images = test_images
-        self.test_captions = test_captions
-        self.cut_test_captions = cut_test_captions
         self.test_batch_size = test_batch_size
+        self.pairing = Pairing(candidates, vlm_candidates, exclude_siblings)
+        self.limits = SearchLimits(test_images, test_captions, cut_test_captions)
         self.captions_of = CaptionReader(tokenizer)
-        #: Sets to search; set in setup.
-        self.searched = SearchedSets({}, test_split, self.captions_of)
+        #: Pairs to compare weights on, and sets to search; made in setup.
+        self.validation: PairItems | None = None
+        self.searched: SearchedSets | None = None
         if world is not None:
             for one in [*self.sets.values(), *self.training_sets]:
                 world.place(one.dataset)
@@ -134,7 +130,7 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def used_splits(self) -> list[tuple[Any, str]]:
-        splits = [self.train_split, *([] if self.validation_split is None else [self.validation_split])]
+        splits = [split for split in (self.train_split, self.validation_split) if split is not None]
         used = [(one.dataset, split) for one in self.training_sets for split in splits]
         used += [(one.dataset, self.test_split) for one in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
@@ -179,42 +175,27 @@ class RegionTextData(ShardedDataModule):
             raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
         #: Width of a region's feature.
         self.feature_dim: int = widths.pop()
-        if not self.searched.sets:  # also before training: what the test lacks should not be found out at its end
+        if self.searched is None:  # also before training: what the test lacks should not be found out at its end
             self.searched = SearchedSets(
-                self.test_sets,
-                self.test_split,
-                self.captions_of,
-                self.test_images,
-                self.test_captions,
-                self.max_skipped_fraction,
-                self.cut_test_captions,
-                max_regions=self.max_regions,
-                **self.item_options,
-            )
+                self.test_sets, self.test_split, self.captions_of, self.limits, self.max_skipped_fraction,
+                max_regions=self.max_regions, **self.item_options,
+            )  # fmt: skip
         if stage == "fit":
             self.read_training()
             if self.validation_split is not None and self.validation is None:
                 self.validation = self.pairs_of(
                     self.training_sets, self.shown_captions, masked=False, split=self.validation_split
                 )
-            if self.coverage is not None:
+            if self.coverage is not None and self.code_switching is not None:
                 if not self.coverage.tokens:
                     raise ValueError(
                         "data.code_switching switches no caption: no set to train on is in its source language; set it "
                         "to null"
                     )
-                rank_zero_only(print)(f"  code-switching: {self.coverage}", flush=True)
-                self.warn_of_few_languages()
-
-    def warn_of_few_languages(self) -> None:
-        switcher = self.code_switching
-        if switcher is not None and switcher.all_there and len(switcher.targets) < PUBLISHED_LANGUAGES:
-            rank_zero_warn(
-                f"data.code_switching: {switcher.dictionaries} has dictionaries into {len(switcher.targets)} languages "
-                f"({', '.join(switcher.targets)}), the paper switches into {PUBLISHED_LANGUAGES}; the fewer, the more "
-                "often each of those that are tested is met. Add files, or name the languages in "
-                "data.code_switching.targets"
-            )
+                languages = len(self.code_switching.targets)
+                rank_zero_only(print)(
+                    f"  code-switching into {languages} languages (50 in the paper): {self.coverage}", flush=True
+                )
 
     @abstractmethod
     def read_training(self) -> None:
@@ -231,11 +212,7 @@ class RegionTextData(ShardedDataModule):
         """Languages with numbers, sorted; the number is the position."""
         return self.stated_languages or sorted({one.language for one in self.sets.values()})
 
-    def numbers_languages(self, embeddings: int) -> bool:
-        """Whether the language numbers match those of an encoder with this many embeddings."""
-        return self.stated_languages is not None or len(self.languages) == embeddings
-
-    # -- training ------------------------------------------------------------------------------------------------------
+    # -- pairs ---------------------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -254,45 +231,31 @@ class RegionTextData(ShardedDataModule):
             pictures,
             CaptionPool(captions, pictures.keys),
             self.tokenizer,
-            self.languages,
+            self.pairing,
             captions_per_image=captions_per_image,
-            candidates=self.candidates,
-            vlm_candidates=self.vlm_candidates,
-            exclude_siblings=self.exclude_siblings,
             switched=None if switcher is None else SwitchedCaptions(switcher, self.tokenizer),
             masked=masked,
-            distributions=self.distributions,
             max_regions=self.max_regions,
+            distributions=self.distributions,
             **self.item_options,
         )
 
     def validation_loader(self) -> DataLoader[Any]:
         """Validation pairs as training steps, each once over all processes."""
         assert self.validation is not None
-        count = min(len(self.validation), self.validation_items or len(self.validation))
         assert self.trainer is not None
+        count = min(len(self.validation), self.validation_items or len(self.validation))
         size = max(self.batch_size // self.trainer.world_size, 1)
-        collator = OneRelation(PairCollator(self.tokenizer, None, self.max_regions))
-        return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", collator)
-
-    # -- test ----------------------------------------------------------------------------------------------------------
-
-    @property
-    def evaluation_sets(self) -> list[EvaluationSet]:
-        return self.searched.sets
+        collator = PairCollator(self.tokenizer, None, self.max_regions)
+        used = Subset(self.validation, range(count))
+        return self.evaluation_loader(used, size, "validation", partial(one_relation, collator))
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
+        assert self.searched is not None
         return [
             self.evaluation_loader(items, self.test_batch_size, name, collate_fn=collate)
             for name, items, collate in self.searched.loaders()
         ]
-
-    def caption_text(self, position: int, caption: int) -> str:
-        return self.searched.caption(position, caption)
-
-    def preview(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
-        """An image of an evaluation set, by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
-        return self.searched.picture(position, image)
 
     # -- code-switching ------------------------------------------------------------------------------------------------
 
@@ -344,8 +307,8 @@ class PretrainingData(RegionTextData):
         text_batch_size: rows of a text block, over all devices.
         text_groups: groups of these rows with independent languages, like the processes of the released code; any
             number of devices shares them.
-        predicted_multiple: cut the number of masked words of a text block to a multiple of this; the released code uses
-            8 in half precision.
+        predicted_multiple: always 1; the released code cuts the masked words of a block to a multiple of 8 in half
+            precision.
         kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has;
             `train_split` is also that of the text.
 
@@ -365,7 +328,7 @@ class PretrainingData(RegionTextData):
         bptt: PositiveInt = 128,
         steps_per_epoch: PositiveInt = 1000,
         masking: Masking | None = DEFAULT_MASKING,
-        predicted_multiple: PositiveInt = 1,
+        predicted_multiple: Literal[1] = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, training_sets=captions, **kwargs)
@@ -392,7 +355,6 @@ class PretrainingData(RegionTextData):
         self.bptt = bptt
         self.steps_per_epoch = steps_per_epoch
         self.masking = masking
-        self.predicted_multiple = predicted_multiple
         #: Text, number of sentences and probability of each language; set in setup for training.
         self.streams: list[LanguageStream] = []
         self.sentences: dict[str, int] = {}
@@ -406,9 +368,6 @@ class PretrainingData(RegionTextData):
         if self.stated_languages is None and self.text is not None:
             self.stated_languages = sorted(self.text.languages)
         return super().languages
-
-    def numbers_languages(self, embeddings: int) -> bool:
-        return True  # this training gives the embeddings their meaning
 
     def training_texts(self) -> Iterable[str]:
         yield from super().training_texts()
@@ -463,7 +422,6 @@ class PretrainingData(RegionTextData):
             PairCollator(self.tokenizer, self.masking, self.max_regions),
             self.batch_size,
             self.masking or DEFAULT_MASKING,
-            self.predicted_multiple,
             trainer.global_rank,
             trainer.world_size,
         )
@@ -487,15 +445,20 @@ class PretrainingData(RegionTextData):
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
+        pairs: Any = MadeUpPairs(self, module.model, size, draw)
+        languages = len(self.languages) if self.xmlm_steps else 0
         rows = max(self.text_batch_size * size // self.batch_size, 1)
-        masking = self.masking or DEFAULT_MASKING
-        blocks = min(self.xmlm_steps, len(self.languages))
-        batches = min(self.relation_steps, len(self.training_sets))
-        step = {
-            "xmlm": [text_example(rows, self.bptt, masking, draw) for _ in range(blocks)],
-            "relations": [pairs_example(self, module.model, size, self.masking, draw) for _ in range(batches)],
-        }
-        return Example(step, self.steps_per_epoch, facts_of(module))
+        text = LanguageStream(draw.integers(*pairs.words, rows * self.bptt).numpy(), rows, self.bptt)
+        sets = len(self.training_sets)
+        steps = MultitaskSteps(
+            MultitaskSchedule([1 / languages] * languages, sets, self.xmlm_steps, self.relation_steps, 1, 0),
+            [text] * languages,
+            [pairs] * sets,
+            PairCollator(pairs.tokenizer, self.masking, self.max_regions),
+            size,
+            self.masking or DEFAULT_MASKING,
+        )
+        return Example(steps[0, 0], self.steps_per_epoch, pairs.facts)
 
 
 class RetrievalData(RegionTextData):
@@ -508,8 +471,8 @@ class RetrievalData(RegionTextData):
         train_sets: sets to fine-tune on: one for the settings "en" and "each", all for "all". Captions of an image in
             several sets are pooled.
         captions_per_image: captions of an image per epoch, drawn anew every epoch; repeated if it has fewer.
-        kwargs: see RegionTextData and ShardedDataModule. Set `languages` to those of pre-training if the model adds
-            language embeddings to text with regions, or texts are to be embedded in a language.
+        kwargs: see RegionTextData and ShardedDataModule. Set `languages` to those of pre-training if texts are to be
+            embedded in a language.
 
     Source: [8] and [9].
     """
@@ -522,7 +485,8 @@ class RetrievalData(RegionTextData):
         captions_per_image: PositiveInt = 5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(tokenizer, sets, chosen_sets(there(sets), train_sets, "train_sets"), **kwargs)
+        super().__init__(tokenizer, sets, **kwargs)
+        self.training_sets = chosen_sets(self.sets, train_sets, "train_sets")
         self.captions_per_image = captions_per_image
         self.shown_captions = captions_per_image
 
@@ -538,31 +502,68 @@ class RetrievalData(RegionTextData):
 
     def train_dataloader(self) -> DataLoader[Any]:
         collator = PairCollator(self.tokenizer, None, self.max_regions)
-        return self.training_loader(self.training_pairs[0], collate_fn=OneRelation(collator))
+        return self.training_loader(self.training_pairs[0], collate_fn=partial(one_relation, collator))
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        step = {"xmlm": [], "relations": [pairs_example(self, module.model, size, None, draw)]}
+        """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
+        made = MadeUpPairs(self, module.model, size, draw)
+        step = one_relation(PairCollator(made.tokenizer, None, self.max_regions), [made[0, n] for n in range(size)])
         images = images_of_an_epoch(self)
         pairs = None if images is None else images * self.captions_per_image
-        return Example(step, batches_of_epoch(pairs, self.batch_size), facts_of(module))
+        return Example(step, batches_of_epoch(pairs, self.batch_size), made.facts)
 
 
-class OneRelation:
-    """Wraps a batch of pairs as a step; a class, so loader processes can pickle it."""
+class MadeUpPairs:
+    """Stands in for `PairItems`: pairs of maximum length of one picture and one caption, for estimates without data."""
 
-    def __init__(self, collator: PairCollator) -> None:
-        self.collator = collator
+    words = (5, 900)  # ids that exist in every vocabulary
 
-    def __call__(self, samples: list[Sample]) -> Step:
-        return {"xmlm": [], "relations": [self.collator(samples)], "index": indices_of(samples)}
+    def __init__(self, data: RegionTextData, model: M3P, size: int, draw: Draw) -> None:
+        self.size = size
+        self.candidates = 1 if data.pairing.vlm_candidates == "in_batch" else data.pairing.candidates
+        regions, width = data.max_regions, model.encoder.feature_dim
+        classes, vocabulary = model.region_heads.classifier.out_features, model.encoder.vocabulary_size
+        self.facts = {"feature_dim": width, "vocabulary_size": vocabulary}
+        # The real one needs its file.
+        self.tokenizer: Any = SimpleNamespace(
+            start_id=0, pad_id=1, end_id=2, mask_id=vocabulary - 1, vocabulary_size=vocabulary
+        )
+        self.caption = draw.integers(*self.words, data.tokenizer.max_tokens - 2).numpy()
+        self.picture = RegionArrays(
+            draw.normal(regions, width).numpy(),
+            draw.uniform(regions, 5).numpy(),
+            draw.integers(1, classes, regions).numpy(),
+            draw.uniform(regions, classes).softmax(-1).numpy() if data.distributions else None,
+        )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        item, several = key[1], self.candidates
+        rng = np.random.default_rng(item)
+
+        def group(captions: int, images: int) -> PairGroup:
+            noise = {
+                "text": rng.random(several),
+                "words": rng.random((several, len(self.caption) + 2, WORD_NOISE)),
+                "regions": rng.random((several, len(self.picture.boxes), REGION_NOISE)),
+            }
+            return PairGroup([self.caption] * captions, [self.picture] * images, item % several, noise)
+
+        number = torch.tensor(item)
+        if several == 1:
+            return {"in_batch": group(1, 1), "group": number, "index": number}
+        return {"t2i": group(1, several), "i2t": group(several, 1), "index": number}
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     """Refuse an encoder that can't read the data; call after setup."""
+    longest = max(data.tokenizer.max_tokens, data.searched.longest if data.searched is not None else 0)
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
-        ("positions", encoder.positions, data.max_regions + max(data.tokenizer.max_tokens, data.searched.longest)),
+        ("positions", encoder.positions, data.max_regions + longest),
     ):
         if needed > size:
             raise ValueError(f"the data has {needed} for model.model.encoder.{name}, which is {size}; raise it")
@@ -571,25 +572,6 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
             f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
             f"{encoder.feature_dim}: give it that number"
         )
-    if not encoder.joint_language_embedding:
-        return
-    if not data.numbers_languages(encoder.languages):
-        raise ValueError(
-            f"model.model.encoder.joint_language_embedding: the encoder has {encoder.languages} languages and the sets "
-            f"have {len(data.languages)}; name those of pre-training in data.languages, in any order"
-        )
-    used = {one.language for one in [*data.training_sets, *data.test_sets.values()]}
-    unknown = sorted(used - set(data.languages))
-    if unknown:
-        raise ValueError(
-            "model.model.encoder.joint_language_embedding adds the embedding of each caption's language, and "
-            f"data.languages lacks {', '.join(unknown)}"
-        )
-
-
-def there(sets: Mapping[str, CaptionSet | None]) -> dict[str, CaptionSet]:
-    """The sets that aren't null."""
-    return {name: one for name, one in sets.items() if one is not None}
 
 
 def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:
@@ -607,11 +589,6 @@ def images_of_an_epoch(data: RetrievalData) -> int | None:
         count: int | None = dataset.published_count(data.train_split)
         if count is None:
             return None
-        images = getattr(dataset, "coco", dataset).name
+        images = shown_images(dataset)
         counts[images] = max(counts.get(images, 0), count)
     return sum(counts.values())
-
-
-def facts_of(module: Any) -> dict[str, int]:
-    encoder = module.model.encoder
-    return {"feature_dim": encoder.feature_dim, "vocabulary_size": encoder.vocabulary_size}

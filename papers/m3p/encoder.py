@@ -19,14 +19,9 @@ EPSILON = 1e-12
 #: Captions of similar length per batch, padded to the longest.
 CAPTIONS_TOGETHER = 64
 
-Positions = Literal["all", "first"]
-
 
 class RegionEmbedding(nn.Module):
-    """Embeds the detector's features and boxes of image regions.
-
-    Shapes:
-        features [B, R, feature_dim], L2-normalized; boxes [B, R, 5], L2-normalized -> [B, R, D]
+    """Embeds the detector's features and boxes of image regions, both L2-normalized.
 
     Source: [3], image embedding.
     """
@@ -39,6 +34,7 @@ class RegionEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """Vectors [B, R, D] of features [B, R, feature_dim] and boxes [B, R, 5]."""
         return self.dropout(self.norm(self.feature(features) + self.box(boxes)))
 
 
@@ -64,13 +60,12 @@ class Block(nn.Module):
         self.output_norm = nn.LayerNorm(width, EPSILON)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """Output [B, S, D] for hidden states [B, S, D], zero where the mask bool [B, S] is False; a row needs one True.
 
-        `first` computes only the first output position, [B, 1, D], which is much cheaper and still attends to all.
+        `first_only` computes only the first output position, [B, 1, D], which is much cheaper and still attends to all.
         """
-        asking = hidden if positions == "all" else hidden[:, :1]
-        wanted = mask if positions == "all" else mask[:, :1]
+        asking, wanted = (hidden[:, :1], mask[:, :1]) if first_only else (hidden, mask)
         # torch scales the queries and computes the softmax in float32 even for half precision.
         attended = F.scaled_dot_product_attention(
             self._split(self.query(asking)),
@@ -94,12 +89,9 @@ class M3PEncoder(nn.Module):
     Args:
         vocabulary_size: XLM-R's is 250,002.
         width: D.
-        attention_heads: a divisor of D.
         positions: longest sequence of regions and tokens together.
-        languages: number of language embeddings; with 1, none is added.
-        dropout, attention_dropout: for sums and for attention weights.
-        joint_language_embedding: also add language embeddings to tokens that follow regions. The released code builds
-            the ids but doesn't use them.
+        languages: number of language embeddings, which are added to text alone; with 1, none is added.
+        joint_language_embedding: always False, as in the released code: none is added to tokens that follow regions.
 
     Source: [3]; default sizes from the commands in the README.
     """
@@ -116,19 +108,16 @@ class M3PEncoder(nn.Module):
         feature_dim: PositiveInt = 2048,
         dropout: Fraction = 0.1,
         attention_dropout: Fraction = 0.1,
-        joint_language_embedding: bool = False,
+        joint_language_embedding: Literal[False] = False,
     ) -> None:
         super().__init__()
         if width % attention_heads:
             raise ValueError(f"encoder.attention_heads is {attention_heads}, which does not divide width {width}")
-        if layers < 1 or languages < 1:
-            raise ValueError(f"encoder: needs a layer and a language, got layers={layers}, languages={languages}")
         self.vocabulary_size = vocabulary_size
         self.width = width
         self.positions = positions
         self.languages = languages
         self.feature_dim = feature_dim
-        self.joint_language_embedding = joint_language_embedding
         self.token = nn.Embedding(vocabulary_size, width, padding_idx=PADDING)
         self.position = nn.Embedding(positions, width)
         self.language = nn.Embedding(languages, width)
@@ -143,17 +132,15 @@ class M3PEncoder(nn.Module):
                 table.weight.normal_(std=width**-0.5)
             self.token.weight[PADDING].zero_()
 
-    # -- what a sequence begins with -----------------------------------------------------------------------------------
+    # -- inputs of the first block -------------------------------------------------------------------------------------
 
     def start_text(
         self, token_ids: Tensor, token_mask: Tensor, first: int = 0, languages: Tensor | None = None
     ) -> Tensor:
-        """Vectors [B, L, D] of tokens int64 [B, L] for the first block, independent of regions and other tokens.
+        """Vectors [B, L, D] of tokens int64 [B, L], independent of regions and other tokens; mask bool [B, L].
 
-        Args:
-            token_mask: valid tokens, bool [B, L].
-            first: position of the first token: 0 without regions, R after R regions.
-            languages: ids [B] or [B, L] of embeddings to add; None adds none.
+        `first` is the position of the first token: 0 without regions, R after R regions. `languages` are ids [B]
+        or [B, L] of embeddings to add.
         """
         last = first + token_ids.shape[1]
         if last > self.positions:
@@ -167,35 +154,31 @@ class M3PEncoder(nn.Module):
         return self.dropout(self.norm(vectors)) * token_mask[..., None]
 
     def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """Vectors [B, R, D] of regions (zero if masked) for the first block, which can be reused for many texts.
-
-        Shapes:
-            regions [B, R, feature_dim], boxes [B, R, 5], both L2-normalized; region_mask bool [B, R]
-        """
+        """Vectors [B, R, D] of regions [B, R, feature_dim] (zero if masked) with boxes [B, R, 5]; mask bool [B, R]."""
         vectors = self.region(regions, boxes) + self.position.weight[: regions.shape[1]]
         return self.dropout(self.norm(vectors)) * region_mask[..., None]
 
     # -- the blocks ----------------------------------------------------------------------------------------------------
 
-    def encode(self, start: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
+    def encode(self, start: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """Hidden states [B, S, D], or [B, 1, D], of `start` [B, S, D]; zero where the mask bool [B, S] is False."""
         hidden, mask = self._before_the_last(start, mask)
-        return self.blocks[-1](hidden, mask, positions)
+        return self.blocks[-1](hidden, mask, first_only)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the first position of all pairs [P, D], and of all positions of the true pairs [G, S, D].
+        """Hidden states of the first position of all pairs [P, D], and of all positions of the pairs `whole` [G, S, D].
 
         Shapes:
-            start [P, S, D]; mask bool [P, S]; whole [G], rows with all positions
+            start [P, S, D]; mask bool [P, S]; whole [G]
         """
         hidden, mask = self._before_the_last(start, mask)
         last = self.blocks[-1]
-        return last(hidden, mask, "first")[:, 0], last(hidden[whole], mask[whole])
+        return last(hidden, mask, True)[:, 0], last(hidden[whole], mask[whole])
 
     def _before_the_last(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mask = at_least_one(mask)
-        *earlier, _ = self.blocks
-        for block in earlier:
+        # Attention over nothing is NaN: an empty row attends to its first position.
+        mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
+        for block in self.blocks[:-1]:
             hidden = block(hidden, mask)
         return hidden, mask
 
@@ -210,37 +193,16 @@ class M3PEncoder(nn.Module):
     ) -> Tensor:
         """Hidden states [B, R + L, D] of text, or of regions followed by text; zero at invalid positions.
 
-        Shapes:
-            token_ids int64 [B, L]; token_mask bool [B, L]; languages [B] or [B, L]
-            regions [B, R, feature_dim], boxes [B, R, 5], both L2-normalized; region_mask bool [B, R], None for all
+        `languages` are added to text alone; `region_mask` is None for all regions. Shapes as in `start_text` and
+        `start_regions`.
         """
-        if regions is None:
+        if regions is None or boxes is None:
             return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
-        return self.encode(*self.start_joint(token_ids, token_mask, regions, boxes, region_mask, languages))
-
-    def start_joint(
-        self,
-        token_ids: Tensor,
-        token_mask: Tensor,
-        regions: Tensor,
-        boxes: Tensor | None,
-        region_mask: Tensor | None = None,
-        languages: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Vectors [B, R + L, D] of regions and text for the first block, and their mask [B, R + L]."""
-        if boxes is None:
-            raise ValueError("regions without boxes: the encoder needs to know where a region is")
         if region_mask is None:
             region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-        added = languages if self.joint_language_embedding else None
-        start = torch.cat(
-            [
-                self.start_regions(regions, boxes, region_mask),
-                self.start_text(token_ids, token_mask, regions.shape[1], added),
-            ],
-            dim=1,
-        )
-        return start, torch.cat([region_mask, token_mask], dim=1)
+        image = self.start_regions(regions, boxes, region_mask)
+        text = self.start_text(token_ids, token_mask, regions.shape[1])
+        return self.encode(torch.cat([image, text], dim=1), torch.cat([region_mask, token_mask], dim=1))
 
     # -- means without any block, for a warm start ---------------------------------------------------------------------
 
@@ -258,19 +220,10 @@ def _mean(rows: Tensor, mask: Tensor) -> Tensor:
     return (rows * weight).sum(1) / weight.sum(1).clamp(min=1.0)
 
 
-def at_least_one(mask: Tensor) -> Tensor:
-    """The mask with the first position enabled in empty rows, because attention over nothing is NaN."""
-    empty = ~mask.any(1, keepdim=True)
-    return torch.cat([mask[:, :1] | empty, mask[:, 1:]], dim=1)
-
-
 class MatchHead(nn.Module):
     """Whether image and text match: a logit from the hidden state of the first region.
 
     Always in float32, because rounding to bfloat16 makes many of the compared logits equal, and ties count as misses.
-
-    Shapes:
-        [B, D] -> [B]
 
     Source: [3], match head.
     """
@@ -282,18 +235,17 @@ class MatchHead(nn.Module):
 
     def pooled(self, first: Tensor) -> Tensor:
         """[B, D], at least float32, from the hidden state [B, D] of the first position."""
-        with torch.autocast(first.device.type, enabled=False):
-            return torch.tanh(_in_full_precision(self.dense, first))
+        return torch.tanh(_in_full_precision(self.dense, first))
 
     def forward(self, first: Tensor) -> Tensor:
-        with torch.autocast(first.device.type, enabled=False):
-            return _in_full_precision(self.score, self.pooled(first))[..., 0]
+        """Logits [B] of hidden states [B, D]."""
+        return _in_full_precision(self.score, self.pooled(first))[..., 0]
 
 
 def _in_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Output of a layer with the input and weights raised to float32."""
-    weight = at_least_float32(layer.weight)
-    return F.linear(x.to(weight.dtype), weight, at_least_float32(layer.bias))
+    with torch.autocast(x.device.type, enabled=False):
+        weight = at_least_float32(layer.weight)
+        return F.linear(x.to(weight.dtype), weight, at_least_float32(layer.bias))
 
 
 class RegionHeads(nn.Module):
@@ -312,21 +264,6 @@ class RegionHeads(nn.Module):
     def classes(self, hidden: Tensor) -> Tensor:
         """Logits [K, classes] of hidden states [K, D]."""
         return self.classifier(self.norm(F.gelu(self.dense(hidden))))
-
-
-class VocabularyHead(nn.Module):
-    """Logits of words: product with the word embeddings, plus a bias.
-
-    Source: [3]; tied, without a transformation in between.
-    """
-
-    def __init__(self, vocabulary_size: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
-
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """Logits [K, V] of hidden states [K, D], by the word embeddings [V, D]."""
-        return F.linear(hidden, table, self.bias)
 
 
 def all_pairs(left: Tensor, right: Tensor) -> Tensor:
@@ -353,26 +290,18 @@ class M3P(nn.Module):
         self.encoder = encoder
         self.match_head = MatchHead(encoder.width)
         self.region_heads = RegionHeads(encoder.width, region_classes, encoder.feature_dim)
-        self.vocabulary_head = VocabularyHead(encoder.vocabulary_size)
+        # Tied to the word embeddings, without a transformation in between.
+        self.vocabulary_head = nn.ParameterDict({"bias": nn.Parameter(torch.zeros(encoder.vocabulary_size))})
 
     def words(self, hidden: Tensor) -> Tensor:
         """Logits [K, V] of the words at hidden states [K, D]."""
-        return self.vocabulary_head(hidden, self.encoder.token.weight)
+        return F.linear(hidden, self.encoder.token.weight, self.vocabulary_head["bias"])
 
     @torch.inference_mode()
     def score_tile(
-        self,
-        image: Tensor,
-        image_mask: Tensor,
-        tokens: Tensor,
-        token_mask: Tensor,
-        language: int | None = None,
-        tokens_per_batch: int = 65536,
+        self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, tokens_per_batch: int = 65536
     ) -> Tensor:
         """Match scores [N, M] float32 of all pairs of some images and a few captions.
-
-        Args:
-            language: number of the captions' language, if the encoder adds language embeddings to text with regions.
 
         Shapes:
             image [N, R, D] of `start_regions`; image_mask bool [N, R]
@@ -380,13 +309,10 @@ class M3P(nn.Module):
         """
         longest, regions = max(int(token_mask.sum(1).max()), 1), image.shape[1]
         tokens, mask = (rows[:, :longest].to(image.device) for rows in (tokens, token_mask))
-        languages = None
-        if language is not None and self.encoder.joint_language_embedding:
-            languages = torch.full((len(tokens),), language, device=image.device)
-        text = self.encoder.start_text(tokens, mask, regions, languages)
+        text = self.encoder.start_text(tokens, mask, regions)
         images = max(1, tokens_per_batch // (len(tokens) * (regions + longest)))
         scores = [
-            self.match_head(self.encoder.encode(all_pairs(start, text), all_pairs(known, mask), "first")[:, 0])
+            self.match_head(self.encoder.encode(all_pairs(start, text), all_pairs(known, mask), True)[:, 0])
             for start, known in zip(image.split(images), image_mask.split(images))
         ]
         return torch.cat(scores).float().unflatten(0, (len(image), len(tokens)))

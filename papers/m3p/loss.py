@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,9 +20,8 @@ from common.losses.matching import candidate_matching, image_text_matching, in_b
 from common.memory.collective import share_of_mean
 from papers.m3p.encoder import M3P, all_pairs
 
-#: One group of pairs: tokens and regions of every pair, labels of the true ones (see `with_places`).
-Group = dict[str, Tensor]
-IN_BATCH = "in_batch"
+#: A block of text or a group of pairs, see `PairCollator` and `MultitaskSteps`.
+Batch = dict[str, Tensor]
 
 
 class WeightSchedule:
@@ -36,21 +34,18 @@ class WeightSchedule:
 
     def __init__(self, points: float | str, field: str = "model") -> None:
         try:
-            if isinstance(points, str) and ":" in points:
-                pairs = [point.split(":") for point in points.split(",")]
-                self.points = [(int(iteration), float(weight)) for iteration, weight in pairs]
-            else:
-                self.points = [(0, float(points))]
+            pairs = [point.split(":") for point in (str(points) if ":" in str(points) else f"0:{points}").split(",")]
+            self.points = [(int(iteration), float(weight)) for iteration, weight in pairs]
+            iterations = [iteration for iteration, _ in self.points]
+            valid = iterations[0] == 0 and sorted(set(iterations)) == iterations
+            valid = valid and all(0 <= weight < math.inf for _, weight in self.points)
         except ValueError:
+            valid = False
+        if not valid:
             raise ValueError(
-                f"{field}: a weight is a number or a list such as '0:1,1000:0' of iterations and weights, "
-                f"got {points!r}"
-            ) from None
-        iterations = [iteration for iteration, _ in self.points]
-        if iterations[0] != 0 or sorted(set(iterations)) != iterations:
-            raise ValueError(f"{field}: the iterations of a weight must rise from 0, got {points!r}")
-        if not all(0 <= weight < math.inf for _, weight in self.points):
-            raise ValueError(f"{field}: a weight must be a number from 0, got {points!r}")
+                f"{field}: a weight is a number from 0, or a list such as '0:1,1000:0' of weights at iterations that "
+                f"rise from 0; got {points!r}"
+            )
 
     @property
     def ever(self) -> bool:
@@ -64,109 +59,57 @@ class WeightSchedule:
         return self.points[-1][1]
 
 
-def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A training batch with the positions of its labels, computed on the host before it goes to an accelerator.
+@dataclass(frozen=True)
+class PairTasks:
+    """What is predicted of pairs besides their match.
 
     Args:
-        batch: `xmlm`: text batches with `labels` [B, L]. `relations`: maps kind to group, with the optional entries
-            `word_labels` [P, L], `region_labels` [P, R] and `region_targets` [P, R, F], or [K, F] of the labeled
-            regions in order. A label of -1 means none.
-
-    Returns:
-        The batch with other entries instead of labels. These are `word_places` and `region_places` [K] among the R + L
-        positions of the G true pairs, `word_targets` [K], `region_classes` [K], `region_features` [K, F], `true_rows`
-        [G].
+        words, regions: those that are masked.
+        soft_classes: compare the class of a region with the detector's whole distribution by KL.
+        alignment: optimal transport between words and regions of a true and a false pair per group, and two-way
+            matching of these pairs.
+        contrast_temperature: contrast mean embeddings in the batch, for in-batch pairs; not in the paper.
     """
-    xmlm = []
-    for block in batch["xmlm"]:
-        labels = block["labels"].flatten()
-        places = (labels >= 0).nonzero()[:, 0]
-        kept = {name: value for name, value in block.items() if name != "labels"}
-        xmlm.append(kept | {"word_places": places, "word_targets": labels[places]})
-    relations = [
-        {kind: _group_with_places(kind, group) for kind, group in relation.items()} for relation in batch["relations"]
-    ]
-    return {"xmlm": xmlm, "relations": relations}
+
+    words: bool = True
+    regions: bool = True
+    soft_classes: bool = False
+    alignment: bool = False
+    contrast_temperature: float | None = None
 
 
-def _group_with_places(kind: str, group: Group) -> Group:
-    regions = group["regions"].shape[1]
-    sequence = regions + group["tokens"].shape[1]
-    if kind == IN_BATCH:
-        rows = torch.arange(len(group["tokens"]))
-    else:
-        groups = len(group["positive"])
-        rows = torch.arange(groups) * (len(group["tokens"]) // groups) + group["positive"]
-    labeled = ("word_labels", "region_labels", "region_targets", "region_distributions")
-    converted = {name: value for name, value in group.items() if name not in labeled} | {"true_rows": rows}
-    if "word_labels" in group:
-        labels = group["word_labels"][rows]
-        row, column = (labels >= 0).nonzero(as_tuple=True)
-        converted |= {"word_places": row * sequence + regions + column, "word_targets": labels[row, column]}
-    if "region_labels" in group:
-        labels = group["region_labels"][rows]
-        row, column = (labels >= 0).nonzero(as_tuple=True)
-        converted |= {"region_places": row * sequence + column, "region_classes": labels[row, column]}
-        for name, short in (("region_targets", "region_features"), ("region_distributions", "region_distributions")):
-            if name in group:  # of all regions, or of those alone that have a label
-                converted[short] = group[name][rows[row], column] if group[name].ndim == 3 else group[name]
-    return converted
+MATCH_ALONE = PairTasks(words=False, regions=False)
 
 
-def text_terms(model: M3P, block: Group) -> dict[str, Tensor]:
-    """`xmlm`, masked language modeling of `tokens` [B, L], `token_mask`, `languages` [B] and places of `with_places`.
+def text_terms(model: M3P, block: Batch) -> Batch:
+    """`xmlm`, masked language modeling of a block of text.
 
     Source: [6.1].
     """
     hidden = model.encoder(block["tokens"], block["token_mask"], languages=block.get("languages"))
-    logits = model.words(hidden.flatten(0, 1)[block["word_places"]])
-    loss = masked_language_modeling(logits, block["word_targets"])
-    return {"xmlm": loss * share_of_mean(len(logits), loss.device)}
+    return {"xmlm": _word_loss(model, hidden.flatten(0, 1), block)}
 
 
-def relation_terms(
-    model: M3P,
-    group: Group,
-    kind: str,
-    words: bool = True,
-    regions: bool = True,
-    soft_classes: bool = False,
-    alignment: bool = False,
-    contrast_temperature: float | None = None,
-) -> dict[str, Tensor]:
-    """Losses of one group of pairs, all from one forward pass.
+def pair_terms(model: M3P, group: Batch, tasks: PairTasks) -> Batch:
+    """Losses of a group of pairs (`vlm_ce`, `vlm_bce`, `mlm`, `mrm_class`, ...), and the `accuracy` of the match.
 
-    Args:
-        group: pairs and places of `with_places`; `languages` [P] if the encoder adds their embeddings to text with
-            regions, and `group` [B] for in-batch pairs.
-        kind: `t2i` or `i2t` for groups of N candidates; `in_batch` pairs all B images with all B captions.
-        soft_classes: compare the class of a region with the detector's whole distribution by KL.
-        alignment: optimal transport between words and regions of a true and a false pair per group, and two-way
-            matching of these pairs.
-        contrast_temperature: adds a contrast of mean embeddings in the batch, see `embedding_contrast`; not in the
-            paper.
-
-    Returns:
-        Scalars `vlm_ce`, `vlm_bce`; `mlm`; `mrm_class` and `mrm_regression`; `alignment` and `itm`; `contrast`; and
-        `accuracy`, the share of groups whose true pair scores highest.
+    Accuracy is the share of groups whose true pair scores highest. All losses come from one forward pass.
 
     Source: [6.2] and [14].
     """
-    start, mask, true, false = _pairs(model, group, kind)
-    whole = torch.cat([true, false]) if alignment else true
+    start, mask, true, false = _pairs(model, group)
+    whole = torch.cat([true, false]) if tasks.alignment else true
     first, hidden = model.encoder.encode_pairs(start, mask, whole)
     logits = model.match_head(first).float()
-    terms = _match_terms(logits.unflatten(0, (len(true), -1)), group, kind)
-    if kind == IN_BATCH and contrast_temperature is not None:
-        terms["contrast"], _ = embedding_contrast(model, group, contrast_temperature)
+    terms = _match_terms(logits.unflatten(0, (len(true), -1)), group)
+    if "group" in group and tasks.contrast_temperature is not None:
+        terms["contrast"], _ = embedding_contrast(model, group, tasks.contrast_temperature)
     positions = hidden[: len(true)].flatten(0, 1)
-    if words and "word_places" in group:
-        words_at = model.words(positions[group["word_places"]])
-        loss = masked_language_modeling(words_at, group["word_targets"])
-        terms["mlm"] = loss * share_of_mean(len(words_at), loss.device)
-    if regions and "region_places" in group:
-        terms |= _region_terms(model, positions[group["region_places"]], group, soft_classes)
-    if alignment:
+    if tasks.words and "word_places" in group:
+        terms["mlm"] = _word_loss(model, positions, group)
+    if tasks.regions and "region_places" in group:
+        terms |= _region_terms(model, positions[group["region_places"]], group, tasks.soft_classes)
+    if tasks.alignment:
         count = group["regions"].shape[1]
         matched = torch.arange(len(whole), device=whole.device) < len(true)
         terms["alignment"] = word_region_alignment(
@@ -177,11 +120,35 @@ def relation_terms(
     return terms
 
 
-def _match_terms(logits: Tensor, group: Group, kind: str) -> dict[str, Tensor]:
+def _pairs(model: M3P, group: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Start [P, S, D] and mask [P, S] of all pairs, and rows [G] of the true pairs and of one false pair per group."""
+    image = model.encoder.start_regions(group["regions"], group["boxes"], group["region_mask"])
+    text = model.encoder.start_text(group["tokens"], group["token_mask"], image.shape[1])
+    if "group" in group:  # all images with all captions of the batch
+        number = torch.arange(len(text), device=text.device)
+        true, false = number * (len(text) + 1), number * len(text) + _next_other(group["group"])
+        return all_pairs(image, text), all_pairs(group["region_mask"], group["token_mask"]), true, false
+    start, mask = torch.cat([image, text], 1), torch.cat([group["region_mask"], group["token_mask"]], 1)
+    positive = group["positive"]
+    candidates = len(start) // len(positive)
+    first = torch.arange(len(positive), device=positive.device) * candidates
+    return start, mask, first + positive, first + (positive + 1) % candidates
+
+
+def _next_other(group: Tensor) -> Tensor:
+    """For each pair, the next one of another group [B], or simply the next one if there is no other group."""
+    size = len(group)
+    number = torch.arange(size, device=group.device)
+    behind = (number[None, :] - number[:, None]) % size  # how far behind each pair every other one is
+    behind = behind.masked_fill(group[:, None] == group[None, :], size)
+    return torch.where((behind < size).any(1), behind.argmin(1), (number + 1) % size)
+
+
+def _match_terms(logits: Tensor, group: Batch) -> Batch:
     """`vlm_ce`, `vlm_bce` and `accuracy` of the logits [G, N] of all candidates."""
-    if kind == IN_BATCH:
+    if "group" in group:
         target = torch.arange(len(logits), device=logits.device)
-        ce, bce = in_batch_matching(logits, group.get("group"))
+        ce, bce = in_batch_matching(logits, group["group"])
     else:
         target = group["positive"]
         ce, bce = candidate_matching(logits, target)
@@ -190,64 +157,30 @@ def _match_terms(logits: Tensor, group: Group, kind: str) -> dict[str, Tensor]:
     return {"vlm_ce": ce, "vlm_bce": bce, "accuracy": first.float().mean()}
 
 
-def _region_terms(model: M3P, hidden: Tensor, group: Group, soft_classes: bool) -> dict[str, Tensor]:
+def _word_loss(model: M3P, positions: Tensor, batch: Batch) -> Tensor:
+    logits = model.words(positions[batch["word_places"]])
+    return masked_language_modeling(logits, batch["word_targets"]) * share_of_mean(len(logits), logits.device)
+
+
+def _region_terms(model: M3P, hidden: Tensor, group: Batch, soft_classes: bool) -> Batch:
     """`mrm_class` and `mrm_regression` of the hidden states [K, D] of masked regions."""
     logits = model.region_heads.classes(hidden)
-    if not soft_classes:
-        loss = masked_region_classification(logits, group["region_classes"])
-    elif "region_distributions" in group:
+    if soft_classes:
         loss = masked_region_kl(logits, group["region_distributions"])
     else:
-        raise ValueError(
-            "model.soft_classes needs the detector's distributions, which these region features do not have"
-        )
+        loss = masked_region_classification(logits, group["region_classes"])
     weight = share_of_mean(len(hidden), loss.device)
     regression = masked_region_regression(model.region_heads.regression(hidden), group["region_features"])
     return {"mrm_class": loss * weight, "mrm_regression": regression * weight}
 
 
-def _pairs(model: M3P, group: Group, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start [P, S, D] and mask [P, S] of all pairs, and rows [G] of the true pairs and of one false pair per group."""
-    encoder, true = model.encoder, group["true_rows"]
-    if kind != IN_BATCH:
-        start, mask = encoder.start_joint(
-            group["tokens"], group["token_mask"], group["regions"], group["boxes"], group["region_mask"],
-            group.get("languages"),
-        )  # fmt: skip
-        candidates = len(start) // len(true)
-        first = torch.arange(len(true), device=true.device) * candidates
-        return start, mask, true, first + (true - first + 1) % candidates
-    size = len(group["tokens"])
-    image = encoder.start_regions(group["regions"], group["boxes"], group["region_mask"])
-    added = group.get("languages") if encoder.joint_language_embedding else None
-    text = encoder.start_text(group["tokens"], group["token_mask"], image.shape[1], added)
-    start, mask = all_pairs(image, text), all_pairs(group["region_mask"], group["token_mask"])
-    return start, mask, true * (size + 1), true * size + _next_other(true, group.get("group"))
+def embedding_contrast(model: M3P, group: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Contrast of the mean region embeddings and mean word embeddings of in-batch pairs, in both directions.
 
-
-def _next_other(true: Tensor, group: Tensor | None) -> Tensor:
-    """For each pair [B], the next one of another group, or simply the next one if there is no other group."""
-    size = len(true)
-    following = (true + 1) % size
-    if group is None:
-        return following
-    behind = (true[None, :] - true[:, None]) % size  # how far behind each pair every other one stands
-    behind = behind.masked_fill(group[:, None] == group[None, :], size)
-    return torch.where((behind < size).any(1), behind.argmin(1), following)
-
-
-def embedding_contrast(model: M3P, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
-    """`contrast` of mean region embeddings and mean word embeddings of `in_batch` pairs."""
+    Pairs of the same `group` [B] aren't negatives of each other. Also the share of images that find their caption.
+    """
     image = model.encoder.mean_of_regions(group["regions"], group["boxes"], group["region_mask"])
     text = model.encoder.mean_of_words(group["tokens"], group["token_mask"])
-    return contrast(image, text, temperature, group.get("group"))
-
-
-def contrast(image: Tensor, text: Tensor, temperature: float, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of finding the partner in the batch, in both directions, and the share of images that find it.
-
-    Image and text [B, D] in a row are partners; pairs of the same `group` [B] aren't negatives of each other.
-    """
     scores = F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T / temperature
-    loss, _ = in_batch_matching(scores, group)
+    loss, _ = in_batch_matching(scores, group["group"])
     return loss, (scores.detach().argmax(1) == torch.arange(len(scores), device=scores.device)).float().mean()

@@ -1,7 +1,7 @@
 """Masks the words and regions that the model predicts ([6.1] and [6.2]).
 
-All functions take their random numbers as arguments: a whole batch is masked at once, yet each row depends only on its
-own random numbers.
+All functions take their random numbers, uniform in [0, 1), as arguments: a whole batch is masked at once, yet each row
+depends only on its own. Labels are the true word or class at chosen places and -1 elsewhere.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.types import Fraction
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
 #: Label of a place with nothing to predict.
 NO_LABEL = -1
-#: Uniform random numbers per word and per region.
+#: Random numbers per word and per region.
 WORD_NOISE, REGION_NOISE = 3, 2
 
 
@@ -34,17 +36,14 @@ class Masking:
     Source: [6.1] and [6.2].
     """
 
-    words: float = 0.15
-    mask: float = 0.8
-    random: float = 0.1
-    regions: float = 0.15
-    kept_regions: float = 0.1
-    text_fraction: float = 0.5
+    words: Fraction = 0.15
+    mask: Fraction = 0.8
+    random: Fraction = 0.1
+    regions: Fraction = 0.15
+    kept_regions: Fraction = 0.1
+    text_fraction: Fraction = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"masking.{name} is a share, got {value}")
         if self.mask + self.random > 1.0:
             raise ValueError(f"masking: mask and random are shares of one whole, got {self.mask} and {self.random}")
 
@@ -53,16 +52,9 @@ DEFAULT_MASKING = Masking()
 
 
 def mask_words(
-    tokens: Ints,
-    maskable: Bools,
-    noise: Floats,
-    mask_id: int,
-    vocabulary_size: int,
-    masking: Masking = DEFAULT_MASKING,
+    tokens: Ints, maskable: Bools, noise: Floats, mask_id: int, vocabulary_size: int, masking: Masking = DEFAULT_MASKING
 ) -> tuple[Ints, Ints]:
-    """Mask pieces of captions, at least one each; labels are the true piece at chosen places and -1 elsewhere.
-
-    `maskable` excludes boundary tokens and padding; a row may be all False. Noise is in [0, 1).
+    """Mask pieces of captions, at least one each; `maskable` excludes boundary tokens and padding.
 
     Shapes:
         tokens, maskable [P, L]; noise [P, L, 3] -> tokens, labels [P, L]
@@ -72,50 +64,32 @@ def mask_words(
     chosen = (noise[:, :, 0] < masking.words) & maskable
     lacking = np.flatnonzero(~chosen.any(axis=1) & maskable.any(axis=1))
     chosen[lacking, maskable[lacking].argmax(axis=1)] = True
-    return _disguise(tokens, chosen, noise[:, :, 1], noise[:, :, 2], mask_id, vocabulary_size, masking)
+    return _disguise(tokens, chosen, noise, mask_id, vocabulary_size, masking)
 
 
 def mask_stream(
-    tokens: Ints,
-    noise: Floats,
-    mask_id: int,
-    pad_id: int,
-    vocabulary_size: int,
-    masking: Masking = DEFAULT_MASKING,
-    multiple_of: int = 1,
+    tokens: Ints, noise: Floats, mask_id: int, pad_id: int, vocabulary_size: int, masking: Masking = DEFAULT_MASKING
 ) -> tuple[Ints, Ints]:
     """Mask tokens of blocks of running text, at least one, but never a row's first token or padding.
 
-    Closing tokens inside a row may be masked. With `multiple_of`, the first chosen tokens are dropped until their
-    number is a multiple of it, unless there are fewer; the released code uses 8 in half precision. Noise is in [0, 1).
+    Closing tokens inside a row may be masked.
 
     Shapes:
-        tokens [B, L]; noise [B, L, 3] -> tokens, labels [B, L] as in `mask_words`
+        tokens [B, L]; noise [B, L, 3] -> tokens, labels [B, L]
 
     Source: [6.1].
     """
     chosen = (noise[:, :, 0] < masking.words) & (tokens != pad_id)
     chosen[:, 0] = False
-    count = int(chosen.sum())
-    if multiple_of > 1 and count > multiple_of:
-        # The released code counts along time, so the first tokens are the earliest of all rows.
-        row, column = np.nonzero(chosen.T)[::-1]
-        surplus = count % multiple_of
-        chosen[row[:surplus], column[:surplus]] = False
-    elif not count:
+    if not chosen.any():
         chosen[0, 0] = True
-    return _disguise(tokens, chosen, noise[:, :, 1], noise[:, :, 2], mask_id, vocabulary_size, masking)
+    return _disguise(tokens, chosen, noise, mask_id, vocabulary_size, masking)
 
 
 def _disguise(
-    tokens: Ints,
-    chosen: Bools,
-    kind: Floats,
-    word: Floats,
-    mask_id: int,
-    vocabulary_size: int,
-    masking: Masking,
+    tokens: Ints, chosen: Bools, noise: Floats, mask_id: int, vocabulary_size: int, masking: Masking
 ) -> tuple[Ints, Ints]:
+    kind, word = noise[:, :, 1], noise[:, :, 2]
     masked = np.where(chosen & (kind < masking.mask), mask_id, tokens)
     at_random = chosen & (kind >= masking.mask) & (kind < masking.mask + masking.random)
     masked = np.where(at_random, (word * vocabulary_size).astype(np.int64), masked)
@@ -126,7 +100,7 @@ def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = 
     """Choose regions to predict, never background (class 0); if none is chosen, one random region is chosen and zeroed.
 
     In that case the released code predicts the last region, which it doesn't mask and which may be background. The
-    result is the regions to set to zero, and labels: the class of a chosen region and -1 elsewhere. Noise is in [0, 1).
+    result is the regions to set to zero, and labels.
 
     Shapes:
         classes, valid [P, R]; noise [P, R, 2] -> zeroed, labels [P, R]

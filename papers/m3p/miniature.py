@@ -139,8 +139,6 @@ class WarmStart(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"], logger=False)
-        if temperature <= 0:
-            raise ValueError(f"model.temperature is {temperature}: it must be positive")
         self.model = model.requires_grad_(False)
         model.encoder.token.requires_grad_(True)
         model.encoder.region.requires_grad_(True)

@@ -21,7 +21,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
-from papers.m3p.loss import WeightSchedule, relation_terms, text_terms, with_places
+from papers.m3p.loss import MATCH_ALONE, PairTasks, WeightSchedule, pair_terms, text_terms
 from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
@@ -30,7 +30,6 @@ Weight = float | str
 #: When the weights are updated: `per_group` after every group of losses of an updating iteration, as in the released
 #: code; `per_cycle` once for all losses of a cycle of iterations.
 Updates = Literal["per_group", "per_cycle"]
-Selection = Literal["best", "last"]
 #: Losses of matching images and captions.
 MATCH = ("vlm_ce", "vlm_bce")
 
@@ -53,11 +52,8 @@ class M3PModule(pl.LightningModule):
         weight_mrm_class, weight_mrm_regression: classes and features of masked regions.
         weight_t2i, weight_i2t: the match, searching images by a caption and captions by an image.
         vlm_ce_weight, vlm_bce_weight: within the match, softmax over the candidates and binary loss for each.
-        soft_classes: the class target of a region is the detector's distribution (KL) instead of its best class.
-        alignment_weight: optimal transport between words and regions; not in the paper.
-        itm_weight: two-way matching of one true and one false pair; not in the paper.
-        contrast_weight, contrast_temperature: contrast of mean word and region embeddings, for in-batch pairs; not in
-            the paper.
+        soft_classes, alignment_weight, itm_weight, contrast_weight, contrast_temperature: see `PairTasks`; not in the
+            paper.
         pretrained: XLM-R (checkpoint or folder), or checkpoint of another stage or the released code; None starts from
             random weights.
         learning_rate, warmup_steps: see `adam`; counted in updates.
@@ -93,7 +89,7 @@ class M3PModule(pl.LightningModule):
         updates: Updates = "per_group",
         accumulate: PositiveInt = 4,
         clip_norm: PositiveFloat | None = 5.0,
-        selection: Selection = "last",
+        selection: Literal["best", "last"] = "last",
         select_every: PositiveInt = 3125,
         tokens_per_batch: PositiveInt = 65536,
         captions_per_image: PositiveInt | None = 5,
@@ -114,22 +110,20 @@ class M3PModule(pl.LightningModule):
         self.on = {name for name, schedule in self.schedules.items() if schedule.ever}
         if not self.on:
             raise ValueError("model: no task is on, one of the weights must not be 0")
+        self.tasks = PairTasks(
+            words="mlm" in self.on,
+            regions=bool(self.on & {"mrm_class", "mrm_regression"}),
+            soft_classes=soft_classes,
+            alignment=alignment_weight > 0 or itm_weight > 0,
+            contrast_temperature=contrast_temperature if contrast_weight > 0 else None,
+        )
         # Parameters that no task trains must not wait for gradients of other processes.
-        joint = model.encoder.joint_language_embedding
-        model.encoder.language.requires_grad_("xmlm" in self.on or joint)
+        model.encoder.language.requires_grad_("xmlm" in self.on)
         model.vocabulary_head.requires_grad_(bool(self.on & {"xmlm", "mlm"}))
-        model.region_heads.requires_grad_(bool(self.on & {"mrm_class", "mrm_regression"}))
+        model.region_heads.requires_grad_(self.tasks.regions)
         model.match_head.requires_grad_(bool(self.on & {"t2i", "i2t"}) or itm_weight > 0)
 
     # -- training ------------------------------------------------------------------------------------------------------
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if not self.trainer.training:
-            return batch
-        batch = with_places(batch)
-        if self.on & {"mrm_class", "mrm_regression"} and not self.hparams["soft_classes"]:
-            check_classes(self.model, batch)
-        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         h: Any = self.hparams
@@ -165,7 +159,7 @@ class M3PModule(pl.LightningModule):
             yield "xmlm", text_terms(self.model, block)
         for relation in batch["relations"]:
             for kind, group in relation.items():
-                yield kind, self.relation_terms(kind, group)
+                yield kind, pair_terms(self.model, group, self.tasks)
 
     def weights_at(self, iteration: int) -> dict[str, float]:
         h: Any = self.hparams
@@ -179,19 +173,6 @@ class M3PModule(pl.LightningModule):
             "contrast": h.contrast_weight,
         }
 
-    def relation_terms(self, kind: str, group: dict[str, Tensor]) -> dict[str, Tensor]:
-        h: Any = self.hparams
-        return relation_terms(
-            self.model,
-            group,
-            kind,
-            words="mlm" in self.on,
-            regions=bool(self.on & {"mrm_class", "mrm_regression"}),
-            soft_classes=h.soft_classes,
-            alignment=h.alignment_weight > 0 or h.itm_weight > 0,
-            contrast_temperature=h.contrast_temperature if h.contrast_weight > 0 else None,
-        )
-
     def configure_optimizers(self) -> Any:
         return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
 
@@ -204,7 +185,7 @@ class M3PModule(pl.LightningModule):
             # As in the released code, parameters unused since the last update still move by their momentum.
             if parameter.grad is None and parameter in optimizer.state:
                 parameter.grad = torch.zeros_like(parameter)
-        average_in_place(gathered(learning))
+        average_in_place(gradients(learning))
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -220,10 +201,8 @@ class M3PModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: Batch) -> None:
         """Keep the gradients since the last update; the processes share them equally."""
-        average_in_place(gathered(self.parameters()))
-        held = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-        if held:
-            checkpoint["gathered"] = held
+        average_in_place(gradients(self.parameters()))
+        checkpoint["gathered"] = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if self.best is not None:
             checkpoint["selection"] = self.best.state()
 
@@ -237,6 +216,8 @@ class M3PModule(pl.LightningModule):
             if name in self.held:
                 parameter.grad = self.held[name].to(parameter)
         self.held = {}
+
+    # -- validation ----------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         iteration = self.trainer.fit_loop.total_batch_idx
@@ -259,11 +240,11 @@ class M3PModule(pl.LightningModule):
         precision = strategy.precision_plugin
         with precision.forward_context():
             for batch in self.data.validation_loader():
-                for relation in strategy.batch_to_device(precision.convert_input(with_places(batch)))["relations"]:
-                    for kind, group in relation.items():
-                        accuracy = relation_terms(self.model, group, kind, words=False, regions=False)["accuracy"]
-                        groups = len(group["true_rows"])
-                        found += torch.tensor([float(accuracy) * groups, groups], dtype=torch.float64)
+                (relation,) = strategy.batch_to_device(precision.convert_input(batch))["relations"]
+                for kind, group in relation.items():
+                    accuracy = pair_terms(self.model, group, MATCH_ALONE)["accuracy"]
+                    groups = len(group["group" if kind == "in_batch" else "positive"])
+                    found += torch.tensor([float(accuracy) * groups, groups], dtype=torch.float64)
         # Some accelerators lack doubles.
         hits, count = strategy.reduce(found.float().to(self.device), reduce_op="sum").tolist()
         return {"accuracy": 100 * hits / count}
@@ -286,8 +267,21 @@ class M3PModule(pl.LightningModule):
             )
         if stage == "fit" and self.best is not None and self.data.validation is None:
             raise ValueError("model.selection is best: data.validation_split must name the split to select by")
+        if stage == "fit" and self.tasks.soft_classes and not self.data.distributions:
+            raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
         if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Refuse a class of a region that the model doesn't know; an accelerator would only stop."""
+        known = self.model.region_heads.classifier.out_features
+        for group in (group for relation in batch.get("relations", []) for group in relation.values()):
+            if self.tasks.regions and "region_classes" in group and (group["region_classes"] >= known).any():
+                raise ValueError(
+                    f"a region is of class {int(group['region_classes'].max())} and model.model.region_classes is "
+                    f"{known}: give it the number of the detector's classes, with one more for the background"
+                )
+        return batch
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
@@ -306,19 +300,7 @@ class M3PModule(pl.LightningModule):
         monitoring.draw(self, self.test)
 
 
-def check_classes(model: M3P, batch: Batch) -> None:
-    """Refuse a batch on the host with a region class that the model doesn't know."""
-    known = model.region_heads.classifier.out_features
-    for group in (group for relation in batch["relations"] for group in relation.values()):
-        classes = group.get("region_classes")
-        if classes is not None and len(classes) and (highest := int(classes.max())) >= known:
-            raise ValueError(
-                f"a region is of class {highest} and model.model.region_classes is {known}: give it the number of the "
-                "detector's classes, with one more for the background"
-            )
-
-
-def gathered(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 

@@ -73,11 +73,11 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
             # As in the recalls, ties and NaN rank ahead of the caption's picture.
             rank = int((~(scores < scores[own])).sum())
-            text = data.caption_text(one.position, int(one.gallery.caption[column]))
+            text = data.searched.caption(one.position, int(one.gallery.caption[column]))
             numbers = [int(one.gallery.image_number[row]) for row in best]
             rows.append([one.name, text, rank, " ".join(map(str, numbers))])
             colors = [RIGHT if row == own else None for row in best]
-            cells = [Cell(data.preview(one.position, n), color=color) for n, color in zip(numbers, colors)]
+            cells = [Cell(data.searched.picture(one.position, n), color=color) for n, color in zip(numbers, colors)]
             lines.append(Row(f"{one.name}, own picture at {rank}: {text}", cells))
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
     # Some sets have regions but no images.

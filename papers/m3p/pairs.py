@@ -1,30 +1,252 @@
-"""Pairs of image and caption, groups of candidates, and batches of both.
+"""Pictures as regions, pairs of image and caption, groups of candidates, and batches of all.
 
 A sample holds its random numbers; masking, padding and normalizing act on a whole batch ([6.2] and [9]).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.item_dataset import Key, Sample
+from common.data.datasets.captioned import LanguageCaptioned
+from common.data.item_dataset import ItemDataset, Key, Sample, TooManyBrokenFiles
+from common.data.listing import ClipTable, Listing
 from common.data.media import MediaError
+from common.data.regions import RegionError, RegionFeatures, Regions
+from common.data.sequences import Texts
 from common.data.text import XLMRTokenizer
-from papers.m3p.captions import CaptionPool, SwitchedCaptions, Tokens, forced_captions, pad_captions
-from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Masking, mask_regions, mask_words
-from papers.m3p.pictures import Pictures, RegionArrays, RegionItems, pad_regions, unit_length
+from papers.m3p.captions import (
+    CaptionPool,
+    CaptionReader,
+    SwitchedCaptions,
+    Tokens,
+    forced_captions,
+    pad_captions,
+)
+from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Bools, Ints, Masking, mask_regions, mask_words
 
 #: `groups`: N candidates for every image and caption; `in_batch`: the other pairs of the batch.
 Candidates = Literal["groups", "in_batch"]
 #: Replacements tried for an unreadable picture before the item fails.
 ATTEMPTS = 100
+
+
+@dataclass
+class CaptionSet:
+    """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each."""
+
+    dataset: LanguageCaptioned
+    language: str = "en"
+    captions_per_image: int = 1
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RegionArrays:
+    """The regions of one picture.
+
+    Args:
+        features: not normalized, float32 [R, F].
+        boxes: five numbers each, scaled to length 1, float32 [R, 5].
+        classes: int64 [R], 0 is background.
+        distribution: over the classes, float32 [R, C]; None unless requested.
+    """
+
+    features: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
+    distribution: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def first(cls, regions: Regions, count: int, distribution: bool = False) -> Self:
+        """The first so many regions of a picture."""
+        shares = regions.distribution[:count] if distribution and regions.distribution is not None else None
+        return cls(regions.features[:count], regions.box_vectors[:count], regions.labels[:count], shares)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """N pictures and their regions: `source` [N] is the position in `features`; `missing` pictures are left out."""
+
+    name: str
+    version: str
+    keys: Sequence[str]
+    features: Sequence[RegionFeatures]
+    source: npt.NDArray[np.integer[Any]]
+    root: Path
+    missing: Sequence[str] = ()
+
+    def listing(self) -> Listing:
+        clips = ClipTable(self.root, self.keys)
+        return Listing(self.name, self.version, clips, (), self.root, len(self.missing), tuple(self.missing[:20]))
+
+
+def shown_images(dataset: Any) -> str:
+    """Name of the data set whose images a set shows."""
+    return getattr(dataset, "coco", dataset).name
+
+
+def find_pictures(
+    sets: Sequence[CaptionSet], split: str, captions: CaptionReader, max_missing: float, first: int | None = None
+) -> Pictures:
+    """The `first` images of some sets that have captions and regions; images with the same key are the same.
+
+    A set with its own splits (COCO-CN) only adds captions to sets that show the same data set's images, because some of
+    its training images are test images of the others. The released code also pools the 113,287 images of COCO [9].
+    `max_missing` is the largest fraction of images without regions.
+    """
+    features = [one.dataset.regions(split) for one in sets]
+    datasets: list[Any] = [one.dataset for one in sets]
+    shown = {shown_images(dataset) for dataset in datasets if not dataset.own_splits}
+    adding = [
+        captions(one.dataset, split, one.language).captions.keys
+        for one in sets
+        if not (one.dataset.own_splits and shown_images(one.dataset) in shown)
+    ]
+    # A single set keeps its `keys` object, which makes later comparisons fast.
+    keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for some in adding for key in some))
+    keys = keys[:first] if first is not None and first < len(keys) else keys
+    total, source = len(keys), np.zeros(len(keys), dtype=np.int16)
+    without = set(features[0].missing(keys))
+    rows = {key: row for row, key in enumerate(keys) if key in without} if without else {}
+    for number, others in enumerate(features[1:], 1):
+        for key in [key for key in rows if key in others]:
+            source[rows.pop(key)] = number
+    if rows:
+        source = np.delete(source, list(rows.values()))
+        keys = Texts(key for key in keys if key not in rows)
+    name = "+".join(dict.fromkeys(dataset.name for dataset in datasets))
+    if len(rows) > max_missing * total or not len(keys):
+        raise TooManyBrokenFiles(
+            f"{name}, {split}: {len(rows)} of {total} images have no region features in "
+            f"{', '.join(str(path) for path in features[0].paths)}, more than max_skipped_fraction = {max_missing:g} "
+            f"allows; first {', '.join(list(rows)[:5])}. Extract them, or raise data.max_skipped_fraction"
+        )
+    languages = ",".join(dict.fromkeys(one.language for one in sets))
+    return Pictures(name, f"{split}; {languages}", keys, features, source, datasets[0].root, list(rows))
+
+
+class RegionItems(ItemDataset):
+    """Pictures as regions for evaluation: `regions` and `index`; cached if `cache_bytes` suffice for all."""
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        max_regions: int = 100,
+        cache_bytes: int = 0,
+        distributions: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(pictures.listing(), **options)
+        self.pictures = pictures
+        self.max_regions = max_regions
+        self.distributions = distributions
+        numbers = len(pictures.keys) * max_regions * (pictures.features[0].feature_size + 7)
+        self._cache: dict[int, RegionArrays] | None = {} if numbers * 4 <= cache_bytes else None
+        if distributions:
+            # Missing distributions stop the run here; damaged files are handled later.
+            with contextlib.suppress(MediaError):
+                self.regions(0)
+
+    def regions(self, file: int) -> RegionArrays:
+        if self._cache is not None and file in self._cache:
+            return self._cache[file]
+        key = self.pictures.keys[file]
+        try:
+            stored = self.pictures.features[int(self.pictures.source[file])][key]
+        except RegionError as error:
+            raise MediaError(f"{self.pictures.name}, picture {key}: {error}") from error
+        if self.distributions and stored.distribution is None:
+            raise ValueError(
+                f"{self.pictures.name}: its region features hold one class each and no `distribution`, which "
+                "data.distributions asks for; extract them with it, or set that to false"
+            )
+        regions = RegionArrays.first(stored, self.max_regions, self.distributions)
+        if self._cache is not None:
+            self._cache[file] = regions
+        return regions
+
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        return {"regions": self.regions(file)}
+
+    def fill_cache(self) -> None:
+        if self._cache is not None:
+            for file in range(len(self.listing)):
+                with contextlib.suppress(MediaError):  # met again, and counted, when it is asked for
+                    self.regions(file)
+
+    def preview(self, item: int) -> npt.NDArray[np.uint8]:
+        raise ValueError("region features hold no picture")
+
+    def describe(self) -> dict[str, Any]:
+        missing = len(self.pictures.missing)
+        return {**super().describe(), **({"without_regions": missing} if missing else {})}
+
+
+def pad_regions(images: Sequence[RegionArrays], width: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Regions of several pictures in one array, padded with zeros to at least `width` rows.
+
+    Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
+    pictures of a batch, process or data set.
+
+    Returns:
+        `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
+        `distribution` float32 [P, R, C] if the pictures have one.
+    """
+    counts = np.array([len(image.features) for image in images])
+    mask = np.arange(max(int(counts.max()), width)) < counts[:, None]
+    columns: dict[str, npt.NDArray[Any]] = {"mask": mask}
+    for name in ("features", "boxes", "classes", "distribution"):
+        rows = [getattr(image, name) for image in images]
+        if rows[0] is not None:
+            columns[name] = np.zeros((*mask.shape, *rows[0].shape[1:]), dtype=rows[0].dtype)
+            columns[name][mask] = np.concatenate(rows)
+    return columns
+
+
+def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors scaled to length 1; zero vectors stay zero."""
+    lengths = np.sqrt(np.einsum("...f,...f->...", features, features))[..., None]
+    return features / np.maximum(lengths, np.float32(1e-12))
+
+
+def region_batch(images: Sequence[RegionArrays], width: int) -> dict[str, Tensor]:
+    """Encoder inputs of some pictures: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
+    columns = pad_regions(images, width)
+    return {
+        "regions": torch.from_numpy(unit_length(columns["features"])),
+        "boxes": torch.from_numpy(columns["boxes"]),
+        "region_mask": torch.from_numpy(columns["mask"]),
+    }
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which pairs are compared.
+
+    Args:
+        candidates: N, per image and per caption.
+        vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
+        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
+            match too. The released pre-training code only excludes the caption itself.
+    """
+
+    candidates: int = 4
+    vlm_candidates: Candidates = "groups"
+    exclude_siblings: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +255,10 @@ class PairGroup:
 
     Args:
         captions, images: pieces, regions of one, or of N.
-        languages: language number of each caption before code-switching.
         noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
     """
 
     captions: list[Tokens]
-    languages: list[int]
     images: list[RegionArrays]
     positive: int
     noise: Mapping[str, npt.NDArray[np.float64]]
@@ -48,20 +268,15 @@ class PairGroup:
 
 
 class PairItems(RegionItems):
-    """Captions and images to match ([6.2] and [9]).
+    """One caption of each image per pass, and either itself alone or groups of N candidates.
 
-    An item is an image with one of its captions. It becomes two groups of N pairs, each with one true pair: `t2i`, the
-    caption and N images, and `i2t`, the image and N captions; for in-batch candidates it becomes the pair `in_batch`.
-    An epoch shows an image `captions_per_image` times with newly drawn captions. Negatives are drawn uniformly from the
-    other images without replacement.
+    A sample of `groups` holds `t2i`, N images for the caption, and `i2t`, N captions for the image. Negatives come from
+    the other images without replacement.
 
     Args:
         pool: captions in the order of `pictures`.
         tokenizer: its `max_tokens` cuts captions.
-        languages: in the order of their numbers; captions in other languages get number 0.
         captions_per_image: per epoch; repeats captions of an image with fewer.
-        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
-            match too. The released pre-training code only excludes the caption itself.
     """
 
     def __init__(
@@ -69,29 +284,23 @@ class PairItems(RegionItems):
         pictures: Pictures,
         pool: CaptionPool,
         tokenizer: XLMRTokenizer,
-        languages: Sequence[str] = (),
+        pairing: Pairing,
         captions_per_image: int = 1,
-        candidates: int = 4,
-        vlm_candidates: Candidates = "groups",
-        exclude_siblings: bool = True,
         switched: SwitchedCaptions | None = None,
         masked: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(pictures, passes=captions_per_image, **options)
         self.pool = pool
-        self.numbers = {language: number for number, language in enumerate(languages)}
         self.max_pieces = tokenizer.max_tokens - 2
-        self.candidates = candidates
-        self.vlm_candidates: Candidates = vlm_candidates
-        self.exclude_siblings = exclude_siblings
+        self.pairing = pairing
         self.switched = switched
         self.masked = masked
-        others = len(pool) - (int(np.bincount(pool.groups).max()) if exclude_siblings else 1)
-        if vlm_candidates == "groups" and not 2 <= candidates <= others + 1:
+        others = len(pool) - (int(np.bincount(pool.groups).max()) if pairing.exclude_siblings else 1)
+        if pairing.vlm_candidates == "groups" and not 2 <= pairing.candidates <= others + 1:
             raise ValueError(
-                f"data.candidates is {candidates}, but must be from 2 to {others + 1}: {pictures.name} has {len(pool)} "
-                f"images, and for one of them {others} that are no siblings"
+                f"data.candidates is {pairing.candidates}, but must be from 2 to {others + 1}: {pictures.name} has "
+                f"{len(pool)} images, and for one of them {others} that are no siblings"
             )
 
     def __getitem__(self, key: Key) -> Sample:
@@ -102,28 +311,23 @@ class PairItems(RegionItems):
     def _pair(self, file: int, slot: int, epoch: int, rng: np.random.Generator) -> Sample:
         regions = self.regions(file)
         caption = self._chosen(file, slot, epoch)
-        if self.vlm_candidates == "in_batch":
+        if self.pairing.vlm_candidates == "in_batch":
             return {
-                "in_batch": PairGroup(*self._texts([caption], rng), [regions], 0, self._noise(1, rng)),
+                "in_batch": PairGroup([self._pieces(caption, rng)], [regions], 0, self._noise(1, rng)),
                 "group": torch.tensor(int(self.pool.groups[file])),
             }
         # Order of the random numbers: images for the caption, then captions for the image.
-        positive = int(rng.integers(self.candidates))
-        images = [image for _, _, image in self._negatives(file, caption, True, rng) if image is not None]
+        positive = int(rng.integers(self.pairing.candidates))
+        images = [image for _, image in self._negatives(file, caption, True, rng).values() if image is not None]
         images.insert(positive, regions)
-        noise = self._noise(self.candidates, rng)
-        t2i = PairGroup(*self._texts([caption], rng), images, positive, noise)
-        positive = int(rng.integers(self.candidates))
-        others = [number for _, number, _ in self._negatives(file, caption, False, rng)]
-        noise = self._noise(self.candidates, rng)
-        texts, languages = self._texts([*others, caption], rng)
-        texts.insert(positive, texts.pop())
-        languages.insert(positive, languages.pop())
-        return {"t2i": t2i, "i2t": PairGroup(texts, languages, [regions], positive, noise)}
-
-    def _texts(self, captions: Sequence[int], rng: np.random.Generator) -> tuple[list[Tokens], list[int]]:
-        languages = [self.numbers.get(self.pool.caption(number)[0].language, 0) for number in captions]
-        return [self._pieces(number, rng) for number in captions], languages
+        noise = self._noise(self.pairing.candidates, rng)
+        t2i = PairGroup([self._pieces(caption, rng)], images, positive, noise)
+        positive = int(rng.integers(self.pairing.candidates))
+        others = [number for number, _ in self._negatives(file, caption, False, rng).values()]
+        noise = self._noise(self.pairing.candidates, rng)
+        captions = [self._pieces(number, rng) for number in [*others, caption]]
+        captions.insert(positive, captions.pop())
+        return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
 
     def _chosen(self, file: int, slot: int, epoch: int) -> int:
         """Number of the caption that an epoch shows in a slot, one of `captions_per_image`."""
@@ -139,7 +343,7 @@ class PairItems(RegionItems):
         epoch, item = key
         sample = self[key]
         tokens, number = self.pool.caption(self._chosen(int(sample["index"]), item // len(self.listing), epoch))
-        group: PairGroup = sample["in_batch" if self.vlm_candidates == "in_batch" else "t2i"]
+        group: PairGroup = sample["in_batch" if self.pairing.vlm_candidates == "in_batch" else "t2i"]
         return tokens.language, tokens.texts[number], group.captions[0]
 
     def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
@@ -151,15 +355,15 @@ class PairItems(RegionItems):
 
     def _negatives(
         self, file: int, caption: int, read: bool, rng: np.random.Generator
-    ) -> list[tuple[int, int, RegionArrays | None]]:
+    ) -> dict[int, tuple[int, RegionArrays | None]]:
         """Other images, each with a caption number and, if `read`, its regions; replaces and counts unreadable ones."""
         negatives: dict[int, tuple[int, RegionArrays | None]] = {}
         error: MediaError | None = None
-        for _ in range(ATTEMPTS * self.candidates):
+        for _ in range(ATTEMPTS * self.pairing.candidates):
             other = int(rng.integers(len(self.pool)))
             theirs = self.pool.of(other)
             number = int(theirs[int(rng.random() * len(theirs))])
-            sibling = self.exclude_siblings and self.pool.groups[other] == self.pool.groups[file]
+            sibling = self.pairing.exclude_siblings and self.pool.groups[other] == self.pool.groups[file]
             if other in negatives or number == caption or sibling:
                 continue
             try:
@@ -167,8 +371,8 @@ class PairItems(RegionItems):
             except MediaError as problem:
                 error = problem
                 self.skipped.record(other, problem)
-            if len(negatives) == self.candidates - 1:
-                return [(image, *drawn) for image, drawn in negatives.items()]
+            if len(negatives) == self.pairing.candidates - 1:
+                return negatives
         raise error or MediaError(f"{self.pictures.name}: too few images that can be used to draw negatives from")
 
     def _noise(self, count: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
@@ -193,11 +397,9 @@ class PairCollator:
         """A batch for each kind of group in the samples; row g * N + n is pair n of group g.
 
         Returns:
-            `tokens` int64 [P, L], padded at the end, `token_mask` bool [P, L], and `languages` int64 [P]; `regions`
-            float32 [P, R, F], of length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive`
-            int64 [G], or `group` int64 [P] for in-batch pairs. With masking: `word_labels` int64 [P, L] and
-            `region_labels` int64 [P, R], -1 at unmasked places and in false pairs; `region_targets` float32 [K, F], the
-            detector's features of the K labeled regions in row order, and `region_distributions` [K, C] if available.
+            `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
+            length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or `group`
+            int64 [P] for in-batch pairs. With masking also `predicted` of the true pairs.
         """
         batch: dict[str, dict[str, Tensor]] = {}
         for kind in ("t2i", "i2t", "in_batch"):
@@ -212,43 +414,36 @@ class PairCollator:
         return batch
 
     def _join(self, groups: Sequence[PairGroup]) -> dict[str, Tensor]:
-        candidates = len(groups[0])
-        captions = [caption for group in groups for caption in group.captions]
-        images = [image for group in groups for image in group.images]
-        tokens, lengths = pad_captions(captions, self.tokenizer)
-        languages = np.array([number for group in groups for number in group.languages], dtype=np.int64)
-        regions = pad_regions(images, self.max_regions)
+        pairs = len(groups) * len(groups[0])
+        tokens, lengths = pad_captions([caption for group in groups for caption in group.captions], self.tokenizer)
+        regions = pad_regions([image for group in groups for image in group.images], self.max_regions)
         # A group's single caption or image is repeated for each of its pairs.
-        if len(captions) < len(groups) * candidates:
-            tokens, lengths, languages = (np.repeat(rows, candidates, axis=0) for rows in (tokens, lengths, languages))
-        if len(images) < len(groups) * candidates:
-            regions = {name: np.repeat(rows, candidates, axis=0) for name, rows in regions.items()}
-        features = regions["features"]
-        labels: dict[str, npt.NDArray[Any]] = {}
-        if self.masking is not None:
-            tokens, features, labels = self._mask(groups, tokens, lengths, regions, self.masking)
-        columns = {
+        tokens, lengths = (np.repeat(rows, pairs // len(rows), axis=0) for rows in (tokens, lengths))
+        regions = {name: np.repeat(rows, pairs // len(rows), axis=0) for name, rows in regions.items()}
+        columns: dict[str, npt.NDArray[Any]] = {
             "tokens": tokens,
             "token_mask": np.arange(tokens.shape[1]) < lengths[:, None] + 2,
-            "languages": languages,
-            "regions": unit_length(features),
+            "regions": regions["features"],
             "boxes": regions["boxes"],
             "region_mask": regions["mask"],
-            **labels,
         }
+        if self.masking is not None:
+            columns |= self._masked(groups, tokens, lengths, regions, self.masking)
+        columns["regions"] = unit_length(columns["regions"])
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
-    def _mask(
+    def _masked(
         self,
         groups: Sequence[PairGroup],
-        tokens: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-        regions: dict[str, npt.NDArray[Any]],
+        tokens: Ints,
+        lengths: Ints,
+        regions: Mapping[str, npt.NDArray[Any]],
         masking: Masking,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Masked tokens and regions, and what to predict of the true pairs."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
         position = np.arange(tokens.shape[1])
-        masked_tokens, word_labels = mask_words(
+        masked_tokens, words = mask_words(
             tokens,
             (position > 0) & (position <= lengths[:, None]),
             noise["words"][:, : tokens.shape[1]],
@@ -257,22 +452,37 @@ class PairCollator:
             masking,
         )
         features = regions["features"]
-        zeroed, region_labels = mask_regions(
+        zeroed, classes = mask_regions(
             regions["classes"], regions["mask"], noise["regions"][:, : features.shape[1]], masking
         )
         # A pair has masked words or masked regions, never both; only true pairs are predicted.
         masks_words = noise["text"] < masking.text_fraction
-        true = np.zeros(len(groups) * len(groups[0]), dtype=np.bool_)
-        true[np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]] = True
-        region_labels[masks_words | ~true] = NO_LABEL
-        labeled = region_labels != NO_LABEL
-        labels = {
-            "word_labels": np.where((masks_words & true)[:, None], word_labels, NO_LABEL),
-            "region_labels": region_labels,
-            "region_targets": features[labeled],
-        }
+        true = np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]
+        predicted = predictions(words[true], classes[true], masks_words[true])
+        row, place = np.divmod(predicted["region_places"], features.shape[1] + tokens.shape[1])
+        predicted["region_features"] = features[true[row], place]
         if "distribution" in regions:
-            labels["region_distributions"] = regions["distribution"][labeled]
-        tokens = np.where(masks_words[:, None], masked_tokens, tokens)
-        features = np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), features)
-        return tokens, features, labels
+            predicted["region_distributions"] = regions["distribution"][true[row], place]
+        return {
+            "tokens": np.where(masks_words[:, None], masked_tokens, tokens),
+            "regions": np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), features),
+            **predicted,
+        }
+
+
+def predictions(words: Ints, classes: Ints, masks_words: Bools) -> dict[str, Ints]:
+    """What to predict of G true pairs, by labels of words [G, L] or regions [G, R] that are -1 elsewhere.
+
+    Returns:
+        `word_places` and `region_places` int64 [K], positions in the joined G sequences of R + L; the words there,
+        `word_targets`, and the classes, `region_classes`.
+    """
+    word_row, word = np.nonzero((words != NO_LABEL) & masks_words[:, None])
+    region_row, region = np.nonzero((classes != NO_LABEL) & ~masks_words[:, None])
+    length = classes.shape[1] + words.shape[1]
+    return {
+        "word_places": word_row * length + classes.shape[1] + word,
+        "word_targets": words[word_row, word],
+        "region_places": region_row * length + region,
+        "region_classes": classes[region_row, region],
+    }

@@ -31,11 +31,11 @@ from common.data.text import XLMRTokenizer
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_torch
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
-from common.metrics.retrieval import score_retrieval
+from common.metrics.retrieval import owner_rows, score_retrieval
 from common.training.data_module import Collate
 from papers.m3p.captions import CaptionReader, CaptionTokens, pad_captions
 from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
-from papers.m3p.pictures import CaptionSet, Pictures, RegionItems, find_pictures, region_batch
+from papers.m3p.pairs import CaptionSet, Pictures, RegionItems, find_pictures, region_batch
 
 # -- what is searched --------------------------------------------------------------------------------------------------
 
@@ -50,23 +50,35 @@ class EvaluationSet:
     caption_loader: int
 
 
+@dataclass(frozen=True)
+class SearchLimits:
+    """The first so many images of a set, and captions of each image; None for all.
+
+    `cut` limits captions to the tokenizer's `max_tokens`; the released code only cuts those of training.
+    """
+
+    images: int | None = None
+    captions: int | None = None
+    cut: bool = False
+
+
 class CaptionItems(Dataset[Sample]):
-    """Captions to find, the `first` of each picture; the released code only cuts those of training, see `cut`."""
+    """Captions of some pictures, to find."""
 
     def __init__(
-        self, tokens: CaptionTokens, pictures: Pictures, first: int | None, tokenizer: XLMRTokenizer, cut: bool = False
+        self, tokens: CaptionTokens, pictures: Pictures, tokenizer: XLMRTokenizer, limits: SearchLimits
     ) -> None:
         self.tokens = tokens
         self.tokenizer = tokenizer
         longest = tokens.longest() + 2
-        self.width = min(longest, tokenizer.max_tokens) if cut else longest
+        self.width = min(longest, tokenizer.max_tokens) if limits.cut else longest
         image_of = {key: image for image, key in enumerate(pictures.keys)}
         starts = tokens.captions.captions.starts.tolist()
         chosen = [
             (number, image_of[key])
             for row, key in enumerate(tokens.captions.keys)
             if key in image_of
-            for number in range(starts[row], starts[row + 1])[:first]
+            for number in range(starts[row], starts[row + 1])[: limits.captions]
         ]
         #: Caption numbers in their set, and positions of their images.
         self.numbers, self.images = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
@@ -95,7 +107,7 @@ class CaptionItems(Dataset[Sample]):
         }
 
 
-def collate_regions(samples: Sequence[Sample], max_regions: int) -> dict[str, Tensor]:
+def collate_regions(max_regions: int, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """Batch of pictures: `regions` [B, R, F], `boxes` [B, R, 5], `region_mask` [B, R], `index` and `skipped` [B]."""
     return region_batch([sample["regions"] for sample in samples], max_regions) | {
         name: torch.stack([sample[name] for sample in samples]) for name in ("index", "skipped")
@@ -106,7 +118,6 @@ class SearchedSets:
     """Sets of captioned images to search, and the items of each test loader; equal images are read once.
 
     Args:
-        images, captions_per_image: use the first so many images of a set, and captions of each image; None for all.
         max_missing: largest fraction of images without regions.
 
     Attributes:
@@ -118,10 +129,8 @@ class SearchedSets:
         sets: Mapping[str, CaptionSet],
         split: str,
         captions: CaptionReader,
-        images: int | None = None,
-        captions_per_image: int | None = None,
+        limits: SearchLimits,
         max_missing: float = 0.0,
-        cut: bool = False,
         **options: Any,
     ) -> None:
         self.split = split
@@ -131,39 +140,33 @@ class SearchedSets:
         loader_of: dict[tuple[Any, ...], int] = {}
         for name, one in sets.items():
             dataset: Any = one.dataset
-            pictures = find_pictures([one], split, captions, max_missing, images)
+            pictures = find_pictures([one], split, captions, max_missing, limits.images)
             key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
             if key not in loader_of:
                 loader_of[key] = len(self.items)
                 self.items.append(RegionItems(pictures, **options))
             tokens = captions(dataset, split, one.language)
             self.sets.append(EvaluationSet(name, one.language, loader_of[key], len(self.items)))
-            self.items.append(CaptionItems(tokens, pictures, captions_per_image, captions.tokenizer, cut))
+            self.items.append(CaptionItems(tokens, pictures, captions.tokenizer, limits))
         self.longest = max((items.width for items in self.items if isinstance(items, CaptionItems)), default=0)
 
     def loaders(self) -> list[tuple[str, RegionItems | CaptionItems, Collate]]:
+        """Name, items and collate function of each loader."""
         names = {one.image_loader: f"test {one.name}" for one in reversed(self.sets)}
         names |= {one.caption_loader: f"test captions {one.name}" for one in self.sets}
-        return [
-            (
-                names[number],
-                items,
-                items.collate
-                if isinstance(items, CaptionItems)
-                else partial(collate_regions, max_regions=items.max_regions),
-            )
-            for number, items in enumerate(self.items)
+        collates: list[Collate] = [
+            items.collate if isinstance(items, CaptionItems) else partial(collate_regions, items.max_regions)
+            for items in self.items
         ]
+        return [(names[number], items, collates[number]) for number, items in enumerate(self.items)]
 
     def caption(self, position: int, caption: int) -> str:
-        items = self.items[self.sets[position].caption_loader]
-        assert isinstance(items, CaptionItems)
+        items: Any = self.items[self.sets[position].caption_loader]
         return items.text(caption)
 
     def picture(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
         """An image of a set, by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
-        items = self.items[self.sets[position].image_loader]
-        assert isinstance(items, RegionItems)
+        items: Any = self.items[self.sets[position].image_loader]
         path = self._datasets[position].image_path(items.pictures.keys[image], self.split)
         try:
             return np.asarray(read_image(path))
@@ -202,7 +205,6 @@ def score_pairs(
     gallery: Gallery,
     tokens_per_batch: int,
     partial: Path | None = None,
-    language: int | None = None,
     title: str = "",
     captions_together: int = CAPTIONS_TOGETHER,
 ) -> Tensor:
@@ -220,10 +222,8 @@ def score_pairs(
         if number in done:
             continue
         columns = tiles[number]
-        done[number] = model.score_tile(
-            gallery.image, gallery.image_mask, gallery.tokens[columns], gallery.token_mask[columns], language,
-            tokens_per_batch,
-        ).cpu()  # fmt: skip
+        captions = gallery.tokens[columns], gallery.token_mask[columns]
+        done[number] = model.score_tile(gallery.image, gallery.image_mask, *captions, tokens_per_batch).cpu()
         if partial is not None and time.monotonic() - saved > SAVE_EVERY:
             note(partial, mark, done)
             saved = time.monotonic()
@@ -247,8 +247,7 @@ def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
 
 
 def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
-    content: dict[str, Any] = {"mark": mark, "tiles": dict(done)}
-    write_torch(path, content)
+    write_torch(path, {"mark": mark, "tiles": dict(done)})
 
 
 def _noted(path: Path, mark: str) -> dict[int, Tensor]:
@@ -314,11 +313,6 @@ class RetrievalTest:
     """
 
     def __init__(self, tokens_per_batch: int, captions_per_image: int | None, by_means: bool = False) -> None:
-        if tokens_per_batch < 1 or (captions_per_image is not None and captions_per_image < 1):
-            raise ValueError(
-                "model: tokens_per_batch and captions_per_image must be at least 1, got "
-                f"{tokens_per_batch} and {captions_per_image}"
-            )
         self.tokens_per_batch = tokens_per_batch
         self.captions_per_image = captions_per_image
         self.by_means = by_means
@@ -326,7 +320,7 @@ class RetrievalTest:
 
     def reset(self, module: Any) -> None:
         self.module = module
-        self.sets: list[EvaluationSet] = module.trainer.datamodule.evaluation_sets
+        self.sets: list[EvaluationSet] = module.trainer.datamodule.searched.sets
         self.images = {one.image_loader: RowsOncePerSample("start", "mask") for one in self.sets}
         self.captions = {one.caption_loader: RowsOncePerSample("tokens", "mask", "image_index") for one in self.sets}
         self.found = []
@@ -365,11 +359,9 @@ class RetrievalTest:
 
     def _score(self, model: M3P, gallery: Gallery, one: EvaluationSet, partial: Path) -> Tensor:
         trainer = self.module.trainer
-        languages = list(trainer.datamodule.languages)
-        language = languages.index(one.language) if one.language in languages else None
         title = f"  scoring {one.name}" if trainer.progress_bar_callback is not None else ""
         with trainer.strategy.precision_plugin.forward_context():
-            return score_pairs(model, gallery, self.tokens_per_batch, partial, language, title)
+            return score_pairs(model, gallery, self.tokens_per_batch, partial, title)
 
     def _means(self, model: M3P, gallery: Gallery) -> Tensor:
         device = self.module.device
@@ -379,12 +371,10 @@ class RetrievalTest:
     def _gallery(self, images: tuple[Tensor, dict[str, Tensor]], captions: RowsOncePerSample) -> Gallery:
         number, image = images
         index, caption = captions.compute(self.module.device)
-        index, number = index.cpu().long(), number.cpu().long()
-        owner = caption["image_index"].cpu().long()
-        row = torch.searchsorted(number, owner).clamp(max=len(number) - 1)
-        known = number[row] == owner  # the features of an image may be broken
+        number, index = number.cpu().long(), index.cpu().long()
+        row, known = owner_rows(number, caption["image_index"].cpu().long())  # the features of an image may be broken
         return Gallery(
-            image["start"], image["mask"], caption["tokens"].cpu()[known], caption["mask"].cpu()[known], row[known],
+            image["start"], image["mask"], caption["tokens"].cpu()[known], caption["mask"].cpu()[known], row,
             index[known], number,
         )  # fmt: skip
 

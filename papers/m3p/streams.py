@@ -12,10 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from common.data.item_dataset import Sample
-from papers.m3p.masking import WORD_NOISE, Masking, mask_stream
+from papers.m3p.masking import NO_LABEL, WORD_NOISE, Ints, Masking, mask_stream
 from papers.m3p.pairs import PairCollator, PairItems
-
-Ints = npt.NDArray[np.int64]
 
 
 class LanguageStream:
@@ -52,26 +50,21 @@ class LanguageStream:
 
 
 def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Probability of each language: proportional to (its share)^alpha; alpha 0 (-1 in the released code) is uniform.
+    """Probability of each language: proportional to (its share)^alpha.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
-    if not counts:
-        raise ValueError("data.languages: name at least one, or set data.xmlm_steps to 0")
     empty = [language for language, count in counts.items() if count < 1]
     if empty:
         raise ValueError(f"data.languages: there is no text in {', '.join(empty)}; add it or leave the language out")
-    if alpha < 0 and alpha != -1:
-        raise ValueError(f"data.language_alpha is 0 or above, 0 for all languages alike; got {alpha}")
-    shares = np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())
-    weights = shares ** max(alpha, 0.0)
+    weights = (np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())) ** alpha
     return dict(zip(counts, (weights / weights.sum()).tolist()))
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 #: Batch of a training step: `xmlm`, a list of text blocks; `relations`, a list of `PairCollator` batches; `index`, the
-#: positions of their images in the listings.
+#: positions of their images in the listings, to report a non-finite loss.
 Step = dict[str, Any]
 #: Independent random streams of an epoch.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
@@ -143,6 +136,9 @@ class MultitaskSteps(Dataset[Step]):
     group has its own languages. Rank r of W reads rows r, r + W, ... of a batch, so the joined batches of W ranks equal
     that of one rank. With as many groups as ranks, every rank reads its own languages.
 
+    A text block has `tokens` int64 and `token_mask` bool [B, L], `languages` [B], `word_places` [K] among the B * L
+    positions, and `word_targets` [K].
+
     Args:
         streams: text per language in blocks with the rows of one group, in the order of the language numbers.
         batch_size: pairs or groups of a batch over all ranks.
@@ -154,7 +150,6 @@ class MultitaskSteps(Dataset[Step]):
     collator: PairCollator
     batch_size: int
     masking: Masking
-    multiple_of: int = 1
     rank: int = 0
     world_size: int = 1
     _orders: dict[tuple[int, int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
@@ -175,7 +170,7 @@ class MultitaskSteps(Dataset[Step]):
                 for draw in range(languages[0].chosen.shape[1])
             ],
             "relations": [self.collator(batch) for batch in samples],
-            "index": indices_of([sample for batch in samples for sample in batch]),
+            "index": torch.tensor([int(sample["index"]) for batch in samples for sample in batch]),
         }
 
     def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
@@ -200,7 +195,6 @@ class MultitaskSteps(Dataset[Step]):
             tokenizer.pad_id,
             tokenizer.vocabulary_size,
             self.masking,
-            self.multiple_of,
         )
         return {
             "tokens": masked,
@@ -212,7 +206,11 @@ class MultitaskSteps(Dataset[Step]):
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
-        return {name: torch.from_numpy(rows[self.rank :: self.world_size]) for name, rows in flat.items()}
+        own = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
+        labels = own.pop("labels").ravel()
+        places = np.flatnonzero(labels != NO_LABEL)
+        own |= {"word_places": places, "word_targets": labels[places]}
+        return {name: torch.from_numpy(rows) for name, rows in own.items()}
 
     def _pairs(self, epoch: int, number: int, turn: int) -> list[Sample]:
         pairs = self.pairs[number]
@@ -224,10 +222,11 @@ class MultitaskSteps(Dataset[Step]):
         return [pairs[(epoch << 16) + again, int(row)] for row in rows]
 
 
-def indices_of(samples: Sequence[Sample]) -> torch.Tensor:
-    """Positions of the samples' images in their listings, int64 [B], to report a non-finite loss."""
-    return torch.tensor([int(sample["index"]) for sample in samples], dtype=torch.int64)
-
-
 def _unless_zero(group: int) -> tuple[int, ...]:
     return (group,) if group else ()
+
+
+def one_relation(collator: PairCollator, samples: Sequence[Sample]) -> Step:
+    """A batch of pairs as a step."""
+    index = torch.tensor([int(sample["index"]) for sample in samples])
+    return {"xmlm": [], "relations": [collator(samples)], "index": index}

@@ -28,7 +28,7 @@ from common.stages.safe_builder import Builder, path_of
 from common.types import PositiveInt
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths
-from papers.m3p.pictures import RegionArrays, region_batch
+from papers.m3p.pairs import RegionArrays, region_batch
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
 
@@ -59,7 +59,23 @@ class M3P(encoder.M3P, TrainedModel):
         self.detector: RegionNetwork | None = None
         self.regions: RegionFeatures | None = None
         self.languages: list[str] = []
-        self.language: str | None = None
+        self._language: int | None = None
+
+    @property
+    def language(self) -> str | None:
+        """Language of the texts to embed alone; None adds no embedding of one."""
+        return None if self._language is None else self.languages[self._language]
+
+    @language.setter
+    def language(self, name: str) -> None:
+        if not self.languages:
+            raise StageError(
+                f"--language {name}: this stage does not say which languages its model was pre-trained with; "
+                "leave the language out, take the stage of pre-training, or fine-tune again with data.languages"
+            )
+        if name not in self.languages:
+            raise StageError(f"--language {name}: the model knows {', '.join(self.languages)}")
+        self._language = self.languages.index(name)
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
@@ -67,20 +83,19 @@ class M3P(encoder.M3P, TrainedModel):
     def embed_image(self, images: Items) -> Tensor:
         """The encoder's state [B, D] at each picture's first region, read without text; not comparable with texts."""
         start, mask = self._start(images)
-        return self.encoder.encode(start, mask, "first")[:, 0].float()
+        return self.encoder.encode(start, mask, True)[:, 0].float()
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
         """The encoder's state [B, D] at the first token of each text, read without regions."""
         ids, mask = (value.to(self.device) for value in self._tokens(texts))
-        number = self._language()
-        languages = None if number is None else torch.full((len(ids),), number, device=self.device)
+        languages = None if self._language is None else torch.full((len(ids),), self._language, device=self.device)
         start = self.encoder.start_text(ids, mask, 0, languages)
-        return self.encoder.encode(start, mask, "first")[:, 0].float()
+        return self.encoder.encode(start, mask, True)[:, 0].float()
 
     def encoders(self) -> dict[str, Encoder]:
         def of_text(encoder: M3PEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-            return encoder.encode(encoder.start_text(ids, mask), mask, "first")[:, 0].float()
+            return encoder.encode(encoder.start_text(ids, mask), mask, True)[:, 0].float()
 
         return {"text": Encoder(self.encoder, of_text, *self._tokens(["a dog on a sofa", "ein Hund"]))}
 
@@ -91,8 +106,7 @@ class M3P(encoder.M3P, TrainedModel):
         ids, token_mask = self._tokens(texts)
         scores = torch.empty(len(start), len(ids))
         for captions in similar_lengths(token_mask):
-            tile = self.score_tile(start, mask, ids[captions], token_mask[captions], self._language())
-            scores[:, captions] = tile.cpu()
+            scores[:, captions] = self.score_tile(start, mask, ids[captions], token_mask[captions]).cpu()
         return scores
 
     def gallery(
@@ -126,8 +140,7 @@ class M3P(encoder.M3P, TrainedModel):
         else:
             read_image(file)  # raises for a picture that cannot be read; the detector passes it over
             ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
-        count = self.max_regions
-        return RegionArrays(regions.features[:count], regions.box_vectors[:count], regions.labels[:count])
+        return RegionArrays.first(regions, self.max_regions)
 
     def _start(self, images: Items) -> tuple[Tensor, Tensor]:
         """Inputs [B, R, D] of the first block, and their mask [B, R]."""
@@ -141,18 +154,6 @@ class M3P(encoder.M3P, TrainedModel):
         ids = pad_tokens(rows, self.tokenizer.pad_id)
         return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
-    def _language(self) -> int | None:
-        if self.language is None:
-            return None
-        if not self.languages:
-            raise StageError(
-                f"--language {self.language}: this stage does not say which languages its model was pre-trained with; "
-                "leave the language out, take the stage of pre-training, or fine-tune again with data.languages"
-            )
-        if self.language not in self.languages:
-            raise StageError(f"--language {self.language}: the model knows {', '.join(self.languages)}")
-        return self.languages.index(self.language)
-
     # -- out of a finished stage or an export --------------------------------------------------------------------------
 
     @classmethod
@@ -164,11 +165,12 @@ class M3P(encoder.M3P, TrainedModel):
         data = stage.data()
         data.prepare_tokenizer()
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
-        embeddings = len(weights["encoder.language.weight"])
+        languages = data.languages
+        known = data.stated_languages is not None or len(languages) == len(weights["encoder.language.weight"])
         inputs: dict[str, Any] = {
             "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], model=None),
             "max_regions": data.max_regions,
-            "languages": data.languages if data.numbers_languages(embeddings) else [],
+            "languages": languages if known else [],
             "detector": None,
         }
         if data.region_network is not None:

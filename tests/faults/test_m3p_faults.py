@@ -12,7 +12,7 @@ from common.data.datasets.multi30k import Multi30K
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import DatasetMissing
 from common.data.regions import write_regions
-from papers.m3p.pictures import CaptionSet
+from papers.m3p.pairs import CaptionSet
 from tests.m3p.layouts import Layouts, pictures_of, regions_of, write_features
 
 
@@ -109,7 +109,6 @@ def test_a_language_without_captions(layouts: Layouts) -> None:
         ({"candidates": 1}, r"data\.candidates is 1, but must be from 2"),
         ({"text": None}, r"data\.text is null, but data\.xmlm_steps is above 0"),
         ({"text": None, "xmlm_steps": 0, "relation_steps": 0}, "a step would read nothing"),
-        ({"language_alpha": -0.5}, r"data\.language_alpha is 0 or above"),
         ({"test_sets": ["multi30k_xx"]}, r"data\.test_sets: no set multi30k_xx; data\.sets has multi30k_en"),
     ],
 )

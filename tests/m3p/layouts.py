@@ -18,7 +18,7 @@ from common.data.text import XLMRTokenizer
 from common.data.worlds.layouts import write_conceptual_captions, write_lines, write_multi30k
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.data import PretrainingData, RetrievalData
-from papers.m3p.pictures import CaptionSet
+from papers.m3p.pairs import CaptionSet
 
 WIDTH = 6
 WORDS = {

@@ -24,8 +24,7 @@ from papers.m3p.captions import CaptionPool, forced_captions
 from papers.m3p.data import check_sizes
 from papers.m3p.encoder import M3PEncoder
 from papers.m3p.masking import Masking
-from papers.m3p.pairs import PairItems
-from papers.m3p.pictures import CaptionSet, RegionArrays, pad_regions
+from papers.m3p.pairs import CaptionSet, PairItems, RegionArrays, pad_regions
 from tests.m3p.layouts import (
     LANGUAGES,
     WIDTH,
@@ -37,7 +36,7 @@ from tests.m3p.layouts import (
     texts_of,
     write_features,
 )
-from tests.m3p.tiny import tiny_sizes
+from tests.m3p.tiny import labels_of, tiny_sizes
 
 PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
 
@@ -78,11 +77,10 @@ def test_a_step(layouts: Layouts) -> None:
     for step in steps(data, 5):
         assert len(step["xmlm"]) == 3
         for block in step["xmlm"]:
-            assert block["tokens"].shape == block["labels"].shape == block["token_mask"].shape == (4, 6)
+            assert block["tokens"].shape == block["token_mask"].shape == (4, 6)
             (number,) = block["languages"].unique()
             assert 0 <= number < 4
-            chosen = block["labels"] != -1
-            true = torch.where(chosen, block["labels"], block["tokens"])
+            true = block["tokens"].flatten().index_put((block["word_places"],), block["word_targets"]).view(4, 6)
             words = {word for row in true.tolist() for word in data.tokenizer.decode(row).split()}
             whole = {word for word in words if word in {w for own in WORDS.values() for w in own}}
             assert whole <= set(WORDS[LANGUAGES[number]])
@@ -94,7 +92,7 @@ def test_a_step(layouts: Layouts) -> None:
             assert group["boxes"].shape == (16, 4, 5)
             assert group["region_mask"].shape == (16, 4)
             assert group["positive"].shape == (4,)
-            assert group["region_targets"].shape == (int((group["region_labels"] != -1).sum()), WIDTH)
+            assert group["region_features"].shape == (len(group["region_classes"]), WIDTH)
 
 
 @pytest.mark.parametrize("exclude", [True, False])
@@ -103,7 +101,7 @@ def test_groups_hold_the_true_pair_once(layouts: Layouts, exclude: bool) -> None
     positions = []
     for step in steps(data, 5):
         for side, group in step["relations"][0].items():
-            assert group.keys().isdisjoint({"word_labels", "region_labels", "region_targets"})
+            assert group.keys().isdisjoint({"word_places", "region_places", "region_features"})
             texts = [number_of(text) for text in texts_of(group, data)]
             pictures = pictures_of(group)
             for number, positive in enumerate(group["positive"].tolist()):
@@ -139,9 +137,8 @@ def test_masking_of_pairs(layouts: Layouts) -> None:
         for group in step["relations"][0].values():
             true = torch.zeros(16, dtype=torch.bool)
             true[torch.arange(4) * 4 + group["positive"]] = True
-            words, regions = group["word_labels"] != -1, group["region_labels"] != -1
-            assert not words[~true].any()
-            assert not regions[~true].any()
+            words, classes = labels_of(group, "word") != -1, labels_of(group, "region")
+            regions = classes != -1
             assert not (words.any(1) & regions.any(1)).any()
             zeroed = ~group["regions"].any(2) & group["region_mask"]
             masked = (group["tokens"] == data.tokenizer.mask_id).any(1)
@@ -154,12 +151,12 @@ def test_masking_of_pairs(layouts: Layouts) -> None:
             assert not (words & ~group["token_mask"]).any()
             rows = regions.nonzero()[:, 0]
             pictures = pictures_of(group)
-            for row, target, place in zip(rows.tolist(), group["region_targets"], regions.nonzero()[:, 1].tolist()):
-                assert group["region_labels"][row, place] > 0
+            for row, target, place in zip(rows.tolist(), group["region_features"], regions.nonzero()[:, 1].tolist()):
+                assert classes[row, place] > 0
                 if pictures[row] >= 0:
                     expected = regions_of(pictures[row], True)
                     assert torch.equal(target, torch.from_numpy(expected.features[place]))
-                    assert group["region_labels"][row, place] == expected.labels[place]
+                    assert classes[row, place] == expected.labels[place]
             read_text += int(words.any(1).sum())
             hidden += int((words.any(1) | regions.any(1)).sum())
     assert chisquare([read_text, 320 - read_text]).pvalue > 1e-3
@@ -169,9 +166,8 @@ def test_distributions_of_masked_regions(layouts: Layouts) -> None:
     data = layouts.pretraining(xmlm_steps=0, text=None, distributions=True)
     for step in steps(data, 3):
         for group in step["relations"][0].values():
-            labels = group["region_labels"]
-            assert group["region_distributions"].shape == (int((labels != -1).sum()), 9)
-            assert group["region_distributions"].argmax(1).tolist() == labels[labels != -1].tolist()
+            assert group["region_distributions"].shape == (len(group["region_classes"]), 9)
+            assert torch.equal(group["region_distributions"].argmax(1), group["region_classes"])
 
 
 def test_pairs_in_a_batch(layouts: Layouts) -> None:
@@ -209,19 +205,25 @@ def test_ranks_share_the_schedule_and_divide_the_samples(groups: int, layouts: L
     whole = steps(layouts.pretraining(text_groups=groups), 4)
     halves = [steps(layouts.pretraining(text_groups=groups, rank=rank, world_size=2), 4) for rank in range(2)]
     for one, first, second in zip(whole, *halves):
-        for blocks in zip(one["xmlm"], first["xmlm"], second["xmlm"]):
-            for name, joined in blocks[0].items():
-                assert torch.equal(joined[0::2], blocks[1][name])
-                assert torch.equal(joined[1::2], blocks[2][name])
+        for joined, *parts in zip(one["xmlm"], first["xmlm"], second["xmlm"]):
+            row, column = joined["word_places"] // 6, joined["word_places"] % 6
+            for rank, part in enumerate(parts):
+                for name in ("tokens", "token_mask", "languages"):
+                    assert torch.equal(joined[name][rank::2], part[name])
+                own = row % 2 == rank
+                assert torch.equal(row[own] // 2 * 6 + column[own], part["word_places"])
+                assert torch.equal(joined["word_targets"][own], part["word_targets"])
         for relations in zip(one["relations"], first["relations"], second["relations"]):
             for side, joined in relations[0].items():
                 for rank, half in enumerate(relations[1:]):
                     assert torch.equal(joined["positive"][rank::2], half[side]["positive"])
-                    for name in ("tokens", "regions", "word_labels", "boxes"):
-                        own = joined[name].unflatten(0, (4, 4))[rank::2].flatten(0, 1)
+                    for name in ("tokens", "regions", "word", "boxes"):
+                        all_rows, found = (
+                            labels_of(batch, name) if name == "word" else batch[name] for batch in (joined, half[side])
+                        )
+                        own = all_rows.unflatten(0, (4, 4))[rank::2].flatten(0, 1)
                         # Captions are padded to the longest of a process, which moves none of them.
-                        width = half[side][name].shape[1] if name in ("tokens", "word_labels") else own.shape[1]
-                        assert torch.equal(own[:, :width], half[side][name])
+                        assert torch.equal(own[:, : found.shape[1]], found)
 
 
 def test_a_step_depends_on_seed_epoch_and_step_alone(layouts: Layouts) -> None:
@@ -336,7 +338,7 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
         (relation,) = step["relations"]
         for group in relation.values():
             assert group.keys() == {
-                "tokens", "token_mask", "languages", "regions", "boxes", "region_mask", "positive"
+                "tokens", "token_mask", "regions", "boxes", "region_mask", "positive"
             }  # fmt: skip
             texts = [number_of(text) // 8 for text in texts_of(group, data)]
             same = torch.tensor([text == picture for text, picture in zip(texts, pictures_of(group))]).view(4, 4)
@@ -348,17 +350,17 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
 def test_siblings_may_be_negatives(layouts: Layouts) -> None:
     pairs = layouts.retrieval(exclude_siblings=False).training_pairs[0]
     rng = np.random.default_rng(0)
-    found = [image for _ in range(200) for image, *_ in pairs._negatives(3, 15, False, rng)]
+    found = [image for _ in range(200) for image in pairs._negatives(3, 15, False, rng)]
     assert chisquare(np.bincount(found, minlength=12)[[0, 1, 2, 4, 5]]).pvalue > 1e-3
     assert 3 in found
-    captions = [number for _ in range(200) for _, number, _ in pairs._negatives(3, 15, False, rng)]
+    captions = [number for _ in range(200) for number, _ in pairs._negatives(3, 15, False, rng).values()]
     assert 15 not in captions
 
 
 def test_negatives_are_uniform(layouts: Layouts) -> None:
     pairs = layouts.retrieval().training_pairs[0]
     rng = np.random.default_rng(0)
-    found = [image for _ in range(1000) for image, *_ in pairs._negatives(3, 15, False, rng)]
+    found = [image for _ in range(1000) for image in pairs._negatives(3, 15, False, rng)]
     counts = np.bincount(found, minlength=12)
     assert counts[3] == 0
     assert chisquare(np.delete(counts, 3)).pvalue > 1e-3
@@ -425,13 +427,13 @@ def test_loader_processes_give_the_same(layouts: Layouts, monkeypatch: pytest.Mo
 def test_sets_to_search_in(layouts: Layouts) -> None:
     data = layouts.retrieval("test")
     loaders = data.test_dataloader()
-    assert [one.name for one in data.evaluation_sets] == list(data.sets)
-    assert {one.image_loader for one in data.evaluation_sets} == {0}
+    assert [one.name for one in data.searched.sets] == list(data.sets)
+    assert {one.image_loader for one in data.searched.sets} == {0}
     images = list(loaders[0])
     assert [len(batch["index"]) for batch in images] == [3, 2]
     assert all(batch["regions"].shape[1:] == (4, WIDTH) for batch in images)
     assert [n for batch in images for n in pictures_of(batch)] == list(range(5))
-    for position, one in enumerate(data.evaluation_sets):
+    for position, one in enumerate(data.searched.sets):
         batches = list(loaders[one.caption_loader])
         widths = {batch["tokens"].shape[1] for batch in batches}
         assert len(widths) == 1
@@ -443,8 +445,8 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
         texts = [text for batch in batches for text in texts_of(batch, data)]
         expected = [sentence(one.language, 8 * image + place) for image in range(5) for place in range(repeats)]
         assert texts == expected
-        assert [data.caption_text(position, number) for number in range(len(expected))] == expected
-    assert data.preview(0, 0) is None
+        assert [data.searched.caption(position, number) for number in range(len(expected))] == expected
+    assert data.searched.picture(0, 0) is None
 
 
 def test_images_of_ones_own_are_searched_and_trained_on(layouts: Layouts, tmp_path: Path) -> None:
@@ -475,7 +477,7 @@ def test_fewer_images_and_captions(layouts: Layouts) -> None:
 
 def test_pretraining_is_tested_as_well(layouts: Layouts) -> None:
     data = layouts.pretraining("test")
-    assert len(data.test_dataloader()) == len(data.evaluation_sets) + 1 == 5
+    assert len(data.test_dataloader()) == len(data.searched.sets) + 1 == 5
 
 
 def test_long_captions_are_cut(layouts: Layouts) -> None:
@@ -589,28 +591,9 @@ def test_text_stands_behind_the_same_number_of_rows_everywhere(
             assert {batch["regions"].shape[1] for batch in data.test_dataloader()[0]} == {most}
 
 
-@pytest.mark.parametrize("vlm_candidates", ["groups", "in_batch"])
-def test_captions_tell_their_language(layouts: Layouts, vlm_candidates: str) -> None:
-    options: dict[str, Any] = {"vlm_candidates": vlm_candidates, "code_switching": layouts.switcher(sentence_ratio=1.0)}
-    data = layouts.retrieval(train_sets=[f"multi30k_{one}" for one in WORDS], **options | {"code_switching": None})
-    for step in steps(data, 4):
-        for group in step["relations"][0].values():
-            for text, number in zip(texts_of(group, data), group["languages"].tolist()):
-                assert set(text.split()) <= set(WORDS[LANGUAGES[number]])
-    # A switched caption stays English, and of a longer list an own number is used.
-    switched = layouts.retrieval(**options, languages=["zh", "fr", "en", "de", "cs", "ar"])
-    for step in steps(switched, 2):
-        for group in step["relations"][0].values():
-            assert (group["languages"] == 3).all()
-    assert switched.numbers_languages(100)
-    assert data.numbers_languages(4)
-    assert not data.numbers_languages(100)
-    assert layouts.pretraining().numbers_languages(100)
-
-
 def test_ragged_regions_are_padded() -> None:
     rows = [regions_of(number, True) for number in (0, 2, 3)]
-    columns = pad_regions([RegionArrays(row.features, row.box_vectors, row.labels) for row in rows])
+    columns = pad_regions([RegionArrays.first(row, 4) for row in rows])
     assert columns["mask"].sum(1).tolist() == [1, 3, 4]
     for number, row in enumerate(rows):
         np.testing.assert_array_equal(columns["features"][number, : len(row)], row.features)

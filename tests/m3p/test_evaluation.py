@@ -143,14 +143,6 @@ def test_half_precision_makes_no_ties() -> None:
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.4)
 
 
-def test_language_embeddings_reach_the_score_where_the_encoder_adds_them() -> None:
-    model, gallery = model_and_gallery()
-    plain = score_pairs(model, gallery, 10**6, language=2)
-    torch.testing.assert_close(plain, score_pairs(model, gallery, 10**6))
-    model.encoder.joint_language_embedding = True
-    assert not torch.allclose(score_pairs(model, gallery, 10**6, language=2), plain)
-
-
 class Stopped(Exception):
     pass
 
@@ -204,7 +196,7 @@ def _module(root: Path) -> Any:
         SimpleNamespace(name="multi30k_en", language="en", image_loader=0, caption_loader=1),
         SimpleNamespace(name="multi30k_de", language="de", image_loader=0, caption_loader=2),
     ]
-    data = SimpleNamespace(evaluation_sets=sets, languages=["de", "en"])
+    data = SimpleNamespace(searched=SimpleNamespace(sets=sets))
     from contextlib import nullcontext
 
     plugin = SimpleNamespace(forward_context=nullcontext)
@@ -243,10 +235,6 @@ def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -
 
 
 def test_wrong_sizes_are_errors() -> None:
-    with pytest.raises(ValueError, match="tokens_per_batch"):
-        RetrievalTest(0, None)
-    with pytest.raises(ValueError, match="captions_per_image"):
-        RetrievalTest(5, 0)
     with pytest.raises(ValueError, match="caption_image"):
         score_retrieval(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="but there are 2 images"):

@@ -140,28 +140,6 @@ def test_text_has_the_rates_of_the_released_code() -> None:
         assert golden[name] == pytest.approx(rate, abs=0.01)
 
 
-@given(rows=st.integers(1, 5), length=st.integers(1, 20), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
-def test_a_multiple_of_eight(rows: int, length: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(4, MASK, (rows, length))
-    noise = rng.random((rows, length, 3))
-    labels = mask_stream(tokens, noise, MASK, 1, VOCABULARY)[1] != -1
-    cut = mask_stream(tokens, noise, MASK, 1, VOCABULARY, multiple_of=8)[1] != -1
-    count = int(labels.sum())
-    assert count >= 1
-    if not noise[:, 1:, 0].min(initial=1.0) < 0.15:
-        assert labels[0, 0]
-        assert count == 1
-    assert cut.sum() == (count if count <= 8 else count - count % 8)
-    assert not (cut & ~labels).any()
-    gone, kept = np.argwhere((labels & ~cut).T), np.argwhere(cut.T)
-    if len(gone):
-        assert tuple(gone[-1]) < tuple(kept[0])
-
-
 def test_shares_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"masking\.regions is a share, got 1\.2"):
-        Masking(regions=1.2)
     with pytest.raises(ValueError, match="mask and random are shares of one whole"):
         Masking(mask=0.8, random=0.3)

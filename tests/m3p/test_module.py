@@ -230,24 +230,6 @@ def test_a_detector_with_more_classes_than_the_model_is_named(layouts: Layouts, 
         trained(M3PModule(small), layouts.pretraining(), tmp_path)
 
 
-def test_languages_without_a_number_are_named(layouts: Layouts, tmp_path: Path) -> None:
-    """Where a caption's language embedding is added beside regions, a wrong number would add another language's."""
-    joint = {"joint_language_embedding": True}
-    with pytest.raises(ValueError, match="the encoder has 9 languages and the sets have 4; name those of pre-training"):
-        trained(fine_tuning(model(**joint, languages=9)), layouts.retrieval(), tmp_path)
-    few = layouts.retrieval(languages=["en", "de", "fr"])
-    with pytest.raises(ValueError, match=r"data\.languages lacks cs"):
-        trained(fine_tuning(model(**joint, languages=9)), few, tmp_path)
-    with pytest.raises(ValueError, match=r"data\.languages lacks cs"):
-        trained(M3PModule(model(**joint)), layouts.pretraining(languages=["en", "de", "fr"]), tmp_path)
-    module = fine_tuning(model(**joint, languages=9), learning_rate=0.01, warmup_steps=1)
-    before = module.model.encoder.language.weight.detach().clone()
-    data = layouts.retrieval(languages=["en", "de", "fr", "cs", "zh"], train_sets=["multi30k_fr"])
-    trained(module, data, tmp_path)
-    moved = (module.model.encoder.language.weight != before).any(1)
-    assert moved.nonzero().flatten().tolist() == [3]  # cs, de, en, fr
-
-
 def test_missing_weights_are_named_before_training(layouts: Layouts, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.pretrained: .*nothing.pth: no such checkpoint file"):
         trained(M3PModule(model(), pretrained=str(tmp_path / "nothing.pth")), layouts.pretraining(), tmp_path)

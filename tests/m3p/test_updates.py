@@ -15,7 +15,7 @@ from common.stages.cli import build
 from common.stages.configuration import ConfigurationError, resolve
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.loss import relation_terms, text_terms, with_places
+from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
 from papers.m3p.module import M3PModule
 from tests.m3p.layouts import WIDTH, Layouts
 from tests.m3p.tiny import tiny_sizes
@@ -134,12 +134,11 @@ def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: L
         for block in batch["xmlm"]:
             yield text_terms(expected, block)
         for relation in batch["relations"]:
-            for side, group in relation.items():
-                masked = kind == "pre_training"
-                yield relation_terms(expected, group, side, words=masked, regions=masked)
+            for group in relation.values():
+                yield pair_terms(expected, group, PairTasks() if kind == "pre_training" else MATCH_ALONE)
 
     for iteration, batch in zip(range(10), data(kind, layouts).train_dataloader()):
-        for terms in read(with_places(batch)):
+        for terms in read(batch):
             loss = sum(value for name, value in terms.items() if name != "accuracy")
             if updates == "per_group":
                 loss.backward()
@@ -164,8 +163,8 @@ def test_a_cycle_that_is_stopped_goes_on(updates: str, after: int, layouts: Layo
     path = tmp_path / "stopped.ckpt"
     whole, resumed = module("pre_training", updates=updates), module("pre_training", updates=updates)
     trainer(tmp_path, Watch(after, path), limit_train_batches=11).fit(whole, datamodule=data("pre_training", layouts))
-    held = "gathered" in torch.load(path, weights_only=True)
-    assert held == (updates == "per_cycle" or after == 5)
+    held = torch.load(path, weights_only=True)["gathered"]
+    assert bool(held) == (updates == "per_cycle" or after == 5)
     watch = Watch()
     run = trainer(tmp_path, watch, limit_train_batches=11)
     run.fit(resumed, datamodule=data("pre_training", layouts), ckpt_path=path, weights_only=True)

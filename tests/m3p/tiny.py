@@ -42,6 +42,38 @@ def tiny_model(**changes: Any) -> M3P:
     return model.eval()
 
 
+def placed(group: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A group of pairs as `PairCollator` gives it, from the released code's labels of all words and regions."""
+    rows = torch.arange(len(group["tokens"]))
+    if "positive" in group:
+        rows = rows[:: len(rows) // len(group["positive"])] + group["positive"]
+    else:
+        group = {"group": rows, **group}
+    words, regions = group["word_labels"][rows], group["region_labels"][rows]
+    length = words.shape[1] + regions.shape[1]
+    (row, word), (other, region) = ((labels >= 0).nonzero(as_tuple=True) for labels in (words, regions))
+    found = {name: value for name, value in group.items() if not name.startswith(("word_l", "region_l", "region_t"))}
+    found |= {"word_places": row * length + regions.shape[1] + word, "word_targets": words[row, word]}
+    found |= {"region_places": other * length + region, "region_classes": regions[other, region]}
+    if "region_distributions" in group:
+        found["region_distributions"] = group["region_distributions"][rows[other], region]
+    return found | {"region_features": group["region_targets"][rows[other], region]}
+
+
+def labels_of(group: dict[str, Tensor], kind: str) -> Tensor:
+    """Labels [P, L] of `word`s or [P, R] of `region`s of all pairs of a batch, -1 where nothing is predicted."""
+    count, length = group["regions"].shape[1], group["tokens"].shape[1]
+    size = length if kind == "word" else count
+    labels = torch.full((len(group["tokens"]), size), -1)
+    row, place = group[f"{kind}_places"] // (count + length), group[f"{kind}_places"] % (count + length)
+    candidates = len(group["tokens"]) // len(group["positive"])
+    true = torch.arange(len(group["positive"])) * candidates + group["positive"]
+    labels[true[row], place - (count if kind == "word" else 0)] = group[
+        "word_targets" if kind == "word" else "region_classes"
+    ]
+    return labels
+
+
 def valid(lengths: Tensor, width: int) -> Tensor:
     """Mask [B, width] of the first positions."""
     return torch.arange(width)[None] < lengths[:, None]
