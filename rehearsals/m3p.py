@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data.datasets.base import write_lines
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.sbu import SBU
 from common.data.regions import Regions, write_regions
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
-from common.data.worlds.layouts import write_lines
 from common.stages.configuration import resolve
 
 #: Of Visual Genome's detector: width of a feature and number of classes.

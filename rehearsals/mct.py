@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from common.data.datasets.coco import CLASSES
-from common.data.worlds.layouts import imagenet_class
+from common.data.datasets.imagenet import imagenet_class
 from common.encoders.image import ImageResNet
 from rehearsals.random_bert import write_random_bert
 from rehearsals.random_pictures import (

@@ -8,19 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.worlds.layouts import (
-    Annotated,
-    Instance,
-    Vocabulary,
-    imagenet_path,
-    karpathy_folder,
-    karpathy_name,
-    write_class_names,
-    write_coco,
-    write_jpeg,
-    write_karpathy,
-    write_voc,
-)
+from common.data.datasets.coco import Annotated, Instance, Vocabulary, write_coco
+from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
+from common.data.datasets.imagenet import imagenet_path, write_class_names
+from common.data.datasets.voc import write_voc
+from common.data.worlds.base import write_jpeg
 
 WIDTH, HEIGHT = 96, 72
 VOC_CLASSES = (

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.datasets.coco import CLASSES
-from common.data.worlds.layouts import coco_name
+from common.data.datasets.coco import CLASSES, coco_name
 from rehearsals.random_bert import write_random_bert
 from rehearsals.random_pictures import annotated, words_of_captions, write_random_coco
 

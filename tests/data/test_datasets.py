@@ -8,24 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.data.datasets.audioset import AudioSet
-from common.data.datasets.base import MediaDataset
-from common.data.datasets.dcase import DCASE2014
-from common.data.datasets.esc50 import ESC50
-from common.data.datasets.hmdb51 import HMDB51
-from common.data.datasets.kinetics import Kinetics400
-from common.data.datasets.ucf101 import UCF101
+from common.data.datasets.audioset import AudioSet, write_audioset
+from common.data.datasets.base import MediaDataset, placeholder, video_id
+from common.data.datasets.dcase import DCASE2014, write_dcase
+from common.data.datasets.esc50 import ESC50, write_esc50
+from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
+from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.listing import DatasetMissing
-from common.data.worlds.clip_layouts import (
-    placeholder,
-    video_id,
-    write_audioset,
-    write_dcase,
-    write_esc50,
-    write_hmdb51,
-    write_kinetics,
-    write_ucf101,
-)
 
 ALL = (Kinetics400, AudioSet, UCF101, HMDB51, ESC50, DCASE2014)
 WRITERS: dict[type[MediaDataset], Callable[[Path], Path]] = {

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.datasets import base
-from common.data.datasets.audioset import AudioSet
-from common.data.datasets.esc50 import ESC50
-from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.audioset import AudioSet, write_audioset
+from common.data.datasets.base import placeholder
+from common.data.datasets.esc50 import ESC50, write_esc50
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.listing import Clip, ClipTable, Listing, joined
-from common.data.worlds.clip_layouts import placeholder, write_audioset, write_esc50, write_kinetics
 
 ROOT = Path("/data/set")
 

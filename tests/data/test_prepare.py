@@ -13,23 +13,16 @@ from rich.console import Console
 
 from common.data import released_files
 from common.data.checksums import problem
-from common.data.datasets.audioset import AudioSet
+from common.data.datasets.audioset import AudioSet, write_audioset
+from common.data.datasets.base import placeholder
 from common.data.datasets.coco import COCO
-from common.data.datasets.dcase import DCASE2014
-from common.data.datasets.esc50 import ESC50
-from common.data.datasets.kinetics import Kinetics400
-from common.data.datasets.ucf101 import UCF101
+from common.data.datasets.dcase import DCASE2014, write_dcase
+from common.data.datasets.esc50 import ESC50, write_esc50
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
+from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.prepare import check_samples, report, report_files
 from common.data.released_files import ReleasedFile, look_at
-from common.data.worlds.clip_layouts import (
-    placeholder,
-    write_audioset,
-    write_dcase,
-    write_esc50,
-    write_kinetics,
-    write_ucf101,
-)
 from common.stages.recipe_data import files_of
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from common.commands.main import main
-from common.data.datasets.audioset import AudioSet
+from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.coco import COCO
@@ -28,19 +28,19 @@ from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
-from common.data.datasets.dcase import DCASE2014
-from common.data.datasets.esc50 import ESC50
+from common.data.datasets.dcase import DCASE2014, write_dcase
+from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.folder import FolderOfClips, FolderOfImages
-from common.data.datasets.hmdb51 import HMDB51
+from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
 from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.sbu import SBU
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
-from common.data.datasets.ucf101 import UCF101
+from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.datasets.wikipedia import WikipediaText as Wikipedia
 from common.data.fetch import OpenData, OpenFile, fetch
@@ -49,14 +49,6 @@ from common.data.media import MediaFile, read_image
 from common.data.regions import RegionFeatures, write_regions
 from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer
 from common.data.text_features import FeatureStore, SentencePool
-from common.data.worlds.clip_layouts import (
-    write_audioset,
-    write_dcase,
-    write_esc50,
-    write_hmdb51,
-    write_kinetics,
-    write_ucf101,
-)
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
 from common.reporting import records, tables
 from common.reporting.curves import read_curves

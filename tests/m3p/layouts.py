@@ -10,12 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
-from common.data.datasets.conceptual_captions import ConceptualCaptions
-from common.data.datasets.multi30k import Multi30K
+from common.data.datasets.base import write_lines
+from common.data.datasets.conceptual_captions import ConceptualCaptions, write_conceptual_captions
+from common.data.datasets.multi30k import Multi30K, write_multi30k
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.regions import Regions, write_regions
 from common.data.text import XLMRTokenizer
-from common.data.worlds.layouts import write_conceptual_captions, write_lines, write_multi30k
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.data import PretrainingData, RetrievalData
 from papers.m3p.pairs import CaptionSet

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from common.data.listing import ClipTable, DatasetMissing, Listing
 from common.data.sequences import ColumnCache
@@ -362,3 +363,36 @@ def prefix_of(folder: Path, root: Path) -> str:
     """Prefix that makes a name inside a folder relative to the root."""
     relative = folder.relative_to(root).as_posix()
     return "" if relative == "." else f"{relative}/"
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+WriteMedia = Callable[[Path], object]
+
+
+def video_id(number: int, prefix: str = "v") -> str:
+    """An ID of eleven characters, as on YouTube."""
+    return f"{prefix}{number:0{11 - len(prefix)}d}"
+
+
+def write_lines(path: Path, lines: Iterable[str], newline: str = "\n") -> None:
+    """Write a text file and create its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}{newline}" for line in lines), encoding="utf-8", newline="")
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file without spaces and create its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def placeholder(path: Path) -> None:
+    """Write a few bytes in place of a media file, which is enough for listing."""
+    path.write_bytes(b"placeholder")
+
+
+def put(path: Path, write: WriteMedia) -> Path:
+    """Let `write` make a file, and create its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path)
+    return path

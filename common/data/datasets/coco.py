@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from common.data.annotations import (
     read_json,
     read_once,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk, write_json
 from common.data.listing import DatasetError, Listing
 from common.files import parsing
 
@@ -231,3 +231,111 @@ def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
             }
         )
     return found
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+# Ids of captions and objects, unique over all splits: the picture's id, then two digits.
+PER_IMAGE = 100
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of a picture: category from 0; box (left, top, right, bottom), area, polygon [points, 2] in pixels."""
+
+    category: int
+    box: tuple[float, float, float, float]
+    area: float
+    polygon: np.ndarray
+    difficult: bool = False
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One picture and its annotations; `number` is unique over all splits, pictures of the same thing share `group`."""
+
+    number: int
+    file_name: str
+    width: int
+    height: int
+    captions: tuple[str, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    group: int | None = None
+    license: int = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Metadata of a set; `categories` are pairs of name and supercategory."""
+
+    description: str
+    categories: tuple[tuple[str, str], ...]
+    licenses: tuple[str, ...]
+
+
+def coco_name(number: int) -> str:
+    return f"{number:012d}.jpg"
+
+
+def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: Vocabulary) -> None:
+    """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json``; `split` is, e.g., `train2017`."""
+    for image in images:
+        if max(len(image.captions), len(image.instances)) >= PER_IMAGE:
+            raise ValueError(f"{image.file_name}: at most {PER_IMAGE - 1} captions and objects per picture")
+    head = {
+        "info": {
+            "description": vocabulary.description,
+            "url": "",
+            "version": "1.0",
+            "year": 2021,
+            "contributor": "",
+            "date_created": "2021/01/01",
+        },
+        "licenses": [{"url": "", "id": n, "name": name} for n, name in enumerate(vocabulary.licenses, 1)],
+        "images": [coco_image(image) for image in images],
+    }
+    objects = [
+        _coco_object(image.number, n, instance) for image in images for n, instance in enumerate(image.instances, 1)
+    ]
+    categories = [
+        {"supercategory": general, "id": n, "name": name} for n, (name, general) in enumerate(vocabulary.categories, 1)
+    ]
+    folder = root / "annotations"
+    write_json(folder / f"captions_{split}.json", {**head, "annotations": coco_captions(images)})
+    write_json(folder / f"instances_{split}.json", {**head, "annotations": objects, "categories": categories})
+
+
+def coco_image(image: Annotated) -> dict[str, Any]:
+    """A picture in the form of COCO."""
+    entry: dict[str, Any] = {
+        "license": image.license + 1,
+        "file_name": image.file_name,
+        "coco_url": "",
+        "height": image.height,
+        "width": image.width,
+        "date_captured": "2021-01-01 00:00:00",
+        "flickr_url": "",
+        "id": image.number,
+    }
+    return entry if image.group is None else {**entry, "group_id": image.group}
+
+
+def coco_captions(images: Iterable[Annotated]) -> list[dict[str, Any]]:
+    """The captions of pictures in the form of COCO."""
+    return [
+        {"image_id": image.number, "id": PER_IMAGE * image.number + n, "caption": caption}
+        for image in images
+        for n, caption in enumerate(image.captions, 1)
+    ]
+
+
+def _coco_object(image: int, number: int, instance: Instance) -> dict[str, Any]:
+    left, top, right, bottom = instance.box
+    return {
+        "segmentation": [[round(float(value), 2) for value in instance.polygon.reshape(-1)]],
+        "area": round(float(instance.area), 2),
+        "iscrowd": 0,
+        "image_id": image,
+        "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
+        "category_id": instance.category + 1,
+        "id": PER_IMAGE * image + number,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import LanguageCaptions, read_once
-from common.data.datasets.base import read_lines
+from common.data.datasets.base import read_lines, write_lines
 from common.data.datasets.captioned import one_language, read_text
 from common.data.datasets.stair_captions import OnCOCO
 from common.data.listing import DatasetError
@@ -76,3 +76,18 @@ def _read(paths: tuple[Path, ...]) -> LanguageCaptions:
         if key in wanted:
             wanted[key].append(text)
     return one_language(written, "zh", wanted.items())
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> None:
+    """Write COCO-CN; each part is a list of image name without suffix and captions."""
+    home = root / "coco-cn-version1805v1.1"
+    for part, images in parts.items():
+        write_lines(home / f"coco-cn_{part}.txt", (stem for stem, _ in images))
+    lines = (
+        f"{stem}#{number}\t{text}"
+        for images in parts.values()
+        for stem, texts in images
+        for number, text in enumerate(texts)
+    )
+    write_lines(home / "imageid.human-written-caption.txt", lines)

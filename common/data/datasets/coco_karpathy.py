@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,9 @@ from common.data.annotations import (
     read_once,
     single_spaced,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, Scan, first_of, walk
+from common.data.datasets.base import IMAGE_SUFFIXES, Scan, first_of, walk, write_json
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.datasets.coco import ARCHIVES, fill_scan
+from common.data.datasets.coco import ARCHIVES, PER_IMAGE, Annotated, coco_name, fill_scan
 from common.data.listing import DatasetError, Listing
 from common.data.sequences import Rows, Texts
 from common.files import parsing
@@ -157,3 +158,39 @@ def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
             for sentence in entry["sentences"]:
                 collector.add_caption(sentence["raw"], sentence["sentid"], number)
         return collector.finish(), np.array(splits, dtype=np.str_)
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None:
+    """Write ``dataset_coco.json`` of Karpathy's split: `train` is in ``train2014``, all other parts in ``val2014``."""
+    images: list[dict[str, Any]] = []
+    for split, members in parts.items():
+        for image in members:
+            sentences = [
+                {
+                    "tokens": re.findall(r"\w+", caption.lower()),
+                    "raw": caption,
+                    "imgid": len(images),
+                    "sentid": PER_IMAGE * image.number + n,
+                }
+                for n, caption in enumerate(image.captions, 1)
+            ]
+            entry = {
+                "filepath": karpathy_folder(split),
+                "sentids": [sentence["sentid"] for sentence in sentences],
+                "filename": image.file_name,
+                "imgid": len(images),
+                "split": split,
+                "sentences": sentences,
+                "cocoid": image.number,
+            }
+            images.append(entry if image.group is None else {**entry, "group_id": image.group})
+    write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
+def karpathy_folder(split: str) -> str:
+    return "train2014" if split == "train" else "val2014"
+
+
+def karpathy_name(number: int, split: str) -> str:
+    return f"COCO_{karpathy_folder(split)}_{coco_name(number)}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from common.data.annotations import LanguageCaptions, read_once
+from common.data.datasets.base import write_lines
 from common.data.datasets.captioned import CaptionedDataset, one_language, read_caption_table
 
 _FILES = {
@@ -56,3 +57,18 @@ class ConceptualCaptions(CaptionedDataset):
 def read_numbered_captions(path: Path) -> LanguageCaptions:
     """Read a table of English captions with one image per row, once per process; skips blank captions."""
     return one_language(path, "en", ((str(number), [text]) for number, text in read_caption_table(path)))
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) -> None:
+    """Write the lists of Conceptual Captions; row n is `training/<n>.jpg` or `validation/<n>.jpg`."""
+    names = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
+    for part, captions in parts.items():
+        folder = conceptual_captions_folder(part)
+        write_lines(
+            root / names[part], (f"{text}\thttp://example.org/{folder}/{row}.jpg" for row, text in enumerate(captions))
+        )
+
+
+def conceptual_captions_folder(split: str) -> str:
+    return "training" if split == "train" else "validation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,10 +11,14 @@ from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
     first_of,
+    placeholder,
     prefix_of,
+    put,
     read_lines,
     walk,
+    write_lines,
 )
 from common.data.listing import DatasetError
 
@@ -106,3 +110,27 @@ class DCASE2014(MediaDataset):
                 )
             rows.append((prefix_of(folder, self.root) + name, name, match[1].rstrip("_- ")))
         return rows
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_dcase(
+    root: Path,
+    scenes: Sequence[str] = ("bus", "park", "tube", "tubestation"),
+    clips_per_scene: int = 2,
+    lists: bool = False,
+    write: WriteMedia = placeholder,
+) -> Path:
+    """DCASE scenes: the two folders of the published archives, or one folder with `train.txt` and `test.txt`."""
+    for split, folder in (("train", "scenes_stereo"), ("test", "scenes_stereo_testset")):
+        lines = []
+        for scene in scenes:
+            for number in range(1, clips_per_scene + 1):
+                if lists:
+                    name = f"audio/{split}_{scene}_{number}.wav"
+                    lines.append(f"{name}\t{scene}")
+                else:
+                    name = f"{folder}/{scene}{number:02d}.wav"
+                put(root / name, write)
+        if lists:
+            write_lines(root / "evaluation_setup" / f"{split}.txt", lines)
+    return root

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,8 +12,12 @@ from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
+    placeholder,
     prefix_of,
+    put,
     walk,
+    write_lines,
 )
 
 _FOLDERS = (".", "ESC-50-master", "ESC-50")
@@ -73,3 +78,22 @@ def _row(row: dict[str, str]) -> tuple[str, int, int, str]:
     if not 1 <= fold <= ESC50.num_folds or target < 0:
         raise ValueError(f"fold must be 1 to {ESC50.num_folds} and target at least 0, not {fold} and {target}")
     return row["filename"], fold, target, row["category"]
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_esc50(
+    root: Path,
+    categories: Sequence[str] = ("dog", "rooster", "rain"),
+    clips_per_fold: int = 1,
+    newline: str = "\r\n",
+    write: WriteMedia = placeholder,
+) -> Path:
+    """ESC-50: each category has the same number of clips in each of the five folds."""
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold, _, target in itertools.product(range(1, 6), range(clips_per_fold), range(len(categories))):
+        source = 100_000 + len(lines) - 1
+        name = f"{fold}-{source}-A-{target}.wav"
+        put(root / "audio" / name, write)
+        lines.append(f"{name},{fold},{target},{categories[target].replace(' ', '_')},False,{source},A")
+    write_lines(root / "meta" / "esc50.csv", lines, newline)
+    return root

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
     entries,
+    placeholder,
     prefix_of,
+    put,
     read_lines,
     walk,
+    write_lines,
 )
 from common.data.listing import DatasetError
 
@@ -73,3 +78,30 @@ class HMDB51(MediaDataset):
                 if flag == _FLAG_OF[split]:
                     scan.add(files.get(os.path.splitext(name)[0]), f"{class_name}/{name}", label=label)
         return scan
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_hmdb51(
+    root: Path,
+    classes: Sequence[str] = ("brush_hair", "wave"),
+    clips_per_class: int = 4,
+    train: int = 2,
+    test: int = 1,
+    # Real names include hash signs and brackets.
+    clip_name: str = "#{number}_Rhythm_(clap)!_{name}_u_nm_np1_fr_goo_{number}.avi",
+    nested: bool = False,
+    write: WriteMedia = placeholder,
+) -> Path:
+    """HMDB-51: division k tests on the k-th block of `test` clips of a class and trains on the clips after it."""
+    clips = {name: [clip_name.format(name=name, number=n) for n in range(clips_per_class)] for name in classes}
+    for number in range(clips_per_class):
+        for name in classes:
+            put((root / "hmdb51_org" if nested else root) / name / clips[name][number], write)
+    for name, own in clips.items():
+        for fold in range(3):
+            flags = ["0"] * clips_per_class
+            for offset in range(test + train):
+                flags[(fold * test + offset) % clips_per_class] = "2" if offset < test else "1"
+            lines = [f"{clip} {flag} " for clip, flag in zip(own, flags)]
+            write_lines(root / "testTrainMulti_7030_splits" / f"{name}_test_split{fold + 1}.txt", lines)
+    return root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from common.data.datasets.base import (
     prefix_of,
     read_lines,
     walk,
+    write_lines,
 )
 from common.data.listing import DatasetError
 
@@ -114,3 +115,22 @@ class ImageNet(MediaDataset):
         if not names:
             raise DatasetError(f"class_list: {self.class_list} is empty; it should hold one class folder per line")
         return names
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def imagenet_class(number: int) -> str:
+    """Class folder in the form of a WordNet ID, above the range of real IDs."""
+    return f"n9{number:07d}"
+
+
+def imagenet_path(root: Path, split: str, label: int, number: int) -> Path:
+    """Path of picture `number` (from 1) in `train` or `val`."""
+    folder = imagenet_class(label)
+    stem = f"{folder}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
+    return root / split / folder / f"{stem}.JPEG"
+
+
+def write_class_names(root: Path, names: Sequence[str]) -> None:
+    """Write ``LOC_synset_mapping.txt``, which names the class folders."""
+    lines = (f"{imagenet_class(number)} {name}" for number, name in enumerate(names))
+    write_lines(root / "LOC_synset_mapping.txt", lines)

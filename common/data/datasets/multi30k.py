@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from common.data.annotations import LanguageCaptions, read_once
+from common.data.datasets.base import write_lines
 from common.data.datasets.captioned import CaptionedDataset, one_language, read_text_lines
 from common.data.listing import DatasetError
 
@@ -74,3 +76,23 @@ def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
         if len(lines) != len(keys):
             raise DatasetError(f"{path}: {len(lines)} captions for the {len(keys)} images of {listed}; get both anew")
     return one_language(listed, language, zip(keys, zip(*columns)))
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_multi30k(
+    root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
+) -> None:
+    """Write one split of Multi30K: five captions per image in `en` and `de`, one in the others."""
+    task1, task2 = (split, split) if split != "test" else ("test_2016_flickr", "test_2016")
+    home = root / "data"
+    for folder in ("task1/raw", "task2/raw"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    write_lines(home / f"task1/image_splits/{task1}.txt", (f"{stem}.jpg" for stem in stems))
+    for language, rows in captions.items():
+        for number, texts in enumerate(zip(*rows), 1):
+            name = (
+                f"task2/raw/{task2}.{number}.{language}.gz" if len(rows[0]) > 1 else f"task1/raw/{task1}.{language}.gz"
+            )
+            # Without a time stamp, the same text gives the same file.
+            packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
+            (home / name).write_bytes(packed)

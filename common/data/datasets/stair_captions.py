@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from common.data.annotations import LanguageCaptions, read_once, single_spaced
+from common.data.datasets.base import write_json
 from common.data.datasets.captioned import CaptionedDataset
-from common.data.datasets.coco import read_captions
+from common.data.datasets.coco import Annotated, coco_captions, coco_image, read_captions
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.listing import DatasetError
 from common.data.sequences import Rows, Texts
@@ -112,3 +113,16 @@ def _read(paths: tuple[Path, ...]) -> dict[int, tuple[str, ...]]:
         for images in map(read_captions, paths)
         for number, texts in zip(images.image_ids.tolist(), images.captions)
     }
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_stair_captions(root: Path, parts: Mapping[str, Sequence[Annotated]], description: str) -> None:
+    """Write `stair_captions_v1.2_{train,val}.json` from the parts `train2014` and `val2014`."""
+    for part, images in parts.items():
+        document = {
+            "info": {"description": description, "version": "1.2", "year": 2018},
+            "licenses": [],
+            "images": [coco_image(image) for image in images],
+            "annotations": coco_captions(images),
+        }
+        write_json(root / f"stair_captions_v1.2_{part.removesuffix('2014')}.json", document)

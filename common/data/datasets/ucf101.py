@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
     entries,
+    placeholder,
     prefix_of,
+    put,
     read_lines,
     walk,
+    write_lines,
 )
 from common.data.listing import DatasetError
 from common.files import parsing
@@ -96,3 +101,30 @@ class UCF101(MediaDataset):
                 raise DatasetError(f"{list_path}: {entry!r} has label {given}, but {class_path.name} gives {label + 1}")
             scan.add(files.get(os.path.splitext(entry)[0]), entry, label=label)
         return scan
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_ucf101(
+    root: Path,
+    classes: Sequence[str] = ("ApplyEyeMakeup", "YoYo"),
+    groups: int = 3,
+    clips_per_group: int = 2,
+    tested: int = 1,
+    newline: str = "\r\n",
+    write: WriteMedia = placeholder,
+) -> Path:
+    """UCF-101: division k tests on the k-th `tested` groups and trains on the others."""
+    lists: dict[str, list[str]] = {}
+    for group in range(groups):
+        for clip in range(clips_per_group):
+            for label, name in enumerate(classes, 1):
+                entry = f"{name}/v_{name}_g{group + 1:02d}_c{clip + 1:02d}.avi"
+                put(root / "UCF-101" / entry, write)
+                for fold in range(3):
+                    kind, line = ("test", entry) if group // tested == fold else ("train", f"{entry} {label}")
+                    lists.setdefault(f"{kind}list{fold + 1:02d}.txt", []).append(line)
+    folder = root / "ucfTrainTestlist"
+    write_lines(folder / "classInd.txt", [f"{label} {name}" for label, name in enumerate(classes, 1)], newline)
+    for list_name, lines in lists.items():
+        write_lines(folder / list_name, sorted(lines))
+    return root

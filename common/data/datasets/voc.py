@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import Boxes
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, entries, prefix_of, read_lines, walk
+from common.data.datasets.base import (
+    IMAGE_SUFFIXES,
+    MediaDataset,
+    Scan,
+    entries,
+    prefix_of,
+    read_lines,
+    walk,
+    write_lines,
+)
+from common.data.datasets.coco import Annotated
 from common.data.listing import DatasetError, Listing
 from common.files import parsing
 
@@ -183,3 +194,57 @@ def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
             "labels": np.array([label_of[(item.findtext("name") or "").strip()] for item in objects], dtype=np.int64),
             "difficult": np.array([(item.findtext("difficult") or "0").strip() == "1" for item in objects], np.bool_),
         }
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def write_voc(
+    folder: Path, images: Sequence[Annotated], classes: Sequence[str], parts: Mapping[str, Sequence[int]]
+) -> None:
+    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC; `parts` maps lists to rows."""
+    (folder / "Annotations").mkdir(parents=True, exist_ok=True)
+    for image in images:
+        tree = ElementTree.ElementTree(_voc_annotation(image, folder.name, classes))
+        ElementTree.indent(tree, "\t")
+        tree.write(folder / "Annotations" / f"{Path(image.file_name).stem}.xml", encoding="utf-8")
+    lists = folder / "ImageSets" / "Main"
+    for part, rows in parts.items():
+        stems = [Path(images[row].file_name).stem for row in rows]
+        write_lines(lists / f"{part}.txt", stems)
+        for number, name in enumerate(classes):
+            lines = (f"{stem} {_voc_flag(images[row], number):2d}" for stem, row in zip(stems, rows))
+            write_lines(lists / f"{name}_{part}.txt", lines)
+
+
+def _voc_flag(image: Annotated, category: int) -> int:
+    """1: shown; 0: only difficult instances; -1: not shown."""
+    own = [instance for instance in image.instances if instance.category == category]
+    if not own:
+        return -1
+    return 0 if all(instance.difficult for instance in own) else 1
+
+
+def _voc_annotation(image: Annotated, folder: str, classes: Sequence[str]) -> ElementTree.Element:
+    root = ElementTree.Element("annotation")
+
+    def add(parent: ElementTree.Element, **texts: object) -> None:
+        for tag, text in texts.items():
+            ElementTree.SubElement(parent, tag).text = str(text)
+
+    add(root, folder=folder, filename=image.file_name)
+    add(ElementTree.SubElement(root, "source"), database="generated", annotation="generated", image="generated")
+    add(ElementTree.SubElement(root, "size"), width=image.width, height=image.height, depth=3)
+    add(root, segmented=0)
+    for instance in image.instances:
+        entry = ElementTree.SubElement(root, "object")
+        add(entry, name=classes[instance.category], pose="Unspecified", truncated=0)
+        add(entry, difficult=int(instance.difficult))
+        left, top, right, bottom = instance.box
+        # Pixels count from 1, and the box includes the last one.
+        add(
+            ElementTree.SubElement(entry, "bndbox"),
+            xmin=max(1, math.floor(left) + 1),
+            ymin=max(1, math.floor(top) + 1),
+            xmax=min(image.width, math.ceil(right)),
+            ymax=min(image.height, math.ceil(bottom)),
+        )
+    return root

@@ -18,9 +18,11 @@ from typing import Any
 import av
 import numpy as np
 
+from common.data.datasets.esc50 import write_esc50
+from common.data.datasets.hmdb51 import write_hmdb51
+from common.data.datasets.ucf101 import write_ucf101
 from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
-from common.data.worlds.clip_layouts import write_esc50, write_hmdb51, write_ucf101
 from common.types import FrameSide, NonNegativeInt, PositiveFloat, PositiveInt, SampleRate
 
 # Split -> random stream.

@@ -12,12 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.files import cache_folder, exclusive
 
 Write = Callable[[Path, Callable[[], None]], None]
+
+
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] with full color resolution, because glyphs are only a few pixels wide."""
+    Image.fromarray(image).save(path, "JPEG", quality=95, subsampling=0)
 
 
 def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:

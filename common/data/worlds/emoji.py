@@ -15,20 +15,10 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from common.data.worlds.base import World, Write, arguments_of
-from common.data.worlds.layouts import (
-    Annotated,
-    Instance,
-    Vocabulary,
-    coco_name,
-    imagenet_path,
-    karpathy_folder,
-    karpathy_name,
-    write_class_names,
-    write_coco,
-    write_jpeg,
-    write_karpathy,
-)
+from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name, write_coco
+from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
+from common.data.datasets.imagenet import imagenet_path, write_class_names
+from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.types import NonNegativeInt, PictureSide, PositiveInt
 
 # Required attribution for figures with drawings (see the pack's ATTRIBUTION.md).

@@ -15,7 +15,16 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from common.data.worlds.base import World, Write, arguments_of
+from common.data.datasets.base import write_lines
+from common.data.datasets.captioned import write_groups
+from common.data.datasets.coco import Annotated
+from common.data.datasets.coco_cn import write_coco_cn
+from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
+from common.data.datasets.conceptual_captions import conceptual_captions_folder, write_conceptual_captions
+from common.data.datasets.imagenet import imagenet_path, write_class_names
+from common.data.datasets.multi30k import write_multi30k
+from common.data.datasets.stair_captions import write_stair_captions
+from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.data.worlds.emoji import (
     CELL,
     CREDIT,
@@ -26,22 +35,6 @@ from common.data.worlds.emoji import (
     compose,
     read_concepts,
     read_drawings,
-)
-from common.data.worlds.layouts import (
-    Annotated,
-    conceptual_captions_folder,
-    imagenet_path,
-    karpathy_folder,
-    karpathy_name,
-    write_class_names,
-    write_coco_cn,
-    write_conceptual_captions,
-    write_groups,
-    write_jpeg,
-    write_karpathy,
-    write_lines,
-    write_multi30k,
-    write_stair_captions,
 )
 from common.types import NonNegativeInt, PictureSide, PositiveInt
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.data.datasets.esc50 import write_esc50
 from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import _bilinear_weights, _rms, _shaped_noise
-from common.data.worlds.clip_layouts import write_esc50
 from common.types import FrameSide, NonNegativeInt, PositiveFloat, PositiveInt, SampleRate
 
 SHAPES = ("circle", "square", "triangle")

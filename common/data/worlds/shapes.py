@@ -10,7 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from common.data.worlds.base import World, Write
+from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name, write_coco
+from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
+from common.data.datasets.imagenet import imagenet_path, write_class_names
+from common.data.datasets.voc import write_voc
+from common.data.worlds.base import World, Write, write_jpeg
 from common.data.worlds.glyphs import (
     COLOUR_NAMES,
     COUNTS,
@@ -21,20 +25,6 @@ from common.data.worlds.glyphs import (
     draw,
     mixed_scene,
     repeated_scene,
-)
-from common.data.worlds.layouts import (
-    Annotated,
-    Instance,
-    Vocabulary,
-    coco_name,
-    imagenet_path,
-    karpathy_folder,
-    karpathy_name,
-    write_class_names,
-    write_coco,
-    write_jpeg,
-    write_karpathy,
-    write_voc,
 )
 from common.types import Fraction, NonNegativeInt, PictureSide, PositiveInt
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data.annotations import ImageAnnotations
+from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name, write_coco
 from common.data.worlds.base import World, Write, arguments_of
-from common.data.worlds.layouts import Annotated, Instance, Vocabulary, coco_name, write_coco
 from common.types import Fraction, NonNegativeInt, PictureSide, PositiveInt
 
 GROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "gray": (0.5, 0.5, 0.5)}
