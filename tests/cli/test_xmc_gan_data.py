@@ -10,7 +10,7 @@ import torch
 
 from common.commands.main import main
 from common.data.text_features import FeatureStore
-from tests.data.test_localized_narratives import write_coco_2014
+from tests.data.image_layouts import write_coco
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "caption", ",", ".", "0", "1")
 
@@ -20,7 +20,7 @@ def data(tmp_path: Path) -> Path:
     """A folder of data sets with COCO 2014 in it, and a tiny BERT where the recipes look for it."""
     from transformers import BertConfig, BertModel
 
-    write_coco_2014(tmp_path / "coco")
+    write_coco(tmp_path / "coco", train=3, year="2014")
     folder = tmp_path / "bert-base-uncased"
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     torch.manual_seed(0)

@@ -1,17 +1,25 @@
-"""Tiny image data sets on disk in the layouts in which the real ones are distributed, with real JPEG files."""
+"""Tiny sets of pictures and captions with real JPEG files, in the layouts of the real ones."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-CATEGORIES = ({"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 3, "name": "car"})
+from common.data.datasets import coco, coco_cn, coco_karpathy, conceptual_captions, multi30k, stair_captions, voc
+from common.data.datasets.base import write_lines
+from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
+from common.data.regions import write_regions
+from tests.data.region_layouts import regions
+
+CATEGORIES = ("person", "dog", "car")
 VOC_CLASSES = ("aeroplane", "bicycle", "train")
+FLICKR = ("1000092795", "10002456", "1000268201")
+COCO = ("COCO_train2014_000000000009", "COCO_val2014_000000000042", "COCO_val2014_000000000073")
 
 
 def write_image(path: Path, number: int = 0, size: tuple[int, int] = (24, 20)) -> Path:
@@ -29,107 +37,57 @@ def write_json(path: Path, document: object) -> Path:
     return path
 
 
-def captions_document(images: int, captions: int = 2, first: int = 9) -> dict[str, Any]:
-    """What a file of captions holds; images in falling order of their numbers, so that sorting shows."""
-    numbers = [first + 7 * row for row in reversed(range(images))]
-    return {
-        "info": {"year": 2017},
-        "licenses": [],
-        "images": [{"id": n, "file_name": f"{n:012d}.jpg", "height": 20, "width": 24, "license": 3} for n in numbers],
-        "annotations": [
-            {"id": 1000 * n + c, "image_id": n, "caption": f"Image {n}, caption {c}."}
-            for c in range(captions)
-            for n in numbers
-        ],
-    }
+def annotated(number: int, name: str, captions: Sequence[str] = (), objects: Sequence[Instance] = ()) -> Annotated:
+    return Annotated(number, name, 24, 20, tuple(captions), tuple(objects))
 
 
-def instances_document(
-    images: int, first: int = 9, categories: Sequence[Mapping[str, Any]] = CATEGORIES
-) -> dict[str, Any]:
-    """What a file of instances holds: image k of the sorted ones has k instances, of categories 0, 1, 2, 0, ..."""
-    document = captions_document(images, 0, first)
-    document["categories"] = [{"supercategory": "thing", **category} for category in categories]
-    document["annotations"] = [
-        {
-            "id": 100 * row + number,
-            "image_id": first + 7 * row,
-            "category_id": categories[number % len(categories)]["id"],
-            "bbox": [1.5 + number, 2.0, 3.0, 4.25],
-            "area": 12.75,
-            "iscrowd": int(number == 2),
-            "segmentation": {"counts": [1, 2, 3], "size": [20, 24]}
-            if number == 2
-            else [[1.5, 2.0, 4.5, 2.0, 4.5, 6.25]],
-        }
-        for row in range(images)
-        for number in range(row)
-    ]
-    return document
+def instance(category: int, box: tuple[float, float, float, float], difficult: bool = False) -> Instance:
+    left, top, right, bottom = box
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    return Instance(category, box, (right - left) * (bottom - top), corners, difficult)
 
 
-def write_coco(root: Path, train: int = 4, val: int = 2, instances: bool = True, folder: str = "") -> Path:
-    """COCO 2017: image folders and `annotations/`."""
+def write_coco(
+    root: Path,
+    train: int = 4,
+    val: int = 2,
+    instances: bool = True,
+    folder: str = "",
+    year: str = "2017",
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """COCO: image k of a split has k objects, of the categories in turn; the files name the last image first.
+
+    `captions` are those of each image of a split; the others' name the image.
+    """
     for split, count, first in (("train", train, 9), ("val", val, 5000)):
-        document = captions_document(count, first=first)
-        for entry in document["images"]:
-            write_image(root / folder / f"{split}2017" / entry["file_name"], entry["id"])
-        write_json(root / "annotations" / f"captions_{split}2017.json", document)
-        if instances:
-            write_json(root / "annotations" / f"instances_{split}2017.json", instances_document(count, first))
+        images = []
+        for row in range(count):
+            number = first + 7 * row
+            name = f"COCO_{split}2014_{coco_name(number)}" if year == "2014" else coco_name(number)
+            write_image(root / folder / f"{split}{year}" / name, number)
+            texts = (captions or {}).get(split, [f"Image {number}, caption {c}." for c in range(2)])
+            objects = [instance(k % len(CATEGORIES), (1.5 + k, 2.0, 4.5 + k, 6.25)) for k in range(row)]
+            images.append(annotated(number, name, texts, objects))
+        vocabulary = Vocabulary("", tuple((name, "thing") for name in CATEGORIES), ("none",))
+        coco.write_coco(root, f"{split}{year}", images[::-1], vocabulary)
+        if not instances:
+            (root / "annotations" / f"instances_{split}{year}.json").unlink()
     return root
 
 
-def karpathy_document(train: int = 3, restval: int = 2, val: int = 2, test: int = 2) -> dict[str, Any]:
-    """What `dataset_coco.json` holds."""
-    images: list[dict[str, Any]] = []
+def write_karpathy(root: Path, folder: str = "", train: int = 3, restval: int = 2, val: int = 2, test: int = 2) -> Path:
+    """COCO 2014 with Karpathy's list; the numbers of the images fall."""
+    number, parts = 911, {}
     for split, count in (("test", test), ("train", train), ("val", val), ("restval", restval)):
+        parts[split] = []
         for _ in range(count):
-            number = 900 - 11 * len(images)
-            folder = "train2014" if split == "train" else "val2014"
-            sentences = [
-                {
-                    "tokens": ["image", str(number)],
-                    "raw": f"Image {number}: {c}.",
-                    "imgid": len(images),
-                    "sentid": 10 * number + c,
-                }
-                for c in range(2)
-            ]
-            images.append(
-                {
-                    "filepath": folder,
-                    "sentids": [sentence["sentid"] for sentence in sentences],
-                    "filename": f"COCO_{folder}_{number:012d}.jpg",
-                    "imgid": len(images),
-                    "split": split,
-                    "sentences": sentences,
-                    "cocoid": number,
-                }
-            )
-    return {"images": images, "dataset": "coco"}
-
-
-def write_karpathy(root: Path, folder: str = "", **counts: int) -> Path:
-    """COCO 2014 with Karpathy's list."""
-    document = karpathy_document(**counts)
-    for entry in document["images"]:
-        write_image(root / folder / entry["filepath"] / entry["filename"], entry["cocoid"])
-    write_json(root / "dataset_coco.json", document)
+            number -= 11
+            name = coco_karpathy.karpathy_name(number, split)
+            write_image(root / folder / coco_karpathy.karpathy_folder(split) / name, number)
+            parts[split].append(annotated(number, name, [f"Image {number}: {c}." for c in range(2)]))
+    coco_karpathy.write_karpathy(root, parts)
     return root
-
-
-def voc_annotation(objects: Sequence[tuple[str, tuple[float, float, float, float], int]]) -> str:
-    """XML of an image with objects (class, box, difficult); the first has a part, as persons do."""
-    text = "<annotation>\n<folder>VOC2007</folder>\n<size><width>24</width><height>20</height><depth>3</depth></size>\n"
-    for number, (name, box, difficult) in enumerate(objects):
-        sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
-        part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>" if number == 0 else ""
-        text += (
-            f"<object><name>{name}</name><pose>Left</pose><truncated>0</truncated><difficult>{difficult}</difficult>"
-            f"<bndbox>{sides}</bndbox>{part}</object>\n"
-        )
-    return f"{text}</annotation>\n"
 
 
 def write_voc(
@@ -141,31 +99,20 @@ def write_voc(
 ) -> Path:
     """Pascal VOC of one year: image k shows class k and, as a difficult example, the next one."""
     folder = root / "VOCdevkit" / f"VOC{year}" if nested else root / f"VOC{year}"
-    lists = folder / "ImageSets" / "Main"
-    lists.mkdir(parents=True, exist_ok=True)
     splits = {"train": 2, "val": 3, "test": 3} if splits is None else splits
-    images: dict[str, list[int]] = {}
+    images, parts = [], {}
     for split, count in splits.items():
-        images[split] = [len([n for own in images.values() for n in own]) + row + 5 for row in range(count)]
-    if "train" in images and "val" in images:
-        images["trainval"] = sorted(images["train"] + images["val"])
-
-    def state(number: int, label: int) -> int:
-        return {0: 1, 1: 0}.get((label - number) % len(classes), -1)
-
-    for split, numbers in images.items():
-        names = [f"{n:06d}" if year == "2007" else f"{year}_{n:06d}" for n in numbers]
-        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-        for label, class_name in enumerate(classes):
-            lines = [f"{name} {state(number, label):2d}\n" for name, number in zip(names, numbers)]
-            (lists / f"{class_name}_{split}.txt").write_text("".join(lines))
-        for name, number in zip(names, numbers):
-            write_image(folder / "JPEGImages" / f"{name}.jpg", number)
-            shown = [(classes[number % len(classes)], (1.0, 1.0, 24.0, 20.0), 0)]
+        parts[split] = list(range(len(images), len(images) + count))
+        for number in (row + 5 for row in parts[split]):
+            name = f"{number:06d}.jpg" if year == "2007" else f"{year}_{number:06d}.jpg"
+            write_image(folder / "JPEGImages" / name, number)
+            shown = [instance(number % len(classes), (0.0, 0.0, 24.0, 20.0))]
             if len(classes) > 1:
-                shown.append((classes[(number + 1) % len(classes)], (3.0, 2.0, 10.5, 11.0), 1))
-            (folder / "Annotations").mkdir(exist_ok=True)
-            (folder / "Annotations" / f"{name}.xml").write_text(voc_annotation(shown))
+                shown.append(instance((number + 1) % len(classes), (2.0, 1.0, 10.5, 11.0), difficult=True))
+            images.append(annotated(number, name, objects=shown))
+    if "train" in parts and "val" in parts:
+        parts["trainval"] = sorted(parts["train"] + parts["val"])
+    voc.write_voc(folder, images, classes, parts)
     return root
 
 
@@ -178,4 +125,86 @@ def write_imagenet(
             write_image(root / "train" / name / f"{name}_{number}.JPEG", 100 * label + number)
         for number in range(val):
             write_image(root / "val" / name / f"ILSVRC2012_val_{10 * number + label:08d}.JPEG", 7000 + label)
+    return root
+
+
+# ---------------------------------------------------------------------------------------------------- languages
+def write_features(path: Path, keys: Sequence[str]) -> Path:
+    """Region features of some pictures."""
+    write_regions(path, ((key, regions(number)) for number, key in enumerate(keys)))
+    return path
+
+
+def write_conceptual_captions(root: Path, headed: bool = False) -> Path:
+    """Four rows, the third blank."""
+    texts = ["a \"quoted' dog", "two  cats", " ", "a tree , alone"]
+    if headed:
+        cells = [text.replace('"', '""') for text in texts]
+        write_lines(root / "google.csv", ["url\tcaption", *(f'http://a\t"{text}"' for text in cells)])
+        write_lines(root / "google_valid.csv", ["caption", "a val"])
+    else:
+        conceptual_captions.write_conceptual_captions(root, {"train": texts, "val": ["a val"]})
+    for name in ("training/0", "training/1", "validation/0"):
+        write_image(root / f"{name}.jpg")
+    return root
+
+
+def write_multi30k(root: Path, packed: bool = True, images: bool = True) -> Path:
+    """Two images for training, one in each of the other splits; not `packed`: plain files in the root."""
+    for split, keys in (("train", FLICKR[:2]), ("val", FLICKR[2:]), ("test", ("5",))):
+        captions = {language: [[f"{language} of {key}"] for key in keys] for language in ("fr", "cs")}
+        for language in ("en", "de"):
+            captions[language] = [[f"{language}  {number} of {key}" for number in range(1, 6)] for key in keys]
+        multi30k.write_multi30k(root, split, keys, captions)
+    if not packed:
+        for path in (root / "data").rglob("*.gz"):
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
+        for path in (root / "data").iterdir():
+            path.rename(root / path.name)
+    if images:
+        for key in (*FLICKR, "5"):
+            write_image(root / "flickr30k-images" / f"{key}.jpg")
+    return root
+
+
+def _of_coco(text: str) -> list[Annotated]:
+    numbers = [int(key[-12:]) for key in COCO]
+    texts = [[text.format(n, number) for n in range(2)] for number in numbers]
+    return [annotated(number, f"{key}.jpg", own) for key, number, own in zip(COCO, numbers, texts)]
+
+
+def write_coco_karpathy(root: Path) -> Path:
+    """One image of training, one of the rest of validation, one for testing."""
+    images = _of_coco("caption {}  of {}")
+    root.mkdir(parents=True, exist_ok=True)
+    coco_karpathy.write_karpathy(root, {"train": images[:1], "restval": images[1:2], "test": images[2:]})
+    for key in COCO:
+        write_image(root / key.split("_")[1] / f"{key}.jpg")
+    return root
+
+
+def write_stair(root: Path, folder: str = "") -> Path:
+    """Japanese captions of the images of `write_coco_karpathy`."""
+    images = _of_coco("キャプション {} {}")
+    stair_captions.write_stair_captions(root / folder, {"train2014": images[:1], "val2014": images[1:]}, "")
+    return root
+
+
+def write_coco_cn(root: Path, folder: str = "coco-cn-version1805v1.1") -> Path:
+    """Chinese captions of the same images; the first has two."""
+    texts = (["一只 狗", "狗"], ["两只猫"], ["三只鸟"])
+    coco_cn.write_coco_cn(root, {split: [(key, own)] for split, key, own in zip(("train", "val", "test"), COCO, texts)})
+    home = root / "coco-cn-version1805v1.1"
+    if root / folder != home:
+        for path in home.iterdir():
+            path.rename(root / folder / path.name)
+    return root
+
+
+def write_wikipedia(root: Path, languages: Sequence[str] = ("en", "zh_yue")) -> Path:
+    """Three sentences for training and one for validation."""
+    for language in languages:
+        write_lines(root / f"{language}.train.txt", [f"\ufeffOne {language}.\r", "", "Twö.", "  ", "Three"])
+        write_lines(root / f"{language}.valid.txt", ["Held out."])
     return root

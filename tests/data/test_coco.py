@@ -24,9 +24,6 @@ from common.data.listing import DatasetMissing
 from common.data.sequences import Rows
 from tests.data.image_layouts import (
     CATEGORIES,
-    captions_document,
-    instances_document,
-    karpathy_document,
     write_coco,
     write_image,
     write_json,
@@ -158,11 +155,27 @@ def test_annotations_follow_the_listing(tmp_path: Path) -> None:
     assert found.image_ids.dtype == np.int64
     assert found.image_ids.tolist() == found.groups.tolist() == [9, 16, 23, 30]
     assert found.captions[1] == ("Image 16, caption 0.", "Image 16, caption 1.")
-    assert found.caption_ids[1] == (16000, 16001)
-    # In the order of the file, not of the numbers (1, 18, 3) or of the names.
+    assert found.caption_ids[1] == (1601, 1602)
     assert found.tag_names == ("person", "dog", "car")
     assert found.tags.dtype == np.bool_
     assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
+
+
+def test_categories_are_numbered_in_the_order_of_the_file(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    numbers = {1: 1, 2: 18, 3: 3}
+
+    def change(document: dict[str, Any]) -> None:
+        for entry in document["categories"]:
+            entry["id"] = numbers[entry["id"]]
+        for entry in document["annotations"]:
+            entry["category_id"] = numbers[entry["category_id"]]
+
+    changed(root, INSTANCES, change)
+    found = COCO(root).annotations("train")
+    assert found.tag_names == ("person", "dog", "car")
+    assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
+    assert [boxes["labels"].tolist() for boxes in found.boxes()] == [[], [0], [0, 1], [0, 1, 2]]
 
 
 def test_annotations_of_a_subset(tmp_path: Path) -> None:
@@ -199,9 +212,11 @@ def test_boxes(tmp_path: Path) -> None:
 
     def change(document: dict[str, Any]) -> None:
         document["annotations"] += [
-            {"id": 900, "image_id": 9, "category_id": 18, "bbox": [3, 4, 0, 5], "iscrowd": 0, "segmentation": []},
-            {"id": 901, "image_id": 9, "category_id": 18, "bbox": [3, 4, 2, 5], "segmentation": [[1, 2, 3, 4, 5, 6]]},
+            {"id": 900, "image_id": 9, "category_id": 2, "bbox": [3, 4, 0, 5], "iscrowd": 0, "segmentation": []},
+            {"id": 901, "image_id": 9, "category_id": 2, "bbox": [3, 4, 2, 5], "segmentation": [[1, 2, 3, 4, 5, 6]]},
         ]
+        (last,) = (entry for entry in document["annotations"] if entry["id"] == 3003)
+        last.update(iscrowd=1, segmentation={"counts": [1, 2, 3], "size": [20, 24]})
 
     changed(root, INSTANCES, change)
     found = COCO(root).annotations("train")
@@ -353,15 +368,15 @@ def test_listing_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_readers_as_they_stand(tmp_path: Path) -> None:
-    captions = write_json(tmp_path / "captions.json", captions_document(3, captions=1))
-    images = read_captions(captions)
+    root = write_coco(tmp_path, train=3)
+    images = read_captions(root / CAPTIONS)
     assert images.names == tuple(f"{n:012d}.jpg" for n in (23, 16, 9))
     assert images.rows_of([images.names[2], images.names[0]]).tolist() == [2, 0]
-    instances = read_instances(write_json(tmp_path / "instances.json", instances_document(3)))
-    assert instances.categories == tuple(category["name"] for category in CATEGORIES)
-    assert instances.image_ids.tolist() == [16, 23, 23]
+    instances = read_instances(root / INSTANCES)
+    assert instances.categories == CATEGORIES
+    assert sorted(instances.image_ids.tolist()) == [16, 23, 23]
     assert instances.tags(np.array([23, 5])).tolist() == [[True, True, False], [False] * 3]
-    assert [len(own["labels"]) for own in boxes_of(tmp_path / "instances.json", np.array([23, 5]))] == [2, 0]
+    assert [len(own["labels"]) for own in boxes_of(root / INSTANCES, np.array([23, 5]))] == [2, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------ Karpathy
@@ -382,7 +397,7 @@ def test_karpathys_splits(tmp_path: Path, folder: str) -> None:
             number = int(clip.path.stem[-12:])
             assert found.image_ids[row] == found.groups[row] == number
             assert found.captions[row] == (f"Image {number}: 0.", f"Image {number}: 1.")
-            assert found.caption_ids[row] == (10 * number, 10 * number + 1)
+            assert found.caption_ids[row] == (100 * number + 1, 100 * number + 2)
         assert found.tags.shape == (len(listing), 0)
     assert counts == {"train": 3, "restval": 2, "val": 2, "test": 2}
     status = COCOKarpathy(root).status()
@@ -424,6 +439,6 @@ def test_karpathys_groups(tmp_path: Path) -> None:
 
 
 def test_karpathys_list_as_it_stands(tmp_path: Path) -> None:
-    images, splits = read_splits(write_json(tmp_path / "list.json", karpathy_document()))
+    images, splits = read_splits(write_karpathy(tmp_path) / "dataset_coco.json")
     assert len(images.names) == 9
     assert Counter(splits.tolist()) == {"train": 3, "restval": 2, "val": 2, "test": 2}

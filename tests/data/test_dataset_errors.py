@@ -31,11 +31,14 @@ from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetError
-from tests.data.image_layouts import voc_annotation, write_coco, write_imagenet, write_karpathy, write_voc
-from tests.data.language_layouts import (
+from tests.data.image_layouts import (
+    write_coco,
     write_coco_cn,
     write_conceptual_captions,
+    write_imagenet,
+    write_karpathy,
     write_multi30k,
+    write_voc,
 )
 from tests.data.text_layouts import (
     ANSWERS,
@@ -51,7 +54,6 @@ from tests.data.text_layouts import (
 )
 
 Damage = Callable[[Path], object]
-BOX = (1.0, 1.0, 5.0, 5.0)
 
 
 def replaced(content: str | bytes) -> Damage:
@@ -76,6 +78,10 @@ def document(change: Callable[[Any], object]) -> Damage:
     return damage
 
 
+def edited(old: str, new: str) -> Damage:
+    return lambda path: path.write_text(path.read_text().replace(old, new, 1))
+
+
 def drop(key: str) -> Damage:
     return document(lambda found: found.pop(key))
 
@@ -91,8 +97,8 @@ COCO_CAPTIONS = [
     (document(lambda d: d["images"][0].pop("file_name")), "file_name"),
     (document(lambda d: d["images"][0].update(id=9)), "image id 9 occurs twice"),
     (document(lambda d: d["images"][0].update(file_name=f"{9:012d}.jpg")), "file name occurs twice"),
-    (document(lambda d: d["annotations"][0].update(id=9000)), "caption id occurs twice"),
-    (document(lambda d: d["annotations"][0].update(image_id=8)), "caption 30000 is of image 8"),
+    (document(lambda d: d["annotations"][0].update(id=901)), "caption id occurs twice"),
+    (document(lambda d: d["annotations"][0].update(image_id=8)), "caption 3001 is of image 8"),
     (document(lambda d: d["annotations"][0].update(caption=["a"])), ""),
     # As a file of instances has none.
     (document(lambda d: d["annotations"][0].pop("caption")), "caption"),
@@ -100,7 +106,7 @@ COCO_CAPTIONS = [
 COCO_INSTANCES = [
     (drop("categories"), "categories"),
     (document(lambda d: d["annotations"][0].update(image_id=8)), "image 8"),
-    (document(lambda d: d["annotations"][0].update(category_id=2)), "2"),
+    (document(lambda d: d["annotations"][0].update(category_id=9)), "9"),
     (document(lambda d: d["annotations"][0].pop("bbox")), "bbox"),
     (document(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), ""),
 ]
@@ -117,10 +123,10 @@ KARPATHY = [
 VOC_BOXES = [
     replaced("<annotation><object>"),
     replaced(""),
-    replaced(voc_annotation([("bicycle", BOX, 0), ("unicorn", BOX, 0)])),
-    replaced(voc_annotation([("bicycle", BOX, 0)]).replace("<ymax>5.0</ymax>", "")),
-    replaced(voc_annotation([("bicycle", BOX, 0)]).replace("5.0", "five")),
-    replaced(voc_annotation([("bicycle", (5.0, 1.0, 4.0, 5.0), 0)])),
+    edited("train", "unicorn"),
+    edited("<ymax>20</ymax>", ""),
+    edited("<xmax>24</xmax>", "<xmax>five</xmax>"),
+    edited("<xmax>24</xmax>", "<xmax>0</xmax>"),
 ]
 AVSD_DIALOGS = [
     (replaced("{"), ""),
@@ -199,7 +205,7 @@ CLIP_LISTS: list[tuple[Any, str, Damage, Any, str]] = [
         lambda root: HMDB51(root).listing("test", 1), "'a.avi 3'",
     ),
     (
-        write_esc50, "meta/esc50.csv", lambda path: path.write_text(path.read_text().replace("fold,", "part,", 1)),
+        write_esc50, "meta/esc50.csv", edited("fold,", "part,"),
         lambda root: ESC50(root).listing("all"), "line 2: KeyError: 'fold'",
     ),
     (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from common.data import annotations as annotations_module
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
-from tests.data.image_layouts import captions_document, instances_document, write_image, write_json
+from tests.data.image_layouts import write_coco, write_image
+from tests.data.text_layouts import write_lines as write_json_lines
 
 TRAIN = (
     (391895, 11, "A man rides a bike."),
@@ -43,21 +43,15 @@ def narrative(image: Any, annotator: int, caption: str, dataset: str = "mscoco_t
     }
 
 
-def write_lines(path: Path, entries: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return path
-
-
 def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
     for image in {image for image, _, _ in TRAIN}:
         write_image(root / "train2017" / f"{image:012d}.jpg", image)
     write_image(root / "val2017" / f"{139:012d}.jpg", 139)
     for part in range(parts):
         name = f"coco_train_localized_narratives-{part:05d}-of-{parts:05d}.jsonl"
-        write_lines(root / folder / name, [narrative(*entry) for entry in TRAIN[part::parts]])
+        write_json_lines(root / folder / name, [narrative(*entry) for entry in TRAIN[part::parts]])
     lines = [narrative(139, 4, "Ein Zimmer über \u2028 allem 猫.", "mscoco_val2017")]
-    write_lines(root / folder / "coco_val_localized_narratives.jsonl", lines)
+    write_json_lines(root / folder / "coco_val_localized_narratives.jsonl", lines)
     return root
 
 
@@ -88,7 +82,7 @@ def test_columns_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert LocalizedNarrativesCOCO(again).annotations("train").fingerprint() == first.fingerprint()
     # What was kept for the old place must not answer for other words at the new one.
     path = again / "coco_train_localized_narratives-00000-of-00001.jsonl"
-    write_lines(path, [narrative(391895, 1, "Other words.")])
+    write_json_lines(path, [narrative(391895, 1, "Other words.")])
     assert list(LocalizedNarrativesCOCO(again).annotations("train").captions) == [("Other words.",)]
 
 
@@ -124,7 +118,7 @@ def test_open_images(tmp_path: Path) -> None:
     for number, (split, stem) in enumerate(stems.items()):
         image = f"{number:016x}"
         write_image(tmp_path / split / f"{image}.jpg", number)
-        write_lines(tmp_path / f"{stem}.jsonl", [narrative(image, 1, f"An image to {split} with.", "open_images")])
+        write_json_lines(tmp_path / f"{stem}.jsonl", [narrative(image, 1, f"An image to {split} with.", "open_images")])
     dataset = LocalizedNarrativesOpenImages(tmp_path)
     assert dataset.annotations("train").captions[0] == ("An image to train with.",)
     assert dataset.listing("val").table.names == ["validation/0000000000000001.jpg"]
@@ -134,30 +128,15 @@ def test_open_images(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- COCO 2014
-def write_coco_2014(root: Path, instances: bool = True) -> Path:
-    """COCO 2014 as it is released: the split is part of every file name."""
-    for split, count, first in (("train", 3, 9), ("val", 2, 42)):
-        documents = {"captions": captions_document(count, first=first)}
-        if instances:
-            documents["instances"] = instances_document(count, first)
-        for kind, document in documents.items():
-            for entry in document["images"]:
-                entry["file_name"] = f"COCO_{split}2014_{entry['id']:012d}.jpg"
-            write_json(root / "annotations" / f"{kind}_{split}2014.json", document)
-        for entry in documents["captions"]["images"]:
-            write_image(root / f"{split}2014" / entry["file_name"], entry["id"])
-    return root
-
-
 def test_coco_2014(tmp_path: Path) -> None:
-    dataset = COCO2014(write_coco_2014(tmp_path))
+    dataset = COCO2014(write_coco(tmp_path, 3, year="2014"))
     listing = dataset.listing("train")
     assert listing.table.names == [f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 16, 23)]
     found = dataset.annotations("train", listing)
     assert found.captions[0] == ("Image 9, caption 0.", "Image 9, caption 1.")
     assert found.tag_names == ("person", "dog", "car")
     assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False]]
-    assert dataset.annotations("validation").image_ids.tolist() == [42, 49]
+    assert dataset.annotations("validation").image_ids.tolist() == [5000, 5007]
     assert sum(dataset.published_counts.values()) == 123_287
     notes = dataset.status().notes
     assert "val: 2 images, published 40,504" in notes
@@ -166,7 +145,7 @@ def test_coco_2014(tmp_path: Path) -> None:
 
 
 def test_coco_2014_is_not_mistaken_for_2017(tmp_path: Path) -> None:
-    dataset = COCO2014(write_coco_2014(tmp_path, instances=False))
+    dataset = COCO2014(write_coco(tmp_path, instances=False, year="2014"))
     assert dataset.annotations("val").tags.shape == (2, 0)
     (tmp_path / "annotations" / "captions_train2014.json").unlink()
     with pytest.raises(DatasetMissing, match=r"COCO 2014: nothing at .*captions_train2014\.json"):

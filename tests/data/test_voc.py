@@ -9,7 +9,7 @@ import pytest
 
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetError, DatasetMissing
-from tests.data.image_layouts import VOC_CLASSES, voc_annotation, write_voc
+from tests.data.image_layouts import VOC_CLASSES, write_voc
 
 LISTS = "VOCdevkit/VOC2007/ImageSets/Main"
 
@@ -61,8 +61,13 @@ def test_labels_and_boxes_say_the_same(tmp_path: Path) -> None:
 
 def test_boxes_begin_at_nought(tmp_path: Path) -> None:
     voc = PascalVOC(write_voc(tmp_path))
+    path = tmp_path / "VOCdevkit/VOC2007/Annotations/000010.xml"
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    path.write_text(
+        path.read_text().replace("<xmax>11</xmax>", "<xmax>10.5</xmax>").replace("</object>", f"{part}</object>", 1)
+    )
     boxes = voc.boxes("test")[0]
-    # The whole image of 24 x 20 pixels; the part of the first object is not an object.
+    # The whole image of 24 x 20 pixels; the part of the first object, as persons have, is not an object.
     assert boxes["boxes"].tolist() == [[0.0, 0.0, 24.0, 20.0], [2.0, 1.0, 10.5, 11.0]]
     assert boxes["boxes"].dtype == np.float32
     assert boxes["labels"].dtype == np.int64
@@ -71,12 +76,15 @@ def test_boxes_begin_at_nought(tmp_path: Path) -> None:
     assert len(voc.boxes("test", voc.listing("test").subset([2, 2]))) == 2
 
 
-def test_an_image_without_objects(tmp_path: Path) -> None:
-    root = write_voc(tmp_path)
-    (root / "VOCdevkit/VOC2007/Annotations/000010.xml").write_text(voc_annotation([]))
-    boxes = PascalVOC(root).boxes("test")[0]
-    assert boxes["boxes"].shape == (0, 4)
-    assert boxes["labels"].shape == boxes["difficult"].shape == (0,)
+def test_an_image_without_objects_and_one_without_a_difficult_flag(tmp_path: Path) -> None:
+    annotations = write_voc(tmp_path) / "VOCdevkit/VOC2007/Annotations"
+    (annotations / "000010.xml").write_text("<annotation></annotation>")
+    path = annotations / "000011.xml"
+    path.write_text(path.read_text().replace("<difficult>1</difficult>", ""))
+    empty, plain, _ = PascalVOC(tmp_path).boxes("test")
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["labels"].shape == empty["difficult"].shape == (0,)
+    assert plain["difficult"].tolist() == [False, False]
 
 
 def test_two_years_are_joined(tmp_path: Path) -> None:
@@ -145,10 +153,3 @@ def test_lists_of_classes_that_do_not_name_an_image_once_are_refused(tmp_path: P
         (root / LISTS / "train_test.txt").write_text(text)
         with pytest.raises(DatasetError, match="000012"):
             PascalVOC(root).labels("test")
-
-
-def test_lists_without_a_difficult_flag(tmp_path: Path) -> None:
-    root = write_voc(tmp_path)
-    text = voc_annotation([("bicycle", (1.0, 1.0, 5.0, 5.0), 1)]).replace("<difficult>1</difficult>", "")
-    (root / "VOCdevkit/VOC2007/Annotations/000011.xml").write_text(text)
-    assert PascalVOC(root).boxes("test")[1]["difficult"].tolist() == [False]

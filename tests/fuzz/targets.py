@@ -22,7 +22,7 @@ from PIL import Image
 from common.commands.main import main
 from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.avsd import AVSD
-from common.data.datasets.base import MediaDataset
+from common.data.datasets.base import MediaDataset, write_lines
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_cn import COCOCN
@@ -57,9 +57,9 @@ from common.reporting.results import find_promoted, place_of, write_results
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
 from common.stages.run import run_stage
-from tests.data import image_layouts, language_layouts, region_layouts, text_layouts
+from tests.data import image_layouts, region_layouts, text_layouts
 from tests.data.media_factory import tone, write_video, write_wav
-from tests.data.test_localized_narratives import write_coco_2014, write_ln_coco
+from tests.data.test_localized_narratives import write_ln_coco
 from tests.m3p import stages as m3p
 from tests.stages import request
 from tests.trained import checkpoint
@@ -369,7 +369,7 @@ def _write_measured(folder: Path) -> None:
         (folder / "images").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 36), (200 - number, number, 9)).save(folder / "images" / f"{number}.png")
         lines.append(f"{number}.png,number {number} is red,red;square")
-    language_layouts.write_lines(folder / "images" / "metadata.csv", lines)
+    write_lines(folder / "images" / "metadata.csv", lines)
     runs = folder.parent / f"{folder.name}-runs"
     assert main(["fit", "mct/mct_tag", *_own_images(folder), "--runs", str(runs)]) == 0
     (found,) = runs.rglob("last.ckpt")
@@ -428,7 +428,7 @@ def _copy_anything(source: str, target: str) -> None:
 
 def _write_sbu(root: Path) -> None:
     for part in ("captions", "urls"):
-        language_layouts.write_lines(root / f"SBU_captioned_photo_dataset_{part}.txt", ["a dog", "a cat"])
+        write_lines(root / f"SBU_captioned_photo_dataset_{part}.txt", ["a dog", "a cat"])
 
 
 def _write_own_clips(root: Path) -> None:
@@ -436,7 +436,7 @@ def _write_own_clips(root: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     rows = ["file_name,sound,label,split,start,end", "dog/1.mp4,dog/1.wav,dog,train,0,1.5", "cat/2.mp4,,cat,val,,"]
-    language_layouts.write_lines(root / "metadata.csv", rows)
+    write_lines(root / "metadata.csv", rows)
 
 
 def _write_own_images(root: Path) -> None:
@@ -446,7 +446,7 @@ def _write_own_images(root: Path) -> None:
         (root / f"{number}.png").touch()
         caption = {"en": [f"number {number}", "a picture"], "de": "ein Bild"}
         rows.append(json.dumps({"file_name": f"{number}.png", "caption": caption, "tags": ["a", "b"]}))
-    language_layouts.write_lines(root / "metadata.jsonl", rows)
+    write_lines(root / "metadata.jsonl", rows)
 
 
 TARGETS: dict[str, Target] = {
@@ -462,13 +462,13 @@ TARGETS: dict[str, Target] = {
     "Karpathy": _dataset(image_layouts.write_karpathy, COCOKarpathy),
     "VOC": _dataset(image_layouts.write_voc, PascalVOC),
     "ImageNet": _dataset(image_layouts.write_imagenet, ImageNet),
-    "CC": _dataset(language_layouts.write_conceptual_captions, ConceptualCaptions),
-    "Multi30K": _dataset(language_layouts.write_multi30k, Multi30K),
-    "STAIR": _dataset(language_layouts.write_stair, STAIRCaptions),
-    "COCO-CN": _dataset(language_layouts.write_coco_cn, COCOCN),
-    "Wikipedia": _dataset(language_layouts.write_wikipedia, Wikipedia),
+    "CC": _dataset(image_layouts.write_conceptual_captions, ConceptualCaptions),
+    "Multi30K": _dataset(image_layouts.write_multi30k, Multi30K),
+    "STAIR": _dataset(image_layouts.write_stair, STAIRCaptions),
+    "COCO-CN": _dataset(image_layouts.write_coco_cn, COCOCN),
+    "Wikipedia": _dataset(image_layouts.write_wikipedia, Wikipedia),
     "SBU": _dataset(_write_sbu, SBU),
-    "COCO 2014": _dataset(write_coco_2014, COCO2014),
+    "COCO 2014": _dataset(lambda root: image_layouts.write_coco(root, year="2014"), COCO2014),
     "Localized Narratives": _dataset(write_ln_coco, LocalizedNarrativesCOCO),
     "TVQA": _dataset(text_layouts.write_tvqa, TVQA),
     "TVC": _dataset(lambda root: (text_layouts.write_tvc(root), text_layouts.write_tvqa(root)), TVC),

@@ -18,8 +18,7 @@ from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p import regions
 from papers.m3p.miniature import RegionClassifier, RegionPictures
 from papers.m3p.regions import RegionNetwork, prepare_regions, read_region_network, region_boxes, region_rows
-from tests.data.image_layouts import write_image
-from tests.data.language_layouts import COCO, write_coco_cn, write_coco_karpathy
+from tests.data.image_layouts import COCO, write_coco_cn, write_coco_karpathy, write_image
 
 CLASSES = 7
 

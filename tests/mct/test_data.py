@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.text import CaptionTokenizer, WordVocabulary
 from common.data.worlds.shapes import ShapesWorld
 from papers.mct.data import CaptionedViews, PretrainingData
-from tests.data.image_layouts import (
-    captions_document,
-    instances_document,
-    write_image,
-    write_json,
-)
+from tests.data.image_layouts import write_coco, write_image, write_json
 from tests.protocols.test_captions import SIDED, Sentences, coco
 from tests.protocols.test_data import SMALL, attached
 
@@ -190,11 +186,7 @@ def test_without_instances_there_are_no_tags(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_learns_from_the_training_captions_alone(tmp_path: Path) -> None:
-    coco(tmp_path, ("red ball",))
-    document = captions_document(3, 1, 5000)
-    for entry in document["annotations"]:
-        entry["caption"] = "a purple elephant"
-    write_json(tmp_path / "annotations" / "captions_val2017.json", document)
+    write_coco(tmp_path, 6, 3, captions={"train": ("red ball",), "val": ("a purple elephant",)})
     data = attached(pretraining(tmp_path, WordVocabulary(min_count=1)))
     assert data.vocabulary_size == 4 + 2
     assert data.words.encode("purple ball") == [1, 3, data.words.encode("ball")[1], 2]
@@ -226,7 +218,9 @@ def test_the_cache_changes_nothing(tmp_path: Path) -> None:
 
 def test_other_annotations_have_another_fingerprint(tmp_path: Path) -> None:
     first, second = coco(tmp_path / "one"), coco(tmp_path / "two")
-    write_json(tmp_path / "two" / "annotations" / "instances_train2017.json", instances_document(5))
+    path = tmp_path / "two" / "annotations" / "instances_train2017.json"
+    document = json.loads(path.read_text())
+    write_json(path, {**document, "annotations": []})
     described = [items(dataset).describe() for dataset in (first, second)]
     assert described[0]["fingerprint"] == described[1]["fingerprint"]
     assert described[0]["annotations"] != described[1]["annotations"]

@@ -16,7 +16,7 @@ from common.protocols.bridge import BridgeData
 from common.protocols.captions import CaptionData, CaptionRows
 from common.protocols.search import SearchData
 from common.training.examples import Draw
-from tests.data.image_layouts import captions_document, write_coco, write_json, write_karpathy
+from tests.data.image_layouts import write_coco, write_json, write_karpathy
 from tests.protocols.test_data import SMALL, attached
 
 SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
@@ -54,16 +54,12 @@ class Sentences(CaptionTokenizer):
 
 def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6, groups: tuple[int, ...] = ()) -> COCO:
     """COCO with given captions, the same for every image, and groups of images."""
-    write_coco(root, train=train, val=3)
-    document = captions_document(train, 0)
-    for number, group in enumerate(groups):
-        document["images"][number]["group_id"] = group
-    document["annotations"] = [
-        {"id": 100 * entry["id"] + place, "image_id": entry["id"], "caption": text}
-        for entry in document["images"]
-        for place, text in enumerate(captions)
-    ]
-    write_json(root / "annotations" / "captions_train2017.json", document)
+    write_coco(root, train=train, val=3, captions={"train": captions})
+    path = root / "annotations" / "captions_train2017.json"
+    document = json.loads(path.read_text())
+    for image, group in zip(document["images"], groups):
+        image["group_id"] = group
+    write_json(path, document)
     return COCO(root)
 
 

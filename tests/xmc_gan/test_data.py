@@ -373,17 +373,7 @@ def test_features_are_read_in_loader_processes(world: TwoObjectsWorld, bert: Pat
 # -------------------------------------------------------------------------------------------------------------- faults
 def with_captions(root: Path, captions: list[str]) -> Path:
     """COCO whose images all have these captions."""
-    write_coco(root, train=4, val=2)
-    for split in ("train", "val"):
-        path = root / "annotations" / f"captions_{split}2017.json"
-        document = json.loads(path.read_text())
-        document["annotations"] = [
-            {"id": 100 * entry["id"] + number, "image_id": entry["id"], "caption": caption}
-            for entry in document["images"]
-            for number, caption in enumerate(captions)
-        ]
-        path.write_text(json.dumps(document))
-    return root
+    return write_coco(root, train=4, val=2, captions=dict.fromkeys(("train", "val"), captions))
 
 
 def test_captions_of_one_word_of_none_and_over_long_ones(tmp_path: Path) -> None:
