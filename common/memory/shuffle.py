@@ -22,33 +22,23 @@ def order_over_groups(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def batch_shuffle(rows: Tensor, permutation: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Exchange the rows of all ranks in a random order; returns this rank's part and the order.
-
-    By default rank 0 draws the permutation from the global generator and sends it to all.
+def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
+    """Exchange the rows of all ranks in a given order.
 
     Shapes:
-        rows [N, ...], equal on every rank; permutation [W * N] -> [N, ...], permutation
+        rows [N, ...], as many on every rank; permutation [W * N], equal on every rank -> [N, ...]
 
     Source: docs/papers/mct.md [6].
     """
-    joint = all_gather_concat(rows)
-    if permutation is None:
-        permutation = torch.randperm(len(joint), device=rows.device)
-        broadcast_from_rank_zero(permutation)
-    shuffled = joint.index_select(0, _own_part(permutation))
+    shuffled = all_gather_concat(rows).index_select(0, _own_part(permutation))
     if rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last):
         shuffled = shuffled.contiguous(memory_format=torch.channels_last)  # gathering loses the layout
-    return shuffled, permutation
+    return shuffled
 
 
 @torch.no_grad()
 def batch_unshuffle(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Give every rank its own rows back, in their order before `batch_shuffle`.
-
-    Shapes:
-        rows [N, ...]; permutation of `batch_shuffle` [W * N] -> [N, ...]
-    """
+    """Give every rank its own rows back, in their order before `batch_shuffle`."""
     return all_gather_concat(rows).index_select(0, _own_part(permutation.argsort()))
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +24,6 @@ from common.memory.momentum import update_average
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
-from common.training.batch_norm import GroupedBatchNorm
 from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused, refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat
 from papers.mct import monitoring
@@ -65,10 +63,6 @@ class MCTModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder", "loss", "heads"], logger=False)
-        if not any(loss.widths("image").values()):
-            raise ValueError(
-                "no loss trains the image encoder: one of weight_ii, weight_tag, weight_cross must not be 0"
-            )
         if not any(loss.widths("text").values()):
             text_encoder = None
         elif text_encoder is None:
@@ -111,7 +105,7 @@ class MCTModule(pl.LightningModule):
         return terms["loss"]
 
     def update_average(self) -> None:
-        """Update the momentum encoders; their batch normalization keeps the statistics of its own batches."""
+        # The batch normalization of momentum encoders keeps the statistics of its own batches.
         update_average(self.average.parameters(), self.model.parameters(), self.hparams["momentum"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -128,9 +122,7 @@ class MCTModule(pl.LightningModule):
         h: Any = self.hparams
         epochs = int(self.trainer.max_epochs or 0)
         if epochs < 1:
-            raise ValueError(
-                "trainer.max_epochs must be at least 1: the learning rate falls along a cosine over all epochs"
-            )
+            raise ValueError("trainer.max_epochs must be at least 1: the learning rate falls over all epochs")
         per_epoch = max(int(self.trainer.estimated_stepping_batches) // epochs, 1)
         cosine = cosine_by_epoch(epochs, per_epoch)
 
@@ -166,46 +158,28 @@ class MCTModule(pl.LightningModule):
             refuse_half_weights(
                 self, "the small steps of the momentum averages to nothing, so that the keys never move"
             )
-        if self.loss.weights["tag"] and not len(self.data.tag_names):
-            raise ValueError(
-                "model.loss.weight_tag is not 0, but the data set has no tags: put instances_*.json beside its "
-                "captions, or set model.loss.weight_tag to 0"
-            )
         if self.loss.weights["tag"] and len(self.data.tag_names) != self.loss.tag_count:
             raise ValueError(
-                f"model.loss.tag_count is {self.loss.tag_count}, the data set has {len(self.data.tag_names)} tags; "
-                "set model.loss.tag_count to that number"
+                f"model.loss.tag_count is {self.loss.tag_count}, the data set has {len(self.data.tag_names)} tags: set "
+                "tag_count to that number, put instances_*.json beside COCO's captions, or set weight_tag to 0"
             )
         if self.model.text is not None:
-            self._check_text(self.model.text.backbone, stage)
+            encoder = self.model.text.backbone
+            if getattr(self.data, "tokenizer", encoder) is None:
+                raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give a class")
+            if isinstance(encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
+                encoder.require_weights()
+            check_vocabulary(self, encoder)
         # DDP would broadcast every buffer at every step: 0.6 GB of queues that are already equal.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [name for name, _ in self.named_buffers() if name.startswith("loss.")]
         )
 
-    def _check_text(self, encoder: nn.Module, stage: str) -> None:
-        if getattr(self.data, "tokenizer", encoder) is None:
-            raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give it a class")
-        if isinstance(encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
-            encoder.require_weights()
-        check_vocabulary(self, encoder)
-
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
             self.loss.synchronize()
-        if self.trainer.strategy.root_device.type == "cuda" and self._normalized_together() >= self.data.batch_size:
-            rank_zero_warn(
-                "batch_norm_group is the whole batch: batch normalization sees the same samples in queries and keys, "
-                "which can be told by it; the loss falls and the features are poor ([6]). Set batch_norm_group to 32"
-            )
 
-    def _normalized_together(self) -> int:
-        """Number of images that share batch statistics in the image tower; 0 without batch normalization."""
-        own = self.data.batch_size // self.trainer.world_size
-        layers = [one for one in self.model.image.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-        return max((one.group if isinstance(one, GroupedBatchNorm) else own for one in layers), default=0)
-
-    # -- what is measured after training -------------------------------------------------------------------------------
+    # -- evaluation after training -------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
         self._images = RowsOncePerSample("feature", "embedding")

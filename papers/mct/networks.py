@@ -20,10 +20,8 @@ class Heads:
     """Configuration of a tower's projection heads.
 
     Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) share
-    the hidden layer. With equal widths they also share the output layer, so one embedding serves both kinds of
-    contrast; with different widths each has its own output layer. This definition of "shared" is ours, because we
-    couldn't read the paper's text. `hidden_dim` defaults to the backbone's `feature_dim`; the method has no
-    `batch_norm`.
+    the hidden layer, and with equal widths the output layer as well (ours: the paper's definition is unknown).
+    `hidden_dim` defaults to the backbone's `feature_dim`.
 
     Source: [2]; two layers without batch normalization as in MoCo v2.
     """
@@ -54,10 +52,9 @@ class Tower(nn.Module):
     ) -> None:
         super().__init__()
         widths = {name: dim for name, dim in (("intra", intra_dim), ("inter", inter_dim)) if dim is not None}
-        if not widths or min(widths.values()) < 1:
+        if not widths:
             raise ValueError(
-                "a tower needs a head: give intra_dim or inter_dim a positive width, got "
-                f"intra_dim={intra_dim}, inter_dim={inter_dim}"
+                "no loss trains this tower: one of weight_ii, weight_tag, weight_cc, weight_cross must not be 0"
             )
         self.backbone = backbone
         self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
@@ -109,13 +106,11 @@ def encode_keys(
     """Keys of a batch, without gradient, as `Tower.forward` returns them.
 
     If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
-    all processes are shuffled before encoding and restored afterwards; `common.memory.groups` defines which rows are
-    normalized together. A single process whose batch is one group keeps its order, which makes no difference.
+    all processes are shuffled before encoding and restored afterwards, unless one process normalizes all together.
 
     Args:
         encoder: the moving average of a tower.
-        permutation: fixed order instead of a random one, int64, over the gathered rows of all ranks, [W * B]; the same
-            on each rank.
+        permutation: fixed order instead of a random one of the gathered rows of all ranks, [W * B], equal on each rank.
 
     Source: [6].
     """
@@ -124,7 +119,7 @@ def encode_keys(
         return encoder(*inputs)
     if permutation is None:
         permutation = order_over_groups(inputs[0])
-    keys = encoder(*(batch_shuffle(rows, permutation)[0] for rows in inputs))
+    keys = encoder(*(batch_shuffle(rows, permutation) for rows in inputs))
     return {name: batch_unshuffle(rows, permutation) for name, rows in keys.items()}
 
 

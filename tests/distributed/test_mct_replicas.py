@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.memory.collective import all_gather_concat
 from common.memory.momentum import MomentumPair
-from common.memory.shuffle import batch_shuffle, batch_unshuffle
+from common.memory.shuffle import batch_shuffle, batch_unshuffle, order_over_groups
 from common.training.batch_norm import normalize_in_groups
 from papers.mct.loss import MultimodalContrast
 from papers.mct.networks import Tower, encode_keys
@@ -136,20 +136,21 @@ def test_rank_zero_draws_the_order_and_rows_come_back() -> None:
     def exchange(rank: int) -> dict[str, Tensor]:
         torch.manual_seed(rank)
         rows = torch.arange(12.0).view(6, 2)[3 * rank : 3 * rank + 3]
-        shuffled, permutation = batch_shuffle(rows)
+        order = order_over_groups(rows)
+        shuffled = batch_shuffle(rows, order)
         return {
             "rows": rows,
-            "back": batch_unshuffle(shuffled, permutation),
+            "back": batch_unshuffle(shuffled, order),
             "joint": all_gather_concat(shuffled),
-            "permutation": permutation,
+            "order": order,
         }
 
     ranks = run_distributed(exchange)
-    torch.manual_seed(0)
-    permutation = torch.randperm(6).numpy()
     for result in ranks:
-        np.testing.assert_array_equal(result["permutation"], permutation)
-        np.testing.assert_array_equal(result["joint"], np.arange(12.0).reshape(6, 2)[permutation])
+        order = result["order"]
+        np.testing.assert_array_equal(order, ranks[0]["order"])
+        np.testing.assert_array_equal(np.sort(order), np.arange(6))
+        np.testing.assert_array_equal(result["joint"], np.arange(12.0).reshape(6, 2)[order])
         np.testing.assert_array_equal(result["back"], result["rows"])
 
 

@@ -148,11 +148,6 @@ def test_a_caption_alone_is_what_the_text_encoder_reads() -> None:
     torch.testing.assert_close(hidden[:, 0], found.model.text["backbone"](tokens))
 
 
-def test_an_image_of_too_many_places_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_tokens is 9, but an image has 16 places"):
-        module().model.start_images(torch.zeros(1, 3, 16, 16))
-
-
 def test_protocols_read_its_image_encoder(tmp_path: Path) -> None:
     encoder = ImageResNet((1, 1, 1, 1), False, (4, 4, 8, 8), 4)
     found = OneEncoder(encoder, BertEncoder(None, VOCABULARY, 8, 1, 2, 8))

@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -248,17 +247,6 @@ def test_the_shortest_captions_are_finite(tokens: list[list[int]]) -> None:
     assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
-def test_impossible_captions() -> None:
-    decoder = small_decoder()
-    with pytest.raises(ValueError, match=r"model\.max_tokens: there are 10 positions, the captions have 11"):
-        decoder(GRID, torch.ones(3, 11, dtype=torch.int64))
-    for tokens in (torch.ones(3, 1, dtype=torch.int64), torch.ones(3, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r"tokens: expected \[B, L\]"):
-            token_losses(decoder, GRID, tokens)
-    with pytest.raises(ValueError, match=r"model\.attention_heads: 3 do"):
-        small_module(attention_heads=3)
-
-
 def test_the_loss_is_float32_under_autocast() -> None:
     decoder = small_decoder().eval()
     expected = token_losses(decoder, GRID, some_captions())
@@ -398,30 +386,6 @@ def test_the_test_weighs_tokens_and_counts_a_repeated_caption_once(tmp_path: Pat
     assert metrics["test/captions"] == 7
     assert metrics["test/forward_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert not (tmp_path / "media").exists()
-
-
-def test_captions_are_numbers_where_there_is_no_tokenizer(tmp_path: Path) -> None:
-    data = SquareData()
-    data.setup("test")
-    trainer(tmp_path, 1).test(quick(samples=99), data.loader(7), verbose=False)
-    rows = read_rows(tmp_path)
-    assert len(rows) == 7
-    assert rows[0]["caption"].startswith("1 4 ")
-
-
-def test_written_captions_go_to_weights_and_biases(tmp_path: Path) -> None:
-    class Recorder(WandbLogger):
-        def __init__(self) -> None:
-            self.tables: dict[str, Any] = {}
-
-        def log_table(self, key: str, columns: Any = None, data: Any = None, **_: Any) -> None:
-            self.tables[key] = (columns, data)
-
-    module, recorder = quick(), Recorder()
-    module._trainer = SimpleNamespace(default_root_dir=str(tmp_path), loggers=[recorder])  # type: ignore[assignment]
-    module._written = [{"index": 4, "caption": "a cat", "written": "a dog"}]
-    module._show_captions()
-    assert recorder.tables == {"captions_table": (["index", "caption", "written"], [[4, "a cat", "a dog"]])}
 
 
 def test_groups_of_the_optimizer(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class MaskedViews(CaptionedViews):
 
 
 class MaskedPretrainingData(PretrainingData):
-    """MCT's training images and captions, with a share of masked words; the tokenizer needs a mask token."""
+    """MCT's training images and captions, with a share of masked words."""
 
     def __init__(
         self,
@@ -127,10 +127,8 @@ class PairEncoder(nn.Module):
         return self.text["backbone"].bert
 
     def start_images(self, images: Tensor) -> Tensor:
-        """Inputs [B, P, D] of the transformer for images [B, 3, H, W]."""
+        """Inputs [B, P, D] of the transformer for images."""
         grid = self.image["backbone"].forward_map(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
-        if (places := grid.shape[1]) > self.max_tokens:
-            raise ValueError(f"model.text_encoder.max_tokens is {self.max_tokens}, but an image has {places} places")
         second = torch.ones(grid.shape[:2], dtype=torch.int64, device=grid.device)
         return self.bert.embeddings(inputs_embeds=self.projection(grid), token_type_ids=second)
 
@@ -139,24 +137,18 @@ class PairEncoder(nn.Module):
         return self.bert.embeddings(input_ids=tokens)
 
     def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Last hidden states of places and of words; without an image, only the caption is read.
-
-        Shapes:
-            text [B, L, D]; tokens [B, L]; image [B, P, D] -> [B, P, D], [B, L, D]
-        """
+        """Last hidden states of places [B, P, D] and of words [B, L, D]; without an image, only the caption is read."""
         image = text[:, :0] if image is None else image
         known = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
-        hidden = self.bert.encoder(
-            torch.cat([image, text], 1), attention_mask=known[:, None, None, :]
-        ).last_hidden_state
+        states = torch.cat([image, text], 1)
+        hidden = self.bert.encoder(states, attention_mask=known[:, None, None, :]).last_hidden_state
         return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
 
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
         """Score of every image with every caption, each pair read together.
 
         A linear layer on the elementwise product of the mean state of the image's places and the state of the first
-        token ([11], after ViLBERT). With the first token's state alone, matching was still at chance after 400 steps of
-        the miniature; with the product it leaves chance within 250.
+        token ([11], after ViLBERT).
 
         Shapes:
             image [N, P, D]; text [M, L, D]; tokens [M, L] -> [N, M]
@@ -176,10 +168,7 @@ class OneEncoder(pl.LightningModule):
 
     The loss is the sum of three: matching of all pairs of images and captions within a group (cross entropy in both
     directions and of every pair); masked words of a caption given its image; and masked words of another caption
-    without an image, so that the transformer also learns text alone.
-
-    The test is that of MCTModule on held-out images and captions, with the matching score of every image with every
-    caption: `test/i2t_...`, `test/t2i_...` and the same with `_equal_text`.
+    without an image, so that the transformer also learns text alone. The test is MCT's search, by the matching score.
 
     Args:
         candidates: images and captions per group; a batch of B has B / candidates groups, each on one device.
@@ -211,8 +200,7 @@ class OneEncoder(pl.LightningModule):
         if stage != "fit":
             return
         size, devices = self.hparams["candidates"], self.trainer.world_size
-        groups, rest = divmod(data.batch_size, size)
-        if rest or groups % devices:
+        if data.batch_size % (size * devices):
             raise ValueError(
                 f"model.candidates is {size}: data.batch_size {data.batch_size} must be whole groups of that many, the "
                 f"same number on each of {devices} devices"
@@ -256,7 +244,7 @@ class OneEncoder(pl.LightningModule):
         rates = {"model.image.": h.image_learning_rate, "": h.learning_rate}
         return adamw(self, rates, h.weight_decay, h.warmup_fraction)
 
-    # -- what is measured after training -------------------------------------------------------------------------------
+    # -- evaluation after training -------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
         self._images = RowsOncePerSample("start")

@@ -49,17 +49,13 @@ class CaptionEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        length, positions = tokens.shape[1], self.positions.num_embeddings
-        if length > positions:
-            raise ValueError(f"model.max_tokens: there are {positions} positions, the captions have {length} tokens")
-        embeddings = self.dropout(self.layer_norm(self.words(tokens) + self.positions.weight[:length]))
+        embeddings = self.words(tokens) + self.positions.weight[: tokens.shape[1]]
+        embeddings = self.dropout(self.layer_norm(embeddings))
         return embeddings * (tokens != PAD).unsqueeze(-1)
 
 
 class CaptionDecoder(nn.Module):
     """Transformer that predicts every token of a caption from the image and the tokens before it.
-
-    Its layers normalize after every sum and use GELU. Dropout applies to embeddings, attention and hidden states.
 
     Shapes:
         grid [B, feature_dim, h, w], tokens int64 [B, L] -> logits of the next token [B, L, vocabulary_size]
@@ -79,8 +75,6 @@ class CaptionDecoder(nn.Module):
         max_tokens: int,
     ) -> None:
         super().__init__()
-        if hidden_size % attention_heads:
-            raise ValueError(f"model.attention_heads: {attention_heads} do not divide a hidden_size of {hidden_size}")
         self.max_tokens = max_tokens
         self.visual_projection = nn.Linear(feature_dim, hidden_size)
         self.embedding = CaptionEmbedding(vocabulary_size, hidden_size, max_tokens, dropout)
@@ -104,7 +98,7 @@ class CaptionDecoder(nn.Module):
             module.embedding.words.weight[PAD].zero_()
 
     def forward(self, grid: Tensor, tokens: Tensor) -> Tensor:
-        """Logits [B, L, vocabulary_size] of the token after each of [B, L]; padding at the end needs no mask."""
+        # Padding is at the end and needs no mask.
         image = self.visual_projection(grid.flatten(2).transpose(1, 2))
         length = tokens.shape[1]
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
@@ -147,8 +141,6 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
     Shapes:
         grid [B, C, h, w], tokens int64 [B, L] -> [B, L - 1]
     """
-    if tokens.ndim != 2 or tokens.shape[1] < 2:
-        raise ValueError(f"tokens: expected [B, L] with L of at least 2, a start and an end, got {list(tokens.shape)}")
     logits, targets = decoder(grid, tokens[:, :-1]), tokens[:, 1:]
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
@@ -195,16 +187,10 @@ class BicaptioningData(CaptionData):
 
 
 class VirTex(pl.LightningModule):
-    """Pre-training by bicaptioning ([11]).
+    """Pre-training by bicaptioning ([11]); parameters are named as in VirTex's checkpoints.
 
     The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the
-    non-padding tokens of all processes.
-
-    The test on held-out captions computes `test/caption_loss`, that sum over all of them, its parts `test/forward_loss`
-    and `test/backward_loss`, `test/perplexity` of the forward captions, and `test/captions`, their number. It writes
-    some generated captions to `media/captions.csv` and to W&B.
-
-    The state dict has the names of VirTex's checkpoints: `visual.cnn.*`, `textual.*`, `backward_textual.*`.
+    non-padding tokens of all processes. The test computes it on held-out captions, and writes some captions.
 
     Args:
         image_encoder: backbone with `forward_map` and `feature_dim`, which is transferred.
@@ -216,9 +202,7 @@ class VirTex(pl.LightningModule):
         weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
         warmup_steps: linear warm-up, followed by cosine decay to zero.
-
-    Shapes:
-        Batch: `image` [B, 3, H, W], `tokens` and `tokens_reversed` int64 [B, L], `index` [B].
+        samples: captions to write in the test.
     """
 
     def __init__(
@@ -251,9 +235,9 @@ class VirTex(pl.LightningModule):
         self.backward_textual = reversed_twin(self.textual)
 
     def setup(self, stage: str) -> None:
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        self.tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         for name in ("vocabulary_size", "max_tokens"):
-            needed = getattr(tokenizer, name, 0)
+            needed = getattr(self.tokenizer, name, 0)
             if needed > self.hparams[name]:
                 raise ValueError(
                     f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; set model.{name} to at "
@@ -280,26 +264,19 @@ class VirTex(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
-        image: list[nn.Parameter] = []
-        decayed: list[nn.Parameter] = []
-        undecayed: list[nn.Parameter] = []
+        groups: dict[str, list[nn.Parameter]] = {"image": [], "decayed": [], "undecayed": []}
         for name, parameter in self.named_parameters():
             tower, part, *_ = name.split(".")
-            if tower == "visual":
-                image.append(parameter)
-            else:
-                # Biases and normalizations are one-dimensional.
-                spared = part in {"embedding", "transformer"} and parameter.ndim == 1
-                (undecayed if spared else decayed).append(parameter)
+            # Biases and normalizations are one-dimensional.
+            spared = part in {"embedding", "transformer"} and parameter.ndim == 1
+            groups["image" if tower == "visual" else "undecayed" if spared else "decayed"].append(parameter)
+        parameters: list[dict[str, Any]] = [
+            {"params": groups["image"], "lr": h.image_learning_rate},
+            {"params": groups["decayed"]},
+            {"params": groups["undecayed"], "weight_decay": 0.0},
+        ]
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            [
-                {"params": image, "lr": h.image_learning_rate},
-                {"params": decayed},
-                {"params": undecayed, "weight_decay": 0.0},
-            ],
-            h.learning_rate,
-            h.momentum,
-            weight_decay=h.weight_decay,
+            parameters, h.learning_rate, h.momentum, weight_decay=h.weight_decay
         )
         if h.lookahead_steps:
             optimizer = Lookahead(optimizer, h.lookahead_steps, h.lookahead_alpha)
@@ -310,36 +287,27 @@ class VirTex(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         self.clip_gradients(optimizer, self.hparams["clip_norm"], "norm")
 
-    # -- what is measured after training -------------------------------------------------------------------------------
+    # -- evaluation after training -------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
         self._meter = OncePerSample("forward", "forward_tokens", "backward", "backward_tokens")
-        self._written: list[dict[str, int | str]] = []
+        self._written: list[list[int | str]] = []
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
         grid = self.grid(batch["image"])
-        forward = token_losses(self.textual, grid, tokens)
-        backward = token_losses(self.backward_textual, grid, tokens_reversed)
         self._meter.update(
             batch["index"],
-            forward=forward.sum(1),
+            forward=token_losses(self.textual, grid, tokens).sum(1),
             forward_tokens=predicted(tokens).sum(1),
-            backward=backward.sum(1),
+            backward=token_losses(self.backward_textual, grid, tokens_reversed).sum(1),
             backward_tokens=predicted(tokens_reversed).sum(1),
         )
         left = self.hparams["samples"] - len(self._written)
-        if self.trainer.is_global_zero and left > 0:
-            first = slice(left)
-            written = write_captions(self.textual, grid[first], tokens[first, 0], tokens_reversed[first, 0])
-            self._written += [
-                {"index": int(index), "caption": self._text(caption), "written": self._text(own)}
-                for index, caption, own in zip(batch["index"][first], tokens[first], written)
-            ]
-
-    def _text(self, tokens: Tensor) -> str:
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-        return " ".join(map(str, tokens.tolist())) if tokenizer is None else tokenizer.decode(tokens.tolist())
+        if self.trainer.is_global_zero and left > 0 and self.tokenizer is not None:
+            written = write_captions(self.textual, grid[:left], tokens[:left, 0], tokens_reversed[:left, 0])
+            for index, *captions in zip(batch["index"].tolist(), tokens.tolist(), written.tolist()):
+                self._written.append([index, *map(self.tokenizer.decode, captions)])
 
     def on_test_epoch_end(self) -> None:
         means = self._meter.compute(self.device)
@@ -351,12 +319,8 @@ class VirTex(pl.LightningModule):
         }  # fmt: skip
         self.log_dict({f"test/{name}": value.float().to(self.device) for name, value in metrics.items()})
         if self._written:
-            self._show_captions()
-
-    def _show_captions(self) -> None:
-        columns = ["index", "caption", "written"]
-        rows = [[row[name] for name in columns] for row in self._written]
-        write_table(self, media_folder(self) / "captions.csv", columns, rows)
+            path = media_folder(self) / "captions.csv"
+            write_table(self, path, ["index", "caption", "written"], self._written)
 
 
 def predicted(tokens: Tensor) -> Tensor:
