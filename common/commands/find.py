@@ -63,10 +63,10 @@ def _list_papers(scale: str, runs: Path) -> None:
 
 def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
     """Those of runs here, and the promoted ones."""
-    from common.reporting.records import find, warn
+    from common.reporting.records import find
     from common.reporting.results import find_promoted
 
-    return find(runs, paper.name, scale, malformed=warn), find_promoted(paper.name, scale)
+    return find(runs, paper.name, scale), find_promoted(paper.name, scale)
 
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:

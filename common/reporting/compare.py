@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from common.reporting.aggregate import Cell, collect
 from common.reporting.draws import Draw
 from common.reporting.papers import runs_root
-from common.reporting.records import Record, find, warn
+from common.reporting.records import Record, find
 from common.reporting.render import heading, measured_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import Metric, Row, Table, Tables, load
@@ -144,8 +144,8 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
 
 def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Path | None = None) -> list[Compared]:
     """Compare fresh records with those of another folder of runs, or with the promoted ones."""
-    reference = find_promoted(paper, scale) if against is None else find(against, paper, scale, malformed=warn)
-    return compare(load(paper), scale, find(runs or runs_root(), paper, scale, malformed=warn), reference)
+    reference = find_promoted(paper, scale) if against is None else find(against, paper, scale)
+    return compare(load(paper), scale, find(runs or runs_root(), paper, scale), reference)
 
 
 def summary(compared: Sequence[Compared]) -> str:

@@ -61,13 +61,16 @@ def told(draws: Iterable[Draw]) -> str:
     return "; ".join(f"seeds {seeds}" if isa == NATIVE else f"seeds {seeds} ({isa})" for isa, seeds in listed.items())
 
 
+def cpu_info(field: str) -> str:
+    """What Linux says of the first processor; empty if unknown."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
 def machine_isa() -> str | None:
     """The strongest known instruction set of this machine; None if it isn't x86 or is unknown."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    flags = set(cpu_info("flags").split())
     return next((isa for isa in reversed(_FLAGS) if _FLAGS[isa] <= flags), None)
 
 

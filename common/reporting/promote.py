@@ -12,7 +12,7 @@ from common.files import exclusive
 from common.reporting.curves import read_points
 from common.reporting.draws import NATIVE
 from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
-from common.reporting.records import RECORD_FILE, Record, find, portable
+from common.reporting.records import Record, find, portable
 from common.reporting.results import find_promoted, place_of, promoted_curves, write_results
 from common.reporting.tables import Tables, load
 
@@ -47,7 +47,7 @@ def promote(
     entry, root = paper_named(paper), runs or runs_root()
     for scale in scales:
         check_scale(scale)
-    found = [r for r in find(root, entry.name) if r.scale in scales]
+    found = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
     if stages is not None:
         known = {name for r in found for name in (r.stage, r.stage.split("@")[0])}
         missing = [name for name in stages if name not in known]
@@ -69,7 +69,7 @@ def promote(
             folders = [(str(project_root()), "."), (str(Path.home()), "~")]
             kept = dataclasses.replace(kept, config=portable(kept.config, folders))
             place = place_of(kept)
-            action, reason = _decision(kept, promoted.get(place), record.folder(root), tables, replace)
+            action, reason = _decision(kept, promoted.get(place), tables, replace)
             done.append(Promotion(kept, action, reason))
             if action in (PROMOTED, UPDATED, UNCHANGED):
                 promoted[place] = kept
@@ -79,13 +79,10 @@ def promote(
     return done
 
 
-def _decision(record: Record, present: Record | None, folder: Path, tables: Tables, replace: bool) -> tuple[str, str]:
+def _decision(record: Record, present: Record | None, tables: Tables, replace: bool) -> tuple[str, str]:
     """What to do with a record, and why if it is not promoted."""
     if "+" in record.stage or record.stage.partition("@")[0] not in tables.stages:
         return KEPT, "not promoted, since it is no stage of the paper's tables"
-    links = [path for path in (folder, folder / RECORD_FILE, folder / "metrics.csv") if path.is_symlink()]
-    if links:
-        return REFUSED, f"{links[0]} is a symbolic link; put the file itself there"
     if record.rehearsal:
         return REFUSED, "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
     if not record.git.get("revision"):

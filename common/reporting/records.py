@@ -12,7 +12,8 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from common import files
 from common.errors import ReportingError, printable
-from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, machine_isa
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, cpu_info, machine_isa
 from common.reporting.papers import SCALES, check_scale, paper_named
 from common.reporting.schema import one_of, parse_json, told
 
@@ -273,11 +274,6 @@ def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Pa
     return Path(root) / paper / scale / draw.folder / stage
 
 
-def warn(error: RecordError) -> None:
-    """Print once to standard error that a record is left out, and why."""
-    warn_of(f"a record is left out: {error}")
-
-
 @functools.cache
 def warn_of(text: str) -> None:
     """Print a warning to standard error, the same one once."""
@@ -298,19 +294,17 @@ def find(
     root: Path,
     paper: str | None = None,
     scale: str | None = None,
-    malformed: Callable[[RecordError], None] | None = None,
+    strict: bool = False,
 ) -> list[Record]:
-    """Every record under a folder of runs, in order; a malformed one goes to `malformed`, or is raised without it."""
+    """Every record under a folder of runs, in order; malformed ones are left out with a warning, unless `strict`."""
     found = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", check_scale(scale) if scale else "*"):
-        if not os.path.lexists(folder / RECORD_FILE):
-            continue
         try:
-            found.append(read_run(root, folder))
+            found += [read_run(root, folder)] if (folder / RECORD_FILE).exists() else []
         except RecordError as error:
-            if malformed is None:
+            if strict:
                 raise
-            malformed(error)
+            warn_of(f"a record is left out: {error}")
     return in_order(found)
 
 
@@ -375,12 +369,9 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, Any]:
     """The machine, for a record; `accelerators` are device names, passed in because asking for them needs torch."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        memory = 0.0
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_info("model name") or platform.processor() or platform.machine() or "unknown",
         "cores": files.usable_cores(),
         "memory_gib": round(memory, 1),
         "accelerators": list(accelerators),
@@ -388,23 +379,11 @@ def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, A
     }
 
 
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
-
-
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version()}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found

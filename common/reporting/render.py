@@ -15,7 +15,7 @@ from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
-from common.reporting.records import Record, find, warn
+from common.reporting.records import Record, find
 from common.reporting.results import find_promoted
 from common.reporting.tables import Claim, Metric, Row, Tables, load
 
@@ -55,7 +55,7 @@ def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence
 
 def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> list[Record]:
     """The promoted records of a paper, or the fresh ones in a folder of runs; `strict` raises for malformed ones."""
-    return find_promoted(paper) if runs is None else find(runs, paper, malformed=None if strict else warn)
+    return find_promoted(paper) if runs is None else find(runs, paper, strict=strict)
 
 
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:

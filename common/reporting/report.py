@@ -23,7 +23,7 @@ from common.reporting.records import (
     warn_of,
 )
 from common.reporting.results import draw_file, find_promoted, place_of, promoted_curves
-from common.reporting.runs import DAMAGED, RUNNING, Run, find_runs
+from common.reporting.runs import RUNNING, Run, find_runs
 from common.reporting.tables import Tables, load
 
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
@@ -169,7 +169,7 @@ class _Section:
 
     def _readable(self, budget: Budget) -> list[_ShownRun]:
         """The runs in stage order, without those that fail to render."""
-        found = [run for run in find_runs(self.folder, [self.paper.name]) if run.state != DAMAGED]
+        found = find_runs(self.folder, [self.paper.name])
         order = {stage: place for place, stage in enumerate(self.source.stages)}
 
         def place(run: Run) -> tuple[int, int, str]:

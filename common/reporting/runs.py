@@ -26,11 +26,8 @@ from common.reporting.records import (
     RECORD_FILE,
     SEED_KEYS,
     Record,
-    RecordError,
-    portable,
     read_run,
     run_folders,
-    warn,
     warn_of,
 )
 from common.reporting.schema import parse_json
@@ -40,7 +37,7 @@ BASICS = (
     "run", "paper", "scale", "draw", "seed", "stage", "recipe", "job", "row", "state", "progress", "started", "minutes",
     "steps", "overrides", "revision", "config_hash", "lineage_hash", "cpu", "measured",
 )  # fmt: skip
-DONE, RUNNING, STOPPED, DAMAGED = "done", "running", "stopped", "damaged"
+DONE, RUNNING, STOPPED = "done", "running", "stopped"
 _CONDITION = re.compile(r"(?P<field>[^=!<>~]+?)\s*(?P<sign>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
 
 
@@ -51,7 +48,7 @@ class Run:
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
         record: None until the run is finished.
-        state: `done`, `running`, `stopped`, or `damaged` if its record cannot be read.
+        state: `done`, `running` or `stopped`.
         told: progress of a running one, see `common.reporting.progress.read`.
         overrides: changes from the command line.
     """
@@ -74,8 +71,7 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.exists():
             return flat(self.record.config) if self.record else {}
-        folders = [(str(self.folder.resolve()), "$RUN"), (str(self.folder), "$RUN")]
-        return flat(portable(read_yaml(path, ReportingError), folders))
+        return flat(read_yaml(path, ReportingError))
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
@@ -129,16 +125,10 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
     finished = (folder / RECORD_FILE).exists()
     if not finished and not identity.exists():
         return None
-    record, damaged = None, False
-    if finished:
-        try:
-            record = read_run(root, folder)
-        except RecordError as error:
-            warn(error)
-            damaged = True
+    record = read_run(root, folder) if finished else None
     told = None if finished else progress.read(folder, time.time() - 120)
     running = told is not None or (not finished and _held(folder.with_name(f".{folder.name}.lock")))
-    state = DAMAGED if damaged else DONE if finished else RUNNING if running else STOPPED
+    state = DONE if finished else RUNNING if running else STOPPED
     overrides: tuple[str, ...] = ()
     if identity.exists():
         with parsing(identity, ReportingError):
@@ -199,10 +189,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def headline(record: Record) -> str:
     """The few metrics of a run that tables show, else its first ones."""
-    try:
-        filled = entries(load(record.paper), record.stage, record.scale)
-    except ReportingError:  # of a paper of another branch, or of tables that are being edited
-        filled = []
+    filled = entries(load(record.paper), record.stage, record.scale)
     decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
     names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
     values = {name: record.metrics[name] for name in (names or list(record.metrics))[:3]}
@@ -286,26 +273,18 @@ def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
     """The runs matching names, their ends or folders: `mini/seed0/avid`, or `avid` if unique."""
     found, wrong = [], []
     for name in names:
-        try:
-            found.append(_named_run(runs, name))
-        except ReportingError as error:
-            wrong.append(str(error))
+        end = f"/{name.rstrip('/')}"
+        some = [run for run in runs if f"/{run.name}" == end] or [run for run in runs if f"/{run.name}".endswith(end)]
+        some = some or [run for run in runs if run.folder.resolve() == Path(name).resolve()]
+        if len(some) == 1:
+            found += some
+        elif some:
+            wrong.append(f"{name!r} means several runs: {', '.join(run.name for run in some)}; say which")
+        else:
+            wrong.append(f"there is no run {name!r}: {nearest(name, [run.name for run in runs])}")
     if wrong:
         raise ReportingError("; ".join(wrong))
     return found
-
-
-def _named_run(runs: Sequence[Run], name: str) -> Run:
-    wanted = name.rstrip("/")
-    found = [run for run in runs if run.name == wanted] or [
-        run for run in runs if f"/{run.name}".endswith(f"/{wanted}")
-    ]
-    found = found or [run for run in runs if Path(wanted).exists() and run.folder.resolve() == Path(wanted).resolve()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ReportingError(f"{name!r} means several runs: {', '.join(run.name for run in found)}; say which")
-    raise ReportingError(f"there is no run {name!r}: {nearest(name, [run.name for run in runs])}")
 
 
 @dataclass(frozen=True)

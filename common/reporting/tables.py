@@ -179,12 +179,6 @@ class Row(Part):
     def _same_stages_for_every_metric(cls, given: Any, info: ValidationInfo) -> Any:
         return given if isinstance(given, Mapping) else dict.fromkeys(_names(info).get("metric", ()), given)
 
-    @model_validator(mode="after")
-    def _is_trained_or_not(self) -> Self:
-        if self.untrained and self.model is not None:
-            raise ValueError("an untrained row has no model")
-        return self
-
     def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
         """Names of the stages whose mean fills a cell; `$row` is the row's model."""
         return self.stages.get(metric.id, metric.stages.get(scale, ()))
@@ -421,11 +415,10 @@ class StageInstance:
         return self.id.split("@", 1)[0]
 
 
-def load(paper: str, path: Path | None = None) -> Tables:
-    """Read and validate a paper's tables file, or the file at `path`."""
+def load(paper: str) -> Tables:
+    """Read and validate a paper's tables file."""
     entry = paper_named(paper)
-    file = Path(path) if path is not None else entry.tables_file
-    return _loaded(entry.name, file, tuple(stamp_of(file)))
+    return _loaded(entry.name, entry.tables_file, tuple(stamp_of(entry.tables_file)))
 
 
 @functools.lru_cache(maxsize=64)

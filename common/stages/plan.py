@@ -92,7 +92,7 @@ def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
     if not planned:
         return []
     request = planned[0].request
-    here = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
+    here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
     return records.expected_seconds([item.request.stage for item in planned], here, recorded, request.isa)
 

@@ -208,7 +208,10 @@ def test_interruption_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_find_checks_places_and_skips_what_was_set_aside(
-    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
+    project: Path,
+    save: Callable[[Record], Path],
+    make_record: Callable[..., Record],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = save(make_record("esc@base", 1))
     save(make_record("esc@base", 0))
@@ -220,17 +223,17 @@ def test_find_checks_places_and_skips_what_was_set_aside(
     folder = save(make_record("esc@base", 2))
     folder.rename(folder.with_name("esc@better"))
     with pytest.raises(RecordError, match="by its content this record belongs"):
-        records.find(project / "runs")
+        records.find(project / "runs", strict=True)
     unreadable = save(make_record("esc@base", 3)) / records.RECORD_FILE
     unreadable.unlink()
     unreadable.mkdir()
     (save(make_record("esc@base", 4)) / records.RECORD_FILE).write_text("{")
-    left_out: list[RecordError] = []
-    found = records.find(project / "runs", "mct", malformed=left_out.append)
+    capsys.readouterr()
+    found = records.find(project / "runs", "mct")
     assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]
-    for error, words in zip(left_out, ("belongs", "directory", "JSON"), strict=True):
-        assert words in str(error)
-        assert "record.json" in str(error)
+    for error, words in zip(capsys.readouterr().err.splitlines(), ("belongs", "directory", "JSON"), strict=True):
+        assert words in error
+        assert "record.json" in error
 
 
 def test_expected_seconds_are_of_this_instruction_set_and_pace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,5 +298,4 @@ def test_machine_and_versions() -> None:
     assert machine["cpu"]
     assert machine["accelerators"] == ["Some GPU"]
     assert {"python", "numpy"} <= set(records.versions())
-    assert records.versions(["no-such-package"]).keys() == {"python"}
     dataclasses.replace(a_record(), versions=records.versions(), hardware=machine)

@@ -148,19 +148,6 @@ def test_a_draw_of_another_machine_is_not_overwritten(
     assert [record.metrics["test/top1"] for record in find_promoted("mct")] == [53.0]
 
 
-@pytest.mark.parametrize("name", ["record.json", "metrics.csv", ""])
-def test_links_are_not_followed(name: str, project: Path, make_record: MakeRecord, save: Save) -> None:
-    folder = save(make_record("esc@base", 0))
-    (folder / "metrics.csv").write_text("step,name,value\n0,a,1\n1,a,2\n")
-    path = folder / name if name else folder
-    path.rename(project / "elsewhere")
-    path.symlink_to(project / "elsewhere")
-    (promotion,) = promote("mct")
-    assert promotion.action == "refused"
-    assert path.name in promotion.reason
-    assert not paper_named("mct").results.exists()
-
-
 def damaged(name: str, text: str) -> Callable[[Path], None]:
     return lambda results: (results / name).write_text(text, encoding="utf-8") and None
 
