@@ -82,11 +82,6 @@ class TableResult:
         ]
         return bool(filled) and all(cell.values.keys() >= set(draws) for cell in filled)
 
-    @property
-    def deviations(self) -> list[dict[str, str]]:
-        """What the scale changes beyond sizes; see `deviations_of`."""
-        return deviations_of(self.records)
-
 
 def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
     """What records change beyond sizes, each field once, in the words of the newest record."""
@@ -103,32 +98,27 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
             key = (record.stage, record.draw)
             if key not in newest or record.started > newest[key].started:
                 newest[key] = record
-    left_out: dict[str, list[str]] = {}
     kept = dict(newest)
-    for stage in sorted({stage for stage, _ in newest}):
-        of_stage = [newest[key] for key in sorted(newest) if key[0] == stage]
-        current = max(of_stage, key=lambda r: r.started).configuration
-        for record in of_stage:
-            if record.configuration != current:
-                del kept[stage, record.draw]
-                left_out.setdefault(stage, []).append(
-                    f"{record.draw} of `{stage}` is left out: configuration {record.configuration}, "
-                    f"while the newest record has {current}"
-                )
-    changed = True
-    while changed:
-        changed = False
-        for (stage, draw), record in sorted(kept.items()):
-            for parent in record.parents.values():
-                key = (parent["stage"], draw)
-                if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
-                    del kept[stage, draw]
-                    left_out.setdefault(stage, []).append(
-                        f"{draw} of `{stage}` is left out: it was measured on another `{parent['stage']}` "
-                        "than the one recorded now; run it again"
-                    )
-                    changed = True
-                    break
+    left_out: dict[str, list[str]] = {}
+
+    def leave_out(record: Record, why: str) -> None:
+        del kept[record.stage, record.draw]
+        left_out.setdefault(record.stage, []).append(f"{record.draw} of `{record.stage}` is left out: {why}")
+
+    def other_parent(record: Record) -> str | None:
+        """A parent on which the record was measured, and which is no longer the one of its draw."""
+        for parent in record.parents.values():
+            key = (parent["stage"], record.draw)
+            if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
+                return parent["stage"]
+        return None
+
+    current = {record.stage: record.configuration for record in sorted(newest.values(), key=lambda r: r.started)}
+    for (stage, _), record in sorted(newest.items()):
+        if record.configuration != current[stage]:
+            leave_out(record, f"configuration {record.configuration}, while the newest record has {current[stage]}")
+    while stale := next(((record, at) for _, record in sorted(kept.items()) if (at := other_parent(record))), None):
+        leave_out(stale[0], f"it was measured on another `{stale[1]}` than the one recorded now; run it again")
     return Chosen(kept, left_out)
 
 
@@ -171,16 +161,16 @@ def _values(
     without: list[str] = []
     for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
         found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
+        numbers = {record.stage: record.metrics.get(metric.key) for record in found}
+        known = [number for number in numbers.values() if number is not None]
         if len(found) < len(instances):
             notes.append(
                 f"{metric.label} of {row.label}, {draw}: {len(found)} of {len(instances)} stages recorded; "
                 "shown when all are"
             )
-            continue
-        numbers = [record.metrics.get(metric.key) for record in found]
-        if any(number is None for number in numbers):
-            without += [r.stage for r, number in zip(found, numbers) if number is None]
-            continue
-        values[draw] = statistics.fmean(number for number in numbers if number is not None)
-        used += found
+        elif len(known) < len(found):
+            without += [stage for stage, number in numbers.items() if number is None]
+        else:
+            values[draw] = statistics.fmean(known)
+            used += found
     return values, used, notes, without

@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from common.reporting.records import Record
 
 MEBIBYTE = 2**20
 MAX_FILE_BYTES = 2 * MEBIBYTE
 MAX_PAGE_BYTES = 32 * MEBIBYTE
-MAX_FILES_PER_RUN = 24
 MAX_TABLE_ROWS = 30
 MIMES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp",
@@ -41,29 +41,21 @@ class Budget:
         return ""
 
 
-@dataclass(frozen=True)
-class Medium:
-    """An embedded picture or clip.
-
-    Attributes:
-        kind: `image` or `video`.
-        text: alternative text.
-        uri: its content.
-    """
+class Medium(NamedTuple):
+    """An embedded picture or clip: `image` or `video`, its alternative text and its content."""
 
     kind: str
     text: str
     uri: str
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """A small table of texts; `more` rows are not shown."""
 
     name: str
     header: list[str]
     rows: list[list[str]]
-    more: int = 0
+    more: int
 
 
 @dataclass
@@ -74,16 +66,6 @@ class Gallery:
     sheets: list[Sheet] = field(default_factory=list)
     rows: dict[str, tuple[list[str], Medium]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Comparison:
-    """Rows of pictures of several stages that show the same things in the same order, one row per stage."""
-
-    title: str
-    scale: str
-    columns: list[str]
-    rows: list[tuple[str, Medium]] = field(default_factory=list)
 
 
 def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
@@ -97,11 +79,12 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
         if not is_own(path, folder):
             found.left_out.append(f"{path.name} (not in the run's folder)")
         elif suffix == ".csv":
-            found.sheets.append(read_sheet(path))
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                header, *lines = [*csv.reader(file)] or [[]]
+            more = max(len(lines) - MAX_TABLE_ROWS, 0)
+            found.sheets.append(Sheet(path.name, header, lines[:MAX_TABLE_ROWS], more))
         elif suffix not in MIMES:
             found.left_out.append(f"{path.name} (no picture)")
-        elif len(found.media) == MAX_FILES_PER_RUN:
-            found.left_out.append(f"{path.name} (more than {MAX_FILES_PER_RUN} files)")
         elif reason := budget.refuse(path):
             found.left_out.append(f"{path.name} ({reason})")
         elif name.endswith(_ROW):
@@ -113,14 +96,18 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
     return found
 
 
-def comparisons(galleries: Iterable[tuple[str, str, Gallery]]) -> list[Comparison]:
-    """Rows of pictures below each other where they show the same, from (scale, stage, gallery) in order."""
-    found: dict[tuple[str, str, tuple[str, ...]], Comparison] = {}
+def comparisons(
+    galleries: Iterable[tuple[str, str, Gallery]],
+) -> dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]]:
+    """Rows of pictures that show the same things in the same order, from (scale, stage, gallery).
+
+    (scale, title, columns) to (stage, row).
+    """
+    found: dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]] = {}
     for scale, stage, one in galleries:
         for title, (columns, row) in one.rows.items():
-            together = found.setdefault((scale, title, tuple(columns)), Comparison(title, scale, columns))
-            together.rows.append((stage, row))
-    return list(found.values())
+            found.setdefault((scale, title, tuple(columns)), []).append((stage, row))
+    return found
 
 
 def is_own(path: Path, folder: Path) -> bool:
@@ -134,9 +121,3 @@ def _embedded(path: Path, record: Record) -> Medium:
     words = path.name.partition(".")[0].replace("_", " ")
     text = f"{words} of {record.stage}, {record.scale} scale, {record.draw}"
     return Medium(mime.partition("/")[0], text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")
-
-
-def read_sheet(path: Path) -> Sheet:
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
-    return Sheet(path.name, header, rows[:MAX_TABLE_ROWS], max(len(rows) - MAX_TABLE_ROWS, 0))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ class _Section:
         self.paper, self.scales, self.folder = paper, scales, folder
         self.source: Tables = load(paper.name)
         self.recorded = [r for r in find_promoted(paper.name) if r.scale in scales]
-        self.facts = {id(r): self._facts(r, draw_file(paper, r.scale, r.draw)) for r in self.recorded}
+        self.files = {id(r): _from_here(draw_file(paper, r.scale, r.draw)) for r in self.recorded}
         self._shown_runs = self._readable(budget)
         self.fresh = [shown.run.record for shown in self._shown_runs if shown.run.record]
         filled = [
@@ -169,90 +168,58 @@ class _Section:
 
     def _readable(self, budget: Budget) -> list[_ShownRun]:
         """The runs in stage order, without those that fail to render."""
-        found = find_runs(self.folder, [self.paper.name])
         order = {stage: place for place, stage in enumerate(self.source.stages)}
-
-        def place(run: Run) -> tuple[int, int, str]:
-            scale, stage = run.name.split("/")[1], run.folder.name
-            return SCALES.index(scale), order.get(stage.partition("@")[0], len(order)), stage
-
-        ranks: Counter[tuple[int, int, str]] = Counter()
-        ranked = []
-        for run in found:
-            ranked.append((ranks[place(run)], run))
-            ranks[place(run)] += 1
+        of_stage: dict[tuple[int, int, str], list[Run]] = {}
+        for run in find_runs(self.folder, [self.paper.name]):
+            scale, stage = run.fields["scale"], run.fields["stage"]
+            if scale in self.scales:
+                place = (SCALES.index(scale), order.get(stage.partition("@")[0], len(order)), stage)
+                of_stage.setdefault(place, []).append(run)
+        ranked = [(rank, place, run) for place, runs in of_stage.items() for rank, run in enumerate(runs)]
         shown = []
         # If not all pictures fit, show those of the first draw of every stage.
-        for rank, run in sorted(ranked, key=lambda item: (item[0], place(item[1]))):
-            if run.name.split("/")[1] in self.scales:
-                try:
-                    shown.append(self._shown(run, budget, rank))
-                except Exception as error:
-                    warn_of(f"{run.folder} is left out of the page: {type(error).__name__}: {error}")
-        return sorted(shown, key=lambda one: place(one.run))
+        for rank, place, run in sorted(ranked, key=itemgetter(0, 1)):
+            try:
+                shown.append((place, self._shown(run, budget, rank)))
+            except Exception as error:
+                warn_of(f"{run.folder} is left out of the page: {type(error).__name__}: {error}")
+        return [one for _, one in sorted(shown, key=itemgetter(0))]
 
     def _shown(self, run: Run, budget: Budget, rank: int) -> _ShownRun:
         """Read everything in a run that could be malformed."""
         if run.record:
-            self.facts[id(run.record)] = self._facts(run.record, run.folder / RECORD_FILE)
+            self.files[id(run.record)] = _from_here(run.folder / RECORD_FILE)
         told = run.fields.get("progress", "") if run.record is None else ""
         pictures = gallery(run.folder, run.record, budget, rank == 0) if run.record else Gallery()
         return _ShownRun(run, told, read_curves(run.folder / "metrics.csv"), pictures)
 
-    def _facts(self, record: Record, path: Path) -> dict[str, Any]:
-        root = project_root()
-        return {
-            "file": (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
-            "hardware": render.hardware_text(record),
-            "date": record.started[:10],
-            "revision": render.revision_text(record),
-            "data": [
-                f"{name}: {d.get('samples', '?')} samples, {d.get('skipped', '?')} skipped"
-                for name, d in sorted(record.data.items())
-            ],
-            "deviations": [short_name(d["field"]) for d in record.deviations],
-        }
-
     def origin(self, cell: Cell) -> dict[str, Any]:
+        """Where the value of a cell comes from."""
+        records = cell.records
         stages: dict[str, list[Record]] = {}
-        for record in cell.records:
+        for record in records:
             stages.setdefault(record.stage, []).append(record)
-        facts = [self.facts[id(record)] for record in cell.records]
+        data = [
+            f"{name}: {d.get('samples', '?')} samples, {d.get('skipped', '?')} skipped"
+            for record in records
+            for name, d in sorted(record.data.items())
+        ]
         return {
             "values": [f"{draw}: {value:.5g}" for draw, value in sorted(cell.values.items())],
-            "stages": [
-                {
-                    "name": stage,
-                    "configuration": group[0].configuration,
-                    "files": self._files(group),
-                    "duration": _duration(group),
-                }
-                for stage, group in stages.items()
-            ],
-            "hardware": sorted({f["hardware"] for f in facts}),
-            "dates": sorted({f["date"] for f in facts}),
-            "revisions": sorted({f["revision"] for f in facts}),
-            "data": list(dict.fromkeys(line for f in facts for line in f["data"])),
-            "deviations": sorted({name for f in facts for name in f["deviations"]}),
+            "stages": [(stage, group[0].configuration, _duration(group)) for stage, group in stages.items()],
+            "files": sorted({self.files[id(record)] for record in records}),
+            "hardware": sorted({render.hardware_text(record) for record in records}),
+            "dates": sorted({record.started[:10] for record in records}),
+            "revisions": sorted({render.revision_text(record) for record in records}),
+            "data": list(dict.fromkeys(data)),
+            "deviations": sorted({short_name(d["field"]) for record in records for d in record.deviations}),
         }
-
-    def _files(self, records: Sequence[Record]) -> str:
-        """The records' files; those that only differ by draw as one shell pattern."""
-        draws: dict[str, set[str]] = {}
-        for record in records:
-            number = record.draw.folder.removeprefix("seed")
-            text = re.sub(rf"/seed{number}(?=[/.])", "/seed{}", self.facts[id(record)]["file"])
-            draws.setdefault(text, set()).add(number)
-        return " ".join(
-            text.replace("{}", found.pop() if len(found) == 1 else "{" + ",".join(sorted(found)) + "}")
-            for text, found in draws.items()
-        )
 
     def _runs(self) -> list[dict[str, Any]]:
         """Curves, pictures and clips per scale and stage, the draws together."""
         grouped: dict[tuple[str, str], list[_ShownRun]] = {}
         for shown in self._shown_runs:
-            grouped.setdefault((shown.run.name.split("/")[1], shown.run.folder.name), []).append(shown)
+            grouped.setdefault((shown.run.fields["scale"], shown.run.fields["stage"]), []).append(shown)
         recorded = promoted_curves(self.paper) if self._shown_runs else {}
         sections: list[dict[str, Any]] = []
         for (scale, stage), group in grouped.items():
@@ -286,6 +253,11 @@ class _Section:
         for section in sections:
             section["open"] = section is first[0] or bool(section["states"])
         return sections
+
+
+def _from_here(path: Path) -> str:
+    root = project_root()
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _duration(records: Sequence[Record]) -> str:

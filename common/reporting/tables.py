@@ -464,97 +464,71 @@ def expand(
     source = paper if isinstance(paper, Tables) else load(paper)
     check_scale(scale)
     kept = [source.table(name) for name in tables] if tables is not None else list(source.tables)
-    if rows is not None:
-        _check_rows(rows, kept, source.path)
+    listed = f"`assemble list {source.paper}` shows all"
+    labels = {name for table in kept for row in table.rows for name in (row.label, row.model) if name}
+    for name in rows or ():
+        if name not in labels:
+            raise TablesError(f"{source.path}: unknown row {name!r}: {nearest(name, labels)}; {listed}")
     everything = everything or not (tables is None and rows is None and stages is None)
     needed: dict[str, StageInstance] = {}
     for table in kept:
         for row in table.rows:
-            if not everything and table.made_by_request(row, scale):
-                continue
-            if rows is not None and row.label not in rows and row.model not in rows:
+            left_out = rows is not None and row.label not in rows and row.model not in rows
+            if left_out or (not everything and table.made_by_request(row, scale)):
                 continue
             for metric in table.metrics:
-                if not source.instances(table, row, metric, scale):
-                    continue
-                for name in row.stages_of(metric, scale):
-                    where = f"table {table.id!r}, row {row.label!r}, metric {metric.id!r}"
-                    _need(name, row, scale, source, needed, where)
-    if stages is not None:
-        needed = _selected(stages, needed, scale, source, free=tables is None and rows is None)
-    return list(needed.values())
+                if source.instances(table, row, metric, scale):
+                    for name in row.stages_of(metric, scale):
+                        _need(name, row, scale, source, needed)
+    if stages is None:
+        return list(needed.values())
+    for name in stages:
+        if any(name in (instance.id, instance.stage) for instance in needed.values()):
+            continue
+        if name not in source.stages:
+            near = nearest(name, {*source.stages, *needed})
+            raise TablesError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
+        if tables is not None or rows is not None:
+            raise TablesError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
+        _need(name, None, scale, source, needed)
+    chosen: dict[str, StageInstance] = {}
+
+    def keep(instance: StageInstance) -> None:
+        for parent in instance.parents.values():
+            keep(needed[parent])
+        chosen.setdefault(instance.id, instance)
+
+    for instance in needed.values():
+        if instance.id in stages or instance.stage in stages:
+            keep(instance)
+    return list(chosen.values())
 
 
-def _check_rows(rows: Collection[str], tables: list[Table], path: Path) -> None:
-    every = [row for table in tables for row in table.rows]
-    known = {name for row in every for name in (row.label, row.model) if name}
-    # Rows with other authors' numbers run nothing, so they are not offered.
-    run = {name for row in every if row.model or row.untrained for name in (row.label, row.model) if name}
-    for name in rows:
-        if name not in known:
-            raise TablesError(f"{path}: unknown row {name!r}: {nearest(name, run)}; {_listed(path)}")
-
-
-def _listed(path: Path) -> str:
-    return f"`assemble list {path.parent.name}` shows all"
-
-
-def _need(
-    name: str, row: Row | None, scale: str, source: Tables, needed: dict[str, StageInstance], where: str
-) -> str | None:
+def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[str, StageInstance]) -> str | None:
     """Add a row's stage instance and its parents; return its id (None: nothing to run)."""
     if name == ROW:
         assert row is not None
-        return _need(row.model, None, scale, source, needed, where) if row.model is not None else None
+        return _need(row.model, None, scale, source, needed) if row.model is not None else None
     stage = source.stages[name]
     if scale not in stage.scales:
-        raise TablesError(f"{source.path}: {where} needs stage {name!r}, which does not exist at scale {scale!r}")
-    per_row = _uses_row(name, source.stages)
-    if per_row and row is None:
-        raise TablesError(
-            f"{source.path}: {where}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it"
-        )
-    model = (row.model or UNTRAINED) if per_row and row is not None else None
+        of = f"row {row.label!r} needs " if row else ""
+        raise TablesError(f"{source.path}: {of}stage {name!r}, which does not exist at scale {scale!r}")
+    model = None
+    if _uses_row(name, source.stages):
+        if row is None:
+            raise TablesError(f"{source.path}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it")
+        model = row.model or UNTRAINED
     instance = f"{name}@{model}" if model else name
-    if instance in needed:
-        return instance
-    parents: dict[str, str] = {}
-    for key, parent in stage.parents.items():
-        if parent != ROW and scale not in source.stages[parent].scales:
-            continue  # the recipe's own value stands, such as a released file
-        found = _need(parent, row if per_row else None, scale, source, needed, where)
-        if found is not None:
-            parents[key] = found
-    needed[instance] = StageInstance(instance, stage.recipe, stage.job, model, parents, dict(stage.overrides))
+    if instance not in needed:
+        parents: dict[str, str] = {}
+        for key, parent in stage.parents.items():
+            if (
+                parent == ROW or scale in source.stages[parent].scales
+            ):  # else the recipe's own value, as a released file
+                found = _need(parent, row if model else None, scale, source, needed)
+                parents |= {key: found} if found is not None else {}
+        needed[instance] = StageInstance(instance, stage.recipe, stage.job, model, parents, dict(stage.overrides))
     return instance
-
-
-def _selected(
-    stages: Collection[str], needed: dict[str, StageInstance], scale: str, source: Tables, free: bool
-) -> dict[str, StageInstance]:
-    available = dict(needed)
-    for name in stages:
-        known = any(name in (instance.id, instance.stage) for instance in needed.values())
-        if known:
-            continue
-        if name not in source.stages:
-            names = {*source.stages, *needed}
-            raise TablesError(f"{source.path}: unknown stage {name!r}: {nearest(name, names)}; {_listed(source.path)}")
-        if not free:
-            raise TablesError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
-        _need(name, None, scale, source, available, f"stage {name!r}")
-    chosen: dict[str, StageInstance] = {}
-
-    def keep(instance: str) -> None:
-        if instance not in chosen:
-            for parent in available[instance].parents.values():
-                keep(parent)
-            chosen[instance] = available[instance]
-
-    for instance in available.values():
-        if instance.id in stages or instance.stage in stages:
-            keep(instance.id)
-    return chosen
 
 
 def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row, Metric]]:
@@ -572,10 +546,8 @@ def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, flo
     """The cells that a finished stage fills: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`."""
     found: dict[str, float] = {}
     for table, row, metric in entries(source, instance, scale):
-        value = metrics.get(metric.key)
-        if value is None:
-            continue
-        found[f"table/{table.id}/{metric.id}"] = value
-        if metric.id in row.published:
-            found[f"published/{table.id}/{metric.id}"] = row.published[metric.id].ends[-1]
+        if (value := metrics.get(metric.key)) is not None:
+            found[f"table/{table.id}/{metric.id}"] = value
+            if metric.id in row.published:
+                found[f"published/{table.id}/{metric.id}"] = row.published[metric.id].ends[-1]
     return found
