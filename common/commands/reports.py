@@ -18,7 +18,6 @@ from common.reporting.papers import (
     existing_papers,
     needed_checkout,
     paper_named,
-    project_root,
     runs_root,
 )
 
@@ -59,7 +58,7 @@ def tables(
     names = _names(papers)
     if check:
         needed_checkout("--check compares the READMEs of the repository with the records")
-        stale = render.check()
+        stale = render.stale(render.pages(existing_papers()))
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
         if not stale:
@@ -82,10 +81,11 @@ def tables(
     if checkout() is None:
         print("no README is written: this is an installed package and no checkout")
         return 0
-    written = {paper_named(name).readme: render.render_paper(name) for name in names}
-    written[project_root() / "README.md"] = render.render_overview()
-    for path, changed in written.items():
-        print(f"{'wrote' if changed else 'up to date'}: {path}")
+    written = render.write(render.pages(map(paper_named, names)))
+    for path in written:
+        print(f"wrote: {path}")
+    if not written:
+        print("up to date: the READMEs hold what the records say")
     return 0
 
 
@@ -117,7 +117,7 @@ def claims(
         judged += asserted + checks
         console.print(f"\n{paper_named(name).title}", style="bold")
         for found in filter(None, (asserted, checks)):
-            console.print(render.rich_judged(found, console.width))
+            console.print(render.rich_judged(found))
         if not shown:
             console.print("nothing measured yet")
     if judged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from common.reporting import charts
 from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
 from common.reporting.draws import told
-from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
+from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, project_root
 from common.reporting.records import Record, find
 from common.reporting.results import find_promoted
 from common.reporting.tables import Claim, Metric, Row, Tables, load
@@ -323,9 +324,8 @@ def overview_row(source: Tables, records: Sequence[Record]) -> OverviewRow:
     status = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
     claims = DASH
     if measured:
-        judged = [claim for f in filled[measured[0]] for claim in f.claims]
-        counts = {verdict: sum(claim.verdict == verdict for claim in judged) for verdict in VERDICTS}
-        counted = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.items() if count)
+        counts = Counter(claim.verdict for f in filled[measured[0]] for claim in f.claims)
+        counted = ", ".join(f"{counts[one]} {_PLURAL.get(one, one)}" for one in VERDICTS if counts[one])
         claims = f"{counted} ({measured[0]})"
     if source.headline is None:
         return OverviewRow(status, claims=claims)
@@ -366,60 +366,43 @@ def overview_markdown() -> str:
 
 def update_between_markers(path: Path, name: str, text: str) -> bool:
     """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` of a file; return whether it changed."""
-    return bool(_written({path: _marked(path, name, text)}))
+    return bool(write({path: _marked(path, name, text)}))
 
 
 def _marked(path: Path, name: str, body: str) -> str:
     begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
-    if not path.is_file():
-        raise RenderError(f"{path}: not found; make it, with '{begin}' and '{end}' in it")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise RenderError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
     return text[: text.index(begin)] + begin + "\n" + body.strip("\n") + "\n" + text[text.index(end) :]
 
 
-def _rendered(paper: Paper) -> dict[Path, str | None]:
-    """The README of a paper and its figures from the promoted records; None for an obsolete figure."""
-    filled = fill_best(load(paper.name), records_of(paper.name))
-    figures: dict[Path, str | None] = {
-        path: None for path in sorted(paper.results.rglob("*.svg")) if not path.name.startswith(".")
-    }
-    for f in filled:
-        if charts.caption(f.result):
-            drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
-            figures[paper.readme.parent / _figure_name(f.result)] = drawn
-    return {paper.readme: _marked(paper.readme, "tables", tables_markdown(filled)), **figures}
+def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
+    """READMEs and figures of papers from the promoted records, and the overview; None for an obsolete figure."""
+    found: dict[Path, str | None] = {}
+    for paper in papers:
+        filled = fill_best(load(paper.name), find_promoted(paper.name))
+        found[paper.readme] = _marked(paper.readme, "tables", tables_markdown(filled))
+        found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
+        for f in filled:
+            if charts.caption(f.result):
+                drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
+                found[paper.readme.parent / _figure_name(f.result)] = drawn
+    top = project_root() / "README.md"
+    return found | {top: _marked(top, "overview", overview_markdown())}
 
 
-def _stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
+def stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
+    """The pages that differ from the files."""
     return {path: text for path, text in pages.items() if text != (path.read_text("utf-8") if path.is_file() else None)}
 
 
-def _written(pages: Mapping[Path, str | None]) -> list[Path]:
-    stale = _stale(pages)
-    for path, text in stale.items():
+def write(pages: Mapping[Path, str | None]) -> list[Path]:
+    """Write or remove the files that differ, and return them."""
+    changed = stale(pages)
+    for path, text in changed.items():
         path.unlink() if text is None else write_atomically(path, text)
-    return list(stale)
-
-
-def render_paper(paper: str) -> bool:
-    """Write README and figures of a paper from the promoted records; return whether anything changed."""
-    return bool(_written(_rendered(paper_named(paper))))
-
-
-def render_overview() -> bool:
-    """Write the overview into the top README; return whether it changed."""
-    return update_between_markers(project_root() / "README.md", "overview", overview_markdown())
-
-
-def check() -> list[Path]:
-    """The README files and figures that rendering would change or remove."""
-    pages: dict[Path, str | None] = {}
-    for paper in existing_papers():
-        pages |= _rendered(paper)
-    top = project_root() / "README.md"
-    return list(_stale(pages | {top: _marked(top, "overview", overview_markdown())}))
+    return list(changed)
 
 
 # ---- terminal
@@ -446,37 +429,25 @@ def rich_table(shown: View) -> RichTable:
     return table
 
 
-WIDE = 140
-"""Columns of a terminal from which all cells of a claim fit side by side."""
-
-
-def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
-    """Claims or checks for the terminal, grouped by table; below `WIDE` columns the other cells go under each text."""
+def rich_judged(judged: Sequence[Judged]) -> RichTable:
+    """Claims or checks for the terminal, grouped by table; verdict and margins go under each text."""
     from itertools import groupby
 
-    from rich import box
     from rich.markup import escape
     from rich.padding import Padding
     from rich.table import Table as RichTable
 
     colors = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
-    wide = width >= WIDE
-    table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
-    heads = list(judged_cells(judged[0]))
-    for name in heads if wide else heads[:1]:
-        table.add_column(name)
+    table = RichTable(box=None, show_header=False)
     for (name, scale), group in groupby(judged, key=lambda j: (j.table, j.scale)):
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for one in group:
-            text, *others, verdict = map(escape, judged_cells(one).values())
+            text, *others, verdict = judged_cells(one).items()
             gate = " (gate)" if one.check.gate == one.scale == "mini" else ""
-            cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]{gate}"]
-            if wide:
-                table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
-            else:
-                table.add_row(Padding(text, (0, 0, 0, 2)))
-                named = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
-                table.add_row(Padding("  ".join([cells[-1], *named]), (0, 0, 0, 6)))
+            told = [f"[{colors[one.verdict]}]{escape(verdict[1])}[/]{gate}"]
+            told += [f"{head.split(' (')[0]} {escape(cell)}" for head, cell in others if cell]
+            table.add_row(Padding(escape(text[1]), (0, 0, 0, 2)))
+            table.add_row(Padding("  ".join(told), (0, 0, 0, 6)))
     return table
 
 
@@ -486,7 +457,7 @@ def print_table(filled: Filled, console: Console) -> None:
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")
     for judged in filter(None, (filled.claims, filled.checks)):
-        console.print(rich_judged(judged, console.width))
+        console.print(rich_judged(judged))
     console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.reporting import records
+from common.reporting import records, render
+from common.reporting.papers import existing_papers
 from common.reporting.records import Record
 
 TABLES = """
@@ -94,3 +95,11 @@ def save(project: Path) -> Callable[[Record], Path]:
         return folder
 
     return write
+
+
+def out_of_date() -> list[Path]:
+    return [*render.stale(render.pages(existing_papers()))]
+
+
+def rendered() -> list[Path]:
+    return render.write(render.pages(existing_papers()))

@@ -14,7 +14,7 @@ from common.reporting.papers import paper_named
 from common.reporting.promote import promote
 from common.reporting.records import Record
 from common.reporting.tables import load
-from tests.reporting.conftest import TABLES
+from tests.reporting.conftest import TABLES, out_of_date, rendered
 
 CURVE = "curve: {x: steps & more, y: score, points: {4: esc, 1: ucf}}\n    title: Transfer"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -114,13 +114,12 @@ def test_what_no_record_stands_for_is_found_and_goes(
 ) -> None:
     save(make_record("esc@base", 0, 50.0))
     promote("mct")
-    render.render_paper("mct")
-    render.render_overview()
+    rendered()
     other = drawn.with_name("a_table_of_old.svg")
     other.write_text("<svg/>")
-    assert render.check() == [other]
-    render.render_paper("mct")
-    assert render.check() == []
+    assert out_of_date() == [other]
+    rendered()
+    assert out_of_date() == []
     assert not other.exists()
 
 
@@ -130,13 +129,12 @@ def test_pages_and_figures_are_checked_together(
     for stage in ("ucf_1@base", "esc@base"):
         save(make_record(stage, 0, 50.0))
     promote("mct")
-    render.render_overview()
     readme = paper_named("mct").readme
-    assert render.check() == [readme, drawn]
-    assert render.render_paper("mct")
-    assert render.check() == []
-    assert not render.render_paper("mct")
+    assert out_of_date() == [readme, drawn, readme.parents[2] / "README.md"]
+    assert rendered()
+    assert out_of_date() == []
+    assert not rendered()
     assert "![score against steps & more; the bands are" in readme.read_text()
     assert "](results/mini/transfer.svg)" in readme.read_text()
     drawn.write_text(drawn.read_text().replace("score", "other"))
-    assert render.check() == [drawn]
+    assert out_of_date() == [drawn]

@@ -14,6 +14,7 @@ from common.reporting.promote import promote
 from common.reporting.records import Record
 from common.reporting.render import RenderError, update_between_markers
 from common.reporting.tables import load
+from tests.reporting.conftest import out_of_date, rendered
 
 GOLDEN = """\
 ### Transfer (mini)
@@ -114,7 +115,7 @@ def test_markers_missing(tmp_path: Path, page: str) -> None:
     with pytest.raises(RenderError, match=r"README.md: expected one line '<!-- begin:x -->'"):
         update_between_markers(path, "x", "text")
     assert path.read_text() == page
-    with pytest.raises(RenderError, match="not found; make it"):
+    with pytest.raises(RenderError, match=r"other\.md: expected one line"):
         update_between_markers(tmp_path / "other.md", "x", "text")
 
 
@@ -122,23 +123,21 @@ def test_readmes_follow_the_promoted_records(
     project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
 ) -> None:
     paper, top = project / "papers" / "mct" / "README.md", project / "README.md"
-    assert render.check() == [paper, top]
-    assert render.render_paper("mct")
-    assert render.render_overview()
-    assert render.check() == []
-    assert not render.render_paper("mct")
+    assert out_of_date() == [paper, top]
+    assert rendered()
+    assert out_of_date() == []
+    assert not rendered()
     assert (
         "| [MCT](papers/mct/README.md) | built, not measured yet | New-One, UCF (%) | 82.0 | – | – |" in top.read_text()
     )
 
     save(make_record("ucf_1@base", 0, 50.0))
     save(make_record("ucf_1@better", 0, 60.0))
-    assert render.check() == []  # fresh records do not count before they are promoted
+    assert out_of_date() == []  # fresh records do not count before they are promoted
     promote("mct")
-    assert render.check() == [paper, top]
-    render.render_paper("mct")
-    render.render_overview()
-    assert render.check() == []
+    assert out_of_date() == [paper, top]
+    rendered()
+    assert out_of_date() == []
     assert paper.read_text().startswith("# MCT\n\nbefore\n")
     assert paper.read_text().endswith("after\n")
     row = "measured at mini scale | New-One, UCF (%) | 82.0 | – | 1 not separable (mini) |"

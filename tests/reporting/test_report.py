@@ -108,7 +108,8 @@ def test_every_measured_cell_tells_where_it_comes_from(project: Path, save: Save
     assert box
     for part in (
         "seed 0: 10, seed 1: 11, seed 2: 12", "2026-01-02", "aaaaaaaaaa", "Some CPU, 2 cores", "400 samples, 3 skipped",
-        make_record().configuration, "papers/mct/results/mini/seed0.json papers/mct/results/mini/seed1.json", "<dd>a.b</dd>",
+        make_record().configuration, "papers/mct/results/mini/seed0.json papers/mct/results/mini/seed1.json",
+        "<dd>a.b</dd>",
     ):  # fmt: skip
         assert part in box.group()
     assert "11.0 ± 1.0</button>" in text

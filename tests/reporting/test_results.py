@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from common.commands.main import main
-from common.reporting import render
 from common.reporting.papers import existing_papers, paper_named
 from common.reporting.promote import promote
 from common.reporting.records import Record, RecordError
 from common.reporting.results import find_promoted, promoted_curves, write_results
+from tests.reporting.conftest import out_of_date
 from tests.reporting.test_records import CONFIGS, METRICS, a_record
 
 MakeRecord = Callable[..., Record]
@@ -123,7 +123,7 @@ def test_a_promotion_that_is_killed_leaves_results_that_can_be_read_and_is_compl
         for record, before, after in zip(find_promoted("mct"), old, new, strict=True):
             assert record in (before, after)
         assert promoted_curves(paper_named("mct"))
-        render.check()
+        out_of_date()
         promote("mct")
         assert {name: data for name, data in contents(results).items() if "/." not in name} == whole
     assert kill_at >= 5
