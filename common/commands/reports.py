@@ -162,7 +162,8 @@ def compare(
             if not compared:
                 continue
             everything += compared
-            mine, reference = map(told, comparing.draws_of(compared))
+            mine = told(draw for c in compared for draw in c.mine.values)
+            reference = told(draw for c in compared for draw in c.reference.values)
             console.print(f"\n{paper_named(name).title}, {one}", style="bold", markup=False)
             console.print(comparing.rich_comparison(compared))
             console.print(f"measured: {mine}; reference: {reference or 'none'}", markup=False, style="dim")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from common.commands.find import print_rows
-from common.commands.parsing import ExistingRuns, Option, PaperNames, at_least
+from common.commands.parsing import ExistingRuns, Option, PaperNames
 from common.reporting.papers import paper_named, runs_root
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ def runs(
     columns: Annotated[Sequence[str], Option(f"default: {' '.join(COLUMNS)}", metavar="FIELD")] = (),
     sort: Annotated[str | None, Option("by this field; runs without it come last", metavar="FIELD")] = None,
     reverse: Annotated[bool, "the largest first"] = False,
-    limit: Annotated[int | None, Option("show so many", parse=at_least(1))] = None,
     fields: Annotated[bool, "name the fields that these runs have"] = False,
     diff: Annotated[
         Sequence[str],
@@ -50,7 +49,7 @@ def runs(
     found = reading.find_runs(folder, [paper_named(name).name for name in papers])
     if diff:
         first, second = reading.named_runs(found, diff)
-        return _diff(first, second, json_)
+        return _diff(first, second)
     conditions = [reading.parse_condition(text) for text in where]
     if found:
         reading.check_fields(found, [field for field, _, _ in conditions], "--where")
@@ -59,15 +58,14 @@ def runs(
     kept = [run for run in found if all(reading.matches(run, *condition) for condition in conditions)]
     if sort or reverse:
         kept = reading.sort_runs(kept, sort or "started", reverse)
-    shown = kept[:limit]
     if fields:
         print("\n".join(reading.field_names(kept)))
     elif json_:
-        _print_json([_described(run, columns) for run in shown])
+        json.dump([_described(run, columns) for run in kept], sys.stdout, indent=1, ensure_ascii=False)
+        print()
     else:
-        _shown(shown, columns or COLUMNS)
-        hidden = f", {len(kept) - len(shown)} more with another --limit" if len(shown) < len(kept) else ""
-        print(f"{len(shown)} of {len(found)} runs in {folder}{hidden}")
+        _shown(kept, columns or COLUMNS)
+        print(f"{len(kept)} of {len(found)} runs in {folder}")
     return 0
 
 
@@ -95,22 +93,11 @@ def _shown(runs: Sequence[Run], columns: Sequence[str]) -> None:
     print_rows(heads, rows)
 
 
-def _diff(first: Run, second: Run, as_json: bool) -> int:
+def _diff(first: Run, second: Run) -> int:
     """Print what differs between two runs: the configuration, and every metric."""
     from common.reporting.runs import config_differences, metric_differences, text_of
 
     config, metrics = config_differences(first, second), metric_differences(first, second)
-    if as_json:
-        _print_json(
-            {
-                "runs": [first.name, second.name],
-                "config": [
-                    {"field": d.field, "values": [d.first, d.second], "changes_result": d.counts} for d in config
-                ],
-                "metrics": [{"field": d.field, "values": [d.first, d.second]} for d in metrics],
-            }
-        )
-        return 0
     for title, differing in (
         ("configuration", [d for d in config if d.counts]),
         ("where and on what it ran, no part of the hash", [d for d in config if not d.counts]),
@@ -129,8 +116,3 @@ def _diff(first: Run, second: Run, as_json: bool) -> int:
         print_rows(("metric", "first", "second", "difference"), rows)
     print(f"first: {first.name}\nsecond: {second.name}")
     return 0
-
-
-def _print_json(content: object) -> None:
-    json.dump(content, sys.stdout, indent=1, ensure_ascii=False)
-    print()

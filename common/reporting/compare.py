@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.reporting.aggregate import Cell, collect
-from common.reporting.draws import Draw
 from common.reporting.papers import runs_root
 from common.reporting.records import Record, find
 from common.reporting.render import heading, measured_text
@@ -205,8 +204,3 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
             verdict,
         )
     return table
-
-
-def draws_of(compared: Sequence[Compared]) -> tuple[set[Draw], set[Draw]]:
-    mine = {draw for c in compared for draw in c.mine.values}
-    return mine, {draw for c in compared for draw in c.reference.values}

@@ -92,13 +92,6 @@ def use(isa: str) -> None:
     os.environ.update(INSTRUCTION_SETS[isa])
 
 
-def require(isa: str) -> None:
-    """Check that this process was started for an instruction set, else its record would be of another draw."""
-    if differing := _differs(isa):
-        wanted = ", ".join(f"{name}={value or '(unset)'}" for name, value in differing.items())
-        raise StageError(f"a run with --isa {isa} needs {wanted} in its environment; start it with --isa {isa}")
-
-
 def _differs(isa: str) -> dict[str, str]:
     wanted = {name: INSTRUCTION_SETS[isa].get(name, "") for name in _VARIABLES}
     return {name: value for name, value in wanted.items() if os.environ.get(name, "").lower() != value.lower()}

@@ -86,24 +86,19 @@ def told(error: ValidationError, given: Any) -> str:
     first = error.errors()[0]
     where, node = "", given
     for part in first["loc"]:
-        if part == "[key]":
-            continue
-        if isinstance(part, int) and isinstance(node, Mapping) and part not in node:
-            part = list(node)[part]
-        if isinstance(part, int) and isinstance(node, list):
+        if isinstance(node, list) and isinstance(part, int):
             node = node[part]
-            name = node.get("id") if isinstance(node, Mapping) else None
-            where += f"[{part}]" + (f" ({name})" if isinstance(name, str) else "")
-        else:
-            node = node.get(part) if isinstance(node, Mapping) else None
+            where += f"[{part}]" + (f" ({node['id']})" if isinstance(node, Mapping) and "id" in node else "")
+        elif part != "[key]":
+            if isinstance(node, Mapping):
+                part = list(node)[part] if isinstance(part, int) and part not in node else part
+                node = node.get(part)
             where += f".{part}" if where else str(part)
-    message = first["msg"]
+    message = str(first["msg"])
     if first["type"] == "missing":
         message = "missing"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
     else:
-        for theirs, ours in (("Input should be", "expected"), ("tuple", "list"), ("dictionary", "mapping")):
-            message = message.replace(theirs, ours)
-        message += f", got {first['input']!r:.100}"
+        message = message.replace("Input should be", "expected") + f", got {first['input']!r:.100}"
     return f"{where}: {message}" if where else message

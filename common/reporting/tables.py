@@ -325,12 +325,11 @@ class Table(Part):
 
 
 class Headline(Part):
-    """The number of a paper that the overview shows; `mini` stands in until it is measured."""
+    """The number of a paper that the overview shows."""
 
     table: StrictStr
     row: StrictStr
     metric: StrictStr
-    mini: Headline | None = None
 
 
 class Tables(Part):
@@ -364,13 +363,11 @@ class Tables(Part):
     @model_validator(mode="after")
     def _has_its_headline(self) -> Self:
         _once((table.id for table in self.tables), "tables: table id")
-        headline, where = self.headline, "headline"
-        while headline is not None:
-            among(headline.table, [table.id for table in self.tables], f"{where}.table")
+        if headline := self.headline:
+            among(headline.table, [table.id for table in self.tables], "headline.table")
             table = self.table(headline.table)
-            among(headline.row, [row.label for row in table.rows], f"{where}.row")
-            among(headline.metric, [metric.id for metric in table.metrics], f"{where}.metric")
-            headline, where = headline.mini, f"{where}.mini"
+            among(headline.row, [row.label for row in table.rows], "headline.row")
+            among(headline.metric, [metric.id for metric in table.metrics], "headline.metric")
         return self
 
     def table(self, name: str) -> Table:

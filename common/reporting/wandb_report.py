@@ -73,8 +73,7 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
             told: list[Any] = [
                 f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims
             ]
-            tables = {h.table for h in (headline, headline and headline.mini) if h}
-            panels = next((f for f in filled if f.result.table.id in tables), filled[0])
+            panels = next((f for f in filled if headline and f.result.table.id == headline.table), filled[0])
             blocks += [wr.UnorderedList(items=told), _table_panels(source, panels)]
         else:
             blocks.append(wr.P("Nothing was measured yet."))

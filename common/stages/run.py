@@ -25,7 +25,7 @@ import yaml
 from common.errors import Preempted, RunsElsewhereError, StageError, printable
 from common.files import lock, make_folder, require_cache, sweep, sweep_cache, write_atomically
 from common.reporting import records
-from common.reporting.draws import NATIVE, require
+from common.reporting.draws import NATIVE, use
 from common.reporting.papers import checkout, runs_root
 from common.stages import stopping
 from common.stages.configuration import (
@@ -160,7 +160,7 @@ def _quiet_lightning() -> None:
 
 def run_stage(request: StageRequest, unless_done: bool = False) -> records.Record:
     """Run a stage and write its record; `unless_done` keeps a finished one."""
-    require(request.isa)
+    use(request.isa)
     if not is_main_process():
         end_with_parent()
     try:

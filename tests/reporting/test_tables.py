@@ -100,7 +100,7 @@ def test_a_row_may_be_filled_by_stages_of_its_own(project: Path) -> None:
     for stages, words in (
         ("{ecs: esc}", "did you mean 'esc'"),
         ("{esc: ucf_9}", "unknown stage"),
-        ("{esc: 3}", "list"),
+        ("{esc: 3}", "esc: expected"),
     ):
         rewritten(project, "model: better,", f"model: better, stages: {stages},")
         with pytest.raises(TablesError, match=words):
