@@ -117,7 +117,7 @@ def claims(
         judged += asserted + checks
         console.print(f"\n{paper_named(name).title}", style="bold")
         for found in filter(None, (asserted, checks)):
-            console.print(render.rich_judged(found))
+            console.print(render.rich_judged(found, console.width))
         if not shown:
             console.print("nothing measured yet")
     if judged:

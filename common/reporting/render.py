@@ -364,12 +364,8 @@ def overview_markdown() -> str:
 # ---- files
 
 
-def update_between_markers(path: Path, name: str, text: str) -> bool:
-    """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` of a file; return whether it changed."""
-    return bool(write({path: _marked(path, name, text)}))
-
-
-def _marked(path: Path, name: str, body: str) -> str:
+def marked(path: Path, name: str, body: str) -> str:
+    """A file with `body` between `<!-- begin:NAME -->` and `<!-- end:NAME -->`."""
     begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -382,14 +378,14 @@ def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
     found: dict[Path, str | None] = {}
     for paper in papers:
         filled = fill_best(load(paper.name), find_promoted(paper.name))
-        found[paper.readme] = _marked(paper.readme, "tables", tables_markdown(filled))
+        found[paper.readme] = marked(paper.readme, "tables", tables_markdown(filled))
         found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
         for f in filled:
             if charts.caption(f.result):
                 drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
                 found[paper.readme.parent / _figure_name(f.result)] = drawn
     top = project_root() / "README.md"
-    return found | {top: _marked(top, "overview", overview_markdown())}
+    return found | {top: marked(top, "overview", overview_markdown())}
 
 
 def stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
@@ -429,25 +425,37 @@ def rich_table(shown: View) -> RichTable:
     return table
 
 
-def rich_judged(judged: Sequence[Judged]) -> RichTable:
-    """Claims or checks for the terminal, grouped by table; verdict and margins go under each text."""
+WIDE = 140
+"""Columns of a terminal from which all cells of a claim fit side by side."""
+
+
+def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
+    """Claims or checks for the terminal, grouped by table; below `WIDE` columns the other cells go under each text."""
     from itertools import groupby
 
+    from rich import box
     from rich.markup import escape
     from rich.padding import Padding
     from rich.table import Table as RichTable
 
     colors = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
-    table = RichTable(box=None, show_header=False)
+    wide = width >= WIDE
+    table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
+    heads = list(judged_cells(judged[0]))
+    for name in heads if wide else heads[:1]:
+        table.add_column(name)
     for (name, scale), group in groupby(judged, key=lambda j: (j.table, j.scale)):
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for one in group:
-            text, *others, verdict = judged_cells(one).items()
+            text, *others, verdict = map(escape, judged_cells(one).values())
             gate = " (gate)" if one.check.gate == one.scale == "mini" else ""
-            told = [f"[{colors[one.verdict]}]{escape(verdict[1])}[/]{gate}"]
-            told += [f"{head.split(' (')[0]} {escape(cell)}" for head, cell in others if cell]
-            table.add_row(Padding(escape(text[1]), (0, 0, 0, 2)))
-            table.add_row(Padding("  ".join(told), (0, 0, 0, 6)))
+            cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]{gate}"]
+            if wide:
+                table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
+            else:
+                table.add_row(Padding(text, (0, 0, 0, 2)))
+                named = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
+                table.add_row(Padding("  ".join([cells[-1], *named]), (0, 0, 0, 6)))
     return table
 
 
@@ -457,7 +465,7 @@ def print_table(filled: Filled, console: Console) -> None:
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")
     for judged in filter(None, (filled.claims, filled.checks)):
-        console.print(rich_judged(judged))
+        console.print(rich_judged(judged, console.width))
     console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
 
 

@@ -71,7 +71,7 @@ def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
         try:
             records.read(path)
         except records.RecordError as error:
-            records.warn(error)
+            records.warn_of(f"a record is left out: {error}")
             return False, "its record is malformed"
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():

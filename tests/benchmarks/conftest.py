@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting.render import update_between_markers
+from common.reporting.render import marked, write
 from tests.benchmarks.speed import LINES, markdown
 
 HERE = Path(__file__).parent
@@ -29,5 +29,5 @@ def pytest_sessionfinish(exitstatus: int) -> None:
         if exitstatus:
             print(f"{page} stays as it is: something failed, see above")
         else:
-            update_between_markers(Path(page), "speed", table)
+            write({Path(page): marked(Path(page), "speed", table)})
             print(f"written to {page}")

@@ -215,16 +215,21 @@ def test_gate_exit_status(
     assert "seed1/ucf_1@base/record.json: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("width", [40, 200])
+@pytest.mark.parametrize("width", [40, 80, 200])
 def test_claims_are_readable_at_every_width(width: int) -> None:
     text = "Found by captions and by sounds better than what was trained for as long without any"
     found = judged("A.x > B.x", {0: 50.0, 1: 52.0}, {0: 2.0, 1: 3.0}, text=text)
     stream = io.StringIO()
     console = Console(file=stream, width=width)
-    console.print(rich_judged(found))
+    console.print(rich_judged(found, width))
     lines = [line.strip() for line in stream.getvalue().splitlines()]
     assert f"{found[0].table} (mini)" in lines
     first = next(n for n, line in enumerate(lines) if line.startswith("Found"))
     told = next(n for n, line in enumerate(lines) if "holds" in line)
-    assert " ".join(lines[first:told]) == text
-    assert " ".join(lines[told:]).split() == f"holds (gate) paper +0.6 ours {found[0].outcome}".split()
+    if width == 200:
+        assert told == first
+        assert lines[first].split() == [*text.split(), "+0.6", *found[0].outcome.split(), "holds", "(gate)"]
+    else:
+        assert " ".join(lines[first:told]) == text
+        assert told - first <= len(text) / (width - 12) + 1
+        assert " ".join(lines[told:]).split() == f"holds (gate) paper +0.6 ours {found[0].outcome}".split()

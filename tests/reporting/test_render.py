@@ -12,7 +12,7 @@ from rich.console import Console
 from common.reporting import render
 from common.reporting.promote import promote
 from common.reporting.records import Record
-from common.reporting.render import RenderError, update_between_markers
+from common.reporting.render import RenderError, marked, write
 from common.reporting.tables import load
 from tests.reporting.conftest import out_of_date, rendered
 
@@ -93,10 +93,10 @@ def test_nothing_measured(project: Path) -> None:
 def test_markers_are_idempotent(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("a\n<!-- begin:x -->old<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n")
-    assert update_between_markers(path, "x", "new | text\n\\1")
+    assert write({path: marked(path, "x", "new | text\n\\1")})
     once = path.read_text()
     assert once == "a\n<!-- begin:x -->\nnew | text\n\\1\n<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n"
-    assert not update_between_markers(path, "x", "new | text\n\\1")
+    assert not write({path: marked(path, "x", "new | text\n\\1")})
     assert path.read_text() == once
 
 
@@ -113,10 +113,10 @@ def test_markers_missing(tmp_path: Path, page: str) -> None:
     path = tmp_path / "README.md"
     path.write_text(page)
     with pytest.raises(RenderError, match=r"README.md: expected one line '<!-- begin:x -->'"):
-        update_between_markers(path, "x", "text")
+        write({path: marked(path, "x", "text")})
     assert path.read_text() == page
     with pytest.raises(RenderError, match=r"other\.md: expected one line"):
-        update_between_markers(tmp_path / "other.md", "x", "text")
+        write({tmp_path / "other.md": marked(tmp_path / "other.md", "x", "text")})
 
 
 def test_readmes_follow_the_promoted_records(
