@@ -1,4 +1,4 @@
-"""Captions: normalization, two views of a caption, and tokenizers."""
+"""Captions: normalization and tokenizers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import cache_folder, environment, named, write_atomically
+from common.files import cache_folder, environment, parsing, write_atomically
 from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
-
-Value = TypeVar("Value")
 
 SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
@@ -70,59 +67,56 @@ def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
     return torch.from_numpy(padded)
 
 
+class VocabularyError(ValueError):
+    """A vocabulary cannot be read or learned; the message names the file or the field."""
+
+
 class CaptionTokenizer(ABC):
     """Converts captions to token ids, at most `max_tokens` with boundary tokens, and back; call `prepare` first.
 
-    Without a file, the vocabulary is learned from the training captions (deterministic) and cached.
+    Without a file, the vocabulary is learned from the training captions (deterministic) and cached. `settings` are what
+    a learned one depends on besides the captions.
     """
 
-    #: Padding token.
-    pad_id: int = 0
     #: Name of the constructor's argument for the file, and of the file inside a folder.
     field: ClassVar[str] = "vocabulary"
     file_name: ClassVar[str]
+    pad_id: int = 0
+    start_id: int
+    end_id: int
+    vocabulary_size: int
 
-    def __init__(self, file: str | None, max_tokens: PositiveInt) -> None:
-        if max_tokens < 3:
-            raise ValueError(f"max_tokens: at least 3 are needed, two of them mark the ends; got {max_tokens}")
+    def __init__(self, file: str | None, max_tokens: PositiveInt, settings: str) -> None:
         self.file = file
         self.max_tokens = max_tokens
-        self._size = 0
-        self._content = b""
-        self._made: Any = None
+        #: The vocabulary file, for `read`.
+        self.content = b""
+        self._settings = settings
+        self._vocabulary: Any = None
 
     def normal_form(self, text: str) -> str:
         return normalize_caption(text)
 
-    @property
-    def vocabulary_size(self) -> int:
-        return self._checked(self._size)
-
-    @property
-    def content(self) -> bytes:
-        """Bytes of the vocabulary file, for `read`."""
-        return self._checked(self._content)
-
     def read(self, content: bytes) -> None:
         """Load `content` instead of calling `prepare`."""
         self._read(content)
-        self._content = content
+        self.content = content
 
     def prepare(self, captions: Iterable[str] = (), folder: Path | None = None) -> None:
         """Read the vocabulary, or learn it from training captions; `folder` replaces the cache folder."""
         if self.file is not None:
-            if self._made is None:
+            if not self.content:
                 self._read_given(Path(self.file))
             return
         texts = [self.normal_form(caption) for caption in captions]
         if not any(texts):
-            raise ValueError(f"{self.field}: there are no captions to learn one from")
-        digest = hashlib.sha256(f"1 {type(self).__name__} {self._settings()}\0".encode())
+            raise VocabularyError(f"{self.field}: there are no captions to learn one from")
+        digest = hashlib.sha256(f"1 {type(self).__name__} {self._settings}\0".encode())
         digest.update("\0".join(texts).encode())
         stem, ending = self.file_name.rsplit(".", 1)
         path = (folder or cache_folder() / "vocabularies") / f"{stem}-{digest.hexdigest()[:24]}.{ending}"
         # Learning again repairs any damaged cache.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             self.read(path.read_bytes())
             return
         content = self._learn(texts)
@@ -131,42 +125,31 @@ class CaptionTokenizer(ABC):
         with contextlib.suppress(OSError):
             write_atomically(path, content)
 
-    @property
-    def _prepared(self) -> Any:
-        return self._checked(self._made)
-
-    def _checked(self, value: Value) -> Value:
-        if self._made is None:
-            raise RuntimeError(f"{type(self).__name__}: call prepare(captions) first, it has no vocabulary yet")
-        return value
-
     def _read_given(self, path: Path) -> None:
-        if path.is_dir():
-            path = path / self.file_name
-        try:
-            with named(path):
-                content = path.read_bytes()
-        except OSError as error:
+        path = path / self.file_name if path.is_dir() else path
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{self.field}: {path} cannot be read ({error.strerror}). Put the file there (nothing is downloaded), "
-                f"or set {self.field} to null to learn one from the training captions"
-            ) from None
-        try:
-            self.read(content)
-        except ValueError as error:
-            raise ValueError(f"{self.field}: {path} is not what it should be: {error}") from error
+                f"{self.field}: {path} is no regular file. Put the file there (nothing is downloaded), or set "
+                f"{self.field} to null to learn one from the training captions"
+            )
+        with parsing(path, VocabularyError):
+            self.read(path.read_bytes())
 
-    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""
+        return [self.start_id, *self._numbers(self.normal_form(text))[: self.max_tokens - 2], self.end_id]
 
-    @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without boundary and padding tokens."""
+        hidden = {self.pad_id, self.start_id, self.end_id}
+        return self._text([int(token) for token in tokens if int(token) not in hidden])
 
     @abstractmethod
-    def _settings(self) -> str:
-        """What a learned vocabulary depends on besides the captions."""
+    def _numbers(self, text: str) -> list[int]:
+        """Token ids of a text in normal form, without boundary tokens."""
+
+    def _text(self, tokens: list[int]) -> str:
+        return self._vocabulary.decode(tokens)
 
     @abstractmethod
     def _learn(self, texts: Sequence[str]) -> bytes:
@@ -191,25 +174,15 @@ class WordPieceTokenizer(CaptionTokenizer):
     def __init__(
         self, vocabulary: str | None = None, vocabulary_size: PositiveInt = 30522, max_tokens: PositiveInt = 30
     ) -> None:
-        super().__init__(vocabulary, max_tokens)
+        super().__init__(vocabulary, max_tokens, f"{vocabulary_size}")
         self.largest_size = vocabulary_size
-        self._hidden: frozenset[int] = frozenset()
-
-    def encode(self, text: str) -> list[int]:
-        return self._prepared.encode(normalize_caption(text)).ids
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self._prepared.decode([token for token in tokens if token not in self._hidden])
 
     @property
     def mask_id(self) -> int:
-        number = self._prepared.token_to_id("[MASK]")
-        if number is None:
-            raise ValueError(f"data.tokenizer.{self.field} has no [MASK], which masked words need")
-        return number
+        return self._vocabulary.token_to_id("[MASK]")
 
-    def _settings(self) -> str:
-        return f"{self.largest_size}"
+    def _numbers(self, text: str) -> list[int]:
+        return self._vocabulary.encode(text).ids
 
     def _learn(self, texts: Sequence[str]) -> bytes:
         from tokenizers.trainers import WordPieceTrainer
@@ -226,7 +199,7 @@ class WordPieceTokenizer(CaptionTokenizer):
         # The trainer numbers letters in a random order and breaks ties by number; listing them makes it deterministic.
         letters = [*self.special, *sorted(first), *(f"##{letter}" for letter in sorted(later))]
         if len(letters) > self.largest_size:
-            raise ValueError(
+            raise VocabularyError(
                 f"vocabulary_size: {self.largest_size} are too few, the captions' {len(first)} different characters "
                 f"need {len(letters)}"
             )
@@ -243,24 +216,13 @@ class WordPieceTokenizer(CaptionTokenizer):
         return "".join(f"{token}\n" for token in sorted(numbers, key=numbers.__getitem__)).encode()
 
     def _read(self, content: bytes) -> None:
-        from tokenizers.processors import TemplateProcessing
-
         tokens = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         numbers = {token: number for number, token in enumerate(tokens)}
-        missing = [token for token in self.special[:4] if token not in numbers]
-        if missing or numbers["[PAD]"] != self.pad_id:
-            wrong = f"it lacks {', '.join(missing)}" if missing else "[PAD] is not its first line"
-            raise ValueError(
-                f"one piece a line is expected, with [PAD] first and [UNK], [CLS], [SEP] among them; {wrong}"
-            )
-        tokenizer = _uncased(numbers)
-        tokenizer.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[(token, numbers[token]) for token in ("[CLS]", "[SEP]")]
-        )
-        tokenizer.enable_truncation(self.max_tokens)
-        self._made = tokenizer
-        self._hidden = frozenset(numbers[token] for token in ("[PAD]", "[CLS]", "[SEP]"))
-        self._size = len(tokens)
+        if set(self.special) - set(numbers) or numbers["[PAD]"] != self.pad_id:
+            raise ValueError(f"one piece a line is expected, [PAD] first, among them {', '.join(self.special)}")
+        self._vocabulary = _uncased(numbers)
+        self.start_id, self.end_id = numbers["[CLS]"], numbers["[SEP]"]
+        self.vocabulary_size = len(tokens)
 
 
 class SentencePieceTokenizer(CaptionTokenizer):
@@ -277,25 +239,15 @@ class SentencePieceTokenizer(CaptionTokenizer):
     def __init__(
         self, model: str | None = None, vocabulary_size: PositiveInt = 10000, max_tokens: PositiveInt = 30
     ) -> None:
-        super().__init__(model, max_tokens)
+        super().__init__(model, max_tokens, f"{vocabulary_size}")
         self.largest_size = vocabulary_size
-        self._ends = (1, 2)
 
-    def encode(self, text: str) -> list[int]:
-        pieces = self._prepared.encode(normalize_caption(text))
-        return [self._ends[0], *pieces[: self.max_tokens - 2], self._ends[1]]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        hidden = {self.pad_id, *self._ends}
-        return self._prepared.decode([int(token) for token in tokens if token not in hidden])
-
-    def _settings(self) -> str:
-        return f"{self.largest_size}"
+    def _numbers(self, text: str) -> list[int]:
+        return self._vocabulary.encode(text)
 
     def _learn(self, texts: Sequence[str]) -> bytes:
         return _learn_pieces(
             texts,
-            self.field,
             model_type="bpe",
             vocab_size=self.largest_size,
             bos_id=-1,
@@ -305,13 +257,15 @@ class SentencePieceTokenizer(CaptionTokenizer):
         )
 
     def _read(self, content: bytes) -> None:
-        processor = _piece_processor(content)
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor(model_proto=content)
         start, end = (processor.piece_to_id(piece) for piece in ("[SOS]", "[EOS]"))
         if processor.unk_id() != self.pad_id or self.pad_id in (start, end):
             raise ValueError("a SentencePiece model is expected with <unk> as piece 0 and with pieces [SOS] and [EOS]")
-        self._made = processor
-        self._ends = (start, end)
-        self._size = processor.get_piece_size()
+        self._vocabulary = processor
+        self.start_id, self.end_id = start, end
+        self.vocabulary_size = processor.get_piece_size()
 
 
 class XLMRTokenizer(CaptionTokenizer):
@@ -326,17 +280,16 @@ class XLMRTokenizer(CaptionTokenizer):
 
     field = "model"
     file_name = "sentencepiece.bpe.model"
-    start_id: ClassVar[int] = 0
-    pad_id: int = 1
-    end_id: ClassVar[int] = 2
-    unknown_id: ClassVar[int] = 3
+    start_id = 0
+    pad_id = 1
+    end_id = 2
+    unknown_id = 3
 
     def __init__(
         self, model: str | None = None, vocabulary_size: PositiveInt = 250002, max_tokens: PositiveInt = 66
     ) -> None:
-        super().__init__(model, max_tokens)
+        super().__init__(model, max_tokens, f"{vocabulary_size}")
         self.largest_size = vocabulary_size
-        self._fingerprint = ""
 
     @property
     def mask_id(self) -> int:
@@ -344,7 +297,7 @@ class XLMRTokenizer(CaptionTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        return self._checked(self._fingerprint)
+        return hashlib.sha256(self.content).hexdigest()
 
     def normal_form(self, text: str) -> str:
         return text.encode("utf-8", "ignore").decode().rstrip()
@@ -354,38 +307,32 @@ class XLMRTokenizer(CaptionTokenizer):
         normal = [self.normal_form(text) for text in texts]
         # A list always starts threads, which takes longer than tokenizing a few words.
         if len(texts) >= MANY_TEXTS:
-            rows = self._prepared.encode(normal, num_threads=-1)
+            rows = self._vocabulary.encode(normal, num_threads=-1)
         else:
-            rows = [self._prepared.encode(text) for text in normal]
+            rows = [self._vocabulary.encode(text) for text in normal]
         return [[piece + 1 if piece else self.unknown_id for piece in row] for row in rows]
 
-    def encode(self, text: str) -> list[int]:
-        return self.enclose(self.pieces([text])[0])
+    def _numbers(self, text: str) -> list[int]:
+        return self.pieces([text])[0]
 
-    def enclose(self, pieces: Sequence[int]) -> list[int]:
-        """Put boundary tokens around pieces, cut to `max_tokens`."""
-        return [self.start_id, *pieces[: self.max_tokens - 2], self.end_id]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        kept = (int(token) for token in tokens if int(token) >= self.unknown_id and int(token) != self.mask_id)
-        return self._prepared.decode([token - 1 if token > self.unknown_id else 0 for token in kept])
-
-    def _settings(self) -> str:
-        return f"{self.largest_size}"
+    def _text(self, tokens: list[int]) -> str:
+        kept = (token for token in tokens if token != self.mask_id)
+        return self._vocabulary.decode([token - 1 if token > self.unknown_id else 0 for token in kept])
 
     def _learn(self, texts: Sequence[str]) -> bytes:
-        return _learn_pieces(texts, self.field, model_type="unigram", vocab_size=self.largest_size - 2)
+        return _learn_pieces(texts, model_type="unigram", vocab_size=self.largest_size - 2)
 
     def _read(self, content: bytes) -> None:
-        processor = _piece_processor(content)
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor(model_proto=content)
         if (processor.unk_id(), processor.bos_id(), processor.eos_id()) != (0, 1, 2):
             raise ValueError("a SentencePiece model is expected with <unk>, <s> and </s> as pieces 0, 1 and 2")
-        self._made = processor
-        self._size = processor.get_piece_size() + 2
-        self._fingerprint = hashlib.sha256(content).hexdigest()
+        self._vocabulary = processor
+        self.vocabulary_size = processor.get_piece_size() + 2
 
 
-def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
+def _learn_pieces(texts: Sequence[str], **options: Any) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
@@ -400,22 +347,8 @@ def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
             **options,
         )
     except RuntimeError as error:
-        needed = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", str(error))
-        if needed is None:
-            raise ValueError(f"{field}: SentencePiece cannot learn from these captions ({error})") from error
-        raise ValueError(
-            f"vocabulary_size: {needed[1]} are too few, the captions' different characters need {needed[2]}"
-        ) from None
+        raise VocabularyError(f"vocabulary_size: SentencePiece cannot learn from these captions ({error})") from error
     return model.getvalue()
-
-
-def _piece_processor(content: bytes) -> SentencePieceProcessor:
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        return SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
-        raise ValueError("SentencePiece cannot read it") from None
 
 
 class WordVocabulary(CaptionTokenizer):
@@ -428,6 +361,8 @@ class WordVocabulary(CaptionTokenizer):
     """
 
     file_name = "words.txt"
+    start_id = 1
+    end_id = 2
     special: ClassVar[tuple[str, ...]] = ("<pad>", "<start>", "<end>", "<unk>")
 
     def __init__(
@@ -437,36 +372,31 @@ class WordVocabulary(CaptionTokenizer):
         max_words: PositiveInt | None = None,
         max_tokens: PositiveInt = 100,
     ) -> None:
-        super().__init__(vocabulary, max_tokens)
+        super().__init__(vocabulary, max_tokens, f"{min_count} {max_words}")
         self.min_count = min_count
         self.max_words = max_words
-        self._numbers: dict[str, int] = {}
 
-    def encode(self, text: str) -> list[int]:
-        words = WORD.findall(normalize_caption(text))[: self.max_tokens - 2]
-        return [1, *(self._checked(self._numbers).get(word, 3) for word in words), 2]
+    def _numbers(self, text: str) -> list[int]:
+        return [self._vocabulary.get(word, 3) for word in WORD.findall(text)]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return " ".join(self._prepared[token] for token in tokens if token > 2)
-
-    def _settings(self) -> str:
-        return f"{self.min_count} {self.max_words}"
+    def _text(self, tokens: list[int]) -> str:
+        return " ".join(self._words[token] for token in tokens)
 
     def _learn(self, texts: Sequence[str]) -> bytes:
         counts = Counter(word for text in texts for word in WORD.findall(text))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         words = [word for word in ordered if counts[word] >= self.min_count][: self.max_words]
         if not words:
-            raise ValueError(f"min_count: no word comes {self.min_count} times in the captions; lower it")
+            raise VocabularyError(f"min_count: no word comes {self.min_count} times in the captions; lower it")
         return "".join(f"{word}\n" for word in (*self.special, *words)).encode()
 
     def _read(self, content: bytes) -> None:
         words = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         if tuple(words[:4]) != self.special:
             raise ValueError(f"one word a line is expected, beginning with {', '.join(self.special)}")
-        self._made = words
-        self._numbers = {word: number for number, word in enumerate(words)}
-        self._size = len(words)
+        self._words = words
+        self._vocabulary = {word: number for number, word in enumerate(words)}
+        self.vocabulary_size = len(words)
 
 
 def _uncased(numbers: dict[str, int]) -> Tokenizer:

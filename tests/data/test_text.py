@@ -117,9 +117,6 @@ def test_swapping_sides_twice_changes_nothing(text: str) -> None:
     assert swap_left_right(swap_left_right(text)) == text
 
 
-# -- views -------------------------------------------------------------------------------------------------------------
-
-
 # -- padding -----------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +156,7 @@ def test_decoding_gives_the_words_back(make: Maker, tmp_path: Path) -> None:
     tokenizer = make()
     tokenizer.prepare(CAPTIONS, tmp_path)
     text = "a small red star left of a heart"
+    tokenizer = pickle.loads(pickle.dumps(tokenizer))  # as it travels to workers
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode([*tokenizer.encode(text), 0, 0]) == text
     assert tokenizer.decode(tokenizer.encode("")) == ""
@@ -174,16 +172,8 @@ def test_special_tokens_cannot_be_written_in_a_caption(make: Maker, tmp_path: Pa
 
 
 @every_tokenizer
-def test_a_tokenizer_travels_to_workers(make: Maker, tmp_path: Path) -> None:
-    tokenizer = make()
-    tokenizer.prepare(CAPTIONS, tmp_path)
-    other = pickle.loads(pickle.dumps(tokenizer))
-    assert other.encode(CAPTIONS[3]) == tokenizer.encode(CAPTIONS[3])
-    assert other.vocabulary_size == tokenizer.vocabulary_size
-
-
-@every_tokenizer
-def test_a_vocabulary_is_learnt_once(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_is_learned_once(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     first, second = make(), make()
     first.prepare(iter(CAPTIONS), tmp_path)
     (path,) = tmp_path.iterdir()
@@ -198,22 +188,10 @@ def test_a_vocabulary_is_learnt_once(make: Maker, tmp_path: Path, monkeypatch: p
     path.write_bytes(b"\xff\xfe")
     make().prepare(CAPTIONS, tmp_path)
     assert path.read_bytes() == content
-
-
-@every_tokenizer
-def test_the_cache_folder_is_the_default(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
+    # The default is the cache folder, and an unwritable one only costs time.
     make().prepare(CAPTIONS)
-    assert len(list((tmp_path / "vocabularies").iterdir())) == 1
-
-
-@every_tokenizer
-def test_a_cache_that_cannot_be_written_is_done_without(make: Maker, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    tokenizer = make()
-    tokenizer.prepare(CAPTIONS, blocked / "cache")
-    assert tokenizer.vocabulary_size > 4
+    assert len(list((tmp_path / "cache" / "vocabularies").iterdir())) == 1
+    make().prepare(CAPTIONS, path / "cache")
 
 
 @every_tokenizer
@@ -232,26 +210,35 @@ def test_a_learnt_vocabulary_can_be_given(make: Maker, tmp_path: Path) -> None:
 
 
 @every_tokenizer
-def test_wrong_use_and_wrong_files(make: Maker, tmp_path: Path) -> None:
+def test_errors_name_the_field_and_the_file(make: Maker, tmp_path: Path) -> None:
     tokenizer = make()
-    for use in (lambda: tokenizer.encode("a"), lambda: tokenizer.decode([5]), lambda: tokenizer.vocabulary_size):
-        with pytest.raises(RuntimeError, match="call prepare"):
-            use()
-    for captions in ([], ["", "\u2028"]):
-        with pytest.raises(ValueError, match="there are no captions"):
-            tokenizer.prepare(captions, tmp_path)
-    with pytest.raises(ValueError, match="max_tokens: at least 3"):
-        make(max_tokens=2)
     kind = type(tokenizer)
-    with pytest.raises(FileNotFoundError, match=rf"{kind.field}: .*nowhere cannot be read.*set {kind.field} to null"):
+    for captions in ([], ["", "\u2028"]):
+        with pytest.raises(ValueError, match=kind.field):
+            tokenizer.prepare(captions, tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"{kind.field}: .*nowhere"):
         kind(str(tmp_path / "nowhere")).prepare()
     with pytest.raises(FileNotFoundError, match=kind.file_name):
         kind(str(tmp_path)).prepare()
     for content in (b"", b"\xff\xff\xff", b"a\nb\n"):
-        wrong = tmp_path / "wrong"
-        wrong.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{kind.field}: .*wrong is not what it should be"):
-            kind(str(wrong)).prepare()
+        (tmp_path / "wrong").write_bytes(content)
+        with pytest.raises(ValueError, match=str(tmp_path / "wrong")):
+            kind(str(tmp_path / "wrong")).prepare()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "field"),
+    [
+        (WordPieceTokenizer(vocabulary_size=20), "vocabulary_size"),
+        (SentencePieceTokenizer(vocabulary_size=20), "vocabulary_size"),
+        (XLMRTokenizer(vocabulary_size=10), "vocabulary_size"),
+        (WordVocabulary(min_count=999), "min_count"),
+    ],
+)
+def test_captions_must_fit_the_settings(tokenizer: CaptionTokenizer, field: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=field):
+        tokenizer.prepare(CAPTIONS, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 LEARN = """
@@ -294,21 +281,9 @@ def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
     from transformers import BertTokenizer
 
     pieces = [
-        "[PAD]",
-        "[unused0]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"a!,.红的",
-        "##s",
-        "star",
-        "##fish",
-        "cafe",
-        "don",
-        "'",
-        "t",
-    ]
+        "[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a!,.红的", "##s", "star", "##fish", "cafe", "don",
+        "'", "t",
+    ]  # fmt: skip
     path = tmp_path / "vocab.txt"
     path.write_text("\r\n".join(pieces) + "\r\n", encoding="utf-8", newline="")
     ours = WordPieceTokenizer(str(tmp_path), max_tokens=12)
@@ -319,13 +294,6 @@ def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
         expected = theirs(normalize_caption(text), truncation=True, max_length=12)["input_ids"]
         assert ours.encode(text) == expected
     assert ours.encode("a") == [3, 6, 4]
-
-
-def test_the_alphabet_must_fit_into_the_vocabulary(tmp_path: Path) -> None:
-    for kind in (WordPieceTokenizer, SentencePieceTokenizer):
-        with pytest.raises(ValueError, match=r"vocabulary_size: 20 are too few.* need \d+"):
-            kind(vocabulary_size=20).prepare(CAPTIONS, tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", [WordPieceTokenizer, SentencePieceTokenizer])
@@ -360,8 +328,6 @@ def test_words_are_counted_and_ordered(tmp_path: Path) -> None:
     few = WordVocabulary(min_count=2, max_words=1)
     few.prepare(["A dog's dog.", "A cat."], tmp_path)
     assert few.vocabulary_size == 5
-    with pytest.raises(ValueError, match="min_count: no word comes 9 times"):
-        WordVocabulary(min_count=9).prepare(["a b"], tmp_path)
 
 
 # -- XLM-R -------------------------------------------------------------------------------------------------------------
@@ -381,8 +347,7 @@ def xlmr() -> XLMRTokenizer:
 
 def test_xlmr_numbers(xlmr: XLMRTokenizer) -> None:
     """docs/papers/m3p.md [2]: SentencePiece's numbers plus one, the unknown piece 3, `<mask>` the last."""
-    processor = xlmr._prepared
-    assert processor is not None
+    processor = xlmr._vocabulary
     assert xlmr.vocabulary_size == processor.get_piece_size() + 2
     assert xlmr.mask_id == processor.get_piece_size() + 1
     assert (xlmr.start_id, xlmr.pad_id, xlmr.end_id, xlmr.unknown_id) == (0, 1, 2, 3)
@@ -414,19 +379,13 @@ def test_xlmr_reads_what_it_learnt(xlmr: XLMRTokenizer, tmp_path: Path) -> None:
         read.prepare()
         assert read.fingerprint == xlmr.fingerprint
         assert read.encode("ein Hund") == xlmr.encode("ein Hund")
-    with pytest.raises(RuntimeError, match="call prepare"):
-        _ = XLMRTokenizer().fingerprint
 
 
 def test_xlmr_takes_no_other_model(tmp_path: Path) -> None:
     path = tmp_path / "captions.model"
     path.write_bytes(SentencePieceTokenizer(vocabulary_size=60)._learn(["a dog runs and a cat runs"]))
-    with pytest.raises(ValueError, match=r"captions\.model is not what it should be.*<unk>, <s> and </s>"):
+    with pytest.raises(ValueError, match=r"captions\.model"):
         XLMRTokenizer(str(path)).prepare()
-    with pytest.raises(FileNotFoundError, match=r"model: .*nothing\.model cannot be read"):
-        XLMRTokenizer(str(tmp_path / "nothing.model")).prepare()
-    with pytest.raises(ValueError, match=r"vocabulary_size: .* are too few"):
-        XLMRTokenizer(vocabulary_size=10).prepare(MULTILINGUAL)
 
 
 @given(words=st.lists(st.text(alphabet="adogruns Hläufběží犬走る狗跑\u3000,!", max_size=6), max_size=6))

@@ -28,9 +28,9 @@ class Sentences(CaptionTokenizer):
     file_name = "none"
 
     def __init__(self) -> None:
-        super().__init__(None, 30)
+        super().__init__(None, 30, "")
         self.texts: list[str] = []
-        self._size = 1
+        self.vocabulary_size = 1
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -42,8 +42,8 @@ class Sentences(CaptionTokenizer):
     def decode(self, tokens: Any) -> str:
         return self.texts[int(tokens[0]) - 1]
 
-    def _settings(self) -> str:
-        return ""
+    def _numbers(self, text: str) -> list[int]:
+        return []
 
     def _learn(self, texts: Any) -> bytes:
         return b""

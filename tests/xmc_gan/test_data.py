@@ -308,7 +308,7 @@ def bert(world: TwoObjectsWorld, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("bert")
     data = attached(mini(world))
     tokenizer: Any = data.tokenizer
-    pieces = tokenizer._prepared.get_vocab()
+    pieces = tokenizer._vocabulary.get_vocab()
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__)))
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
