@@ -121,8 +121,6 @@ def _told(status: DatasetStatus, prepared: bool) -> list[str]:
         lines += ["Expected:", *(f"  {line}" for line in dataset.expected_layout.splitlines())]
         lines += [f"  {dataset.further_layout}"] if dataset.further_layout else []
     lines.append(f"Get it from: {dataset.source}")
-    if not (status.present and prepared):
-        lines.append(f"To prepare: {dataset.prepares}")
     lines += [f"Note: {note}" for note in status.notes]
     if status.checked:
         lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")

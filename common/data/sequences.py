@@ -70,9 +70,6 @@ class Texts(MadeOnDemand[str]):
     def _item(self, position: int) -> str:
         return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", self.errors)
 
-    def __repr__(self) -> str:
-        return f"Texts({len(self)} texts)"
-
 
 class Rows(MadeOnDemand[tuple[Item, ...]]):
     """Rows of different lengths in one column (`Texts` or int64), which begin at `starts`; a list of tuples."""
@@ -102,9 +99,6 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
     def _item(self, position: int) -> tuple[Item, ...]:
         own = self.column[self.starts[position] : self.starts[position + 1]]
         return tuple(own.tolist() if isinstance(own, np.ndarray) else own)
-
-    def __repr__(self) -> str:
-        return f"Rows({len(self)} rows, {self.starts[-1]} values)"
 
 
 def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -294,7 +294,6 @@ def test_rows_read_like_a_list_of_tuples() -> None:
     assert numbers == [(2**40, -1), ()]
     assert type(numbers[0][0]) is int
     assert len(Rows.texts([])) == len(Rows.numbers([])) == 0
-    assert repr(rows) == "Rows(3 rows, 5 values)"
 
 
 # ------------------------------------------------------------------------------------------------------------- caching

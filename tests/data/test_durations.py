@@ -92,7 +92,7 @@ def test_an_overview_tells_of_broken_files_and_goes_on(tmp_path: Path) -> None:
     for split in ("train", "val"):
         common_seconds(dataset._all(split, None))  # none of these placeholders can be read
     status = dataset.status()
-    assert any("cannot be read" in note for note in status.notes)
+    assert any("cannot be read" in problem for problem in status.problems)
 
 
 def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:

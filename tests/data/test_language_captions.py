@@ -208,7 +208,7 @@ def test_a_language_without_text(tmp_path: Path) -> None:
     with pytest.raises(DatasetMissing, match="no file of text"):
         WikipediaText(tmp_path).languages  # noqa: B018
     write_wikipedia(tmp_path)
-    with pytest.raises(DatasetMissing, match=r"no text in 'de' \(there is text in: en, zh_yue\)"):
+    with pytest.raises(DatasetMissing, match="no text in 'de'"):
         WikipediaText(tmp_path).sentences("train", "de")
     status = WikipediaText(tmp_path, ["en", "de"]).status()
     assert not status.present

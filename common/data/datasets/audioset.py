@@ -30,20 +30,18 @@ from common.data.datasets.base import (
 from common.data.listing import DatasetMissing
 from common.types import NonNegativeFloat
 
-_LIST_FOLDERS = ("", "csv/", "csvs/", "metadata/", "meta/", "segments/", "annotations/")
+_LIST_FOLDERS = ("", "metadata/", "csv/")
 _LIST_OF = {
     "unbalanced_train": "unbalanced_train_segments.csv",
     "balanced_train": "balanced_train_segments.csv",
     "evaluation": "eval_segments.csv",
 }
-# Folders of a split in order of preference; then folders with all splits.
+# Folders of a split; otherwise, clips of all splits are looked for.
 _FOLDERS_OF = {
-    "unbalanced_train": ("unbalanced_train_segments", "unbalanced_train", "unbalanced", "train"),
-    "balanced_train": ("balanced_train_segments", "balanced_train", "balanced"),
-    "evaluation": ("eval_segments", "evaluation", "eval", "test"),
+    "unbalanced_train": ("unbalanced_train_segments", "unbalanced_train"),
+    "balanced_train": ("balanced_train_segments", "balanced_train"),
+    "evaluation": ("eval_segments", "evaluation", "eval"),
 }
-_ABOVE = ("", "data/", "videos/", "video/", "clips/", "audios/", "audio/")
-_TOGETHER = ("videos", "video", "clips", "data", "audios", "audio", ".")
 _CLASS_LIST = "class_labels_indices.csv"
 _PUBLISHED_LISTS = {"unbalanced_train-100k.txt": 99_999}
 _ID_LENGTH = 11
@@ -51,16 +49,11 @@ _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 
 
 class AudioSet(MediaDataset):
-    """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound.
+    """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound, of which the first counts.
 
-    Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``). Clips
-    may be named ``<YTID>.mp4``, ``<YTID>_<start>.mp4`` or ``<YTID>_<start>_<end>.mp4`` in seconds or milliseconds, also
-    with a leading ``Y``, at any depth below a folder named after the split (``unbalanced_train_segments/``,
-    ``eval_segments/``, ...) or one common folder (``videos/``, ``clips/``, ``data/``, or the root). A video takes
-    precedence over a sound file.
-
-    Of several labels, ``label`` and ``sound_label`` are the first. Classes are those of ``class_labels_indices.csv`` if
-    it is next to the lists, else the sorted identifiers in them.
+    Clips are named `<YTID>`, `<YTID>_<start>` or `<YTID>_<start>_<end>` in seconds or milliseconds, also with a leading
+    `Y`, at any depth. A video takes precedence over a sound file. Without `class_labels_indices.csv`, classes are the
+    sorted identifiers in the lists.
 
     Args:
         clip_list: text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) per line that restricts
@@ -143,7 +136,7 @@ class AudioSet(MediaDataset):
             identifiers = classes = tuple(sorted({label for *_, labels in rows for label in labels}))
         label_of = {identifier: label for label, identifier in enumerate(identifiers)}
 
-        folder = self._folder(split)
+        folder = first_of(self.root, (*_FOLDERS_OF[split], "videos")) or self.root
         listed = {video for video, *_ in segments}
         files: dict[str, str] = {}
         prefix = prefix_of(folder, self.root)
@@ -169,10 +162,6 @@ class AudioSet(MediaDataset):
     @staticmethod
     def _list_names(name: str) -> list[str]:
         return [folder + name for folder in _LIST_FOLDERS]
-
-    def _folder(self, split: str) -> Path:
-        own = (above + name for above in _ABOVE for name in _FOLDERS_OF[split])
-        return self._one_of(*own, *_TOGETHER)
 
     def _wanted(self, watched: list[Path]) -> dict[str, int] | None:
         """The clips of `clip_list` and their positions."""

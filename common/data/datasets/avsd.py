@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from common.data.annotations import read_json, single_spaced
-from common.data.datasets.base import VIDEO_SUFFIXES, MediaDataset, Scan, first_of, walk
+from common.data.datasets.base import VIDEO_SUFFIXES, MediaDataset, Scan, first_of, in_order, walk
 from common.data.datasets.tvqa import Subtitles, read_subtitles, read_words
 from common.data.listing import DatasetError
 from common.files import parsing
@@ -91,8 +91,7 @@ class AVSD(MediaDataset):
     def dialogs(self, split: str) -> list[Dialog]:
         """The dialogues of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
-        found = [(name, dialog) for name, dialog in self._found(split, []) if name is not None]
-        return [dialog for _, dialog in sorted(found, key=lambda row: row[0])]
+        return in_order(self._found(split, []))
 
     def subtitles(self) -> Subtitles | None:
         """Speech in the videos; None without the file, which the release does not have."""

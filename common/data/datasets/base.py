@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from common.data.listing import ClipTable, DatasetMissing, Listing
 from common.data.sequences import ColumnCache
@@ -21,6 +21,7 @@ from common.files import named
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
+Record = TypeVar("Record")
 # Smaller listings are faster to walk than to cache.
 INDEX_FROM = 20_000
 # How many missing clips a listing names.
@@ -79,7 +80,6 @@ class MediaDataset(ABC):
     size: ClassVar[str]
     license: ClassVar[str]
     source: ClassVar[str]
-    prepares: ClassVar[str] = "index of the files; decoding of a random sample"
     #: Leave out clips with at most this much of picture and sound together; None keeps all.
     common_seconds: float | None = None
 
@@ -136,7 +136,7 @@ class MediaDataset(ABC):
         """Published number of items of a split; None = unknown."""
         return self.published_counts.get(_part(split, fold), self.published_counts.get(split))
 
-    def published_classes(self) -> int:
+    def published_classes(self) -> int | None:
         return self.num_classes
 
     def parts(self) -> list[tuple[str, int | None]]:
@@ -227,14 +227,20 @@ class MediaDataset(ABC):
             part = _part(split, fold)
             try:
                 listing = self._all(split, fold)
+                if self.common_seconds is not None:
+                    from common.data.durations import is_known, long_enough
+
+                    if is_known(listing):  # an overview opens no files
+                        listing = long_enough(listing, self.common_seconds)
+                    else:
+                        notes.append(f"{part}: those without sound are still counted; the first use leaves them out")
             except DatasetMissing as error:
                 if split not in self.optional_splits or not self.root.is_dir():
                     problems.append(str(error))
                 continue
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:  # a damaged list, or too many broken files
                 problems.append(str(error))
                 continue
-            listing = self._sounding(listing, part, notes)
             counts[part] = len(listing)
             if listing.layout not in layouts:
                 layouts.append(listing.layout)
@@ -243,7 +249,7 @@ class MediaDataset(ABC):
                 example = ", ".join(listing.missing_names[:2])
                 notes.append(f"{part}: {listing.missing:,} listed {self.unit} are missing, such as {example}")
             notes += self._unlike_published(part, len(listing), self.published_count(split, fold))
-            if len(listing.classes) != self.published_classes():
+            if self.published_classes() not in (None, len(listing.classes)):
                 notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
             notes += [f"{part}: {note}" for note in listing.notes]
         return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)), missing)
@@ -253,22 +259,6 @@ class MediaDataset(ABC):
         if published is None or abs(found - published) <= self.count_tolerance * published:
             return []
         return [f"{part}: {found:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
-
-    def _sounding(self, listing: Listing, part: str, notes: list[str]) -> Listing:
-        """The clips with sound, if already measured: an overview opens no files."""
-        if self.common_seconds is None:
-            return listing
-        from common.data.durations import is_known, long_enough
-        from common.data.item_dataset import TooManyBrokenFiles
-
-        if is_known(listing):
-            try:
-                return long_enough(listing, self.common_seconds)
-            except (TooManyBrokenFiles, ValueError) as error:
-                notes.append(f"{part}: {error}")
-                return listing
-        notes.append(f"{part}: those without sound are still counted; the first use leaves them out")
-        return listing
 
 
 @dataclass(frozen=True)
@@ -357,6 +347,12 @@ def read_lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     # Not splitlines(), because file names may contain its other line separators.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+
+
+def in_order(found: Iterable[tuple[str | None, Record]]) -> list[Record]:
+    """The records that have a file, in the order of a listing: by file, then as given."""
+    having = [(name, record) for name, record in found if name is not None]
+    return [record for _, record in sorted(having, key=lambda row: row[0])]
 
 
 def prefix_of(folder: Path, root: Path) -> str:

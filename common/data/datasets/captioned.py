@@ -130,7 +130,6 @@ class CaptionedDataset(LanguageCaptioned):
     """
 
     further_layout = _REGION_LAYOUT
-    prepares = "check of every caption and of the region features; decoding of a random sample of the pictures"
     #: Folders of a split's pictures `<key>.jpg`, relative to the root; the first that exists is used.
     image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 

@@ -73,7 +73,6 @@ class COCO(MediaDataset):
     size = "20 GB"
     license = "annotations CC BY 4.0; the images belong to their Flickr authors"
     source = "https://cocodataset.org/#download"
-    prepares = "index of the files and of the instances; decoding of a random sample"
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
         """Captions, tags and boxes of the images of a listing (None = the whole split), in its order."""

@@ -16,9 +16,7 @@ from common.data.datasets.base import (
     placeholder,
     prefix_of,
     put,
-    read_lines,
     walk,
-    write_lines,
 )
 from common.data.listing import DatasetError
 
@@ -26,9 +24,6 @@ _FOLDERS = {
     "train": ("scenes_stereo/scenes_stereo", "scenes_stereo"),
     "test": ("scenes_stereo_testset/scenes_stereo_testset", "scenes_stereo_testset"),
 }
-_LIST_FOLDERS = ("", "evaluation_setup/", "lists/")
-# Folders that names in a list may be relative to.
-_BASES = ("", "audio/", "scenes_stereo/", "scenes_stereo_testset/")
 _NAME = re.compile(r"(.*?\D)(\d+)")
 
 
@@ -39,14 +34,7 @@ class DCASE2014(MediaDataset):
     testing), which audio-visual papers call DCASE or DCASE 2014; one training list, one test list and ten classes fit
     no later year.
 
-    Two layouts are read:
-
-    - *lists*: ``train.txt`` and ``test.txt`` (here or in ``evaluation_setup/``), one ``<path><TAB><scene>`` per line,
-      with paths from the root (or from ``audio/``).
-    - *two folders*, as in the published archives: ``scenes_stereo/bus01.wav`` ... for training and
-      ``scenes_stereo_testset/bus01.wav`` ... for testing; the scene is the name without its number.
-
-    Scenes are numbered in alphabetical order over both splits.
+    The scene is the file's name without its number. Scenes are numbered in alphabetical order over both splits.
     """
 
     name = "dcase2014"
@@ -58,58 +46,34 @@ class DCASE2014(MediaDataset):
     streams = ("audio",)
     expected_layout = (
         "scenes_stereo/<scene><number>.wav                   (scenes_stereo.zip, public part: training)\n"
-        "scenes_stereo_testset/<scene><number>.wav           (scenes_stereo_testset.zip, private part: test)\n"
-        "or\n"
-        "train.txt and test.txt: <path to a recording><TAB><scene>   (here or in evaluation_setup/)"
+        "scenes_stereo_testset/<scene><number>.wav           (scenes_stereo_testset.zip, private part: test)"
     )
     size = "0.7 GB"
     license = "Creative Commons Attribution; see the notice in each archive"
     source = "https://dcase.community/challenge2013/task-acoustic-scene-classification"
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        lists = {part: first_of(self.root, (f"{folder}{part}.txt" for folder in _LIST_FOLDERS)) for part in self.splits}
-        own_list = lists[split]
-        watched: list[Path] = []
-        if own_list is not None:
-            layout = f"lists {own_list.relative_to(self.root)}"
-            rows = {part: self._from_list(path, watched) for part, path in lists.items() if path is not None}
-        else:
-            self._one_of(*_FOLDERS[split])
-            layout = "scenes_stereo/ and scenes_stereo_testset/, scene from the name"
-            folders = {part: first_of(self.root, names) for part, names in _FOLDERS.items()}
-            rows = {part: self._from_names(folder, watched) for part, folder in folders.items() if folder is not None}
-        classes = tuple(sorted({scene for part in rows.values() for _, _, scene in part}))
-        scan = Scan(classes, layout, watched)
-        for found, listed, scene in rows[split]:
-            scan.add(found, listed, label=classes.index(scene), sound_label=classes.index(scene))
+        self._one_of(*_FOLDERS[split])
+        folders = {part: first_of(self.root, names) for part, names in _FOLDERS.items()}
+        scan = Scan((), "scenes_stereo/ and scenes_stereo_testset/, scene from the name")
+        scenes: dict[str, dict[str, str]] = {}
+        for part, folder in folders.items():
+            if folder is not None:
+                prefix = prefix_of(folder, self.root)
+                names = walk(folder, AUDIO_SUFFIXES, scan.watched)
+                scenes[part] = {prefix + name: _scene(folder / name, stem) for name, stem in names}
+        scan.classes = tuple(sorted({scene for found in scenes.values() for scene in found.values()}))
+        for name, scene in scenes[split].items():
+            label = scan.classes.index(scene)
+            scan.add(name, label=label, sound_label=label)
         return scan
 
-    def _from_list(self, path: Path, watched: list[Path]) -> list[tuple[str | None, str, str]]:
-        """File, name in the list, and scene of each line."""
-        watched += [path, path.parent]
-        rows: list[tuple[str | None, str, str]] = []
-        for line in read_lines(path):
-            name, _, scene = (
-                part.strip() for part in line.replace("\\", "/").rpartition("\t" if "\t" in line else " ")
-            )
-            if not name:
-                raise DatasetError(f"{path}: expected `<path><TAB><scene>`, found {line!r}")
-            found = first_of(self.root, (base + name for base in _BASES))
-            # Moving or removing a recording changes its folder.
-            watched.append((found or self.root / name).parent)
-            rows.append((None if found is None else found.relative_to(self.root).as_posix(), name, scene))
-        return rows
 
-    def _from_names(self, folder: Path, watched: list[Path]) -> list[tuple[str | None, str, str]]:
-        rows: list[tuple[str | None, str, str]] = []
-        for name, stem in walk(folder, AUDIO_SUFFIXES, watched):
-            match = _NAME.fullmatch(stem)
-            if match is None:
-                raise DatasetError(
-                    f"{folder / name}: expected a name such as bus01.wav; give train.txt and test.txt for other names"
-                )
-            rows.append((prefix_of(folder, self.root) + name, name, match[1].rstrip("_- ")))
-        return rows
+def _scene(path: Path, stem: str) -> str:
+    match = _NAME.fullmatch(stem)
+    if match is None:
+        raise DatasetError(f"{path}: expected a name of scene and number, such as bus01.wav")
+    return match[1].rstrip("_- ")
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -117,20 +81,11 @@ def write_dcase(
     root: Path,
     scenes: Sequence[str] = ("bus", "park", "tube", "tubestation"),
     clips_per_scene: int = 2,
-    lists: bool = False,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """DCASE scenes: the two folders of the published archives, or one folder with `train.txt` and `test.txt`."""
-    for split, folder in (("train", "scenes_stereo"), ("test", "scenes_stereo_testset")):
-        lines = []
+    """DCASE scenes: the two folders of the published archives."""
+    for folder in ("scenes_stereo", "scenes_stereo_testset"):
         for scene in scenes:
             for number in range(1, clips_per_scene + 1):
-                if lists:
-                    name = f"audio/{split}_{scene}_{number}.wav"
-                    lines.append(f"{name}\t{scene}")
-                else:
-                    name = f"{folder}/{scene}{number:02d}.wav"
-                put(root / name, write)
-        if lists:
-            write_lines(root / "evaluation_setup" / f"{split}.txt", lines)
+                put(root / folder / f"{scene}{number:02d}.wav", write)
     return root

@@ -26,9 +26,6 @@ _FOLDERS = (".", "ESC-50-master", "ESC-50")
 class ESC50(MediaDataset):
     """ESC-50: 2,000 five-second recordings of 50 kinds of sound in five official folds.
 
-    Reads the published archive, also as ``ESC-50-master``: ``audio/<fold>-<source>-<take>-<target>.wav`` and
-    ``meta/esc50.csv`` (columns filename, fold, target, category, esc10, src_file, take).
-
     Every clip carries its fold. With fold k, "test" is fold k and "train" the other four; without a fold every split,
     like "all", has everything, for protocols that run over the folds themselves.
     """

@@ -70,20 +70,6 @@ class Item:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a folder holds, sorted by name; `watched` are the folders and lists that were read."""
-
-    items: tuple[Item, ...]
-    layout: str
-    watched: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(sorted({item.label for item in self.items} - {""}))
-
-
 class OwnFolder(MediaDataset):
     """Base of the three kinds: layouts, splits, folds and messages."""
 
@@ -107,9 +93,8 @@ class OwnFolder(MediaDataset):
     def parts(self) -> list[tuple[str, int | None]]:
         return [("all", None)]
 
-    def published_classes(self) -> int:
-        """Nothing is published, so any number is right."""
-        return len(self._contents().classes)
+    def published_classes(self) -> None:
+        return None
 
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
         layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
@@ -120,12 +105,11 @@ class OwnFolder(MediaDataset):
         )
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        contents = self._contents()
-        label_of = {name: label for label, name in enumerate(contents.classes)}
-        folds = _folds(contents.items)
-        scan = Scan(contents.classes, contents.layout, [*contents.watched], notes=[*contents.notes])
-        for row in self._rows_of_split(contents.items, folds, split, fold):
-            item = contents.items[row]
+        items, scan = self._contents()
+        label_of = {name: label for label, name in enumerate(scan.classes)}
+        folds = _folds(items)
+        for row in self._rows_of_split(items, folds, split, fold):
+            item = items[row]
             label = label_of.get(item.label, -1)
             scan.add(
                 item.name, label=label, sound_label=label if "audio" in self.streams else -1, fold=folds[row],
@@ -151,8 +135,8 @@ class OwnFolder(MediaDataset):
 
     # -- reading the folder --------------------------------------------------------------------------------------------
 
-    def _contents(self) -> Contents:
-        """What the folder holds; errors name the file and line."""
+    def _contents(self) -> tuple[list[Item], Scan]:
+        """What the folder holds, sorted by name, and a scan to add it to."""
         self.require_folder()
         folders, _ = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]
@@ -170,13 +154,13 @@ class OwnFolder(MediaDataset):
         unknown: Counter[str] = Counter()
         items = [item for part in (parts if divided else [""]) for item in self._in_folders(part, watched, unknown)]
         passed_over = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
-        notes = (f"{unknown.total():,} other files are passed over: {passed_over}",) if unknown else ()
+        notes = [f"{unknown.total():,} other files are passed over: {passed_over}"] if unknown else []
         if not items:
             found = f"it holds {passed_over}" if unknown else "it is empty"
             raise self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {found}")
         layout = "class folders" if any(item.label for item in items) else "files without classes"
         layout += f" in {', '.join(f'{part}/' for part in parts)}" if divided else ""
-        return self._checked_contents(items, layout, watched, notes)
+        return self._checked_items(items, Scan((), layout, watched, notes=notes))
 
     def _in_folders(self, part: str, watched: list[Path], unknown: Counter[str]) -> list[Item]:
         """The files of the root or a split's folder; folders are classes."""
@@ -210,10 +194,8 @@ class OwnFolder(MediaDataset):
     def _holds_any(self, folder: str) -> bool:
         return any(walk(self.root / folder, self.suffixes, []))
 
-    def _checked_contents(
-        self, items: list[Item], layout: str, watched: list[Path], notes: tuple[str, ...] = ()
-    ) -> Contents:
-        """Refuse partial labels and partial splits."""
+    def _checked_items(self, items: list[Item], scan: Scan) -> tuple[list[Item], Scan]:
+        """Refuse partial labels and partial splits; set the classes."""
         for what in ("label", "split"):
             lacking = [item for item in items if not getattr(item, what)]
             if lacking and len(lacking) < len(items):
@@ -221,11 +203,12 @@ class OwnFolder(MediaDataset):
                     f"{self.root / lacking[0].name}: no {what}, which {len(items) - len(lacking)} other files have; a "
                     "class folder or a list gives a file its label"
                 )
-        return Contents(tuple(sorted(items, key=lambda item: item.name)), layout, tuple(watched), notes)
+        scan.classes = tuple(sorted({item.label for item in items} - {""}))
+        return sorted(items, key=lambda item: item.name), scan
 
     # -- lists ---------------------------------------------------------------------------------------------------------
 
-    def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> Contents:
+    def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> tuple[list[Item], Scan]:
         homes = [path.parent for path in paths]
         if len(set(homes)) < len(homes) or (self.root in homes and len(homes) > 1):
             raise DatasetError(f"{paths[0]} and {paths[1]}: keep the list of the folder, or one for each of its splits")
@@ -249,7 +232,7 @@ class OwnFolder(MediaDataset):
         if not items:
             raise DatasetError(f"{paths[0]} lists nothing: write a line for every file below its heading")
         layout = f"list {', '.join(path.relative_to(self.root).as_posix() for path in paths)}"
-        return self._checked_contents(self._merged(items), layout, watched)
+        return self._checked_items(self._merged(items), Scan((), layout, watched))
 
     def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
         if None in row:
@@ -358,7 +341,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
         """Captions and tags of the images of a listing, in its order."""
         listing = self.listing(split) if listing is None else listing
-        items = self._contents().items
+        items, _ = self._contents()
         row_of = {item.name: row for row, item in enumerate(items)}
         rows = [row_of[name] for name in listing.table.names]
         texts = [self._captions_of(item, self.language) for item in items]
@@ -384,7 +367,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         return self.language if language is None else language
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
-        items = self._contents().items
+        items, _ = self._contents()
         names = set(self.listing(split).table.names)
         if not any(self._captions_of(item, language) for item in items):
             known = sorted({own or self.language for item in items for own in item.captions})
@@ -408,7 +391,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)
         if wanted not in self._names:  # read the folder once, because pictures are looked up one by one
-            items = sorted(self._contents().items, key=lambda item: item.split != wanted)
+            items = sorted(self._contents()[0], key=lambda item: item.split != wanted)
             # The first counts, so this split's files win over equal names.
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")

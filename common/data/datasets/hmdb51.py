@@ -30,9 +30,8 @@ _FLAG_OF = {"train": "1", "test": "2"}
 class HMDB51(MediaDataset):
     """HMDB-51: 6,766 clips of 51 actions with three official divisions.
 
-    Reads the unpacked archives: ``<class>/<video>.avi`` (here or in ``hmdb51_org/``) and
-    ``testTrainMulti_7030_splits/<class>_test_split<k>.txt``, whose lines have a file and a flag: 1 training, 2 test, 0
-    unused. A division has 70 training and 30 test clips per class. Classes are in alphabetical order of the lists.
+    Lines of a list have a file and a flag: 1 training, 2 test, 0 unused. A division has 70 training and 30 test clips
+    per class. Classes are in alphabetical order of the lists.
     """
 
     name = "hmdb51"

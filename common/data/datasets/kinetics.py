@@ -50,14 +50,8 @@ _ID_LENGTH = 11
 class Kinetics400(MediaDataset):
     """Kinetics-400: ten-second clips of 400 human actions.
 
-    Two layouts are read, depending on the contents of the split's folder:
-
-    - *class folders*: ``train/<class>/<youtube id>_<start>_<end>.mp4``.
-    - *flat with lists*: ``train/<youtube id>_<start>_<end>.mp4``, as in the CVDF archives, with
-      ``annotations/train.csv`` (columns label, youtube_id, time_start, time_end, split) for the classes.
-
-    A file under ``replacement/`` replaces a corrupted one of the same name. Classes are in alphabetical order. The
-    clips are already cut, so ``start`` and ``end`` of a :class:`Clip` are None.
+    A split's folder holds class folders, or, as in the CVDF archives, all clips with a list of their classes. A file
+    under `replacement/` replaces a corrupted one of the same name. Classes are in alphabetical order.
 
     Args:
         common_seconds: leave out clips with at most this much of picture and sound together; None = keep all.

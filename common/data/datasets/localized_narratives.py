@@ -38,7 +38,6 @@ class LocalizedNarratives(MediaDataset):
     streams = ("image",)
     license = "narratives CC BY 4.0; the images belong to their authors"
     source = "https://google.github.io/localized-narratives"
-    prepares = "index of the files and of the narratives; decoding of a random sample"
     #: Narrative files and possible image folders of each split.
     files: ClassVar[Mapping[str, str]]
     folders: ClassVar[Mapping[str, tuple[str, ...]]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from common.data.annotations import read_json_lines, single_spaced
-from common.data.datasets.base import MediaDataset, Scan
+from common.data.datasets.base import MediaDataset, Scan, in_order
 from common.data.datasets.tvqa import (
     TVQA,
     Subtitles,
@@ -85,8 +85,7 @@ class TVC(MediaDataset):
     def moments(self, split: str) -> list[Moment]:
         """The moments of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
-        found = [(name, moment) for name, moment in self._found(split, []) if name is not None]
-        return [moment for _, moment in sorted(found, key=lambda row: row[0])]
+        return in_order(self._found(split, []))
 
     def subtitles(self) -> Subtitles:
         *others, last = self._homes()

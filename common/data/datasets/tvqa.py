@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from common.data.annotations import read_json_lines, read_once, single_spaced
-from common.data.datasets.base import MediaDataset, Scan, entries, first_of, prefix_of
+from common.data.datasets.base import MediaDataset, Scan, entries, first_of, in_order, prefix_of
 from common.data.media import Limits
 from common.data.sequences import Packed
 
@@ -121,9 +121,7 @@ class TVQA(MediaDataset):
     def questions(self, split: str) -> Sequence[Question]:
         """The questions of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
-        found = [(name, question) for name, question in self._found(split, []) if name is not None]
-        # The order of a listing: by folder, then as in the file.
-        return Packed(question for _, question in sorted(found, key=lambda row: row[0]))
+        return Packed(in_order(self._found(split, [])))
 
     def subtitles(self) -> Subtitles:
         return read_subtitles(self._one_of(*_SUBTITLE_FILES, reason="the subtitles are missing"))

@@ -36,9 +36,7 @@ _LIST_FOLDERS = (
 class UCF101(MediaDataset):
     """UCF-101: 13,320 clips of 101 actions with three official divisions into training and test.
 
-    Reads the published layout: ``UCF-101/<Class>/v_<Class>_gXX_cYY.avi`` and
-    ``ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt``. Labels are those of ``classInd.txt`` minus one.
-    Files may be converted to another container.
+    Labels are those of `classInd.txt` minus one. Files may be converted to another container.
     """
 
     name = "ucf101"

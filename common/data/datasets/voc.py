@@ -37,7 +37,7 @@ _STATES = {"1": 1, "-1": 0, "0": -1}
 class PascalVOC(MediaDataset):
     """Pascal VOC of one or several years, in the layout of the development kit.
 
-    Classes are those in the lists of the years, in alphabetical order; all years must agree. A year without labels for
+    Classes are those in the lists of the first year, in alphabetical order. A year without labels for
     the test images (2012) is not in "test".
 
     Args:
@@ -76,8 +76,7 @@ class PascalVOC(MediaDataset):
         return f"{self.title} {' and '.join(self.years)}"
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        known = all(year in _PUBLISHED for year in self.years)
-        return sum(_PUBLISHED[year].get(split, 0) for year in self.years) or None if known else None
+        return sum(_PUBLISHED.get(year, {}).get(split, 0) for year in self.years) or None
 
     def checksums(self) -> Mapping[str, str]:
         from torchvision.datasets.voc import DATASET_YEAR_DICT as ARCHIVES
@@ -94,8 +93,8 @@ class PascalVOC(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         states: dict[str, list[int]] = {}
         for year in self._years_of(split):
-            lists = self._folder(year) / "ImageSets" / "Main"
-            prefix = prefix_of(self._folder(year), self.root)
+            lists = self._lists(year)
+            prefix = prefix_of(lists.parent.parent, self.root)
             for name in listing.classes:
                 path = lists / f"{name}_{split}.txt"
                 if not path.is_file():
@@ -126,20 +125,17 @@ class PascalVOC(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         years = self._years_of(split)
-        scan = Scan(self._classes(), ", ".join(f"VOC{year}" for year in years))
-        for year in self.years:
-            folder = self._folder(year)
-            # Classes are those in the lists of every year.
-            scan.watched += [folder / "ImageSets" / "Main", folder / "JPEGImages"]
-            if year not in years:
-                continue
-            path = folder / "ImageSets" / "Main" / f"{split}.txt"
-            scan.watched.append(path)
-            if not (folder / "JPEGImages").is_dir():
-                raise self._lacks(folder / "JPEGImages")
-            prefix = prefix_of(folder / "JPEGImages", self.root)
-            files = {stem: prefix + name for name, stem in walk(folder / "JPEGImages", IMAGE_SUFFIXES, scan.watched)}
-            for image in dict.fromkeys(line.split()[0] for line in read_lines(path)):
+        scan = Scan(_classes_in(self._lists(self.years[0])), ", ".join(f"VOC{year}" for year in years))
+        scan.watched += map(self._lists, self.years)
+        for year in years:
+            lists = self._lists(year)
+            images = lists.parent.parent / "JPEGImages"
+            if not images.is_dir():
+                raise self._lacks(images)
+            scan.watched.append(lists / f"{split}.txt")
+            prefix = prefix_of(images, self.root)
+            files = {stem: prefix + name for name, stem in walk(images, IMAGE_SUFFIXES, scan.watched)}
+            for image in dict.fromkeys(line.split()[0] for line in read_lines(lists / f"{split}.txt")):
                 scan.add(files.get(image), prefix + image)
         return scan
 
@@ -147,7 +143,7 @@ class PascalVOC(MediaDataset):
         """Years with labeled images of a split."""
         having = []
         for year in self.years:
-            lists = self._folder(year) / "ImageSets" / "Main"
+            lists = self._lists(year)
             labeled = any(name.endswith(f"_{split}.txt") for name in entries(lists)[1])
             if labeled and (lists / f"{split}.txt").is_file():
                 having.append(year)
@@ -155,17 +151,8 @@ class PascalVOC(MediaDataset):
                 raise self._lacks(lists / f"{split}.txt", f"VOC{year} lacks the lists of split {split!r}")
         return having
 
-    def _classes(self) -> tuple[str, ...]:
-        by_year = {year: _classes_in(self._folder(year) / "ImageSets" / "Main") for year in self.years}
-        first = by_year[self.years[0]]
-        for year, classes in by_year.items():
-            if classes != first:
-                differing = ", ".join(sorted(set(classes) ^ set(first)))
-                raise DatasetError(f"{self.title}: VOC{self.years[0]} and VOC{year} differ in the classes {differing}")
-        return first
-
-    def _folder(self, year: str) -> Path:
-        return self._one_of(f"VOCdevkit/VOC{year}/ImageSets/Main", f"VOC{year}/ImageSets/Main").parent.parent
+    def _lists(self, year: str) -> Path:
+        return self._one_of(f"VOCdevkit/VOC{year}/ImageSets/Main", f"VOC{year}/ImageSets/Main")
 
 
 def _classes_in(lists: Path) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,6 @@ from common.data.datasets.base import DatasetStatus, MediaDataset, Scan
 from common.data.sequences import MadeOnDemand
 from common.files import named
 
-_NAME = re.compile(r"([a-z][a-z_]*)\.(train|valid)\.txt")
 _READ_AT_ONCE = 2**24
 
 
@@ -89,7 +87,6 @@ class WikipediaText(MediaDataset):
         "https://dumps.wikimedia.org/<language>wiki/latest/<language>wiki-latest-pages-articles.xml.bz2, made plain "
         "with `python -m wikiextractor.WikiExtractor` and cut into sentences"
     )
-    prepares = "index of the lines of every file"
 
     def __init__(self, root: str | os.PathLike[str], languages: Sequence[str] | None = None) -> None:
         super().__init__(root)
@@ -101,25 +98,15 @@ class WikipediaText(MediaDataset):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        if self._wanted is not None:
-            return self._wanted
-        found = sorted({match[1] for name in self._names() if (match := _NAME.fullmatch(name)) and match[2] == "train"})
-        if not found:
+        self.require_folder()
+        found = tuple(sorted(path.name.split(".")[0] for path in self.root.glob("*.train.txt")))
+        if not (self._wanted or found):
             raise self._lacks(self.root, "no file of text")
-        return tuple(found)
+        return self._wanted or found
 
     def sentences(self, split: str, language: str) -> TextLines:
         split, _ = self._checked(split, None)
-        path = self.root / f"{language}.{split}.txt"
-        if not path.is_file():
-            there = ", ".join(sorted({name.split(".")[0] for name in self._names() if _NAME.fullmatch(name)}))
-            raise self._lacks(path, f"no text in {language!r} (there is text in: {there or 'no language'})")
-        return _text_lines(path)
-
-    def _names(self) -> list[str]:
-        if not self.root.is_dir():
-            raise self._lacks(self.root)
-        return [entry.name for entry in os.scandir(self.root)]
+        return _text_lines(self._one_of(f"{language}.{split}.txt", reason=f"no text in {language!r}"))
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         raise self._lacks(self.root, "text has no media files to list")
