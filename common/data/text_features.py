@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.data.sequences import Rows
-from common.data.text import CaptionTokenizer
+from common.data.text import CaptionTokenizer, pad_tokens
 from common.errors import optional_package
-from common.files import exclusive, named, write_whole
+from common.files import parsing, write_whole
 
 SentencePool = Literal["official", "masked_mean"]
 
@@ -32,12 +33,8 @@ _BERT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 _POOLS: tuple[SentencePool, ...] = get_args(SentencePool)
 
 
-class FeaturesMissing(FileNotFoundError):
-    """A required store of text features is missing; the message says how to make it."""
-
-
-class FeaturesStale(ValueError):
-    """A store of text features was made with other captions, tokens or weights."""
+class FeaturesError(ValueError):
+    """A store of text features is missing, damaged, or made with other captions, tokens or weights."""
 
 
 def valid_mask(length: Tensor, tokens: int) -> Tensor:
@@ -59,10 +56,9 @@ def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
 def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Tensor, Tensor]:
     """Tokens int64 [n, T], padded to the tokenizer's maximum T, and lengths int64 [n]."""
     rows = [tokenizer.encode(text) for text in texts]
-    length = np.array([len(row) for row in rows], dtype=np.int64)
-    tokens = np.full((len(rows), tokenizer.max_tokens), tokenizer.pad_id, dtype=np.int64)
-    tokens[np.arange(tokenizer.max_tokens) < length[:, None]] = [token for row in rows for token in row]
-    return torch.from_numpy(tokens), torch.from_numpy(length)
+    tokens = pad_tokens(rows, tokenizer.pad_id)
+    missing = tokenizer.max_tokens - tokens.shape[1]
+    return F.pad(tokens, (0, missing), value=tokenizer.pad_id), torch.tensor([len(row) for row in rows])
 
 
 class TextEncoder(Protocol):
@@ -88,26 +84,22 @@ class FeatureStore:
         h5py = optional_package("h5py", "features")
 
         self.path = path
-        try:
-            with named(path), h5py.File(path) as file:
-                self.about = dict(file.attrs)
-                self.max_tokens = int(self.about["max_tokens"])
-                self.starts: npt.NDArray[np.int64] = file["starts"][:]
-                self._places = {name: (file[name].id.get_offset(), file[name].shape) for name in ("words", *_POOLS)}
-            self.width = self._places["words"][1][1]
-            self._arrays: dict[str, npt.NDArray[np.float16]] = {}
-            self._array("words")
-        except FileNotFoundError:
-            raise FeaturesMissing(f"{path} does not exist") from None
-        except Exception as error:
-            raise FeaturesStale(f"{path} is damaged ({error}): delete it") from None
+        with parsing(path, FeaturesError), h5py.File(path) as file:
+            self.about = dict(file.attrs)
+            self.max_tokens = int(self.about["max_tokens"])
+            self.starts: npt.NDArray[np.int64] = file["starts"][:]
+            self._arrays = {
+                name: np.memmap(path, np.float16, "r", file[name].id.get_offset(), file[name].shape)
+                for name in ("words", *_POOLS)
+            }
+        self.width = self._arrays["words"].shape[1]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the file itself instead of unpickling a copy.
-        return {**self.__dict__, "_arrays": {}}
+        return FeatureStore, (self.path,)
 
     def read(self, captions: npt.NDArray[np.int64], pool: SentencePool) -> tuple[Tensor, Tensor, Tensor]:
         """Words float32 [n, T, E], zero-padded; sentences float32 [n, E]; lengths int64 [n]."""
@@ -116,15 +108,9 @@ class FeatureStore:
         words = np.zeros((len(captions), self.max_tokens, self.width), dtype=np.float32)
         places = np.arange(self.max_tokens)
         valid = places < lengths[:, None]
-        words[valid] = self._array("words")[(starts[:, None] + places)[valid]]
-        sentences = self._array(pool)[captions].astype(np.float32)
+        words[valid] = self._arrays["words"][(starts[:, None] + places)[valid]]
+        sentences = self._arrays[pool][captions].astype(np.float32)
         return torch.from_numpy(words), torch.from_numpy(sentences), torch.from_numpy(lengths)
-
-    def _array(self, name: str) -> npt.NDArray[np.float16]:
-        if name not in self._arrays:
-            offset, shape = self._places[name]
-            self._arrays[name] = np.memmap(self.path, np.float16, "r", offset, shape)
-        return self._arrays[name]
 
 
 @dataclass(frozen=True)
@@ -137,27 +123,17 @@ class StoredFeatures:
     def path(self, dataset: str, split: str, max_tokens: int) -> Path:
         return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}.h5"
 
-    def state(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
-        """Whether the store is "present", "missing", or why it is out of date."""
-        try:
-            self.open(dataset, split, captions, tokenizer)
-        except FeaturesMissing:
-            return "missing"
-        except FeaturesStale as error:
-            return f"out of date: {error}"
-        return "present"
-
     def open(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> FeatureStore:
         """The store of a split, checked against captions (in order), tokenizer and BERT."""
         store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
         if store.about.get("made_of") != digest_of(captions, tokenizer):
-            raise FeaturesStale(f"{store.path} was made of other captions or another tokenizer: delete it")
+            raise FeaturesError(f"{store.path} was made of other captions or another tokenizer: delete it")
         try:
             bert = bert_digest(Path(self.bert).expanduser())
         except FileNotFoundError:
             return store
         if store.about.get("bert") != bert:
-            raise FeaturesStale(f"{store.path} was made by another BERT: delete it")
+            raise FeaturesError(f"{store.path} was made by another BERT: delete it")
         return store
 
 
@@ -227,14 +203,7 @@ def make_store(
 
     about = {"made_of": digest_of(captions, tokenizer), "bert": bert, "max_tokens": tokenizer.max_tokens}
     about |= described or {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_name(f".{path.name}.lock")):
-        try:
-            made = FeatureStore(path).about == about  # another process made it while this one waited
-        except (FeaturesMissing, FeaturesStale):
-            made = False
-        if not made:
-            write_whole(path, write)
+    write_whole(path, write)
     return FeatureStore(path)
 
 

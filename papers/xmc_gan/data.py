@@ -24,8 +24,7 @@ from common.data.listing import Listing
 from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.data.text_features import (
-    FeaturesMissing,
-    FeaturesStale,
+    FeaturesError,
     FeatureStore,
     SentencePool,
     StoredFeatures,
@@ -190,8 +189,8 @@ class TextToImageData(ShardedDataModule):
                     split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
                     for split, items in self._items.items()
                 }
-            except (FeaturesMissing, FeaturesStale) as error:
-                raise type(error)(
+            except FeaturesError as error:
+                raise FeaturesError(
                     f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features`, "
                     "or set data.text_features to null and give the model a "
                     "text_encoder that computes the features while it trains"

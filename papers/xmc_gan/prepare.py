@@ -55,10 +55,11 @@ class WantedStore:
         """Whether the store is "present", "missing", or what is wrong."""
         try:
             captions = self.captions()
-            if not self.path.is_file() and not self.bert.is_dir():
+            if not self.path.is_file():
                 return "missing"
             self.tokenizer.prepare()
-            return self.features.state(self.dataset.name, self.split, captions, self.tokenizer)
+            self.features.open(self.dataset.name, self.split, captions, self.tokenizer)
+            return "present"
         except DatasetMissing:
             return NO_DATA
         except (OSError, ValueError) as error:

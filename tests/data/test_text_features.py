@@ -14,8 +14,7 @@ from torch import Tensor
 
 from common.data.sequences import Rows
 from common.data.text_features import (
-    FeaturesMissing,
-    FeaturesStale,
+    FeaturesError,
     FeatureStore,
     StoredFeatures,
     bert_digest,
@@ -38,7 +37,7 @@ def made(folder: Path, bert: Path, **changes: Any) -> FeatureStore:
 
 def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(bert)
-    store = made(tmp_path / "coco-train-8.h5", bert)
+    store = pickle.loads(pickle.dumps(made(tmp_path / "coco-train-8.h5", bert)))  # as it travels to workers
     assert (len(store), store.width, store.max_tokens) == (6, 12, T)
     captions = np.array([4, 0, 2, 0])
     flat = [text for own in CAPTIONS for text in own]
@@ -53,15 +52,6 @@ def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     with h5py.File(store.path) as file:
         assert file["words"].dtype == np.float16
         assert len(file["words"]) == store.starts[-1] == encode_texts(flat, tokenizer)[1].sum()
-
-
-def test_a_store_goes_to_another_process_without_its_contents(bert: Path, tmp_path: Path) -> None:
-    store = made(tmp_path / "store.h5", bert)
-    store.read(np.array([0]), "official")
-    copy = pickle.loads(pickle.dumps(store))
-    assert copy._arrays == {}
-    for mine, theirs in zip(copy.read(np.array([3, 1]), "official"), store.read(np.array([3, 1]), "official")):
-        assert torch.equal(mine, theirs)
 
 
 class Interrupting(BertText):
@@ -82,13 +72,6 @@ def test_an_interrupted_store_leaves_nothing(bert: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("store*"))
 
 
-def test_a_store_that_another_process_made_meanwhile_is_taken(bert: Path, tmp_path: Path) -> None:
-    made(tmp_path / "store.h5", bert)
-    never = Interrupting(str(bert))
-    never.left = 0
-    assert len(made(tmp_path / "store.h5", bert, encoder=never)) == 6
-
-
 def test_weights_that_give_no_numbers_are_found(bert: Path, tmp_path: Path) -> None:
     broken = BertText(str(bert))
     with torch.no_grad():
@@ -100,28 +83,24 @@ def test_weights_that_give_no_numbers_are_found(bert: Path, tmp_path: Path) -> N
 def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(bert)
     features = StoredFeatures(str(tmp_path), str(bert))
-    with pytest.raises(FeaturesMissing, match=r"coco-train-8\.h5 does not exist$"):
+    with pytest.raises(FeaturesError, match=r"coco-train-8\.h5"):
         features.open("coco", "train", CAPTIONS, tokenizer)
-    assert features.state("coco", "train", CAPTIONS, tokenizer) == "missing"
     folder = features.path("coco", "train", T)
     made(folder, bert)
     assert len(features.open("coco", "train", CAPTIONS, tokenizer)) == 6
-    assert features.state("coco", "train", CAPTIONS, tokenizer) == "present"
     other = Rows.texts([("a red dog", "a dog on the mat"), ("the cat",), ("a blue cat", "dogs", "?")])
-    with pytest.raises(
-        FeaturesStale, match=r"coco-train-8\.h5 was made of other captions or another tokenizer: delete it"
-    ):
+    with pytest.raises(FeaturesError, match=r"coco-train-8\.h5.*other captions"):
         features.open("coco", "train", other, tokenizer)
     swapped = tmp_path / "vocabulary"
     swapped.mkdir()
     (swapped / "vocab.txt").write_text("".join(f"{word}\n" for word in (*WORDS[:8], "cat", "dog", *WORDS[10:])))
-    with pytest.raises(FeaturesStale, match=r"another tokenizer:"):
+    with pytest.raises(FeaturesError, match=r"another tokenizer:"):
         features.open("coco", "train", CAPTIONS, tokenizer_of(swapped))
     weights = tmp_path / "bert"
     weights.mkdir()
     for name in ("config.json", "model.safetensors"):
         (weights / name).write_bytes((bert / name).read_bytes() + b" ")
-    with pytest.raises(FeaturesStale, match=r"made by another BERT:"):
+    with pytest.raises(FeaturesError, match=r"made by another BERT:"):
         StoredFeatures(str(tmp_path), str(weights)).open("coco", "train", CAPTIONS, tokenizer)
     # A machine that only trains has no weights of BERT to compare with.
     assert len(StoredFeatures(str(tmp_path), str(tmp_path / "none")).open("coco", "train", CAPTIONS, tokenizer)) == 6
@@ -134,11 +113,11 @@ def test_damaged_stores_are_refused(bert: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:-10], b"", b"{" + whole[1:]):
         path.write_bytes(damaged)
-        with pytest.raises(FeaturesStale, match=r"coco-train-8\.h5 is damaged .*: delete it"):
+        with pytest.raises(FeaturesError, match=r"coco-train-8\.h5"):
             features.open("coco", "train", CAPTIONS, tokenizer)
     path.write_bytes(whole)
     with h5py.File(path, "r+") as file:
         del file["words"]
         file.create_dataset("words", (3, 12), np.float16, chunks=True)  # chunks cannot be mapped
-    with pytest.raises(FeaturesStale, match="is damaged"):
+    with pytest.raises(FeaturesError, match=r"coco-train-8\.h5"):
         features.open("coco", "train", CAPTIONS, tokenizer)

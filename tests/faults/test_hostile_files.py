@@ -17,7 +17,7 @@ from common.commands.main import main
 from common.data.datasets.captioned import read_caption_table
 from common.data.media import MediaError, MediaFile, read_image
 from common.data.text import WordPieceTokenizer
-from common.data.text_features import FeaturesStale, FeatureStore
+from common.data.text_features import FeaturesError, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import ReportingError, StageError, printable
 from common.reporting import papers, records
@@ -95,7 +95,7 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
             read(path)
         assert str(tmp_path) in str(error.value)
     os.mkfifo(tmp_path / "store.h5")
-    with pytest.raises(FeaturesStale, match="is no regular file"):
+    with pytest.raises(FeaturesError, match="is no regular file"):
         FeatureStore(tmp_path / "store.h5")
 
 

@@ -19,8 +19,7 @@ from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import (
-    FeaturesMissing,
-    FeaturesStale,
+    FeaturesError,
     StoredFeatures,
     bert_digest,
     encode_texts,
@@ -355,11 +354,11 @@ def test_stored_features_are_those_of_the_model(world: TwoObjectsWorld, bert: Pa
 
 def test_features_are_checked_before_training(world: TwoObjectsWorld, bert: Path, tmp_path: Path) -> None:
     options = stored(world, bert, tmp_path, splits=("train",))
-    with pytest.raises(FeaturesMissing, match=r"coco_2014-val-16\.h5 does not exist.*--text-features"):
+    with pytest.raises(FeaturesError, match=r"coco_2014-val-16\.h5.*--text-features"):
         attached(mini(world, **options))
     stored(world, bert, tmp_path)
     other = TwoObjectsWorld(seed=2, train=24, test=12, captions_per_image=8, root=str(tmp_path / "worlds"))
-    with pytest.raises(FeaturesStale, match=r"coco_2014-train-16\.h5 was made of other captions"):
+    with pytest.raises(FeaturesError, match=r"coco_2014-train-16\.h5 was made of other captions"):
         attached(mini(other, **options))
 
 
