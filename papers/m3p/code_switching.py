@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,22 +22,20 @@ Entry = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Coverage:
-    """Shares of caption words that a code switcher can replace, in [0, 1]; `types` are different words."""
+    """Shares of caption words that a code switcher can replace, in [0, 1]; `words` is their number."""
 
-    tokens: int
-    types: int
-    token_share: float
-    type_share: float
+    words: int
+    share: float
     by_language: Mapping[str, float]
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {share:.0%}" for name, share in self.by_language.items())
-        return f"dictionaries hold {self.token_share:.0%} of the words ({parts})"
+        return f"dictionaries hold {self.share:.0%} of the words ({parts})"
 
     def describe(self) -> dict[str, Any]:
         return {
-            "samples": self.tokens,
-            "covered": round(self.token_share, 4),
+            "samples": self.words,
+            "covered": round(self.share, 4),
             "covered_by_language": {name: round(share, 4) for name, share in self.by_language.items()},
             "skipped": 0,
             "skipped_names": [],
@@ -51,7 +49,7 @@ class CodeSwitcher:
     tab or otherwise by the first blank. A word may have several lines.
 
     Args:
-        targets: languages to switch to; each needs a file. None uses all available files.
+        targets: languages to switch to; each needs a file. None or none uses all available files.
         source: only captions in this language are switched.
         mode: `every_word` replaces each word in a dictionary with probability `word_ratio` (the paper); `one_word`
             replaces exactly one of them (the released pre-training code).
@@ -73,23 +71,13 @@ class CodeSwitcher:
         strip_punctuation: bool = True,
         lower_case: bool = True,
     ) -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"code_switching.mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-        for name, value in (("sentence_ratio", sentence_ratio), ("word_ratio", word_ratio)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"code_switching.{name} is a probability, got {value}")
-        if targets is not None and not targets:
-            raise ValueError(
-                "code_switching.targets: name at least one language, or null for all whose dictionaries are there"
-            )
-        self.all_there = targets is None
-        targets = targets or ()
+        targets = tuple(targets or ())
         if source in targets or len(set(targets)) < len(targets):
             raise ValueError(
                 f"code_switching.targets: {', '.join(targets)} must be different languages and not {source}"
             )
         self.dictionaries = Path(dictionaries)
-        self.targets = tuple(targets)
+        self.targets = targets
         self.source = source
         self.mode: Mode = mode
         self.sentence_ratio = sentence_ratio
@@ -102,7 +90,7 @@ class CodeSwitcher:
     def prepare(self) -> None:
         if self._words is not None:
             return
-        if self.all_there:
+        if not self.targets:
             names = [file.stem.partition("-")[2] for file in self.dictionaries.glob(f"{self.source}-*.txt")]
             # Files such as MUSE's en-de.0-5000.txt are subsets of en-de.txt for training and test.
             self.targets = tuple(sorted(name for name in names if "." not in name))
@@ -139,24 +127,22 @@ class CodeSwitcher:
             for word in text.split():
                 if any(sign.isalnum() for sign in word):
                     counts[word] = counts.get(word, 0) + 1
-        tokens = sum(counts.values())
+        words = sum(counts.values())
         known = {word: languages for word in counts if (languages := self._look_up(word)[1])}
 
-        def share(words: Iterable[str]) -> float:
-            return sum(counts[word] for word in words) / max(tokens, 1)
+        def share(some: Iterable[str]) -> float:
+            return sum(counts[word] for word in some) / max(words, 1)
 
-        return Coverage(
-            tokens,
-            len(counts),
-            share(known),
-            len(known) / max(len(counts), 1),
-            {target: share(word for word in known if target in known[word]) for target in self.targets},
-        )
+        by_language = {target: share(word for word in known if target in known[word]) for target in self.targets}
+        return Coverage(words, share(known), by_language)
 
     def _replace(self, words: list[str], position: int, rng: np.random.Generator) -> bool:
         word = words[position]
         if word not in self._entries:
-            self._entries[word] = self._entry(word)
+            before, languages, after = self._look_up(word)
+            self._entries[word] = tuple(
+                tuple(f"{before}{text}{after}" for text in texts) for texts in languages.values()
+            )
         entry = self._entries[word]
         if not entry:
             return False
@@ -164,11 +150,6 @@ class CodeSwitcher:
         translations = entry[int(rng.random() * len(entry))]
         words[position] = translations[int(rng.random() * len(translations))]
         return True
-
-    def _entry(self, word: str) -> Entry:
-        """Translations of a word of a caption with its surrounding punctuation; empty if unknown."""
-        before, languages, after = self._look_up(word)
-        return tuple(tuple(f"{before}{text}{after}" for text in texts) for texts in languages.values())
 
     def _look_up(self, word: str) -> tuple[str, Mapping[str, list[str]], str]:
         """Leading punctuation, translations by language, and trailing punctuation of a word."""

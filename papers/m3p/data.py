@@ -187,7 +187,7 @@ class RegionTextData(ShardedDataModule):
                     self.training_sets, self.shown_captions, masked=False, split=self.validation_split
                 )
             if self.coverage is not None and self.code_switching is not None:
-                if not self.coverage.tokens:
+                if not self.coverage.words:
                     raise ValueError(
                         "data.code_switching switches no caption: no set to train on is in its source language; set it "
                         "to null"

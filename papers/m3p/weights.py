@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from common.encoders.checkpoint_files import (
     CheckpointError,
-    below,
     differences,
     first_of,
     read_checkpoint,
@@ -28,59 +26,63 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 #: Unused first rows of XLM-R's position table: its positions start after its padding id.
 XLM_R_FIRST_POSITION = 2
 SUFFIXES = (".pt", ".pth", ".safetensors")
-
-#: Parts of our names and of those in the released code ([3]), before and after a block's number.
-_RELEASED = {
-    "encoder.token": "embeddings",
-    "encoder.position": "position_embeddings",
-    "encoder.language": "cross_lang_embeddings",
-    "encoder.norm": "layer_norm_emb",
-    "encoder.region.feature": "image_embeddings.image_embeddings",
-    "encoder.region.box": "image_embeddings.image_location_embeddings",
-    "encoder.region.norm": "image_embeddings.LayerNorm",
-    "match_head.dense": "pooled_layer.dense",
-    "match_head.score": "seq_relationship",
-    "region_heads.regression": "mrfr_dense",
-    "region_heads.dense": "transformer_obj.dense",
-    "region_heads.norm": "transformer_obj.LayerNorm",
-    "region_heads.classifier": "pred_obj_layer.proj",
-    "vocabulary_head": "pred_layer.proj",
-}
-_RELEASED_BLOCK = {
-    "query": "attentions.{}.q_lin",
-    "key": "attentions.{}.k_lin",
-    "value": "attentions.{}.v_lin",
-    "output": "attentions.{}.out_lin",
-    "attention_norm": "layer_norm1.{}",
-    "expand": "ffns.{}.lin1",
-    "contract": "ffns.{}.lin2",
-    "output_norm": "layer_norm2.{}",
-}
-_XLM_R = {
-    "encoder.token": "embeddings.word_embeddings",
-    "encoder.position": "embeddings.position_embeddings",
-    "encoder.norm": "embeddings.LayerNorm",
-}
-_XLM_R_BLOCK = {
-    "query": "encoder.layer.{}.attention.self.query",
-    "key": "encoder.layer.{}.attention.self.key",
-    "value": "encoder.layer.{}.attention.self.value",
-    "output": "encoder.layer.{}.attention.output.dense",
-    "attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "expand": "encoder.layer.{}.intermediate.dense",
-    "contract": "encoder.layer.{}.output.dense",
-    "output_norm": "encoder.layer.{}.output.LayerNorm",
-}
+_MOST_BLOCKS = 99
 
 
-def released_name(name: str) -> str:
-    """Name in the released code of a tensor of `M3P`.
+def _tensors(parts: Mapping[str, str]) -> dict[str, str]:
+    """Our name of each tensor and that in another layout, from names of modules; `{}` is the number of a block."""
+    modules = {
+        ours.format(number): theirs.format(number)
+        for ours, theirs in parts.items()
+        for number in range(_MOST_BLOCKS if "{}" in ours else 1)
+    }
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in modules.items() for kind in ("weight", "bias")}
 
-    Examples:
-        >>> released_name("encoder.blocks.3.query.weight")
-        'attentions.3.q_lin.weight'
-    """
-    return _renamed(name, _RELEASED, _RELEASED_BLOCK) or name
+
+#: Source: [3].
+RELEASED = _tensors(
+    {
+        "encoder.token": "embeddings",
+        "encoder.position": "position_embeddings",
+        "encoder.language": "cross_lang_embeddings",
+        "encoder.norm": "layer_norm_emb",
+        "encoder.region.feature": "image_embeddings.image_embeddings",
+        "encoder.region.box": "image_embeddings.image_location_embeddings",
+        "encoder.region.norm": "image_embeddings.LayerNorm",
+        "encoder.blocks.{}.query": "attentions.{}.q_lin",
+        "encoder.blocks.{}.key": "attentions.{}.k_lin",
+        "encoder.blocks.{}.value": "attentions.{}.v_lin",
+        "encoder.blocks.{}.output": "attentions.{}.out_lin",
+        "encoder.blocks.{}.attention_norm": "layer_norm1.{}",
+        "encoder.blocks.{}.expand": "ffns.{}.lin1",
+        "encoder.blocks.{}.contract": "ffns.{}.lin2",
+        "encoder.blocks.{}.output_norm": "layer_norm2.{}",
+        "match_head.dense": "pooled_layer.dense",
+        "match_head.score": "seq_relationship",
+        "region_heads.regression": "mrfr_dense",
+        "region_heads.dense": "transformer_obj.dense",
+        "region_heads.norm": "transformer_obj.LayerNorm",
+        "region_heads.classifier": "pred_obj_layer.proj",
+    }
+) | {"vocabulary_head.bias": "pred_layer.proj.bias"}
+_XLM_R = _tensors(
+    {
+        "encoder.token": "embeddings.word_embeddings",
+        "encoder.position": "embeddings.position_embeddings",
+        "encoder.norm": "embeddings.LayerNorm",
+        "encoder.blocks.{}.query": "encoder.layer.{}.attention.self.query",
+        "encoder.blocks.{}.key": "encoder.layer.{}.attention.self.key",
+        "encoder.blocks.{}.value": "encoder.layer.{}.attention.self.value",
+        "encoder.blocks.{}.output": "encoder.layer.{}.attention.output.dense",
+        "encoder.blocks.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+        "encoder.blocks.{}.expand": "encoder.layer.{}.intermediate.dense",
+        "encoder.blocks.{}.contract": "encoder.layer.{}.output.dense",
+        "encoder.blocks.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
+    }
+)
+#: The table of words again, tensors that our positions contain or that are no weights, and the bias of words.
+_TABLE, _XLM_R_KIND, _XLM_R_BIAS = "pred_layer.proj.weight", "embeddings.token_type_embeddings.weight", "lm_head.bias"
+_XLM_R_USED = (_XLM_R_KIND, "embeddings.position_ids", _XLM_R_BIAS, "lm_head.decoder.bias", "lm_head.decoder.weight")
 
 
 def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", position_offset: int = 2) -> list[str]:
@@ -98,18 +100,17 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
     """
     try:
         path = _file(Path(path))
-        state = _tensors(path)
+        state = tensors_in(read_checkpoint(path, "'model' or 'state_dict'"))
         wanted = model.state_dict()
-        if weights := _of_ours(state):
-            used = {name for name in state if name.removeprefix("model.") in weights}
-        elif weights := _of_released(state):
-            used = {released_name(name) for name in weights} | {"pred_layer.proj.weight"}  # the table of words again
-        elif weights := _of_xlm_r(state, wanted["encoder.position.weight"], position_offset):
-            used = {name for name in state if name.removeprefix("roberta.") in _used_of_xlm_r(weights)}
-            # XLM-R has no other tensors of ours.
-            wanted = {name: value for name, value in wanted.items() if _renamed(name, _XLM_R, _XLM_R_BLOCK)}
-            wanted |= {name: model.vocabulary_head.bias for name in weights if name == "vocabulary_head.bias"}
-        else:
+        names = _our_names(state)
+        weights = {ours: state[theirs].clone() for ours, theirs in names.items()}
+        used = {*names.values(), _TABLE}
+        if not weights:
+            state = {name.removeprefix("roberta."): value for name, value in state.items()}
+            weights = _of_xlm_r(state, wanted["encoder.position.weight"], position_offset)
+            used = {*_XLM_R.values(), *_XLM_R_USED}
+            wanted = {name: value for name, value in wanted.items() if name in _XLM_R or name in weights}
+        if not weights:
             raise CheckpointError(
                 f"{path}: no weights of M3P or XLM-R: expected model.encoder.token.weight, embeddings.weight or "
                 f"embeddings.word_embeddings.weight, found {first_of(list(state))}"
@@ -137,21 +138,20 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     if Path(output).suffix not in SUFFIXES:
         raise ValueError(f"output: the file must end in {' or '.join(SUFFIXES)}, got {str(output)!r}")
-    state = _tensors(checkpoint)
-    weights = _of_ours(state) or _of_released(state)
-    if not weights:
+    state = tensors_in(read_checkpoint(checkpoint, "'model' or 'state_dict'"))
+    names = _our_names(state)
+    if not names:
         raise CheckpointError(f"{checkpoint}: no model of M3P: found {first_of(list(state))}")
+    table = RELEASED if layout == "m3p" else _XLM_R
+    written = {table[ours]: state[theirs].contiguous() for ours, theirs in names.items() if ours in table}
     if layout == "m3p":
-        written = {released_name(name): value for name, value in weights.items()}
-        written["pred_layer.proj.weight"] = written["embeddings.weight"].clone()
+        written[_TABLE] = written["embeddings.weight"].clone()
     else:
         # XLM-R's two unused position rows and its token type are zero.
-        written = {other: value for name, value in weights.items() if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
         positions = written["embeddings.position_embeddings.weight"]
         unused = positions.new_zeros(XLM_R_FIRST_POSITION, positions.shape[1])
         written["embeddings.position_embeddings.weight"] = torch.cat([unused, positions])
-        written["embeddings.token_type_embeddings.weight"] = positions.new_zeros(1, positions.shape[1])
-    written = {name: value.contiguous() for name, value in written.items()}
+        written[_XLM_R_KIND] = positions.new_zeros(1, positions.shape[1])
     if Path(output).suffix == ".safetensors":
         return write_whole(output, lambda file: save_file(written, file, metadata={"format": "pt"}))
     return write_torch(output, {"model": written} if layout == "m3p" else written)
@@ -169,62 +169,24 @@ def _file(path: Path) -> Path:
     )
 
 
-def _tensors(path: str | Path) -> dict[str, Tensor]:
-    content = read_checkpoint(path, "'model' or 'state_dict'")
-    return tensors_in(content)
-
-
-def _of_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if "encoder.token.weight" in state:  # a model that is passed on, with its detector where it has one
-        return {name: value.clone() for name, value in state.items() if not name.startswith("detector.")}
-    return below(state, "model.") if "model.encoder.token.weight" in state else {}
-
-
-def _of_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if "embeddings.weight" not in state or "attentions.0.q_lin.weight" not in state:
+def _our_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our name and the name in a checkpoint of ours or a released one of each tensor; empty for another checkpoint."""
+    if "attentions.0.q_lin.weight" in state:
+        return {ours: theirs for ours, theirs in RELEASED.items() if theirs in state}
+    prefix = "model." if "model.encoder.token.weight" in state else ""  # none in a model that is passed on
+    if f"{prefix}encoder.token.weight" not in state:
         return {}
-    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("attentions."))
-    names = _names(_RELEASED, _RELEASED_BLOCK, layers)
-    del names["vocabulary_head.weight"]  # the table of words
-    return {name: state[other].clone() for name, other in names.items() if other in state}
+    other = "detector."  # beside the miniature's models
+    return {n.removeprefix(prefix): n for n in state if n.startswith(prefix) and not n.startswith(other)}
 
 
 def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) -> dict[str, Tensor]:
     """Tensors of XLM-R under our names ([3], traps a and b); `table` provides the position rows that XLM-R lacks."""
-    text = below(state, "roberta.") or dict(state)
-    if "embeddings.word_embeddings.weight" not in text:
-        return {}
-    layers = 1 + max(int(name.split(".")[2]) for name in text if name.startswith("encoder.layer."))
-    names = _names(_XLM_R, _XLM_R_BLOCK, layers)
-    weights = {name: text[other].clone() for name, other in names.items() if other in text}
+    weights = {ours: state[theirs].clone() for ours, theirs in _XLM_R.items() if theirs in state}
     rows = weights.get("encoder.position.weight")
     if rows is not None:
-        kinds = text.get("embeddings.token_type_embeddings.weight")
-        rows = (rows if kinds is None else rows + kinds[0])[position_offset:][: len(table)]
+        rows = (rows + state[_XLM_R_KIND][0] if _XLM_R_KIND in state else rows)[position_offset:][: len(table)]
         weights["encoder.position.weight"] = torch.cat([rows, table[len(rows) :].detach().cpu()])
-    for name in ("lm_head.decoder.bias", "lm_head.bias"):
-        if name in state:
-            weights["vocabulary_head.bias"] = state[name].clone()
+    if weights and _XLM_R_BIAS in state:
+        weights["vocabulary_head.bias"] = state[_XLM_R_BIAS].clone()
     return weights
-
-
-def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
-    used = {other for name in weights if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
-    return used | {
-        "embeddings.token_type_embeddings.weight", "embeddings.position_ids",
-        "lm_head.bias", "lm_head.decoder.bias", "lm_head.decoder.weight",
-    }  # fmt: skip
-
-
-def _names(parts: Mapping[str, str], block: Mapping[str, str], layers: int) -> dict[str, str]:
-    ours = [*parts, *(f"encoder.blocks.{number}.{part}" for number in range(layers) for part in block)]
-    names = [f"{part}.{kind}" for part in ours for kind in ("weight", "bias")]
-    return {name: other for name in names if (other := _renamed(name, parts, block))}
-
-
-def _renamed(name: str, parts: Mapping[str, str], block: Mapping[str, str]) -> str | None:
-    part, _, kind = name.rpartition(".")
-    within = re.fullmatch(r"encoder\.blocks\.(\d+)\.(\w+)", part)
-    if within:
-        return f"{block[within[2]].format(within[1])}.{kind}"
-    return f"{parts[part]}.{kind}" if part in parts else None

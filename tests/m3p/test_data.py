@@ -277,7 +277,7 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
         (sentence("en", item), data.tokenizer.decode(dataset[0, item]["t2i"].captions[0].tolist())) for item in (0, 11)
     ]
     assert len(data.switched_examples(99)) == 12
-    assert data.coverage.token_share == 1.0
+    assert data.coverage.share == 1.0
     plain = layouts.pretraining(**PLAIN)
     assert plain.switched_examples(3) == []
     assert plain.coverage is None

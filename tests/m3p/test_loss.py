@@ -16,7 +16,7 @@ from common.losses.matching import image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
 from papers.m3p.encoder import M3P, M3PEncoder, all_pairs
 from papers.m3p.loss import PairTasks, WeightSchedule, _pairs, pair_terms, text_terms
-from papers.m3p.weights import released_name
+from papers.m3p.weights import RELEASED
 from tests.m3p.tiny import arrays, placed, tiny_model, tiny_sizes, valid, values
 
 
@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_those_of_the_released_code() -> None:
     torch.testing.assert_close(total.double(), golden["loss_total"], rtol=0, atol=5e-6)
     total.backward()
     expected = values("pretrain_grad_norms")
-    found = {released_name(n): p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
+    found = {RELEASED[n]: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name in found:
         assert found[name] == pytest.approx(expected[name], rel=3e-6, abs=1e-6), name

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.weights import LAYOUTS, export, load_into_model, released_name
+from papers.m3p.weights import LAYOUTS, RELEASED, export, load_into_model
 from tests.m3p.tiny import tiny_model, tiny_sizes, values
 
 IGNORED = (
@@ -35,15 +35,15 @@ def test_names_and_shapes_are_those_of_the_released_checkpoint() -> None:
     with torch.device("meta"):
         state = M3P(M3PEncoder()).state_dict()
     for name, value in state.items():
-        assert official[released_name(name)] == list(value.shape), name
-    used = {released_name(name) for name in state} | {"pred_layer.proj.weight"}
+        assert official[RELEASED[name]] == list(value.shape), name
+    used = {RELEASED[name] for name in state} | {"pred_layer.proj.weight"}
     assert all(name.startswith(IGNORED) for name in official.keys() - used)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_released_checkpoint_loads_and_names_what_it_leaves(prefix: str, tmp_path: Path) -> None:
     source, path = tiny_model(), tmp_path / "checkpoint.pth"
-    state = {prefix + released_name(name): value for name, value in source.state_dict().items()}
+    state = {prefix + RELEASED[name]: value for name, value in source.state_dict().items()}
     state |= {
         f"{prefix}refine_embeddings.norm.weight": torch.ones(3),
         f"{prefix}pooled_layer2.dense.bias": torch.ones(2),

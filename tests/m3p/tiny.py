@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.weights import released_name
+from papers.m3p.weights import RELEASED
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 
@@ -38,7 +38,7 @@ def tiny_model(**changes: Any) -> M3P:
     """The golden model, evaluating."""
     model = M3P(M3PEncoder(**tiny_sizes(**changes)))
     state = arrays("tiny_weights")
-    model.load_state_dict({name: state[released_name(name)] for name in model.state_dict()})
+    model.load_state_dict({name: state[RELEASED[name]] for name in model.state_dict()})
     return model.eval()
 
 
