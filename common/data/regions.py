@@ -66,6 +66,11 @@ class Regions:
     def __len__(self) -> int:
         return len(self.features)
 
+    def first(self, count: int, distribution: bool = False) -> Regions:
+        """The first so many regions, without the distribution unless asked for."""
+        shares = self.distribution[:count] if distribution and self.distribution is not None else None
+        return Regions(self.features[:count], self.boxes[:count], self.labels[:count], self.height, self.width, shares)
+
     @property
     def box_vectors(self) -> npt.NDArray[np.float32]:
         return box_vectors(self.boxes, self.height, self.width)

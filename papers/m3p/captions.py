@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,8 @@ class CaptionTokens:
         return int(np.diff(self._ends, prepend=-1).max(initial=1)) - 1
 
 
-class CaptionReader:
-    """Reads and tokenizes captions, once per data set, split and language."""
-
-    def __init__(self, tokenizer: XLMRTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._read: dict[tuple[int, str, str], CaptionTokens] = {}
-
-    def __call__(self, dataset: Any, split: str, language: str) -> CaptionTokens:
-        key = (id(dataset), split, language)
-        if key not in self._read:
-            self._read[key] = CaptionTokens(dataset.captions(split, language), self.tokenizer)
-        return self._read[key]
+#: Tokens of a data set's captions, by its split and language.
+CaptionReader = Callable[[Any, str, str], CaptionTokens]
 
 
 class CaptionPool:

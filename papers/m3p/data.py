@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -16,12 +16,20 @@ from torch.utils.data import DataLoader, Subset
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.item_dataset import Sample
 from common.data.listing import spread
+from common.data.regions import Regions
 from common.data.text import XLMRTokenizer
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions, file_identity, stream_tokens
+from papers.m3p.captions import (
+    CaptionPool,
+    CaptionReader,
+    CaptionTokens,
+    SwitchedCaptions,
+    file_identity,
+    stream_tokens,
+)
 from papers.m3p.code_switching import CodeSwitcher, Coverage
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.masking import DEFAULT_MASKING, REGION_NOISE, WORD_NOISE, Masking
@@ -32,7 +40,6 @@ from papers.m3p.pairs import (
     PairGroup,
     Pairing,
     PairItems,
-    RegionArrays,
     find_pictures,
     shown_images,
 )
@@ -115,7 +122,10 @@ class RegionTextData(ShardedDataModule):
         self.test_batch_size = test_batch_size
         self.pairing = Pairing(candidates, vlm_candidates, exclude_siblings)
         self.limits = SearchLimits(test_images, test_captions, cut_test_captions)
-        self.captions_of = CaptionReader(tokenizer)
+        #: Tokenizes once per data set, split and language.
+        self.captions_of: CaptionReader = cache(
+            lambda dataset, split, language: CaptionTokens(dataset.captions(split, language), tokenizer)
+        )
         #: Pairs to compare weights on, and sets to search; made in setup.
         self.validation: PairItems | None = None
         self.searched: SearchedSets | None = None
@@ -177,9 +187,15 @@ class RegionTextData(ShardedDataModule):
         self.feature_dim: int = widths.pop()
         if self.searched is None:  # also before training: what the test lacks should not be found out at its end
             self.searched = SearchedSets(
-                self.test_sets, self.test_split, self.captions_of, self.limits, self.max_skipped_fraction,
-                max_regions=self.max_regions, **self.item_options,
-            )  # fmt: skip
+                self.test_sets,
+                self.test_split,
+                self.captions_of,
+                self.tokenizer,
+                self.limits,
+                self.max_skipped_fraction,
+                max_regions=self.max_regions,
+                **self.item_options,
+            )
         if stage == "fit":
             self.read_training()
             if self.validation_split is not None and self.validation is None:
@@ -260,29 +276,28 @@ class RegionTextData(ShardedDataModule):
     # -- code-switching ------------------------------------------------------------------------------------------------
 
     def switched_examples(self, count: int) -> list[tuple[str, str]]:
-        """Original and code-switched captions of the first epoch, spread over each set; empty without switching."""
+        """Some captions and how they may be code-switched; empty without switching."""
         if self.code_switching is None:
             return []
-        examples = []
-        for pairs in self.training_pairs:
-            for item in spread(len(pairs), count):
-                language, text, pieces = pairs.read((0, item))
-                if language == self.code_switching.source:
-                    examples.append((text, self.tokenizer.decode(pieces.tolist())))
-        return examples[:count]
+        rng = np.random.default_rng(self.seed)
+        return [(text, self.code_switching.switch(text, rng)) for text in self._switched_texts(count)[:count]]
 
     @cached_property
     def coverage(self) -> Coverage | None:
         """Dictionary coverage of the training captions, sampled from large sets; None without switching."""
-        switcher = self.code_switching
-        if switcher is None:
+        if self.code_switching is None:
             return None
+        return self.code_switching.coverage(self._switched_texts(COUNTED_CAPTIONS))
+
+    def _switched_texts(self, count: int) -> list[str]:
+        """Training captions in the language that is switched, at most `count` of each set."""
+        assert self.code_switching is not None
         texts: list[str] = []
         for one in self.training_sets:
-            if one.language == switcher.source:
+            if one.language == self.code_switching.source:
                 captions = self.captions_of(one.dataset, self.train_split, one.language).texts
-                texts += [captions[number] for number in spread(len(captions), COUNTED_CAPTIONS)]
-        return switcher.coverage(texts)
+                texts += [captions[number] for number in spread(len(captions), count)]
+        return texts
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
@@ -529,12 +544,10 @@ class MadeUpPairs:
             start_id=0, pad_id=1, end_id=2, mask_id=vocabulary - 1, vocabulary_size=vocabulary
         )
         self.caption = draw.integers(*self.words, data.tokenizer.max_tokens - 2).numpy()
-        self.picture = RegionArrays(
-            draw.normal(regions, width).numpy(),
-            draw.uniform(regions, 5).numpy(),
-            draw.integers(1, classes, regions).numpy(),
-            draw.uniform(regions, classes).softmax(-1).numpy() if data.distributions else None,
-        )
+        shares = draw.uniform(regions, classes).softmax(-1).numpy() if data.distributions else None
+        labels = draw.integers(1, classes, regions).numpy()
+        boxes = draw.uniform(regions, 4).numpy()
+        self.picture = Regions(draw.normal(regions, width).numpy(), boxes, labels, 1, 1, shares)
 
     def __len__(self) -> int:
         return self.size

@@ -1,4 +1,4 @@
-"""Our figures: recall by language, images found for captions, and captions as training reads them."""
+"""Our figures: recall by language, images found for captions, and code-switched captions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 #: Captions shown per language, and pictures per caption.
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
-#: Number of captions shown as training reads them.
-FED = 24
+#: Number of code-switched captions shown.
+SWITCHED = 24
 #: Mean recall of random scores.
 CHANCE = "chance"
 
@@ -29,9 +29,9 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
     draw_recalls(module, test.found, folder)
     draw_retrieved(module, data, test.found, folder)
-    fed = data.switched_examples(FED)
-    if fed:
-        write_table(module, folder / "code_switched.csv", ["caption", "as fed"], fed)
+    switched = data.switched_examples(SWITCHED)
+    if switched:
+        write_table(module, folder / "code_switched.csv", ["caption", "switched"], switched)
 
 
 def chance_recall(scored: Searched) -> float:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,29 +49,6 @@ class CaptionSet:
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class RegionArrays:
-    """The regions of one picture.
-
-    Args:
-        features: not normalized, float32 [R, F].
-        boxes: five numbers each, scaled to length 1, float32 [R, 5].
-        classes: int64 [R], 0 is background.
-        distribution: over the classes, float32 [R, C]; None unless requested.
-    """
-
-    features: npt.NDArray[np.float32]
-    boxes: npt.NDArray[np.float32]
-    classes: npt.NDArray[np.int64]
-    distribution: npt.NDArray[np.float32] | None = None
-
-    @classmethod
-    def first(cls, regions: Regions, count: int, distribution: bool = False) -> Self:
-        """The first so many regions of a picture."""
-        shares = regions.distribution[:count] if distribution and regions.distribution is not None else None
-        return cls(regions.features[:count], regions.box_vectors[:count], regions.labels[:count], shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,13 +129,13 @@ class RegionItems(ItemDataset):
         self.max_regions = max_regions
         self.distributions = distributions
         numbers = len(pictures.keys) * max_regions * (pictures.features[0].feature_size + 7)
-        self._cache: dict[int, RegionArrays] | None = {} if numbers * 4 <= cache_bytes else None
+        self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
         if distributions:
             # Missing distributions stop the run here; damaged files are handled later.
             with contextlib.suppress(MediaError):
                 self.regions(0)
 
-    def regions(self, file: int) -> RegionArrays:
+    def regions(self, file: int) -> Regions:
         if self._cache is not None and file in self._cache:
             return self._cache[file]
         key = self.pictures.keys[file]
@@ -171,7 +148,7 @@ class RegionItems(ItemDataset):
                 f"{self.pictures.name}: its region features hold one class each and no `distribution`, which "
                 "data.distributions asks for; extract them with it, or set that to false"
             )
-        regions = RegionArrays.first(stored, self.max_regions, self.distributions)
+        regions = stored.first(self.max_regions, self.distributions)
         if self._cache is not None:
             self._cache[file] = regions
         return regions
@@ -193,7 +170,7 @@ class RegionItems(ItemDataset):
         return {**super().describe(), **({"without_regions": missing} if missing else {})}
 
 
-def pad_regions(images: Sequence[RegionArrays], width: int = 0) -> dict[str, npt.NDArray[Any]]:
+def pad_regions(images: Sequence[Regions], width: int = 0) -> dict[str, npt.NDArray[Any]]:
     """Regions of several pictures in one array, padded with zeros to at least `width` rows.
 
     Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
@@ -203,11 +180,13 @@ def pad_regions(images: Sequence[RegionArrays], width: int = 0) -> dict[str, npt
         `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
         `distribution` float32 [P, R, C] if the pictures have one.
     """
-    counts = np.array([len(image.features) for image in images])
+    counts = np.array([len(image) for image in images])
     mask = np.arange(max(int(counts.max()), width)) < counts[:, None]
     columns: dict[str, npt.NDArray[Any]] = {"mask": mask}
-    for name in ("features", "boxes", "classes", "distribution"):
-        rows = [getattr(image, name) for image in images]
+    for name, of in (
+        ("features", "features"), ("boxes", "box_vectors"), ("classes", "labels"), ("distribution", "distribution")
+    ):  # fmt: skip
+        rows = [getattr(image, of) for image in images]
         if rows[0] is not None:
             columns[name] = np.zeros((*mask.shape, *rows[0].shape[1:]), dtype=rows[0].dtype)
             columns[name][mask] = np.concatenate(rows)
@@ -220,7 +199,7 @@ def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return features / np.maximum(lengths, np.float32(1e-12))
 
 
-def region_batch(images: Sequence[RegionArrays], width: int) -> dict[str, Tensor]:
+def region_batch(images: Sequence[Regions], width: int) -> dict[str, Tensor]:
     """Encoder inputs of some pictures: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
     columns = pad_regions(images, width)
     return {
@@ -259,7 +238,7 @@ class PairGroup:
     """
 
     captions: list[Tokens]
-    images: list[RegionArrays]
+    images: list[Regions]
     positive: int
     noise: Mapping[str, npt.NDArray[np.float64]]
 
@@ -338,14 +317,6 @@ class PairItems(RegionItems):
         rng = np.random.default_rng((self.seed, epoch, file, self.passes))
         return int(captions[forced_captions(len(captions), self.passes, rng)[slot]])
 
-    def read(self, key: tuple[int, int]) -> tuple[str, str, Tokens]:
-        """An item's language, original caption, and pieces as training reads them."""
-        epoch, item = key
-        sample = self[key]
-        tokens, number = self.pool.caption(self._chosen(int(sample["index"]), item // len(self.listing), epoch))
-        group: PairGroup = sample["in_batch" if self.pairing.vlm_candidates == "in_batch" else "t2i"]
-        return tokens.language, tokens.texts[number], group.captions[0]
-
     def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
         tokens, row = self.pool.caption(number)
         pieces: Tokens | None = None
@@ -355,9 +326,9 @@ class PairItems(RegionItems):
 
     def _negatives(
         self, file: int, caption: int, read: bool, rng: np.random.Generator
-    ) -> dict[int, tuple[int, RegionArrays | None]]:
+    ) -> dict[int, tuple[int, Regions | None]]:
         """Other images, each with a caption number and, if `read`, its regions; replaces and counts unreadable ones."""
-        negatives: dict[int, tuple[int, RegionArrays | None]] = {}
+        negatives: dict[int, tuple[int, Regions | None]] = {}
         error: MediaError | None = None
         for _ in range(ATTEMPTS * self.pairing.candidates):
             other = int(rng.integers(len(self.pool)))

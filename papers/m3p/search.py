@@ -129,6 +129,7 @@ class SearchedSets:
         sets: Mapping[str, CaptionSet],
         split: str,
         captions: CaptionReader,
+        tokenizer: XLMRTokenizer,
         limits: SearchLimits,
         max_missing: float = 0.0,
         **options: Any,
@@ -147,7 +148,7 @@ class SearchedSets:
                 self.items.append(RegionItems(pictures, **options))
             tokens = captions(dataset, split, one.language)
             self.sets.append(EvaluationSet(name, one.language, loader_of[key], len(self.items)))
-            self.items.append(CaptionItems(tokens, pictures, captions.tokenizer, limits))
+            self.items.append(CaptionItems(tokens, pictures, tokenizer, limits))
         self.longest = max((items.width for items in self.items if isinstance(items, CaptionItems)), default=0)
 
     def loaders(self) -> list[tuple[str, RegionItems | CaptionItems, Collate]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.data.media import read_image
-from common.data.regions import RegionFeatures, picture_key
+from common.data.regions import RegionFeatures, Regions, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
 from common.stages.export import (
@@ -28,7 +28,7 @@ from common.stages.safe_builder import Builder, path_of
 from common.types import PositiveInt
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths
-from papers.m3p.pairs import RegionArrays, region_batch
+from papers.m3p.pairs import region_batch
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
 
@@ -123,7 +123,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
-    def read_image(self, file: str | Path) -> RegionArrays:
+    def read_image(self, file: str | Path) -> Regions:
         """The regions of a picture; with `regions` set, its name without suffix is enough."""
         if self.regions is not None:
             if self.regions.feature_size != self.encoder.feature_dim:
@@ -140,7 +140,7 @@ class M3P(encoder.M3P, TrainedModel):
         else:
             read_image(file)  # raises for a picture that cannot be read; the detector passes it over
             ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
-        return RegionArrays.first(regions, self.max_regions)
+        return regions.first(self.max_regions)
 
     def _start(self, images: Items) -> tuple[Tensor, Tensor]:
         """Inputs [B, R, D] of the first block, and their mask [B, R]."""
