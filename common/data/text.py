@@ -246,7 +246,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
         return self._vocabulary.encode(text)
 
     def _learn(self, texts: Sequence[str]) -> bytes:
-        return _learn_pieces(
+        return learn_pieces(
             texts,
             model_type="bpe",
             vocab_size=self.largest_size,
@@ -320,7 +320,7 @@ class XLMRTokenizer(CaptionTokenizer):
         return self._vocabulary.decode([token - 1 if token > self.unknown_id else 0 for token in kept])
 
     def _learn(self, texts: Sequence[str]) -> bytes:
-        return _learn_pieces(texts, model_type="unigram", vocab_size=self.largest_size - 2)
+        return learn_pieces(texts, model_type="unigram", vocab_size=self.largest_size - 2)
 
     def _read(self, content: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -332,7 +332,7 @@ class XLMRTokenizer(CaptionTokenizer):
         self.vocabulary_size = processor.get_piece_size() + 2
 
 
-def _learn_pieces(texts: Sequence[str], **options: Any) -> bytes:
+def learn_pieces(texts: Sequence[str], **options: Any) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()

@@ -16,6 +16,7 @@ from common.data.listing import Clip, Listing
 from common.data.media import FileCache, FrameFolder, Limits, MediaError, MediaFile, open_media, restrict
 from common.data.transforms import VideoTransform
 from common.training.examples import Draw
+from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.vx2text.tokens import Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
@@ -35,20 +36,15 @@ class VideoInput:
         mean, std: channel statistics of the classifier's weights.
     """
 
-    fps: float = 15.0
-    frames: int = 32
-    clips: int = 4
-    crop: int = 112
-    resize: int = 128
+    fps: PositiveFloat = 15.0
+    frames: PositiveInt = 32
+    clips: PositiveInt = 4
+    crop: PositiveInt = 112
+    resize: PositiveInt = 128
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    flip: float = 0.0
+    flip: Fraction = 0.0
     mean: tuple[float, float, float] = (0.43216, 0.394666, 0.37645)
     std: tuple[float, float, float] = (0.22803, 0.22145, 0.216989)
-
-    def __post_init__(self) -> None:
-        for name in ("fps", "frames", "clips"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"data.video.{name} must be above 0, got {getattr(self, name)}")
 
 
 DEFAULT_VIDEO = VideoInput()
@@ -65,13 +61,13 @@ class AudioInput:
         mel_bins, low, high: number of bands, lowest and highest frequency in Hz.
     """
 
-    sample_rate: int = 16000
-    seconds: float = 10.0
-    window: int = 512
-    hop: int = 160
-    mel_bins: int = 64
-    low: float = 50.0
-    high: float = 8000.0
+    sample_rate: PositiveInt = 16000
+    seconds: PositiveFloat = 10.0
+    window: PositiveInt = 512
+    hop: PositiveInt = 160
+    mel_bins: PositiveInt = 64
+    low: NonNegativeFloat = 50.0
+    high: PositiveFloat = 8000.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= self.sample_rate / 2:
@@ -79,8 +75,6 @@ class AudioInput:
                 f"data.audio: bands from {self.low} to {self.high} Hz must lie between 0 and half the sample rate, "
                 f"{self.sample_rate / 2:g}"
             )
-        if self.samples <= self.window // 2:
-            raise ValueError(f"data.audio.seconds: {self.seconds} is too short for a window of {self.window} samples")
 
     @property
     def samples(self) -> int:

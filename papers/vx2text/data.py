@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from common.data.datasets.avsd import AVSD, Dialog
 from common.data.datasets.tvc import TVC, Moment
-from common.data.datasets.tvqa import TVQA, Question, Subtitle, Subtitles
+from common.data.datasets.tvqa import TVQA, Question, Subtitle
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import Limits
@@ -52,6 +52,8 @@ MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 #: decoder.
 Scoring = Literal["label", "loglik", "position"]
 Slots = Literal["media", "words"]
+#: Subtitles by clip.
+Speech = Mapping[str, Sequence[Subtitle]]
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -85,13 +87,13 @@ def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tup
     return tuple(line.text for line in lines), (places[0], places[-1] + 1) if places else None
 
 
+@dataclass(frozen=True, eq=False)
 class QuestionExamples(Examples):
     """Questions with options and the speech of the whole clip; `use_span` marks the lines around the span ([10])."""
 
-    def __init__(self, questions: Sequence[Question], subtitles: Subtitles | None, use_span: bool) -> None:
-        self.questions = questions
-        self.subtitles = subtitles
-        self.use_span = use_span
+    questions: Sequence[Question]
+    subtitles: Speech
+    use_span: bool
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -100,33 +102,21 @@ class QuestionExamples(Examples):
         question = self.questions[position]
         span = question.span if self.use_span else None
         around = None if span is None else (span[0] - SPAN_MARGIN, span[1] + SPAN_MARGIN)
-        lines = () if self.subtitles is None else self.subtitles.get(question.clip, ())
-        speech, focus = spoken(lines, around)
+        speech, focus = spoken(self.subtitles.get(question.clip, ()), around)
+        text = PromptText("question", question.text, speech, focus, options=question.options)
         answer = question.options[question.answer] if question.answer >= 0 else None
-        return Example(
-            str(question.number),
-            PromptText("question", question.text, speech, focus, options=question.options),
-            answer,
-            question.answer,
-            () if answer is None else (answer,),
-            question.clip,
-        )
+        references = () if answer is None else (answer,)
+        return Example(str(question.number), text, answer, question.answer, references, question.clip)
 
 
+@dataclass(frozen=True, eq=False)
 class DialogExamples(Examples):
     """Turns of dialogues with their history; `with_summary` appends a video's summary to its caption."""
 
-    def __init__(
-        self,
-        dialogs: Sequence[Dialog],
-        rows: npt.NDArray[np.int64],
-        subtitles: Subtitles | None = None,
-        with_summary: bool = False,
-    ) -> None:
-        self.dialogs = dialogs
-        self.rows = rows
-        self.subtitles = subtitles
-        self.with_summary = with_summary
+    dialogs: Sequence[Dialog]
+    rows: npt.NDArray[np.int64]
+    subtitles: Speech
+    with_summary: bool
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -136,35 +126,28 @@ class DialogExamples(Examples):
         asked = dialog.turns[turn]
         history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
         caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
-        speech, _ = spoken(() if self.subtitles is None else self.subtitles.get(dialog.video, ()))
+        speech, _ = spoken(self.subtitles.get(dialog.video, ()))
+        text = PromptText("dialog", asked.question, speech, caption=caption, history=history)
         references = () if asked.answer is None else (asked.answer,)
         if dialog.references and turn == len(dialog.turns) - 1:
             references = tuple(sorted(dialog.references, key=lambda text: text != asked.answer))
-        return Example(
-            f"{dialog.video}_{turn + 1}",
-            PromptText("dialog", asked.question, speech, caption=caption, history=history),
-            asked.answer,
-            -1,
-            references,
-            dialog.video,
-        )
+        return Example(f"{dialog.video}_{turn + 1}", text, asked.answer, -1, references, dialog.video)
 
 
+@dataclass(frozen=True, eq=False)
 class CaptionExamples(Examples):
     """Descriptions of moments with the speech in them; `rows` are (moment, description)."""
 
-    def __init__(self, moments: Sequence[Moment], rows: npt.NDArray[np.int64], subtitles: Subtitles | None) -> None:
-        self.moments = moments
-        self.rows = rows
-        self.subtitles = subtitles
+    moments: Sequence[Moment]
+    rows: npt.NDArray[np.int64]
+    subtitles: Speech
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def _item(self, position: int) -> Example:
         moment, place = self.moments[self.rows[position, 0]], int(self.rows[position, 1])
-        lines = () if self.subtitles is None else self.subtitles.get(moment.clip, ())
-        speech, _ = spoken([line for line in lines if line.overlaps(moment.span)])
+        speech, _ = spoken([line for line in self.subtitles.get(moment.clip, ()) if line.overlaps(moment.span)])
         texts = tuple(description.text for description in moment.descriptions)
         answer = texts[place] if texts else None
         return Example(str(moment.number), PromptText("caption", speech=speech), answer, -1, texts, moment.clip)
@@ -189,8 +172,6 @@ class VideoTextItems(ItemDataset):
         replaced: float = 0.15,
         **options: Any,
     ) -> None:
-        if len(listing) != len(examples):
-            raise ValueError(f"{listing.name}: {len(examples)} texts for {len(listing)} clips; list the data set anew")
         super().__init__(listing, **options)
         self.examples = examples
         self.prompt = prompt
@@ -316,6 +297,7 @@ class VideoTextData(ShardedDataModule):
     """
 
     options: ClassVar[int] = 0
+    scoring: Scoring = "label"
 
     def __init__(
         self,
@@ -339,16 +321,11 @@ class VideoTextData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
-        unknown = [name for name in modalities if name not in MODALITIES]
-        if unknown:
-            raise ValueError(f"data.modalities holds {', '.join(unknown)}; it takes video and audio")
         if "audio" in modalities and "audio" not in dataset.streams:
             raise ValueError(
                 f"data.modalities: {dataset.title} is distributed without sound; leave audio out, here and in "
                 "model.modalities"
             )
-        if not 0.0 <= replaced <= 1.0:
-            raise ValueError(f"data.replaced is a share, got {replaced}")
         self.tokenizer = tokenizer
         self.modalities = tuple(modalities)
         self.video = video if "video" in modalities else None
@@ -363,15 +340,14 @@ class VideoTextData(ShardedDataModule):
         self.validation_split = validation_split
         self.test_split = test_split
         self.test_batch_size = test_batch_size
-        self.scoring: Scoring = "label"
         self.prompt = prompt_for(tokenizer, prompt, self.video, self.audio)
 
     @abstractmethod
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
         """Listing of a split with one row per example, and the examples."""
 
-    def subtitles(self) -> Subtitles | None:
-        return self.dataset.subtitles() if self.prompt.limits.speech else None
+    def subtitles(self) -> Speech:
+        return (self.dataset.subtitles() if self.prompt.limits.speech else None) or {}
 
     def items(self, split: str, training: bool) -> VideoTextItems:
         listing, examples = self.examples(split, training)
@@ -500,8 +476,8 @@ class DialogData(VideoTextData):
             if not training or dialog.turns[turn].answer is not None
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        listing = self.dataset.listing(split).subset(rows[:, 0])
-        return listing, DialogExamples(dialogs, rows, self.subtitles(), self.with_summary)
+        examples = DialogExamples(dialogs, rows, self.subtitles(), self.with_summary)
+        return self.dataset.listing(split).subset(rows[:, 0]), examples
 
     def published_items(self) -> int | None:
         dialogs = super().published_items()
@@ -529,8 +505,7 @@ class CaptioningData(VideoTextData):
             for place in (range(len(moment.descriptions)) if training else [0])
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        listing = self.dataset.listing(split).subset(rows[:, 0])
-        return listing, CaptionExamples(moments, rows, self.subtitles())
+        return self.dataset.listing(split).subset(rows[:, 0]), CaptionExamples(moments, rows, self.subtitles())
 
     def published_items(self) -> int | None:
         moments = super().published_items()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.types import PositiveFloat, PositiveInt
-from papers.vx2text.language_model import LanguageModel, first_largest
+from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.tokens import (
     PLACES,
     Modality,
@@ -96,7 +96,9 @@ class VX2Text(nn.Module):
         """Initialize learned category embeddings with the mean of their word pieces' embeddings."""
         for tokens in self.tokens.values():
             pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.classifier.fc.weight.device)
-            tokens.start_table(table_of(pieces, self.language_model))
+            if tokens.table is not None:
+                with torch.no_grad():
+                    tokens.table.weight.copy_(table_of(pieces, self.language_model))
 
     @torch.no_grad()
     def texts(
@@ -115,5 +117,6 @@ class VX2Text(nn.Module):
             scores = self.language_model.letter_scores(embeddings, mask, batch["answer_options"])
         else:
             scores = self.language_model.option_scores(embeddings, mask, batch["option_labels"])
-        picked = first_largest(scores)
+        # The first of equal ones on every device.
+        picked = (scores == scores.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1)
         return [options[number] for options, number in zip(batch["options"], picked.tolist())], picked

@@ -6,7 +6,7 @@ gradient is that of the softmax of the perturbed log-probabilities.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,16 +14,11 @@ from torch.nn import functional as F
 
 Estimator = Literal["st_topk", "st_independent", "soft", "st_topk_selected"]
 
-# Uniform numbers stay inside (0, 1), so that the noise is finite in float32.
-_SMALLEST, _LARGEST = 1e-9, 1 - 1e-7
-
 
 def gumbel_noise(*shape: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
-    """Standard Gumbel noise in float32.
-
-    Source: [4].
-    """
-    uniform = torch.rand(*shape, generator=generator, device=device).clamp(_SMALLEST, _LARGEST)
+    """Standard Gumbel noise in float32 ([4])."""
+    # Inside (0, 1), so that the noise is finite.
+    uniform = torch.rand(*shape, generator=generator, device=device).clamp(1e-9, 1 - 1e-7)
     return -torch.log(-torch.log(uniform))
 
 
@@ -53,39 +48,31 @@ def choose(
     get no gradient. The lower category wins ties. Computes in at least float32, even under autocast.
 
     Args:
-        logits: scores before the softmax.
+        logits: scores [B, C] before the softmax.
+        table: embeddings [C, D].
         tokens: K.
         temperature: tau, which divides perturbed log-probabilities.
-        noise: Gumbel noise; None in evaluation.
+        noise: Gumbel noise [B, K, C], or [B, 1, C] for `st_topk`; None in evaluation.
 
-    Shapes:
-        logits [B, C]; table [C, D]; noise [B, K, C], or [B, 1, C] for `st_topk` -> tokens [B, K, D], categories [B, K]
+    Returns:
+        Embeddings [B, K, D] and categories [B, K].
 
     Source: [4].
     """
-    batch, categories = logits.shape
-    if estimator not in get_args(Estimator):
-        raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
-    if not 1 <= tokens <= categories:
-        raise ValueError(f"{tokens} tokens cannot be chosen from {categories} categories")
-    draws = draws_of(estimator, tokens)
-    if noise is not None and noise.shape not in {(batch, draws, categories), (batch, tokens, categories)}:
-        raise ValueError(f"noise must be [{batch}, {draws}, {categories}] for {estimator}, got {list(noise.shape)}")
     with torch.autocast(logits.device.type, enabled=False):
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(logits.dtype, torch.float32)
         log_probability = F.log_softmax(logits.to(wide), dim=1)
         if noise is None:
             chosen = largest(log_probability.detach(), tokens)
             return F.embedding(chosen, table), chosen
         values = table.to(wide)
-        perturbed = (log_probability[:, None] + noise[:, :draws].to(wide)) / temperature  # [B, draws, C]
+        noise = noise[:, : draws_of(estimator, tokens)].to(wide)
+        perturbed = (log_probability[:, None] + noise) / temperature  # [B, draws, C]
         relaxed = perturbed.softmax(dim=2)
         if estimator == "soft":
             return relaxed @ values, relaxed.detach().argmax(dim=2)
-        if estimator == "st_independent":
-            chosen = largest(perturbed.detach(), 1)[:, :, 0]
-        else:
-            chosen = largest(perturbed.detach()[:, 0], tokens)
+        scores = perturbed.detach()
+        chosen = largest(scores, 1)[:, :, 0] if estimator == "st_independent" else largest(scores[:, 0], tokens)
         rows = F.embedding(chosen, values)
         if estimator == "st_topk_selected":
             probability = relaxed[:, 0].gather(1, chosen)[:, :, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class LanguageModel(nn.Module):
 
     Source: [6].
     """
+
+    network: ClassVar[Any] = T5ForConditionalGeneration
 
     def __init__(
         self,
@@ -42,12 +44,9 @@ class LanguageModel(nn.Module):
             dropout_rate=dropout,
             decoder_start_token_id=0,
         )  # type: ignore[call-arg]
-        self.t5: Any = self._network(config)
+        self.t5: Any = self.network(config)
         with torch.no_grad():
             self.t5.shared.weight.mul_(embedding_scale)
-
-    def _network(self, config: T5Config) -> Any:
-        return T5ForConditionalGeneration(config)
 
     @property
     def width(self) -> int:
@@ -135,12 +134,11 @@ class OptionClassifier(LanguageModel):
     Source: [9], `no_decoder`.
     """
 
+    network = T5EncoderModel
+
     def __init__(self, options: PositiveInt = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.head = nn.Linear(self.width, options)
-
-    def _network(self, config: T5Config) -> nn.Module:
-        return T5EncoderModel(config)
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scores [B, 1, options] in the place of an answer's only word; `labels` are unused.
@@ -151,14 +149,3 @@ class OptionClassifier(LanguageModel):
         states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)
         return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]
-
-    def generate(self, *_: Any, **__: Any) -> Tensor:
-        raise TypeError("an option classifier has no decoder: it writes no text")
-
-    def option_scores(self, *_: Any, **__: Any) -> Tensor:
-        raise TypeError("an option classifier has no decoder: it tells no likelihood of a text")
-
-
-def first_largest(scores: Tensor) -> Tensor:
-    """Position [B] of the largest of [B, O]; the first wins ties on every device."""
-    return (scores == scores.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1)

@@ -82,7 +82,7 @@ class VX2TextModule(pl.LightningModule):
             log_probability = scores.detach().float().log_softmax(-1)
             logs[f"train/{name}_entropy"] = -(log_probability.exp() * log_probability).sum(-1).mean()
             if self.hparams["auxiliary_weight"] > 0:
-                marks = self._true_words(batch, name)
+                marks = batch[f"{name}_words"] & batch[f"{name}_present"][:, None]
                 loss = loss + self.hparams["auxiliary_weight"] * words_loss(scores.mean(1), marks)
         self.log_dict(logs, batch_size=len(mask))
         return loss
@@ -97,14 +97,6 @@ class VX2TextModule(pl.LightningModule):
             if shape is not None:
                 noise[name] = own_rows(self, gumbel_noise(samples, *shape, generator=generator))
         return noise
-
-    def _true_words(self, batch: Batch, name: str) -> Tensor:
-        if f"{name}_words" not in batch:
-            raise ValueError(
-                f"model.auxiliary_weight is {self.hparams['auxiliary_weight']}, but the data does not know the true "
-                f"categories of its {name}: set it to 0, or give data.{name}_categories of a miniature"
-            )
-        return batch[f"{name}_words"] & batch[f"{name}_present"][:, None]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

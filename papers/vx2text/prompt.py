@@ -5,17 +5,15 @@ All wording, order and limits are here; the model only replaces reserved ids wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
-from common.types import PositiveInt
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-    from tokenizers import Tokenizer
+from common.data.text import learn_pieces
+from common.types import NonNegativeInt, PositiveInt
 
 #: Reserved ids: token j of the video has -1 - j, token j of the audio -101 - j.
 VIDEO_PLACE = -1
@@ -51,22 +49,29 @@ class TextTokenizer:
     unknown_id = 2
 
     def __init__(self, pretrained: str | None = None, vocabulary_size: PositiveInt = 32128) -> None:
-        if vocabulary_size < 4:
-            raise ValueError(f"vocabulary_size must hold three special ids and a word, got {vocabulary_size}")
         self.pretrained = pretrained
         self.vocabulary_size = vocabulary_size
-        self._given: tuple[str, bytes] | None = None
-
-    @property
-    def content(self) -> tuple[str, bytes]:
-        """Name and content of the vocabulary file, for `read`."""
-        return self._pieces.content
 
     def read(self, name: str, content: bytes) -> TextTokenizer:
         """Use a vocabulary from `content` instead of `pretrained`; returns self."""
-        self._given = name, content
-        self.__dict__.pop("_pieces", None)
+        self.content = name, content
         return self
+
+    @cached_property
+    def content(self) -> tuple[str, bytes]:
+        """Name and content of the vocabulary file, for `read`."""
+        if self.pretrained is None:
+            from common.data.worlds.narrated import sentences
+
+            return _MODEL_FILE, word_model([*sentences(), *LETTERS, *_prompt_words()])
+        folder = Path(self.pretrained)
+        for name in (_MODEL_FILE, _TOKENIZER_FILE):
+            if (folder / name).is_file():
+                return name, (folder / name).read_bytes()
+        raise FileNotFoundError(
+            f"data.tokenizer.pretrained: {folder} holds neither {_MODEL_FILE} nor {_TOKENIZER_FILE}. Nothing is "
+            "downloaded: put the files of T5 there, or set it to null for the miniature's own words"
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end token."""
@@ -74,13 +79,8 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids up to the first end token; skips padding, places and ids without a piece."""
-        kept: list[int] = []
-        for number in ids:
-            if number == self.eos_id:
-                break
-            if self.pad_id < number < self._pieces.count:
-                kept.append(int(number))
-        return self._pieces.decode(kept)
+        text = takewhile(lambda number: number != self.eos_id, ids)
+        return self._pieces.decode([number for number in text if self.pad_id < number < self._pieces.size])
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
@@ -94,33 +94,20 @@ class TextTokenizer:
         return found
 
     @cached_property
-    def _pieces(self) -> _SentencePieces | _FastTokenizer:
-        origin = str(self.pretrained)
-        if self._given is not None:
-            name, content = self._given
-        elif self.pretrained is None:
-            from common.data.worlds.narrated import sentences
-
-            name, content = _MODEL_FILE, word_model([*sentences(), *LETTERS, *_prompt_words()])
-        else:
-            folder = Path(self.pretrained)
-            found = next((name for name in (_MODEL_FILE, _TOKENIZER_FILE) if (folder / name).is_file()), None)
-            if found is None:
-                raise FileNotFoundError(
-                    f"data.tokenizer.pretrained: {folder} holds neither {_MODEL_FILE} nor {_TOKENIZER_FILE}. Nothing "
-                    "is downloaded: put the files of T5 there, or set it to null for the miniature's own words"
-                )
-            name, content, origin = found, (folder / found).read_bytes(), str(folder / found)
-        kind = _SentencePieces if name == _MODEL_FILE else _FastTokenizer
-        pieces = kind(content, origin)
+    def _pieces(self) -> _Pieces:
+        name, content = self.content
+        try:
+            pieces = _pieces_of(name, content)
+        except Exception as error:  # The libraries raise nothing more special.
+            raise ValueError(f"data.tokenizer.pretrained: {name} of {self.pretrained} is damaged ({error})") from None
         if pieces.specials != (self.pad_id, self.eos_id, self.unknown_id):
             raise ValueError(
                 f"data.tokenizer: padding, end and unknown are {pieces.specials} in {self.pretrained}, but 0, 1 and 2 "
                 "in T5; give the folder of a T5"
             )
-        if pieces.count > self.vocabulary_size:
+        if pieces.size > self.vocabulary_size:
             raise ValueError(
-                f"data.tokenizer.vocabulary_size: {self.vocabulary_size} is less than the {pieces.count} pieces of the "
+                f"data.tokenizer.vocabulary_size: {self.vocabulary_size} is less than the {pieces.size} pieces of the "
                 f"vocabulary; give at least that, as for the language model (32128 for T5)"
             )
         return pieces
@@ -130,44 +117,30 @@ class TextTokenizer:
         return {name: value for name, value in self.__dict__.items() if name != "_pieces"}
 
 
-class _SentencePieces:
-    def __init__(self, model: bytes, origin: str) -> None:
-        import sentencepiece
+class _Pieces(NamedTuple):
+    """A vocabulary; `specials` are its ids for padding, end and unknown."""
 
-        self.content = _MODEL_FILE, model
-
-        try:
-            self._processor: SentencePieceProcessor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError(f"data.tokenizer.pretrained: {origin} is no model of SentencePiece ({error})") from None
-        processor = self._processor
-        self.count = int(processor.vocab_size())
-        self.specials = (processor.pad_id(), processor.eos_id(), processor.unk_id())
-
-    def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+    size: int
+    specials: tuple[int | None, ...]
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
 
 
-class _FastTokenizer:
-    def __init__(self, model: bytes, origin: str) -> None:
-        import tokenizers
+def _pieces_of(name: str, content: bytes) -> _Pieces:
+    if name == _MODEL_FILE:
+        from sentencepiece import SentencePieceProcessor
 
-        self.content = _TOKENIZER_FILE, model
-        try:
-            self._tokenizer: Tokenizer = tokenizers.Tokenizer.from_buffer(model)
-        except Exception as error:  # The library raises nothing more special.
-            raise ValueError(f"data.tokenizer.pretrained: {origin} cannot be read ({error})") from None
-        self.count = self._tokenizer.get_vocab_size()
-        self.specials = tuple(self._tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<unk>"))
+        model = SentencePieceProcessor(model_proto=content)
+        return _Pieces(model.vocab_size(), (model.pad_id(), model.eos_id(), model.unk_id()), model.encode, model.decode)
+    from tokenizers import Tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+    tokenizer = Tokenizer.from_buffer(content)
+    return _Pieces(
+        tokenizer.get_vocab_size(),
+        tuple(tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<unk>")),
+        lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+    )
 
 
 def _clean(text: str) -> str:
@@ -177,27 +150,16 @@ def _clean(text: str) -> str:
 
 def word_model(lines: Sequence[str]) -> bytes:
     """A SentencePiece model whose pieces are the lower-case words of nonempty lines."""
-    import io
-
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
+    return learn_pieces(
+        lines,
         model_type="word",
         vocab_size=len({word for line in lines for word in line.casefold().split()}) + 3,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
         pad_id=TextTokenizer.pad_id,
         eos_id=TextTokenizer.eos_id,
         unk_id=TextTokenizer.unknown_id,
         bos_id=-1,
         normalization_rule_name="nmt_nfkc_cf",
-        num_threads=1,
-        minloglevel=2,
     )
-    return model.getvalue()
 
 
 # -- the prompt --------------------------------------------------------------------------------------------------------
@@ -217,20 +179,14 @@ class PromptLimits:
     Source: [5].
     """
 
-    speech: int = 256
-    caption: int = 128
-    history: int = 256
-    question: int = 48
-    option: int = 40
-    answer: int = 30
-    video_tokens: int = 3
-    audio_tokens: int = 3
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            least = int(name in ("question", "answer"))
-            if value < least:
-                raise ValueError(f"data.prompt.{name} must be at least {least}, got {value}")
+    speech: NonNegativeInt = 256
+    caption: NonNegativeInt = 128
+    history: NonNegativeInt = 256
+    question: PositiveInt = 48
+    option: NonNegativeInt = 40
+    answer: PositiveInt = 30
+    video_tokens: NonNegativeInt = 3
+    audio_tokens: NonNegativeInt = 3
 
 
 DEFAULT_LIMITS = PromptLimits()

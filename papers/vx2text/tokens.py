@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.files import parsing
 from papers.vx2text.gumbel import Estimator, choose, draws_of
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
@@ -40,29 +41,26 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
 
         names = list(R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"])
     elif isinstance(categories, str):
-        path = Path(categories)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"model categories: {path} does not exist; for AudioSet it is class_labels_indices.csv of its release, "
-                "else a text file with one name a line"
-            )
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            table = csv.DictReader(text.splitlines())
-            if "display_name" not in (table.fieldnames or ()):
-                raise ValueError(
-                    f"model categories: {path} has no column display_name; give class_labels_indices.csv of AudioSet's "
-                    "release, or a text file with one name a line"
-                )
-            names = [row["display_name"] or "" for row in table]
-        else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+        names = _names_in(Path(categories))
     else:
         names = list(categories)
     names = [name.lower() for name in names]
     if not names or len(set(names)) != len(names):
         raise ValueError("model categories: a classifier needs at least one category, and no name twice")
     return names
+
+
+def _names_in(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model categories: {path} does not exist; for AudioSet it is class_labels_indices.csv of its release, "
+            "else a text file with one name a line"
+        )
+    with parsing(path, ValueError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if path.suffix == ".csv":
+            return [row["display_name"] for row in csv.DictReader(lines)]
+        return [line.strip() for line in lines if line.strip()]
 
 
 class ModalityClassifier(nn.Module):
@@ -78,11 +76,10 @@ class ModalityClassifier(nn.Module):
         self.fc = nn.Linear(int(encoder.feature_dim), len(self.names))  # type: ignore[arg-type]
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Scores [B, C] of the categories before any softmax."""
         return self.scores(self.encoder(clip))
 
     def scores(self, features: Tensor) -> Tensor:
-        """Scores [B, C] of the categories from features [B, feature_dim]."""
+        """Scores [B, C] of the categories before any softmax, from features [B, feature_dim]."""
         return self.fc(features)
 
 
@@ -129,13 +126,7 @@ class ModalityTokens(nn.Module):
     ) -> None:
         super().__init__()
         categories = len(classifier.names)
-        if tokenization not in get_args(Tokenization):
-            raise ValueError(
-                f"model.model.tokenization must be one of {', '.join(get_args(Tokenization))}, got {tokenization!r}"
-            )
-        if temperature <= 0:
-            raise ValueError(f"model.model.temperature must be positive, got {temperature}")
-        if tokens < 1 or (tokenization != "continuous" and tokens > categories):
+        if tokenization != "continuous" and tokens > categories:
             raise ValueError(f"{tokens} tokens cannot be chosen from {categories} categories")
         self.classifier = classifier
         self.tokens = tokens
@@ -168,12 +159,6 @@ class ModalityTokens(nn.Module):
                 module.eval()
         return self
 
-    def start_table(self, rows: Tensor) -> None:
-        """Initialize a learned table with the embeddings of the categories' names [C, D]."""
-        if self.table is not None:
-            with torch.no_grad():
-                self.table.weight.copy_(rows)
-
     def noise_shape(self, clips: int) -> tuple[int, int, int] | None:
         """Shape of the Gumbel noise of one sample, [clips, draws, C]; None if it needs none."""
         return (clips, draws_of(self.estimator, self.tokens), len(self.classifier.names)) if self.sampled else None
@@ -197,8 +182,7 @@ class ModalityTokens(nn.Module):
             chosen = torch.zeros(len(features), 0, dtype=torch.int64, device=features.device)
         else:
             rows = table if self.table is None else self.table.weight
-            if rows is None:
-                raise ValueError("tokens whose table is tied to words need it at every call")
+            assert rows is not None
             flat = None if noise is None else noise.flatten(0, 1)
             embeddings, chosen = choose(scores, rows, self.tokens, self.estimator, self.temperature, flat)
         return (
@@ -208,10 +192,8 @@ class ModalityTokens(nn.Module):
         )
 
 
-def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Tensor:
+def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: Modality) -> Tensor:
     """Put modality tokens [B, T, D] into their reserved ids' places among embeddings [B, N, D] of ids [B, N]."""
-    if modality not in PLACES:
-        raise ValueError(f"modality must be one of {', '.join(PLACES)}, got {modality!r}")
     number = PLACES[modality] - ids
     here = (number >= 0) & (number < tokens.shape[1])
     row = number.clamp(0, tokens.shape[1] - 1)[:, :, None].expand(-1, -1, tokens.shape[2])

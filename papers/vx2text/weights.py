@@ -10,10 +10,11 @@ from torch import Tensor
 from common.encoders.checkpoint_files import (
     CheckpointError,
     below,
-    differences,
     first_of,
+    load_exactly,
     read_checkpoint,
     tensors_in,
+    with_counters,
     write_torch,
 )
 from papers.vx2text.language_model import LanguageModel
@@ -27,8 +28,6 @@ _PART_OF: dict[str, str] = {"kinetics": "video", "panns": "audio", "t5": "langua
 _HEADS = {"video": "fc.", "audio": "fc_audioset."}
 #: Non-weights in released audio networks: the filters of the spectrogram, which our data computes.
 _NOT_WEIGHTS = ("spectrogram_extractor.", "logmel_extractor.")
-_COUNTER = "num_batches_tracked"
-NEEDED = "'state_dict' or 'model'"
 
 
 def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: Modality, field: str) -> None:
@@ -40,23 +39,12 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
     Source: [3].
     """
     state = _named(path, field)
-    found = _trained(state, modality) or _released(state, modality)
-    expected = classifier.state_dict()
-    # Files older than PyTorch 1.0 lack the counters of batch normalization, which are unused here.
-    found |= {name: value for name, value in expected.items() if name.endswith(_COUNTER) and name not in found}
-    head, own_head = found.get("fc.weight"), expected["fc.weight"]
-    if head is not None and head.shape[:1] != own_head.shape[:1]:
-        raise CheckpointError(
-            f"{field}: the classifier in {path} has {len(head)} categories, model.model.{modality}_classifier "
-            f"{len(own_head)}: give it the list that the weights were trained with"
-        )
-    problem = differences(expected, found)
-    if problem:
-        raise CheckpointError(
-            f"{field}: the weights in {path} do not fit model.model.{modality}_classifier: {problem}. Give its encoder "
-            "the layers and widths that they were trained with."
-        )
-    classifier.load_state_dict(found)
+    load_exactly(
+        classifier,
+        with_counters(_trained(state, modality) or _released(state, modality)),
+        f"{field}: the weights in {path} do not fit model.model.{modality}_classifier",
+        ". Give its encoder the layers and widths, and its list of categories, that they were trained with.",
+    )
 
 
 def load_language_model(language_model: LanguageModel, path: str | Path, field: str = "text_pretrained") -> None:
@@ -74,25 +62,23 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     else:
         found = _weights_of_folder(path, field)
     expected = language_model.t5.state_dict()
-    if not any(name.startswith("decoder.") for name in expected):
-        found = {name: value for name, value in found.items() if not name.startswith(("decoder.", "lm_head."))}
     # The single embedding matrix has several names, of which a file has at least one.
     shared = found.get("shared.weight", found.get("encoder.embed_tokens.weight", found.get("lm_head.weight")))
     tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    found |= {name: shared for name in tied if name in expected and name not in found and shared is not None}
-    found = {
-        name: value
-        for name, value in found.items()
-        if name in expected or not name.endswith("relative_attention_bias.weight")
-    }
-    problem = differences(expected, found)
-    if problem:
-        raise CheckpointError(
-            f"{field}: the weights in {path} do not fit model.model.language_model: {problem}. Its vocabulary_size, "
-            "width, layers, attention_heads, key_width and feed_forward_width must be those of the weights; T5 v1.1 "
-            "has another feed-forward network and does not fit."
-        )
-    language_model.t5.load_state_dict(found)
+    found |= {name: shared for name in tied if name not in found and shared is not None}
+    parts = {name.partition(".")[0] for name in expected}  # an option classifier has no decoder
+    unused = "relative_attention_bias.weight"  # of all layers in old files, of the first here
+    load_exactly(
+        language_model.t5,
+        {
+            name: value
+            for name, value in found.items()
+            if name in expected or (name.partition(".")[0] in parts and not name.endswith(unused))
+        },
+        f"{field}: the weights in {path} do not fit model.model.language_model",
+        ". Its vocabulary_size, width, layers, attention_heads, key_width and feed_forward_width must be those of the "
+        "weights; T5 v1.1 has another feed-forward network and does not fit.",
+    )
 
 
 def _weights_of_folder(path: Path, field: str) -> dict[str, Tensor]:
@@ -130,7 +116,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
 
 def _named(path: str | Path, field: str) -> dict[str, Tensor]:
     try:
-        content = read_checkpoint(path, NEEDED)
+        content = read_checkpoint(path, "'state_dict' or 'model'")
     except CheckpointError as error:
         raise CheckpointError(f"{field}: {error}") from error
     return tensors_in(content)

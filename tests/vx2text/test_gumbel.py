@@ -106,17 +106,3 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_noise_is_finite_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([0.0, 1.0]))
     assert torch.isfinite(gumbel_noise(2)).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"tokens": 9}, "9 tokens"),
-        ({"tokens": 0}, "0 tokens"),
-        ({"tokens": 2, "estimator": "st_top"}, "estimator"),
-        ({"tokens": 2, "noise": torch.zeros(3, 5, 4)}, "noise"),
-    ],
-)
-def test_what_cannot_be_chosen_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        choose(torch.zeros(3, 4), torch.zeros(4, 2), **arguments)
