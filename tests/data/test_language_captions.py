@@ -133,16 +133,6 @@ def test_multi30k(tmp_path: Path, packed: bool) -> None:
     assert len(dataset.listing("test")) == 1
 
 
-def test_the_list_of_task_2_serves_as_well(tmp_path: Path) -> None:
-    write_multi30k(tmp_path)
-    home = tmp_path / "data"
-    (home / "task1/image_splits/train.txt").unlink()
-    with pytest.raises(DatasetMissing, match=r"image_splits/train\.txt"):
-        Multi30K(tmp_path).captions("train", "en")
-    write_lines(home / "task2/image_splits/train_images.txt", [f"{key}.jpg#0" for key in FLICKR[:2]])
-    assert list(Multi30K(tmp_path).captions("train", "en").keys) == list(FLICKR[:2])
-
-
 # ---------------------------------------------------------------------------------------------------- COCO and on it
 def test_coco_has_captions_by_key(tmp_path: Path) -> None:
     dataset = COCOKarpathy(write_coco_karpathy(tmp_path), restval=True)

@@ -222,7 +222,6 @@ class MediaDataset(ABC):
         notes: list[str] = []
         layouts: list[str] = []
         problems: list[str] = []
-        missing = 0
         for split, fold in self.parts():
             part = _part(split, fold)
             try:
@@ -244,7 +243,6 @@ class MediaDataset(ABC):
             counts[part] = len(listing)
             if listing.layout not in layouts:
                 layouts.append(listing.layout)
-            missing = max(missing, listing.missing) if fold is not None else missing + listing.missing
             if listing.missing:
                 example = ", ".join(listing.missing_names[:2])
                 notes.append(f"{part}: {listing.missing:,} listed {self.unit} are missing, such as {example}")
@@ -252,7 +250,7 @@ class MediaDataset(ABC):
             if self.published_classes() not in (None, len(listing.classes)):
                 notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
             notes += [f"{part}: {note}" for note in listing.notes]
-        return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)), missing)
+        return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)))
 
     def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
         """A note if the number of items differs from the published one."""
@@ -269,7 +267,6 @@ class DatasetStatus:
         layout: layout found, or "" if missing.
         counts: items per available split (and fold), in the set's `unit`.
         problems: full message for each missing split.
-        missing: items that official lists name but the folder lacks.
         broken, checked: files that failed to decode, with the reason, and number of files tried.
         verified, corrupt: files with the published checksum, and with another.
     """
@@ -279,7 +276,6 @@ class DatasetStatus:
     counts: Mapping[str, int]
     problems: Sequence[str] = ()
     notes: tuple[str, ...] = ()
-    missing: int = 0
     broken: tuple[str, ...] = ()
     checked: int = 0
     verified: tuple[str, ...] = ()

@@ -30,19 +30,22 @@ _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 class LanguageCaptioned(MediaDataset):
     """Base of sets with captions by language and region features of the same pictures.
 
-    Attributes:
-        regions_root: folder of the region features; None = `regions` in the folder of the data set.
-        own_splits: whether its splits differ from those of `coco`, the data set whose images it shows.
+    Args:
+        regions: folder of the region features; None = `regions` in the root.
     """
 
     num_classes = 0
     streams = ("image",)
     languages: ClassVar[tuple[str, ...]]
+    #: Whether its splits differ from those of `coco`, the data set whose images it shows.
     own_splits: ClassVar[bool] = False
     #: The authors' region feature files of each split, relative to the root.
     official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     region_keys: ClassVar[KeyKind] = "stem"
-    regions_root: Path | None = None
+
+    def __init__(self, root: str | os.PathLike[str], regions: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(root)
+        self.regions_root = None if regions is None else Path(regions).expanduser()
 
     def captions(self, split: str, language: str | None = None) -> LanguageCaptions:
         """The captions of a split in one language; None = the first, likewise below."""
@@ -71,7 +74,7 @@ class LanguageCaptioned(MediaDataset):
 
     @property
     def regions_folder(self) -> Path:
-        return self.root / "regions" if self.regions_root is None else Path(self.regions_root)
+        return self.regions_root or self.root / "regions"
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
         """Files with the region features of a split; empty if there are none."""
@@ -123,20 +126,11 @@ class LanguageCaptioned(MediaDataset):
 
 
 class CaptionedDataset(LanguageCaptioned):
-    """A data set of captions with region features; its pictures are optional.
-
-    Args:
-        regions: folder of the region features; None = `regions` in the root.
-    """
+    """A data set of captions with region features; its pictures are optional."""
 
     further_layout = _REGION_LAYOUT
     #: Folders of a split's pictures `<key>.jpg`, relative to the root; the first that exists is used.
     image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-
-    def __init__(self, root: str | os.PathLike[str], regions: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(root)
-        if regions is not None:
-            self.regions_root = Path(regions).expanduser()
 
     def image_path(self, key: str, split: str) -> Path:
         folders = [self.root / folder for folder in self.image_folders.get(split, ("images",))]

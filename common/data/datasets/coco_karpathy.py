@@ -67,10 +67,8 @@ class COCOKarpathy(LanguageCaptioned):
     )
 
     def __init__(self, root: str | Path, restval: bool = False, regions: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(root)
+        super().__init__(root, regions)
         self.restval = restval
-        if regions is not None:
-            self.regions_root = Path(regions).expanduser()
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
         more = self.published_counts["restval"] if self.restval and split == "train" else 0

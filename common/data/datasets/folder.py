@@ -332,11 +332,9 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         language: str = "en",
         regions: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__(root)
+        super().__init__(root, regions)
         self.language = language
         self._names: dict[str, dict[str, str]] = {}
-        if regions is not None:
-            self.regions_root = Path(regions).expanduser()
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
         """Captions and tags of the images of a listing, in its order."""

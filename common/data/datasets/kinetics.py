@@ -32,16 +32,9 @@ _FOLDERS = {
     "test": ("test", "test_256", "videos_test", "videos/test"),
 }
 _LISTS = {
-    "train": ("annotations/train.csv", "train.csv", "annotations/kinetics_train.csv", "kinetics400/train.csv"),
-    "validation": (
-        "annotations/val.csv",
-        "annotations/validate.csv",
-        "val.csv",
-        "validate.csv",
-        "annotations/kinetics_val.csv",
-        "kinetics400/validate.csv",
-    ),
-    "test": ("annotations/test.csv", "test.csv", "annotations/kinetics_test.csv", "kinetics400/test.csv"),
+    "train": ("annotations/train.csv", "train.csv"),
+    "validation": ("annotations/val.csv", "annotations/validate.csv", "val.csv", "validate.csv"),
+    "test": ("annotations/test.csv", "test.csv"),
 }
 _REPLACEMENTS = ("replacement", "replacement_for_corrupted_k400", "train/replacement_for_corrupted_k400")
 _ID_LENGTH = 11

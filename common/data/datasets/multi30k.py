@@ -55,12 +55,11 @@ class Multi30K(CaptionedDataset):
     )
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
-        lists = (f"task1/image_splits/{_TASK1[split]}.txt", f"task2/image_splits/{_TASK2[split]}_images.txt")
         if language in ("en", "de"):
             texts = [f"task2/raw/{_TASK2[split]}.{number}.{language}" for number in range(1, _CAPTIONS + 1)]
         else:
             texts = [f"task1/raw/{_TASK1[split]}.{language}"]
-        listed = self._one_of(*(home + name for name in lists for home in _HOMES))
+        listed = self._one_of(*(f"{home}task1/image_splits/{_TASK1[split]}.txt" for home in _HOMES))
         packed = [(f"{name}.gz", name) for name in texts]
         files = [self._one_of(*(home + name for home in _HOMES for name in names)) for names in packed]
         return _read(language, (listed, *files))
@@ -69,8 +68,7 @@ class Multi30K(CaptionedDataset):
 @read_once(16)
 def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
     listed, *files = paths
-    # Lists of other years append a caption number to the name.
-    keys = [os.path.splitext(line.split("#")[0])[0] for line in read_text_lines(listed)]
+    keys = [os.path.splitext(line)[0] for line in read_text_lines(listed)]
     columns = [read_text_lines(path) for path in files]
     for path, lines in zip(files, columns):
         if len(lines) != len(keys):

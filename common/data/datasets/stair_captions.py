@@ -52,7 +52,7 @@ class OnCOCO(CaptionedDataset):
 
     @property
     def regions_folder(self) -> Path:
-        return self.coco.regions_folder if self.regions_root is None else Path(self.regions_root)
+        return self.regions_root or self.coco.regions_folder
 
     def image_path(self, key: str, split: str) -> Path:
         return self.coco.image_path(key, split)
