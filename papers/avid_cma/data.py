@@ -18,8 +18,6 @@ from common.types import NonNegativeFloat, PositiveInt
 class PretrainingData(AudioVisualData):
     """Unlabeled videos with sound, each seen `clips_per_video` times per epoch ([2]).
 
-    Skips clips without sound (`dataset.common_seconds`). Files that break during training are skipped and counted.
-
     Args:
         jitter_seconds: how far the video clip may extend beyond the audio clip's window.
         split, held_out_split: listings for training and for the diagnostics after it.
@@ -47,7 +45,7 @@ class PretrainingData(AudioVisualData):
         self.held_out_batch_size = held_out_batch_size
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """A sound clip of each file at a random time (by seed), with room for the video clip around it."""
+        # A sound clip of each file at a random time (by seed), with room for the video clip around it.
         return {"seed": self.seed, "video_duration": self.video.duration}
 
     def prepare_data(self) -> None:
@@ -83,7 +81,6 @@ class PretrainingData(AudioVisualData):
 
     @cached_property
     def training_clips(self) -> AudioVisualClips:
-        """Training set of length clips x clips_per_video."""
         return self._clips(self.listing, training=True)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -91,7 +88,6 @@ class PretrainingData(AudioVisualData):
 
     @cached_property
     def held_out_clips(self) -> AudioVisualClips:
-        """Held-out clips, without augmentation."""
         return self._clips(self.held_out_listing, training=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -106,7 +102,6 @@ class PretrainingData(AudioVisualData):
         return self.test_dataloader()
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """Synthetic batch, and the data that the module needs; see `common.training.examples`."""
         published = self.dataset.published_count(self.split, None)
         items = 1000 if self.world is not None or published is None else published
         spectrogram = self.audio_transform(training=False)
@@ -122,7 +117,7 @@ class PretrainingData(AudioVisualData):
 
 
 class NoListing:
-    """Replaces a listing without files: a training step only needs the number of clips."""
+    """Replaces a listing where there are no files."""
 
     def __init__(self, count: int) -> None:
         self.count = count

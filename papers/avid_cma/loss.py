@@ -89,9 +89,8 @@ class BankLoss(nn.Module):
         """Make the banks, one row per training clip, once the data set is known."""
         if num_items < self.positives + 2:
             raise ValueError(
-                f"num_items={num_items} is too small for positives={self.positives}: a clip needs its positives and at "
-                f"least one negative besides itself, so num_items >= {self.positives + 2}. Use more clips, or lower "
-                "`positives`."
+                f"num_items={num_items} is too small for positives={self.positives}: a clip needs its positives and a "
+                "negative besides itself. Use more clips, or lower `positives`."
             )
         self.num_items = num_items
         # Own generator: the banks must not depend on earlier draws, such as those of computing audio statistics.
@@ -135,7 +134,9 @@ class BankLoss(nn.Module):
                     terms[name] = info_nce(picked, drawn)
                     continue
                 if self.step == 0 and normalizer < 0:  # later steps don't wait for the device
-                    normalizer = self.first_normalizer(drawn, update)
+                    normalizer = estimate_normalizer(drawn)
+                    if update:  # frozen from here on; a validation keeps nothing, as it may differ between ranks
+                        normalizer = self.normalizer.copy_(mean_over_ranks(normalizer))
                 terms[name] = nce(picked, drawn, normalizer)
             weighted = [weight * terms[name] for name, weight in self.weights.items()]
             loss = torch.stack(weighted).sum() / sum(self.weights.values())
@@ -145,12 +146,6 @@ class BankLoss(nn.Module):
                 self.audio_bank.write(index, audio)
                 self.step += 1
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
-
-    def first_normalizer(self, negatives: Tensor, update: bool) -> Tensor:
-        """Z by the first negatives of the first term, frozen from then on."""
-        normalizer = estimate_normalizer(negatives)
-        # A validation keeps nothing: ranks may validate different numbers of batches.
-        return self.normalizer.copy_(mean_over_ranks(normalizer)) if update else normalizer
 
     def draw_negatives(self, index: Tensor, positives: Tensor, training: bool) -> Tensor:
         """Rows [B, K], uniform over all but the clip and its positives; depends on seed, rank and step."""
@@ -183,11 +178,6 @@ class BankLoss(nn.Module):
             raise ValueError(
                 f"model.warm_start holds no memory banks that fit ({problem}): give the checkpoint of an AVID stage "
                 "on the very same data set listing, with the same embedding width."
-            )
-        if self.estimator == "nce" and not memory["normalizer"] > 0:
-            raise ValueError(
-                "model.warm_start: the normalizer was never set: that AVID was not trained for a step, or without "
-                "estimator nce"
             )
         for name, value in own.items():
             value.copy_(memory[name])

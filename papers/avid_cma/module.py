@@ -34,9 +34,8 @@ class AVIDModule(pl.LightningModule):
         video_encoder, audio_encoder: backbones with a `feature_dim`.
         hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads ([3.3]).
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
-        lr_warmup_steps: linear warm-up; 0, the paper's, for none.
-        lr_final_fraction: cosine decay to this share of the learning rate; 1, the paper's, for a constant rate.
-        lr_milestones: epochs that divide the rate by 10 ([11]); excludes warm-up and decay.
+        lr_warmup_steps, lr_final_fraction: linear warm-up, and cosine decay to a share of the rate; none in the paper.
+        lr_milestones: epochs that divide the rate by 10 ([11]), without warm-up and decay.
         warm_start: AVID checkpoint, required by CMA: loads model, banks and normalizer, not optimizer or epoch.
         refresh_every: epochs between minings; 0 for never.
         mined: positives per instance in the diagnosis after a training without mining; 0 for none.
@@ -100,15 +99,10 @@ class AVIDModule(pl.LightningModule):
             self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay,
             **fused(self, on_cpu=False),
         )  # fmt: skip
-        scheduled = h.lr_warmup_steps > 0 or h.lr_final_fraction != 1.0
-        if h.lr_milestones and scheduled:
-            raise ValueError(
-                "model.lr_milestones does not go with lr_warmup_steps or lr_final_fraction; choose one schedule"
-            )
         if h.lr_milestones:
             steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(h.lr_milestones), gamma=0.1)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "epoch"}}
-        if not scheduled:
+        if h.lr_warmup_steps == 0 and h.lr_final_fraction == 1.0:
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(h.lr_warmup_steps, 1), 1.0, h.lr_warmup_steps)
@@ -155,10 +149,9 @@ class AVIDModule(pl.LightningModule):
             self.loss.load_banks(start.memory)
         elif self.loss.positives:
             raise ValueError(
-                "CMA starts from a trained AVID: set model.warm_start to its checkpoint. `assemble reproduce avid` "
-                "trains AVID first for stages of the tables, such as avid_cma. For another recipe train the AVID that "
-                "the comment on top of its file names by hand, and give --model.warm_start .../checkpoints/last.ckpt "
-                "of that run (for ablation_cma: `assemble fit avid/ablation_cross`, at paper scale its epoch74.ckpt)"
+                "CMA starts from a trained AVID: give its checkpoint as --model.warm_start .../checkpoints/last.ckpt. "
+                "`assemble reproduce avid` does this for stages of the tables, such as avid_cma; for another recipe "
+                "train the AVID that the comment on top of its file names"
             )
 
     def _require_listing(self, what: str, theirs: str | None) -> None:
@@ -166,8 +159,7 @@ class AVIDModule(pl.LightningModule):
         if theirs and theirs != ours:
             raise ValueError(
                 f"{what} was trained on another data set listing (fingerprint {theirs[:12]}, this one is {ours[:12]}): "
-                "memory banks hold one row per clip and only fit the very same files in the same order. Use the data "
-                "set it was trained on; the encoders alone can go anywhere (model.pretrained of a downstream recipe)."
+                "memory banks hold one row per clip and only fit the very same files in the same order"
             )
 
     def on_fit_start(self) -> None:
@@ -208,7 +200,8 @@ class AVIDModule(pl.LightningModule):
         metrics |= monitoring.bank_agreement(
             *banks, self.data.listing.labels, self.loss.positives or self.hparams["mined"]
         )
-        metrics |= self.progress.compute(self.loss.normalizer) | monitoring.bank_norms(*banks)
+        metrics |= self.progress.compute(self.loss.normalizer)
+        metrics["bank_norm_error"] = torch.stack([(bank.norm(dim=1) - 1.0).abs().max() for bank in banks]).max()
         self.log_dict({f"test/{name}": torch.as_tensor(value) for name, value in metrics.items()})
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir) / "media" / "neighbors.png"

@@ -25,7 +25,7 @@ AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 
 
 class Progress(nn.Module):
-    """Loss and partition constant Z at the start and now, in buffers so they survive a resume; `steps` are averaged."""
+    """Loss (mean of `steps`) and partition constant Z at the start and now, in buffers so they survive a resume."""
 
     count: Tensor
     first: Tensor
@@ -42,7 +42,6 @@ class Progress(nn.Module):
 
     @torch.no_grad()
     def update(self, loss: Tensor, normalizer: Tensor) -> None:
-        """Add the loss and the Z of a step."""
         self.first_normalizer.copy_(torch.where(self.count == 0, normalizer, self.first_normalizer))
         self.first.add_(torch.where(self.count < self.steps, loss / self.steps, 0.0))
         weight = torch.clamp(1.0 / (self.count + 1.0), min=1.0 / self.steps)
@@ -61,11 +60,6 @@ class Progress(nn.Module):
         }
 
 
-def bank_norms(*banks: Tensor) -> dict[str, Tensor]:
-    """Largest deviation of any row's length from 1."""
-    return {"bank_norm_error": torch.stack([(bank.norm(dim=1) - 1.0).abs().max() for bank in banks]).max()}
-
-
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
     """How often (%) a clip's own sound is the nearest to its video; ties and NaN count against the model.
 
@@ -81,14 +75,11 @@ def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 
 def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
-    """Share (%) of mined positives with the anchor's class, by type of agreement ([15], P2).
-
-    Only this diagnosis uses labels, never training.
+    """Share (%) of mined positives with the anchor's class, by type of agreement ([15], P2); training has no labels.
 
     Args:
         video_bank, audio_bank: [N, d]; larger banks are sampled down to `LARGEST_BANK` evenly spaced rows.
         labels: class of each row [N]; rows with -1 are left out.
-        positives: mined per instance; 0 measures nothing.
     """
     if len(video_bank) > LARGEST_BANK:
         chosen = torch.linspace(0, len(video_bank) - 1, LARGEST_BANK, device=video_bank.device).long()
@@ -138,14 +129,10 @@ def draw_neighbors(
                 scores[row] = -2.0
             best = scores.topk(min(neighbors, len(scores) - 1)).indices.tolist()
             items = [int(index[position]) for position in (row, *best)]
-            cells = [
-                Cell(
-                    preview_of(clips, item),
-                    names[labels[item]] if names and labels[item] >= 0 else "",
-                    WRONG if labels[item] != labels[items[0]] else None,
-                )
-                for item in items
-            ]
+            cells = []
+            for item in items:
+                name = names[labels[item]] if names and labels[item] >= 0 else ""
+                cells.append(Cell(preview_of(clips, item), name, WRONG if labels[item] != labels[items[0]] else None))
             lines.append(Row(kind, cells))
             table.append([clips.name(items[0]), kind, *(clips.name(item) for item in items[1:])])
     title = "Query (left) and its nearest held-out clips; red: another class. For audio the clip's frame is shown"

@@ -35,12 +35,7 @@ class AVID(networks.AVID, TrainedModel):
     otherwise = "cannot embed video and sound: give the checkpoint of a pre-training, such as avid or avid_cma"
     embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
 
-    def __init__(
-        self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module
-    ) -> None:
-        super().__init__(video_model, audio_model, video_proj, audio_proj)
-        self.clips = 1
-        self.read_as(VideoInput(), AudioInput())
+    clips = 1
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -65,11 +60,9 @@ class AVID(networks.AVID, TrainedModel):
             return {"class_path": path_of(ProjectionHead), "init_args": built}
 
         parts = {
-            "video_model": arguments["video_encoder"],
-            "audio_model": arguments["audio_encoder"],
-            "video_proj": head("video_proj"),
-            "audio_proj": head("audio_proj"),
-        }
+            "video_model": arguments["video_encoder"], "audio_model": arguments["audio_encoder"],
+            "video_proj": head("video_proj"), "audio_proj": head("audio_proj"),
+        }  # fmt: skip
         return Trained({"class_path": path_of(cls), "init_args": parts}, inputs, weights)
 
     @classmethod

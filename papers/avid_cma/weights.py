@@ -39,14 +39,13 @@ class Pretraining:
     listing_fingerprint: str | None = None
 
 
-def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.warm_start") -> Pretraining:
+def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
     """Read an `AVIDModule` checkpoint, a released one, or a network alone, and check that it fits `model`.
 
     Source: [13].
     """
     try:
-        content = read_checkpoint(path, NEEDED)
-        state = _tensors(path, content)
+        content, state = _read(path)
         if weights := below(state, "model."):
             found = Pretraining(weights, below(state, "loss."), content.get("listing_fingerprint"))
         elif below(state, TOWERS["video"]):
@@ -57,22 +56,21 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
                 f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
                 "checkpoint of a pre-training, such as avid"
             )
-        problem = differences(model.state_dict(), found.model)
-        if problem:
+        if problem := differences(model.state_dict(), found.model):
             raise CheckpointError(f"{path}: the weights do not fit the network: {problem}")
     except CheckpointError as error:
-        raise CheckpointError(f"{field}: {error}") from error
+        raise CheckpointError(f"model.warm_start: {error}") from error
     return found
 
 
-def _tensors(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors under `state_dict` (ours) or `model` (released), or at the top of the file."""
-    state = tensors_in(content)
-    if not state:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of AVID-CMA: expected the entries {NEEDED}, found {first_of(list(content))}"
-        )
-    return state
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint, and its tensors under `state_dict` (ours) or `model` (released), or at the top of the file."""
+    content = read_checkpoint(path, NEEDED)
+    if state := tensors_in(content):
+        return content, state
+    raise CheckpointError(
+        f"{path}: not a checkpoint of AVID-CMA: expected the entries {NEEDED}, found {first_of(list(content))}"
+    )
 
 
 def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,20 +83,13 @@ def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
-    """State dict of one encoder from a pre-training checkpoint, a file by `export`, or a released file."""
-    content = read_checkpoint(path, NEEDED)
-    if content.get("format") == BACKBONE_FORMAT:
-        if content["modality"] != modality:
-            raise CheckpointError(f"{path}: holds the {content['modality']} backbone, but the {modality} one is needed")
-        return below(content["state_dict"], "")
-    tower = TOWERS[modality]
-    state = {key.removeprefix("model."): value for key, value in _tensors(path, content).items()}
-    backbone = below(state, tower)
-    if not backbone:
-        raise CheckpointError(
-            f"{path}: no {modality} encoder: no entry starts with '{tower}' in {first_of(list(state))}"
-        )
-    return R2Plus1D.released_names(backbone)
+    """State dict of one encoder from a pre-training checkpoint or a released file."""
+    state = {key.removeprefix("model."): value for key, value in _read(path)[1].items()}
+    if backbone := below(state, TOWERS[modality]):
+        return R2Plus1D.released_names(backbone)
+    raise CheckpointError(
+        f"{path}: no {modality} encoder: no entry starts with '{TOWERS[modality]}' in {first_of(list(state))}"
+    )
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:

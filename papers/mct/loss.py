@@ -1,6 +1,6 @@
 """The losses of MCT: contrast within images, within captions and between them, against queues of momentum keys.
 
-MoCo v2 is this objective with the image loss alone.
+MoCo v2 is this objective with the image loss alone. Scores of softmax losses are already divided by the temperature.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
 
 
 def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """J_ii and J_cc per anchor: pick the own key (`positive`) among all keys of the queue (`negatives`).
-
-    Scores are divided by the temperature; `mask` marks the slots that are negatives.
+    """J_ii and J_cc per anchor: pick the own key among all keys of the queue that `mask` marks.
 
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
@@ -48,12 +46,10 @@ def tag_loss(
     mask: Tensor | None = None,
     instance: Tensor | None = None,
 ) -> Tensor:
-    """J_tag per anchor: J_ii with the keys of related images as further positives.
+    """J_tag per anchor: the mean of -log softmax over the own key and the keys of `related` images.
 
-    The loss is the mean over the positives of -log softmax; the positives stay in the softmax's denominator. It equals
-    J_ii (`instance`, if already computed) plus the mean over the positives of (own score - score), and J_ii without
-    related images. Scores are divided by the temperature. `related` marks slots whose image shares enough tags with the
-    anchor's; slots outside `mask` are neither negatives nor positives.
+    All of them stay in the softmax's denominator, so this is J_ii (`instance`, if already computed) plus the mean over
+    the positives of (own score - score). Slots outside `mask` are neither negatives nor positives.
 
     Shapes:
         positive [B]; negatives [B, K]; related [B, K]; mask broadcasts to [B, K]; instance [B] -> [B]
@@ -80,10 +76,7 @@ def cross_modal_loss(
     reduction: Reduction = "mean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """J_ic and J_ci per anchor: an image is closer to its caption, and a caption to its image, than to the queue.
-
-    `hinge` is the method, `infonce`, whose similarities are divided by the temperature, the ablation. `reduction` is
-    that of the hinge over the negatives, which `mask` marks.
+    """J_ic and J_ci per anchor: closer to the own key than to the queue, by a margin (`infonce`: the ablation).
 
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
@@ -110,10 +103,9 @@ class MultimodalContrast(nn.Module):
         margin: of J_ic and J_ci for `hinge`, alpha.
         epsilon: images are related if they share more tags than this.
         inter_loss: `hinge` (the method) or `infonce`.
-        inter_reduction: of the hinge over the negatives: `sum`, the formula, `mean` or `max`. The sum starts at alpha
-            times the queue size and dominates the other losses unless weight_cross is tiny.
+        inter_reduction: of the hinge over the negatives; the paper's `sum` starts at alpha times the queue size.
         queue_size: keys in each queue, K.
-        queue_warm: whether the random initial entries count as negatives: `random`, as in MoCo, or not: `masked`.
+        queue_warm: see KeyQueue.
         mask_same_image: ignore keys of the anchor's own image in the queue, as negatives and as positives of J_tag.
         intra_dim, inter_dim: widths of the embeddings within a modality and across modalities.
         tag_count: number of tags; 0 for data without tags.

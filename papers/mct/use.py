@@ -59,11 +59,12 @@ class MCT(networks.MCT, TrainedModel):
     otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
 
+    pixels: ImageTransform
+    tokenizer: CaptionTokenizer | None = None
+
     def __init__(self, image: Tower, text: Tower | None = None) -> None:
         super().__init__(image, text)
         self.embedding = "inter" if "inter" in image.embeds else "intra"
-        self.pixels: ImageTransform | None = None
-        self.tokenizer: CaptionTokenizer | None = None
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
@@ -106,8 +107,6 @@ class MCT(networks.MCT, TrainedModel):
 
     def read_image(self, file: str | Path) -> Tensor:
         """An image as the encoder reads it, float32 [3, S, S]."""
-        if self.pixels is None:
-            raise StageError("this model does not know how its images are read: load it by MCT.from_export")
         return self.pixels(read_image(file))[0]
 
     @torch.no_grad()
@@ -118,7 +117,7 @@ class MCT(networks.MCT, TrainedModel):
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
         """Unit vectors [B, d] of images."""
-        return self._of(self.image(torch.stack(self.read_all("image", images)).to(self.device)))
+        return self.image(torch.stack(self.read_all("image", images)).to(self.device))[self.embedding].float()
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
@@ -126,12 +125,9 @@ class MCT(networks.MCT, TrainedModel):
         if self.text is None or self.tokenizer is None:
             raise StageError("this model was trained without captions and embeds images alone")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
-        return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
+        return self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device))[self.embedding].float()
 
     def encoders(self) -> dict[str, Encoder]:
-        if self.pixels is None:
-            return {}
-
         def embed(tower: Tower, inputs: Tensor) -> Tensor:
             head = tower.heads["both" if "both" in tower.heads else self.embedding]
             return F.normalize(head(tower.trunk(tower.features(inputs))).float(), dim=1)
@@ -151,11 +147,6 @@ class MCT(networks.MCT, TrainedModel):
                 "trained inside each modality alone; give the checkpoint of a stage with weight_cross, such as mct"
             )
         return super().compare(query_modality, query, modality, gallery)
-
-    def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
-        if self.embedding not in embeddings:
-            raise StageError(f"embedding: {self.embedding!r} is not there, but {', '.join(embeddings)}")
-        return embeddings[self.embedding].float()
 
 
 MODEL = MCT

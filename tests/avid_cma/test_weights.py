@@ -178,14 +178,10 @@ def test_exported_backbone_is_the_same_and_small(own_file: Path, tmp_path: Path,
         export(own_file, tmp_path / "backbone.safetensors", modality)
     output = export(own_file, tmp_path / "exported" / "backbone.pt", modality)
     expected = getattr(small_model(), f"{modality}_model").state_dict()
-    for path in (own_file, output):
-        state = load_backbone(path, modality)
+    for state in (load_backbone(own_file, modality), torch.load(output, weights_only=True)["state_dict"]):
         assert set(state) == set(expected)
         assert all(torch.equal(state[key], expected[key]) for key in expected)
     assert [file.name for file in output.parent.iterdir()] == ["backbone.pt"]
-    other = "audio" if modality == "video" else "video"
-    with pytest.raises(CheckpointError, match=f"holds the {modality} backbone"):
-        load_backbone(output, other)  # type: ignore[arg-type]
 
 
 def test_names_of_a_compiled_model(tmp_path: Path) -> None:
