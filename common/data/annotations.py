@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,42 +189,30 @@ class CaptionedImages:
         )
 
 
-class CaptionCollector:
-    """Collects images and captions from an annotation file and finds contradictions in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._images: dict[int, tuple[str, int]] = {}
-        self._captions: dict[int, list[tuple[str, int]]] = {}
-
-    def add_image(self, name: str, image_id: int, group: int) -> None:
-        if image_id in self._images:
-            raise DatasetError(f"{self.path}: image id {image_id} occurs twice")
-        self._images[image_id] = name, group
-        self._captions[image_id] = []
-
-    def add_caption(self, text: str, caption_id: int, image_id: int) -> None:
-        """Add a caption of a known image; drops a blank one."""
-        if image_id not in self._images:
-            raise DatasetError(
-                f"{self.path}: caption {caption_id} is of image {image_id}, which the file does not list"
-            )
+def captioned_images(
+    path: Path, images: Iterable[tuple[str, int, int]], captions: Iterable[tuple[str, int, int]]
+) -> CaptionedImages:
+    """Images as (file name, number, group), with the non-blank of their captions: (text, number, image)."""
+    names, image_ids, groups = zip(*images)
+    own: dict[int, list[tuple[str, int]]] = {image_id: [] for image_id in image_ids}
+    for text, number, image_id in captions:
+        if image_id not in own:
+            raise DatasetError(f"{path}: caption {number} is of image {image_id}, which the file does not list")
         if text.strip():
-            self._captions[image_id].append((text, caption_id))
-
-    def finish(self) -> CaptionedImages:
-        images = CaptionedImages(
-            self.path,
-            tuple(name for name, _ in self._images.values()),
-            np.array(list(self._images), dtype=np.int64),
-            np.array([group for _, group in self._images.values()], dtype=np.int64),
-            Rows.texts([text for text, _ in own] for own in self._captions.values()),
-            Rows.numbers([number for _, number in own] for own in self._captions.values()),
-        )
-        for what, values in (("file name", images.names), ("caption id", images.caption_ids.column.tolist())):
-            if len(set(values)) < len(values):
-                raise DatasetError(f"{self.path}: a {what} occurs twice")
-        return images
+            own[image_id].append((text, number))
+    numbers = [number for rows in own.values() for _, number in rows]
+    for what, values in (("image id", image_ids), ("file name", names), ("caption id", numbers)):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise DatasetError(f"{path}: {what} {twice[0]!r} occurs twice")
+    return CaptionedImages(
+        path,
+        names,
+        np.array(image_ids, dtype=np.int64),
+        np.array(groups, dtype=np.int64),
+        Rows.texts([text for text, _ in rows] for rows in own.values()),
+        Rows.numbers([number for _, number in rows] for rows in own.values()),
+    )
 
 
 def read_once(maxsize: int = 4) -> Callable[[Read], Read]:

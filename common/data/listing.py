@@ -158,12 +158,6 @@ class Listing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.clips, ClipTable):
             object.__setattr__(self, "clips", ClipTable.of(self.root, self.clips))
-        labels = self.labels
-        if len(labels) and self.classes and (labels.max() >= len(self.classes) or labels.min() < -1):
-            raise ValueError(
-                f"{self.name}: labels run from {labels.min()} to {labels.max()}, "
-                f"but there are {len(self.classes)} classes"
-            )
 
     @property
     def table(self) -> ClipTable:

@@ -95,9 +95,9 @@ COCO_CAPTIONS = [
     (document(lambda d: d["images"][0].pop("id")), "id"),
     (document(lambda d: d["images"][0].update(id=2**63)), ""),
     (document(lambda d: d["images"][0].pop("file_name")), "file_name"),
-    (document(lambda d: d["images"][0].update(id=9)), "image id 9 occurs twice"),
-    (document(lambda d: d["images"][0].update(file_name=f"{9:012d}.jpg")), "file name occurs twice"),
-    (document(lambda d: d["annotations"][0].update(id=901)), "caption id occurs twice"),
+    (document(lambda d: d["images"][0].update(id=9)), "caption 3001 is of image 30"),
+    (document(lambda d: d["images"][0].update(file_name=f"{9:012d}.jpg")), "file name '000000000009.jpg' occurs twice"),
+    (document(lambda d: d["annotations"][0].update(id=901)), "caption id 901 occurs twice"),
     (document(lambda d: d["annotations"][0].update(image_id=8)), "caption 3001 is of image 8"),
     (document(lambda d: d["annotations"][0].update(caption=["a"])), ""),
     # As a file of instances has none.

@@ -120,11 +120,6 @@ def test_subset_takes_rows_in_the_given_order():
     assert listing.subset(np.arange(6)).fingerprint() == listing.fingerprint()
 
 
-def test_wrong_labels_are_refused():
-    with pytest.raises(ValueError, match="labels run from 0 to 12"):
-        make([Clip(ROOT / "a", 0), Clip(ROOT / "b", 12)])
-
-
 def test_a_large_listing_is_small_in_memory():
     count = 100_000
     table = ClipTable(ROOT, (f"train/some class/video{n:07d}_000010_000020.mp4" for n in range(count)))

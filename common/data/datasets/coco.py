@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from common.data.annotations import (
     Boxes,
-    CaptionCollector,
     CaptionedImages,
     ImageAnnotations,
+    captioned_images,
     kept_columns,
     read_json,
     read_once,
@@ -147,12 +147,9 @@ def read_captions(path: Path) -> CaptionedImages:
     """Read a COCO caption file, once per process."""
     with parsing(path, DatasetError):
         document = read_json(path)
-        collector = CaptionCollector(path)
-        for entry in document["images"]:
-            collector.add_image(str(entry["file_name"]), entry["id"], entry.get("group_id", entry["id"]))
-        for entry in document["annotations"]:
-            collector.add_caption(entry["caption"], entry["id"], entry["image_id"])
-        return collector.finish()
+        images = ((str(one["file_name"]), one["id"], one.get("group_id", one["id"])) for one in document["images"])
+        captions = ((one["caption"], one["id"], one["image_id"]) for one in document["annotations"])
+        return captioned_images(path, images, captions)
 
 
 # ---------------------------------------------------------------------------------------------------- instances

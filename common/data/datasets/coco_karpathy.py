@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import (
-    CaptionCollector,
     CaptionedImages,
     ImageAnnotations,
     LanguageCaptions,
+    captioned_images,
     read_json,
     read_once,
     single_spaced,
@@ -147,15 +147,15 @@ def _key(name: str) -> str:
 @read_once(2)
 def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
     """All images of Karpathy's list, named with their folder, and the split of each; read once per process."""
-    collector, splits = CaptionCollector(path), []
     with parsing(path, DatasetError):
-        for entry in read_json(path, without=frozenset({"tokens"}))["images"]:
-            number = entry["cocoid"]
-            collector.add_image(f"{entry['filepath']}/{entry['filename']}", number, entry.get("group_id", number))
-            splits.append(entry["split"])
-            for sentence in entry["sentences"]:
-                collector.add_caption(sentence["raw"], sentence["sentid"], number)
-        return collector.finish(), np.array(splits, dtype=np.str_)
+        entries = read_json(path, without=frozenset({"tokens"}))["images"]
+        images = [
+            (f"{entry['filepath']}/{entry['filename']}", entry["cocoid"], entry.get("group_id", entry["cocoid"]))
+            for entry in entries
+        ]
+        sentences = ((one, entry["cocoid"]) for entry in entries for one in entry["sentences"])
+        captions = ((one["raw"], one["sentid"], number) for one, number in sentences)
+        return captioned_images(path, images, captions), np.array([entry["split"] for entry in entries], dtype=np.str_)
 
 
 # ---------------------------------------------------------------------------------------------------- writing

@@ -11,17 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import (
-    CaptionCollector,
     CaptionedImages,
     ImageAnnotations,
+    captioned_images,
     kept_columns,
     read_json_lines,
     read_once,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.datasets.coco import fill_scan
-from common.data.listing import Listing
+from common.data.listing import DatasetError, Listing
 from common.data.sequences import Texts
+from common.files import parsing
 
 _FOLDERS = ("", "annotations/", "localized_narratives/")
 
@@ -157,19 +158,17 @@ def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
     Images are in order of their first narrative and numbered consecutively, as are narratives. `name_of` makes a file
     name from an image id.
     """
-    collector = CaptionCollector(paths[0])
     numbers: dict[str, int] = {}
-    narratives = 0
+    captions: list[tuple[str, int, int]] = []
     for path in paths:
         columns = kept_columns(path, functools.partial(_narrative_columns, path))
         buffer, ends = columns["captions"].tobytes(), columns["ends"].tolist()
         for image_id, start, end in zip(columns["image_ids"].tolist(), ends, ends[1:]):
-            if image_id not in numbers:
-                numbers[image_id] = len(numbers)
-                collector.add_image(name_of(image_id), numbers[image_id], numbers[image_id])
-            collector.add_caption(buffer[start:end].decode("utf-8", "surrogatepass"), narratives, numbers[image_id])
-            narratives += 1
-    return collector.finish()
+            number = numbers.setdefault(image_id, len(numbers))
+            captions.append((buffer[start:end].decode("utf-8", "surrogatepass"), len(captions), number))
+    images = ((name_of(image_id), number, number) for image_id, number in numbers.items())
+    with parsing(paths[0], DatasetError):
+        return captioned_images(paths[0], images, captions)
 
 
 def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
