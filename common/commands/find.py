@@ -128,7 +128,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     from common.stages.request import Selection, find_request
 
     request = find_request(name, Selection(scale=scale, runs=runs or runs_root()))
-    run, paper = request.configuration(), paper_named(request.paper)
+    run, paper = request.configuration, paper_named(request.paper)
     print(f"{paper.title}, {request.stage} at scale {request.scale}: {_about(request.paper, request.recipe)}")
     print(f"\nrecipe: configs/{request.paper}/{request.recipe}.yaml, job: {request.job}")
     print(f"classes: {run.config['model']['class_path']}, {run.config['data']['class_path']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -25,13 +25,10 @@ from common.stages.launch import is_main_process, require_processes
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
 
-if TYPE_CHECKING:
-    pass
-
 
 def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:
     """Print the stack, the deviations of the scale and the merged configuration."""
-    run = request.configuration()
+    run = request.configuration
     for section in sections:
         if section not in run.config:
             raise ConfigurationError(f"--{section}.help: {nearest(section, run.config)}")
@@ -78,7 +75,7 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unles
                 "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
                 "starts from another stage with --model.warm_start or --model.pretrained"
             )
-        ours = request.configuration().describe_ours()
+        ours = request.configuration.describe_ours()
         if ours and is_main_process():
             print(f"values that are ours, in no source of the paper: {ours}")
         untrained = _starts_from_nothing(request)
@@ -100,7 +97,7 @@ def _starts_from_nothing(request: StageRequest) -> str:
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
         return ""
-    config = dict(leaves(request.configuration().config))
+    config = dict(leaves(request.configuration.config))
     for stage in stages.values():
         filled = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
         empty = [field for field in filled if config.get(field, "") is None]
@@ -130,7 +127,7 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
 
     from common.stages.cli import build
 
-    run = request.configuration()
+    run = request.configuration
     weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
     if not run.trains:
         raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.files import usable_cores
@@ -15,7 +15,7 @@ from common.reporting.progress import duration
 from common.reporting.results import find_promoted
 from common.reporting.tables import TablesError, expand, load
 from common.stages.configuration import RunConfiguration
-from common.stages.request import Selection, StageRequest, finished_record, recorded_lineage, request_for
+from common.stages.request import Selection, StageRequest, finished_record, recorded_lineage, requests_for
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,13 @@ class Planned:
 
 
 def plan(paper: str, selection: Selection) -> list[Planned]:
-    """All stages of a paper for every seed, parents first."""
+    """All stages of a paper for every seed, parents first; a misspelled field of any of them is refused."""
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
     if not instances and not any(selection.scale in table.scales for table in load(name).tables):
         raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
-    planned: list[Planned] = []
-    for seed in selection.seeds:
-        lineages: dict[str, str] = {}
-        for instance in instances:
-            request = request_for(name, instance, selection, seed, lineages)
-            run = request.configuration()
-            lineage = request.lineage_hash(run)
-            lineages[instance.id] = lineage
-            done, reason = state_of(request, lineage)
-            planned.append(Planned(request, run, lineage, done, reason))
-    return planned
+    requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
+    return [Planned(one, one.configuration, one.lineage, *state_of(one)) for one in requests]
 
 
 def by_request(paper: str, selection: Selection) -> list[str]:
@@ -62,9 +53,9 @@ def by_request(paper: str, selection: Selection) -> list[str]:
     return left_out
 
 
-def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
+def state_of(request: StageRequest) -> tuple[bool, str]:
     """Whether a stage is done, and why it runs or is skipped."""
-    record = finished_record(request, lineage)
+    record = finished_record(request)
     if record is not None:
         return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
     if (path := request.directory / "record.json").is_file():
@@ -75,26 +66,27 @@ def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
             return False, "its record is malformed"
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():
-        if recorded_lineage(request.directory / "identity.json") != lineage:
+        if recorded_lineage(request.directory / "identity.json") != request.lineage:
             return False, "was stopped, and its configuration or that of a stage it starts from changed: starts anew"
         return False, "was stopped, goes on from its last checkpoint"
     return False, "not run yet"
 
 
-def _total(expected: Sequence[float | None]) -> float | None:
-    """Sum over stages; an unknown one counts as the mean of the others; None if all are unknown."""
-    known = [seconds for seconds in expected if seconds is not None]
-    return sum(known) * len(expected) / len(known) if known else None if expected else 0.0
-
-
-def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
-    """Expected time of each stage; see `expected_seconds`."""
-    if not planned:
-        return []
-    request = planned[0].request
+def seconds_by_records(planned: Sequence[Planned]) -> dict[str, float]:
+    """Expected time of each stage that has records."""
+    request, stages = planned[0].request, [item.request.stage for item in planned]
     here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
-    return records.expected_seconds([item.request.stage for item in planned], here, recorded, request.isa)
+    found = zip(stages, records.expected_seconds(stages, here, recorded, request.isa))
+    return {stage: seconds for stage, seconds in found if seconds is not None}
+
+
+def seconds_left(known: Mapping[str, float], left: Sequence[Planned]) -> float | None:
+    """Expected time of stages in sequence; one without records takes the mean of the others."""
+    if not known:
+        return None if left else 0.0
+    mean = sum(known.values()) / len(known)
+    return sum(known.get(item.request.stage, mean) for item in left)
 
 
 def default_jobs(hardware: str) -> int:
@@ -103,13 +95,11 @@ def default_jobs(hardware: str) -> int:
 
 
 def fit_arguments(request: StageRequest) -> list[str]:
-    """Command line after `assemble` that runs one stage."""
-    # The overrides add the suffix again.
-    stage = request.stage.partition("+")[0]
+    """Command line after `assemble` that runs one planned stage."""
     return [
-        "fit", f"{request.paper}/{stage}", "--scale", request.scale, "--seed", str(request.seed),
+        "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []),
-        "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), *request.arguments,
+        "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
 
 
@@ -126,32 +116,13 @@ def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
 
 def render_plan(planned: Sequence[Planned], form: str) -> str:
     """The plan as text, a shell script, or SLURM submissions with dependencies."""
-    if form == "text":
-        times = seconds_of(planned)
-        rows = [("", "draw", "stage", "recipe", "time", "why")] + [
-            (
-                "done" if item.done else "run",
-                str(item.request.draw),
-                item.request.stage,
-                item.request.recipe,
-                "" if item.done or seconds is None else duration(seconds),
-                item.reason,
-            )
-            for item, seconds in zip(planned, times)
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        waiting = [item for item in planned if not item.done]
-        left = _total([seconds for item, seconds in zip(planned, times) if not item.done])
-        jobs = min(default_jobs(waiting[0].request.hardware), len(waiting)) if waiting else 1
-        told = "unknown, no earlier record of this scale" if left is None else duration(left / jobs)
-        lines.append(f"expected time of what is left, {jobs} at a time: {told}")
-        return "\n".join(lines)
     todo = [item for item in planned if not item.done]
+    if form == "text":
+        return _as_text(planned, todo)
     check_configurations([item.run for item in todo])
     # This interpreter, since a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
-    commands = [shlex.join([*program, *fit_arguments(item.request), "--unless_done"]) for item in todo]
+    commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
     if form == "shell":
         return "\n".join([*lines, *commands])
@@ -167,6 +138,27 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         variables[request.seed, request.stage] = variable
         lines.append(f"{variable}=$({_submission(item, command, list(dict.fromkeys(waits)))})")
     return "\n".join(lines)
+
+
+def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
+    known = seconds_by_records(planned) if planned else {}
+    rows = [("", "draw", "stage", "recipe", "time", "why")] + [
+        (
+            "done" if item.done else "run",
+            str(item.request.draw),
+            item.request.stage,
+            item.request.recipe,
+            "" if item.done or item.request.stage not in known else duration(known[item.request.stage]),
+            item.reason,
+        )
+        for item in planned
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    left = seconds_left(known, todo)
+    jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
+    told = "unknown, no earlier record of this scale" if left is None else duration(left / jobs)
+    return "\n".join([*lines, f"expected time of what is left, {jobs} at a time: {told}"])
 
 
 def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:

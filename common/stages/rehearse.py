@@ -95,10 +95,9 @@ def rehearse(
             if not keep:
                 _remove_spent(planned, children)
 
-        failures = reproduce(name, selection, jobs=jobs, say=say, finished=finished)
-    reasons = dict(failure.split(f" (seed {selection.seeds[0]}): ", 1) for failure in failures)
+        failed = reproduce(name, selection, jobs=jobs, say=say, finished=finished)
     source = load(name)
-    return [_judged(item, source, reasons.get(item.request.stage)) for item in planned]
+    return [_judged(item, source, failed.get((item.request.seed, item.request.stage))) for item in planned]
 
 
 def _children(planned: Sequence[Planned]) -> Mapping[str, list[Planned]]:
@@ -110,7 +109,7 @@ def _children(planned: Sequence[Planned]) -> Mapping[str, list[Planned]]:
 
 
 def _finished(item: Planned) -> bool:
-    return finished_record(item.request, item.lineage) is not None
+    return finished_record(item.request) is not None
 
 
 def _remove_spent(planned: Sequence[Planned], children: Mapping[str, list[Planned]]) -> None:

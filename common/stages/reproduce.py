@@ -18,12 +18,20 @@ from common.errors import Preempted, RunsElsewhereError, StageError, is_ours, pr
 from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE
-from common.reporting.papers import paper_named
+from common.reporting.papers import Paper, paper_named
 from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.stages import stopping
-from common.stages.plan import Planned, _total, by_request, check_configurations, fit_arguments, plan, seconds_of
-from common.stages.request import Selection, finished_record
+from common.stages.plan import (
+    Planned,
+    by_request,
+    check_configurations,
+    fit_arguments,
+    plan,
+    seconds_by_records,
+    seconds_left,
+)
+from common.stages.request import Selection, StageRequest, finished_record
 
 
 def reproduce(
@@ -34,46 +42,31 @@ def reproduce(
     say: Callable[[str], None] = print,
     finished: Callable[[str], None] | None = None,
     watch: bool = False,
-) -> list[str]:
-    """Run every stage without a current record; a failed stage only stops its descendants."""
+) -> dict[tuple[int, str], str]:
+    """Run every stage without a current record; a failed stage only stops its descendants.
+
+    Returns:
+        The reason of every failure, by seed and stage.
+    """
     planned = plan(paper, selection)
-    left_out = by_request(paper, selection)
-    if left_out:
-        say(f"left out, made by request (--tables, --rows, or --everything): {'; '.join(left_out)}")
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
-    say(
-        f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
-        + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
-        + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
-        + f", {len(planned) - total} done, {total} to run"
-    )
-    ours = max((item.run.describe_ours() for item in planned), key=len, default="")
-    if ours:
-        say(f"  values that are ours, in no source of the paper (marked in configs/{planned[0].request.paper}): {ours}")
-    for item in planned:
-        if item.done:
-            say(f"  skip  {_name(item)}: {item.reason}")
-    if not waiting:
-        return []
     jobs = max(1, min(jobs, total))
-    progress = _Progress(waiting, jobs)
-    estimate = progress.expected(waiting)
-    expected = "unknown, no earlier record of this scale" if estimate is None else duration(estimate / jobs)
-    say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
+    _announce(paper_named(paper), planned, selection, jobs, say)
+    if not waiting:
+        return {}
     if jobs > 1:
         from common.stages.loggers import say_offline
 
         say_offline()  # once for all workers
 
     failed: dict[tuple[int, str], str] = {}
-    elsewhere = ended = 0
+    elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
     watching = Watch(say) if watch else nullcontext(None)
     workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
     with stopping.listening(), workers, watching as shown, _pool(jobs) as pool:
         try:
-            stopping.check()
             checked = pool.submit(check_configurations, [item.run for item in waiting])
             while not wait([checked], timeout=0.5).done:
                 stopping.check()
@@ -82,11 +75,11 @@ def reproduce(
                 stopping.check()
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
                     waiting.remove(item)
-                    say(f"[{progress.start()}/{total}] {_name(item)} ({item.reason})")
+                    say(f"[{total - len(waiting)}/{total}] {_name(item)} ({item.reason})")
                     # Otherwise Lightning's bar shows the step.
                     if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
                         shown.begin(_name(item), item.request.directory)
-                    running[pool.submit(_run if jobs == 1 else _run_in_worker, item)] = item
+                    running[pool.submit(_run, item)] = item
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
                     if shown is not None:
@@ -101,13 +94,12 @@ def reproduce(
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = described(error)
-                        ended += 1
                         elsewhere += isinstance(error, RunsElsewhereError)
                         say(printable(f"  FAILED {_name(item)}: {described(error)}"))
                         continue
-                    ended += 1
-                    left = progress.finish(item, record.wall_seconds, [*waiting, *running.values()])
-                    say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
+                    left = seconds_left(seconds_by_records(planned), [*waiting, *running.values()])
+                    told = f", about {duration(left / jobs)} left" if left else ""
+                    say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
                     if finished is not None:
                         finished(item.request.stage)
         except (Exception, Preempted) as error:
@@ -119,9 +111,8 @@ def reproduce(
                 raise Preempted(number) from error
             if isinstance(error, BrokenExecutor):
                 raise StageError(
-                    "a process was killed, as systems do when memory runs out; "
-                    f"{total - ended} stages are left. The same command resumes; `--jobs {max(1, jobs - 1)}` needs "
-                    "less memory"
+                    "a process was killed, as systems do when memory runs out. The same command resumes; "
+                    f"`--jobs {max(1, jobs - 1)}` needs less memory"
                 ) from None
             raise
     if elsewhere:
@@ -133,7 +124,31 @@ def reproduce(
     elif failed:
         others = "; the others are done" if len(failed) < total else ""
         say(f"{len(failed)} of {total} stages failed{others}. Run the same command again to retry.")
-    return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
+    return failed
+
+
+def _announce(
+    paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int, say: Callable[[str], None]
+) -> None:
+    """Say what is skipped and what runs, and for how long."""
+    if left_out := by_request(paper.name, selection):
+        say(f"left out, made by request (--tables, --rows, or --everything): {'; '.join(left_out)}")
+    waiting = [item for item in planned if not item.done]
+    say(
+        f"{paper.title} at scale {selection.scale}: {len(planned)} stages"
+        + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
+        + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
+        + f", {len(planned) - len(waiting)} done, {len(waiting)} to run"
+    )
+    if ours := max((item.run.describe_ours() for item in planned), key=len, default=""):
+        say(f"  values that are ours, in no source of the paper (marked in configs/{paper.name}): {ours}")
+    for item in planned:
+        if item.done:
+            say(f"  skip  {_name(item)}: {item.reason}")
+    if waiting:
+        left = seconds_left(seconds_by_records(planned), waiting)
+        expected = "unknown, no earlier record of this scale" if left is None else duration(left / jobs)
+        say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
 
 
 def _startable(
@@ -189,84 +204,44 @@ def _tell_workers(number: int) -> None:
             os.kill(worker.pid, number)
 
 
-class _Progress:
-    """Counts stages and estimates the time left from earlier records and this call's pace."""
-
-    def __init__(self, planned: Sequence[Planned], jobs: int) -> None:
-        self._jobs = jobs
-        self._started = 0
-        self._expected = dict(zip(map(_name, planned), seconds_of(planned)))
-        self._finished: list[tuple[Planned, float]] = []
-
-    def start(self) -> int:
-        """Number of the stage that starts."""
-        self._started += 1
-        return self._started
-
-    def expected(self, planned: Sequence[Planned]) -> float | None:
-        """Seconds of the stages in sequence, from earlier records; None without any."""
-        return _total([self._expected[_name(item)] for item in planned])
-
-    def finish(self, item: Planned, seconds: float, left: Sequence[Planned]) -> str:
-        """Record a finished stage; returns text on the time left."""
-        self._finished.append((item, seconds))
-        if not left:
-            return ""
-        known = [(took, expected) for one, took in self._finished if (expected := self._expected[_name(one)])]
-        # The records may be from a faster or slower machine.
-        pace = sum(took for took, _ in known) / sum(expected for _, expected in known) if known else 1.0
-        with_another_seed = {one.request.stage: took for one, took in self._finished}
-        by_records = [(one.request.stage, self._expected[_name(one)]) for one in left]
-        expected = _total([with_another_seed.get(stage, time and time * pace) for stage, time in by_records])
-        if expected is None:
-            expected = sum(took for _, took in self._finished) / len(self._finished) * len(left)
-        return f", about {duration(expected / self._jobs)} left"
-
-
 def _name(item: Planned) -> str:
     return f"{item.request.stage} {item.request.draw}"
 
 
 def _run(item: Planned) -> records.Record:
-    """Run a stage in this process, or in its own if Lightning must start several."""
-    trainer: dict[str, Any] = item.run.config["trainer"]
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if str(nodes) != "1" and "SLURM_JOB_ID" not in os.environ:
-        raise StageError(
-            f"{item.request.stage} wants {nodes} nodes, which one command cannot start; submit the stages with "
-            f"`assemble plan {item.request.paper} --scale {item.request.scale} --hardware {item.request.hardware} "
-            f"--seeds {item.request.seed} --data {shlex.quote(str(item.request.data))} "
-            f"--runs {shlex.quote(str(item.request.runs))} --format slurm`"
-        )
-    if str(devices) in {"1", "auto"} and str(nodes) == "1":
-        from common.stages.run import run_stage
-
-        # Another command may have finished it since planning.
-        return run_stage(item.request, unless_done=True)
-    # Lightning starts other ranks by rerunning the command line, so it must name only this stage.
-    status = _wait_for([sys.executable, "-m", "common.commands.main", *fit_arguments(item.request), "--unless_done"])
-    record = finished_record(item.request, item.lineage)
-    if status < 0:
-        raise StageError(
-            f"{item.request.stage} was ended by {signal.Signals(-status).name}, as when one of its processes died or "
-            "memory ran out; see its messages above. The same command goes on where it was"
-        )
-    if status or record is None:
-        raise StageError(f"{item.request.stage} ended with status {status}; see its messages above")
-    return record
-
-
-def _run_in_worker(item: Planned) -> records.Record:
-    """Run a stage in a pool process, which exits on a signal: a dead worker may hold the queue's lock."""
+    """Run a stage; a worker exits on a signal, since a dead one may hold the lock of the pool's queue."""
     try:
         with stopping.listening():
-            return _run(item)
+            return _run_listening(item.request)
     except Preempted as stop:
+        if multiprocessing.parent_process() is None:
+            raise
         sys.stdout.flush()
         os._exit(stop.status)
 
 
-def _wait_for(command: Sequence[str]) -> int:
-    """Run a command to its end, forwarding signals so it can save."""
+def _run_listening(request: StageRequest) -> records.Record:
+    """Run a stage in this process, or in its own if Lightning must start several."""
+    trainer: dict[str, Any] = request.configuration.config["trainer"]
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if nodes != 1 and "SLURM_JOB_ID" not in os.environ:
+        raise StageError(
+            f"{request.stage} wants {nodes} nodes, which one command cannot start; submit the stages with "
+            f"`assemble plan {request.paper} --scale {request.scale} --hardware {request.hardware} "
+            f"--seeds {request.seed} --data {shlex.quote(str(request.data))} "
+            f"--runs {shlex.quote(str(request.runs))} --format slurm`"
+        )
+    if devices in (1, "auto") and nodes == 1:
+        from common.stages.run import run_stage
+
+        # Another command may have finished it since planning.
+        return run_stage(request, unless_done=True)
+    # Lightning starts other ranks by rerunning the command line, so it must name only this stage.
+    command = [sys.executable, "-m", "common.commands.main", *fit_arguments(request)]
     with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
-        return process.wait()
+        status = process.wait()
+    record = finished_record(request)
+    if status or record is None:
+        ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        raise StageError(f"{request.stage} {ended}; see its messages above. The same command resumes")
+    return record

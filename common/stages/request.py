@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.data.checksums import digest
-from common.errors import nearest
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import example_stage, paper_named
-from common.reporting.records import IGNORED_KEYS, MACHINE_KEYS, config_hash, short_name
-from common.reporting.tables import StageInstance, expand, load
+from common.reporting.records import MACHINE_KEYS, short_name
+from common.reporting.tables import StageInstance, Tables, expand, load
 from common.stages.configuration import (
     ConfigurationError,
     RunConfiguration,
@@ -26,9 +25,6 @@ from common.stages.configuration import (
     resolve,
 )
 from common.stages.recipe_data import dataset_entries
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Parent:
 
     stage: str
     directory: Path
-    lineage_hash: str
+    lineage: str
 
     def checkpoint(self, name: str) -> Path:
         return self.directory / "checkpoints" / f"{name}.ckpt"
@@ -101,6 +97,7 @@ class StageRequest:
         """Whether its numbers are comparable to published ones."""
         return self.scale == "paper" and not self.rehearsal
 
+    @cached_property
     def configuration(self) -> RunConfiguration:
         """The merged configuration, without the parents' paths."""
         return resolve(
@@ -115,28 +112,29 @@ class StageRequest:
             rehearsal=self.rehearsal,
         )
 
-    def lineage_hash(self, run: RunConfiguration | None = None) -> str:
+    @cached_property
+    def lineage(self) -> str:
         """Hash of this configuration and its ancestors'."""
-        run = run or self.configuration()
+        run = self.configuration
         return records.lineage_hash(
             records.config_hash(run.config),
             {
-                name: parent.lineage_hash if run.start_from == "last" else f"{parent.lineage_hash}/{run.start_from}"
+                name: parent.lineage if run.start_from == "last" else f"{parent.lineage}/{run.start_from}"
                 for name, parent in self.parents.items()
             },
         )
 
 
-def finished_record(request: StageRequest, lineage: str) -> records.Record | None:
-    """This stage's record; None if it is missing, malformed or of another configuration."""
-    path = request.directory / "record.json"
+def finished_record(stage: StageRequest | Parent) -> records.Record | None:
+    """A stage's record; None if it is missing, malformed or of another configuration."""
+    path = stage.directory / "record.json"
     if not path.is_file():
         return None
     try:
         record = records.read(path)
     except records.RecordError:
         return None
-    return record if record.lineage_hash == lineage else None
+    return record if record.lineage_hash == stage.lineage else None
 
 
 def recorded_lineage(identity_path: Path) -> str | None:
@@ -146,40 +144,30 @@ def recorded_lineage(identity_path: Path) -> str | None:
         return None
 
 
-def request_for(
-    paper: str,
-    instance: StageInstance,
-    selection: Selection,
-    seed: int,
-    lineages: dict[str, str],
-    arguments: Sequence[str] = (),
-) -> StageRequest:
-    """The request of one stage instance; `lineages` holds its parents'."""
-    parents = {
-        field: Parent(
-            parent,
-            records.run_folder(selection.runs, paper, selection.scale, Draw(seed, selection.isa), parent),
-            lineages[parent],
+def requests_for(paper: str, instances: Sequence[StageInstance], selection: Selection, seed: int) -> list[StageRequest]:
+    """The requests of stage instances, which must follow their parents."""
+    made: dict[str, StageRequest] = {}
+    for instance in instances:
+        made[instance.id] = StageRequest(
+            paper=paper,
+            stage=instance.id,
+            recipe=instance.recipe,
+            job=instance.job,
+            row=instance.row,
+            scale=selection.scale,
+            hardware=selection.hardware,
+            seed=seed,
+            runs=selection.runs,
+            data=selection.data,
+            parents={
+                name: Parent(parent, made[parent].directory, made[parent].lineage)
+                for name, parent in instance.parents.items()
+            },
+            overrides=instance.overrides,
+            rehearsal=selection.rehearsal,
+            isa=selection.isa,
         )
-        for field, parent in instance.parents.items()
-    }
-    return StageRequest(
-        paper=paper,
-        stage=instance.id,
-        recipe=instance.recipe,
-        job=instance.job,
-        row=instance.row,
-        scale=selection.scale,
-        hardware=selection.hardware,
-        seed=seed,
-        runs=selection.runs,
-        data=selection.data,
-        parents=parents,
-        overrides=instance.overrides,
-        arguments=tuple(arguments),
-        rehearsal=selection.rehearsal,
-        isa=selection.isa,
-    )
+    return list(made.values())
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
@@ -194,94 +182,58 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
             f"`assemble list {paper_named(paper_name).short}` shows them"
         )
     paper = paper_named(paper_name).name
-    tables = load(paper)
-    instances = {instance.id: instance for instance in expand(tables, selection.scale)}
-    seed = selection.seeds[0]
-    # A stage of another scale may share its name with a recipe, which runs at every scale.
-    elsewhere = wanted in recipes_of(paper) and selection.scale not in getattr(tables.stages.get(wanted), "scales", ())
-    if wanted not in instances and wanted in tables.stages and not elsewhere:
-        try:
-            for instance in expand(tables, selection.scale, stages=[wanted]):
-                instances.setdefault(instance.id, instance)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from None
-    if wanted not in instances:
-        if wanted not in recipes_of(paper):
-            measured = [identity for identity in instances if identity.startswith(f"{wanted}@")]
-            if measured:
-                raise ConfigurationError(
-                    f"{wanted!r} measures a model: say which, as in {paper_name}/{measured[0]}; {', '.join(measured)}"
-                )
-            known = {*instances, *tables.stages, *recipes_of(paper)}
-            raise ConfigurationError(
-                f"{paper} has no stage or recipe {wanted!r}; {nearest(wanted, known)}; "
-                f"`assemble list {paper_name}` shows all"
-            )
-        job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
-        instances[wanted] = StageInstance(wanted, wanted, job, None)
-    instance = instances[wanted]
+    instances = _with_ancestors(load(paper), paper, wanted, selection.scale)
+    table_request = requests_for(paper, instances, selection, selection.seeds[0])[-1]
     overrides, files = parse_overrides(arguments)
-    given = {field for field, _ in overrides}
-    stated = [leaf for field, value in overrides for leaf in leaves(value, field)]
-    stated += [leaf for file in files for leaf in leaves(load_yaml(file))]
-    lineages: dict[str, str] = {}
-
-    def lineage(identity: str) -> str:
-        if identity not in lineages:
-            parent = instances[identity]
-            for ancestor in parent.parents.values():
-                lineage(ancestor)
-            lineages[identity] = request_for(paper, parent, selection, seed, lineages).lineage_hash()
-        return lineages[identity]
-
-    for parent in instance.parents.values():
-        lineage(parent)
-    request = request_for(paper, instance, selection, seed, lineages, arguments)
-    stage = request.stage
-    words = _words_that_count(arguments)
-    if words:
-        # Configuration hashes ignore paths, so the folder of a user's data set is part of the name.
-        where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
-        where += _own_folders(request)
-        # So are the contents of override files and weights.
-        where += [config_hash(load_yaml(file), IGNORED_KEYS - _WHICH_WEIGHTS) for file in files]
-        where += _weights(stated, request.data)
-        stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
+    stated = {field: value for file in files for field, value in leaves(load_yaml(file))}
+    stated |= {field: leaf for given, value in overrides for field, leaf in leaves(value, given)}
     # A parent from the command line or its files replaces the table's.
-    fields = {short_name(field) for field in (*given, *(field for field, _ in stated))}
-    kept = {field: parent for field, parent in request.parents.items() if short_name(field) not in fields}
-    return replace(request, stage=stage, parents=kept)
+    fields = {short_name(field) for field in (*stated, *(field for field, _ in overrides))}
+    kept = {field: parent for field, parent in table_request.parents.items() if short_name(field) not in fields}
+    request = replace(table_request, arguments=tuple(arguments), parents=kept)
+    if changes := _changes(request, stated):
+        return replace(request, stage=f"{request.stage}+{records.config_hash(changes, ignored=())[:6]}")
+    return request
+
+
+def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list[StageInstance]:
+    """The instance of a stage after its ancestors', or that of a bare recipe alone."""
+    stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
+    if not is_recipe or (stage is not None and scale in stage.scales):
+        found = expand(tables, scale, stages=[wanted])
+        if found[-1].id == wanted:
+            return found
+        if not is_recipe:
+            raise ConfigurationError(
+                f"{wanted!r} measures a model: say which, as in {paper}/{found[-1].id}; `assemble list {paper}` "
+                "shows all"
+            )
+    job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
+    return [StageInstance(wanted, wanted, job, None)]
 
 
 #: Suffixes of fields that name weights or statistics.
-WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
+_WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
 
 
-#: Fields that select weights of a file; hashes usually ignore them.
-_WHICH_WEIGHTS = frozenset({"encoder_prefixes", "text_encoder_prefixes", "checkpoint"})
-
-
-def _words_that_count(arguments: Sequence[str]) -> list[str]:
-    """The overrides that can change a measurement: not those of the machine or an extra logger."""
-    words: list[str] = []
-    pending = list(arguments)
-    while pending:
-        flag, equals, value = pending.pop(0).partition("=")
-        value = value if equals else pending.pop(0)
-        if flag.rpartition(".")[2] not in MACHINE_KEYS and not flag.startswith("--trainer.logger"):
-            words += [flag, value]
-    return words
-
-
-def _weights(stated: Sequence[tuple[str, Any]], data: Path) -> list[str]:
-    """Names and contents of the weights and statistics that fields name; configuration hashes ignore contents."""
-    found: list[str] = []
-    for name, value in stated:
-        if name.rpartition(".")[2].endswith(WEIGHTS) and isinstance(value, str):
-            path = Path(value.replace("$DATA", str(data)))
-            inside = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin")) if path.is_dir() else [path]
-            found += [value, *(_content(one) for one in inside if one.is_file())]
-    return found
+def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What overrides change of a measurement, with the contents of weights and the folders of data sets."""
+    changes: dict[str, Any] = {}
+    for path, value in stated.items():
+        name, last = short_name(path), path.rpartition(".")[2]
+        if last in MACHINE_KEYS or name.startswith("trainer.logger"):
+            continue
+        if ".dataset" in name:
+            config = request.configuration.with_placeholders(DATA=str(request.data), RUN="")
+            roots = [str((entry.get("init_args") or {}).get("root")) for entry in dataset_entries(config)]
+            changes["folders"] = [str(Path(root).expanduser().resolve()) for root in roots]
+        if last != "root":
+            changes[name] = value
+        if last.endswith(_WEIGHTS) and isinstance(value, str):
+            file = Path(value.replace("$DATA", str(request.data)))
+            inside = sorted(file.glob("*.safetensors")) + sorted(file.glob("*.bin")) if file.is_dir() else [file]
+            changes[f"content of {name}"] = [_content(one) for one in inside if one.is_file()]
+    return changes
 
 
 def _content(path: Path) -> str:
@@ -289,13 +241,3 @@ def _content(path: Path) -> str:
     stage = path.parent.parent
     own = recorded_lineage(stage / "identity.json") if (stage / "record.json").is_file() else None
     return f"{own}/{path.name}" if own else digest(path, "sha256")
-
-
-def _own_folders(request: StageRequest) -> list[str]:
-    """The user's own data folders that a stage reads."""
-    config = request.configuration().with_placeholders(DATA=str(request.data), RUN="")
-    return [
-        str(Path(str((entry.get("init_args") or {}).get("root"))).expanduser().resolve())
-        for entry in dataset_entries(config)
-        if str(entry["class_path"]).startswith("common.data.datasets.folder.")
-    ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import shlex
 import shutil
 import time
 import warnings
@@ -25,11 +24,10 @@ import yaml
 from common.errors import Preempted, RunsElsewhereError, StageError, printable
 from common.files import lock, make_folder, require_cache, sweep, sweep_cache, write_atomically
 from common.reporting import records
-from common.reporting.draws import NATIVE, use
-from common.reporting.papers import checkout, runs_root
+from common.reporting.draws import use
+from common.reporting.papers import checkout
 from common.stages import stopping
 from common.stages.configuration import (
-    RunConfiguration,
     check_ranges,
     class_at,
     merge,
@@ -40,7 +38,7 @@ from common.stages.configuration import (
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
 from common.stages.recipe_data import dataset_entries
-from common.stages.request import StageRequest, finished_record, recorded_lineage
+from common.stages.request import Parent, StageRequest, finished_record, recorded_lineage
 from common.stages.stopping import end_with_parent
 
 if TYPE_CHECKING:
@@ -51,89 +49,53 @@ if TYPE_CHECKING:
     from common.stages.preempt import Preemption
     from common.training.callbacks import Sessions
 
-#: How torch's error for batch normalization of a single value begins.
-_ONE_VALUE = "Expected more than 1 value per channel when training"
 
-
-def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
-    """Claim the stage's folder for this run; returns the checkpoint to resume from, or None."""
-    directory = request.directory
-    identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
-    identity_path = directory / "identity.json"
-    checkpoint = directory / "checkpoints" / "last.ckpt"
-    if is_main_process():
-        known = recorded_lineage(identity_path)
-        if (
-            directory.exists()
-            and known != lineage
-            and any(not path.name.startswith(".") for path in directory.iterdir())
-        ):
-            previous = directory.with_name(directory.name + ".previous")
-            if (previous / "record.json").is_file() and not (directory / "record.json").is_file():
-                shutil.rmtree(directory)
-                print(
-                    f"  {request.stage}: the configuration changed; the finished run is kept in {previous}, what "
-                    "was only begun in between is not"
-                )
-            else:
-                shutil.rmtree(previous, ignore_errors=True)
-                directory.rename(previous)
-                print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
-        make_folder(directory)
-        sweep(directory)
-        sweep(checkpoint.parent)
-        sweep_cache()
-        write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        # Remove a record of other parents or of a training that restarts, since other stages would start from it. Keep
-        # any other until the new one is written: this run may lack a device or data.
-        if finished_record(request, lineage) is None or (run.trains and not checkpoint.is_file()):
-            (directory / "record.json").unlink(missing_ok=True)
-    else:
-        _wait_for_main_process(identity_path, lineage, request.stage)
-    return checkpoint if checkpoint.is_file() else None
-
-
-def _take_back(request: StageRequest, lineage: str) -> None:
-    """Restore the previous run if its configuration is wanted again."""
-    directory, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
-    if recorded_lineage(directory / "identity.json") == lineage:
+def _prepare_folder(request: StageRequest) -> None:
+    """Make the stage's folder that of this run; an earlier run of another configuration becomes `<stage>.previous`."""
+    folder, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
+    identity = folder / "identity.json"
+    if not is_main_process():
+        _wait_for_main_process(identity, request)
         return
-    if recorded_lineage(previous / "identity.json") != lineage:
-        return
-    aside = previous.with_name(f".{previous.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    if directory.exists():
-        directory.rename(aside)
-    previous.rename(directory)
-    if aside.exists():
-        aside.rename(previous)
-    print(
-        f"  {request.stage}: the configuration is the former one again, and so is the run; the other is in {previous}"
-    )
+    if recorded_lineage(identity) != request.lineage:
+        begun = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+        told = ""
+        if recorded_lineage(previous / "identity.json") == request.lineage:
+            aside = previous.with_name(f".{previous.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            if folder.exists():
+                folder.rename(aside)
+            previous.rename(folder)
+            if aside.exists():
+                aside.rename(previous)
+            told = f"the configuration is the former one again, and so is the run; the other is in {previous}"
+        elif begun and (previous / "record.json").is_file() and not (folder / "record.json").is_file():
+            shutil.rmtree(folder)
+            told = f"the configuration changed; {previous} keeps the finished run, and the one begun since is removed"
+        elif begun:
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+            told = f"the configuration changed; the earlier run is kept in {previous}"
+        if told:
+            print(f"  {request.stage}: {told}")
+    make_folder(folder)
+    sweep(folder)
+    sweep(folder / "checkpoints")
+    sweep_cache()
+    about = {
+        "lineage_hash": request.lineage,
+        "stack": request.configuration.describe(),
+        "arguments": list(request.arguments),
+    }
+    write_atomically(identity, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
-def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
-    """Optimizer step and batch of a checkpoint; they differ if a batch makes several updates."""
-    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
-
-    try:
-        require_intact(checkpoint)
-        content = read_checkpoint(checkpoint)
-        logged = content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
-        return int(content["global_step"]), int(logged)
-    except (CheckpointError, KeyError, TypeError, ValueError) as error:
-        reason = f"{checkpoint}: holds no step" if not isinstance(error, CheckpointError) else str(error)
-        raise StageError(
-            f"{stage} cannot go on from where it was stopped: {reason}. Delete that file, and the stage starts anew"
-        ) from None
-
-
-def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
+def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
     """Under `srun` all ranks start at once; wait until rank 0 has prepared the folder."""
     deadline = time.monotonic() + 1800  # it may be checking a user's files
-    while recorded_lineage(identity_path) != lineage:
+    while recorded_lineage(identity) != request.lineage:
         if time.monotonic() > deadline:
-            raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within half an hour")
+            raise StageError(f"{request.stage}: rank 0 did not prepare {identity.parent} within half an hour")
         time.sleep(0.1)
 
 
@@ -174,31 +136,32 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
 
 
 def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
-    run, config = stage_configuration(request)
+    config = stage_configuration(request)
     require_processes(config["trainer"])
     # Late, since help, plans and skipped stages need no heavy imports.
     import_lightning()
     stopping.check()
     if request.arguments:
         # Check overrides before the data; importing their classes takes seconds.
-        check_ranges(take_switches(config)[1], run.layers)
+        check_ranges(take_switches(config)[1], request.configuration.layers)
     _require_files(config.get("data"))
     from common.stages.preempt import Preemption
 
     stopping.check()
-    preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")
+    last = request.directory / "checkpoints" / "last.ckpt"
+    preemption = Preemption(last)
     with _claimed(request):
-        lineage = request.lineage_hash(run)
-        if is_main_process():
-            _take_back(request, lineage)
-        elif unless_done:
-            # All ranks must see the run that rank 0 may have restored.
-            _wait_for_main_process(request.directory / "identity.json", lineage, request.stage)
+        _prepare_folder(request)
         # Under the lock, so no other command is about to finish it.
-        if unless_done and (done := finished_record(request, lineage)) is not None:
+        done = finished_record(request)
+        if done is not None and unless_done:
             return done
+        if is_main_process() and (done is None or (request.configuration.trains and not last.is_file())):
+            # Other stages would start from it. Any other record stays until the new one is written: this run may lack
+            # a device or data.
+            (request.directory / "record.json").unlink(missing_ok=True)
         try:
-            return _run_claimed(request, run, config, lineage, preemption)
+            return _run_claimed(request, config, preemption)
         except (Exception, Preempted) as error:
             if (number := error.signal if isinstance(error, Preempted) else stopping.received()) is not None:
                 if is_main_process():
@@ -247,34 +210,25 @@ def _claimed(request: StageRequest) -> Iterator[None]:
                 "it, or stop it"
             ) from None
         if not held:
-            print(
-                f"  {request.stage}: the disk of {path.parent} has no locks, so nothing keeps a second command from "
-                "running this stage at the same time: start none",
-                flush=True,
-            )
+            print(f"  {request.stage}: the disk of {path.parent} has no locks: start no second command on this stage")
         yield
 
 
-def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[str, Any]]:
-    """The merged configuration of a stage, and a copy with parents' checkpoints and paths filled in."""
-    run = request.configuration()
+def stage_configuration(request: StageRequest) -> dict[str, Any]:
+    """The merged configuration of a stage with parents' checkpoints and paths filled in."""
+    run = request.configuration
     config = run.config
     for name, parent in request.parents.items():
         path = parent.checkpoint(run.start_from)
-        if not path.is_file():
+        if not path.is_file() or finished_record(parent) is None:
             raise StageError(
-                f"{request.stage} starts from stage {parent.stage} ({name}), but {path} does not exist; run that stage "
-                f"first: assemble fit {request.paper}/{parent.stage} {_flags(request)}"
-            )
-        finished = parent.directory / "record.json"
-        if not finished.is_file() or records.read(finished).lineage_hash != parent.lineage_hash:
-            raise StageError(
-                f"{request.stage} starts from stage {parent.stage} ({name}), which has not finished with this "
-                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} {_flags(request)}"
+                f"{request.stage} starts from {path} ({name}), which does not exist or is not of a finished stage with "
+                f"this configuration; run `assemble fit {request.paper}/{parent.stage}` first, at the same scale, "
+                "seed, hardware and runs"
             )
         config = merge(config, place(config, name, str(path)))
     values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
-    return run, substitute(config, values)
+    return substitute(config, values)
 
 
 def _require_files(section: object) -> None:
@@ -286,7 +240,6 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
-
     for entry in dataset_entries(section):
         try:
             dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))
@@ -303,33 +256,21 @@ def _require_files(section: object) -> None:
                 require_captions(listing, dataset.annotations(split, listing))
 
 
-def _flags(request: StageRequest) -> str:
-    flags = [f"--scale {request.scale} --seed {request.seed}"]
-    flags += [f"--isa {request.isa}"] if request.isa != NATIVE else []
-    flags += [f"--runs {shlex.quote(str(request.runs))}"] if request.runs.resolve() != runs_root().resolve() else []
-    flags += [f"--hardware {request.hardware}"] if request.hardware != "cpu" else []
-    if request.scale not in ("mini", "smoke"):
-        flags.append(f"--data {shlex.quote(str(request.data))}")
-    return " ".join(flags)
-
-
-def _run_id(request: StageRequest, stage: str, lineage: str) -> str:
-    draw = request.draw.folder.replace("seed", "s")
-    return f"{request.paper}-{request.scale}-{draw}-{stage.replace('@', '-')}-{lineage[:8]}"
-
-
-def _wandb_of(
-    request: StageRequest, run: RunConfiguration, lineage: str, resolved: dict[str, Any], git: Mapping[str, Any]
-) -> StageWandbLogger | None:
+def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str, Any]) -> StageWandbLogger | None:
     """The stage's W&B run, which notes the checkpoints it starts from; None if W&B is off."""
     from common.stages.loggers import note_files, own_id, run_name, wandb_logger
 
-    revision = git.get("revision") or "unknown"
+    run, revision = request.configuration, git.get("revision") or "unknown"
+    draw = request.draw.folder.replace("seed", "s")
+
+    def run_id(stage: StageRequest | Parent) -> str:
+        return f"{request.paper}-{request.scale}-{draw}-{stage.stage.replace('@', '-')}-{stage.lineage[:8]}"
+
     configuration = records.config_hash(run.config, records.IGNORED_KEYS | records.SEED_KEYS)
     wandb = wandb_logger(
         directory=request.directory,
-        run_id=own_id(request.directory, _run_id(request, request.stage, lineage)),
-        name=run_name(request.stage, request.scale, request.draw.folder.replace("seed", "s"), request.arguments),
+        run_id=own_id(request.directory, run_id(request)),
+        name=run_name(request.stage, request.scale, draw, request.arguments),
         group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}",
         job_type=request.job,
         tags=[request.scale, *([request.row] if request.row else []), revision[:12]],
@@ -343,7 +284,7 @@ def _wandb_of(
             "stage": request.stage,
             "row": request.row or request.stage,
             "config_hash": records.config_hash(run.config),
-            "lineage_hash": lineage,
+            "lineage_hash": request.lineage,
             "revision": revision,
             "hardware": request.hardware,
         },
@@ -353,8 +294,8 @@ def _wandb_of(
     if wandb is not None:
         used = {}
         for parent in request.parents.values():  # several fields may take one checkpoint
-            parent_id = records.read(parent.directory / "record.json").wandb_run_id
-            parent_id = parent_id or _run_id(request, parent.stage, parent.lineage_hash)
+            record = finished_record(parent)
+            parent_id = (record and record.wandb_run_id) or run_id(parent)
             used[f"{parent_id}-{run.start_from}"] = parent.checkpoint(run.start_from)
         note_files(wandb, used, "checkpoint", used=True)
     return wandb
@@ -378,8 +319,6 @@ def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> d
 
 def _record_of(
     request: StageRequest,
-    run: RunConfiguration,
-    lineage: str,
     cli: StageCLI,
     sessions: Sessions,
     started: datetime,
@@ -392,7 +331,7 @@ def _record_of(
 
     from common.stages.telemetry import peak_memory_gib
 
-    trainer = cli.trainer
+    run, trainer = request.configuration, cli.trainer
     media = request.directory / "media"
     device = trainer.strategy.root_device
     accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
@@ -407,13 +346,12 @@ def _record_of(
         metrics=metrics,
         selection=getattr(cli.model, "selected_by", "last"),
         config_hash=records.config_hash(run.config),
-        lineage_hash=lineage,
+        lineage_hash=request.lineage,
         config=run.config,
         deviations=[dict(entry) for entry in run.deviations],
         ours=[{"field": name, "value": value} for name, value in run.values_of_ours().items()],
         parents={
-            name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
-            for name, parent in request.parents.items()
+            name: {"stage": parent.stage, "lineage_hash": parent.lineage} for name, parent in request.parents.items()
         },
         git=sessions.git,
         versions=records.versions(),
@@ -429,11 +367,7 @@ def _record_of(
     )
 
 
-def _run_claimed(
-    request: StageRequest, run: RunConfiguration, config: dict[str, Any], lineage: str, preemption: Preemption
-) -> records.Record:
-    directory = request.directory
-    resume_from = _prepare_directory(request, run, lineage)
+def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Preemption) -> records.Record:
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -443,6 +377,8 @@ def _run_claimed(
     from common.stages.telemetry import Telemetry, reset_peak_memory
     from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
+    run, directory = request.configuration, request.directory
+    last = directory / "checkpoints" / "last.ckpt"
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
         # Threads slow small networks down; stages run in parallel instead.
@@ -450,13 +386,18 @@ def _run_claimed(
     reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
     git = records.git_state(checkout())
-    sessions = Sessions(git)
     main_process = is_main_process()
     if main_process and request.published:
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
     metrics_file = MetricsFile(directory / "metrics.csv")
+
+    def resumed(step: int, batches: int) -> None:
+        print(f"  {request.stage}: goes on from step {step} ({last})")
+        metrics_file.drop_after(batches)
+
+    sessions = Sessions(git, resumed)
     progress = Progress(directory / PROGRESS_FILE)
     callbacks = [sessions, preemption, EpochCount(), MissedCheckpoints(), progress, Telemetry()]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
@@ -477,24 +418,19 @@ def _run_claimed(
         if cli.datamodule.world is not None:
             require_cache()
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        wandb = _wandb_of(request, run, lineage, resolved, git)
+        wandb = _wandb_of(request, resolved, git)
         if wandb is not None:
             trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
-    last = directory / "checkpoints" / "last.ckpt"
     interrupted = True
     stopping.check()
     try:
-        if run.trains and resume_from is not None:
-            step, logged = _step_of(resume_from, request.stage)
-            if main_process:
-                print(f"  {request.stage}: goes on from step {step} ({resume_from})")
-                metrics_file.drop_after(logged)
+        if run.trains and last.is_file():
             _end_what_is_trained(trainer)
-        else:
+        elif main_process:
             metrics_file.drop_after(-1)
         if run.trains:
-            resumed = resume_from and str(resume_from)
-            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed, weights_only=True)
+            from_checkpoint = str(last) if last.is_file() else None
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=from_checkpoint, weights_only=True)
             trainer.save_checkpoint(last)
             stopping.check()
         steps = trainer.global_step
@@ -506,24 +442,17 @@ def _run_claimed(
         if wandb is not None:
             wandb.summarize(_summary_of(request, metrics))
         run_id = wandb.version if wandb is not None else None
-        record = _record_of(request, run, lineage, cli, sessions, started, steps, metrics, run_id)
+        record = _record_of(request, cli, sessions, started, steps, metrics, run_id)
         if main_process:
             metrics_file.flush()
             records.write(directory / "record.json", record)
             if wandb is not None:
                 made = (directory / "checkpoints").glob("*.ckpt")
-                about = {"config_hash": record.config_hash, "lineage_hash": lineage, "steps": steps}
+                about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": steps}
                 kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
                 note_files(wandb, kept, "checkpoint", used=False, **about)
                 note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
         interrupted = False
-    except ValueError as error:
-        if not str(error).startswith(_ONE_VALUE):
-            raise
-        raise StageError(
-            f"data.batch_size is {cli.datamodule.batch_size} over {trainer.world_size} process(es): batch "
-            "normalization met maps of one value a channel, which have no variance; raise it, or train on fewer devices"
-        ) from error
     finally:
         if wandb is not None:
             wandb.finish(exit_code=1 if interrupted else 0)

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from common.encoders.checkpoint_files import require_intact
 from common.errors import NonFiniteLossError, StageError
 from common.files import write_whole
 from common.types import NonNegativeInt, PositiveInt
@@ -175,10 +176,17 @@ class MissedCheckpoints(Callback):
 
 
 class Sessions(Callback):
-    """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints."""
+    """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints.
 
-    def __init__(self, git: dict[str, Any]) -> None:
+    Args:
+        git: the revision of this session.
+        resumed: called by rank 0 with the optimizer step and the batch to resume from; they differ if a batch makes
+            several updates.
+    """
+
+    def __init__(self, git: dict[str, Any], resumed: Callable[[int, int], None]) -> None:
         self.git = git
+        self._resumed = resumed
         self._began = time.monotonic()
         self._earlier = 0.0
 
@@ -196,12 +204,14 @@ class Sessions(Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:  # the test that follows reads what this very session wrote
             return
-        self._earlier = checkpoint.get("wall_seconds", 0.0)
-        if before := checkpoint.get("git"):
-            now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
-            dirty = before["dirty"] if now["dirty"] is False else now["dirty"]
-            others = [revision for revision in dict.fromkeys(earlier) if revision != now["revision"]]
-            self.git = {"revision": now["revision"], "dirty": dirty, **({"earlier": others} if others else {})}
+        self._earlier, before = checkpoint["wall_seconds"], checkpoint["git"]
+        now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
+        dirty = before["dirty"] if now["dirty"] is False else now["dirty"]
+        others = [revision for revision in dict.fromkeys(earlier) if revision != now["revision"]]
+        self.git = {"revision": now["revision"], "dirty": dirty, **({"earlier": others} if others else {})}
+        if trainer.is_global_zero:
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+            self._resumed(checkpoint["global_step"], loop["_batches_that_stepped"])
 
 
 class Progress(Callback):
@@ -279,3 +289,10 @@ class WholeCheckpoints(TorchCheckpointIO):
                 f"could not write {path}: {reason}. The checkpoint that was there before, if any, is unchanged; free "
                 "space or fix the permissions, and the same command goes on from it"
             ) from error
+
+    def load_checkpoint(self, path: str | Path, *options: Any, **named: Any) -> dict[str, Any]:
+        try:
+            require_intact(path)
+            return super().load_checkpoint(path, *options, **named)
+        except Exception as error:  # the reader of a damaged file raises anything
+            raise StageError(f"{path} is damaged ({error!s:.200}): delete it, and the stage starts anew") from error

@@ -64,10 +64,11 @@ class StepClock(Callback):
 def _steps(folder: Path, *overrides: str) -> StepClock:
     """Train one short epoch; its steps."""
     stage = request("avid/avid", folder, *overrides, layer=LAYER)
-    run, config = stage_configuration(stage)
     clock = StepClock()
     arguments = {"logger": False, "enable_checkpointing": False, "callbacks": [clock]}
-    cli: StageCLI = build(run, config, {"default_root_dir": str(folder), **arguments})
+    cli: StageCLI = build(
+        stage.configuration, stage_configuration(stage), {"default_root_dir": str(folder), **arguments}
+    )
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return clock
 

@@ -243,7 +243,7 @@ def test_a_file_of_overrides_wins_over_the_tables_parent_and_names_the_run(tmp_p
         file.write_text(f"model: {{init_args: {{pretrained: {weights}}}}}", encoding="utf-8")
         request = find_request("avid/ucf_1@avid", selection, arguments)
         assert not request.parents
-        assert stage_configuration(request)[1]["model"]["init_args"]["pretrained"] == weights
+        assert stage_configuration(request)["model"]["init_args"]["pretrained"] == weights
         folders.append(request.directory)
     assert folders[0] != folders[1]
     for recipe, field, values in (
@@ -336,8 +336,8 @@ def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
     machine = ["--trainer.devices", "2", "--trainer.num_nodes=1", "--data.num_workers", "3"]
     request = find_request("avid/avid", Selection(scale="smoke", runs=tmp_path), machine)
     assert request.directory == table.directory
-    assert request.lineage_hash() == table.lineage_hash()
-    assert request.configuration().config["trainer"]["devices"] == 2
+    assert request.lineage == table.lineage
+    assert request.configuration.config["trainer"]["devices"] == 2
     changed = [*machine, "--model.loss.temperature", "1"]
     trial = find_request("avid/avid", Selection(runs=tmp_path), changed).stage
     assert trial == find_request("avid/avid", Selection(runs=tmp_path), ["--model.loss.temperature=1"]).stage != "avid"

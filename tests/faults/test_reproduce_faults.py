@@ -78,7 +78,7 @@ class _Begun:
         self.folder, self.trains = folder, trains
 
     @property
-    def run(self) -> None:
+    def request(self) -> None:
         asked: list[int] = []
         before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
         (self.folder / f"began {self.trains}").touch()
@@ -98,8 +98,8 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
     pool = schedule._pool(2)
     stopping = threading.Thread(target=pool.shutdown, daemon=True)
     try:
-        ended = pool.submit(schedule._run_in_worker, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
-        trains = pool.submit(schedule._run_in_worker, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
+        ended = pool.submit(schedule._run, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
+        trains = pool.submit(schedule._run, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
         assert isinstance(ended.exception(120), StageError)
         deadline = time.monotonic() + 120
         while not (tmp_path / "began True").exists():
@@ -122,16 +122,8 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
 def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (item,) = plan("mct", Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",)))
     assert not item.done
-    lineages: list[str] = []
-
-    def found(request: object, lineage: str) -> str:
-        lineages.append(lineage)
-        return "the other run's record"
-
-    monkeypatch.setattr(running, "finished_record", found)
-    assert schedule._run(item) == "the other run's record"
-    assert lineages == [item.lineage]
-    assert not item.request.directory.exists()
+    monkeypatch.setattr(running, "finished_record", lambda stage: f"the other run's record of {stage.stage}")
+    assert schedule._run(item) == "the other run's record of moco_v2"
 
 
 class _Broken(Executor):
@@ -146,7 +138,7 @@ class _Broken(Executor):
 def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_pool", lambda jobs: _Broken())
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2", "in_sup"))
-    with pytest.raises(StageError, match=r"killed, .* memory runs out; 2 stages are left\. .*`--jobs 1`"):
+    with pytest.raises(StageError, match=r"killed, .* memory runs out\. .*`--jobs 1`"):
         schedule.reproduce("mct", wanted, jobs=2)
 
 
@@ -159,7 +151,7 @@ def test_only_what_no_message_explains_is_shown_with_its_place(
 
     monkeypatch.setattr(schedule, "_run", fail)
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
-    assert schedule.reproduce("mct", wanted) == [f"moco_v2 (seed 0): {error}"]
+    assert schedule.reproduce("mct", wanted) == {(0, "moco_v2"): str(error)}
     told = capsys.readouterr()
     assert f"FAILED moco_v2 seed 0: {error}" in told.out
     assert ("Traceback" in told.err) == shown
@@ -171,8 +163,13 @@ def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) 
     child = (
         f"trap 'sleep 1; touch {saved}; exit 143' TERM; sleep 1; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
     )
-    with pytest.raises(Preempted) as stop, stopping.listening():
-        assert schedule._wait_for(["sh", "-c", child]) == 143
+    with (
+        pytest.raises(Preempted) as stop,
+        stopping.listening(),
+        subprocess.Popen(["sh", "-c", child]) as process,
+        stopping.waiting_for(process.send_signal),
+    ):
+        assert process.wait() == 143
     assert stop.value.status == 143
     assert saved.exists()
 

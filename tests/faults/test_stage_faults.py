@@ -80,7 +80,7 @@ def test_a_batch_larger_than_the_data(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_cma_without_avid(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"starts from stage avid .*run that stage first: assemble fit avid_cma/avid"):
+    with pytest.raises(StageError, match=r"starts from .*last.ckpt .*run `assemble fit avid_cma/avid` first"):
         run_stage(request("avid/avid_cma", tmp_path))
     for recipe in ("avid/cma", "avid/ablation_cma"):  # no stages of the tables: no command trains AVID for them
         with pytest.raises(ValueError, match=r"(?s)CMA starts from a trained AVID: .*model.warm_start"):
@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
     (stage.directory / "record.json").unlink()
     checkpoint = stage.directory / "checkpoints" / "last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:20_000])
-    with pytest.raises(StageError, match=r"avid cannot go on .*last\.ckpt: .*Delete that file"):
+    with pytest.raises(StageError, match=r"last\.ckpt is damaged .*: delete it"):
         run_stage(stage)
     assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
     assert "last.ckpt" in capsys.readouterr().err
@@ -388,6 +388,4 @@ def test_a_folder_of_runs_on_a_disk_without_locks(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     run_stage(request("avid/avid", tmp_path))
-    told = capsys.readouterr().out
-    assert f"avid: the disk of {tmp_path}" in told
-    assert "has no locks, so nothing keeps a second command from running this stage" in told
+    assert "has no locks" in capsys.readouterr().out

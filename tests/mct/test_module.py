@@ -274,8 +274,8 @@ def test_the_image_term_alone_needs_no_captions(tmp_path: Path) -> None:
     assert len(watch.terms) == 4
     # The recipe as the paper's scale has it: neither BERT nor its vocabulary is there, and nothing asks for them.
     layer = {"model": {"init_args": {"loss": {"init_args": {"queue_size": 8}}}}}
-    run, config = stage_configuration(request("mct/moco_v2", tmp_path, scale="paper", layer=layer))
-    cli = build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
+    stage = request("mct/moco_v2", tmp_path, scale="paper", layer=layer)
+    cli = build(stage.configuration, stage_configuration(stage), {"default_root_dir": str(tmp_path), "logger": False})
     assert cli.model.model.text is None
     assert cli.datamodule.tokenizer is None
     assert not any("text" in name for name in cli.model.state_dict())

@@ -74,7 +74,8 @@ def gradients_of(batch: dict[str, Tensor], found: OneEncoder) -> dict[str, Tenso
 
 
 def size_of(recipe: str, tmp_path: Path) -> int:
-    model: Any = build(*stage_configuration(request(f"mct/{recipe}", tmp_path, scale="mini"))).model.model
+    stage = request(f"mct/{recipe}", tmp_path, scale="mini")
+    model: Any = build(stage.configuration, stage_configuration(stage)).model.model
     towers = (model.image, model.text)
     backbones = [one["backbone"] if isinstance(one, nn.ModuleDict) else one.backbone for one in towers]
     return sum(parameter.numel() for one in backbones for parameter in one.parameters())
@@ -213,7 +214,8 @@ def test_what_shows_the_same_is_no_negative(why: str) -> None:
 def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
     samples = []
     for recipe in ("mct", "one_encoder"):
-        data: Any = build(*stage_configuration(request(f"mct/{recipe}", tmp_path))).datamodule
+        stage = request(f"mct/{recipe}", tmp_path)
+        data: Any = build(stage.configuration, stage_configuration(stage)).datamodule
         data.prepare_data()
         data.setup("fit")
         samples.append(data.training_images[(3, 5)])

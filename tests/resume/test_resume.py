@@ -191,8 +191,7 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     kill_at(replace(stage, overrides={"model.init_args.learning_rate": 0.4}), AVIDModule, 1)
     kill_at(changed, AVIDModule, 1)
     # What was begun is not gone on with, and what was finished is.
-    lineage = stage.lineage_hash()
-    done, reason = state_of(stage, lineage)
+    done, reason = state_of(stage)
     assert (done, "starts anew" in reason) == (False, False)
 
     def other_rank() -> None:
@@ -206,13 +205,13 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     other.join(60)
     assert other.exitcode == 0
     assert "the configuration is the former one again" in capsys.readouterr().out
-    assert state_of(stage, lineage)[0]
-    assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage_hash()
+    assert state_of(stage)[0]
+    assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage
 
 
 def test_a_stopped_stage_whose_configuration_changed_is_planned_anew(tmp_path: Path) -> None:
     stage = request("avid/avid", tmp_path, layer=LAYER)
     kill_at(stage, AVIDModule, 7)
-    assert state_of(stage, stage.lineage_hash()) == (False, "was stopped, goes on from its last checkpoint")
+    assert state_of(stage) == (False, "was stopped, goes on from its last checkpoint")
     changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
-    assert state_of(changed, changed.lineage_hash())[1].endswith("changed: starts anew")
+    assert state_of(changed)[1].endswith("changed: starts anew")

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from common.commands.run import print_filled
-from common.reporting.draws import Draw
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
 from common.stages import reproduce as schedule
+from common.stages.plan import seconds_left
 from common.stages.request import Selection
 from common.training.callbacks import Progress
 from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures
@@ -107,7 +107,7 @@ def test_a_terminal_has_a_line_for_every_stage_that_runs(
     monkeypatch.setattr(schedule, "_run", run)
     monkeypatch.setattr(schedule, "headline", lambda record: "done")
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
-    assert schedule.reproduce("mct", wanted, watch=True) == []
+    assert schedule.reproduce("mct", wanted, watch=True) == {}
     assert seen == [["  moco_v2 seed 0: 0 s"]]
     assert watches[0].lines() == []
     assert "moco_v2 seed 0: done" in capsys.readouterr().out
@@ -151,24 +151,11 @@ def test_a_table_does_not_wait_for_rows_by_request(
         assert bool(printed) is not everything
 
 
-def test_what_is_left_is_told_by_this_machines_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_without_records_is_expected_to_take_as_long_as_the_others() -> None:
     def stage(name: str, seed: int = 0) -> Any:
-        return SimpleNamespace(request=SimpleNamespace(stage=name, draw=Draw(seed)))
+        return SimpleNamespace(request=SimpleNamespace(stage=name, seed=seed))
 
-    def progress(*items: Any, jobs: int = 1) -> Any:
-        by_records = {"avid": 100.0, "cma": 60.0, "probe": 20.0, "new": None}
-        monkeypatch.setattr(schedule, "seconds_of", lambda planned: [by_records[one.request.stage] for one in planned])
-        return schedule._Progress(items, jobs)
-
-    avid, cma, probe, new = map(stage, ("avid", "cma", "probe", "new"))
-    half = progress(avid, cma, probe)
-    assert half.expected([cma, probe]) == 80
-    assert half.finish(avid, 50.0, [cma, probe]) == ", about 40 s left"
-    assert half.finish(cma, 60.0, [probe]) == ", about 14 s left"  # 110 of 160 foreseen
-    assert half.finish(probe, 1.0, []) == ""
-    assert progress(avid, cma, probe, jobs=2).finish(avid, 50.0, [cma, probe]) == ", about 20 s left"
-    # Without an earlier record a stage is as long as others are on average, or as it was with another seed.
-    assert progress(avid, cma, new).finish(avid, 50.0, [cma, new]) == ", about 60 s left"
-    again = [stage("new", 1), stage("probe", 1)]
-    assert progress(new, *again).finish(new, 7.0, again) == ", about 27 s left"
-    assert progress(new, stage("new", 1)).finish(new, 7.0, [stage("new", 1)]) == ", about 7 s left"
+    known = {"avid": 100.0, "probe": 20.0}
+    assert seconds_left(known, [stage("probe"), stage("probe", 1), stage("new")]) == 20 + 20 + 60
+    assert seconds_left(known, []) == 0
+    assert seconds_left({}, [stage("new")]) is None

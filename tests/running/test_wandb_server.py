@@ -376,7 +376,7 @@ def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: py
     stage = request("avid/avid", tmp_path, "--trainer.logger", json.dumps(logger), "--trainer.log_every_n_steps", "1")
     record = run_stage(stage)
     assert request("avid/avid", tmp_path, "--trainer.logger", json.dumps(logger)).stage == "avid"
-    assert record.lineage_hash == request("avid/avid", tmp_path).lineage_hash()
+    assert record.lineage_hash == request("avid/avid", tmp_path).lineage
     (path,) = (tmp_path / "mine").rglob("metrics.csv")
     assert "train/loss" in path.read_text(encoding="utf-8")
     assert (stage.directory / "metrics.csv").is_file()

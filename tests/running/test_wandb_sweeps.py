@@ -28,7 +28,7 @@ def test_the_sweeps_for_wandb_name_fields_and_metrics_that_exist(path: Path) -> 
     for field, values in fields.items():
         for value in values:
             request = find_request(name, Selection(scale=options[1]), [f"--{field}={value}"])
-            run = request.configuration()
+            run = request.configuration
             check_ranges(take_switches(run.config)[1], run.layers)
     assert request is not None
     assert request.paper == paper
