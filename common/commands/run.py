@@ -78,8 +78,7 @@ def fit(
     Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
     --config FILE adds a layer.
 
-    `assemble list PAPER` names stages and recipes; --print_config shows every field that may be set, --model.help,
-    --data.help and --trainer.help those of a part.
+    `assemble list PAPER` names stages and recipes; --print_config shows every field that may be set.
     """
     return _run_stage("fit", name, overrides, options, unless_done)
 
@@ -104,12 +103,9 @@ def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage
     from common.stages.modes import print_configuration, run_mode
     from common.stages.request import find_request
 
-    # As with LightningCLI, `--model.help` asks what may be set.
-    sections = [text[2:-5] for text in overrides if text.startswith("--") and text.endswith(".help")]
-    rest = [text for text in overrides if not (text.startswith("--") and text.endswith(".help"))]
-    request = find_request(name, _selection(options, [options.seed], ManyStages()), rest)
-    if options.print_config or sections:
-        print_configuration(request, sections)
+    request = find_request(name, _selection(options, [options.seed], ManyStages()), overrides)
+    if options.print_config:
+        print_configuration(request)
         return 0
     checkpoint = options.checkpoint
     if checkpoint is not None and not checkpoint.is_file():
@@ -239,7 +235,6 @@ def rehearse(
     scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = (),
     folder: Annotated[Path | None, "folder of data and runs; default: runs/rehearsal"] = None,
-    keep: Annotated[bool, "keep all checkpoints, tens of gigabytes"] = False,
     jobs: Jobs = 0,
 ) -> int:
     """Run every stage of the published recipes on tiny data in the layouts of the real sets.
@@ -269,7 +264,6 @@ def rehearse(
                 scale=scale,
                 stages=stages or None,
                 jobs=jobs or min(usable_cores(), 4),
-                keep=keep,
                 say=functools.partial(print, flush=True),
             )
             console().print(rehearsal.table_of(title, entries))

@@ -9,7 +9,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from common.stages.configuration import ConfigurationError, RunConfiguration, check_ranges, take_switches
-from common.training.batch_norm import devices_of_group
 from common.training.callbacks import SamplesForAll
 from common.training.switches import ApplySwitches, Switches
 
@@ -68,15 +67,9 @@ class StageCLI(LightningCLI):
 
 def _brief(error: Exception) -> str:
     """jsonargparse's message, shortened to the field and its problem."""
-    keys: list[str] = []
-    problems: list[str] = []
-    for line in str(error).splitlines():
-        text = line.strip().removeprefix("- ")
-        if text.startswith('Parser key "'):
-            keys.append(text.removeprefix('Parser key "').partition('"')[0])
-        elif text and not text.startswith(_NOISE):
-            problems.append(text)
-    problem = "; ".join(dict.fromkeys(problems))
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    keys = [line.split('"')[1] for line in lines if line.startswith('Parser key "')]
+    problem = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith(_NOISE)))
     for plain, word in _WORDS.items():
         problem = problem.replace(plain, word)
     return f"{'.'.join(keys)}: {problem}" if keys else problem
@@ -84,8 +77,8 @@ def _brief(error: Exception) -> str:
 
 #: jsonargparse's lines about trying types.
 _NOISE = (
-    "Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value", "For further",
-    "Expected a <class 'NoneType'>",
+    "Parser key", "Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value",
+    "For further", "Expected a <class 'NoneType'>",
 )  # fmt: skip
 _WORDS = {
     "Expected a <class 'float'>": "expected a number",
@@ -132,22 +125,8 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
         raise
     except ValueError as error:
         raise ConfigurationError(_brief(error)) from error
-    group = cli.switches.batch_norm_group
-    if group is not None and run.trains:
-        if run.config["trainer"].get("sync_batchnorm"):
-            raise ConfigurationError(
-                f"batch_norm_group is {group} and trainer.sync_batchnorm is true, which would share the statistics of "
-                "all samples: leave one of them out"
-            )
-        try:
-            devices_of_group(group, cli.datamodule.batch_size, cli.trainer.world_size)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from None
-    for field, default, own in (("accumulate_grad_batches", 1, "accumulate"), ("gradient_clip_val", None, "clip_norm")):
-        if not cli.model.automatic_optimization and getattr(cli.trainer, field) not in (default, 0):
-            instead = f" and set model.{own} instead" if own in cli.model.hparams else ""
-            raise ConfigurationError(
-                f"trainer.{field}: {type(cli.model).__name__} steps its optimizers itself; leave it at "
-                f"{default or 'null'}{instead}"
-            )
+    if cli.switches.batch_norm_group is not None and run.trains and run.config["trainer"].get("sync_batchnorm"):
+        raise ConfigurationError(
+            "trainer.sync_batchnorm shares the statistics of all samples, and batch_norm_group of fewer: leave one out"
+        )
     return cli

@@ -16,6 +16,7 @@ the old class when a layer changes `class_path`.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,6 @@ SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_g
 _OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
 #: Overlay to run large recipes on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
-REHEARSED_SCALES = ("paper", "single")
 #: Files in configs/<paper>/ other than recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
 
@@ -248,22 +248,24 @@ def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(one for name in found for one in lineage(name)))
 
 
-def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A nested mapping that sets `dotted`, with `init_args` inserted below a class, as LightningCLI does."""
-    parts = dotted.split(".")
+def _path(config: dict[str, Any], dotted: str) -> list[str]:
+    """The keys to a field, with `init_args` inserted below a class, as LightningCLI does."""
     path: list[str] = []
     node: Any = config
-    for part in parts:
+    for part in dotted.split("."):
         if isinstance(node, dict) and "class_path" in node and part not in {"class_path", "init_args", "dict_kwargs"}:
             path.append("init_args")
             node = node.get("init_args")
         path.append(part)
         node = node.get(part) if isinstance(node, dict) else None
-    nested: Any = value
-    for part in reversed(path):
-        nested = {part: nested}
-    # Without a class_path here, merge() keeps the class.
-    return nested
+    return path
+
+
+def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A nested mapping that sets a field; without a `class_path` in it, merge() keeps the class."""
+    for part in reversed(_path(config, dotted)):
+        value = {part: value}
+    return value
 
 
 #: Package of the data sets.
@@ -277,37 +279,35 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
     images), in the folder that `--data` names, without a miniature.
     """
     node: Any = config
-    for part in key.split("."):
-        node = node.get("init_args", {}) if "class_path" in node and part not in node else node
+    for part in _path(config, key):
         node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            return [(key, value)]
-    configured = str(node.get("class_path", ""))
+    configured = str(node.get("class_path", "")) if isinstance(node, dict) else ""
     if not isinstance(value, str) or "." in value or not configured.startswith(f"{_DATASETS}."):
         return [(key, value)]
-    import importlib
-    import importlib.util
+    from importlib import import_module
 
-    def classes(path: str) -> list[Any]:
-        found = importlib.import_module(path)
-        named = [one for name, one in vars(found).items() if isinstance(one, type) and not name.startswith("_")]
-        return [one for one in named if one.__module__ == path and isinstance(getattr(one, "name", None), str)]
-
-    if importlib.util.find_spec(f"{_DATASETS}.{value}") is None:
-        folder = Path(str(importlib.import_module(_DATASETS).__file__)).parent
+    try:
+        module = import_module(f"{_DATASETS}.{value}")
+    except ModuleNotFoundError:
+        folder = Path(str(import_module(_DATASETS).__file__)).parent
         known = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
-        raise ConfigurationError(f"--{key} {value}: there is no {_DATASETS}.{value}; {nearest(value, known)}")
-    own = class_at(configured)
-    kind = own.streams[0]
-    fitting = [one for one in classes(f"{_DATASETS}.{value}") if one.streams[0] == kind]
+        raise ConfigurationError(f"--{key} {value}: {nearest(value, known)}") from None
+    kind = class_at(configured).streams[0]
+    fitting = [
+        name
+        for name, one in vars(module).items()
+        if isinstance(one, type) and one.__module__ == module.__name__ and hasattr(one, "name")
+        if not name.startswith("_") and one.streams[0] == kind  # type: ignore[attr-defined]
+    ]
     if len(fitting) != 1:
         raise ConfigurationError(
-            f"--{key} {value}: {len(fitting)} classes of {_DATASETS}.{value} hold {kind}, as {own.__name__} does; "
-            f"write the whole class, as in --{key} "
-            f"'{{class_path: {_DATASETS}.{value}.NAME, init_args: {{root: FOLDER}}}}'"
+            f"--{key} {value}: {len(fitting)} classes of {module.__name__} hold {kind}; write the whole class, as in "
+            f"--{key} '{{class_path: {module.__name__}.NAME, init_args: {{root: FOLDER}}}}'"
         )
-    dataset = {"class_path": f"{_DATASETS}.{value}.{fitting[0].__name__}", "init_args": {"root": "$DATA"}}
-    return [(key, dataset), ("data.world", None)]
+    return [
+        (key, {"class_path": f"{module.__name__}.{fitting[0]}", "init_args": {"root": "$DATA"}}),
+        ("data.world", None),
+    ]
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], list[Path]]:
@@ -365,9 +365,6 @@ def resolve(
         Layer(f"configs/{paper}/base.yaml", load_yaml(root / paper / "base.yaml")),
         *_recipe_layers(paper, recipe),
     ]
-    if rehearsal and scale not in REHEARSED_SCALES:
-        told = " and ".join(map(repr, REHEARSED_SCALES))
-        raise ConfigurationError(f"only {told} are rehearsed; the scale {scale!r} is small enough to be run")
     overlay_layers, deviations = _overlay_layers(paper, recipe, scale)
     layers += overlay_layers
     if rehearsal:
@@ -378,7 +375,11 @@ def resolve(
     config: dict[str, Any] = {}
     for layer in layers:
         config = merge(config, layer.content)
-    for layer in [*_fewer_devices(config), *(Layer(str(path), load_yaml(path)) for path in files)]:
+    further = [Layer(str(path), load_yaml(path)) for path in files]
+    most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
+    if most is not None and isinstance(devices, int) and devices > most:
+        further.insert(0, Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
+    for layer in further:
         layers.append(layer)
         config = merge(config, layer.content)
     overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # a class before its arguments, whatever came first
@@ -394,8 +395,12 @@ def resolve(
                 config = merge(config, placed)
     config["seed_everything"] = seed
     trainer = config.get("trainer")
-    if isinstance(trainer, dict) and trainer.get("strategy") == "ddp" and _one_process(trainer):
-        # For one device, a launcher would leave its addresses in the environment, and the next stage could not start
+    if isinstance(trainer, dict) and [trainer.get(key) for key in ("strategy", "devices", "num_nodes")] == [
+        "ddp",
+        1,
+        1,
+    ]:
+        # A launcher of one device would leave its addresses in the environment, and the next stage could not start
         # ranks.
         config = merge(config, {"trainer": {"strategy": "auto"}})
     for switch in SWITCHES:
@@ -406,7 +411,7 @@ def resolve(
     ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:
         config.pop(key, None)
-    config = _copied(config)
+    config = copy.deepcopy(config)
     check_keys(config, layers)
     check_names(take_switches(config)[1], layers)
     if rehearsal:
@@ -428,24 +433,6 @@ def resolve(
         start_from=start_from,
         ours=ours,
     )
-
-
-def _fewer_devices(config: dict[str, Any]) -> list[Layer]:
-    """A layer that limits the devices of a node to what the recipe can use, if needed."""
-    most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
-    if most is None or not isinstance(devices, int) or devices <= most:
-        return []
-    return [Layer(f"most_devices {most}", {"trainer": {"devices": most}})]
-
-
-def _one_process(trainer: dict[str, Any]) -> bool:
-    return str(trainer.get("devices", 1)) == "1" and str(trainer.get("num_nodes", 1)) == "1"
-
-
-def _copied(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
-    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:
@@ -490,11 +477,14 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
         return {}, config
     for name, value in switches.items():
         if name == "batch_norm_group":
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-                raise ConfigurationError(f"{name} must be a number of samples, 2 or more, or null, got {value!r}")
-        elif not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
-            also = " or the name of a backend" if name == "compiled" else ""
-            raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
+            fits = value is None or (type(value) is int and value >= 2)
+        else:
+            fits = isinstance(value, bool) or (name == "compiled" and isinstance(value, str))
+        if not fits:
+            raise ConfigurationError(
+                f"{name} is {value!r}; it must be true or false, the name of a backend (compiled), or 2 or more "
+                "samples, or null (batch_norm_group)"
+            )
     without = {name: value for name, value in arguments.items() if name not in switches}
     return switches, {**config, "model": {**config["model"], "init_args": without}}
 
@@ -507,22 +497,24 @@ def class_at(path: Any) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _classes(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
+def classes_in(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
     """Every mapping that names a class, with its dotted path."""
     if isinstance(node, dict):
         if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
             yield path, node
         for key, value in node.items():
-            yield from _classes(value, f"{path}.{key}" if path else str(key))
+            yield from classes_in(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for position, value in enumerate(node):
-            yield from _classes(value, f"{path}.{position}")
+            yield from classes_in(value, f"{path}.{position}")
 
 
 def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse unknown classes and arguments, without importing anything."""
     given = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
-    given += [(f"{p}.init_args", str(node["class_path"]), node.get("init_args") or {}) for p, node in _classes(config)]
+    given += [
+        (f"{p}.init_args", str(node["class_path"]), node.get("init_args") or {}) for p, node in classes_in(config)
+    ]
     for path, cls, arguments in given:
         if is_missing(cls):
             where = f"{path.removesuffix('.init_args')}.class_path"
@@ -543,7 +535,7 @@ def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
 
     from common.types import outside
 
-    for path, node in _classes(config):
+    for path, node in classes_in(config):
         try:
             cls = class_at(node["class_path"])
         except (ImportError, AttributeError, ValueError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StageError
-from common.files import named
+from common.files import parse_yaml, parsing
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,12 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
                 f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
             )
     # Late heavy imports, so a mistyped path fails at once.
-    import yaml
-
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
     from common.stages.configuration import take_switches
 
-    try:
-        with named(configuration):
-            config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+    with parsing(configuration, StageError):
+        config = parse_yaml(configuration.read_text(encoding="utf-8"))
         found = str(config["model"]["class_path"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        raise StageError(f"{configuration} is damaged: run the stage again, which writes it anew") from None
     if found not in kinds:
         raise StageError(f"{checkpoint} is of {found}, which {otherwise}")
     try:

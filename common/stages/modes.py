@@ -9,39 +9,20 @@ from typing import Any
 
 import yaml
 
-from common.errors import StageError, nearest
+from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import short_name
 from common.reporting.tables import ROW, load
-from common.stages.configuration import (
-    ConfigurationError,
-    Layer,
-    leaves,
-    merge,
-    origin,
-    place,
-)
+from common.stages.configuration import Layer, leaves, merge, origin, place
 from common.stages.launch import is_main_process, require_processes
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
 
 
-def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:
+def print_configuration(request: StageRequest) -> None:
     """Print the stack, the deviations of the scale and the merged configuration."""
     run = request.configuration
-    for section in sections:
-        if section not in run.config:
-            raise ConfigurationError(f"--{section}.help: {nearest(section, run.config)}")
-        print(f"# --{section}.FIELD VALUE, as {run.recipe} sets it at scale {run.scale}")
-        for path, value in leaves(run.config[section], section):
-            flag, _, field = short_name(path).rpartition(".")
-            if field == "class_path":
-                print(f"# --{flag} is a {value}")
-            else:
-                print(f"--{flag}.{field} {_in_one_line(value)}")
-    if sections:
-        return
-    print("# " + " < ".join(layer.name for layer in run.layers))
+    print(f"# {run.describe()}")
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
     if run.describe_ours():
@@ -69,29 +50,26 @@ def _in_one_line(value: object) -> str:
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
     """Run `fit`, `test`, `validate` or `predict` and print the results. Only `fit` writes a record."""
-    if command == "fit":
-        if checkpoint is not None:
-            raise StageError(
-                "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
-                "starts from another stage with --model.warm_start or --model.pretrained"
-            )
-        ours = request.configuration.describe_ours()
-        if ours and is_main_process():
+    if command != "fit":
+        return _use(command, request, checkpoint)
+    if checkpoint is not None:
+        raise StageError(
+            "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
+            "starts from another stage with --model.warm_start or --model.pretrained"
+        )
+    if is_main_process():
+        if ours := request.configuration.describe_ours():
             print(f"values that are ours, in no source of the paper: {ours}")
-        untrained = _starts_from_nothing(request)
-        if untrained and is_main_process():
-            print(f"warning: {untrained}", file=sys.stderr, flush=True)
-        metrics = run_stage(request, unless_done).metrics
-        if is_main_process():
-            _print_metrics(metrics)
-            if untrained:
-                print(f"warning: {untrained}", file=sys.stderr)
-            print(f"record: {request.directory / 'record.json'}")
-        return 0
-    return _use(command, request, checkpoint)
+        if missing := _missing_weights(request):
+            print(f"warning: {missing}", file=sys.stderr, flush=True)
+    metrics = run_stage(request, unless_done).metrics
+    if is_main_process():
+        _print_metrics(metrics)
+        print(f"record: {request.directory / 'record.json'}")
+    return 0
 
 
-def _starts_from_nothing(request: StageRequest) -> str:
+def _missing_weights(request: StageRequest) -> str:
     """Warning if a bare recipe measures a model but gets none; else empty."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
@@ -99,19 +77,12 @@ def _starts_from_nothing(request: StageRequest) -> str:
         return ""
     config = dict(leaves(request.configuration.config))
     for stage in stages.values():
-        filled = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
-        empty = [field for field in filled if config.get(field, "") is None]
-        if empty and len(empty) < len(filled):
-            given = next(field for field in filled if field not in empty)
-            return (
-                f"--{short_name(empty[0])} is null: give it the checkpoint of "
-                f"--{short_name(given)}, so that the model is measured as it was trained"
-            )
+        fields = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
+        empty = [short_name(field) for field in fields if config.get(field, "") is None]
         if empty:
             return (
-                f"--{short_name(empty[0])} is null, so {request.recipe} measures random weights, unless "
-                f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
-                f"`assemble list {paper_named(request.paper).short}`"
+                f"without --{' and --'.join(empty)}, {request.recipe} measures random weights; "
+                f"{stage.name}@<model> measures a stage's model, see `assemble list {paper_named(request.paper).short}`"
             )
     return ""
 
@@ -164,14 +135,10 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"
     if not is_overridden(loader, cli.datamodule):
         raise StageError(f"{request.stage} has no data to {command} with; `assemble test` measures it")
-    use = getattr(cli.trainer, command)
-    outputs = use(
-        cli.model,
-        datamodule=cli.datamodule,
-        ckpt_path=str(weights),
-        weights_only=True,
-        **({} if command == "predict" else {"verbose": False}),
-    )
+    options: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": str(weights), "weights_only": True}
+    if command != "predict":
+        options["verbose"] = False
+    outputs = getattr(cli.trainer, command)(cli.model, **options)
     if command != "predict":
         if is_main_process():
             _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})

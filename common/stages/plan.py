@@ -39,18 +39,12 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
     return [Planned(one, one.configuration, one.lineage, *state_of(one)) for one in requests]
 
 
-def by_request(paper: str, selection: Selection) -> list[str]:
-    """Tables, and rows of other tables, that a selection omits because they run by request only."""
+def count_by_request(paper: str, selection: Selection) -> int:
+    """Tables that a selection omits, whole or in rows, because they run by request only."""
     if selection.everything or selection.tables or selection.rows or selection.stages:
-        return []
-    left_out = []
-    for table in load(paper_named(paper).name).tables:
-        rows = [row.label for row in table.rows if selection.scale in row.by_request]
-        if selection.scale in table.by_request:
-            left_out.append(table.id)
-        elif rows:
-            left_out.append(f"of {table.id} the rows {', '.join(map(repr, rows))}")
-    return left_out
+        return 0
+    scale = selection.scale
+    return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in load(paper).tables)
 
 
 def state_of(request: StageRequest) -> tuple[bool, str]:

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.reporting.tables import load
-from common.stages.configuration import (
-    class_at,
-    recipes_of,
-    resolve,
-)
+from common.stages.configuration import class_at, classes_in, recipes_of, resolve
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
     from common.data.released_files import FileStatus
 
 
-def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
+def dataset_entries(section: object) -> list[dict[str, Any]]:
     """Every mapping that names a data set."""
-    if isinstance(section, Mapping):
-        if str(section.get("class_path", "")).startswith("common.data.datasets."):
-            yield section
-        for value in section.values():
-            yield from dataset_entries(value)
-    elif isinstance(section, list):
-        for value in section:
-            yield from dataset_entries(value)
-
-
-_DATA = "$DATA/"
+    return [node for _, node in classes_in(section) if node["class_path"].startswith("common.data.datasets.")]
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
@@ -77,13 +64,6 @@ def _published_recipes(paper: str) -> list[str]:
     return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
 
 
-def _data_paths(section: object) -> Iterator[str]:
+def _data_paths(section: object) -> list[str]:
     """Every path below the data folder, relative to it."""
-    if isinstance(section, Mapping):
-        for value in section.values():
-            yield from _data_paths(value)
-    elif isinstance(section, list):
-        for value in section:
-            yield from _data_paths(value)
-    elif isinstance(section, str) and section.startswith(_DATA):
-        yield section.removeprefix(_DATA)
+    return re.findall(r'"\$DATA/([^"]+)"', json.dumps(section, default=str))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,15 +32,7 @@ _WRITTEN = ".written"
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What came of one stage.
-
-    Attributes:
-        stage: its name.
-        record: what it wrote; None when it failed.
-        problem: why it does not count as passed; empty when it does.
-        absent: metrics with a published value that a table reads from it and it did not measure, such as METEOR where
-            Java is missing.
-    """
+    """A rehearsed stage: why it does not count as passed (`problem`), and published metrics it lacks (`absent`)."""
 
     stage: str
     record: records.Record | None
@@ -73,7 +65,6 @@ def rehearse(
     scale: str = "paper",
     stages: Sequence[str] | None = None,
     jobs: int = 1,
-    keep: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Rehearsed]:
     """Run every stage of a paper at a large scale on tiny data; finished ones are passed over."""
@@ -89,34 +80,18 @@ def rehearse(
         for line in describe_reductions(planned):
             say(line)
         _forget_removed_parents(planned)
-        children = _children(planned)
-
-        def finished(stage: str) -> None:
-            if not keep:
-                _remove_spent(planned, children)
-
-        failed = reproduce(name, selection, jobs=jobs, say=say, finished=finished)
+        failed = reproduce(name, selection, jobs=jobs, say=say, finished=lambda _: _remove_spent(planned))
     source = load(name)
     return [_judged(item, source, failed.get((item.request.seed, item.request.stage))) for item in planned]
 
 
-def _children(planned: Sequence[Planned]) -> Mapping[str, list[Planned]]:
-    children: dict[str, list[Planned]] = defaultdict(list)
-    for item in planned:
-        for parent in item.request.parents.values():
-            children[parent.stage].append(item)
-    return children
-
-
-def _finished(item: Planned) -> bool:
-    return finished_record(item.request) is not None
-
-
-def _remove_spent(planned: Sequence[Planned], children: Mapping[str, list[Planned]]) -> None:
+def _remove_spent(planned: Sequence[Planned]) -> None:
     """Remove the checkpoints of finished stages from which no unfinished one starts."""
-    done = {item.request.stage for item in planned if _finished(item)}
+    unfinished = [item for item in planned if finished_record(item.request) is None]
+    needed = {item.request.stage for item in unfinished}
+    needed |= {parent.stage for item in unfinished for parent in item.request.parents.values()}
     for item in planned:
-        if item.request.stage in done and all(child.request.stage in done for child in children[item.request.stage]):
+        if item.request.stage not in needed:
             shutil.rmtree(item.request.directory / "checkpoints", ignore_errors=True)
 
 
@@ -151,11 +126,9 @@ def describe_reductions(planned: Sequence[Planned]) -> list[str]:
 
 
 def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
-    stage = item.request.stage
-    path = item.request.directory / records.RECORD_FILE
-    if failure is not None or not _finished(item):
+    stage, record = item.request.stage, finished_record(item.request)
+    if failure is not None or record is None:
         return Rehearsed(stage, None, failure or "did not run")
-    record = records.read(path)
     wanted = published_keys(source, item.run.scale).get(stage, set())
     absent = tuple(sorted(wanted - set(record.metrics)))
     if wanted and len(absent) == len(wanted):

@@ -24,8 +24,8 @@ from common.reporting.runs import headline
 from common.stages import stopping
 from common.stages.plan import (
     Planned,
-    by_request,
     check_configurations,
+    count_by_request,
     fit_arguments,
     plan,
     seconds_by_records,
@@ -131,8 +131,8 @@ def _announce(
     paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int, say: Callable[[str], None]
 ) -> None:
     """Say what is skipped and what runs, and for how long."""
-    if left_out := by_request(paper.name, selection):
-        say(f"left out, made by request (--tables, --rows, or --everything): {'; '.join(left_out)}")
+    if more := count_by_request(paper.name, selection):
+        say(f"left out: {more} tables, whole or in rows, that are made by request (--tables, --rows or --everything)")
     waiting = [item for item in planned if not item.done]
     say(
         f"{paper.title} at scale {selection.scale}: {len(planned)} stages"

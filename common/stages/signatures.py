@@ -7,17 +7,13 @@ import functools
 import importlib.util
 from pathlib import Path
 
-_Found = tuple[str, ast.ClassDef | ast.FunctionDef]
-
 
 @functools.cache
 def arguments_of(path: str) -> frozenset[str] | None:
-    """Arguments of a class (bases included) or function; None if it takes any or has no source."""
+    """Arguments of a class, bases included; None if it takes any or has no source."""
     found = _find(path)
-    if found is None:
-        return None
-    names, closed = _walk(*found)
-    return frozenset(names) if closed else None
+    names, complete = _arguments(*found) if found else (set(), False)
+    return frozenset(names) if complete else None
 
 
 def is_missing(path: str) -> bool:
@@ -25,68 +21,47 @@ def is_missing(path: str) -> bool:
     return path.partition(".")[0] in ("common", "papers") and _find(path) is None
 
 
-def _walk(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[str], bool]:
+def _arguments(module: str, cls: ast.ClassDef) -> tuple[set[str], bool]:
     """Argument names, and whether they are complete."""
-    if isinstance(node, ast.FunctionDef):
-        return _parameters(node)
     names: set[str] = set()
-    initializer = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    initializer = next((one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
     if initializer is not None:
-        names, closed = _parameters(initializer)
-        if closed:
+        given = initializer.args
+        names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self"}
+        if given.kwarg is None:
             return names, True
-    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        names = {
-            one.target.id for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
-        }
-    for base in node.bases:
-        found = _resolve(module, ast.unparse(base).partition("[")[0])
-        if found is None:
-            continue
-        more, closed = _walk(*found)
-        names |= more
-        if closed and more:
-            return names, True
+    elif any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list):
+        fields = [one.target for one in cls.body if isinstance(one, ast.AnnAssign)]
+        names = {one.id for one in fields if isinstance(one, ast.Name)}
+    for base in cls.bases:
+        if found := _find(f"{module}.{ast.unparse(base).partition('[')[0]}"):
+            more, complete = _arguments(*found)
+            names |= more
+            if complete and more:
+                return names, True
     return names, initializer is None and bool(names)
 
 
-def _parameters(node: ast.FunctionDef) -> tuple[set[str], bool]:
-    given = node.args
-    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self"}
-    return names, given.kwarg is None
-
-
-def _find(path: str) -> _Found | None:
+def _find(path: str) -> tuple[str, ast.ClassDef] | None:
+    """The module that defines a class, through imports, and its definition."""
     module, _, name = path.rpartition(".")
-    return _resolve(module, name) if module else None
-
-
-def _resolve(module: str, name: str) -> _Found | None:
-    """Where a module's name is defined, through its imports."""
-    tree = _tree(module)
-    if tree is None or "." in name:
-        return None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+    for node in _statements(module):
+        if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _resolve(node.module, alias.name)
+                    return _find(f"{node.module}.{alias.name}")
     return None
 
 
 @functools.cache
-def _tree(module: str) -> ast.Module | None:
+def _statements(module: str) -> list[ast.stmt]:
     top, *parts = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)  # of a package in a package it would import the outer one
-    except ValueError:
-        return None
+    # Of a package in a package it would import the outer one.
+    spec = importlib.util.find_spec(top) if top else None
     if spec is None or not spec.submodule_search_locations:
-        return None
+        return []
     folder = Path(spec.submodule_search_locations[0], *parts)
-    for file in (folder / "__init__.py", folder.with_suffix(".py")):
-        if file.is_file():
-            return ast.parse(file.read_text(encoding="utf-8"))
-    return None
+    files = [file for file in (folder / "__init__.py", folder.with_suffix(".py")) if file.is_file()]
+    return ast.parse(files[0].read_text(encoding="utf-8")).body if files else []

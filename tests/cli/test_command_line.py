@@ -216,17 +216,6 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
     assert yaml.safe_load(output)["model"]["class_path"] == "papers.avid_cma.module.AVIDModule"
 
 
-def test_help_on_a_part_prints_its_fields_as_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "avid/avid", "--model.help", "--model.loss.temperature", "0.3"]) == 0
-    told = capsys.readouterr().out
-    assert "--model.loss.temperature 0.3\n" in told
-    assert "--model.warm_start null\n" in told
-    assert "--model.video_encoder.temporal_strides [1, 1, 2, 2]\n" in told
-    assert "--data." not in told
-    assert main(["fit", "avid/avid", "--modl.help"]) == 2
-    assert "did you mean 'model'" in capsys.readouterr().err
-
-
 def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     where = ["--scale", "smoke", "--runs", str(tmp_path)]
     assert main(["fit", "avid/avid", *where, "--model.loss.temperature", "0.1"]) == 0

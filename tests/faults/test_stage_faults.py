@@ -319,7 +319,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
     # So is the configuration beside it.
     (stage.directory / "config.yaml").write_text("model: [", encoding="utf-8")
     assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
-    assert "config.yaml is damaged" in capsys.readouterr().err
+    assert "config.yaml: not valid YAML" in capsys.readouterr().err
     checkpoint.unlink()
     assert run_stage(stage).steps == 2
 

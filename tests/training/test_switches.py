@@ -242,11 +242,6 @@ def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
     torch.testing.assert_close(parts, whole)
 
 
-def test_xmc_gan_refuses_to_accumulate() -> None:
-    with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches: XMCGANModule .* leave it at 1"):
-        Trained("xmc_gan", "--trainer.accumulate_grad_batches", "2")
-
-
 # -- the parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +345,7 @@ def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_wrong_switch_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"channels_last must be true or false, got 3"):
+    with pytest.raises(ConfigurationError, match="channels_last is 3"):
         Trained("mct", "--channels_last", "3")
     with pytest.raises(ConfigurationError, match=r"unknown key 'compile'.*compiled"):
         resolve("mct", "mct", scale="smoke", arguments=["--compile", "true"])

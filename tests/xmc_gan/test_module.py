@@ -265,7 +265,6 @@ def test_what_does_not_fit_is_refused() -> None:
         (["--trainer.precision", "16-true"], "bf16-mixed"),
         (["--model.loss.negatives_group", "3"], "negatives_group is 3, which does not divide data.batch_size 4"),
         (["--model.generator.batch_norm_group", "8"], "batch_norm_group is 8, which does not divide data.batch_size 4"),
-        (["--trainer.gradient_clip_val", "1.0"], "gradient_clip_val: XMCGANModule steps its optimizers itself"),
         (["--model.text_encoder.vocabulary_size", "3"], "pieces, model.text_encoder 3 embeddings"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
     ],
