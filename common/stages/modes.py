@@ -81,7 +81,7 @@ def _missing_weights(request: StageRequest) -> str:
         empty = [short_name(field) for field in fields if config.get(field, "") is None]
         if empty:
             return (
-                f"without --{' and --'.join(empty)}, {request.recipe} measures random weights; "
+                f"without --{' and --'.join(empty)}, {request.recipe} measures random weights or other statistics; "
                 f"{stage.name}@<model> measures a stage's model, see `assemble list {paper_named(request.paper).short}`"
             )
     return ""

@@ -204,9 +204,9 @@ def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list
         if found[-1].id == wanted:
             return found
         if not is_recipe:
+            short, one = paper_named(paper).short, next(one.id for one in found if one.stage == wanted)
             raise ConfigurationError(
-                f"{wanted!r} measures a model: say which, as in {paper}/{found[-1].id}; `assemble list {paper}` "
-                "shows all"
+                f"{wanted!r} measures a model: say which, as in {short}/{one}; `assemble list {short}` shows all"
             )
     job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
     return [StageInstance(wanted, wanted, job, None)]

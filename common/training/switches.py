@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -142,31 +141,45 @@ def _checkpointed(block: nn.Module, run: Callable[..., Any], *args: Any, **kwarg
     return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: _buffer_contexts(block), **kwargs)
 
 
-def _buffer_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a block's two passes; the second starts from the buffers before the first, and its updates are lost.
+def _buffer_contexts(block: nn.Module) -> tuple[Any, Any]:
+    before: dict[tuple[nn.Module, str], Tensor] = {}
+    return _Remember(block, before), _Return(before)
+
+
+class _Remember:
+    """Around the first pass of a block: remembers its earlier buffers."""
+
+    def __init__(self, block: nn.Module, before: dict[tuple[nn.Module, str], Tensor]) -> None:
+        self.block, self.before = block, before
+
+    def __enter__(self) -> None:
+        for module in self.block.modules():
+            if module.training:
+                for name, value in module._buffers.items():
+                    if value is not None:
+                        self.before[module, name] = value.clone()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Return:
+    """Around a second pass: restores the buffers from before the first, and discards its updates.
 
     Otherwise batch statistics would move twice a step and spectral normalization would divide by another value. Buffers
     are swapped, not copied, since autograd forbids changing values it has seen.
     """
-    before: dict[tuple[nn.Module, str], Tensor] = {}
 
-    @contextmanager
-    def first() -> Iterator[None]:
-        for module in block.modules():
-            for name, value in module._buffers.items() if module.training else ():
-                if value is not None:
-                    before[module, name] = value.clone()
-        yield
+    def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:
+        self.before = before
+        self.now: dict[tuple[nn.Module, str], Tensor | None] = {}
 
-    @contextmanager
-    def second() -> Iterator[None]:
-        now = {(module, name): module._buffers[name] for module, name in before}
-        for (module, name), value in before.items():
+    def __enter__(self) -> None:
+        for (module, name), value in self.before.items():
+            self.now[module, name] = module._buffers[name]
             module._buffers[name] = value.clone()
-        try:
-            yield
-        finally:  # torch leaves by an exception once it has all that the gradient needs
-            for (module, name), updated in now.items():
-                module._buffers[name] = updated
 
-    return first(), second()
+    def __exit__(self, *_: object) -> None:
+        for (module, name), value in self.now.items():
+            module._buffers[name] = value
+        self.now.clear()
