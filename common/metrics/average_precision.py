@@ -19,13 +19,6 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Source: docs/papers/mct.md [9].
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
-    if scores.shape != labels.shape or scores.ndim != 1:
-        raise ValueError(
-            f"scores and labels: expected one of each a sample, got shapes {scores.shape} and {labels.shape}"
-        )
-    unknown = np.setdiff1d(labels, (-1, 0, 1))
-    if len(unknown):
-        raise ValueError(f"labels: expected 1 (present), 0 (absent) or -1 (difficult), got {unknown[0]}")
     counted = labels != -1
     if not (labels == 1).any():
         return float("nan")
@@ -37,6 +30,4 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Average precision [C] of every class (scores [N, C]), float64; NaN without a positive sample."""
     scores, labels = np.asarray(scores), np.asarray(labels)
-    if scores.shape != labels.shape or scores.ndim != 2:
-        raise ValueError(f"scores and labels: expected [samples, classes], got {scores.shape} and {labels.shape}")
     return np.array([average_precision(*columns) for columns in zip(scores.T, labels.T)], dtype=np.float64)

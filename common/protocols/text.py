@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from common.metrics.captioning import METRICS, CaptionMeter
+from common.memory.collective import is_distributed, rank
+from common.metrics.captioning import Protocol, score_captions
 from common.metrics.gathering import OncePerSample, gather_objects
 
 
@@ -58,8 +60,9 @@ class TextTest:
         texts: after `compute`, the generated texts of all processes by sample.
     """
 
-    def __init__(self, protocols: Sequence[str] = (), meteor: bool = True) -> None:
-        self._captions = {name: CaptionMeter(name, with_meteor=meteor) for name in protocols}  # type: ignore[arg-type]
+    def __init__(self, protocols: Sequence[Protocol] = (), meteor: bool = True) -> None:
+        self.protocols = protocols
+        self.meteor = meteor
         self.reset()
 
     def reset(self) -> None:
@@ -67,8 +70,6 @@ class TextTest:
         self._choices = OncePerSample("accuracy")
         self._own_texts: dict[int, GeneratedText] = {}  # of this process
         self.texts: dict[int, GeneratedText] = {}
-        for meter in self._captions.values():
-            meter.reset()
 
     def update_loss(self, index: Tensor, loss: Tensor, words: Tensor) -> None:
         """Add samples [B] with the summed cross-entropy [B] and the number of word pieces [B] of their answers."""
@@ -109,17 +110,18 @@ class TextTest:
         return metrics
 
     def _caption_metrics(self) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for number, (protocol, meter) in enumerate(self._captions.items()):
-            compared = {sample: references_of(text, protocol) for sample, text in self._own_texts.items()}
-            samples = [sample for sample, references in compared.items() if references]
-            meter.update(samples, [self._own_texts[n].text for n in samples], [compared[n] for n in samples])
-            scores = meter.compute()
-            for name in METRICS:
-                value = scores.corpus[name]
-                if value is not None and scores.ids:
-                    found[name if number == 0 else f"{protocol}/{name}"] = value
-        return found
+        found: list[dict[str, float]] = [{}]
+        if rank() == 0:
+            for number, protocol in enumerate(self.protocols):
+                compared = {sample: references_of(text, protocol) for sample, text in sorted(self.texts.items())}
+                references = {sample: texts for sample, texts in compared.items() if texts}
+                texts = {sample: self.texts[sample].text for sample in references}
+                if references:
+                    scores = score_captions(texts, references, protocol, with_meteor=self.meteor).measured
+                    found[0] |= {name if number == 0 else f"{protocol}/{name}": x for name, x in scores.items()}
+        if is_distributed():
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:

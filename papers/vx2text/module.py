@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from common.metrics.captioning import Protocol
 from common.metrics.gathering import OncePerSample
 from common.protocols.text import TextTest
 from common.training.noise import batch_generator, own_rows
@@ -51,7 +52,7 @@ class VX2TextModule(pl.LightningModule):
         self,
         model: VX2Text,
         auxiliary_weight: NonNegativeFloat = 0.0,
-        protocols: Sequence[str] = ("coco",),
+        protocols: Sequence[Protocol] = ("coco",),
         meteor: bool = True,
         learning_rate: PositiveFloat = 1e-4,
         table_learning_rate: PositiveFloat = 1e-4,

@@ -55,13 +55,7 @@ def test_every_class() -> None:
     assert found[2] == average_precision(scores[:, 2], labels[:, 2])
 
 
-def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="one of each a sample"):
-        average_precision(np.zeros(3), np.zeros(2, dtype=int))
-    with pytest.raises(ValueError, match="samples, classes"):
-        average_precisions(np.zeros(3), np.zeros(3, dtype=int))
-    with pytest.raises(ValueError, match="got 2"):
-        average_precision(np.zeros(2), np.array([1, 2]))
+def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         average_precision(np.array([np.nan, 0.0]), np.array([1, 0]))
 

@@ -1,4 +1,4 @@
-"""METEOR and the original tokeniser: how they are run, with a stand-in for Java, and the real ones where they exist."""
+"""METEOR: how it is run, with a stand-in for Java, and the real one where it exists."""
 
 import importlib.util
 import json
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from common.metrics.captioning import CaptionSet, JavaUnavailable, score_captions
-from common.metrics.captioning.java import METEOR_JAR, PTB_JAR, java_command, ptb_tokenize
-from common.metrics.captioning.meteor import meteor
+from common.metrics.captioning.meteor import METEOR_JAR, meteor
 from tests.promised import promised
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "golden" / "vx2text"
@@ -36,7 +35,6 @@ for line in iter(sys.stdin.buffer.readline, b""):
         print(0.5)
     sys.stdout.flush()
 """
-LOWER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read().lower())"
 
 
 @pytest.fixture
@@ -47,10 +45,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[n
         program = tmp_path / "java"
         program.write_text(f"#!{sys.executable}\n{source}")
         program.chmod(0o755)
-        for jar in (METEOR_JAR, PTB_JAR):
-            path = tmp_path / "pycocoevalcap" / jar
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        path = tmp_path / "pycocoevalcap" / METEOR_JAR
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         monkeypatch.syspath_prepend(str(tmp_path))
         return program
@@ -111,65 +108,27 @@ def test_failing_meteor_is_a_dash_in_the_scores(stand_in) -> None:  # type: igno
     assert "\n" not in scores.notes[0]
 
 
-def test_original_tokenizer_keeps_captions_apart(stand_in) -> None:  # type: ignore[no-untyped-def]
-    stand_in(LOWER)
-    texts = ["A man .", f"Two{SEPARATORS}dogs{SEPARATORS}", "", "caf\u00c9 x\ud800", "", "LAST", ""]
-    assert ptb_tokenize(texts) == ["a man", "two dogs", "", "caf\u00c9 x?", "", "last", ""]
-    assert ptb_tokenize([]) == []
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("print('one'); print('two'); print('three')", "4 lines for 2 captions"),
-        ("import sys; sys.exit('Error: bad jar')", "code 1: Error: bad jar"),
-        ("import time; time.sleep(60)", "timed out"),
-    ],
-)
-def test_original_tokenizer_that_fails_says_so(stand_in, source: str, words: str) -> None:  # type: ignore[no-untyped-def]
-    stand_in(source)
-    with pytest.raises(JavaUnavailable, match=words):
-        ptb_tokenize(["a", "b"], timeout=0.5 if "sleep" in source else 30)
-
-
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path))
-        with pytest.raises(JavaUnavailable, match="no `java` on the PATH"):
-            java_command(METEOR_JAR, "1G")
+    captions = CaptionSet(["a"], [["a"]])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JavaUnavailable, match="no `java` on the PATH"):
+        meteor(captions)
     (tmp_path / "java").write_text("#!/bin/sh\n")
     (tmp_path / "java").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(JavaUnavailable, match=r"other\.jar not found"):
-        java_command("meteor/other.jar", "1G")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(JavaUnavailable, match=r"meteor-1\.5\.jar not found.*pycocoevalcap"):
-        java_command(METEOR_JAR, "1G")
-
-
-def require(jar: str) -> None:
-    try:
-        java_command(jar, "1G")
-    except JavaUnavailable as problem:
-        if promised("java"):
-            raise
-        pytest.skip(f"{problem} (Debian: apt-get install default-jre-headless; make .venv/.captioning)")
-
-
-def test_original_tokenizer_on_golden_captions() -> None:
-    require(PTB_JAR)
-    texts, golden = [], []
-    for item in GOLDEN["items"]:
-        texts += [item["hyp"], *item["refs"]]
-        golden += [item["tok"]["coco"]["hyp"], *item["tok"]["coco"]["refs"]]
-    assert ptb_tokenize(texts) == golden
-    assert ptb_tokenize(["", f"a{SEPARATORS}man", "", "Two dogs.", ""]) == ["", "a man", "", "two dogs", ""]
+        meteor(captions)
 
 
 @pytest.mark.slow  # loads a paraphrase table, 1.5 GB
 @pytest.mark.parametrize("protocol", ["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"])
 def test_golden_meteor(protocol: str) -> None:
-    require(METEOR_JAR)
+    try:
+        meteor(CaptionSet(["a"], [["a"]]))
+    except JavaUnavailable as problem:
+        if promised("java"):
+            raise
+        pytest.skip(f"{problem} (Debian: apt-get install default-jre-headless; make .venv/.captioning)")
     items = GOLDEN["items"]
     scores = score_captions({i["id"]: i["hyp"] for i in items}, {i["id"]: i["refs"] for i in items}, protocol)  # type: ignore[arg-type]
     assert scores.notes == ()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.protocols.text import GeneratedText, TextTest
+from tests.distributed.harness import run_distributed
 
 CPU = torch.device("cpu")
 
@@ -101,6 +102,18 @@ def test_a_reset_forgets() -> None:
     assert test.texts == {}
 
 
-def test_an_unknown_protocol_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="protocol"):
-        TextTest(("avsd9",))
+@pytest.mark.parametrize(("processes", "count"), [(2, 7), (3, 2)])
+def test_processes_count_every_sample_once(processes: int, count: int) -> None:
+    words = ["a", "man", "and", "two", "dogs", "open", "the", "blue", "door"]
+    answers = [" ".join(words[: 2 + n]) for n in range(count)]
+    texts = [" ".join(words[n % 3 : 4 + n]) for n in range(count)]
+
+    def measured(own: list[int]) -> dict[str, float]:
+        test = TextTest(("coco", "avsd_1ref"), meteor=False)
+        update(test, own, [texts[n] for n in own], [answers[n] for n in own], kinds=[""] * len(own))
+        return {name: value.item() for name, value in test.compute(CPU).items()}
+
+    expected = measured(list(range(count)))
+    assert {"cider", "avsd_1ref/bleu_4"} <= set(expected)
+    own = [list(range(rank, count, processes)) or [0] for rank in range(processes)]  # as a sampler fills up
+    assert run_distributed(lambda rank: measured(own[rank]), processes) == [expected] * processes

@@ -1,19 +1,17 @@
 """Scores of generated captions and answers: BLEU, ROUGE-L, CIDEr and METEOR, equal to those of coco-caption.
 
-`score_captions` takes raw text, `CaptionMeter` collects it over batches and processes. The modules `bleu`, `rouge`,
-`cider` and `meteor` have pure functions of a tokenized `CaptionSet`.
+`score_captions` takes raw text. The modules `bleu`, `rouge`, `cider` and `meteor` have pure functions of a tokenized
+`CaptionSet`.
 """
 
 from common.metrics.captioning.caption_set import CaptionSet
-from common.metrics.captioning.java import JavaUnavailable
-from common.metrics.captioning.meter import CaptionMeter
+from common.metrics.captioning.meteor import JavaUnavailable
 from common.metrics.captioning.protocols import Protocol
 from common.metrics.captioning.scoring import METRICS, CaptionScores, score_captions
 from common.metrics.captioning.tokenizer import ptb_tokens, tokenize
 
 __all__ = [
     "METRICS",
-    "CaptionMeter",
     "CaptionScores",
     "CaptionSet",
     "JavaUnavailable",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -44,18 +44,17 @@ class CaptionSet:
     Args:
         candidates: one tokenized caption per item, tokens separated by white space.
         references: at least one tokenized reference per item.
-        names: of the items in error messages; positions by default.
     """
 
     def __init__(
         self,
         candidates: Sequence[str],
         references: Sequence[Sequence[str]],
-        names: Sequence[Hashable] | None = None,
     ) -> None:
         if len(candidates) != len(references):
             raise ValueError(f"references: {len(references)} items for {len(candidates)} candidates")
-        check_captions(range(len(candidates)) if names is None else names, candidates, references)
+        if not all(references):
+            raise ValueError("every item needs at least one reference")
         self.candidates = list(candidates)
         self.references = [list(one) for one in references]
         self._ngrams: dict[int, NGrams] = {}
@@ -139,20 +138,6 @@ def _counted(values: Ints) -> tuple[Ints, Ints]:
     ordered = np.sort(values)
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
     return ordered[first], np.diff(first, append=len(ordered))
-
-
-def check_captions(names: Sequence[Hashable], candidates: Sequence[object], references: Sequence[object]) -> None:
-    """Refuse captions that cannot be scored, naming the item."""
-    for name, candidate, one in zip(names, candidates, references):
-        if not isinstance(candidate, str):
-            raise TypeError(f"item {name!r}: the candidate must be one string, got {type(candidate).__name__}")
-        if isinstance(one, str) or not isinstance(one, Sequence):
-            raise TypeError(f"item {name!r}: references must be a list of strings, got {type(one).__name__}")
-        if not one:
-            raise ValueError(f"item {name!r}: no reference; every item needs at least one")
-        for text in one:
-            if not isinstance(text, str):
-                raise TypeError(f"item {name!r}: a reference must be a string, got {type(text).__name__}")
 
 
 def mean(items: NDArray[np.float64]) -> float:

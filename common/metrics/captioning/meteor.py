@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.metrics.captioning.caption_set import CaptionSet
-from common.metrics.captioning.java import METEOR_JAR, JavaUnavailable, java_command, last_line, one_line
 
+METEOR_JAR = "meteor/meteor-1.5.jar"
 _SEPARATOR = "|||"
+
+
+class JavaUnavailable(RuntimeError):
+    """Java or a jar is missing or does not run."""
+
+
+def _command() -> list[str]:
+    """The command line of METEOR, whose jar the optional package pycocoevalcap brings.
+
+    The package's own wrapper writes into its folder and misaligns captions after one with a line separator.
+    """
+    java = shutil.which("java")
+    if java is None:
+        raise JavaUnavailable("no `java` on the PATH; install a Java runtime (8 or later)")
+    package = importlib.util.find_spec("pycocoevalcap")
+    places = list(package.submodule_search_locations or []) if package else []
+    found = next((path for place in places if (path := Path(place) / METEOR_JAR).is_file()), None)
+    if found is None:
+        raise JavaUnavailable(
+            f"{Path(METEOR_JAR).name} not found; `make extra-captioning` in a checkout, else pip install pycocoevalcap"
+        )
+    # The characters that Java assumes follow the locale up to version 17.
+    encoding = ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
+    return [java, "-Xmx2G", *encoding, "-jar", str(found), "-", "-", "-stdio", "-l", "en", "-norm"]
 
 
 def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[np.float64]]:
@@ -28,8 +55,7 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
     """
     if not len(captions):
         return float("nan"), np.zeros(0)
-    command, jar = java_command(METEOR_JAR, "2G")
-    command += ["-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = _command()
     requests = [
         f" {_SEPARATOR} ".join(["SCORE", *map(_field, references), _field(candidate)])
         for candidate, references in zip(captions.candidates, captions.references)
@@ -52,7 +78,7 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
             process.kill()
             process.wait()
             messages.seek(0)
-            reason = str(error) or f"exit code {process.returncode}: {last_line(messages.read())}"
+            reason = str(error) or f"exit code {process.returncode}: {_last_line(messages.read())}"
             raise JavaUnavailable(f"METEOR gave no scores within {timeout:g} s ({reason})") from error
         finally:
             watch.cancel()
@@ -65,7 +91,14 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
 
 
 def _field(text: str) -> str:
-    return one_line(text.replace(_SEPARATOR, ""))
+    """White space as single spaces; the program reads one caption per line and knows many line separators."""
+    return " ".join(text.replace(_SEPARATOR, "").split())
+
+
+def _last_line(output: bytes) -> str:
+    """The last line of a program's output, for a message."""
+    lines = output.decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
 
 def _ask(stdin: IO[bytes], stdout: IO[bytes], requests: Iterable[str], answers: int) -> list[str]:

@@ -3,9 +3,9 @@
 Published caption scores depend on the tokenizer: `don't` is two tokens, `t-shirt` one; brackets become `-lrb-` and
 count as words, commas do not. This module follows the observed behavior of Stanford CoreNLP's `PTBTokenizer
 -preserveLines -lowerCase`: all golden strings agree, and 99.9 % of 10,000 lines of licenses and documentation.
-`java.ptb_tokenize` runs the original. Rare differences: misspelt contractions such as `don'ts`, odd addresses and
-telephone numbers, scripts added to Unicode after 2010, and an initial at the very end (`vitamin c.`), whose full stop
-the original keeps or drops by the first word of the next caption.
+Rare differences: misspelt contractions such as `don'ts`, odd addresses and telephone numbers, scripts added to Unicode
+after 2010, and an initial at the very end (`vitamin c.`), whose full stop the original keeps or drops by the first word
+of the next caption.
 
 Source: docs/papers/vx2text.md [11] (tokenizer: lower-casing, then a punctuation list; collapse of white space first).
 """
