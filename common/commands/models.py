@@ -28,8 +28,6 @@ NAME_LENGTH = 60
 OPTIONS = ("language", "regions")
 #: Reasons for skipping files that are printed.
 NAMED = 10
-#: Rows of an embedding that are shown.
-SHOWN = 20
 #: Files of region features, besides .npz.
 REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
 
@@ -179,8 +177,8 @@ def embed(
     paths = _found(given, kinds)
     model = _loaded(of_paper, options)
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
-    columns: dict[str, Any] = {}
-    rows: dict[str, dict[str, int]] = {}
+    columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
+    shapes: list[str] = []
     skipped: list[tuple[int, str]] = []
     rounds: list[tuple[str, Sequence[Any]]] = [*((kind, paths) for kind in kinds), ("text", texts)]
     for kind, items in rounds:
@@ -190,50 +188,27 @@ def embed(
         try:
             vectors, kept = model.embed(kind, items, missed, batch_size)
         except StageError:
-            if not missed or (kind == kinds[-1] and not columns):
+            if not missed or (kind == kinds[-1] and not shapes):
                 raise
             skipped += missed
             continue
         skipped += missed
-        names = [str(items[place]) for place in kept]
-        columns |= {kind: vectors.numpy(), f"{kind}_names": np.array(names)}
-        rows[kind] = {name: row for row, name in enumerate(names)}
+        shapes.append(f"{kind} {list(vectors.shape)}")
+        columns |= {kind: vectors.numpy(), f"{kind}_names": np.array([str(items[place]) for place in kept])}
         told = model.captions(kind, vectors)
         if told is not None:
             columns[f"{kind}_words"] = np.array(told)
-    _print_rows([*map(str, paths), *texts], rows, columns)
-    partly = any(str(paths[place]) in named for place, _ in skipped for named in rows.values())
-    _tell_skipped(paths, skipped, "not read in every way" if partly else "passed over")
-    columns["model"] = np.array(model.fingerprint())
+            for name, words in zip(columns[f"{kind}_names"], told):
+                print(printable(f"{name}, {kind}: {words}"))
+    _tell_skipped(paths, skipped, "not read in every way")
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
             np.savez(file, **columns)
 
     files.write_whole(output, write)
-    shapes = ", ".join(f"{kind} {list(columns[kind].shape)}" for kind in rows)
-    print(f"written to {output}: {shapes}")
+    print(f"written to {output}: {', '.join(shapes)}")
     return 0
-
-
-def _print_rows(names: Sequence[str], rows: dict[str, dict[str, int]], columns: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("file or text", overflow="fold")
-    worded = [kind for kind in rows if f"{kind}_words" in columns]
-    for kind in rows:
-        table.add_column(f"row of {kind}", justify="right")
-    for kind in worded:
-        table.add_column(f"words of {kind}", overflow="fold")
-    several = list(dict.fromkeys(names))
-    for name in several[:SHOWN]:
-        places = [rows[kind].get(name) for kind in rows]
-        words = [str(columns[f"{kind}_words"][rows[kind][name]]) if name in rows[kind] else "" for kind in worded]
-        table.add_row(printable(name), *("-" if place is None else str(place) for place in places), *words)
-    files.console(highlight=False, markup=False).print(table)
-    if len(several) > SHOWN:
-        print(f"and {len(several) - SHOWN} more, in the order of the file's `..._names`")
 
 
 # -- retrieve ----------------------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from common.memory.collective import broadcast_from_rank_zero, checksum, require_equal_over_ranks
+from common.memory.collective import Replicated
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(Replicated):
     """Unit vectors, one per item, blended with the embeddings that training produces.
 
     Every rank holds the full bank and writes the batch of all ranks, so the copies stay equal without broadcasts after
@@ -49,16 +49,6 @@ class MemoryBank(nn.Module):
         new = F.normalize(torch.lerp(embeddings, old, self.momentum), dim=1)
         # All occurrences of an item write the same values, so the order of the writes does not matter.
         self.vectors.index_copy_(0, index, new.index_select(0, last_occurrence(index)))
-
-    def broadcast_from_rank_zero(self) -> None:
-        """Give every rank the bank of rank 0. Call once, before the first step."""
-        broadcast_from_rank_zero(self.vectors)
-
-    @torch.no_grad()
-    def check_replicas(self, name: str = "the memory bank", rows: int = 1024) -> None:
-        """Raise RuntimeError unless the banks of all ranks agree, bit for bit, on `rows` evenly spaced rows."""
-        sample = torch.linspace(0, self.num_items - 1, min(rows, self.num_items), device=self.vectors.device).long()
-        require_equal_over_ranks(checksum(self.lookup(sample).view(torch.int32)), name)
 
 
 def last_occurrence(index: Tensor) -> Tensor:

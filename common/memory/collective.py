@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -99,6 +99,27 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
             f"{what} differs between ranks: rank(s) {differing} disagree with rank 0. Every rank must start from the "
             "same state (synchronize(), or the same checkpoint restored) and see the same updates in the same order."
         )
+
+
+class Replicated(nn.Module):
+    """A module whose buffers every rank holds and updates in the same way."""
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Give every rank the buffers of rank 0. Call once, before the first step."""
+        for buffer in self.buffers():
+            broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
+
+    @torch.no_grad()
+    def check_replicas(self, name: str = "the memory", rows: int = 1024) -> None:
+        """Raise RuntimeError unless the buffers of all ranks agree bit for bit; of vectors `rows` are compared."""
+        parts = []
+        for buffer in self.buffers():
+            if buffer.is_floating_point():
+                sample = torch.linspace(0, len(buffer) - 1, min(rows, len(buffer)), device=buffer.device).long()
+                buffer = buffer.index_select(0, sample).view(torch.int32)
+            parts.append(checksum(buffer))
+        require_equal_over_ranks(torch.stack(parts), name)
 
 
 def ranks_apart(step: int) -> Any:

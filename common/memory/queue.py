@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, checksum, require_equal_over_ranks
+from common.memory.collective import Replicated, all_gather_rows
 
 Warm = Literal["random", "masked"]
 
 _BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, so that they stay in its cache
 
 
-class KeyQueue(nn.Module):
+class KeyQueue(Replicated):
     """The last `size` keys, first in first out, with what is known about each of them.
 
     Every rank holds the full queue. `enqueue` gathers the keys of all ranks in rank order and writes the same rows
@@ -154,23 +154,6 @@ class KeyQueue(nn.Module):
             for slots, block in _blocks(self.tags, dtype):
                 torch.gt(anchors @ block.T, epsilon, out=shared[:, slots])
         return shared.logical_and_(self.valid)
-
-    # -- state ---------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def synchronize(self) -> None:
-        """Give every rank the queue of rank 0. Call once, before the first step."""
-        for buffer in self.buffers():
-            broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
-
-    @torch.no_grad()
-    def check_replicas(self, name: str = "the key queue", rows: int = 1024) -> None:
-        """Raise RuntimeError unless the queues of all ranks agree bit for bit, in `rows` keys and in all else."""
-        sample = torch.linspace(0, self.size - 1, min(rows, self.size), device=self.vectors.device).long()
-        parts = [self.vectors.index_select(0, sample).view(torch.int32), self.image_id, self.valid, self.pointer]
-        if self.tag_count:
-            parts.append(self.tags)
-        require_equal_over_ranks(torch.stack([checksum(part) for part in parts]), name)
 
 
 class _Scores(torch.autograd.Function):

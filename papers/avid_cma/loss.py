@@ -186,8 +186,8 @@ class BankLoss(nn.Module):
 
     def synchronize(self) -> None:
         """Copy rank 0's banks and normalizer to all ranks; call once, before mining and the first step."""
-        self.video_bank.broadcast_from_rank_zero()
-        self.audio_bank.broadcast_from_rank_zero()
+        self.video_bank.synchronize()
+        self.audio_bank.synchronize()
         broadcast_from_rank_zero(self.normalizer)
 
     def get_extra_state(self) -> dict[str, int]:

@@ -368,7 +368,7 @@ def test_state_dict_names_and_holds_each_bank_once() -> None:
 def test_all_that_ranks_share_comes_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = cma(mine=False)
     sent: list[torch.Tensor] = []
-    for place in ("papers.avid_cma.loss", "common.memory.bank"):
+    for place in ("papers.avid_cma.loss", "common.memory.collective"):
         monkeypatch.setattr(f"{place}.broadcast_from_rank_zero", sent.append)
     objective.synchronize()
     expected = objective.video_bank.vectors, objective.audio_bank.vectors, objective.normalizer

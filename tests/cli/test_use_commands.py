@@ -71,11 +71,8 @@ def test_embed_clips(run: Run, clips: Path, tmp_path: Path) -> None:
         assert [Path(name).name for name in content["audio_names"]] == ["a.mp4", "b.mp4", "c.wav"]
         assert content["video"].dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(content["video"], axis=1), 1, rtol=1e-5)
-    lines = [line.split() for line in told.splitlines()]
-    rows = {Path(line[0]).name: line[1:] for line in lines if len(line) == 3 and line[0].startswith(str(clips))}
-    assert rows == {"a.mp4": ["0", "0"], "b.mp4": ["1", "1"], "broken.mp4": ["-", "-"], "c.wav": ["-", "2"]}
     assert "2 of 4 files not read in every way" in told
-    assert "broken.mp4: cannot be read" in told
+    assert "broken.mp4: Invalid data found" in told
     assert "c.wav: has no video stream" in told
     assert f"written to {tmp_path / 'x.npz'}: video [2, 8], audio [3, 8]" in told
 
@@ -147,7 +144,7 @@ def test_what_is_seen_and_heard_in_words(run: Run, clips: Path, tmp_path: Path) 
         np.testing.assert_allclose(content["video"].sum(-1), 1, rtol=1e-5)
         (words,) = content["video_words"].tolist()
         assert len(words.split()) == 2 * 3
-    assert words in " ".join(told.split())
+    assert f"a.mp4, video: {words}\n" in told
 
 
 def test_exports_serve_wherever_a_checkpoint_does(run: Run, clips: Path, tmp_path: Path) -> None:

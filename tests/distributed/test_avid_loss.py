@@ -163,7 +163,7 @@ def test_mining_by_three_processes_equals_mining_by_one() -> None:
 def test_a_copy_that_went_its_own_way_is_found() -> None:
     def check(rank: int) -> str:
         bank = MemoryBank(20, 4)
-        bank.broadcast_from_rank_zero()
+        bank.synchronize()
         bank.check_replicas()
         if rank == 1:
             bank.vectors[7, 2] += 1e-6
