@@ -26,14 +26,9 @@ def write_programs(model: type[TrainedModel], checkpoint: str | Path, output: st
     """Write the encoders of a stage or an export into a new folder; returns it, and a line per program."""
     output = Path(output)
     check_free(output)
-    encoders = model.from_export(checkpoint).encoders()
-    if not encoders:
-        raise StageError(
-            f"{model.paper} has no encoder that takes tensors alone; `--layout safetensors` holds all of it"
-        )
     told = []
     with whole_folder(output) as partial:
-        for name, encoder in encoders.items():
+        for name, encoder in model.from_export(checkpoint).encoders().items():
             path = partial / f"{name}.pt2"
             difference = _write(encoder.eval(), path)
             shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {_shape(x)}" for x in encoder.inputs)
@@ -73,7 +68,7 @@ def _shape(x: Tensor) -> str:
 
 
 def _page(model: type[TrainedModel], told: list[str]) -> str:
-    lines = "\n".join(f"- `{line.partition(':')[0]}`:{line.partition(':')[2]}" for line in told)
+    lines = "\n".join(f"- {line}" for line in told)
     return f"""# Encoders of {model.__name__}
 
 {lines}

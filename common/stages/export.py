@@ -108,9 +108,6 @@ class TrainedModel(nn.Module):
 
     `embed_<modality>` takes what `read_<modality>` reads, one item at a time, and gives one row each.
 
-    Args:
-        trained: see `Trained`; `from_export` reads it.
-
     Attributes:
         paper: package of the paper.
         kinds: import paths of the modules whose checkpoints can be used.
@@ -179,15 +176,17 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        """The model with its weights, and readers for its files."""
-        return cls(trained)
+        """The model with its weights, and readers for its files; built of `classes` only."""
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.read_inputs(trained)
+        if problem := differences(model.state_dict(), trained.weights):
+            raise StageError(f"{trained.origin} does not fit its configuration: {problem}")
+        model.load_state_dict(trained.weights)
+        return model
 
-    @classmethod
-    def build(cls, trained: Trained) -> Any:
-        """The module of the configuration with random weights, from `classes` only."""
-        import lightning.pytorch as pl
-
-        return Builder(trained.where, cls.classes, cls.no_files).value(trained.model, pl.LightningModule, "model")
+    @abstractmethod
+    def read_inputs(self, trained: Trained) -> None:
+        """Take tokenizers and transforms from `Trained.inputs` and `Trained.files`."""
 
     @classmethod
     def input(cls, trained: Trained, name: str, kind: Any) -> Any:
@@ -195,13 +194,6 @@ class TrainedModel(nn.Module):
         if name not in trained.inputs:
             raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
-
-    def fill(self, trained: Trained) -> None:
-        """Load the weights, which must fit."""
-        problem = differences(self.state_dict(), trained.weights)
-        if problem:
-            raise StageError(f"{trained.origin} does not fit its configuration: {problem}")
-        self.load_state_dict(trained.weights)
 
     @property
     def reads(self) -> tuple[Modality, ...]:

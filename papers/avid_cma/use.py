@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from common.stages.export import Encoder, Items, Modality, Trained, TrainedModel, noise_like
 from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import Builder, path_of
+from common.stages.safe_builder import path_of
 from papers.avid_cma import networks
 
 
@@ -65,14 +65,10 @@ class AVID(networks.AVID, TrainedModel):
         }  # fmt: skip
         return Trained({"class_path": path_of(cls), "init_args": parts}, inputs, weights)
 
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
-        video, audio = cls.input(trained, "video", VideoInput), cls.input(trained, "audio", AudioInput)
-        statistics = cls.input(trained, "audio_statistics", dict[str, list[float]])
-        model.read_as(video, audio, {name: np.array(values) for name, values in statistics.items()})
-        model.fill(trained)
-        return model
+    def read_inputs(self, trained: Trained) -> None:
+        video, audio = self.input(trained, "video", VideoInput), self.input(trained, "audio", AudioInput)
+        statistics = self.input(trained, "audio_statistics", dict[str, list[float]])
+        self.read_as(video, audio, {name: np.array(values) for name, values in statistics.items()})
 
     def read_as(self, video: VideoInput, audio: AudioInput, statistics: dict[str, np.ndarray] | None = None) -> None:
         """Set the clip inputs; `statistics` are mean and deviation [F] of each frequency bin, None keeps decibels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import Builder, path_of
+from common.stages.safe_builder import path_of
 from common.types import PositiveInt
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths
@@ -181,16 +181,12 @@ class M3P(encoder.M3P, TrainedModel):
         model = {**without_sources(stage.config["model"]["init_args"]["model"]), "class_path": path_of(cls)}
         return Trained(model, inputs, weights, files)
 
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
-        model.detector = cls.input(trained, "detector", RegionNetwork | None)
-        model.tokenizer = cls.input(trained, "tokenizer", XLMRTokenizer)
-        model.tokenizer.read(trained.file(XLMRTokenizer.file_name))
-        model.max_regions = cls.input(trained, "max_regions", int)
-        model.languages = cls.input(trained, "languages", list[str])
-        model.fill(trained)
-        return model
+    def read_inputs(self, trained: Trained) -> None:
+        self.detector = self.input(trained, "detector", RegionNetwork | None)
+        self.tokenizer = self.input(trained, "tokenizer", XLMRTokenizer)
+        self.tokenizer.read(trained.file(XLMRTokenizer.file_name))
+        self.max_regions = self.input(trained, "max_regions", int)
+        self.languages = self.input(trained, "languages", list[str])
 
 
 MODEL = M3P

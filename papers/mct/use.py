@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -36,7 +36,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished_stage import FinishedStage, instantiate
-from common.stages.safe_builder import Builder, path_of
+from common.stages.safe_builder import path_of
 from papers.mct import networks
 from papers.mct.loss import MultimodalContrast
 from papers.mct.networks import Tower
@@ -66,15 +66,11 @@ class MCT(networks.MCT, TrainedModel):
         super().__init__(image, text)
         self.embedding = "inter" if "inter" in image.embeds else "intra"
 
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
-        model.pixels = cls.input(trained, "image", ImageTransform).with_training(False)
-        if model.text is not None:
-            model.tokenizer = cls.input(trained, "tokenizer", CaptionTokenizer)
-            model.tokenizer.read(trained.file(model.tokenizer.file_name))
-        model.fill(trained)
-        return model
+    def read_inputs(self, trained: Trained) -> None:
+        self.pixels = self.input(trained, "image", ImageTransform).with_training(False)
+        if self.text is not None:
+            self.tokenizer = self.input(trained, "tokenizer", CaptionTokenizer)
+            self.tokenizer.read(trained.file(self.tokenizer.file_name))
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from common.errors import StageError
 from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel, noise_like, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import Builder, path_of
+from common.stages.safe_builder import path_of
 from papers.vx2text import fusion
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
@@ -56,23 +56,18 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     prompt: Prompt
     reader: ClipReader
 
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        # An export contains this model without the training module.
-        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
-        model.task, model.scoring = cls.input(trained, "task", Task), cls.input(trained, "scoring", Scoring)
-        video = cls.input(trained, "video", VideoInput | None)
-        audio = cls.input(trained, "audio", AudioInput | None)
-        limits = cls.input(trained, "prompt", PromptLimits)
+    def read_inputs(self, trained: Trained) -> None:
+        self.task, self.scoring = self.input(trained, "task", Task), self.input(trained, "scoring", Scoring)
+        video = self.input(trained, "video", VideoInput | None)
+        audio = self.input(trained, "audio", AudioInput | None)
+        limits = self.input(trained, "prompt", PromptLimits)
         if len(trained.files) != 1:
             raise StageError(f"{trained.where}: files holds {len(trained.files)} vocabularies, not one")
         (name,) = trained.files
-        model.tokenizer = TextTokenizer(None, cls.input(trained, "vocabulary_size", int)).read(name, trained.file(name))
-        model.prompt = prompt_for(model.tokenizer, limits, video, audio)
-        model.reader = ClipReader(video, audio, training=False)
-        model.fill(trained)
-        model.tie_tables(model.tokenizer)
-        return model
+        self.tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int)).read(name, trained.file(name))
+        self.prompt = prompt_for(self.tokenizer, limits, video, audio)
+        self.reader = ClipReader(video, audio, training=False)
+        self.tie_tables(self.tokenizer)
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -35,7 +35,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import Builder, path_of
+from common.stages.safe_builder import path_of
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 from papers.xmc_gan.text import BertText
@@ -103,15 +103,11 @@ class XMCGAN(TrainedModel):
         model = {"class_path": path_of(cls), "init_args": arguments}
         return Trained(model, inputs, weights, {data.tokenizer.file_name: data.tokenizer.content})
 
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
-        model.tokenizer = cls.input(trained, "tokenizer", CaptionTokenizer)
-        model.tokenizer.read(trained.file(model.tokenizer.file_name))
-        words = cls.input(trained, "learned_words", list[str] | None)
-        model.learned_words = None if words is None else frozenset(words)
-        model.fill(trained)
-        return model
+    def read_inputs(self, trained: Trained) -> None:
+        self.tokenizer = self.input(trained, "tokenizer", CaptionTokenizer)
+        self.tokenizer.read(trained.file(self.tokenizer.file_name))
+        words = self.input(trained, "learned_words", list[str] | None)
+        self.learned_words = None if words is None else frozenset(words)
 
     # -- captions ------------------------------------------------------------------------------------------------------
 
