@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,8 @@ import numpy as np
 
 from common.data.transforms import AudioTransform, VideoTransform
 from common.encoders.checkpoint_files import read_checkpoint
+from common.errors import StageError
+from common.files import parsing
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -32,16 +33,9 @@ class VideoInput:
         return int(self.duration * self.fps)
 
     def transform(self, training: bool) -> VideoTransform:
-        return VideoTransform(
-            mode=self.mode,
-            crop=self.crop,
-            resize=self.resize,
-            keep_aspect=self.keep_aspect,
-            min_area=self.min_area,
-            jitter=self.jitter,
-            frames=self.frames,
-            training=training,
-        )
+        options = asdict(self)
+        del options["fps"], options["duration"]
+        return VideoTransform(**options, frames=self.frames, training=training)
 
 
 @dataclass(frozen=True)
@@ -62,32 +56,21 @@ class AudioInput:
 
     def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
         """The transform with `statistics` (mean and deviation [F]), or in plain decibels without."""
-        return AudioTransform(
-            sample_rate=self.sample_rate,
-            window=self.duration,
-            fft=self.fft,
-            frames_per_second=self.frames_per_second,
-            volume=self.volume,
-            training=training,
-            **({} if statistics is None else {name: values.tolist() for name, values in statistics.items()}),
-        )
+        options = asdict(self) | {name: values.tolist() for name, values in (statistics or {}).items()}
+        del options["statistics"]
+        return AudioTransform(window=options.pop("duration"), **options, training=training)
 
 
 def read_statistics(path: Path) -> dict[str, np.ndarray]:
     """Read per-bin audio statistics from an .npz file or one of our pre-training checkpoints."""
-    if not path.is_file():
-        raise FileNotFoundError(f"data.audio.statistics: {path} does not exist")
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                found = {name: content[name] for name in ("mean", "std") if name in content}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"data.audio.statistics: {path} cannot be read: {error}") from None
+        with parsing(path, StageError), np.load(path, allow_pickle=False) as content:
+            found = {name: content[name] for name in ("mean", "std") if name in content}
     else:
         checkpoint = read_checkpoint(path)
         found = {name: value.numpy() for name, value in (checkpoint.get("audio_statistics") or {}).items()}
     if set(found) != {"mean", "std"}:
-        raise ValueError(
+        raise StageError(
             f"data.audio.statistics: {path} holds no audio statistics (`mean` and `std`); give the checkpoint of the "
             "pre-training whose encoder is evaluated, or leave the field empty to compute them"
         )

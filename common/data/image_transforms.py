@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -14,23 +12,11 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
+from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD, random_area
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 #: Brightness, contrast, saturation and hue, as in `ImageTransform.jitter`.
 ADJUSTMENTS = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation, v2.adjust_hue)
-
-
-class Transform(Protocol):
-    """Protocol of the picture transforms."""
-
-    def with_training(self, training: bool) -> Self:
-        """A copy for training or evaluation."""
-        ...
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        """The tensor of an RGB picture, and whether it is flipped."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,25 +64,16 @@ class ImageTransform:
     def __post_init__(self) -> None:
         if self.resize < self.crop:
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
-        if self.max_aspect < 1.0:
-            raise ValueError(f"max_aspect must be at least 1, not {self.max_aspect}")
-        if self.jitter[3] > 0.5:
-            raise ValueError(f"the fourth strength of jitter, the hue's, must be at most 0.5, not {self.jitter[3]}")
-        if self.blur_sigma[0] > self.blur_sigma[1]:
-            raise ValueError(f"blur_sigma must be a range, not {self.blur_sigma}")
 
     def with_training(self, training: bool) -> ImageTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
         """The tensor of an RGB picture, and whether it is flipped, so that captions can swap sides."""
-        if image.mode != "RGB":
-            raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
         if not self.training:
             image = v2.resize(image, [self.resize, self.resize] if self.squeeze else [self.resize])
             return normalized(v2.center_crop(image, [self.crop]), self.mean, self.std), False
-        if rng is None:
-            raise ValueError("the training branch needs a random generator")
+        assert rng is not None
         # Draw one block: faster, and every parameter keeps its position whatever the others are.
         draws = rng.random(2 * CROP_TRIES + 15).tolist()
         order, strengths = draws[-8:-4], draws[-4:]
@@ -148,11 +125,7 @@ class SquashTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        if image.mode != "RGB":
-            raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
         probability = self.flip if self.training else self.flip_evaluation
-        if probability and rng is None:
-            raise ValueError("a random flip needs a random generator")
         flipped = rng is not None and bool(rng.random() < probability)
         planes = v2.pil_to_tensor(v2.horizontal_flip(image) if flipped else image).contiguous().float().div_(255.0)
         return v2.resize(planes, [self.size, self.size], antialias=False).clamp_(0.0, 1.0), flipped
@@ -167,25 +140,3 @@ def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) 
     planes -= np.asarray(mean, np.float32)[:, None, None]
     planes /= np.asarray(std, np.float32)[:, None, None]
     return torch.from_numpy(planes)
-
-
-def random_area(
-    width: int, height: int, min_area: float, max_aspect: float, draws: list[float]
-) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
-
-    Area is uniform in [`min_area`, 1], the log of the aspect between those of 1 / `max_aspect` and `max_aspect`;
-    `draws` are uniform in [0, 1): area and aspect of each try, then x and y.
-    """
-    bound = math.log(max_aspect)
-    for attempt in range(CROP_TRIES):
-        area = width * height * (min_area + draws[2 * attempt] * (1.0 - min_area))
-        aspect = math.exp((2.0 * draws[2 * attempt + 1] - 1.0) * bound)
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int(draws[-2] * (width - crop_width + 1))
-            top = int(draws[-1] * (height - crop_height + 1))
-            return left, top, crop_width, crop_height
-    crop_width = min(width, round(height * max_aspect))
-    crop_height = min(height, round(width * max_aspect))
-    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.annotations import ImageAnnotations
-from common.data.image_transforms import Transform
+from common.data.image_transforms import ImageTransform, SquashTransform
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import FileCache, Pixels, read_image
@@ -31,7 +31,7 @@ class ImageItems(ItemDataset):
     def __init__(
         self,
         listing: Listing,
-        transform: Transform,
+        transform: ImageTransform | SquashTransform,
         *,
         training: bool,
         seed: int = 0,
@@ -39,7 +39,7 @@ class ImageItems(ItemDataset):
         cache_bytes: int = 0,
     ) -> None:
         super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction)
-        self.transform: Transform = transform.with_training(training)
+        self.transform = transform.with_training(training)
         self.training = training
         self.cache = FileCache.shared(cache_bytes)
 

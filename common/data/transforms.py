@@ -21,12 +21,35 @@ from common.files import write_atomically
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ASPECT_RANGE = (3.0 / 4.0, 4.0 / 3.0)
 CROP_TRIES = 10
 CACHED_PIXELS = 2**15
+#: Decibels below a clip's maximum that are kept.
+DYNAMIC_RANGE = 100.0
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 Pixels = npt.NDArray[np.float32]
+
+
+def random_area(
+    width: int, height: int, min_area: float, max_aspect: float, draws: Sequence[float] | npt.NDArray[np.float64]
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
+
+    Area is uniform in [`min_area`, 1], the log of the aspect between those of 1 / `max_aspect` and `max_aspect`;
+    `draws` are uniform in [0, 1): area and aspect of each try, then x and y.
+    """
+    bound = math.log(max_aspect)
+    for attempt in range(CROP_TRIES):
+        area = width * height * (min_area + draws[2 * attempt] * (1.0 - min_area))
+        aspect = math.exp((2.0 * draws[2 * attempt + 1] - 1.0) * bound)
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(draws[2 * CROP_TRIES] * (width - crop_width + 1))
+            top = int(draws[2 * CROP_TRIES + 1] * (height - crop_height + 1))
+            return left, top, crop_width, crop_height
+    crop_width = min(width, round(height * max_aspect))
+    crop_height = min(height, round(width * max_aspect))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
 @dataclass(frozen=True)
@@ -67,12 +90,8 @@ class VideoTransform:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        if not self.normalize and self.training and max(self.jitter, default=0.0) > 0.0:
-            raise ValueError("jittered colors are no bytes: leave normalize on, or jitter at zero")
         if self.resized_side < self.crop:
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
-        if self.jitter[3] > 0.5:
-            raise ValueError(f"the fourth strength of jitter, the hue's, must be at most 0.5, not {self.jitter[3]}")
 
     @property
     def resized_side(self) -> int:
@@ -92,19 +111,20 @@ class VideoTransform:
 
     def without_padding(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """Transform without looping, [T, H, W, 3] -> [3, T, crop, crop]."""
-        if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.dtype != torch.uint8:
-            raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
         pixels = frames.permute(0, 3, 1, 2)
         if not self.training:
             pixels = self._resized(pixels)
             top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
             return self._finished(pixels[..., top : top + self.crop, left : left + self.crop])
-        if rng is None:
-            raise ValueError("the training branch needs a random generator")
+        assert rng is not None
         # Draw one block: faster, and every parameter keeps its position whatever the others are.
         draws = rng.random(2 * CROP_TRIES + 11)
         if self.mode == "msc":
-            top, left, height, width = self._random_area(pixels.shape[-2], pixels.shape[-1], draws)
+            # Recorded runs draw y before x.
+            tries, place = draws[: 2 * CROP_TRIES], draws[2 * CROP_TRIES : 2 * CROP_TRIES + 2]
+            left, top, width, height = random_area(
+                pixels.shape[-1], pixels.shape[-2], self.min_area, 4.0 / 3.0, [*tries, *place[::-1]]
+            )
             pixels = _bilinear(pixels[..., top : top + height, left : left + width], (self.crop, self.crop))
         else:
             pixels = self._resized(pixels)
@@ -145,25 +165,6 @@ class VideoTransform:
     def _standardized(self, colors: Tensor) -> Tensor:
         mean, std = (_column(one)[:, None].to(colors.device) for one in (self.mean, self.std))
         return colors.sub_(mean).div_(std)
-
-    def _random_area(self, height: int, width: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:
-        area = height * width
-        low, high = math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])
-        place = draws[2 * CROP_TRIES :]
-        for attempt in range(CROP_TRIES):
-            wanted = area * (self.min_area + draws[2 * attempt] * (1.0 - self.min_area))
-            aspect = math.exp(low + draws[2 * attempt + 1] * (high - low))
-            crop_width, crop_height = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                top = min(int(place[0] * (height - crop_height + 1)), height - crop_height)
-                left = min(int(place[1] * (width - crop_width + 1)), width - crop_width)
-                return top, left, crop_height, crop_width
-        crop_width, crop_height = width, height
-        if width / height < ASPECT_RANGE[0]:
-            crop_height = min(round(width / ASPECT_RANGE[0]), height)
-        elif width / height > ASPECT_RANGE[1]:
-            crop_width = min(round(height * ASPECT_RANGE[1]), width)
-        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
     def _jitter(self, colors: Pixels, draws: npt.NDArray[np.float64]) -> None:
         for operation in np.argsort(draws[:4]).tolist():
@@ -262,10 +263,8 @@ class AudioTransform:
     Args:
         window: length of a clip in seconds.
         fft: length of the Fourier transform in samples. (The official configs name half of it `n_fft`.)
-        bins: number of output bins; None = `fft / 4 + 1`, i.e. bins averaged in pairs.
         volume: training scales the samples by a factor in [1 - volume, 1 + volume].
-        mean, std: statistics in decibels, one number or one per bin; see :func:`compute_audio_statistics`.
-        dynamic_range: decibels below the clip's maximum that are kept.
+        mean, std: statistics in decibels, one per bin (see :func:`compute_audio_statistics`); empty gives decibels.
 
     Shapes:
         samples float32 [N] or [channels, N] -> float32 [1, frames, bins].
@@ -277,35 +276,24 @@ class AudioTransform:
     window: float = 2.0
     fft: int = 1024
     frames_per_second: int = 100
-    bins: int | None = None
     volume: float = 0.1
-    mean: float | Sequence[float] = 0.0
-    std: float | Sequence[float] = 1.0
-    dynamic_range: float = 100.0
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     training: bool = True
 
     def __post_init__(self) -> None:
-        if self.sample_rate % self.frames_per_second:
+        if self.sample_rate % self.frames_per_second or self.fft % 4 or self.num_samples <= self.fft // 2:
             raise ValueError(
-                f"sample_rate ({self.sample_rate}) must be a multiple of frames_per_second ({self.frames_per_second})"
+                f"sample_rate ({self.sample_rate}) must be a multiple of frames_per_second ({self.frames_per_second}), "
+                f"fft ({self.fft}) of 4, and {self.window} s longer than half of fft"
             )
-        if self.fft % 4:
-            raise ValueError(f"fft ({self.fft}) must be a multiple of 4")
-        if self.num_bins < 2 or (self.fft // 2) % (self.num_bins - 1):
-            raise ValueError(
-                f"bins ({self.bins}) must be 1 + a divisor of fft / 2 = {self.fft // 2}: bin 0 stays alone, the others "
-                "are averaged in equal groups"
-            )
-        if self.num_samples <= self.fft // 2:
-            raise ValueError(f"a window of {self.window} s is too short for an fft of {self.fft} samples")
-        mean, std = self._per_bin("mean"), self._per_bin("std")
-        object.__setattr__(self, "_mean", mean)
-        object.__setattr__(self, "_scale", 1.0 / (std + 1e-5) if self.normalizes else std)
-        object.__setattr__(self, "_hann", torch.hann_window(self.fft, periodic=True, dtype=torch.float64))
+        if len(self.mean) not in (0, self.num_bins):
+            raise ValueError(f"statistics of {len(self.mean)} bins for the {self.num_bins} of fft {self.fft}")
 
     @property
     def num_bins(self) -> int:
-        return self.fft // 4 + 1 if self.bins is None else self.bins
+        """Bins of the spectrum averaged in pairs; bin 0 stays alone."""
+        return self.fft // 4 + 1
 
     @property
     def num_samples(self) -> int:
@@ -315,26 +303,18 @@ class AudioTransform:
     def num_frames(self) -> int:
         return int(self.window * self.frames_per_second + 1e-6)
 
-    @property
-    def normalizes(self) -> bool:
-        """Whether the result is normalized instead of plain decibels."""
-        return bool(np.any(np.asarray(self.mean)) or np.any(np.asarray(self.std) != 1))
-
     def with_training(self, training: bool) -> AudioTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, samples: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         samples = self.prepare(samples)
         if self.training and self.volume > 0.0:
-            if rng is None:
-                raise ValueError("the training branch needs a random generator")
+            assert rng is not None
             samples = samples * float(1.0 + (2.0 * rng.random() - 1.0) * self.volume)
         decibels = self.decibels(samples)
-        if not self.normalizes:
+        if not len(self.mean):
             return decibels
-        mean: Tensor = self._mean  # type: ignore[attr-defined]
-        scale: Tensor = self._scale  # type: ignore[attr-defined]
-        return decibels.sub_(mean).mul_(scale)
+        return decibels.sub_(torch.tensor(self.mean)).mul_(1.0 / (torch.tensor(self.std) + 1e-5))
 
     def prepare(self, samples: Tensor) -> Tensor:
         """Mix to mono and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
@@ -348,23 +328,19 @@ class AudioTransform:
         # torchaudio takes 0.1 s to import; only stages with sound need it.
         from torchaudio.functional import amplitude_to_DB, spectrogram
 
-        hann: Tensor = self._hann  # type: ignore[attr-defined]
         hop = self.sample_rate // self.frames_per_second
         # In float64, because the floor is 100 dB below the maximum, beyond float32.
+        hann = _hann(self.fft)
         power = spectrogram(samples.double(), 0, hann, self.fft, hop, self.fft, 2.0, False)
         power = power[..., : self.num_frames].float()
-        groups = power[..., 1:, :].unflatten(-2, (self.num_bins - 1, -1)).mean(-2)
+        groups = power[..., 1:, :].unflatten(-2, (-1, 2)).mean(-2)
         pooled = torch.cat([power[..., :1, :], groups], dim=-2).transpose(-2, -1).contiguous().unsqueeze(-3)
-        return amplitude_to_DB(pooled, 10.0, 1e-10, 0.0, self.dynamic_range)
+        return amplitude_to_DB(pooled, 10.0, 1e-10, 0.0, DYNAMIC_RANGE)
 
-    def _per_bin(self, name: str) -> Tensor:
-        values = np.array(getattr(self, name), np.float32)
-        if values.ndim > 1 or values.size not in (1, self.num_bins):
-            raise ValueError(
-                f"{name} has shape {list(values.shape)}, but the spectrogram has {self.num_bins} bins "
-                f"(fft {self.fft}, bins {self.bins})"
-            )
-        return torch.from_numpy(values)
+
+@functools.lru_cache(maxsize=4)
+def _hann(size: int) -> Tensor:
+    return torch.hann_window(size, periodic=True, dtype=torch.float64)
 
 
 def compute_audio_statistics(

@@ -137,7 +137,9 @@ def test_miniature_sample_from_the_cache(tmp_path: Path) -> None:
     clips = AudioVisualClips(
         Listing("miniature", "1", files, ("a",), tmp_path),
         VideoTransform(crop=24, min_area=0.5),
-        AudioTransform(sample_rate=8_000, window=1.0, fft=512, frames_per_second=32, mean=-20.0, std=20.0),
+        AudioTransform(
+            sample_rate=8_000, window=1.0, fft=512, frames_per_second=32, mean=[-20.0] * 129, std=[20.0] * 129
+        ),
         video_duration=1.0,
         video_fps=8.0,
         jitter=0.25,
@@ -165,7 +167,7 @@ def test_clips_per_second_of_a_film_written_anew(tmp_path: Path) -> None:
 
     def reader(name: str) -> Callable[[int], Any]:
         listing = Listing("film", "1", [Clip(tmp_path / name, 0)], ("a",), tmp_path)
-        transforms = VideoTransform(crop=224, min_area=0.08), AudioTransform(mean=-20.0, std=20.0)
+        transforms = VideoTransform(crop=224, min_area=0.08), AudioTransform(mean=[-20.0] * 257, std=[20.0] * 257)
         clips = AudioVisualClips(listing, *transforms, clips_per_video=1000)
         return lambda item: clips[(0, item)]
 

@@ -21,7 +21,7 @@ from common.data.transforms import AudioTransform, VideoTransform
 from tests.data.media_factory import numbered_frames, tone, write_audio, write_video, write_wav
 
 VIDEO = VideoTransform(crop=16)
-AUDIO = AudioTransform(sample_rate=8_000, window=1.0, fft=512, frames_per_second=32, bins=33)
+AUDIO = AudioTransform(sample_rate=8_000, window=1.0, fft=128, frames_per_second=32)
 EXACT = VideoTransform(crop=16, resize=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -288,7 +288,7 @@ def test_listed_segments_are_respected(folder: Path) -> None:
 
 
 def test_spectrograms_for_statistics_hold_no_augmentation(folder: Path) -> None:
-    normalized = dataclasses.replace(AUDIO, mean=-20.0, std=10.0)
+    normalized = dataclasses.replace(AUDIO, mean=[-20.0] * 33, std=[10.0] * 33)
     clips = AudioVisualClips(_good(folder), None, normalized, training=False)
     sample = clips[2]
     assert "video" not in sample
@@ -351,14 +351,14 @@ def test_a_file_shorter_than_a_window_repeats(folder: Path) -> None:
 @pytest.mark.parametrize("wrap", [4.9, None])
 def test_training_windows_change_speed(sounds: Listing, wrap: float | None) -> None:
     windows = SoundWindows(sounds, AUDIO, training=True, windows=60, wrap_seconds=wrap)
-    fine = AudioTransform(sample_rate=8_000, window=1.0, fft=4_096, frames_per_second=32, bins=2_049)
+    fine = AudioTransform(sample_rate=8_000, window=1.0, fft=4_096, frames_per_second=32)
     windows.audio_transform = fine
-    peaks = windows[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 4_096
+    peaks = windows[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 2_048
     factors = 1000.0 / peaks
     assert 0.74 < float(factors.min()) < 0.8
     assert 1.25 < float(factors.max()) < 1.35
     still = SoundWindows(sounds, fine, training=True, windows=5, wrap_seconds=wrap, speed=(1.0, 1.0))
-    assert set((still[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 4_096).round().int().tolist()) == {1000}
+    assert set((still[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 2_048).round().int().tolist()) == {1000}
 
 
 def test_sound_files_without_sound_are_skipped(folder: Path) -> None:

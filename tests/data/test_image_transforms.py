@@ -238,29 +238,9 @@ def test_statistics_and_the_branch() -> None:
     assert torch.equal(copy(white)[0], result)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_other_modes_are_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"RGB pictures, not mode '{mode}'"):
-        PLAIN(Image.new(mode, (20, 20)), np.random.default_rng(0))
-
-
-def test_training_needs_a_generator() -> None:
-    with pytest.raises(ValueError, match="random generator"):
-        PLAIN(picture())
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"crop": 300}, r"resize \(256\) must not be smaller than crop \(300\)"),
-        ({"max_aspect": 0.75}, "max_aspect"),
-        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "the hue's, must be at most 0.5"),
-        ({"blur_sigma": (2.0, 0.1)}, "blur_sigma"),
-    ],
-)
-def test_numbers_are_checked(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ImageTransform(**wrong)
+def test_a_crop_larger_than_the_resized_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="resize"):
+        ImageTransform(crop=300)
 
 
 # -------------------------------------------------------------------------------------------------------------- squash
@@ -297,10 +277,3 @@ def test_squash_flips_with_its_probability() -> None:
         found = [chosen(image, rng) for _ in range(400)]
         assert all(torch.equal(view, plain.flip(2) if flipped else plain) for view, flipped in found)
         assert abs(sum(flipped for _, flipped in found) / 400 - share) < 0.08
-    with pytest.raises(ValueError, match="needs a random generator"):
-        transform(image)
-
-
-def test_squash_refuses_what_is_not_rgb() -> None:
-    with pytest.raises(ValueError, match="mode 'L'"):
-        SquashTransform(8)(Image.new("L", (8, 8)))

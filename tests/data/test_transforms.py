@@ -19,14 +19,15 @@ from PIL import Image
 
 from common.data.clip_inputs import read_statistics
 from common.data.transforms import (
-    CROP_TRIES,
     AudioTransform,
     VideoTransform,
     compute_audio_statistics,
     luma,
     pad_clip,
+    random_area,
     shift_hue,
 )
+from common.errors import StageError
 
 GOLDEN = Path(__file__).parents[1] / "golden/avid_cma"
 IDENTITY: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -111,41 +112,6 @@ def _position_frames(height: int, width: int) -> torch.Tensor:
     return frame
 
 
-def test_random_crops_follow_their_law() -> None:
-    height, width = 120, 160
-    frame = _position_frames(height, width)
-    transform = VideoTransform(crop=24, jitter=NO_JITTER, **IDENTITY)
-    rng = np.random.default_rng(0)
-    flips, shares, aspects = [], [], []
-    for _ in range(600):
-        red, green, _ = transform(frame, rng)[:, 0]
-        # The outermost pixel centers lie half an output pixel inside of the crop.
-        spread = red.mean(0)[-1] - red.mean(0)[0]
-        flips.append(bool(spread < 0))
-        crop_width = abs(float(spread)) * 255 / 250 * width * 24 / 23
-        crop_height = float(green.mean(1)[-1] - green.mean(1)[0]) * 255 / 250 * height * 24 / 23
-        shares.append(crop_width * crop_height / (height * width))
-        aspects.append(math.log(crop_width / crop_height))
-    assert 0.42 < np.mean(flips) < 0.58
-    assert 0.06 < min(shares) < 0.14
-    assert 0.85 < max(shares) < 1.1
-    # Large areas are refused at some aspects, so the mean is a little under that of the uniform law, 0.54.
-    assert 0.42 < np.mean(shares) < 0.56
-    assert -0.40 < min(aspects) < -0.2
-    assert 0.2 < max(aspects) < 0.40
-    assert abs(np.mean(aspects)) < 0.05
-
-
-def test_impossible_crops_become_a_center_crop() -> None:
-    transform = VideoTransform(crop=10, min_area=1.0, jitter=NO_JITTER, flip=0.0, **IDENTITY)
-    wide = transform(_position_frames(30, 300), np.random.default_rng(0))
-    # 40 of 300 columns, in the middle; all rows.
-    assert 0.4 < float(wide[0].min()) < float(wide[0].max()) < 0.58
-    assert float(wide[1].max() - wide[1].min()) > 0.85
-    tall = transform(_position_frames(300, 30), np.random.default_rng(0))
-    assert 0.4 < float(tall[1].min()) < float(tall[1].max()) < 0.58
-
-
 def test_plain_crops_reach_every_place() -> None:
     transform = VideoTransform(mode="crop", crop=4, resize=6, jitter=NO_JITTER, flip=0.0, **IDENTITY)
     frame = _position_frames(6, 6)
@@ -171,7 +137,8 @@ def test_what_is_ours_equals_torchvision() -> None:
     """Crops, flips and brightness to the bit, hue to its rounding; gray alone has Pillow's weights, as published."""
     frames = _frames(4, 30, 26)
     area = VideoTransform(crop=16, min_area=0.3, jitter=NO_JITTER, flip=1.0, normalize=False)
-    top, left, height, width = area._random_area(30, 26, np.random.default_rng(3).random(2 * CROP_TRIES + 11))
+    draws = np.random.default_rng(3).random(22)
+    left, top, width, height = random_area(26, 30, 0.3, 4 / 3, [*draws[:20], draws[21], draws[20]])
     expected = v2.resized_crop(frames.permute(0, 3, 1, 2), top, left, height, width, [16, 16], antialias=True)
     assert torch.equal(area(frames, np.random.default_rng(3)), v2.horizontal_flip(expected).transpose(0, 1))
 
@@ -251,23 +218,9 @@ def test_the_order_of_color_operations_varies() -> None:
     assert hue_last == {True, False}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"crop": 32, "resize": 16}, "resize"),
-        ({"jitter": (0.1, 0.1, 0.1, 0.7)}, "jitter"),
-    ],
-)
-def test_video_settings_are_checked(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        VideoTransform(**options)
-
-
-def test_video_inputs_are_checked() -> None:
-    with pytest.raises(ValueError, match="uint8"):
-        VideoTransform(crop=8)(torch.zeros(2, 8, 8, 3), np.random.default_rng(0))
-    with pytest.raises(ValueError, match="generator"):
-        VideoTransform(crop=8)(_frames())
+def test_a_crop_larger_than_the_resized_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="resize"):
+        VideoTransform(crop=32, resize=16)
 
 
 # Audio
@@ -317,19 +270,12 @@ def test_samples_are_mixed_cut_and_padded_as_in_the_reference() -> None:
 
 @pytest.mark.parametrize("frequency", [500.0, 1480.0, 2960.0])
 def test_a_tone_is_loudest_in_its_band(frequency: float) -> None:
-    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32, bins=33, training=False)
+    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32, training=False)
     time = torch.arange(12_000) / 8_000
     result = transform(torch.sin(2 * math.pi * frequency * time))
-    assert result.shape == (1, 48, 33)
-    # Band k > 0 averages 8 of the bins of 15.625 Hz.
-    assert set(result[0].argmax(-1).tolist()) == {math.ceil(frequency / 15.625 / 8)}
-
-
-def test_the_floor_lies_under_the_loudest_point() -> None:
-    burst = torch.zeros(48_000)
-    burst[20_000:24_000] = torch.randn(4_000, generator=torch.Generator().manual_seed(0))
-    decibels = AudioTransform(training=False, dynamic_range=60.0)(burst)
-    assert float(decibels.max() - decibels.min()) == pytest.approx(60.0, abs=1e-4)
+    assert result.shape == (1, 48, 129)
+    # Band k > 0 averages 2 of the bins of 15.625 Hz.
+    assert (result[0].argmax(-1) - frequency / 15.625 / 2).abs().max() < 1.5
 
 
 def test_a_batch_equals_its_clips() -> None:
@@ -340,7 +286,7 @@ def test_a_batch_equals_its_clips() -> None:
 
 def test_volume_is_the_only_augmentation_of_sound() -> None:
     samples = torch.randn(12_000, generator=torch.Generator().manual_seed(0))
-    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32, dynamic_range=300.0)
+    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32)
     plain = transform.with_training(False)(samples)
     gains = []
     for seed in range(200):
@@ -349,50 +295,44 @@ def test_volume_is_the_only_augmentation_of_sound() -> None:
         gains.append(10 ** (float(difference.mean()) / 20))
     assert 0.899 < min(gains) < 0.91
     assert 1.09 < max(gains) < 1.101
-    with pytest.raises(ValueError, match="generator"):
-        transform(samples)
 
 
 def test_statistics_are_computed_written_and_used(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    clips = [torch.randn(1, 48, 33, generator=generator) * 5 - 20 + torch.arange(33) for _ in range(7)]
+    clips = [torch.randn(1, 48, 129, generator=generator) * 5 - 20 + torch.arange(129) for _ in range(7)]
     path = tmp_path / "deep" / "statistics.npz"
     mean, std = compute_audio_statistics(iter(clips), path)
-    values = torch.stack(clips).double().reshape(-1, 33)
+    values = torch.stack(clips).double().reshape(-1, 129)
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-5)
     np.testing.assert_allclose(std, values.std(0, unbiased=False), rtol=1e-5)
     assert [file.name for file in path.parent.iterdir()] == ["statistics.npz"]
     small: dict[str, Any] = {"sample_rate": 8_000, "window": 1.5, "fft": 512, "frames_per_second": 32}
     small["training"] = False
     statistics = {name: values.tolist() for name, values in read_statistics(path).items()}
-    transform = AudioTransform(**statistics, bins=33, **small)
+    transform = AudioTransform(**statistics, **small)
     samples = torch.randn(12_000, generator=generator)
-    expected = (AudioTransform(bins=33, **small)(samples) - torch.from_numpy(mean)) / torch.from_numpy(std + 1e-5)
+    expected = (AudioTransform(**small)(samples) - torch.from_numpy(mean)) / torch.from_numpy(std + 1e-5)
     torch.testing.assert_close(transform(samples), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(pickle.loads(pickle.dumps(transform))(samples), transform(samples))
-    with pytest.raises(ValueError, match=r"mean has shape \[33\].*129 bins"):
-        AudioTransform(**statistics, **small)
     np.savez(path, mean=mean)
-    with pytest.raises(ValueError, match=r"statistics\.npz holds no audio statistics.*std"):
-        read_statistics(path)
-    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
-        read_statistics(tmp_path / "none.npz")
+    for wrong in (path, tmp_path / "none.npz"):
+        with pytest.raises(StageError, match=str(wrong)):
+            read_statistics(wrong)
     with pytest.raises(ValueError, match="no spectrogram"):
         compute_audio_statistics([])
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "named"),
     [
         ({"frames_per_second": 7}, "frames_per_second"),
         ({"fft": 1022}, "fft"),
-        ({"bins": 100}, "bins"),
-        ({"window": 0.02}, "too short"),
-        ({"mean": [1.0, 2.0]}, "257 bins"),
+        ({"window": 0.02}, "0.02 s"),
+        ({"mean": [1.0, 2.0]}, "statistics"),
     ],
 )
-def test_audio_settings_are_checked(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_audio_settings_are_checked(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         AudioTransform(**options)
 
 
@@ -406,5 +346,3 @@ def test_bytes_are_normalized_later_bit_for_bit(training: bool, jitter: float) -
     assert video.dtype == torch.uint8
     assert video.is_contiguous()
     assert torch.equal(bare.normalized(torch.stack([video, video])), torch.stack([expected, expected]))
-    with pytest.raises(ValueError, match="jittered colors are no bytes"):
-        VideoTransform(training=True, normalize=False)

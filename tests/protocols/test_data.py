@@ -20,6 +20,7 @@ from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.encoders.checkpoint_files import CheckpointError
+from common.errors import StageError
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
@@ -163,7 +164,7 @@ def test_statistics_are_of_the_files_and_not_of_their_names(tmp_path: Path, monk
 @pytest.mark.parametrize("name", ["damaged.npz", "damaged.ckpt"])
 def test_a_damaged_file_of_statistics_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no file of that kind")
-    with pytest.raises((ValueError, CheckpointError), match=name):
+    with pytest.raises((StageError, CheckpointError), match=name):
         read_statistics(tmp_path / name)
 
 
