@@ -15,11 +15,8 @@ from common.stages.cli import build
 from common.stages.configuration import ConfigurationError, recipes_of, resolve, scales_of
 from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, hints_of, outside, ranges_in
 
-#: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores. Weights
-#: that may be texts check themselves (papers.m3p.loss.WeightSchedule).
-ANY_NUMBER = {
-    "mean", "jobs", "weight_mlm", "weight_xmlm", "weight_mrm_class", "weight_mrm_regression", "weight_i2t", "weight_t2i"
-}  # fmt: skip
+#: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores.
+ANY_NUMBER = {"mean", "jobs"}
 
 
 class Part:

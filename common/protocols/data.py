@@ -323,7 +323,6 @@ class ClassificationData(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
-        check_fraction(held_out_fraction)
         self.train_split = train_split
         self.test_split = test_split
         self.held_out_fraction = held_out_fraction
@@ -368,11 +367,6 @@ class ClassificationData(ImageData):
 def evenly_spaced(count: int, share: float) -> np.ndarray:
     """Mask [count] of an evenly spaced share of items."""
     return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
-
-
-def check_fraction(held_out_fraction: float) -> None:
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise ValueError(f"data.held_out_fraction must be in [0, 1), got {held_out_fraction}")
 
 
 class LabeledImages(ImageItems):

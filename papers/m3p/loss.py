@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,41 +21,6 @@ from papers.m3p.encoder import M3P, all_pairs
 
 #: A block of text or a group of pairs, see `PairCollator` and `MultitaskSteps`.
 Batch = dict[str, Tensor]
-
-
-class WeightSchedule:
-    """Weight of a loss over the iterations: a number, or linear interpolation between points.
-
-    "0:1,1000:0" falls from 1 to 0 in a thousand iterations and stays 0.
-
-    Source: [6.2].
-    """
-
-    def __init__(self, points: float | str, field: str = "model") -> None:
-        try:
-            pairs = [point.split(":") for point in (str(points) if ":" in str(points) else f"0:{points}").split(",")]
-            self.points = [(int(iteration), float(weight)) for iteration, weight in pairs]
-            iterations = [iteration for iteration, _ in self.points]
-            valid = iterations[0] == 0 and sorted(set(iterations)) == iterations
-            valid = valid and all(0 <= weight < math.inf for _, weight in self.points)
-        except ValueError:
-            valid = False
-        if not valid:
-            raise ValueError(
-                f"{field}: a weight is a number from 0, or a list such as '0:1,1000:0' of weights at iterations that "
-                f"rise from 0; got {points!r}"
-            )
-
-    @property
-    def ever(self) -> bool:
-        return any(weight != 0 for _, weight in self.points)
-
-    def __call__(self, iteration: int) -> float:
-        """Weight at an iteration, counted from 0."""
-        for (start, before), (end, after) in zip(self.points, self.points[1:]):
-            if iteration < end:
-                return before + (after - before) * (iteration - start) / (end - start)
-        return self.points[-1][1]
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
-from papers.m3p.loss import MATCH_ALONE, PairTasks, WeightSchedule, pair_terms, text_terms
+from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
 from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
-Weight = float | str
 #: When the weights are updated: `per_group` after every group of losses of an updating iteration, as in the released
 #: code; `per_cycle` once for all losses of a cycle of iterations.
 Updates = Literal["per_group", "per_cycle"]
@@ -38,8 +37,7 @@ class M3PModule(pl.LightningModule):
     """Multitask multilingual multimodal training ([6] and [9]).
 
     Every training batch is one iteration: some steps on text in sampled languages and some on groups of images and
-    captions, each with its own losses. A weight is a number or a schedule over iterations such as "0:1,1000:0"; a task
-    whose weight is always 0 isn't computed.
+    captions, each with its own losses. A task whose weight is 0 isn't computed.
 
     `per_group` computes the gradient of every group of losses immediately. Every `accumulate`-th iteration, starting
     with the first, it updates after each group: the first update uses the gradients summed since the last one, the
@@ -69,12 +67,12 @@ class M3PModule(pl.LightningModule):
     def __init__(
         self,
         model: M3P,
-        weight_xmlm: Weight = 1.0,
-        weight_mlm: Weight = 1.0,
-        weight_mrm_class: Weight = 1.0,
-        weight_mrm_regression: Weight = 1.0,
-        weight_t2i: Weight = 1.0,
-        weight_i2t: Weight = 1.0,
+        weight_xmlm: NonNegativeFloat = 1.0,
+        weight_mlm: NonNegativeFloat = 1.0,
+        weight_mrm_class: NonNegativeFloat = 1.0,
+        weight_mrm_regression: NonNegativeFloat = 1.0,
+        weight_t2i: NonNegativeFloat = 1.0,
+        weight_i2t: NonNegativeFloat = 1.0,
         vlm_ce_weight: NonNegativeFloat = 1.0,
         vlm_bce_weight: NonNegativeFloat = 1.0,
         soft_classes: bool = False,
@@ -103,11 +101,22 @@ class M3PModule(pl.LightningModule):
         self.groups = 1
         self.held: dict[str, Tensor] = {}
         self.test = RetrievalTest(tokens_per_batch, captions_per_image)
-        self.schedules = {
-            name: WeightSchedule(self.hparams[f"weight_{name}"], f"model.weight_{name}")
-            for name in ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
+        self.weights = {
+            "xmlm": weight_xmlm,
+            "mlm": weight_mlm,
+            "mrm_class": weight_mrm_class,
+            "mrm_regression": weight_mrm_regression,
+            "t2i": weight_t2i,
+            "i2t": weight_i2t,
+            "in_batch": (weight_t2i + weight_i2t) / 2,  # all pairs of a batch are both directions at once
+            "vlm_ce": vlm_ce_weight,
+            "vlm_bce": vlm_bce_weight,
+            "alignment": alignment_weight,
+            "itm": itm_weight,
+            "contrast": contrast_weight,
         }
-        self.on = {name for name, schedule in self.schedules.items() if schedule.ever}
+        tasks = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
+        self.on = {name for name in tasks if self.weights[name] > 0}
         if not self.on:
             raise ValueError("model: no task is on, one of the weights must not be 0")
         self.tasks = PairTasks(
@@ -128,7 +137,7 @@ class M3PModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         h: Any = self.hparams
         iteration = self.trainer.fit_loop.total_batch_idx
-        weights = self.weights_at(iteration)
+        weights = self.weights
         losses: list[Tensor] = []
         logs: dict[str, list[Tensor]] = {}
         self.groups = 0
@@ -160,18 +169,6 @@ class M3PModule(pl.LightningModule):
         for relation in batch["relations"]:
             for kind, group in relation.items():
                 yield kind, pair_terms(self.model, group, self.tasks)
-
-    def weights_at(self, iteration: int) -> dict[str, float]:
-        h: Any = self.hparams
-        weights = {name: schedule(iteration) for name, schedule in self.schedules.items()}
-        return weights | {
-            "in_batch": (weights["t2i"] + weights["i2t"]) / 2,  # all pairs of a batch are both directions at once
-            "vlm_ce": h.vlm_ce_weight,
-            "vlm_bce": h.vlm_bce_weight,
-            "alignment": h.alignment_weight,
-            "itm": h.itm_weight,
-            "contrast": h.contrast_weight,
-        }
 
     def configure_optimizers(self) -> Any:
         return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])

@@ -15,7 +15,7 @@ from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
 from papers.m3p.encoder import M3P, M3PEncoder, all_pairs
-from papers.m3p.loss import PairTasks, WeightSchedule, _pairs, pair_terms, text_terms
+from papers.m3p.loss import PairTasks, _pairs, pair_terms, text_terms
 from papers.m3p.weights import RELEASED
 from tests.m3p.tiny import arrays, placed, tiny_model, tiny_sizes, valid, values
 
@@ -274,32 +274,6 @@ def test_a_constant_scorer_is_never_right() -> None:
     terms = terms_of(model, golden_group())
     assert terms["accuracy"] == 0
     assert terms["vlm_ce"].item() == pytest.approx(1.3863, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("points", "at"),
-    [
-        (2, {0: 2.0, 10**6: 2.0}),
-        ("0.5", {7: 0.5}),
-        ("0:1,1000:0", {0: 1.0, 250: 0.75, 1000: 0.0, 5000: 0.0}),
-        ("0:0,10:0,20:1", {5: 0.0, 15: 0.5, 20: 1.0}),
-    ],
-)
-def test_weights_move_in_straight_lines(points: Any, at: dict[int, float]) -> None:
-    schedule = WeightSchedule(points)
-    assert {iteration: schedule(iteration) for iteration in at} == pytest.approx(at)
-    assert schedule.ever
-
-
-@pytest.mark.parametrize("points", ["5:1", "0:1,0:2", "0:1,9:2,3:0", "abc", "0:1,x:2", ""])
-def test_a_wrong_schedule_is_an_error(points: str) -> None:
-    with pytest.raises(ValueError, match="weight"):
-        WeightSchedule(points)
-
-
-def test_a_weight_that_is_never_on() -> None:
-    assert not WeightSchedule(0).ever
-    assert not WeightSchedule("0:0,9:0").ever
 
 
 @settings(max_examples=10, deadline=None)

@@ -131,8 +131,6 @@ def test_a_model_without_any_task_is_an_error() -> None:
     names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
     with pytest.raises(ValueError, match="no task is on"):
         M3PModule(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"model\.weight_mlm: a weight is a number"):
-        M3PModule(model(), weight_mlm="half")
 
 
 def test_fine_tuning_is_as_long_as_published() -> None:
@@ -157,22 +155,6 @@ def test_pretraining_leaves_its_warm_up() -> None:
     run = resolve("m3p", "m3p", scale="paper")
     assert run.config["trainer"]["max_steps"] == 5 * math.ceil(20 * 833 / 4)
     assert run.config["model"]["init_args"]["warmup_steps"] < run.config["trainer"]["max_steps"] / 5
-
-
-def test_a_weight_moves_with_the_iterations(layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only xMLM is on, and its weight falls from one to zero in four iterations: so does the loss, in its share."""
-    off = {f"weight_{name}": 0.0 for name in ("mlm", "mrm_class", "mrm_regression", "t2i", "i2t")}
-    module = M3PModule(model(), weight_xmlm="0:1,4:0", learning_rate=1e-9, **off)  # type: ignore[arg-type]
-    shares: list[float] = []
-    monkeypatch.setattr(
-        module,
-        "log_dict",
-        lambda logs, **_: (
-            shares.append(float(logs["train/loss"] / logs["train/xmlm"])) if "train/loss" in logs else None
-        ),
-    )
-    trained(module, layouts.pretraining(xmlm_steps=1, test_sets=["multi30k_fr"]), tmp_path, steps=5)
-    assert shares == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0], abs=1e-4)
 
 
 # -- fine-tuning, warm start -------------------------------------------------------------------------------------------

@@ -76,9 +76,6 @@ def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path,
 
 def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
     write_imagenet(tmp_path, train=2)
-    for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"data.held_out_fraction must be in \[0, 1\)"):
-            ClassificationData(ImageNet(tmp_path), held_out_fraction=share)
     data = ClassificationData(ImageNet(tmp_path), held_out_fraction=0.01, image=SMALL)
     with pytest.raises(ValueError, match=r"data.held_out_fraction=0.01 keeps none of 6 images back"):
         attached(data)

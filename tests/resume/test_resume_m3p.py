@@ -19,15 +19,14 @@ from tests.stages import callbacks
 TRAINER = {"max_epochs": 2, "limit_train_batches": 8, "log_every_n_steps": 1}
 LAYER = {
     "trainer": {**TRAINER, "callbacks": callbacks(3)},
-    # A weight that moves must go on from where it was.
-    "model": {"init_args": {"weight_xmlm": "0:1,20:0.2", "updates": "per_cycle"}},
+    "model": {"init_args": {"updates": "per_cycle"}},
     "data": {"init_args": {"steps_per_epoch": 8, "test_sets": ["multi30k_en", "stair_ja"]}},
 }
 # Five groups of losses make five updates in the first iteration of every cycle: the kill at 15 goes back to 10.
 BY_GROUP = {
     **LAYER,
     "trainer": {**TRAINER, "callbacks": callbacks(10)},
-    "model": {"init_args": {"weight_xmlm": "0:1,20:0.2", "updates": "per_group"}},
+    "model": {"init_args": {"updates": "per_group"}},
 }
 # Two groups: the kill at 6 goes back to 4.
 FINE_TUNE = {
