@@ -46,16 +46,9 @@ def _list_papers(scale: str, runs: Path) -> None:
         source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
         names = [instance.id for instance in expand(source, scale, everything=False)]
         known = [seconds for seconds in expected_seconds(names, here, promoted) if seconds is not None]
-        rows.append(
-            (
-                paper.short,
-                paper.title,
-                str(len(source.tables)),
-                str(len(recipes_of(paper.name))),
-                f"{len(names)}, {len(known)} with records",
-                duration(sum(known) / default_jobs("cpu")) if known else "-",
-            )
-        )
+        counts = str(len(source.tables)), str(len(recipes_of(paper.name))), f"{len(names)}, {len(known)} with records"
+        time = duration(sum(known) / default_jobs("cpu")) if known else "-"
+        rows.append((paper.short, paper.title, *counts, time))
     print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
     print("stages and time are those of `make reproduce-<paper>`, without what is made by request")
     print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
@@ -91,21 +84,13 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     here, promoted = _records(paper, scale, runs)
     instances = list(expand(source, scale))
     rows = []
-    for instance, time in zip(instances, expected_seconds([one.id for one in instances], here, promoted)):
+    for one, time in zip(instances, expected_seconds([one.id for one in instances], here, promoted)):
+        parents = " ".join(dict.fromkeys(one.parents.values()))
         draws = (
-            ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == instance.id)
+            ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == one.id) or "-"
             for records in (here, promoted)
         )
-        rows.append(
-            (
-                instance.id,
-                instance.job,
-                instance.recipe,
-                " ".join(dict.fromkeys(instance.parents.values())),
-                "-" if time is None else duration(time),
-                *(told or "-" for told in draws),
-            )
-        )
+        rows.append((one.id, one.job, one.recipe, parents, "-" if time is None else duration(time), *draws))
     print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
     print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")

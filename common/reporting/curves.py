@@ -7,6 +7,7 @@ import gzip
 import io
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 
@@ -119,8 +120,7 @@ def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text else math.nan
-    except ValueError:
-        return None
-    return value if abs(value) < LARGEST else None  # also without what is not a number
+    with suppress(ValueError, TypeError):
+        if abs(value := float(text)) < LARGEST:  # type: ignore[arg-type]
+            return value
+    return None

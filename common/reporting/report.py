@@ -15,12 +15,8 @@ from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDIC
 from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
 from common.reporting.papers import SCALES, Paper, check_scale, existing_papers, paper_named, project_root, runs_root
-from common.reporting.records import (
-    RECORD_FILE,
-    Record,
-    short_name,
-    warn_of,
-)
+from common.reporting.progress import duration
+from common.reporting.records import RECORD_FILE, Record, short_name, warn_of
 from common.reporting.results import draw_file, find_promoted, place_of, promoted_curves
 from common.reporting.runs import RUNNING, Run, find_runs
 from common.reporting.tables import Tables, load
@@ -206,7 +202,10 @@ class _Section:
         ]
         return {
             "values": [f"{draw}: {value:.5g}" for draw, value in sorted(cell.values.items())],
-            "stages": [(stage, group[0].configuration, _duration(group)) for stage, group in stages.items()],
+            "stages": [
+                (stage, group[0].configuration, duration(sum(r.wall_seconds for r in group)))
+                for stage, group in stages.items()
+            ],
             "files": sorted({self.files[id(record)] for record in records}),
             "hardware": sorted({render.hardware_text(record) for record in records}),
             "dates": sorted({record.started[:10] for record in records}),
@@ -237,7 +236,7 @@ class _Section:
                     "seeds": [shown.label for shown in group],
                     "states": [f"seed {one.label}: {one.run.state} {one.progress}"
                                for one in group if not one.run.record],
-                    "duration": _duration(records),
+                    "duration": duration(sum(r.wall_seconds for r in records)),
                     "provenance": render.provenance(records),
                     "curves": [
                         charts.training(name, lines[name], band.get(name, ()))
@@ -258,11 +257,6 @@ class _Section:
 def _from_here(path: Path) -> str:
     root = project_root()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
-def _duration(records: Sequence[Record]) -> str:
-    seconds = sum(r.wall_seconds for r in records)
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
 def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
