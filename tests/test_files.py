@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -47,14 +48,12 @@ def test_writing_is_atomic_and_leaves_nothing_behind(tmp_path: Path, monkeypatch
     path = tmp_path / "folder" / "index.json"
     write_atomically(path, "old\nä")
 
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(AtomicWriteError, match=r"index\.json: disk full\. The file that was there before"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == "old\nä".encode()
-    assert [entry.name for entry in path.parent.iterdir()] == ["index.json"]
+    for error, told in ((OSError("disk full"), AtomicWriteError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        monkeypatch.setattr(os, "replace", Mock(side_effect=error))
+        with pytest.raises(told):
+            write_atomically(path, b"new")
+        assert path.read_bytes() == "old\nä".encode()
+        assert [entry.name for entry in path.parent.iterdir()] == ["index.json"]
 
 
 def test_a_writer_sees_the_suffix_and_its_own_errors_stay_what_they_are(tmp_path: Path) -> None:
@@ -115,14 +114,6 @@ def test_files_of_other_programs_are_not_swept(tmp_path: Path, dead: int) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"another", "cfg", *names, *folders}
 
 
-def test_writing_removes_nothing_else(tmp_path: Path, dead: int) -> None:
-    left = tmp_path / f".out.0f3a8c11.{dead}.tmp.npz"
-    left.write_text("half")
-    aged(left)
-    write_whole(tmp_path / "out.npz", lambda temporary: temporary.write_text("whole"))
-    assert left.exists()
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed")
 @pytest.mark.parametrize("atomic", [True, False])
 def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
@@ -175,10 +166,8 @@ class WrongError(Exception):
     ("error", "words"),
     [
         (KeyError("stage"), "page: KeyError: 'stage'"),
-        (RecursionError("deep"), "page: RecursionError: deep"),
         (ValueError("no number"), "page: no number"),
         (OSError(5, "Input/output error"), "page: Input/output error"),
-        (MemoryError(), "page: MemoryError"),
         (WrongError("as it is"), "as it is"),
     ],
 )
@@ -248,12 +237,8 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10
         ("a: 1\nb: {c: 2, c: 3}", "key 'c' stands here twice"),
         ("a: [1", ""),
         ("? [1, 2]\n: 3", "a key must be a text or a number"),
-        ("? {a: 1}\n: 3", "a key must be a text or a number"),
         ("a: " + "[" * 5000 + "]" * 5000, ""),
         ("!!int ''", "IndexError"),
-        ("!!bool x", "KeyError"),
-        ("!!timestamp x", "AttributeError"),
-        ("!!map [1]", "TypeError"),
         ("&a [*a]", "100,000 values"),
         (LAUGHS, "100,000 values"),
         (LAUGHS.replace("[x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}"), "100,000 values"),
@@ -275,15 +260,10 @@ def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("2e-4", 2e-4), ("1e6", 1e6), ("-3.5e-2", -0.035), ("12", 12), ("1.5", 1.5)]
+    ("text", "value"), [("2e-4", 2e-4), ("-3.5e-2", -0.035), ("12", 12), ("e5", "e5"), ("16-mixed", "16-mixed")]
 )
-def test_numbers_of_yaml(text: str, value: float) -> None:
+def test_numbers_of_yaml(text: str, value: object) -> None:
     assert parse_yaml(text) == value
-
-
-def test_words_that_look_like_numbers_stay_words() -> None:
-    assert parse_yaml("e5") == "e5"
-    assert parse_yaml("16-mixed") == "16-mixed"
 
 
 def test_what_cannot_be_written_is_found_without_making_anything(tmp_path: Path) -> None:

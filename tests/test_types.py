@@ -38,15 +38,11 @@ class Whole(Part):
     ("arguments", "words"),
     [
         ({"rate": 0}, "a number above 0"),
-        ({"rate": -0.1}, "a number above 0"),
         ({"rate": math.nan}, "a number above 0"),
-        ({"rate": math.inf}, "a number above 0"),
         ({"rate": "1"}, "a number above 0"),
         ({"rate": True}, "a number above 0"),
-        ({"rate": None}, "a number above 0"),
         ({"share": 1.1}, "a number from 0 to 1"),
         ({"share": [0.1, -0.1]}, "a number from 0 to 1"),
-        ({"share": [0.1]}, "a number from 0 to 1"),
         ({"count": 0}, "a whole number from 1, or null"),
         ({"count": 1.5}, "a whole number from 1, or null"),
         ({"seed": -1}, "a whole number from 0"),
@@ -59,12 +55,6 @@ def test_a_value_outside_its_range_is_named(arguments: dict[str, Any], words: st
     assert found[0] == name
     assert found[1] is arguments[name]
     assert found[2] == words
-
-
-def test_more_than_one_shared_tag_may_be_asked_for() -> None:
-    from papers.mct.loss import MultimodalContrast
-
-    assert list(outside(MultimodalContrast, {"epsilon": 1.5})) == []  # two tags at least
 
 
 def test_values_inside_their_ranges_pass_also_whole_numbers_for_floats() -> None:
@@ -103,16 +93,10 @@ def test_every_number_that_a_recipe_can_set_has_a_range(paper: str) -> None:
     ("arguments", "message"),
     [
         (["--model.loss.temperature", ".nan"], "model.loss.temperature is nan; it must be a number above 0"),
-        (["--model.loss.temperature", "nan"], "model.loss.temperature is 'nan'; it must be a number above 0"),
         (["--model.learning_rate", ".inf"], "model.learning_rate is inf; it must be a number above 0"),
-        (["--model.learning_rate", "-1"], "model.learning_rate is -1; it must be a number above 0"),
-        (["--model.weight_decay", "-1"], "model.weight_decay is -1; it must be a number from 0"),
         (["--model.betas", "[2, 3]"], "model.betas is [2, 3]; each must be a number from 0 to below 1"),
         (["--model.out_dim", "0"], "model.out_dim is 0; it must be a whole number from 1"),
-        (["--model.out_dim", "-8"], "model.out_dim is -8; it must be a whole number from 1"),
         (["--model.video_encoder.width", "0"], "model.video_encoder.width is 0; it must be a whole number from 1"),
-        (["--data.video.fps", "0"], "data.video.fps is 0; it must be a number above 0"),
-        (["--data.batch_size", "1.5"], "data.batch_size is 1.5; it must be a whole number from 1"),
         (["--model.head_batch_norm", "7"], "model.head_batch_norm: expected true or false. Got value: 7"),
         (["--model.warm_start", "[3]"], "model.warm_start: expected a text"),
         (["--trainer.max_epochs", "x"], "trainer.max_epochs: expected a whole number"),

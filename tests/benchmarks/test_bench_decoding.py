@@ -6,7 +6,6 @@ Opening included, one thread, process CPU time.
 from __future__ import annotations
 
 import importlib
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from common.data.clips import AudioVisualClips
-from common.data.listing import Clip, Listing
 from common.data.media import MediaFile
-from common.data.transforms import AudioTransform, VideoTransform
-from tests.benchmarks.speed import Line, add, amount, compare, in_turns
+from tests.benchmarks.speed import compare, in_turns
 from tests.data.media_factory import tone, write_video
 
 
@@ -124,57 +119,3 @@ def test_audio(film: Path) -> None:
     compare(what, "bare PyAV", seconds["ours"], seconds["bare"]).stays_below(1.2)
     if torchcodec:
         compare(what, "torchcodec", seconds["ours"], seconds["torchcodec"])
-
-
-def test_miniature_sample_from_the_cache(tmp_path: Path) -> None:
-    """A whole sample of the size of the miniature world, decoded once."""
-    generator = np.random.default_rng(0)
-    files = []
-    for number in range(8):
-        frames = generator.integers(0, 256, (12, 24, 24, 3), dtype=np.uint8)
-        path = tmp_path / f"{number}.mp4"
-        files.append(Clip(write_video(path, frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000), 0))
-    clips = AudioVisualClips(
-        Listing("miniature", "1", files, ("a",), tmp_path),
-        VideoTransform(crop=24, min_area=0.5),
-        AudioTransform(
-            sample_rate=8_000, window=1.0, fft=512, frames_per_second=32, mean=[-20.0] * 129, std=[20.0] * 129
-        ),
-        video_duration=1.0,
-        video_fps=8.0,
-        jitter=0.25,
-        clips_per_video=100,
-        cache_bytes=2**24,
-    )
-    items = iter(range(10**9))
-    for item in range(8):
-        clips[item]
-    seconds = in_turns({"ours": lambda: clips[(0, next(items) % len(clips))]}, 300)["ours"]
-    add(Line("a sample of AVID's miniature, from memory", "", amount(statistics.median(seconds)), ""))
-
-
-def test_clips_per_second_of_a_film_written_anew(tmp_path: Path) -> None:
-    """Pre-training samples from a film as the web has it, and re-encoded as docs/own-data.md says."""
-    base = np.random.default_rng(0).integers(0, 256, (480, 640 + 300, 3), dtype=np.uint8)
-    base = (base.astype(np.uint16) + np.roll(base, 1, 0) + np.roll(base, 1, 1) + np.roll(base, 2, 1)) // 4
-    frames = np.stack([base[:, number : number + 640].astype(np.uint8) for number in range(300)])
-    sound = tone(10.0, 44_100, channels=2)
-    write_video(
-        tmp_path / "stock.mp4", frames=frames, fps=30.0, audio=sound, audio_rate=44_100, key_frame_every=250, b_frames=2
-    )
-    small = np.stack([np.asarray(Image.fromarray(frame).resize((384, 288))) for frame in frames])
-    write_video(tmp_path / "anew.mp4", frames=small, fps=30.0, audio=sound, audio_rate=44_100, key_frame_every=32)
-
-    def reader(name: str) -> Callable[[int], Any]:
-        listing = Listing("film", "1", [Clip(tmp_path / name, 0)], ("a",), tmp_path)
-        transforms = VideoTransform(crop=224, min_area=0.08), AudioTransform(mean=[-20.0] * 257, std=[20.0] * 257)
-        clips = AudioVisualClips(listing, *transforms, clips_per_video=1000)
-        return lambda item: clips[(0, item)]
-
-    items = [iter(range(1000)) for _ in range(2)]  # the same moments of both, one after the other
-    old, new = reader("stock.mp4"), reader("anew.mp4")
-    seconds = in_turns({"new": lambda: new(next(items[0])), "old": lambda: old(next(items[1]))}, 40)
-    compare("a sample of AVID, 224 pixels, written anew", "the film as it was", seconds["new"], seconds["old"])
-    per_second = [1 / statistics.mean(seconds[name]) for name in ("new", "old")]
-    mine, other = (amount(value, "a second") for value in per_second)
-    add(Line("samples of AVID, 224 pixels, written anew", "the film as it was", mine, other))

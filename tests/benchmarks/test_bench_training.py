@@ -114,25 +114,14 @@ def _median_step(rank: int, folder: str, world: int) -> float:
     return statistics.median(_steps(Path(folder) / str(rank), *size, *strategy).seconds)
 
 
-def _apart(folder: str, count: int) -> float:
-    """Seconds of a step of so many processes at once that know nothing of each other."""
-    with multiprocessing.get_context("fork").Pool(count, torch.set_num_threads, (1,)) as pool:
-        return max(pool.starmap(_median_step, [(rank, folder, 1) for rank in range(count)]))
-
-
 def test_two_processes_against_one(tmp_path: Path) -> None:
-    """Baselines: one process, one thread, at the same batch per process, and two of these side by side, which share
-    the machine and nothing else; in turns."""
+    """Baseline: one process, one thread, at the same batch per process; in turns."""
     one: list[float] = []
-    apart: list[float] = []
     joined: list[float] = []
     for number in range(min(3, int(os.environ.get("BENCH_ROUNDS", 3)))):
-        one.append(_apart(str(tmp_path / f"one-{number}"), 1))
-        apart.append(_apart(str(tmp_path / f"apart-{number}"), 2))
+        with multiprocessing.get_context("fork").Pool(1, torch.set_num_threads, (1,)) as pool:
+            one.append(pool.apply(_median_step, (0, str(tmp_path / f"one-{number}"), 1)))
         joined.append(max(run_distributed(_median_step, 2, 240, str(tmp_path / f"joined-{number}"), 2)))
-    mine, side_by_side, other = (statistics.median(seconds) for seconds in (joined, apart, one))
+    mine, other = (statistics.median(seconds) for seconds in (joined, one))
     add(Line("AVID's step, 2 processes", "1 process, half the batch", amount(mine), amount(other), mine / other))
-    peer = "2 side by side, not joined"
-    add(Line("AVID's step, 2 processes", peer, amount(mine), amount(side_by_side), mine / side_by_side))
     add(Line("efficiency of 2 processes", "1 process", f"{other / mine:.0%}", ""))
-    add(Line("efficiency of 2 processes", peer, f"{side_by_side / mine:.0%}", ""))

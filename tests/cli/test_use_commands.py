@@ -12,7 +12,6 @@ from PIL import Image
 from common.commands.main import main
 from common.stages.export import trained_model, write_export
 from papers.vx2text import VX2Text
-from tests.cli.process import LOADED, assemble
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.trained import checkpoint
 
@@ -218,13 +217,6 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         assert message in run(*arguments, fails=True)
     assert not x.exists()
     assert not (tmp_path / "e").exists()
-
-
-def test_help_is_quick() -> None:
-    told = assemble("retrieve", "--help", code=LOADED)
-    assert told.returncode == 0
-    assert "LOADED []" in told.stdout
-    assert "--among" in told.stdout
 
 
 @pytest.mark.parametrize(

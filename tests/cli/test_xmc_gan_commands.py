@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from common.commands.main import main
-from tests.cli.process import LOADED, assemble
 from tests.xmc_gan.stages import Stages, finished
 
 CAPTION = "a red circle left and a blue square right on white"
@@ -82,13 +81,3 @@ def test_the_configuration_of_the_paper_names_its_judges(capsys: pytest.CaptureF
     assert arguments["inception"].endswith("inception_v3_google-0cc3c7bd.pth")
     expected = {"repeats": 3, "splits": 1, "candidates": 100, "folds": 10, "object_copies": 3, "person_captions": 30000}
     assert {name: arguments[name] for name in expected} == expected
-
-
-def test_in_a_process_of_its_own(tmp_path: Path) -> None:
-    told = assemble("generate", "--help", code=LOADED)
-    assert told.returncode == 0
-    assert "a red circle left of a blue square" in " ".join(told.stdout.split())
-    wrong = assemble("generate", "xmc_gan", CAPTION, "--checkpoint", str(tmp_path / "last.ckpt"), code=LOADED)
-    assert "LOADED []" in wrong.stdout
-    assert "last.ckpt does not exist" in wrong.stderr
-    assert "Traceback" not in wrong.stderr

@@ -41,7 +41,10 @@ tables:
       - {id: learns, text: Loss is low, holds: "New.loss < 5 and New.loss > 0"}
 """
 
+Capsys = pytest.CaptureFixture[str]
 MakeRecord = Callable[..., Record]
+Save = Callable[[Record], Path]
+Saved = Callable[..., Path]
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def make_record() -> MakeRecord:
 
 
 @pytest.fixture
-def save(project: Path) -> Callable[[Record], Path]:
+def save(project: Path) -> Save:
     """A function that writes a record into the project's runs."""
 
     def write(record: Record) -> Path:
@@ -95,6 +98,12 @@ def save(project: Path) -> Callable[[Record], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def saved(save: Save, make_record: MakeRecord) -> Saved:
+    """A function that makes a record and writes it into the project's runs; returns its folder."""
+    return lambda *arguments, **fields: save(make_record(*arguments, **fields))
 
 
 def out_of_date() -> list[Path]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from common.reporting.aggregate import TableResult, collect, deviations_of
 from common.reporting.draws import Draw
 from common.reporting.records import Record
 from common.reporting.tables import load
+from tests.reporting.conftest import MakeRecord
 
 
 def table(scale: str, records: list[Record]) -> TableResult:
     return collect(load("mct"), scale, records)[0]
 
 
-def test_mean_over_folds_then_seeds(project: Path, make_record: Callable[..., Record]) -> None:
+def test_mean_over_folds_then_seeds(project: Path, make_record: MakeRecord) -> None:
     values = {("ucf_1@base", 0): 10.0, ("ucf_2@base", 0): 20.0, ("ucf_1@base", 1): 30.0, ("ucf_2@base", 1): 40.0}
     result = table("paper", [make_record(s, k, v, scale="paper") for (s, k), v in values.items()])
     cell = result.cells["New", "ucf"]
@@ -25,13 +25,13 @@ def test_mean_over_folds_then_seeds(project: Path, make_record: Callable[..., Re
     assert len(result.records) == 4
 
 
-def test_incomplete_folds_are_not_shown(project: Path, make_record: Callable[..., Record]) -> None:
+def test_incomplete_folds_are_not_shown(project: Path, make_record: MakeRecord) -> None:
     result = table("paper", [make_record("ucf_1@base", 0, 10.0, scale="paper")])
     assert result.cells["New", "ucf"].values == {}
     assert result.notes == ("UCF of New, seed 0: 1 of 2 stages recorded; shown when all are",)
 
 
-def test_scales_and_papers_never_mix(project: Path, make_record: Callable[..., Record]) -> None:
+def test_scales_and_papers_never_mix(project: Path, make_record: MakeRecord) -> None:
     records = [
         make_record("esc@base", 0, 1.0),
         make_record("esc@base", 1, 2.0, scale="smoke"),
@@ -41,7 +41,7 @@ def test_scales_and_papers_never_mix(project: Path, make_record: Callable[..., R
     assert table("mini", records).cells["New", "esc"].values == {Draw(0): 1.0}
 
 
-def test_newest_configuration_counts_and_the_rest_is_said(project: Path, make_record: Callable[..., Record]) -> None:
+def test_newest_configuration_counts_and_the_rest_is_said(project: Path, make_record: MakeRecord) -> None:
     old = make_record("esc@base", 0, 1.0, config={"rate": 1, "seed_everything": 0}, started="2026-01-01T00:00:00Z")
     new = [
         make_record("esc@base", k, 2.0, config={"rate": 2, "seed_everything": k}, started="2026-01-02T00:00:00Z")
@@ -53,12 +53,12 @@ def test_newest_configuration_counts_and_the_rest_is_said(project: Path, make_re
     assert f"seed 0 of `esc@base` is left out: configuration {old.configuration}" in result.notes[0]
 
 
-def test_of_two_records_of_one_run_the_newer_counts(project: Path, make_record: Callable[..., Record]) -> None:
+def test_of_two_records_of_one_run_the_newer_counts(project: Path, make_record: MakeRecord) -> None:
     older = make_record("esc@base", 0, 1.0, started="2026-01-01T00:00:00Z")
     assert table("mini", [make_record("esc@base", 0, 2.0), older]).cells["New", "esc"].values == {Draw(0): 2.0}
 
 
-def test_measured_on_another_parent(project: Path, make_record: Callable[..., Record]) -> None:
+def test_measured_on_another_parent(project: Path, make_record: MakeRecord) -> None:
     def child(lineage: str) -> Record:
         return make_record("esc@base", 0, 1.0, parents={"x": {"stage": "base", "lineage_hash": lineage}})
 
@@ -70,13 +70,13 @@ def test_measured_on_another_parent(project: Path, make_record: Callable[..., Re
     assert "measured on another `base`" in stale.notes[0]
 
 
-def test_missing_metric_is_said_once(project: Path, make_record: Callable[..., Record]) -> None:
+def test_missing_metric_is_said_once(project: Path, make_record: MakeRecord) -> None:
     result = table("mini", [make_record("esc@base", k, metrics={"test/other": 1.0}) for k in (0, 1)])
     assert result.cells["New", "esc"].values == {}
     assert result.notes == ("no finite `test/top1` in the record of `esc@base`",)
 
 
-def test_deviations_are_collected_once(project: Path, make_record: Callable[..., Record]) -> None:
+def test_deviations_are_collected_once(project: Path, make_record: MakeRecord) -> None:
     deviation = {"field": "model.estimator", "reason": "small"}
     result = table("mini", [make_record("esc@base", k, deviations=[deviation]) for k in (0, 1)])
     assert deviations_of(result.records) == [deviation]

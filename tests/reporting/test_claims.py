@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.render import rich_judged
 from common.reporting.tables import Claim, Metric, Row, Table, load
+from tests.reporting.conftest import Capsys, Saved
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
 METRICS = ("ucf", "esc")
@@ -188,29 +188,27 @@ def test_gate_counts_mini_only() -> None:
     assert gate_failures(failing(scale="paper")) == ([], [])
 
 
-def test_gate_exit_status(
-    project: Path, save: Callable, make_record: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gate_exit_status(project: Path, saved: Saved, capsys: Capsys) -> None:
     from tests.reporting.test_commands import run
 
     assert run("claims", "mct", "--gate") == 2
     assert "transfer.helps was not run" in capsys.readouterr().err
     assert run("claims", "mct", "--gate", "--scale", "paper") == 2
     assert "leave out --scale paper" in capsys.readouterr().err
-    save(make_record("ucf_1@base", 0, 50.0))
-    save(make_record("ucf_1@better", 0, 50.5))
-    save(make_record("ucf_1@base", 1, 50.0))
-    save(make_record("ucf_1@better", 1, 50.5))
+    saved("ucf_1@base", 0, 50.0)
+    saved("ucf_1@better", 0, 50.5)
+    saved("ucf_1@base", 1, 50.0)
+    saved("ucf_1@better", 1, 50.5)
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 1
     assert (
         "transfer.helps fails at mini scale: +0.5 (+0.5 to +0.5; n=2); asked: New-One.ucf >= "
         in capsys.readouterr().err
     )
-    save(make_record("ucf_1@better", 0, 60.0))
-    save(make_record("ucf_1@better", 1, 60.5))
+    saved("ucf_1@better", 0, 60.0)
+    saved("ucf_1@better", 1, 60.5)
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0
     # A gate does not pass on what is left of the records.
-    (save(make_record("ucf_1@base", 1, 50.0)) / records.RECORD_FILE).write_text("{")
+    (saved("ucf_1@base", 1, 50.0) / records.RECORD_FILE).write_text("{")
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 2
     assert "seed1/ucf_1@base/record.json: " in capsys.readouterr().err
 

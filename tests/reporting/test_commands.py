@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,18 @@ import pytest
 from common.commands.main import main
 from common.reporting import records
 from common.reporting.promote import promote
-from common.reporting.records import Record
 from common.reporting.results import find_promoted
+from tests.reporting.conftest import Capsys, Saved
 
 
 def run(*arguments: str) -> int:
     return main([*arguments])
 
 
-def test_tables(
-    project: Path,
-    save: Callable[[Record], Path],
-    make_record: Callable[..., Record],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_tables(project: Path, saved: Saved, capsys: Capsys) -> None:
     assert run("tables", "--check") == 1
     assert "out of date" in capsys.readouterr().out
-    save(make_record("esc@base", 0, 12.5))
+    saved("esc@base", 0, 12.5)
     assert run("tables", "--runs", str(project / "runs")) == 0
     assert "12.5" in capsys.readouterr().out
     assert run("tables", "--check") == 1  # printing fresh records wrote nothing
@@ -44,16 +38,6 @@ def test_tables(
     assert run("tables", "--check") == 0
 
 
-def test_errors_are_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("tables", "mtc") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("assemble: unknown paper 'mtc': did you mean 'mct'?")
-    assert error.count("\n") == 1
-    assert run("claims", "mct", "--runs", str(project / "nowhere")) == 2
-    assert run("tables", "mct", "--table", "tranfer", "--no-write") == 2
-    assert "did you mean 'transfer'" in capsys.readouterr().err
-
-
 def nested(depth: int) -> dict[str, Any]:
     return functools.reduce(lambda inner, _: {"a": inner}, range(depth), {})
 
@@ -61,27 +45,13 @@ def nested(depth: int) -> dict[str, Any]:
 #: Fields of a record, or another file's content, that are damaged or hostile.
 PAYLOADS: dict[str, Any] = {
     "git": {"git": {"revision": 5, "dirty": False}},
-    "dirty": {"git": {"revision": "a" * 40, "dirty": "no"}},
-    "nested config": {"config": nested(900)},
     "less nested config": {"config": nested(150)},
     "accelerators": {"hardware": {"accelerators": {"a": 1}}},
-    "machine": {"hardware": {"isa": {"requested": "native", "machine": ["avx"]}}},
-    "isa": {"hardware": {"isa": "avx"}},
     "surrogates": {"selection": "\ud800"},
-    "surrogate key": {"config": {"\udfff": 1}},
-    "long name": {"media": ["a" * 5000 + ".png"]},
     "control characters": {"media": ["\0.png"], "selection": "\x1b[2J[/red]", "started": "2026"},
-    "steps": {"steps": 10**400},
     "long number": {"config": {"a": 10**400}, "data": {"a": {"samples": 10**400}}},
     "data": {"data": {"a": {"samples": [], "skipped": None}}},
-    "infinity": {"metrics": {"test/top1": 1e999}},
-    "seconds": {"wall_seconds": 1e300},
-    "deviations": {"deviations": [{"field": "a", "reason": ""}], "ours": [{"field": "", "value": ""}]},
-    "another stage": {"stage": "../../esc@base"},
     "utf-8": b"\xff\xfe",
-    "empty": b"",
-    "list": b"[1]",
-    "deep": b'{"a":' * 50_000,
     "deep identity": ("identity.json", b'{"a":' * 50_000),
     "identity": ("identity.json", b'{"arguments": {"a": [1]}}'),
     "configuration": ("config.yaml", b"a: [" * 5000),
@@ -91,15 +61,9 @@ PAYLOADS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("payload", [*PAYLOADS, "pipe", "folder", "missing link"])
-def test_no_run_ends_a_command(
-    payload: str,
-    project: Path,
-    save: Callable[[Record], Path],
-    make_record: Callable[..., Record],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    save(make_record("esc@base", 0, 12.5))
-    folder = save(make_record("esc@base", 1, 13.5))
+def test_no_run_ends_a_command(payload: str, project: Path, saved: Saved, capsys: Capsys) -> None:
+    saved("esc@base", 0, 12.5)
+    folder = saved("esc@base", 1, 13.5)
     (folder / "identity.json").write_text('{"arguments": []}')
     path, content = folder / records.RECORD_FILE, PAYLOADS.get(payload)
     if isinstance(content, dict):
@@ -123,33 +87,10 @@ def test_no_run_ends_a_command(
             assert "Traceback" not in capsys.readouterr().err
 
 
-def test_one_malformed_record_is_named_once(
-    project: Path,
-    save: Callable[[Record], Path],
-    make_record: Callable[..., Record],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    save(make_record("esc@base", 0, 12.5))
-    broken = save(make_record("esc@base", 1, 13.5)) / records.RECORD_FILE
-    broken.write_text("{")
-    assert run("tables", "mct", "--runs", str(project / "runs")) == 0
-    error = capsys.readouterr().err
-    assert str(broken) in error
-    assert error.count("\n") == 1
-    # What is kept for good is not chosen by chance.
-    assert run("promote", "mct", "--runs", str(project / "runs")) == 2
-    assert str(broken) in capsys.readouterr().err
-
-
-def test_promote(
-    project: Path,
-    save: Callable[[Record], Path],
-    make_record: Callable[..., Record],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_promote(project: Path, saved: Saved, capsys: Capsys) -> None:
     config = {"rate": 1, "out": str(project / "runs"), "home": str(Path.home() / "x")}
-    save(make_record("esc@base", 0, config=config))
-    save(make_record("esc@base", 0, scale="smoke"))
+    saved("esc@base", 0, config=config)
+    saved("esc@base", 0, scale="smoke")
     assert run("promote", "mct") == 0
     assert capsys.readouterr().out == "promoted: mct/mini/seed0/esc@base\n"
     # Nothing of this machine's folders is committed.
@@ -157,19 +98,17 @@ def test_promote(
     assert promoted.config == {"rate": 1, "out": "./runs", "home": "~/x"}
     assert [p.action for p in promote("mct")] == ["unchanged"]
 
-    save(make_record("esc@base", 0, 51.0, started="2026-03-01T00:00:00Z"))
+    saved("esc@base", 0, 51.0, started="2026-03-01T00:00:00Z")
     assert [p.action for p in promote("mct")] == ["updated"]
-    save(make_record("esc@base", 0, 52.0, started="2026-02-01T00:00:00Z"))
+    saved("esc@base", 0, 52.0, started="2026-02-01T00:00:00Z")
     assert [p.action for p in promote("mct")] == ["kept"]
     assert find_promoted("mct")[0].metrics == {"test/top1": 51.0}
 
 
-def test_a_trial_is_not_promoted(
-    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
-) -> None:
-    save(make_record("esc@base", 0))
-    save(make_record("esc@base+3f9a1c", 0))
-    save(make_record("a_recipe_of_my_own", 0))
+def test_a_trial_is_not_promoted(saved: Saved) -> None:
+    saved("esc@base", 0)
+    saved("esc@base+3f9a1c", 0)
+    saved("a_recipe_of_my_own", 0)
     found = {promotion.record.stage: promotion for promotion in promote("mct")}
     assert {name: one.action for name, one in found.items()} == {
         "esc@base": "promoted", "esc@base+3f9a1c": "kept", "a_recipe_of_my_own": "kept",
@@ -178,11 +117,9 @@ def test_a_trial_is_not_promoted(
     assert [record.stage for record in find_promoted("mct")] == ["esc@base"]
 
 
-def test_native_draws_of_different_machines_are_kept_apart(
-    project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path]
-) -> None:
+def test_native_draws_of_different_machines_are_kept_apart(saved: Saved) -> None:
     def of(machine: str, value: float) -> dict[str, str]:
-        save(make_record("esc@base", 0, value, hardware={"isa": {"requested": "native", "machine": machine}}))
+        saved("esc@base", 0, value, hardware={"isa": {"requested": "native", "machine": machine}})
         (promotion,) = promote("mct")
         return {promotion.record.draw.folder: promotion.action}
 
@@ -199,26 +136,13 @@ def test_native_draws_of_different_machines_are_kept_apart(
     [({"revision": "a", "dirty": True}, "uncommitted changes"), ({"revision": None, "dirty": None}, "unknown")],
 )
 def test_promote_refuses_what_cannot_be_reproduced(
-    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record],
-    capsys: pytest.CaptureFixture[str], git: dict, word: str,
-) -> None:  # fmt: skip
-    save(make_record("esc@base", 0, git=git))
+    project: Path, saved: Saved, capsys: Capsys, git: dict, word: str
+) -> None:
+    saved("esc@base", 0, git=git)
     assert run("promote", "mct") == 1
     assert re.search(rf"refused: mct/mini/seed0/esc@base: .*{word}", capsys.readouterr().out)
     assert not (project / "papers" / "mct" / "results").exists()
     assert run("promote", "mct", "--allow-dirty") == 2
-
-
-def test_no_torch_and_quick() -> None:
-    code = (
-        "import sys; from common.commands.main import main; import common.reporting.report;"
-        "s = main(['tables', 'avid', '--scale', 'paper', '--no-write']);"
-        "bad = [m for m in ('torch', 'lightning', 'numpy', 'matplotlib') if m in sys.modules];"
-        "sys.exit(s or (str(bad) if bad else 0))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "AVID-CMA" in done.stdout
 
 
 def test_importing_the_commands_is_lazy() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,9 @@ from common.reporting.promote import promote
 from common.reporting.records import Record
 from common.reporting.results import promoted_curves, write_results
 from common.reporting.tables import load
+from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 
-MakeRecord = Callable[..., Record]
 ROUNDED = {"isa": {"requested": "sse41", "machine": "avx2"}}
 
 
@@ -147,24 +146,18 @@ def test_another_configuration_is_said(project: Path, make_record: MakeRecord, r
     assert compare(load("mct"), "mini", [make_record("esc@base", 0, 50.0)], reference)[0].remark == ""
 
 
-def test_command(
-    project: Path,
-    make_record: MakeRecord,
-    reference: list[Record],
-    save: Callable[[Record], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_command(project: Path, reference: list[Record], saved: Saved, capsys: Capsys) -> None:
     write_results(paper_named("mct"), reference, {})
     runs = str(project / "runs")
     (project / "runs").mkdir()
     assert run("compare", "mct", "--runs", runs, "--strict") == 1
     assert "no measured cell" in capsys.readouterr().out
-    save(make_record("esc@base", 0, 51.0))
+    saved("esc@base", 0, 51.0)
     assert run("compare", "mct", "--runs", runs, "--strict") == 0
     told = capsys.readouterr().out
     assert "1 of 1 cells reproduce the reference, worst: New, ESC 51.0 against 50.0 ± 2.0" in told
     assert "measured: seeds 0; reference: seeds 0, 1; seeds 0 (sse41)" in told
-    save(make_record("esc@base", 0, 62.0))
+    saved("esc@base", 0, 62.0)
     assert run("compare", "mct", "--runs", runs) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "New, ESC" in line and "outside" in line]
     assert line.split("+12.0")[1].split()[:2] == ["9.94", "+6.0"]
@@ -175,9 +168,9 @@ def test_command(
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_curves_are_promoted(project: Path, make_record: MakeRecord, save: Callable[[Record], Path]) -> None:
+def test_curves_are_promoted(project: Path, saved: Saved) -> None:
     def write(value: float, **fields: object) -> None:
-        folder = save(make_record("base", 0, **fields))
+        folder = saved("base", 0, **fields)
         (folder / "metrics.csv").write_text(f"step,name,value\n0,train/loss,9\n1,train/loss,{value}\n")
 
     runs = project / "runs"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from common.errors import StageError
 from common.reporting import draws, records
 from common.reporting.aggregate import collect
 from common.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, told, use
-from common.reporting.records import Record
 from common.reporting.tables import load
+from tests.reporting.conftest import MakeRecord, Save, Saved
 
 CPU = {"cpu": "Some CPU", "cores": 2}
 VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
@@ -41,17 +40,17 @@ def test_names() -> None:
 
 
 def test_a_record_without_rounding_is_native_and_others_lie_apart(
-    project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path]
+    project: Path, make_record: MakeRecord, save: Save, saved: Saved
 ) -> None:
     assert make_record(hardware=CPU).draw == Draw(0)
     rounding = make_record(hardware=rounded("sse41"))
     assert rounding.draw == Draw(0, "sse41")
     assert save(rounding) == project / "runs/mct/mini/seed0-sse41/esc@base"
-    save(make_record())
+    saved()
     assert [r.draw for r in records.find(project / "runs", "mct")] == [Draw(0), Draw(0, "sse41")]
 
 
-def test_roundings_of_a_seed_are_draws_of_their_own(project: Path, make_record: Callable[..., Record]) -> None:
+def test_roundings_of_a_seed_are_draws_of_their_own(project: Path, make_record: MakeRecord) -> None:
     found = [
         make_record("esc@base", 0, 10.0),
         make_record("esc@base", 0, 20.0, hardware=rounded("sse41")),

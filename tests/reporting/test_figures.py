@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,9 +11,8 @@ import pytest
 from common.reporting import charts, render
 from common.reporting.papers import paper_named
 from common.reporting.promote import promote
-from common.reporting.records import Record
 from common.reporting.tables import load
-from tests.reporting.conftest import TABLES, out_of_date, rendered
+from tests.reporting.conftest import TABLES, MakeRecord, Saved, out_of_date, rendered
 
 CURVE = "curve: {x: steps & more, y: score, points: {4: esc, 1: ucf}}\n    title: Transfer"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -40,7 +38,7 @@ def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
     ]
 
 
-def test_a_line_for_every_measured_row(drawn: Path, make_record: Callable[..., Record]) -> None:
+def test_a_line_for_every_measured_row(drawn: Path, make_record: MakeRecord) -> None:
     values = {("ucf_1@base", 0): 20, ("ucf_1@base", 1): 40, ("esc@base", 0): 60, ("esc@base", 1): 80}
     some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
     some.append(make_record("ucf_1@better", 0, 50.0))  # at one place only: no line
@@ -58,7 +56,7 @@ def test_a_line_for_every_measured_row(drawn: Path, make_record: Callable[..., R
     assert "against steps & more" in charts.caption(filled.result)
 
 
-def test_nothing_to_draw(drawn: Path, project: Path, make_record: Callable[..., Record]) -> None:
+def test_nothing_to_draw(drawn: Path, project: Path) -> None:
     for text in (None, TABLES):
         if text:
             (project / "papers" / "mct" / "tables.yaml").write_text(text)
@@ -67,9 +65,7 @@ def test_nothing_to_draw(drawn: Path, project: Path, make_record: Callable[..., 
 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])
-def test_dots_show_means_intervals_draws_and_yours(
-    project: Path, make_record: Callable[..., Record], scale: str
-) -> None:
+def test_dots_show_means_intervals_draws_and_yours(project: Path, make_record: MakeRecord, scale: str) -> None:
     (project / "papers" / "mct" / "tables.yaml").write_text(
         TABLES.replace("title: Transfer", "chart: true\n    title: T")
     )
@@ -109,10 +105,8 @@ def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_tw
     assert ElementTree.fromstring(drawing).attrib["aria-label"].endswith("seed 0: 0 at the end, seed 1: 0.5 at the end")
 
 
-def test_what_no_record_stands_for_is_found_and_goes(
-    drawn: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
-) -> None:
-    save(make_record("esc@base", 0, 50.0))
+def test_what_no_record_stands_for_is_found_and_goes(drawn: Path, saved: Saved) -> None:
+    saved("esc@base", 0, 50.0)
     promote("mct")
     rendered()
     other = drawn.with_name("a_table_of_old.svg")
@@ -123,11 +117,9 @@ def test_what_no_record_stands_for_is_found_and_goes(
     assert not other.exists()
 
 
-def test_pages_and_figures_are_checked_together(
-    drawn: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
-) -> None:
+def test_pages_and_figures_are_checked_together(drawn: Path, saved: Saved) -> None:
     for stage in ("ucf_1@base", "esc@base"):
-        save(make_record(stage, 0, 50.0))
+        saved(stage, 0, 50.0)
     promote("mct")
     readme = paper_named("mct").readme
     assert out_of_date() == [readme, drawn, readme.parents[2] / "README.md"]

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from common.errors import ReportingError
 from common.reporting.live import LiveReport
-from common.reporting.records import Record
 from common.reporting.report import page
 from tests.chromium import needed, opened, until
-
-Save = Callable[[Record], Path]
+from tests.reporting.conftest import Saved
 
 
 @pytest.fixture
-def run(project: Path, make_record: Callable[..., Record], save: Save) -> Path:
+def run(saved: Saved) -> Path:
     """A run with a curve."""
-    folder = save(make_record("base", 0, 50.0, job="pretrain"))
+    folder = saved("base", 0, 50.0, job="pretrain")
     (folder / "metrics.csv").write_text("step,name,value\n0,train/loss,3\n5,train/loss,1\n")
     return folder
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.files import AtomicWriteError, write_atomically
 from common.reporting import records
 from common.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash, lineage_hash
+from tests.reporting.conftest import Capsys, Saved
 
 KEYS = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=6).filter(
     lambda key: key not in IGNORED_KEYS
@@ -139,15 +137,6 @@ def test_wrong_fields_are_named(named: str, fields: dict) -> None:
         Record.of(dataclasses.asdict(a_record()) | fields)
 
 
-def test_hashes_of_before_a_migration_are_kept() -> None:
-    before = {"config_hash": "a", "lineage_hash": "b", "migration": "m"}
-    record = a_record(former=[before])
-    assert Record.from_json(record.to_json()).former == [before]
-    values = json.loads(a_record().to_json())
-    del values["former"]  # records of before there was the field
-    assert Record.from_json(json.dumps(values)).former == []
-
-
 def test_values_that_json_lacks() -> None:
     record = a_record(metrics={"a": float("nan"), "b": 1}, config={"limit": float("inf"), "betas": (0.9, 0.99)})
     assert record.metrics == {"a": None, "b": 1.0}
@@ -180,54 +169,22 @@ def test_a_broken_file_is_named(content: bytes | None, named: str, tmp_path: Pat
         records.read(path)
 
 
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    path = tmp_path / "record.json"
-    records.write(path, a_record(seed=1))
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, broken, full)
-    with pytest.raises(AtomicWriteError, match=r"could not write .*record\.json: No space left on device") as caught:
-        records.write(path, a_record(seed=2))
-    assert caught.value.errno == errno.ENOSPC
-    monkeypatch.undo()
-    assert records.read(path).seed == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
-
-
-def test_interruption_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "page", "text")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_find_checks_places_and_skips_what_was_set_aside(
-    project: Path,
-    save: Callable[[Record], Path],
-    make_record: Callable[..., Record],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = save(make_record("esc@base", 1))
-    save(make_record("esc@base", 0))
-    save(make_record("esc@base", 0, scale="smoke"))
+def test_find_checks_places_and_skips_what_was_set_aside(project: Path, saved: Saved, capsys: Capsys) -> None:
+    folder = saved("esc@base", 1)
+    saved("esc@base", 0)
+    saved("esc@base", 0, scale="smoke")
     folder.rename(folder.with_name(folder.name + records.SET_ASIDE))
     found = records.find(project / "runs", "mct")
     assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]
     assert [r.scale for r in records.find(project / "runs", scale="smoke")] == ["smoke"]
-    folder = save(make_record("esc@base", 2))
+    folder = saved("esc@base", 2)
     folder.rename(folder.with_name("esc@better"))
     with pytest.raises(RecordError, match="by its content this record belongs"):
         records.find(project / "runs", strict=True)
-    unreadable = save(make_record("esc@base", 3)) / records.RECORD_FILE
+    unreadable = saved("esc@base", 3) / records.RECORD_FILE
     unreadable.unlink()
     unreadable.mkdir()
-    (save(make_record("esc@base", 4)) / records.RECORD_FILE).write_text("{")
+    (saved("esc@base", 4) / records.RECORD_FILE).write_text("{")
     capsys.readouterr()
     found = records.find(project / "runs", "mct")
     assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from common.reporting.promote import promote
 from common.reporting.records import Record
 from common.reporting.render import RenderError, marked, write
 from common.reporting.tables import load
-from tests.reporting.conftest import out_of_date, rendered
+from tests.reporting.conftest import Capsys, MakeRecord, Saved, out_of_date, rendered
 
 GOLDEN = """\
 ### Transfer (mini)
@@ -42,7 +41,7 @@ configurations: esc@base {h}, ucf_1@base {h}, ucf_1@better {h}.</sub>"""
 
 
 @pytest.fixture
-def some_records(make_record: Callable[..., Record]) -> list[Record]:
+def some_records(make_record: MakeRecord) -> list[Record]:
     deviation = {"field": "model.estimator", "reason": "the small bank"}
     return [
         make_record("ucf_1@base", 0, 49.0),
@@ -74,7 +73,7 @@ def test_what_has_no_published_value_is_never_taken_for_one(project: Path, some_
 
 
 @pytest.mark.parametrize("scale", ["mini", "smoke"])
-def test_small_scales_are_named_everywhere(project: Path, make_record: Callable[..., Record], scale: str) -> None:
+def test_small_scales_are_named_everywhere(project: Path, make_record: MakeRecord, scale: str) -> None:
     text = render.table_markdown(render.fill(load("mct"), scale, [make_record(scale=scale)])[0])
     heading, caption, header = (text.splitlines()[i] for i in (0, 2, 4))
     assert scale in heading
@@ -119,9 +118,7 @@ def test_markers_missing(tmp_path: Path, page: str) -> None:
         write({tmp_path / "other.md": marked(tmp_path / "other.md", "x", "text")})
 
 
-def test_readmes_follow_the_promoted_records(
-    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
-) -> None:
+def test_readmes_follow_the_promoted_records(project: Path, saved: Saved) -> None:
     paper, top = project / "papers" / "mct" / "README.md", project / "README.md"
     assert out_of_date() == [paper, top]
     assert rendered()
@@ -131,8 +128,8 @@ def test_readmes_follow_the_promoted_records(
         "| [MCT](papers/mct/README.md) | built, not measured yet | New-One, UCF (%) | 82.0 | – | – |" in top.read_text()
     )
 
-    save(make_record("ucf_1@base", 0, 50.0))
-    save(make_record("ucf_1@better", 0, 60.0))
+    saved("ucf_1@base", 0, 50.0)
+    saved("ucf_1@better", 0, 60.0)
     assert out_of_date() == []  # fresh records do not count before they are promoted
     promote("mct")
     assert out_of_date() == [paper, top]
@@ -154,7 +151,7 @@ def test_deviations_stand_once_below_all_tables(project: Path, some_records: lis
 
 
 def test_values_of_ours_stand_once_below_the_tables_of_a_published_recipe(
-    project: Path, make_record: Callable[..., Record], capsys: pytest.CaptureFixture[str]
+    project: Path, make_record: MakeRecord, capsys: Capsys
 ) -> None:
     def made(scale: str) -> list[Record]:
         rate = [{"field": "model.rate", "value": "0.1"}]
@@ -174,13 +171,3 @@ def test_values_of_ours_stand_once_below_the_tables_of_a_published_recipe(
     assert "`model.rate`: 0.1, 0.2" in out
     # A miniature's values are all its own.
     assert "no source" not in render.tables_markdown(render.fill(load("mct"), "mini", made("mini")))
-
-
-def test_shipped_tables_render_without_records(tmp_path: Path) -> None:
-    source = load("avid_cma")
-    for scale in ("paper", "mini", "smoke"):
-        for filled in render.fill(source, scale, []):
-            text = render.table_markdown(filled)
-            assert "nothing measured yet" in text
-            lines = [line for line in text.splitlines() if line.startswith("|")]
-            assert len(lines) >= 2 + len(filled.result.rows)

@@ -6,22 +6,18 @@ import base64
 import csv
 import os
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from common.reporting import media
-from common.reporting.curves import MAX_POINTS, importance, read_curves
+from common.reporting.curves import MAX_POINTS, read_curves
 from common.reporting.papers import existing_papers
 from common.reporting.promote import promote
-from common.reporting.records import Record
 from common.reporting.report import build
 from common.reporting.tables import load
-
-MakeRecord = Callable[..., Record]
-Save = Callable[[Record], Path]
+from tests.reporting.conftest import Capsys, MakeRecord, Saved
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -57,11 +53,11 @@ def written(folder: Path, **arguments: object) -> str:
     return build(folder / "page.html", **arguments).read_text(encoding="utf-8")  # type: ignore[arg-type]
 
 
-def test_the_page_is_self_contained(project: Path, save: Save, make_record: MakeRecord) -> None:
+def test_the_page_is_self_contained(project: Path, saved: Saved) -> None:
     deviation = {"field": "model.x", "reason": "a <small> bank"}
     for seed in (0, 1):
         names = ["media/picture.png", "media/clip.mp4", "media/rows.csv", "media/numbers.json", "media/lost.png"]
-        folder = save(make_record("esc@base", seed, 10.0 + seed, media=names, deviations=[deviation]))
+        folder = saved("esc@base", seed, 10.0 + seed, media=names, deviations=[deviation])
         (folder / "media").mkdir()
         (folder / "media" / "picture.png").write_bytes(PIXEL)
         (folder / "media" / "clip.mp4").write_bytes(b"not a film")
@@ -87,14 +83,10 @@ def test_the_page_is_self_contained(project: Path, save: Save, make_record: Make
     assert "and 2 runs of this machine" in text
 
 
-def test_every_measured_cell_tells_where_it_comes_from(project: Path, save: Save, make_record: MakeRecord) -> None:
+def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Saved, make_record: MakeRecord) -> None:
     data = {"test (esc50)": {"version": "1", "samples": 400, "skipped": 3, "skipped_names": []}}
     for seed in (0, 1, 2):
-        save(
-            make_record(
-                "esc@base", seed, 10.0 + seed, data=data, deviations=[{"field": "a.init_args.b", "reason": "c"}]
-            )
-        )
+        saved("esc@base", seed, 10.0 + seed, data=data, deviations=[{"field": "a.init_args.b", "reason": "c"}])
     promote("mct", runs=project / "runs")
     text = written(project, runs=project / "nowhere")
     page = Page(text)
@@ -129,9 +121,9 @@ def test_a_page_without_any_record(project: Path) -> None:
     assert "No claim was judged yet" in text
 
 
-def test_numbers_of_smoke_are_folded_away(project: Path, save: Save, make_record: MakeRecord) -> None:
-    save(make_record("esc@base", 0, 10.0))
-    save(make_record("esc@base", 0, 99.0, scale="smoke"))
+def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
+    saved("esc@base", 0, 10.0)
+    saved("esc@base", 0, 99.0, scale="smoke")
     text = written(project)
     folded = text.index("their numbers mean nothing</summary>")
     assert text.index("10.0</button>") < folded < text.index("99.0</button>")
@@ -142,13 +134,11 @@ def test_numbers_of_smoke_are_folded_away(project: Path, save: Save, make_record
     assert "99.0</button>" in alone
 
 
-def test_what_does_not_fit_is_named(
-    project: Path, save: Save, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_named(project: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "MAX_FILE_BYTES", 100)
     for seed in (0, 1):
         for stage in ("esc@base", "esc@better"):
-            folder = save(make_record(stage, seed, media=["media/a.png", "media/large.png"]))
+            folder = saved(stage, seed, media=["media/a.png", "media/large.png"])
             (folder / "media").mkdir()
             (folder / "media" / "a.png").write_bytes(PIXEL)
             (folder / "media" / "large.png").write_bytes(PIXEL * 2)
@@ -162,9 +152,9 @@ def test_what_does_not_fit_is_named(
     assert text.count("a.png (the page is full)") == 2
 
 
-def test_rows_of_pictures_stand_side_by_side(project: Path, save: Save, make_record: MakeRecord) -> None:
+def test_rows_of_pictures_stand_side_by_side(project: Path, saved: Saved) -> None:
     for stage in ("esc@better", "esc@base", "ucf_1@base"):
-        folder = save(make_record(stage, media=["media/words.row.png", "media/words.row.json"]))
+        folder = saved(stage, media=["media/words.row.png", "media/words.row.json"])
         (folder / "media").mkdir()
         (folder / "media" / "words.row.png").write_bytes(PIXEL)
         (folder / "media" / "words.row.json").write_text('["a cat", "a dog"]' if "esc" in stage else '["a cow"]')
@@ -183,12 +173,12 @@ def test_rows_of_pictures_stand_side_by_side(project: Path, save: Save, make_rec
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_left_out_with_one_warning(
-    project: Path, save: Save, make_record: MakeRecord, file: str, content: bytes, capsys: pytest.CaptureFixture[str]
+    project: Path, saved: Saved, file: str, content: bytes, capsys: Capsys
 ) -> None:
     limit = csv.field_size_limit(131_072)  # some readers of data sets raise it
-    save(make_record("esc@base", 1, 20.0))
+    saved("esc@base", 1, 20.0)
     names = ["media/words.row.png", "media/words.row.json", "media/long.csv"]
-    folder = save(make_record("esc@base", 0, 40.0, media=names))
+    folder = saved("esc@base", 0, 40.0, media=names)
     (folder / "media").mkdir()
     (folder / "media" / "words.row.png").write_bytes(PIXEL)
     (folder / file).write_bytes(content)
@@ -201,13 +191,13 @@ def test_a_damaged_run_is_left_out_with_one_warning(
     assert str(folder) in told
 
 
-def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, save: Save, make_record: MakeRecord) -> None:
+def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved) -> None:
     secret = project / "secret.csv"
     secret.write_text("user,password\nroot,hunter2\n")
     picture = project / "picture.png"
     picture.write_bytes(PIXEL)
     names = ["media/a.csv", "media/b.png", "media/c.row.png", "media/d.png", "media/e.csv"]
-    folder = save(make_record("esc@base", media=names))
+    folder = saved("esc@base", media=names)
     (folder / "media").mkdir()
     for name, target in zip(names, (secret, picture, picture), strict=False):
         (folder / name).symlink_to(target)
@@ -219,10 +209,8 @@ def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, save: Save, m
     assert all(f"{Path(name).name} (not in the run&#39;s folder)" in text for name in names if "row" not in name)
 
 
-def test_damaged_curves_are_left_out(
-    project: Path, save: Save, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = save(make_record("esc@base"))
+def test_damaged_curves_are_left_out(project: Path, saved: Saved, capsys: Capsys) -> None:
+    folder = saved("esc@base")
     (folder / "metrics.csv").write_bytes(b"step,name,value\n0,train/\xff,1\n")
     written(project)
     assert "metrics.csv" in capsys.readouterr().err
@@ -247,16 +235,9 @@ def test_curves_are_thinned_by_means(tmp_path: Path) -> None:
     assert all(value == pytest.approx(0.5, abs=0.02) for _, value in points)
 
 
-def test_the_loss_comes_first() -> None:
-    names = ["train/accuracy", "train/word_loss", "train/loss", "val/loss", "lr"]
-    assert sorted(names, key=importance) == ["val/loss", "train/loss", "train/word_loss", "lr", "train/accuracy"]
-
-
-def test_curves_lie_over_those_of_the_recorded_draws(
-    project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path], tmp_path: Path
-) -> None:
+def test_curves_lie_over_those_of_the_recorded_draws(project: Path, saved: Saved, tmp_path: Path) -> None:
     for seed, height in ((0, 1), (1, 3), (2, 2)):
-        folder = save(make_record("base", seed, job="pretrain"))
+        folder = saved("base", seed, job="pretrain")
         points = "".join(f"{step},train/loss,{height + step}\n" for step in range(3))
         (folder / "metrics.csv").write_text(f"step,name,value\n{points}")
         if seed < 2:
@@ -280,12 +261,12 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
     assert len(text) < 3_000_000
 
 
-def test_yours_stand_beside_what_is_recorded(project: Path, save: Save, make_record: MakeRecord) -> None:
+def test_yours_stand_beside_what_is_recorded(project: Path, saved: Saved) -> None:
     """A run of a recorded seed never takes its place, nor does it enter its mean."""
     for stage, value in (("ucf_1@base", 50.0), ("ucf_1@better", 60.0)):
-        save(make_record(stage, 0, value))
+        saved(stage, 0, value)
     promote("mct", runs=project / "runs")
-    save(make_record("ucf_1@better", 0, 40.0, started="2026-02-01T00:00:00Z"))
+    saved("ucf_1@better", 0, 40.0, started="2026-02-01T00:00:00Z")
     text = written(project)
     assert '<th scope="col" class="kind measured">recorded at mini</th>' in text
     assert '<th scope="col" class="kind yours">yours at mini</th>' in text
@@ -295,8 +276,8 @@ def test_yours_stand_beside_what_is_recorded(project: Path, save: Save, make_rec
     assert "-10 (n=1)" in text
 
 
-def test_a_running_stage_is_shown(project: Path, save: Save, make_record: MakeRecord) -> None:
-    save(make_record("esc@base", 0))
+def test_a_running_stage_is_shown(project: Path, saved: Saved) -> None:
+    saved("esc@base", 0)
     folder = project / "runs" / "mct" / "mini" / "seed3" / "base"
     folder.mkdir(parents=True)
     (folder / "identity.json").write_text("{}")

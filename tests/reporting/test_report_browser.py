@@ -94,24 +94,6 @@ def test_the_page_itself_never_scrolls_sideways(tab: Any, width: int) -> None:
     tab.execute_script("folded.forEach(d => { d.open = false })")
 
 
-def test_all_tables_and_claims_are_there(tab: Any) -> None:
-    from common.reporting.papers import existing_papers
-    from common.reporting.tables import load
-
-    titles = tab.execute_script(
-        "return [...document.querySelectorAll('article h3')].map(h => h.firstChild.data.trim())"
-    )
-    texts = tab.execute_script("return [...document.querySelectorAll('.claims.all tbody tr')].map(r => r.innerText)")
-    for paper in existing_papers():
-        for table in load(paper.name).tables:
-            assert table.title in titles
-            for claim in table.claims:
-                if find_promoted(paper.name) and "mini" in claim.scales and "mini" in table.scales:
-                    assert any(claim.text in text for text in texts), claim.text
-    assert tab.execute_script("return document.querySelectorAll('.figure svg').length") > 20
-    assert tab.execute_script("return document.querySelectorAll('.charts svg').length") == 1
-
-
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_click_on_a_value_shows_where_it_comes_from(tab: Any, width: int) -> None:
     from selenium.webdriver.common.action_chains import ActionChains

@@ -19,11 +19,8 @@ from common.reporting.papers import existing_papers, paper_named
 from common.reporting.promote import promote
 from common.reporting.records import Record, RecordError
 from common.reporting.results import find_promoted, promoted_curves, write_results
-from tests.reporting.conftest import out_of_date
+from tests.reporting.conftest import Capsys, MakeRecord, Save, Saved, out_of_date
 from tests.reporting.test_records import CONFIGS, METRICS, a_record
-
-MakeRecord = Callable[..., Record]
-Save = Callable[[Record], Path]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,9 +63,9 @@ def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, 
     assert sorted(one.to_json() for one in found) == sorted(one.to_json() for one in some)
 
 
-def test_what_no_record_refers_to_any_more_goes(project: Path, make_record: MakeRecord, save: Save) -> None:
+def test_what_no_record_refers_to_any_more_goes(saved: Saved) -> None:
     def promoted(rate: float, started: str) -> str:
-        save(make_record(config={"model": {"rate": rate}}, started=started))
+        saved(config={"model": {"rate": rate}}, started=started)
         promote("mct")
         return (paper_named("mct").results / "shared.json").read_text()
 
@@ -129,12 +126,10 @@ def test_a_promotion_that_is_killed_leaves_results_that_can_be_read_and_is_compl
     assert kill_at >= 5
 
 
-def test_a_draw_of_another_machine_is_not_overwritten(
-    project: Path, make_record: MakeRecord, save: Save, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_draw_of_another_machine_is_not_overwritten(saved: Saved, capsys: Capsys) -> None:
     def run(cpu: str, value: float, day: int) -> int:
         hardware = {"cpu": cpu, "isa": {"requested": "native", "machine": "avx2"}}
-        save(make_record("esc@base", 0, value, hardware=hardware, started=f"2026-01-0{day}T00:00:00Z"))
+        saved("esc@base", 0, value, hardware=hardware, started=f"2026-01-0{day}T00:00:00Z")
         return main(["promote", "mct", *(["--replace"] if day == 4 else [])])
 
     assert run("Old CPU", 50.0, 1) == 0
@@ -165,20 +160,16 @@ def damaged(name: str, text: str) -> Callable[[Path], None]:
         ("seed0.json", lambda results: shutil.copytree(results / "mini", results / "paper") and None),
     ],
 )
-def test_a_malformed_file_is_named(
-    file: str, damage: Callable[[Path], None], project: Path, make_record: MakeRecord, save: Save
-) -> None:
-    save(make_record("esc@base", 0))
+def test_a_malformed_file_is_named(file: str, damage: Callable[[Path], None], saved: Saved) -> None:
+    saved("esc@base", 0)
     promote("mct")
     damage(paper_named("mct").results)
     with pytest.raises(RecordError, match=file):
         find_promoted("mct")
 
 
-def test_a_damaged_table_of_curves_is_named_and_not_replaced(
-    project: Path, make_record: MakeRecord, save: Save
-) -> None:
-    (save(make_record("esc@base", 0)) / "metrics.csv").write_text("step,name,value\n0,a,1\n1,a,2\n")
+def test_a_damaged_table_of_curves_is_named_and_not_replaced(saved: Saved) -> None:
+    (saved("esc@base", 0) / "metrics.csv").write_text("step,name,value\n0,a,1\n1,a,2\n")
     promote("mct")
     path = paper_named("mct").results / "curves.csv.gz"
     path.write_bytes(damaged := path.read_bytes()[:-9])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,17 @@ import yaml
 from common.commands.main import main
 from common.reporting import runs as reading
 from common.reporting.curves import summaries
-from common.reporting.records import Record
 from common.reporting.runs import DONE, RUNNING, STOPPED, find_runs, flat
-
-MakeRecord = Callable[..., Record]
-Save = Callable[[Record], Path]
+from tests.reporting.conftest import Capsys, Saved
 
 
 @pytest.fixture
-def folder(project: Path, make_record: MakeRecord, save: Save) -> Path:
+def folder(project: Path, saved: Saved) -> Path:
     """Three finished runs, one with curves and overrides, and one that was stopped."""
     for seed, value in ((0, 50.0), (1, 70.0)):
-        save(make_record("esc@base", seed, value, wall_seconds=60.0 * (seed + 1)))
+        saved("esc@base", seed, value, wall_seconds=60.0 * (seed + 1))
     config = {"seed_everything": 0, "model": {"init_args": {"rate": 0.3}, "class_path": "a.B"}, "data": {"root": "/d"}}
-    tried = save(make_record("base+1f2e3d", 0, 40.0, config=config, job="pretrain"))
+    tried = saved("base+1f2e3d", 0, 40.0, config=config, job="pretrain")
     (tried / "identity.json").write_text(json.dumps({"arguments": ["--model.rate", "0.3"], "lineage_hash": "0" * 12}))
     (tried / "metrics.csv").write_text("step,name,value\n0,train/loss,3\n5,train/loss,1\n9,train/loss,2\n")
     stopped = project / "runs" / "mct" / "mini" / "seed2" / "base"
@@ -39,7 +35,7 @@ def folder(project: Path, make_record: MakeRecord, save: Save) -> Path:
     return project / "runs"
 
 
-def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+def run(capsys: Capsys, folder: Path, *arguments: str) -> str:
     assert main(["runs", *arguments, "--runs", str(folder)]) == 0
     return capsys.readouterr().out
 
@@ -74,15 +70,13 @@ def test_a_run_that_is_held_or_tells_its_progress_is_running(folder: Path) -> No
     assert found.value("steps") == 30
 
 
-def test_a_run_with_a_damaged_record_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_a_damaged_record_is_left_out(folder: Path, capsys: Capsys) -> None:
     (folder / "mct" / "mini" / "seed2" / "base" / "record.json").write_text("{")
     assert all(run.name != "mct/mini/seed2/base" for run in find_runs(folder))
     assert "record.json" in capsys.readouterr().err
 
 
-def test_the_list_is_filtered_sorted_and_has_the_columns_asked_for(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_is_filtered_sorted_and_has_the_columns_asked_for(folder: Path, capsys: Capsys) -> None:
     def names(*arguments: str) -> list[str]:
         return [row["run"] for row in json.loads(run(capsys, folder, "--json", "--columns", "run", *arguments))]
 
@@ -107,7 +101,7 @@ def test_the_list_is_filtered_sorted_and_has_the_columns_asked_for(
     assert whole["minutes"] == 2.0
 
 
-def test_two_runs_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_are_compared(folder: Path, capsys: Capsys) -> None:
     text = run(capsys, folder, "--diff", "base+1f2e3d", "mct/mini/seed1/esc@base")
     results, _, places = text.partition("where and on what it ran")
     rows = [line.split() for line in results.splitlines()]
@@ -122,7 +116,7 @@ def test_two_runs_are_compared(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "nothing differs" in text
 
 
-def test_what_is_wrong_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:
     for arguments, told in (
         (("--sort", "test/topp1"), "did you mean 'test/top1'"),
         (("--where", "model.rat=1"), "did you mean 'model.rate'"),

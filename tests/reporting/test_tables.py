@@ -189,17 +189,6 @@ def test_paper_names() -> None:
         paper_named("avids")
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_shipped_tables_expand_in_order(scale: str) -> None:
-    seen: set[str] = set()
-    instances = expand("avid_cma", scale)
-    assert instances
-    for instance in instances:
-        assert instance.id not in seen
-        assert set(instance.parents.values()) <= seen
-        seen.add(instance.id)
-
-
 def test_shipped_tables_hold_the_published_values() -> None:
     source = load("avid_cma")
     values = {
@@ -214,10 +203,3 @@ def test_shipped_tables_hold_the_published_values() -> None:
     assert len(values) == 17 + 19 + 4  # the two poster tables and the list of linear probes; nothing else is known
     avts = source.table("audioset_transfer").row("AVTS")
     assert (avts.published["esc"].mark, avts.published["dcase"].mark) == ("*", "*")
-
-
-def test_shipped_recipes_exist() -> None:
-    source = load("avid_cma")
-    folder = source.path.parents[2] / "configs" / "avid_cma"
-    missing = sorted({s.recipe for s in source.stages.values() if not (folder / f"{s.recipe}.yaml").is_file()})
-    assert missing == []

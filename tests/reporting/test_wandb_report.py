@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from common.errors import ReportingError
 from common.reporting import render, wandb_report
 from common.reporting.aggregate import deviations_of
 from common.reporting.papers import existing_papers, paper_named
-from common.reporting.records import Record
 from common.reporting.render import fill_best, row_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
 from common.reporting.wandb_server import within
+from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
@@ -117,12 +117,12 @@ def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables(tmp_pat
                 assert json.dumps(claim.check.text, ensure_ascii=False)[1:-1] in text
 
 
-def test_numbered_files_share_a_key(make_record: Callable[..., Record]) -> None:
+def test_numbered_files_share_a_key(make_record: MakeRecord) -> None:
     names = ["media/clip_1.mp4", "media/clip_2.mp4", "media/words.row.png", "media/samples.csv", "media/other.json"]
     assert wandb_report.media_keys([make_record(media=names)]) == (["clip", "words.row"], ["samples_table"])
 
 
-def test_without_a_key_the_reports_are_files(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_key_the_reports_are_files(project: Path, capsys: Capsys) -> None:
     assert run("wandb-report") == 0
     out = capsys.readouterr().out
     assert "not sent: no key" in out
@@ -143,7 +143,7 @@ def test_offline_asks_for_no_server(project: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_server_that_does_not_answer_costs_seconds(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -193,17 +193,14 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]:
         assert not found.unknown
 
 
-def test_a_report_is_updated_in_its_place(
-    project: Path, stub: WandbStub, make_record: Callable[..., Record], save: Callable[[Record], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_a_report_is_updated_in_its_place(project: Path, stub: WandbStub, saved: Saved, capsys: Capsys) -> None:
     def sent() -> list[str]:
         return [name for name, view in stub.views.items() if view["displayName"] not in (GIVEN_UP, VIEW)]
 
     assert run("wandb-report", "mct") == 0
     (first,) = sent()
     address = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sent: "))
-    save(make_record("esc@base", 0, 61.5))
+    saved("esc@base", 0, 61.5)
     assert run("wandb-report", "mct", "--runs", str(project / "runs")) == 0
     assert address in capsys.readouterr().out
     assert sent() == [first]
@@ -213,11 +210,8 @@ def test_a_report_is_updated_in_its_place(
     assert len(sent()) == 1
 
 
-def test_the_view_of_a_paper_is_its_table(
-    project: Path, stub: WandbStub, make_record: Callable[..., Record], save: Callable[[Record], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    save(make_record("esc@base", 0, 61.5, media=["media/neighbors.png", "media/texts.csv"]))
+def test_the_view_of_a_paper_is_its_table(project: Path, stub: WandbStub, saved: Saved, capsys: Capsys) -> None:
+    saved("esc@base", 0, 61.5, media=["media/neighbors.png", "media/texts.csv"])
     for _ in range(2):  # the second time in its place
         assert run("wandb-report", "mct", "--runs", str(project / "runs")) == 0
         assert f"sent: {stub.address}/someone/representation-assemble?nw=" in capsys.readouterr().out
