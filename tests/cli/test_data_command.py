@@ -1,4 +1,4 @@
-"""`assemble data <paper>`: what the paper scale needs."""
+"""`assemble data`: what a paper needs, and the stores of text features as a user makes them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import fnmatch
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from common.commands.main import main
 from common.data.regions import RegionFeatures
 from common.data.released_files import released_files
+from common.data.text_features import FeatureStore
 from common.errors import StageError
 from common.reporting.papers import existing_papers
 from common.stages.recipe_data import files_of
+from tests.data.image_layouts import write_coco
 
 
 def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
@@ -53,3 +57,62 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         RegionFeatures(tmp_path / "train.h5")
     assert main(["wandb-report", "mct", "--offline"]) == 2
     assert "make extra-wandb-reports" in capsys.readouterr().err
+
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "caption", ",", ".", "0", "1")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of data sets with COCO 2014 in it, and a tiny BERT where the recipes look for it."""
+    from transformers import BertConfig, BertModel
+
+    write_coco(tmp_path / "coco", train=3, year="2014")
+    folder = tmp_path / "bert-base-uncased"
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return tmp_path
+
+
+def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data / "xmc_gan" / "text_features"
+    assert main(["data", "xmc_gan", "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    for title in ("COCO 2014", "Localized Narratives", "Text features", "missing", "--text-features"):
+        assert title in printed
+    assert "BERT is not at" not in printed
+    assert (
+        main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu", "--batch-size", "2"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")] == [
+        "coco_2014-train-17.h5",
+        "coco_2014-val-17.h5",
+    ]
+    assert f"written to {folder / 'coco_2014-val-17.h5'}" in printed
+    store = FeatureStore(folder / "coco_2014-train-17.h5")
+    assert (len(store), store.width, store.max_tokens) == (6, 8, 17)
+    words, sentence, length = store.read(np.arange(6), "official")
+    assert length.tolist() == [8] * 6  # [CLS] image, an unknown number, "," caption 0 . [SEP]
+    assert words[:, :8].abs().sum(2).min() > 0
+    assert sentence.isfinite().all()
+    assert store.about["dataset"] == "coco_2014"
+    # Once made, a store is left alone.
+    changed = store.path.stat().st_mtime_ns
+    main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu"])
+    assert store.path.stat().st_mtime_ns == changed
+
+
+def test_errors_say_what_to_do(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "mct", "--data", str(data), "--text-features"]) == 2
+    assert "mct stores no text features; xmcgan does" in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--batch-size", "0"]) == 2
+    assert "--batch-size: must be at least 1" in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--bert", str(tmp_path / "none")]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty"), "--text-features"]) == 2
+    assert "the data sets of those that are not there are missing" in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty")]) == 0
+    assert "BERT is not at" in capsys.readouterr().out

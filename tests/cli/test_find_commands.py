@@ -59,6 +59,7 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
         (["fit", "avid/avid", "--model.temperature"], "--print_config shows every field"),
         (["plan", "avid", "--rows", "AVIDD"], "unknown row 'AVIDD': did you mean 'AVID'?"),
         (["tables", "avvid"], "assemble: unknown paper 'avvid'"),
+        (["reproduce", "avid", "mct"], "unrecognized arguments: mct (it takes one paper"),
     ],
 )
 def test_a_wrong_name_is_answered_in_a_line(
@@ -67,19 +68,6 @@ def test_a_wrong_name_is_answered_in_a_line(
     error = said(capsys, *arguments, status=2)
     assert words in error
     assert error.count(",") < 12
-
-
-def test_a_field_of_a_part_is_found_from_the_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--model.temperature", "0.1"]
-    assert "did you mean --model.loss.temperature?" in said(capsys, *arguments, status=2)
-
-
-def test_a_value_of_a_wrong_type_is_named_by_its_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]
-    error = said(capsys, *arguments, "--model.loss.temperature", "abc", status=2)
-    assert "model.loss.temperature is 'abc'; it must be a number above 0" in error
-    error = said(capsys, *arguments, "--trainer.max_epochs", "abc", status=2)
-    assert error.endswith("trainer.max_epochs: expected a whole number\n")
 
 
 def test_a_bare_recipe_that_measures_a_model_warns_of_random_weights(
@@ -93,13 +81,6 @@ def test_a_bare_recipe_that_measures_a_model_warns_of_random_weights(
     )
     # A row that says so by its name needs no warning.
     assert _missing_weights(find_request("avid/esc@untrained", Selection(scale="mini", runs=tmp_path))) == ""
-
-
-def test_one_command_says_that_it_takes_one_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["reproduce", "avid", "mct"]) == 2
-    error = capsys.readouterr().err
-    assert "unrecognized arguments: mct" in error
-    assert "it takes one paper" in error
 
 
 def test_titles_name_papers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

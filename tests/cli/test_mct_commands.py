@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
@@ -55,28 +54,6 @@ def test_export_in_the_layouts_of_other_libraries(
     np.testing.assert_array_equal(content["model"]["res2.0.conv1.weight"], trained["layer1.0.conv1.weight"])
 
 
-@pytest.mark.parametrize(
-    ("output", "layout", "message"),
-    [
-        (
-            "x.pth",
-            "torchvison",
-            r"--layout torchvison: .*torchvision.*valid: detectron2, safetensors, timm, torch_export, torchvision",
-        ),
-        ("x.pth", "caffe", r"--layout caffe: valid: detectron2, safetensors, timm, torch_export, torchvision"),
-        ("x.pth", "detectron2", r"a file of the layout detectron2 ends in .pkl, got '.*x.pth'"),
-    ],
-)
-def test_export_says_which_layouts_there_are(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, layout: str, message: str
-) -> None:
-    assert export(checkpoint, tmp_path / output, "--layout", layout) in (1, 2)
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert "Traceback" not in error
-    assert not list(tmp_path.iterdir())
-
-
 def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,12 +87,3 @@ def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFix
     }  # fmt: skip
     assert {name: model["loss"]["init_args"][name] for name in expected} == expected
     assert model["momentum"] == 0.999
-
-
-def test_fit_says_what_is_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["fit", "mct/mct", "--scale", "smoke", "--runs", str(tmp_path), "--trainer.max_epochs", "1"]) == 0
-    output = capsys.readouterr().out
-    assert "values that are ours, in no source of the paper: " in output
-    assert "test/t2i_medr" in output
-    assert len(list(tmp_path.rglob("record.json"))) == 1
-    assert {path.name for path in tmp_path.rglob("*.png")} >= {"map.png", "image_to_captions.png"}

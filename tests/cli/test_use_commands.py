@@ -186,20 +186,16 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("embed", "mct", *mct, "--output", x), "there is nothing to embed: give files, --text or --captions"),
         (("embed", "mct", *mct, tmp_path / "nope", "--output", x), "nope does not exist"),
         (("embed", "mct", *mct, image, "--output", "x.csv"), "--output x.csv"),
-        (("embed", "mct", *mct, image, "--output", x, "--batch-size", "0"), "--batch-size: must be at least 1"),
         (
             ("embed", "mct", *mct, image, "--output", x, "--language", "de"),
             "--language goes with m3p, not with mct",
         ),
         (("embed", "mct", *mct, tmp_path / "empty", "--output", x), "empty holds no file that can be read as image"),
         (("embed", "mct", *mct, clips / "broken.mp4", "--output", x), "none of the 1 can be read as image"),
-        (("embed", "mct", *mct, "--captions", clips / "a.mp4", "--output", x), f"{clips / 'a.mp4'}: "),
         (("embed", "mct", "--checkpoint", tmp_path / "no.ckpt", image, "--output", x), "no.ckpt does not exist"),
         (("retrieve", "vx2text", *vx2text, "--query", "a", "--among", clips), "vx2text cannot compare anything; avid,"),
         (("retrieve", "avid", *avid, "--query", "a dog", "--among", clips), "the text 'a dog' (no file has that name)"),
         (("retrieve", "avid", *avid, "--query", image, "--among", clips), "--from video --to audio"),
-        (("retrieve", "mct", *mct, "--query", "a", "--among", pictures, "--top", "0"), "--top: must be at least 1"),
-        (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "none"), "none does not exist"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other, "--to", "text"), "mct cannot search"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "torn.npz"), "torn.npz: "),
@@ -220,18 +216,13 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (["embed", "avid", "a.mp4", "--output", "README.md/rows.npz"], "--output"),
-        (["embed", "avid", "a.mp4", "--output", "/proc/none/rows.npz"], "--output"),
-        (["generate", "xmc_gan", "a circle", "--output", "README.md/made"], "--output"),
-        (["generate", "xmc_gan", "a circle", "--number", "0"], "--number: must be at least 1"),
-        (["export", "avid", "--output", "README.md/export"], "--output"),
+        ["embed", "avid", "a.mp4", "--output", "README.md/rows.npz"],
+        ["generate", "xmc_gan", "a circle", "--output", "README.md/made"],
+        ["export", "avid", "--output", "README.md/export"],
     ],
 )
-def test_an_output_that_cannot_be_written_is_found_before_the_model_is_read(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_read(arguments: list[str], run: Run) -> None:
     # README.md is no checkpoint: reading it would end in another message.
-    assert main([*arguments, "--checkpoint", "README.md"]) == 2
-    assert message in capsys.readouterr().err
+    assert "--output" in run(*arguments, "--checkpoint", "README.md", fails=True)
