@@ -105,7 +105,7 @@ class ClipDataset(ItemDataset):
 
     def fill_cache(self) -> None:
         if self.cache is not None:
-            files = (path for clip in self.listing.clips for path in (clip.path, clip.sound) if path is not None)
+            files = (path for clip in self.listing for path in (clip.path, clip.sound) if path is not None)
             self.cache.fill(files, lambda path: MediaFile(path, self.cache))
 
     def preview(self, item: int) -> Pixels:

@@ -33,7 +33,7 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
     common = common_seconds(listing)
     broken = common == _UNREADABLE
     if broken.sum() > MOST_UNREADABLE * len(listing):
-        some = ", ".join(listing.table.names[row] for row in np.flatnonzero(broken)[:5])
+        some = ", ".join(listing.names[row] for row in np.flatnonzero(broken)[:5])
         raise TooManyBrokenFiles(
             f"{listing.name}: {broken.sum():,} of {len(listing):,} files cannot be read, more than "
             f"{MOST_UNREADABLE:.0%}. First: {some}. Repair or remove them, and delete {kept_at(listing)} to have them "

@@ -63,7 +63,7 @@ class SkipLedger:
     def names(self) -> list[str]:
         """Skipped files, relative to the listing's root if they are under it."""
         skipped = torch.nonzero(self.flags).flatten().tolist()
-        return list(dict.fromkeys(self.listing.table.names[file] for file in skipped))
+        return list(dict.fromkeys(self.listing.names[file] for file in skipped))
 
 
 class ItemDataset(Dataset[Sample], ABC):
@@ -102,7 +102,7 @@ class ItemDataset(Dataset[Sample], ABC):
         """A picture of a file as it is stored, [H, W, 3]."""
 
     def name(self, item: int) -> str:
-        return self.listing.table.names[item]
+        return self.listing.names[item]
 
     def describe(self) -> dict[str, Any]:
         """Version, fingerprint and number of files, for the record."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,71 +47,12 @@ class Clip:
     sound: Path | None = None
 
 
-#: Numbers of a clip in a :class:`ClipTable`; NaN = None.
+#: Numbers of a clip in a listing; NaN = None.
 NUMBERS = np.dtype(
     [("label", "<i4"), ("sound_label", "<i4"), ("fold", "<i2"), ("start", "<f8"), ("end", "<f8")], align=True
 )
-
-
-class ClipTable(MadeOnDemand[Clip]):
-    """The clips of a listing as columns, because two million Python objects would take a gigabyte per loader process.
-
-    Args:
-        names: file names with forward slashes, relative to `root`.
-        numbers: one row of `NUMBERS` per name; None = neither labels nor folds nor limits.
-        sounds: names of the files with the sound ("" = in the file itself); empty = of no clip.
-    """
-
-    def __init__(
-        self, root: Path, names: Iterable[str], numbers: npt.ArrayLike | None = None, sounds: Iterable[str] = ()
-    ) -> None:
-        self.root = Path(root)
-        self.names = Texts(names, "surrogateescape")
-        unlabeled = np.full(len(self.names), np.array((-1, -1, 0, np.nan, np.nan), NUMBERS))
-        self.numbers = unlabeled if numbers is None else np.asarray(numbers, NUMBERS)
-        self.sounds = Texts(sounds)
-
-    @classmethod
-    def of(cls, root: Path, clips: Iterable[Clip]) -> ClipTable:
-        rows = list(clips)
-        limits = [[np.nan if limit is None else limit for limit in (clip.start, clip.end)] for clip in rows]
-        return cls(
-            root,
-            (_relative(clip.path, root) for clip in rows),
-            [(clip.label, clip.sound_label, clip.fold, *own) for clip, own in zip(rows, limits)],
-            ["" if clip.sound is None else _relative(clip.sound, root) for clip in rows],
-        )
-
-    def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> ClipTable:
-        rows = np.asarray(indices, dtype=np.int64)
-        sounds = [self.sounds[int(row)] for row in rows] if self.sounds else ()
-        return ClipTable(self.root, (self.names[int(row)] for row in rows), self.numbers[rows], sounds)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def _item(self, position: int) -> Clip:
-        label, sound_label, fold, start, end = self.numbers[position].item()
-        sound = self.sounds[position] if self.sounds else ""
-        return Clip(
-            joined(self.root, self.names[position]),
-            label,
-            sound_label,
-            fold,
-            None if np.isnan(start) else start,
-            None if np.isnan(end) else end,
-            joined(self.root, sound) if sound else None,
-        )
-
-    def digest(self) -> str:
-        """SHA-256 over relative names, numbers and sound files, in order; independent of the root."""
-        state = hashlib.sha256(b"listing 1\0" + self.names.ends.astype("<i8").tobytes())
-        for column in NUMBERS.names or ():
-            state.update(self.numbers[column].tobytes())
-        state.update(self.names.buffer)
-        if self.sounds.buffer:
-            state.update(b"sounds\0" + self.sounds.ends.astype("<i8").tobytes() + self.sounds.buffer)
-        return state.hexdigest()
+#: Of a clip without a label, fold and limits.
+UNLABELED = np.array((-1, -1, 0, np.nan, np.nan), NUMBERS)
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -129,68 +70,99 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """The clips of one split of one data set, in a fixed order.
+def file_names(names: Iterable[str]) -> Texts:
+    """File names, which may hold any bytes, with forward slashes."""
+    return Texts(names, "surrogateescape")
 
-    The position of a clip is its row in a memory bank, so a bank only fits the listing it was trained on.
+
+@dataclass(frozen=True, eq=False)
+class Listing(MadeOnDemand[Clip]):
+    """The clips of one split of one data set, in a fixed order, as columns.
+
+    Two million Python objects would take a gigabyte per loader process. The position of a clip is its row in a memory
+    bank, so a bank only fits the listing it was trained on.
 
     Args:
         version: split, fold and layout, for records.
-        clips: a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
         classes: class names; the label of a clip is a position here.
+        names: file names relative to `root`, as :func:`file_names`.
+        numbers: one row of `NUMBERS` per name.
+        sounds: names of the files with the sound ("" = in the file itself); empty = of no clip.
         missing, missing_names: number and examples of items that the official lists name but the folder lacks.
     """
 
     name: str
     version: str
-    clips: Sequence[Clip]
-    classes: tuple[str, ...]
     root: Path
+    classes: tuple[str, ...]
+    names: Texts
+    numbers: npt.NDArray[Any]
+    sounds: Texts = field(default_factory=lambda: Texts(()))
     missing: int = 0
     missing_names: tuple[str, ...] = ()
     layout: str = ""
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
-        for name in ("classes", "missing_names", "notes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not isinstance(self.clips, ClipTable):
-            object.__setattr__(self, "clips", ClipTable.of(self.root, self.clips))
-
-    @property
-    def table(self) -> ClipTable:
-        assert isinstance(self.clips, ClipTable)
-        return self.clips
+    @classmethod
+    def of(cls, name: str, version: str, clips: Iterable[Clip], classes: Sequence[str], root: Path) -> Listing:
+        rows = list(clips)
+        limits = [[np.nan if limit is None else limit for limit in (clip.start, clip.end)] for clip in rows]
+        numbers = [(clip.label, clip.sound_label, clip.fold, *own) for clip, own in zip(rows, limits)]
+        sounds = Texts("" if clip.sound is None else _relative(clip.sound, root) for clip in rows)
+        names = file_names(_relative(clip.path, root) for clip in rows)
+        return cls(name, version, root, tuple(classes), names, np.array(numbers, NUMBERS), sounds)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
-        return self.table.numbers["label"]
+        return self.numbers["label"]
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.names)
 
-    def __getitem__(self, index: int) -> Clip:
-        return self.table[index]
+    def _item(self, position: int) -> Clip:
+        label, sound_label, fold, start, end = self.numbers[position].item()
+        sound = self.sounds[position] if self.sounds else ""
+        return Clip(
+            joined(self.root, self.names[position]),
+            label,
+            sound_label,
+            fold,
+            None if np.isnan(start) else start,
+            None if np.isnan(end) else end,
+            joined(self.root, sound) if sound else None,
+        )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over relative names, labels and order; independent of the root."""
-        return self.table.digest()
+        """SHA-256 over relative names, numbers and sound files, in order; independent of the root."""
+        state = hashlib.sha256(b"listing 1\0" + self.names.ends.astype("<i8").tobytes())
+        for column in NUMBERS.names or ():
+            state.update(self.numbers[column].tobytes())
+        state.update(self.names.buffer)
+        if self.sounds.buffer:
+            state.update(b"sounds\0" + self.sounds.ends.astype("<i8").tobytes() + self.sounds.buffer)
+        return state.hexdigest()
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Listing:
-        version = f"{self.version}, {len(indices)} of {len(self)}"
-        return replace(self, version=version, clips=self.table.take(indices))
+        rows = [int(row) for row in indices]
+        return replace(
+            self,
+            version=f"{self.version}, {len(rows)} of {len(self)}",
+            names=file_names(self.names[row] for row in rows),
+            numbers=self.numbers[rows],
+            sounds=Texts(self.sounds[row] for row in rows if self.sounds),
+        )
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Everything as columns, for a cache."""
         kept = {name: getattr(self, name) for name in _KEPT}
-        kept |= {"root": str(self.root), "names": list(self.table.names), "sounds": list(self.table.sounds)}
-        return {"numbers": self.table.numbers, "kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}
+        kept |= {"root": str(self.root), "names": list(self.names), "sounds": list(self.sounds)}
+        return {"numbers": self.numbers, "kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Listing:
         kept = json.loads(columns["kept"].tobytes())
-        root = Path(kept["root"])
-        clips = ClipTable(root, kept["names"], columns["numbers"], kept["sounds"])
-        return cls(clips=clips, root=root, **{name: kept[name] for name in _KEPT})
+        own: dict[str, Any] = {
+            name: tuple(kept[name]) if isinstance(kept[name], list) else kept[name] for name in _KEPT
+        }
+        names, sounds = file_names(kept["names"]), Texts(kept["sounds"])
+        return cls(root=Path(kept["root"]), names=names, numbers=columns["numbers"], sounds=sounds, **own)

@@ -85,9 +85,8 @@ class AudioVisualData(ShardedDataModule):
         audio = self.audio
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
-        table = listing.table
         # A listing's fingerprint is of names alone: other files of the same names have other statistics.
-        looked_at = [_stamp(table[row]) for row in spread(len(table), STATISTICS_CLIPS)]
+        looked_at = [_stamp(listing[row]) for row in spread(len(listing), STATISTICS_CLIPS)]
         settings = [
             audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
             os.path.abspath(listing.root), looked_at, self.sounds_of_statistics(),

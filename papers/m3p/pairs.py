@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.item_dataset import ItemDataset, Key, Sample, TooManyBrokenFiles
-from common.data.listing import ClipTable, Listing
+from common.data.listing import UNLABELED, Listing, file_names
 from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures, Regions
 from common.data.sequences import Texts
@@ -64,8 +64,10 @@ class Pictures:
     missing: Sequence[str] = ()
 
     def listing(self) -> Listing:
-        clips = ClipTable(self.root, self.keys)
-        return Listing(self.name, self.version, clips, (), self.root, len(self.missing), tuple(self.missing[:20]))
+        return Listing(
+            self.name, self.version, self.root, (), file_names(self.keys), np.full(len(self.keys), UNLABELED),
+            missing=len(self.missing), missing_names=tuple(self.missing[:20]),
+        )  # fmt: skip
 
 
 def shown_images(dataset: Any) -> str:

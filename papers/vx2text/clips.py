@@ -197,7 +197,7 @@ class ClipReader:
     def fill_cache(self, listing: Listing) -> None:
         """Decode files into the cache until it is full; skips files that fail."""
         if self.cache is not None:
-            self.cache.fill(dict.fromkeys(clip.path for clip in listing.clips), self._keep)
+            self.cache.fill(dict.fromkeys(clip.path for clip in listing), self._keep)
 
     def _keep(self, path: Path) -> None:
         with open_media(path, self.cache) as media:

@@ -54,15 +54,15 @@ def test_clips_without_sound_are_left_out_of_the_listing(root: Path) -> None:
         (skipping.held_out_clips, listed.held_out_clips),
     ):
         assert [int(met[item]["index"]) for item in range(3)] == [0, 2, 2]
-        assert met.skipped.names() == [met.listing.table.names[1]]
+        assert met.skipped.names() == [met.listing.names[1]]
         assert len(left_out) == 2
-        assert left_out.listing.table.names == [met.listing.table.names[row] for row in (0, 2)]
+        assert left_out.listing.names == [met.listing.names[row] for row in (0, 2)]
         assert left_out.skipped.count() == 0
 
 
 def test_files_that_break_after_the_listing_do_not_end_a_run(root: Path) -> None:
     data = data_of(root, max_skipped_fraction=1.0)
-    (root / data.listing.table.names[0]).write_bytes(b"broken")
+    (root / data.listing.names[0]).write_bytes(b"broken")
     clips = data.training_clips
     assert [int(clips[item]["index"]) for item in range(2)] == [1, 1]
     assert clips.skipped.count() == 1  # half of the files

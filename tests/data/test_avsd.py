@@ -16,8 +16,8 @@ def test_rows_and_dialogues_are_aligned(tmp_path: Path, suffix: str) -> None:
     for split, count in (("train", 2), ("validation", 1), ("test", 2)):
         listing, dialogs = dataset.listing(split), dataset.dialogs(split)
         assert len(listing) == len(dialogs) == count
-        assert [clip.path.stem for clip in listing.clips] == [own.video for own in dialogs]
-        assert all(clip.path.is_file() for clip in listing.clips)
+        assert [clip.path.stem for clip in listing] == [own.video for own in dialogs]
+        assert all(clip.path.is_file() for clip in listing)
     own = dataset.dialogs("train")[1]
     assert own.video == "YSKX3"
     assert (own.caption, own.summary) == ("a man sits .", "he eats .")

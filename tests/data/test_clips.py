@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _listing(folder: Path, *names: str) -> Listing:
     clips = [Clip(folder / name, label=number % 3, sound_label=number % 2) for number, name in enumerate(names)]
-    return Listing("test", "1", clips, ("a", "b", "c"), folder)
+    return Listing.of("test", "1", clips, ("a", "b", "c"), folder)
 
 
 def _good(folder: Path, count: int = 6) -> Listing:
@@ -113,7 +113,7 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
         _listing(folder, "ramp.avi"), EXACT, AUDIO, video_duration=1.0, video_fps=8.0, jitter=0.0, training=False
     )
     for item in range(20):
-        pictures, samples = clips._cut(clips.listing.clips[0], np.random.default_rng(item), with_video=True)
+        pictures, samples = clips._cut(clips.listing[0], np.random.default_rng(item), with_video=True)
         assert pictures is not None
         brightness = pictures.float().mean((1, 2, 3)) / 255
         # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
@@ -257,7 +257,7 @@ def test_dense_clips_cover_the_video(folder: Path) -> None:
     expected = torch.from_numpy(dense_clip_starts(16, 4, 5))[:, None] + torch.arange(4)
     assert torch.equal(numbers, expected.int())
     # Each clip is what the transform makes of its frames alone.
-    with MediaFile(clips.listing.clips[4].path) as media:
+    with MediaFile(clips.listing[4].path) as media:
         frames, _ = media.read_video(0.0, 2.0, 8.0)
     for start, clip in zip(expected[:, 0].tolist(), sample["video"]):
         assert torch.equal(EXACT.adapted(False, 4)(frames[start : start + 4]), clip)
@@ -276,7 +276,7 @@ def test_dense_clips_at_random(folder: Path) -> None:
 
 def test_listed_segments_are_respected(folder: Path) -> None:
     segment = Clip(folder / "good0.mp4", label=0, start=0.5, end=1.25)
-    listing = Listing("test", "1", [segment], ("a",), folder)
+    listing = Listing.of("test", "1", [segment], ("a",), folder)
     dense = DenseVideoClips(listing, EXACT, clips=4, video_duration=0.25, video_fps=8.0)[0]["video"]
     numbers = ((dense.mean((1, 3, 4)) * 255 - 8) / 3).round().int()
     assert (int(numbers.min()), int(numbers.max())) == (4, 9)
@@ -304,7 +304,7 @@ def sounds(folder: Path) -> Listing:
     for number in range(3):
         path = write_wav(folder / f"sound{number}.wav", seconds=5.0, rate=16_000, frequency=500.0 * (number + 1))
         clips.append(Clip(path, label=number, fold=number + 1))
-    return Listing("sounds", "1", clips, ("a", "b", "c"), folder)
+    return Listing.of("sounds", "1", clips, ("a", "b", "c"), folder)
 
 
 def test_what_a_sound_sample_holds(sounds: Listing) -> None:
@@ -322,7 +322,7 @@ def test_test_windows_wrap_round(sounds: Listing) -> None:
     windows = SoundWindows(sounds, AUDIO, training=False, windows=8, wrap_seconds=4.9)
     result = windows[0]["audio"]
     transform = AUDIO.with_training(False)
-    with MediaFile(sounds.clips[0].path) as media:
+    with MediaFile(sounds[0].path) as media:
         samples = media.read_audio(0.0, 4.9, 8_000)
     twice = torch.cat([samples, samples])
     for number, start in enumerate(np.linspace(0.0, 4.9, 8)):
@@ -333,14 +333,14 @@ def test_test_windows_wrap_round(sounds: Listing) -> None:
 
 def test_windows_over_the_whole_file_when_there_is_no_wrap(sounds: Listing) -> None:
     result = SoundWindows(sounds, AUDIO, training=False, windows=6)[0]["audio"]
-    with MediaFile(sounds.clips[0].path) as media:
+    with MediaFile(sounds[0].path) as media:
         third = media.read_audio(2.0, 1.0, 8_000)
     torch.testing.assert_close(result[2], AUDIO.with_training(False)(third), rtol=0, atol=0.1)
 
 
 def test_a_file_shorter_than_a_window_repeats(folder: Path) -> None:
     path = write_wav(folder / "tiny.wav", seconds=0.3, rate=8_000)
-    listing = Listing("tiny", "1", [Clip(path, 0)], ("a",), folder)
+    listing = Listing.of("tiny", "1", [Clip(path, 0)], ("a",), folder)
     for training in (True, False):
         for wrap in (4.9, None):
             result = SoundWindows(listing, AUDIO, training=training, windows=3, wrap_seconds=wrap)[0]["audio"]
@@ -365,7 +365,7 @@ def test_sound_files_without_sound_are_skipped(folder: Path) -> None:
     good = write_audio(folder / "good.flac", tone(2.0, 16_000), 16_000)
     names = ["silent.mp4", "empty.mp4"]
     clips = [*(Clip(folder / name, 0) for name in names), Clip(good, 1)]
-    listing = Listing("sounds", "1", clips, ("a", "b"), folder)
+    listing = Listing.of("sounds", "1", clips, ("a", "b"), folder)
     windows = SoundWindows(listing, AUDIO, training=False, windows=2, max_skipped_fraction=0.7)
     assert [int(windows[item]["index"]) for item in range(3)] == [2, 2, 2]
     assert windows.skipped.names() == names

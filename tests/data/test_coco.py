@@ -55,12 +55,12 @@ def test_coco_lists_captioned_images_by_name(tmp_path: Path, folder: str) -> Non
     coco = COCO(write_coco(tmp_path / "coco", folder=folder))
     listing = coco.listing("train")
     prefix = f"{folder}/" if folder else ""
-    assert listing.table.names == [f"{prefix}train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
+    assert listing.names == [f"{prefix}train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
     assert listing.labels.tolist() == [-1] * 4
     assert listing.classes == ()
     assert (listing.missing, listing.notes) == (0, ())
-    assert all(clip.path.is_file() for clip in listing.clips)
-    assert coco.listing("val").table.names == [f"{prefix}val2017/{n:012d}.jpg" for n in (5000, 5007)]
+    assert all(clip.path.is_file() for clip in listing)
+    assert coco.listing("val").names == [f"{prefix}val2017/{n:012d}.jpg" for n in (5000, 5007)]
     assert coco.listing("validation").fingerprint() == coco.listing("val").fingerprint()
 
 
@@ -75,7 +75,7 @@ def test_coco_counts_missing_files_and_images_without_captions(tmp_path: Path) -
 
     changed(root, CAPTIONS, change)
     listing = COCO(root).listing("train")
-    assert listing.table.names == [f"train2017/{n:012d}.jpg" for n in (9, 30)]
+    assert listing.names == [f"train2017/{n:012d}.jpg" for n in (9, 30)]
     assert (listing.missing, listing.missing_names) == (1, (f"train2017/{16:012d}.jpg",))
     assert listing.notes == ("1 images without a caption are left out",)
     status = COCO(root).status()
@@ -386,13 +386,13 @@ def test_karpathys_splits(tmp_path: Path, folder: str) -> None:
     counts = {}
     for split in COCOKarpathy.splits:
         listing = COCOKarpathy(root).listing(split)
-        names = listing.table.names
+        names = listing.names
         assert names == sorted(names)
         own = "train2014" if split == "train" else "val2014"
         assert all(name.startswith(f"{prefix}{own}/COCO_{own}_") for name in names)
         found = COCOKarpathy(root).annotations(split)
         counts[split] = len(found)
-        for row, clip in enumerate(listing.clips):
+        for row, clip in enumerate(listing):
             number = int(clip.path.stem[-12:])
             assert found.image_ids[row] == found.groups[row] == number
             assert found.captions[row] == (f"Image {number}: 0.", f"Image {number}: 1.")
@@ -413,7 +413,7 @@ def test_restval_can_join_train(tmp_path: Path) -> None:
     assert joined.index_name("train") != plain.index_name("train")
     assert joined.published_count("train") == 113_287
     assert plain.published_count("train") == 82_783
-    assert set(plain.listing("train").table.names) < set(joined.listing("train").table.names)
+    assert set(plain.listing("train").names) < set(joined.listing("train").names)
 
 
 def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
@@ -425,9 +425,9 @@ def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
     with pytest.raises(DatasetMissing, match="train2014"):
         COCOKarpathy(root).listing("train")
     listing = COCOKarpathy(root).listing("test")
-    (root / listing.table.names[0]).unlink()
+    (root / listing.names[0]).unlink()
     again = COCOKarpathy(root).listing("test")
-    assert (len(again), again.missing, again.missing_names) == (1, 1, (listing.table.names[0],))
+    assert (len(again), again.missing, again.missing_names) == (1, 1, (listing.names[0],))
     assert len(COCOKarpathy(root).annotations("test")) == 1
 
 

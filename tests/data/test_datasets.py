@@ -80,15 +80,15 @@ def test_listing_is_sorted_and_stable_wherever_it_lies(kind: type[MediaDataset],
         if split in kind.optional_splits:
             continue
         here, there = kind(first).listing(split, fold), kind(second).listing(split, fold)
-        names = here.table.names
+        names = here.names
         assert names == sorted(names)
         assert len(set(names)) == len(names) > 0
-        assert names == there.table.names
+        assert names == there.names
         assert here.fingerprint() == there.fingerprint() == kind(first).listing(split, fold).fingerprint()
         assert here.classes == there.classes
-        assert all(clip.path.is_file() for clip in here.clips)
+        assert all(clip.path.is_file() for clip in here)
         # The clips of AudioSet have more labels than the first, which is the only one kept.
-        assert {clip.label for clip in here.clips} == set(range(2 if kind is AudioSet else len(here.classes)))
+        assert {clip.label for clip in here} == set(range(2 if kind is AudioSet else len(here.classes)))
         assert here.name == kind.name
         assert split in here.version
 
@@ -111,21 +111,21 @@ def test_kinetics_layouts_give_the_same_labels(tmp_path: Path, flat: bool):
     train, validation = dataset.listing("train"), dataset.listing("validation")
     assert train.classes == validation.classes == ("abseiling", "tai chi", "zumba")
     assert len(train) == len(validation) == 9
-    assert Counter(clip.label for clip in train.clips) == {0: 3, 1: 3, 2: 3}
+    assert Counter(clip.label for clip in train) == {0: 3, 1: 3, 2: 3}
     # The writer numbers the videos by the position of the class in its argument.
-    labels = {clip.path.stem: clip.label for clip in train.clips}
+    labels = {clip.path.stem: clip.label for clip in train}
     assert labels["t-000000000_000000_000010"] == 1
     assert labels["t-000000100_000000_000010"] == 0
     assert ("annotations/train.csv" in train.layout) == flat
     assert ("class folders" in train.layout) == (not flat)
-    assert train.clips[0].start is None
+    assert train[0].start is None
 
 
 def test_kinetics_splits_number_the_classes_alike_when_one_lacks_a_class(tmp_path: Path):
     write_kinetics(tmp_path, ["archery", "bowling", "yoga"], 1, folders=["train"])
     write_kinetics(tmp_path, ["bowling", "yoga"], 1, folders=["val"])
     validation = Kinetics400(tmp_path).listing("val")
-    assert [clip.label for clip in validation.clips] == [1, 2]
+    assert [clip.label for clip in validation] == [1, 2]
 
 
 def test_kinetics_test_split_is_optional_but_not_silently_empty(tmp_path: Path):
@@ -142,14 +142,14 @@ def test_kinetics_test_split_is_optional_but_not_silently_empty(tmp_path: Path):
 def test_kinetics_replacements_take_the_place_of_corrupted_files(tmp_path: Path, flat: bool):
     root = write_kinetics(tmp_path, flat=flat)
     before = Kinetics400(root).listing("train")
-    corrupted = before.clips[1]
+    corrupted = before[1]
     replaced = root / "replacement" / "replacement_for_corrupted_k400" / corrupted.path.name
     replaced.parent.mkdir(parents=True)
     placeholder(replaced)
     after = Kinetics400(root).listing("train")
     assert len(after) == len(before)
     assert after.classes == before.classes
-    by_name = {clip.path.name: clip for clip in after.clips}
+    by_name = {clip.path.name: clip for clip in after}
     assert by_name[replaced.name].path == replaced
     assert by_name[replaced.name].label == corrupted.label
     if flat:
@@ -168,7 +168,7 @@ def test_kinetics_flat_counts_listed_clips_without_file_and_ignores_unlisted_fil
     assert len(listing) == 5
     assert listing.missing == 1
     assert listing.missing_names == ("t-000000001_000010_000020",)
-    assert "t-000000002_000021_000031.mp4" in {clip.path.name for clip in listing.clips}
+    assert "t-000000002_000021_000031.mp4" in {clip.path.name for clip in listing}
     status = Kinetics400(root).status()
     assert any("1 listed clips are missing, such as t-000000001" in note for note in status.notes)
 
@@ -192,7 +192,7 @@ def test_unicode_names(tmp_path: Path):
     classes = ["tango argentino ñ", "書道", "Straßenfußball"]
     train = Kinetics400(write_kinetics(tmp_path / "kinetics ü", classes)).listing("train")
     assert train.classes == tuple(sorted(classes))
-    assert all(clip.path.is_file() and clip.path.parent.name == train.classes[clip.label] for clip in train.clips)
+    assert all(clip.path.is_file() and clip.path.parent.name == train.classes[clip.label] for clip in train)
     ucf = UCF101(write_ucf101(tmp_path / "ucf", classes)).listing("test", 2)
     assert len(ucf) == 6
     assert ucf.classes == tuple(classes)
@@ -210,7 +210,7 @@ def test_audioset_names(tmp_path: Path, naming: str, prefix: str):
     listing = AudioSet(write_audioset(tmp_path, naming=naming, prefix=prefix)).listing("train")
     assert len(listing) == 3
     assert listing.missing == 0
-    assert {video_id(n, prefix) in clip.path.name for n, clip in enumerate(listing.clips)} == {True}
+    assert {video_id(n, prefix) in clip.path.name for n, clip in enumerate(listing)} == {True}
 
 
 @pytest.mark.parametrize(
@@ -236,14 +236,14 @@ def test_audioset_tolerates_missing_clips_and_labels_by_the_first_sound(tmp_path
     assert listing.missing == 4
     assert listing.missing_names[0] == video_id(3, "u")
     assert listing.classes == ("/m/03k3r", "/m/09x0r", "/t/dd00088")
-    assert [clip.label for clip in listing.clips] == [1, 0, 1]
-    assert [clip.sound_label for clip in listing.clips] == [1, 0, 1]
+    assert [clip.label for clip in listing] == [1, 0, 1]
+    assert [clip.sound_label for clip in listing] == [1, 0, 1]
     (root / "class_labels_indices.csv").write_text(
         'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/t/dd00088,"Gargling, loud"\n2,/m/03k3r,"Whip"\n'
     )
     named = AudioSet(root).listing("unbalanced_train")
     assert named.classes == ("Speech", "Gargling, loud", "Whip")
-    assert [clip.label for clip in named.clips] == [0, 2, 0]
+    assert [clip.label for clip in named] == [0, 2, 0]
 
 
 def test_audioset_splits_share_the_classes(tmp_path: Path):
@@ -251,14 +251,14 @@ def test_audioset_splits_share_the_classes(tmp_path: Path):
     write_audioset(tmp_path, clips=1, folder="eval_segments", list_name="eval_segments.csv", prefix="e")
     dataset = AudioSet(tmp_path)
     assert dataset.listing("test").classes == dataset.listing("train").classes
-    assert dataset.listing("eval").clips[0].path.parent.name == "eval_segments"
+    assert dataset.listing("eval")[0].path.parent.name == "eval_segments"
     assert set(dataset.status().counts) == {"unbalanced_train", "evaluation"}
 
 
 def test_audioset_prefers_the_video_to_the_sound_of_a_clip(tmp_path: Path):
     write_audioset(tmp_path, naming="audio/{video}.flac")
     write_audioset(tmp_path, clips=2, listed=3, naming="video/{video}.mp4")
-    suffixes = [clip.path.suffix for clip in AudioSet(tmp_path).listing("train").clips]
+    suffixes = [clip.path.suffix for clip in AudioSet(tmp_path).listing("train")]
     assert sorted(suffixes) == [".flac", ".mp4", ".mp4"]
 
 
@@ -267,7 +267,7 @@ def test_audioset_clip_list_and_whole_videos(tmp_path: Path):
     chosen = tmp_path / "hundred_thousand.txt"
     chosen.write_text(f"# chosen\n{video_id(3, 'u')}_30.mp4\n{video_id(1, 'u')}\n")
     listing = AudioSet(tmp_path / "data", clip_list=chosen, trimmed=False).listing("train")
-    assert [(clip.path.stem, clip.start, clip.end) for clip in listing.clips] == [
+    assert [(clip.path.stem, clip.start, clip.end) for clip in listing] == [
         (video_id(1, "u"), 10.0, 20.0),
         (video_id(3, "u"), 30.0, 40.0),
     ]
@@ -284,12 +284,12 @@ def test_ucf101_folds_divide_the_clips(tmp_path: Path):
     everything = set()
     for fold in (1, 2, 3):
         train, test = dataset.listing("train", fold), dataset.listing("test", fold)
-        names = set(train.table.names), set(test.table.names)
+        names = set(train.names), set(test.names)
         assert not names[0] & names[1]
         assert len(names[0] | names[1]) == 12
         assert all(f"_g{fold:02d}_" in name for name in names[1])
         assert train.classes == test.classes == ("ApplyEyeMakeup", "YoYo")
-        assert {clip.label for clip in test.clips if "YoYo" in clip.path.name} == {1}
+        assert {clip.label for clip in test if "YoYo" in clip.path.name} == {1}
         everything.add(test.fingerprint())
     assert len(everything) == 3
     assert dataset.listing("validation", 1).fingerprint() == dataset.listing("test", 1).fingerprint()
@@ -308,7 +308,7 @@ def test_ucf101_missing_and_converted_files(tmp_path: Path):
     listing = UCF101(root).listing("test", 1)
     assert len(listing) == 3
     assert listing.missing_names == ("YoYo/v_YoYo_g01_c01.avi",)
-    assert listing.clips[-1].path.suffix == ".mp4"
+    assert listing[-1].path.suffix == ".mp4"
 
 
 # ------------------------------------------------------------------------------------------------------------- HMDB-51
@@ -319,9 +319,9 @@ def test_hmdb51_flags(tmp_path: Path, nested: bool):
         train, test = dataset.listing("train", fold), dataset.listing("test", fold)
         # Per class: four clips, of which one is for testing and one is not used.
         assert (len(train), len(test)) == (4, 2)
-        assert not set(train.table.names) & set(test.table.names)
-        assert {clip.path.name[1] for clip in test.clips} == {str(fold - 1)}
-        assert {(clip.label, clip.path.parent.name) for clip in test.clips} == {(0, "brush_hair"), (1, "wave")}
+        assert not set(train.names) & set(test.names)
+        assert {clip.path.name[1] for clip in test} == {str(fold - 1)}
+        assert {(clip.label, clip.path.parent.name) for clip in test} == {(0, "brush_hair"), (1, "wave")}
     with pytest.raises(ValueError, match="fold = 1 to 3"):
         dataset.listing("train")
 
@@ -341,15 +341,15 @@ def test_esc50_folds(tmp_path: Path):
     everything = dataset.listing("all")
     assert len(everything) == 30
     assert everything.classes == ("dog", "rooster", "rain")
-    assert Counter(everything.table.numbers["fold"].tolist()) == dict.fromkeys(range(1, 6), 6)
-    assert all(clip.path.name == f"{clip.fold}-{clip.path.name.split('-', 1)[1]}" for clip in everything.clips)
-    assert all(clip.path.stem.endswith(f"-{clip.label}") for clip in everything.clips)
+    assert Counter(everything.numbers["fold"].tolist()) == dict.fromkeys(range(1, 6), 6)
+    assert all(clip.path.name == f"{clip.fold}-{clip.path.name.split('-', 1)[1]}" for clip in everything)
+    assert all(clip.path.stem.endswith(f"-{clip.label}") for clip in everything)
     for split in ("train", "test"):
         assert dataset.listing(split).fingerprint() == everything.fingerprint()
     for fold in range(1, 6):
         train, test = dataset.listing("train", fold), dataset.listing("test", fold)
-        assert set(test.table.numbers["fold"].tolist()) == {fold}
-        assert set(train.table.numbers["fold"].tolist()) == set(range(1, 6)) - {fold}
+        assert set(test.numbers["fold"].tolist()) == {fold}
+        assert set(train.numbers["fold"].tolist()) == set(range(1, 6)) - {fold}
         assert len(train) + len(test) == 30
 
 
@@ -366,8 +366,8 @@ def test_dcase_scenes_are_the_names_without_their_numbers(tmp_path: Path):
     train, test = dataset.listing("train"), dataset.listing("test")
     assert len(train) == len(test) == 8
     assert train.classes == test.classes == ("bus", "park", "tube", "tubestation")
-    assert not set(train.table.names) & set(test.table.names)
-    for clip in train.clips:
+    assert not set(train.names) & set(test.names)
+    for clip in train:
         assert train.classes[clip.label] == clip.path.stem.rstrip("0123456789")
 
 

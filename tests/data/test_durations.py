@@ -30,12 +30,12 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
         write_video(root / name, seconds=seconds, fps=8.0, size=(16, 16), audio_rate=8_000)
     write_video(root / "d.mp4", seconds=3.0, fps=8.0, size=(16, 16), audio_rate=8_000, with_audio=False)
     clips = [Clip(root / name, 0) for name in (*FILES, "d.mp4")]
-    return Listing("some", "all", [*clips, Clip(root / "b.mp4", 0, start=2.0)], ("one",), root)
+    return Listing.of("some", "all", [*clips, Clip(root / "b.mp4", 0, start=2.0)], ("one",), root)
 
 
 def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
     left = long_enough(listing, 1.5)
-    assert left.table.names == ["a.mp4", "b.mp4"]
+    assert left.names == ["a.mp4", "b.mp4"]
     assert left.version == "all, more than 1.5 s of picture and sound"
     assert left.notes == (
         "3 of 5 clips are left out: 1 without picture or sound, 2 with 1.5 s or less of both, 0 unreadable",
@@ -152,7 +152,7 @@ def test_audioset_in_the_order_of_a_list(tmp_path: Path) -> None:
     chosen.write_text("".join(f"{name}\n" for name in names))
     prefix = "unbalanced_train_segments/"
     in_order = AudioSet(root, chosen, in_list_order=True).listing("train")
-    assert in_order.table.names == [prefix + name for name in names]
-    assert AudioSet(root, chosen).listing("train").table.names == [prefix + name for name in sorted(names)]
+    assert in_order.names == [prefix + name for name in names]
+    assert AudioSet(root, chosen).listing("train").names == [prefix + name for name in sorted(names)]
     with pytest.raises(ValueError, match="in_list_order needs"):
         AudioSet(root, in_list_order=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.clips import AudioVisualClips, SoundWindows
 from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfImages
-from common.data.listing import ClipTable, DatasetError, DatasetMissing, Listing
+from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.prepare import check_files
+from common.data.sequences import Texts
 from tests.data.media_factory import write_video, write_wav
 
 
@@ -27,7 +29,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def names_of(dataset: FolderOfClips | FolderOfAudio | FolderOfImages, split: str, fold: int | None = None) -> list[str]:
-    return dataset.listing(split, fold).table.names
+    return dataset.listing(split, fold).names
 
 
 class TestClassFolders:
@@ -37,7 +39,7 @@ class TestClassFolders:
         everything = dataset.listing("all")
         assert everything.classes == ("cat", "dog")
         for label in (0, 1):
-            assert np.bincount(everything.table.numbers["fold"][everything.labels == label]).tolist() == [
+            assert np.bincount(everything.numbers["fold"][everything.labels == label]).tolist() == [
                 0,
                 2,
                 2,
@@ -48,7 +50,7 @@ class TestClassFolders:
         train, test = names_of(dataset, "train"), names_of(dataset, "test")
         assert len(train) == 16
         assert len(test) == 4
-        assert set(train) | set(test) == set(everything.table.names)
+        assert set(train) | set(test) == set(everything.names)
         assert names_of(dataset, "validation") == test == names_of(dataset, "test", 1)
         assert not set(names_of(dataset, "test", 2)) & set(test)
 
@@ -106,7 +108,7 @@ class TestClassFolders:
     def test_other_kinds_are_told(self, tmp_path: Path) -> None:
         touch(tmp_path, "cat/a.mp4", "cat/b.avi", "cat/notes.txt", "cat/.hidden.mp4")
         listing = FolderOfClips(tmp_path).listing("all")
-        assert listing.table.names == ["cat/a.mp4", "cat/b.avi"]
+        assert listing.names == ["cat/a.mp4", "cat/b.avi"]
         assert ".txt" in " ".join(listing.notes)
 
     def test_a_class_of_one_file_is_trained_on(self, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ class TestSounds:
     def test_a_sound_of_the_same_name_takes_the_place_of_the_own(self, tmp_path: Path) -> None:
         touch(tmp_path, "dog/a.mp4", "dog/a.wav", "dog/b.mp4", "dog/left.ogg")
         listing = FolderOfClips(tmp_path).listing("all")
-        assert [clip.sound for clip in listing.clips] == [tmp_path / "dog/a.wav", None]
+        assert [clip.sound for clip in listing] == [tmp_path / "dog/a.wav", None]
         assert "left.ogg" in " ".join(listing.notes)
 
     @pytest.mark.parametrize(
@@ -172,9 +174,9 @@ class TestSounds:
 
     def test_sounds_are_part_of_the_fingerprint_and_of_the_kept_index(self, tmp_path: Path) -> None:
         listing = FolderOfClips(touch(tmp_path, "a.mp4", "a.wav", "b.mp4")).listing("all")
-        plain = ClipTable(tmp_path, ["a.mp4", "b.mp4"], listing.table.numbers)
-        assert plain.digest() != listing.fingerprint()
-        assert ClipTable.of(tmp_path, listing.clips).digest() == listing.fingerprint()
+        plain = replace(listing, sounds=Texts(()))
+        assert plain.fingerprint() != listing.fingerprint()
+        assert Listing.of("a", "b", listing, (), tmp_path).fingerprint() == listing.fingerprint()
         assert Listing.of_columns(listing.columns()).fingerprint() == listing.fingerprint()
 
 
@@ -195,10 +197,10 @@ class TestLists:
             "v/2.mp4,,cat,val,,\n",
         )
         dataset = FolderOfClips(tmp_path)
-        first, second = dataset.listing("train").clips
+        first, second = dataset.listing("train")
         assert (first.sound, first.start, first.end) == (tmp_path / "s/1.wav", 0.0, 1.5)
         assert (second.start, second.end) == (1.5, None)
-        (other,) = dataset.listing("test").clips
+        (other,) = dataset.listing("test")
         assert (other.sound, other.start, other.label) == (None, None, 0)
 
     def test_parts_of_a_file_stay_in_one_fold(self, tmp_path: Path) -> None:
@@ -206,14 +208,14 @@ class TestLists:
         rows = [f"{number}.wav,{second},{second + 1}" for number in range(5) for second in range(3)]
         listing = FolderOfAudio(listed(tmp_path, "\n".join(["file_name,start,end", *rows]))).listing("all")
         assert len(listing) == 15
-        assert all(len(set(listing.table.numbers["fold"][start : start + 3])) == 1 for start in range(0, 15, 3))
+        assert all(len(set(listing.numbers["fold"][start : start + 3])) == 1 for start in range(0, 15, 3))
 
     def test_parts_of_several_classes_stay_in_one_fold(self, tmp_path: Path) -> None:
         touch(tmp_path, *(f"{number}.wav" for number in range(20)))
         rows = [f"{number}.wav,speech,0,1" for number in range(20)]
         rows += [f"{number}.wav,music,1,2" for number in range(0, 20, 2)]
         dataset = FolderOfAudio(listed(tmp_path, "\n".join(["file_name,label,start,end", *rows])))
-        train, test = (set(dataset.listing(split).table.names) for split in ("train", "test"))
+        train, test = (set(dataset.listing(split).names) for split in ("train", "test"))
         assert not train & test
         assert len(train) + len(test) == 20
         assert {name for name in test if int(Path(name).stem) % 2 == 0}  # files of both kinds are tested

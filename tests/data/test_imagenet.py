@@ -26,9 +26,9 @@ def test_class_folders(tmp_path: Path, parent: str) -> None:
     assert train.classes == validation.classes == CLASSES
     assert (len(train), len(validation)) == (9, 3)
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert all(clip.path.is_file() for clip in train.clips)
+    assert all(clip.path.is_file() for clip in train)
     prefix = f"{parent}/" if parent else ""
-    assert validation.table.names[0] == f"{prefix}val/n01440764/ILSVRC2012_val_00000000.JPEG"
+    assert validation.names[0] == f"{prefix}val/n01440764/ILSVRC2012_val_00000000.JPEG"
     assert imagenet.listing("validation").fingerprint() == validation.fingerprint()
 
 

@@ -47,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listing_of(folder: Path, *names: str) -> Listing:
-    return Listing("test", "1", [Clip(folder / name, n % 3) for n, name in enumerate(names)], ("a", "b", "c"), folder)
+    return Listing.of(
+        "test", "1", [Clip(folder / name, n % 3) for n, name in enumerate(names)], ("a", "b", "c"), folder
+    )
 
 
 def good(folder: Path, count: int = 6) -> Listing:

@@ -76,14 +76,14 @@ def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
     assert rows(dataset.captions("valid", "en")) == {"0": ("a val",)}
     assert dataset.image_path("1", "train").is_file()
     listing = dataset.listing("train")
-    assert listing.table.names == ["training/0.jpg", "training/1.jpg"]
+    assert listing.names == ["training/0.jpg", "training/1.jpg"]
     assert listing.missing_names == ("3",)
     # The names that img2dataset gives.
     named = tmp_path / "training" / "00000" / "000000003.jpg"
     named.parent.mkdir()
     (tmp_path / "training" / "0.jpg").rename(named)
     assert dataset.image_path("3", "train") == named
-    assert dataset.listing("train").table.names == ["training/00000/000000003.jpg", "training/1.jpg"]
+    assert dataset.listing("train").names == ["training/00000/000000003.jpg", "training/1.jpg"]
     with pytest.raises(ValueError, match=r"no captions in 'de'; it has en"):
         dataset.captions("train", "de")
     with pytest.raises(ValueError, match="no split 'test'"):

@@ -59,7 +59,7 @@ def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
 def test_narratives_are_the_captions_of_their_images(tmp_path: Path, folder: str) -> None:
     dataset = LocalizedNarrativesCOCO(write_ln_coco(tmp_path / "coco", folder=folder))
     listing = dataset.listing("train")
-    assert listing.table.names == ["train2017/000000391895.jpg", "train2017/000000522418.jpg"]
+    assert listing.names == ["train2017/000000391895.jpg", "train2017/000000522418.jpg"]
     assert (listing.missing, listing.notes) == (0, ("3 narratives, published 134,272",))
     found = dataset.annotations("train", listing)
     assert list(found.captions) == [("A man rides a bike.", "In the front a bike."), ("A woman cuts a cake.",)]
@@ -121,7 +121,7 @@ def test_open_images(tmp_path: Path) -> None:
         write_json_lines(tmp_path / f"{stem}.jsonl", [narrative(image, 1, f"An image to {split} with.", "open_images")])
     dataset = LocalizedNarrativesOpenImages(tmp_path)
     assert dataset.annotations("train").captions[0] == ("An image to train with.",)
-    assert dataset.listing("val").table.names == ["validation/0000000000000001.jpg"]
+    assert dataset.listing("val").names == ["validation/0000000000000001.jpg"]
     status = dataset.status()
     assert status.present  # the test split may be missing
     assert status.counts == {"train": 1, "validation": 1}
@@ -131,7 +131,7 @@ def test_open_images(tmp_path: Path) -> None:
 def test_coco_2014(tmp_path: Path) -> None:
     dataset = COCO2014(write_coco(tmp_path, 3, year="2014"))
     listing = dataset.listing("train")
-    assert listing.table.names == [f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 16, 23)]
+    assert listing.names == [f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 16, 23)]
     found = dataset.annotations("train", listing)
     assert found.captions[0] == ("Image 9, caption 0.", "Image 9, caption 1.")
     assert found.tag_names == ("person", "dog", "car")

@@ -23,7 +23,7 @@ def test_rows_and_moments_are_aligned(dataset: TVC) -> None:
     for split, count in (("train", 2), ("val", 4)):
         listing, moments = dataset.listing(split), dataset.moments(split)
         assert len(listing) == len(moments) == 4
-        for clip, own in zip(listing.clips, moments):
+        for clip, own in zip(listing, moments):
             assert clip.path.name == own.clip
             assert clip.path.is_dir()
             assert (clip.start, clip.end) == own.span
@@ -43,8 +43,8 @@ def test_names_and_fingerprint_are_the_same_wherever_the_folders_lie(tmp_path: P
         listings.append(TVC(place / "tvc").listing("train"))
     first, second = listings
     assert first.fingerprint() == second.fingerprint()
-    assert first.table.names == second.table.names
-    assert first.table.names[0].startswith("../tvqa/")
+    assert first.names == second.names
+    assert first.names[0].startswith("../tvqa/")
     # A link to the root does not change what lies beside it.
     linked = tmp_path / "linked"
     linked.mkdir()

@@ -18,7 +18,7 @@ def test_rows_and_questions_are_aligned(tmp_path: Path, flat: bool) -> None:
     dataset = TVQA(write_tvqa(tmp_path, flat=flat))
     listing, questions = dataset.listing("train"), dataset.questions("train")
     assert len(listing) == len(questions) == 4
-    for clip, asked in zip(listing.clips, questions):
+    for clip, asked in zip(listing, questions):
         assert clip.path.name == asked.clip
         assert clip.path.is_dir()
         assert clip.label == asked.answer
@@ -37,7 +37,7 @@ def test_rows_and_questions_are_aligned(tmp_path: Path, flat: bool) -> None:
 def test_spans_become_limits_when_they_are_used(tmp_path: Path) -> None:
     marked = [question(0, "s01e02_seg02_clip_00"), question(1, "s01e02_seg02_clip_00", ts="nan-nan")]
     dataset = TVQA(write_tvqa(tmp_path, marked), span=True)
-    clips = dataset.listing("val").clips
+    clips = dataset.listing("val")
     assert [(clip.start, clip.end) for clip in clips] == [(1.0, 2.5), (None, None)]
     assert dataset.index_name("val") != TVQA(tmp_path).index_name("val")
 
@@ -166,4 +166,4 @@ def test_columns_hold_any_text(tmp_path: Path) -> None:
     assert asked.options[4] == "\ud800"
     with pytest.raises(IndexError):
         TVQA(tmp_path).questions("train")[1]
-    assert np.isnan(TVQA(tmp_path).listing("train").table.numbers["start"]).all()
+    assert np.isnan(TVQA(tmp_path).listing("train").numbers["start"]).all()

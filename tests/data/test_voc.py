@@ -28,8 +28,8 @@ def test_splits_and_classes(tmp_path: Path, nested: bool) -> None:
     # A class may be called as a split is.
     assert listing.classes == VOC_CLASSES
     prefix = "VOCdevkit/" if nested else ""
-    assert listing.table.names == [f"{prefix}VOC2007/JPEGImages/{n:06d}.jpg" for n in range(5, 10)]
-    assert all(clip.path.is_file() for clip in listing.clips)
+    assert listing.names == [f"{prefix}VOC2007/JPEGImages/{n:06d}.jpg" for n in range(5, 10)]
+    assert all(clip.path.is_file() for clip in listing)
     assert listing.labels.tolist() == [-1] * 5
     status = voc.status()
     assert status.present, status.problem
@@ -95,7 +95,7 @@ def test_two_years_are_joined(tmp_path: Path) -> None:
     voc = PascalVOC(tmp_path, years=("2007", "2012"))
     listing = voc.listing("trainval")
     assert len(listing) == 9
-    assert [name.split("/")[1] for name in listing.table.names] == ["VOC2007"] * 5 + ["VOC2012"] * 4
+    assert [name.split("/")[1] for name in listing.names] == ["VOC2007"] * 5 + ["VOC2012"] * 4
     labels = voc.labels("trainval")
     assert labels.shape == (9, 3)
     assert labels[:5].tolist() == PascalVOC(tmp_path).labels("trainval").tolist()

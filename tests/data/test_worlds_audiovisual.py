@@ -32,7 +32,7 @@ def test_kinetics(world: AudioVisualWorld) -> None:
         assert len(listing) == count
         assert set(listing.classes) == set(VIDEO_CLASSES)
         assert np.bincount(listing.labels).tolist() == [count // 20] * 20
-    stem = Path(dataset.listing("train").table.names[0]).stem
+    stem = Path(dataset.listing("train").names[0]).stem
     identifier, begin, end = stem[:11], *stem[12:].split("_")
     assert len(identifier) == 11
     assert (len(begin), len(end)) == (6, 6)
@@ -53,9 +53,9 @@ def test_ucf(world: AudioVisualWorld) -> None:
         train, test = dataset.listing("train", fold), dataset.listing("test", fold)
         assert (train.missing, test.missing) == (0, 0)
         assert (len(train), len(test)) == (60, 20)
-        assert not set(train.table.names) & set(test.table.names)
+        assert not set(train.names) & set(test.names)
         assert np.bincount(test.labels).tolist() == [1] * 20
-        tested += test.table.names
+        tested += test.names
     assert len(set(tested)) == len(tested)
 
 
@@ -66,13 +66,13 @@ def test_hmdb(world: AudioVisualWorld) -> None:
         assert (train.missing, test.missing) == (0, 0)
         assert np.bincount(train.labels).tolist() == [2] * 20
         assert np.bincount(test.labels).tolist() == [1] * 20
-        assert not set(train.table.names) & set(test.table.names)
+        assert not set(train.names) & set(test.names)
 
 
 def test_esc(world: AudioVisualWorld) -> None:
     listing = ESC50(world.root_of("esc50")).listing("all")
     assert (len(listing), listing.missing) == (100, 0)
-    assert np.bincount(listing.table.numbers["fold"]).tolist() == [0] + [20] * 5
+    assert np.bincount(listing.numbers["fold"]).tolist() == [0] + [20] * 5
     assert [name.replace("_", " ") for name in listing.classes] == list(SOUND_CLASSES)
 
 
@@ -89,7 +89,7 @@ def test_labels_name_what_the_generator_drew(world: AudioVisualWorld) -> None:
     listing = Kinetics400(world.root_of("kinetics400")).listing("train")
     generator = ClipGenerator(5)
     rendered = np.stack([generator.video(1, index, 2.0) for index in range(40)]).astype(float)
-    for clip in listing.clips:
+    for clip in listing:
         frames, _ = decode(clip.path)
         index = int(np.abs(rendered - frames).mean(axis=(1, 2, 3, 4)).argmin())
         assert VIDEO_CLASSES[generator.label(index)] == clip.path.parent.name == listing.classes[clip.label]

@@ -240,7 +240,7 @@ def test_imagenet(world: EmojiWorld, core: tuple[Concept, ...]) -> None:
     for split in ("train", "val"):
         listing = ImageNet(root).listing(split)
         assert listing.classes == tuple(names)
-        numbers = [int(Path(name).stem.rpartition("_")[2]) for name in listing.table.names]
+        numbers = [int(Path(name).stem.rpartition("_")[2]) for name in listing.names]
         shown[split] = {number % 10_000 for number in numbers}
         assert Counter(map(style_of, numbers)) == dict.fromkeys(STYLES, len(shown[split]))
         for number, label in zip(numbers, listing.labels.tolist()):
@@ -256,7 +256,7 @@ def test_imagenet_by_designer(tmp_path: Path) -> None:
     shown: dict[str, list[int]] = {}
     for split in ("train", "val"):
         listing = ImageNet(world.root_of("imagenet")).listing(split)
-        shown[split] = [int(Path(name).stem.rpartition("_")[2]) for name in listing.table.names]
+        shown[split] = [int(Path(name).stem.rpartition("_")[2]) for name in listing.names]
         assert {number // 10_000 for number in shown[split]} == ({1, 2, 3} if split == "train" else {4})
     assert {number % 10_000 for number in shown["train"]} == {number % 10_000 for number in shown["val"]}
     assert world.folder != tiny(EmojiWorld, tmp_path).folder

@@ -193,7 +193,7 @@ def test_source_clips_in_the_layout_of_kinetics(world: NarratedWorld) -> None:
 def test_source_sounds_in_the_layout_of_esc(world: NarratedWorld) -> None:
     listing = ESC50(world.root_of("esc50")).listing("all")
     assert len(listing) == 30
-    assert np.bincount(listing.table.numbers["fold"]).tolist() == [0] + [6] * 5
+    assert np.bincount(listing.numbers["fold"]).tolist() == [0] + [6] * 5
     assert {frozenset(name.split("_")) for name in listing.classes} == {
         frozenset((pitch, timbre)) for pitch in PITCHES for timbre in TIMBRES
     }

@@ -61,7 +61,7 @@ def test_the_reader_finds_captions_and_the_true_attributes(world: TwoSidesWorld)
         assert (found == drawn.attributes).all()
         for row, captions in enumerate(known.captions):
             assert {read_caption(text, type(world)) for text in captions} == {tuple(found[row].tolist())}
-        for row, clip in enumerate(listing.clips):
+        for row, clip in enumerate(listing):
             assert (np.asarray(Image.open(clip.path)) == drawn.images[row]).all()
 
 

@@ -184,8 +184,8 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     words = WordVocabulary(min_count=1)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 4, "num_workers": 0, "captions_per_image": 2}
     data = attached(BridgeData(COCO(tmp_path), words, held_out_fraction=0.25, **options))
-    trained_on = {clip.path for clip in data.listing.clips}
-    chosen_by = {clip.path for clip in data.selection_listing.clips}
+    trained_on = {clip.path for clip in data.listing}
+    chosen_by = {clip.path for clip in data.selection_listing}
     assert (len(trained_on), len(chosen_by)) == (6, 2)
     assert not trained_on & chosen_by
     assert len(data.train_dataloader().dataset) == 2 * 6

@@ -56,8 +56,8 @@ def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path,
     write_imagenet(tmp_path, train=10, val=2)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 5, "num_workers": 0, "test_batch_size": 4}
     data = attached(ClassificationData(ImageNet(tmp_path), held_out_fraction=share, **options))
-    trained = {clip.path for clip in data.listing.clips}
-    held = {clip.path for clip in data.held_out_listing.clips}
+    trained = {clip.path for clip in data.listing}
+    held = {clip.path for clip in data.held_out_listing}
     assert len(held) == kept
     assert not trained & held
     assert len(trained | held) == 30

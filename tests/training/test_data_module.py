@@ -27,7 +27,7 @@ def items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageItems:
     for number in range(5):
         write_image(tmp_path / f"{number}.jpg", number)
     (tmp_path / "3.jpg").write_bytes(b"")
-    listing = Listing("test", "1", [Clip(tmp_path / f"{n}.jpg", 0) for n in range(5)], ("a",), tmp_path)
+    listing = Listing.of("test", "1", [Clip(tmp_path / f"{n}.jpg", 0) for n in range(5)], ("a",), tmp_path)
     transform = ImageTransform(crop=8, resize=8)
     return ImageItems(listing, transform, training=True, cache_bytes=2**20, max_skipped_fraction=0.5)
 

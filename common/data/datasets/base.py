@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from common.data.listing import ClipTable, DatasetMissing, Listing
-from common.data.sequences import ColumnCache
+import numpy as np
+
+from common.data.listing import NUMBERS, DatasetMissing, Listing, file_names
+from common.data.sequences import ColumnCache, Texts
 from common.files import named
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
@@ -160,15 +162,17 @@ class MediaDataset(ABC):
         names, numbers, sounds = zip(*scan.rows)
         missing = sorted(scan.missing_names)
         listing = Listing(
-            name=self.name,
-            version=f"{split if fold is None else f'{split}, fold {fold}'}; {scan.layout}",
-            clips=ClipTable(self.root, names, list(numbers), sounds),
-            classes=scan.classes,
-            root=self.root,
-            missing=len(missing),
-            missing_names=tuple(missing[:NAMED_MISSING]),
-            layout=scan.layout,
-            notes=tuple(scan.notes),
+            self.name,
+            f"{split if fold is None else f'{split}, fold {fold}'}; {scan.layout}",
+            self.root,
+            scan.classes,
+            file_names(names),
+            np.array(list(numbers), NUMBERS),
+            Texts(sounds),
+            len(missing),
+            tuple(missing[:NAMED_MISSING]),
+            scan.layout,
+            tuple(scan.notes),
         )
         return listing, [self.root, *scan.watched]
 

@@ -80,7 +80,7 @@ class COCO(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
         prefix = prefix_of(self._folder(split), self.root)
-        rows = images.rows_of(name.removeprefix(prefix) for name in listing.table.names)
+        rows = images.rows_of(name.removeprefix(prefix) for name in listing.names)
         path = self._instances_path(split)
         if not path.is_file():
             return images.annotations(rows)

@@ -78,7 +78,7 @@ class COCOKarpathy(LanguageCaptioned):
         """Captions of the images of a listing (None = the whole split), in its order; no tags or boxes."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
-        names = listing.table.names
+        names = listing.names
         # Names in the list include the image folder.
         parent = next((parent for parent in _PARENTS[1:] if names and names[0].startswith(parent)), "")
         images, _ = self._read()

@@ -341,7 +341,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         listing = self.listing(split) if listing is None else listing
         items, _ = self._contents()
         row_of = {item.name: row for row, item in enumerate(items)}
-        rows = [row_of[name] for name in listing.table.names]
+        rows = [row_of[name] for name in listing.names]
         texts = [self._captions_of(item, self.language) for item in items]
         numbers = np.cumsum([0, *map(len, texts)])
         tagged = any(item.tags for item in items)
@@ -366,7 +366,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
         items, _ = self._contents()
-        names = set(self.listing(split).table.names)
+        names = set(self.listing(split).names)
         if not any(self._captions_of(item, language) for item in items):
             known = sorted({own or self.language for item in items for own in item.captions})
             raise DatasetError(

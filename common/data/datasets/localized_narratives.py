@@ -51,7 +51,7 @@ class LocalizedNarratives(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
         prefix = prefix_of(self._folder(split), self.root)
-        return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.table.names))
+        return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.names))
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder, paths = self._folder(split), self._paths(split)

@@ -101,8 +101,8 @@ class PascalVOC(MediaDataset):
                     raise self._lacks(path, f"the list of class {name!r} is missing")
                 for image, state in _states(path):
                     states.setdefault(f"{prefix}JPEGImages/{image}", []).append(state)
-        rows = [states.get(os.path.splitext(name)[0], []) for name in listing.table.names]
-        for name, row in zip(listing.table.names, rows):
+        rows = [states.get(os.path.splitext(name)[0], []) for name in listing.names]
+        for name, row in zip(listing.names, rows):
             if len(row) != len(listing.classes):
                 raise DatasetError(f"{self.root}: the lists of {split} of all classes must name {name} once")
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(listing.classes))
@@ -113,7 +113,7 @@ class PascalVOC(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         label_of = {name: label for label, name in enumerate(listing.classes)}
         found = []
-        for clip in listing.clips:
+        for clip in listing:
             path = clip.path.parent.parent / "Annotations" / f"{clip.path.stem}.xml"
             if not path.is_file():
                 raise self._lacks(path, "the boxes of an image are missing")
