@@ -22,7 +22,7 @@ from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.worlds.base import World
-from common.metrics.gathering import OncePerSample, gather_objects
+from common.metrics.gathering import OncePerSample
 from common.protocols.text import TextTest
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
@@ -207,31 +207,14 @@ def noisy_words(
     ]
 
 
-class TokenPrecision:
-    """Share of true categories among the chosen tokens of each modality, as `<modality>_token_precision`."""
+def token_precision(batch: Batch, name: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples [b] whose true categories of a modality are known, and the share [b] of their tokens [B, T] among them.
 
-    def __init__(self) -> None:
-        self._meters: dict[str, OncePerSample] = {}
-
-    def update(self, batch: Batch, chosen: dict[str, Tensor]) -> None:
-        """Add a batch with the true categories [B, C], if known, and the chosen ones [B, T] of every modality."""
-        for name, categories in chosen.items():
-            marks = batch.get(f"{name}_words")
-            if marks is None or categories.shape[1] == 0:
-                continue
-            known = batch[f"{name}_present"] & marks.any(1)
-            share = marks.to(torch.float32).gather(1, categories).mean(1)
-            meter = self._meters.setdefault(name, OncePerSample("precision"))
-            meter.update(batch["index"][known], precision=share[known])
-
-    def compute(self, device: torch.device) -> dict[str, Tensor]:
-        """The means over all samples of all processes; all must call this."""
-        found: dict[str, Tensor] = {}
-        for name in sorted(set(gather_objects(list(self._meters)))):
-            precision = self._meters.get(name, OncePerSample("precision")).compute(device)
-            if precision["count"] > 0:
-                found[f"{name}_token_precision"] = precision["precision"]
-        return found
+    `batch` holds the true categories [B, C], if known.
+    """
+    marks = batch.get(f"{name}_words", chosen.new_zeros(len(chosen), 1, dtype=torch.bool))
+    known = batch[f"{name}_present"] & marks.any(1) & (chosen.shape[1] > 0)
+    return batch["index"][known], marks[known].float().gather(1, chosen[known]).mean(1)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -296,12 +279,6 @@ class CategoryData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
-        if modality not in dataset.streams:
-            raise ValueError(
-                f"data.modality is {modality}, but {dataset.title} has {' and '.join(dataset.streams)} alone"
-            )
-        if modality == "video" and video.clips != 1:
-            raise ValueError(f"data.video.clips: a classifier is trained on one clip of each file, got {video.clips}")
         self.categories = categories
         self.modality: Modality = modality
         self.video = video if modality == "video" else None

@@ -26,7 +26,7 @@ from papers.vx2text.fusion import VX2Text
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import OptionClassifier
 from papers.vx2text.loss import per_answer, text_loss, words_loss
-from papers.vx2text.miniature import TokenPrecision
+from papers.vx2text.miniature import token_precision
 from papers.vx2text.weights import load_classifier, load_language_model
 
 Batch = dict[str, Any]
@@ -170,7 +170,7 @@ class VX2TextModule(pl.LightningModule):
 
     def on_test_start(self) -> None:
         self.test.reset()
-        self.token_precision = TokenPrecision()
+        self.token_precision = {name: OncePerSample("precision") for name in self.model.tokens}
         self.speech_cut = OncePerSample("speech_cut")
         self.shift = monitoring.TokenShift(self)
 
@@ -186,13 +186,17 @@ class VX2TextModule(pl.LightningModule):
         self.test.update_texts(index, texts, *columns)
         if "speech_cut" in batch:
             self.speech_cut.update(index, speech_cut=batch["speech_cut"].float())
-        self.token_precision.update(batch, {name: chosen for name, (chosen, _) in named.items()})
+        for name, (chosen, _) in named.items():
+            known, precision = token_precision(batch, name, chosen)
+            self.token_precision[name].update(known, precision=precision)
         self.shift.update(batch, named)
 
     def on_test_epoch_end(self) -> None:
-        metrics = {**self.test.compute(self.device), **self.token_precision.compute(self.device)}
-        cut = self.speech_cut.compute(self.device)
-        if cut["count"] > 0:
+        metrics = self.test.compute(self.device)
+        for name, meter in self.token_precision.items():
+            if (found := meter.compute(self.device))["count"] > 0:
+                metrics[f"{name}_token_precision"] = found["precision"]
+        if (cut := self.speech_cut.compute(self.device))["count"] > 0:
             metrics["speech_cut"] = cut["speech_cut"].float()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self.shift.draw(self.test)

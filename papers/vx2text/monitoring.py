@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from common.metrics.gathering import gather_objects
 from common.monitoring.figures import WRONG, Described, chart, described_images, plain, preview_of, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
+from papers.vx2text.gumbel import largest
 from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 SHOWN = 16
 #: Number of categories to list: the most frequent ones, and the most changed ones.
 LISTED = 10
+#: How often a category is chosen before and after end-to-end training, in the classifier's order.
+Counts = Mapping[str, tuple[int, int]]
 
 
 class TokenShift:
@@ -37,13 +41,10 @@ class TokenShift:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.names: dict[str, list[str]] = {}
-        self.tokens: dict[str, int] = {}
         self.before: dict[str, ModalityClassifier] = {}
-        # Category of every token by sample: before (may be empty) and after.
-        self.chosen: dict[str, dict[int, tuple[list[int], list[int]]]] = {}
+        # By modality and sample, the categories of its tokens: before (may be empty) and after.
+        self.words: dict[str, dict[int, tuple[list[str], list[str]]]] = {name: {} for name in module.model.tokens}
         for name, tokens in module.model.tokens.items():
-            self.names[name], self.tokens[name], self.chosen[name] = tokens.classifier.names, tokens.tokens, {}
             path = module.hparams[f"{name}_pretrained"]
             if tokens.projection is None and tokens.learns and path is not None and Path(path).is_file():
                 earlier = copy.deepcopy(tokens.classifier)
@@ -53,78 +54,67 @@ class TokenShift:
     @torch.no_grad()
     def update(self, batch: dict[str, Any], found: dict[str, tuple[Tensor, Tensor]]) -> None:
         for name, (chosen, _) in found.items():
-            if chosen.shape[1] == 0:
-                continue
+            tokens = self.module.model.tokens[name]
             earlier = chosen[:, :0]
             if name in self.before:
                 clips = batch[name].flatten(0, 1) if name == "video" else batch[name]
-                scores = self.before[name](clips)
-                best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.tokens[name]]
-                earlier = best.reshape(len(chosen), -1)
+                earlier = largest(self.before[name](clips), tokens.tokens).reshape(len(chosen), -1)
             present = batch[f"{name}_present"].tolist()
-            rows = zip(batch["index"].tolist(), present, earlier.tolist(), chosen.tolist())
-            self.chosen[name].update({item: (before, after) for item, there, before, after in rows if there})
+            for item, there, *both in zip(batch["index"].tolist(), present, earlier.tolist(), chosen.tolist()):
+                if there:
+                    before, after = ([tokens.classifier.names[number] for number in row] for row in both)
+                    self.words[name][item] = before, after
 
     def draw(self, test: TextTest) -> None:
         """Write figures and tables to the run's `media` folder; all processes must call this."""
-        gathered = {name: dict(gather_objects(sorted(chosen.items()))) for name, chosen in self.chosen.items()}
+        words = {name: dict(gather_objects(sorted(own.items()))) for name, own in self.words.items()}
         if not self.module.trainer.is_global_zero:
             return
         folder = media_folder(self.module)
-        shifts = {
-            name: (self.names[name], *_counts(rows, len(self.names[name]))) for name, rows in gathered.items() if rows
-        }
+        shifts = {}
+        for name, rows in words.items():
+            before, after = (Counter(word for both in rows.values() for word in both[side]) for side in (0, 1))
+            if after:
+                names = self.module.model.tokens[name].classifier.names
+                shifts[name] = {word: (before[word], after[word]) for word in names if before[word] or after[word]}
         if shifts:
             draw_shift(self.module, shifts, folder)
-        named = {
-            name: {item: tuple([self.names[name][c] for c in tokens] for tokens in both) for item, both in rows.items()}
-            for name, rows in gathered.items()
-        }
         items = sorted(test.texts)
         # A fixed random choice; equal steps could hit only one kind of question.
         shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
         if shown:
             dataset = self.module.trainer.test_dataloaders.dataset
             written = {item: test.texts[item] for item in shown}
-            draw_samples(self.module, dataset, written, named, folder)
+            draw_samples(self.module, dataset, written, {name: rows for name, rows in words.items() if rows}, folder)
             said = ((Path(dataset.listing[i].path), f"{w.question} {w.text}".strip()) for i, w in written.items())
             keep_clips(self.module, said, folder)
 
 
-def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tuple[np.ndarray, np.ndarray]:
-    before, after = (
-        np.bincount(np.array([c for both in rows.values() for c in both[side]], dtype=np.int64), minlength=categories)
-        for side in (0, 1)
-    )
-    return before, after
+def listed_categories(counts: Counts, number: int = LISTED) -> list[str]:
+    """The `number` most frequent categories after training, then the `number` most changed ones."""
+    frequent = sorted(counts, key=lambda word: -counts[word][1])[:number]
+    changed = sorted(counts, key=lambda word: -abs(counts[word][1] - counts[word][0]))[:number]
+    return list(dict.fromkeys([*frequent, *changed]))
 
 
-def listed_categories(before: np.ndarray, after: np.ndarray, count: int = LISTED) -> list[int]:
-    """The `count` most frequent categories after training, then the `count` most changed ones; counts are [C]."""
-    frequent = np.argsort(-after, kind="stable")[:count]
-    changed = np.argsort(-np.abs(after - before), kind="stable")[:count]
-    return [int(c) for c in dict.fromkeys([*frequent.tolist(), *changed.tolist()]) if before[c] or after[c]]
-
-
-def draw_shift(
-    module: pl.LightningModule, shifts: Mapping[str, tuple[Sequence[str], np.ndarray, np.ndarray]], folder: Path
-) -> None:
-    """Write `token_shift.csv` and `token_shift.png`; shifts are category names and counts before and after training."""
+def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], folder: Path) -> None:
+    """Write `token_shift.csv` and `token_shift.png`."""
+    known = {modality: any(before for before, _ in counts.values()) for modality, counts in shifts.items()}
     rows = [
-        [modality, names[c], int(before[c]) if before.any() else "", int(after[c])]
-        for modality, (names, before, after) in shifts.items()
-        for c in np.argsort(-after, kind="stable").tolist()
-        if before[c] or after[c]
+        [modality, word, before if known[modality] else "", after]
+        for modality, counts in shifts.items()
+        for word, (before, after) in sorted(counts.items(), key=lambda item: -item[1][1])
     ]
     write_table(module, folder / "token_shift.csv", ["modality", "category", "before", "after"], rows)
     figure, axes = chart(1, len(shifts), size=(4.5 * len(shifts), 4))
-    for axis, (modality, (names, before, after)) in zip(axes[0], shifts.items()):
-        chosen = listed_categories(before, after)[::-1]
+    for axis, (modality, counts) in zip(axes[0], shifts.items()):
+        chosen = listed_categories(counts)[::-1]
+        before, after = zip(*(counts[word] for word in chosen))
         places = np.arange(len(chosen))
-        if before.any():
-            axis.barh(places + 0.2, before[chosen], 0.4, label="before end-to-end training", color="tab:gray")
-        axis.barh(places - 0.2, after[chosen], 0.4, label="after", color="tab:blue")
-        axis.set_yticks(places, [plain(names[c]) for c in chosen], fontsize=7)
+        if known[modality]:
+            axis.barh(places + 0.2, before, 0.4, label="before end-to-end training", color="tab:gray")
+        axis.barh(places - 0.2, after, 0.4, label="after", color="tab:blue")
+        axis.set_yticks(places, [plain(word) for word in chosen], fontsize=7)
         axis.set_title(f"{modality}: how often a category is chosen", fontsize=8)
         axis.legend(fontsize=7)
     save_figure(module, figure, folder / "token_shift.png")
@@ -134,7 +124,7 @@ def draw_samples(
     module: pl.LightningModule,
     dataset: Any,
     written: dict[int, GeneratedText],
-    tokens: dict[str, dict[int, tuple[list[str], ...]]],
+    tokens: dict[str, dict[int, tuple[list[str], list[str]]]],
     folder: Path,
 ) -> None:
     """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original."""

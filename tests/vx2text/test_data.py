@@ -366,13 +366,6 @@ def test_classes_and_categories() -> None:
         class_marks(["green circle"], ["red", "circle"])
 
 
-def test_what_a_classifier_cannot_be_trained_on() -> None:
-    with pytest.raises(ValueError, match=r"data\.modality is video, but ESC-50 has audio alone"):
-        CategoryData(ESC50("x"), AUDIO_CATEGORIES, "video", audio=AUDIO)
-    with pytest.raises(ValueError, match=r"data\.video\.clips"):
-        CategoryData(Kinetics400("x"), VIDEO_WORDS, "video", video=VideoInput())
-
-
 @pytest.mark.parametrize("task", ["question", "dialog", "caption", "video", "audio"])
 def test_a_made_up_batch_has_the_shapes_of_a_real_one(
     task: str, world: NarratedWorld, tokenizer: TextTokenizer

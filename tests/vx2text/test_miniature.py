@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from papers.vx2text.miniature import TokenPrecision, words_found
+from papers.vx2text.miniature import token_precision, words_found
 
 
 def test_token_precision_leaves_out_what_is_absent_or_unknown() -> None:
-    precision = TokenPrecision()
     marks = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
-    chosen = {"video": torch.tensor([[0, 2], [0, 1], [0, 1]]), "audio": torch.zeros(3, 0, dtype=torch.int64)}
-    given = {"index": torch.arange(3), "video_words": marks, "video_present": torch.tensor([True, False, True])}
-    precision.update(given, chosen)
-    result = precision.compute(torch.device("cpu"))
-    assert result["video_token_precision"].item() == 0.5
-    assert "audio_token_precision" not in result
+    present = torch.tensor([True, False, True])
+    batch = {"index": torch.arange(3), "video_words": marks, "video_present": present, "audio_present": present}
+    known, precision = token_precision(batch, "video", torch.tensor([[0, 2], [0, 1], [0, 1]]))
+    assert known.tolist() == [0]
+    assert precision.tolist() == [0.5]
+    assert not len(token_precision(batch, "audio", torch.zeros(3, 2, dtype=torch.int64))[0])
+    assert not len(token_precision(batch, "video", torch.zeros(3, 0, dtype=torch.int64))[0])
 
 
 def test_words_are_counted_among_as_many_as_are_true() -> None:
