@@ -61,7 +61,7 @@ def write_datasets(root: Path) -> None:
     ):
         for split in sorted({*dataset.splits} - {"restval"}):  # a part of `train`
             keys = dataset.captions(split, dataset.languages[0]).keys
-            write_regions(dataset.regions_folder / f"{split}.h5", _regions(f"{dataset.name}/{split}", keys), half=True)
+            write_regions(dataset.regions_folder / f"{split}.h5", _regions(f"{dataset.name}/{split}", keys))
 
 
 def _write_other_languages(folder: Path) -> None:

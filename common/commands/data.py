@@ -35,10 +35,7 @@ class RegionOptions:
     output: Annotated[
         Path | None, Option("file to write, .h5 or .npz; one made with the same options grows", metavar="FILE")
     ] = None  # fmt: skip
-    architecture: Annotated[str, "torchvision's name"] = "fasterrcnn_resnet50_fpn"
     regions: Annotated[int, Option("regions per image, at most", parse=at_least(1))] = 100
-    min_score: Annotated[float, "least score of a region"] = 0.0
-    half: Annotated[bool, "keep features with 16 bits"] = False
     distribution: Annotated[bool, "also keep the probabilities of all classes"] = False
 
 
@@ -81,21 +78,10 @@ def data(
     Nothing is downloaded but by --fetch.
     """
     root = (folder or data_root()).resolve()
-    if accept_license and fetch is None:
-        raise StageError("--accept-license goes with --fetch NAME")
     if fetch is not None:
         return _fetch(paper_named(paper).short, root, fetch, accept_license)
     if region.extract_regions is not None:
         return _extract(region.extract_regions, region, batch_size or 4, device)
-    for option in ("detector", "output"):
-        if getattr(region, option) is not None:
-            raise StageError(f"--{option} goes with --extract-regions FOLDER")
-    if bert is not None and not text_features:
-        raise StageError("--bert goes with --text-features")
-    given = {"prepare": prepare, "measure": measure is not None, "text-features": text_features}
-    asked = [f"--{name}" for name, value in given.items() if value]
-    if len(asked) > 1:
-        raise StageError(f"{' and '.join(asked)} are done one at a time: give one of them")
     from common.data.prepare import report, report_files
     from common.stages.paper_modules import has_part, optional_part
     from common.stages.recipe_data import datasets_of, files_of
@@ -154,13 +140,13 @@ def _extract(images: Path, options: RegionOptions, batch_size: int, device: str)
     output, weights = options.output, options.detector
     if output is None:
         raise StageError("--extract-regions needs --output FILE, .h5 or .npz")
-    detector = load_detector(weights, options.architecture)
+    detector = load_detector(weights)
     assert weights is not None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    origin = {"detector": digest(weights, "sha256"), "architecture": options.architecture}
-    extractor = RegionExtractor(detector, options.regions, options.min_score, device, origin)
-    found = extract_regions(images, output, extractor, batch_size, options.half, options.distribution)
+    origin = {"detector": digest(weights, "sha256")}
+    extractor = RegionExtractor(detector, options.regions, device, origin)
+    found = extract_regions(images, output, extractor, batch_size, options.distribution)
     print(f"{output}: regions of {found.written:,} images, {found.found_before:,} of them from before")
     if found.skipped:
         print(f"{len(found.skipped):,} images cannot be read (see {output}.skipped.txt); the first: {found.skipped[0]}")

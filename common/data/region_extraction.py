@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torchvision.models import get_model_builder
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import batched_nms, clip_boxes_to_image
 from torchvision.transforms.functional import to_tensor
@@ -38,8 +38,6 @@ from common.encoders.checkpoint_files import named_tensors, read_checkpoint
 from common.errors import StageError
 from common.files import write_atomically
 
-#: torchvision's name of the default detector.
-ARCHITECTURE = "fasterrcnn_resnet50_fpn"
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 # Overlap (IoU) of duplicate proposals of a class.
 _OVERLAP = 0.5
@@ -56,27 +54,26 @@ class Extraction:
     skipped: tuple[str, ...]
 
 
-def load_detector(weights: Path | None, architecture: str = ARCHITECTURE) -> GeneralizedRCNN:
-    """A torchvision Faster R-CNN with weights from a file, which also set the number of classes.
+def load_detector(weights: Path | None) -> GeneralizedRCNN:
+    """torchvision's Faster R-CNN with weights from a file, which also set the number of classes.
 
     The file is a state dict as torchvision distributes it, or a checkpoint with one under `model` or `state_dict`.
     """
-    how = f"give --detector FILE, weights of torchvision's {architecture}, such as {WEIGHTS}; nothing is downloaded"
     if weights is None or not weights.is_file():
-        raise StageError(f"no detector at {weights}: {how}")
-    if not architecture.startswith("fasterrcnn_"):
-        raise StageError(f"--architecture {architecture}: features are those of a Faster R-CNN, named fasterrcnn_...")
+        raise StageError(f"no detector at {weights}: give --detector FILE, such as {WEIGHTS}; nothing is downloaded")
     content = read_checkpoint(weights)
     state = named_tensors(content.get("model", content.get("state_dict", content)))
     try:
         classes = len(state["roi_heads.box_predictor.cls_score.bias"])
-        detector = get_model_builder(architecture)(weights=None, weights_backbone=None, num_classes=classes)
+        detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes)
         # The released weights are without counts of batches.
         counts = {key: value for key, value in detector.state_dict().items() if key.endswith("num_batches_tracked")}
         detector.load_state_dict({**counts, **state})
     except (KeyError, RuntimeError) as error:
-        raise StageError(f"{weights}: weights of another network than {architecture} ({error}); {how}") from None
-    if architecture == ARCHITECTURE and not any(key.endswith("num_batches_tracked") for key in state):
+        raise StageError(
+            f"{weights}: weights of another network than torchvision's fasterrcnn_resnet50_fpn ({error})"
+        ) from None
+    if not any(key.endswith("num_batches_tracked") for key in state):
         # The released weights were trained with frozen statistics and without an epsilon.
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -87,22 +84,20 @@ def load_detector(weights: Path | None, architecture: str = ARCHITECTURE) -> Gen
 class RegionExtractor:
     """Finds the regions of pictures; features are the output of the detector's box head (torchvision: 1024 wide).
 
-    The best region is kept even if it is below `min_score`. `origin` identifies the detector, e.g. by a digest.
+    `origin` identifies the detector, e.g. by a digest.
     """
 
     def __init__(
         self,
         detector: GeneralizedRCNN,
         regions: int = 100,
-        min_score: float = 0.0,
         device: str = "cpu",
         origin: Mapping[str, str] | None = None,
     ) -> None:
         self.detector = detector.eval().to(device)
         self.regions = regions
-        self.min_score = min_score
         self.device = torch.device(device)
-        self.identity: dict[str, Any] = {**(origin or {}), "regions": regions, "min_score": min_score}
+        self.identity: dict[str, Any] = {**(origin or {}), "regions": regions}
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Regions]:
@@ -131,13 +126,12 @@ class RegionExtractor:
             shares = np.eye(1, scores.shape[1], dtype=np.float32)
             return Regions(head, whole, np.zeros(1, dtype=np.int64), *size, shares)
         own = scores[:, 1:]
-        rows, classes = torch.nonzero(own >= max(self.min_score, _LEAST_SCORE), as_tuple=True)
+        rows, classes = torch.nonzero(own >= _LEAST_SCORE, as_tuple=True)
         kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)
         best = torch.zeros(len(boxes), device=boxes.device)
         best.scatter_reduce_(0, rows[kept], own[rows[kept], classes[kept]], "amax")
         # Duplicates come last, to fill up if there are too few others.
         order = torch.argsort(best + 1e-6 * own.amax(1), descending=True, stable=True)[: self.regions]
-        order = order[: max(int((best[order] >= self.min_score).sum()), 1)]
         scale = torch.tensor([size[1] / shown[1], size[0] / shown[0]] * 2, device=boxes.device)
         found = clip_boxes_to_image(boxes[order] * scale, size)
         return Regions(
@@ -150,22 +144,17 @@ class RegionExtractor:
 
 
 def extract_regions(
-    folder: Path,
-    output: Path,
-    extractor: RegionExtractor,
-    batch_size: int = 4,
-    half: bool = False,
-    distribution: bool = False,
+    folder: Path, output: Path, extractor: RegionExtractor, batch_size: int = 4, distribution: bool = False
 ) -> Extraction:
     """Write the region features of all pictures below a folder into one `.h5` or `.npz` file, keyed by file name.
 
     A rerun resumes from `<output>.parts` and skips existing pictures; `<output>.skipped.txt` lists unreadable ones.
-    `half` stores float16 features; `distribution` also stores the class probabilities.
-    """  # fmt: skip
+    `distribution` also stores the class probabilities.
+    """
     if output.suffix.lower() not in REGION_SUFFIXES:
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     pictures = _pictures(folder)
-    identity = {**extractor.identity, "half": half, "distribution": distribution}
+    identity = {**extractor.identity, "distribution": distribution}
     parts = output.with_name(f"{output.name}.parts")
     files = [path for path in (output, *sorted(parts.glob("*.npz"))) if path.is_file()]
     known: set[str] = set()
@@ -188,11 +177,11 @@ def extract_regions(
             digest = hashlib.sha256(os.fsencode(next(iter(images)))).hexdigest()[:24]
             rows = zip(images, extractor(list(images.values())))
             chosen = ((key, own if distribution else replace(own, distribution=None)) for key, own in rows)
-            write_regions(parts / f"{digest}.npz", chosen, half, identity)
+            write_regions(parts / f"{digest}.npz", chosen, identity)
             files.append(parts / f"{digest}.npz")
     if not files:
         raise StageError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
-    count = write_regions(output, _joined(files), half, identity) if files != [output] else held
+    count = write_regions(output, _joined(files), identity) if files != [output] else held
     shutil.rmtree(parts, ignore_errors=True)
     listed = output.with_name(f"{output.name}.skipped.txt")
     listed.unlink(missing_ok=True)

@@ -270,12 +270,9 @@ def _check(regions: Regions, where: str) -> None:
 
 
 def write_regions(
-    path: str | os.PathLike[str],
-    rows: Iterable[tuple[str, Regions]],
-    half: bool = False,
-    identity: Mapping[str, Any] | None = None,
+    path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]], identity: Mapping[str, Any] | None = None
 ) -> int:
-    """Write regions by name into an `.h5` or `.npz` file atomically and return how many; `half` stores float16.
+    """Write regions by name into an `.h5` or `.npz` file atomically and return how many.
 
     `.npz` keeps all pictures in memory. `identity` tells how they were made.
     """
@@ -288,11 +285,11 @@ def write_regions(
     if first is None:
         raise ValueError(f"{path}: there are no pictures to write region features of")
     counts: list[int] = []
-    write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator), half, note)))
+    write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator), note)))
     return counts[0]
 
 
-def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.NDArray[Any]]:
+def _packed(held: Sequence[tuple[str, Regions]]) -> dict[str, npt.NDArray[Any]]:
     every = [regions for _, regions in held]
     most = max(map(len, every))
 
@@ -308,31 +305,31 @@ def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.ND
         "height_width": np.array([(regions.height, regions.width) for regions in every], dtype=np.int32),
         "num_boxes": np.array([len(regions) for regions in every], dtype=np.int32),
         "bbox": column([regions.boxes for regions in every], np.float32),
-        "features": column([regions.features for regions in every], np.float16 if half else np.float32),
+        "features": column([regions.features for regions in every], np.float32),
         "objects": column([regions.labels for regions in every], np.int32),
     }
     if shares:
         if len(shares) < len(every):
             raise ValueError("only some of the pictures have a distribution over the classes")
-        columns["distribution"] = column(shares, np.float16 if half else np.float32)
+        columns["distribution"] = column(shares, np.float32)
     return columns
 
 
-def _write_numpy(path: Path, rows: Iterable[tuple[str, Regions]], half: bool, note: str | None) -> int:
+def _write_numpy(path: Path, rows: Iterable[tuple[str, Regions]], note: str | None) -> int:
     held = list(rows)
     noted = {} if note is None else {_IDENTITY: np.array(note)}
-    np.savez(path, **_packed(held, half), **noted)  # type: ignore[arg-type]
+    np.savez(path, **_packed(held), **noted)  # type: ignore[arg-type]
     return len(held)
 
 
-def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]], half: bool, note: str | None) -> int:
+def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]], note: str | None) -> int:
     h5py = optional_package("h5py", "features")
     count = 0
     with h5py.File(path, "w") as file:
         if note is not None:
             file.attrs[_IDENTITY] = note
         while held := list(itertools.islice(rows, _WRITTEN_AT_ONCE)):
-            for name, values in _packed(held, half).items():
+            for name, values in _packed(held).items():
                 if name == "image_id":
                     values = values.astype(h5py.string_dtype())
                 if name not in file:

@@ -190,8 +190,6 @@ class TestCommand:
         self, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["data", "avid", "--data", str(tmp_path / "data")]) == 0
-        assert main(["data", "avid", "--accept-license"]) == 2
-        assert "--accept-license goes with --fetch" in capsys.readouterr().err
         assert not Server.asked
 
     def test_a_wrong_name_is_answered_with_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:

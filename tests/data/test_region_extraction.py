@@ -98,11 +98,10 @@ def test_features_are_the_box_head_s(extractor: RegionExtractor) -> None:
         np.testing.assert_allclose(net.roi_heads.box_head(pooled).numpy(), own.features, atol=1e-3)
 
 
-def test_least_score_and_a_picture_without_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = RegionExtractor(detector(), regions=5, min_score=1.0)
-    assert len(strict([torch.rand(3, 30, 44)])[0]) == 1
-    monkeypatch.setattr(strict.detector.rpn, "forward", lambda *_: ([torch.zeros(0, 4)], {}))
-    own = strict([torch.rand(3, 30, 44)])[0]
+def test_a_picture_without_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = RegionExtractor(detector())
+    monkeypatch.setattr(empty.detector.rpn, "forward", lambda *_: ([torch.zeros(0, 4)], {}))
+    own = empty([torch.rand(3, 30, 44)])[0]
     assert own.boxes.tolist() == [[0, 0, 44, 30]]
     assert own.labels.tolist() == [0]
     assert not own.features.any()
@@ -112,7 +111,7 @@ def test_least_score_and_a_picture_without_proposals(monkeypatch: pytest.MonkeyP
 def test_a_folder_of_pictures(folder: Path, extractor: RegionExtractor, suffix: str) -> None:
     (folder / "broken.jpg").write_bytes(b"no picture")
     output = folder.parent / f"a{suffix}"
-    result = extract_regions(folder, output, extractor, batch_size=2, half=True, distribution=True)
+    result = extract_regions(folder, output, extractor, batch_size=2, distribution=True)
     assert (result.written, result.found_before) == (5, 0)
     assert len(result.skipped) == 1
     assert "broken.jpg" in result.skipped[0]
@@ -124,7 +123,7 @@ def test_a_folder_of_pictures(folder: Path, extractor: RegionExtractor, suffix: 
     # What is there is not looked at again, what is new is added.
     write_image(folder / "new.jpg", 9)
     seen: list[int] = []
-    again = extract_regions(folder, output, _counting(extractor, seen), half=True, distribution=True)
+    again = extract_regions(folder, output, _counting(extractor, seen), distribution=True)
     assert (again.written, again.found_before, len(seen)) == (6, 5, 1)
     np.testing.assert_array_equal(RegionFeatures(output)["3"].features, found["3"].features)
 
@@ -168,8 +167,8 @@ def test_features_of_two_detectors_or_settings_are_not_mixed(
     seen: list[int] = []
     with pytest.raises(StageError, match=r"made with other --detector, --regions"):
         extract_regions(folder, output, _counting(fewer, seen))
-    with pytest.raises(StageError, match=r"made with other --half, --distribution"):
-        extract_regions(folder, output, _counting(extractor, seen), half=True, distribution=True)
+    with pytest.raises(StageError, match=r"made with other --distribution"):
+        extract_regions(folder, output, _counting(extractor, seen), distribution=True)
     extract_regions(folder, output, extractor)
     with pytest.raises(StageError, match=rf"{output} was made with other --detector"):
         extract_regions(folder, output, _counting(other, seen))
@@ -177,7 +176,7 @@ def test_features_of_two_detectors_or_settings_are_not_mixed(
     write_regions(output, [(key, RegionFeatures(output)[key]) for key in "01234"])
     write_image(folder / "new.jpg", 9)
     assert extract_regions(folder, output, other).written == 6
-    assert RegionFeatures(output).identity == {**other.identity, "half": False, "distribution": False}
+    assert RegionFeatures(output).identity == {**other.identity, "distribution": False}
 
 
 def test_parts_that_were_left_behind_at_the_end(folder: Path, extractor: RegionExtractor, monkeypatch: Any) -> None:
@@ -244,7 +243,7 @@ class _Renamed(FasterRCNN):
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(region_extraction, "get_model_builder", lambda name: _Renamed)
+    monkeypatch.setattr(region_extraction, "fasterrcnn_resnet50_fpn", _Renamed)
     torch.save(_Renamed().state_dict(), tmp_path / "detector.pth")
     return tmp_path / "detector.pth"
 
@@ -256,8 +255,6 @@ def test_weights_of_another_network_are_named(weights: Path) -> None:
         torch.save(content, weights)
         with pytest.raises(StageError, match=r"detector\.pth"):
             load_detector(weights)
-    with pytest.raises(StageError, match="--architecture"):
-        load_detector(weights, "retinanet_resnet50_fpn")
     with pytest.raises(StageError, match="--detector"):
         load_detector(weights.with_name("none.pth"))
 
@@ -284,7 +281,6 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     [
         (["--extract-regions", "images"], "--output"),
         (["--extract-regions", "images", "--output", "a.h5"], "--detector"),
-        (["--output", "a.h5"], "--extract-regions"),
         (["--extract-regions", "images", "--output", "a.h5", "--regions", "0"], "--regions"),
     ],
 )
