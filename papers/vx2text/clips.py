@@ -16,7 +16,7 @@ from common.data.listing import Clip, Listing
 from common.data.media import FileCache, FrameFolder, Limits, MediaError, MediaFile, open_media, restrict
 from common.data.transforms import VideoTransform
 from common.training.examples import Draw
-from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.vx2text.tokens import Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
@@ -31,8 +31,6 @@ class VideoInput:
         clips: clips per video, S, spread over it.
         crop: side of a clip in pixels.
         resize: shorter side before cropping.
-        jitter: strengths of brightness, contrast, saturation and hue jitter in training; off because texts name colors.
-        flip: probability of a flip in training; 0 because texts name left and right.
         mean, std: channel statistics of the classifier's weights.
     """
 
@@ -41,8 +39,6 @@ class VideoInput:
     clips: PositiveInt = 4
     crop: PositiveInt = 112
     resize: PositiveInt = 128
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    flip: Fraction = 0.0
     mean: tuple[float, float, float] = (0.43216, 0.394666, 0.37645)
     std: tuple[float, float, float] = (0.22803, 0.22145, 0.216989)
 
@@ -149,8 +145,8 @@ class ClipReader:
                 mode="crop",
                 crop=video.crop,
                 resize=video.resize,
-                jitter=video.jitter,
-                flip=video.flip,
+                jitter=(0.0, 0.0, 0.0, 0.0),  # texts name colors,
+                flip=0.0,  # left and right
                 mean=video.mean,
                 std=video.std,
                 training=training,

@@ -39,7 +39,7 @@ from papers.vx2text.clips import (
 )
 from papers.vx2text.loss import IGNORED
 from papers.vx2text.miniature import KnownWords
-from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
+from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, Prompt, PromptLimits, PromptText, TextTokenizer
 
 #: Subtitles within this many seconds of a marked span count as part of it ([10]).
 SPAN_MARGIN = 5.0
@@ -69,7 +69,6 @@ class Example:
         references: texts to compare the output with, starting with the original answer if it is one.
     """
 
-    item_id: str
     text: PromptText
     answer: str | None
     correct: int
@@ -106,7 +105,7 @@ class QuestionExamples(Examples):
         text = PromptText("question", question.text, speech, focus, options=question.options)
         answer = question.options[question.answer] if question.answer >= 0 else None
         references = () if answer is None else (answer,)
-        return Example(str(question.number), text, answer, question.answer, references, question.clip)
+        return Example(text, answer, question.answer, references, question.clip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +130,7 @@ class DialogExamples(Examples):
         references = () if asked.answer is None else (asked.answer,)
         if dialog.references and turn == len(dialog.turns) - 1:
             references = tuple(sorted(dialog.references, key=lambda text: text != asked.answer))
-        return Example(f"{dialog.video}_{turn + 1}", text, asked.answer, -1, references, dialog.video)
+        return Example(text, asked.answer, -1, references, dialog.video)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +149,7 @@ class CaptionExamples(Examples):
         speech, _ = spoken([line for line in self.subtitles.get(moment.clip, ()) if line.overlaps(moment.span)])
         texts = tuple(description.text for description in moment.descriptions)
         answer = texts[place] if texts else None
-        return Example(str(moment.number), PromptText("caption", speech=speech), answer, -1, texts, moment.clip)
+        return Example(PromptText("caption", speech=speech), answer, -1, texts, moment.clip)
 
 
 class VideoTextItems(ItemDataset):
@@ -200,8 +199,6 @@ class VideoTextItems(ItemDataset):
             "input_ids": ids,
             "labels": self._labels(example),
             "correct": torch.tensor(example.correct),
-            "task": torch.tensor(TASKS.index(example.text.task)),
-            "item_id": example.item_id,
             "question_text": example.text.question,
             # Real data have no kinds, even if a question has the same words.
             "kind": kind_of(example.text.question) if self.known.words else "",
@@ -257,8 +254,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         `audio_present` bool [B], if the samples have them; `input_ids` int64 [B, N], padded with 0 at the end, negative
         in the places of modality tokens; `speech_cut` bool [B], whether speech is cut, if there is any; `labels` int64
         [B, M], -100 for padding; `video_words` and `audio_words` bool [B, C], the true categories, if known;
-        `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options; `correct`, `task`, `index`,
-        `label` and `skipped` int64 [B]; lists of length B: `item_id`, `question_text`, `kind` of the question (""
+        `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options; `correct`, `index`, `label`
+        and `skipped` int64 [B]; lists of length B: `question_text`, `kind` of the question (""
         except in the miniature), `answer_text` ("" if withheld), and lists of texts in `references` and `options`.
     """
     batch: dict[str, Any] = {}

@@ -21,8 +21,7 @@ AUDIO_PLACE = -101
 MOST_VIDEO_TOKENS = VIDEO_PLACE - AUDIO_PLACE
 
 Task = Literal["question", "dialog", "caption"]
-#: Tasks; the position is the number in a batch, the name tells the language model.
-TASKS: tuple[Task, ...] = ("question", "dialog", "caption")
+#: How the prompt of a task begins.
 TASK_WORDS: dict[Task, str] = {
     "question": "answer the question :",
     "dialog": "continue the dialog :",

@@ -301,7 +301,7 @@ class ImageNetFeatures(nn.Module):
 
     Args:
         network: `resnet50` (the official code) or `vgg19` (the paper's ablation).
-        features: the 1000 `logits`, or the inputs of the last layer (`pooled`).
+        features: the 1000 logits; recipes record it.
         size: side to which images are resized.
 
     Shapes:
@@ -316,7 +316,7 @@ class ImageNetFeatures(nn.Module):
     def __init__(
         self,
         network: Literal["resnet50", "vgg19"] = "resnet50",
-        features: Literal["logits", "pooled"] = "logits",
+        features: Literal["logits"] = "logits",
         pretrained: str | None = None,
         size: PositiveInt = 224,
     ) -> None:
@@ -325,10 +325,6 @@ class ImageNetFeatures(nn.Module):
 
         self.pretrained, self.size = pretrained, size
         self.network = getattr(torchvision.models, network)(weights=None)
-        self._left_out = ""
-        if features == "pooled":
-            self._left_out = "fc" if network == "resnet50" else "classifier.6"
-            self.network.set_submodule(self._left_out, nn.Identity())
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
@@ -344,8 +340,6 @@ class ImageNetFeatures(nn.Module):
                 "model.loss.weight_image_net to 0"
             )
         weights = named_tensors(read_checkpoint(path, "the weights of torchvision"))
-        if self._left_out:
-            weights = {name: value for name, value in weights.items() if not name.startswith(f"{self._left_out}.")}
         load_exactly(self.network, weights, f"{field}: {path} holds another network")
 
     def train(self, mode: bool = True) -> ImageNetFeatures:

@@ -120,7 +120,6 @@ def test_a_batch_of_dialogues(world: NarratedWorld, tokenizer: TextTokenizer) ->
     for row, answer in zip(labels, batch["answer_text"]):
         assert tokenizer.decode(row[row != -100].tolist()) == answer
         assert row[row != -100][-1] == 1
-    assert batch["task"].tolist() == [1] * 4
     assert batch["correct"].tolist() == [-1] * 4
     assert batch["video_words"].shape == (4, 11)
     assert batch["video_words"].sum(1).tolist() == [3] * 4
@@ -137,7 +136,6 @@ def test_each_turn_is_trained_on_and_the_last_is_tested(world: NarratedWorld, to
     assert (len(training), len(validation), len(test)) == (9 * 4, 2 * 4, 7)
     for place in range(4):
         example = training.examples[place]
-        assert example.item_id == f"N0000_{place + 1}"
         assert len(example.text.history) == place
         assert training.listing[place].path.stem == "N0000"
     assert [test[place]["kind"] for place in range(7)] == list(QUESTIONS)
@@ -195,7 +193,6 @@ def test_a_batch_of_questions(world: NarratedWorld, tokenizer: TextTokenizer) ->
     for options_of, place, answer in zip(batch["options"], batch["correct"].tolist(), batch["answer_text"]):
         assert options_of[place] == answer
     assert batch["label"].tolist() == batch["correct"].tolist()
-    assert batch["task"].tolist() == [0] * 4
     assert len(list(data.test_dataloader().dataset)) == 15
     by_text = QuestionAnsweringData(TVQA("unused"), tokenizer, scoring="loglik", **options)
     batch = collate([by_text.items("val", False)[place] for place in range(3)])
@@ -234,7 +231,6 @@ def test_each_description_is_trained_on_and_all_are_references(
     assert (len(training), len(test)) == (4 * 2 * 2, 3 * 2)
     first, second = training[0], training[1]
     assert first["references"] == second["references"] == [first["answer_text"], second["answer_text"]]
-    assert first["item_id"] == second["item_id"]
     assert test[0]["answer_text"] == test[0]["references"][0]
     assert len(test[0]["references"]) == 4
     assert first["question_text"] == ""
