@@ -153,9 +153,13 @@ class MultimodalContrast(nn.Module):
                 tags = tag_count if name == "ii" and weight_tag else 0
                 self.queues[name] = KeyQueue(queue_size, self.dims[head], tags, queue_warm, seed=4 * seed + position)
 
+    def contrasts(self) -> list[tuple[str, Modality, Modality, Head]]:
+        """Those with a queue: name, modality of the queries, modality of the keys, and head for both."""
+        return [(name, *CONTRASTS[name]) for name in self.queues]
+
     def widths(self, modality: Modality) -> dict[str, int | None]:
         """Widths `intra_dim` and `inter_dim` of the embeddings of a modality; None if no loss compares them."""
-        needed = {head for name in self.queues for *sides, head in [CONTRASTS[name]] if modality in sides}
+        needed = {head for _, *sides, head in self.contrasts() if modality in sides}
         return {f"{head}_dim": dim if head in needed else None for head, dim in self.dims.items()}
 
     def forward(

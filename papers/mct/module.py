@@ -79,16 +79,17 @@ class MCTModule(pl.LightningModule):
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Trained embeddings of one view of every image and caption, by the loss that compares them."""
-        image = self.model.image(batch["image_query"])
-        text = {} if self.model.text is None else self.model.text(batch["tokens_query"])
-        return _present(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
+        embeddings = {"image": self.model.image(batch["image_query"])}
+        if self.model.text is not None:
+            embeddings["text"] = self.model.text(batch["tokens_query"])
+        return {name: embeddings[query][head] for name, query, _, head in self.loss.contrasts()}
 
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Momentum embeddings of the other view; across modalities an image's key is its caption's, and vice versa."""
-        average = self.average
-        image = encode_keys(average.image, batch["image_key"])
-        text = {} if average.text is None else encode_keys(average.text, batch["tokens_key"], shuffle=False)
-        return _present(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
+        """Momentum embeddings of the other view of every image and caption, by the loss that compares them."""
+        embeddings = {"image": encode_keys(self.average.image, batch["image_key"])}
+        if self.average.text is not None:
+            embeddings["text"] = encode_keys(self.average.text, batch["tokens_key"], shuffle=False)
+        return {name: embeddings[key][head] for name, _, key, head in self.loss.contrasts()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         # The order of [6]: keys use the average of the query parameters before this step's update; losses use the
@@ -224,7 +225,3 @@ class MCTModule(pl.LightningModule):
                     text, media, data.credit,
                 )  # fmt: skip
         self.log_dict({f"test/{name}": value.to(self.device, torch.float32) for name, value in metrics.items()})
-
-
-def _present(**embeddings: Tensor | None) -> dict[str, Tensor]:
-    return {name: value for name, value in embeddings.items() if value is not None}

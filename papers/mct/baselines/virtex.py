@@ -24,7 +24,6 @@ from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.memory.collective import mean_over_ranks
 from common.metrics.gathering import OncePerSample
-from common.monitoring.media import media_folder, write_table
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import Lookahead, warm_up_then_cosine
@@ -118,23 +117,6 @@ def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
     return twin
 
 
-@torch.no_grad()
-def write_captions(decoder: CaptionDecoder, grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Greedy captions: ids [B, L] with both boundary tokens, padded at the end; unfinished ones have no end token.
-
-    Shapes:
-        grid [B, C, h, w]; start, end [B], token ids
-    """
-    tokens, done = start[:, None], torch.zeros_like(start, dtype=torch.bool)
-    while tokens.shape[1] < decoder.max_tokens and not bool(done.all()):
-        logits = decoder(grid, tokens)[:, -1]
-        logits[:, PAD] = float("-inf")
-        best = logits.argmax(1).masked_fill(done, PAD)
-        tokens = torch.cat([tokens, best[:, None]], dim=1)
-        done = done | (best == end)
-    return tokens
-
-
 def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
     """Cross entropy of every token given those before it, 0 for padding, in at least float32.
 
@@ -190,7 +172,7 @@ class VirTex(pl.LightningModule):
     """Pre-training by bicaptioning ([11]); parameters are named as in VirTex's checkpoints.
 
     The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the
-    non-padding tokens of all processes. The test computes it on held-out captions, and writes some captions.
+    non-padding tokens of all processes. The test computes it on held-out captions.
 
     Args:
         image_encoder: backbone with `forward_map` and `feature_dim`, which is transferred.
@@ -202,7 +184,7 @@ class VirTex(pl.LightningModule):
         weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
         warmup_steps: linear warm-up, followed by cosine decay to zero.
-        samples: captions to write in the test.
+        samples: unused; part of the configuration of recorded runs.
     """
 
     def __init__(
@@ -235,14 +217,11 @@ class VirTex(pl.LightningModule):
         self.backward_textual = reversed_twin(self.textual)
 
     def setup(self, stage: str) -> None:
-        self.tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         for name in ("vocabulary_size", "max_tokens"):
-            needed = getattr(self.tokenizer, name, 0)
+            needed = getattr(tokenizer, name, 0)
             if needed > self.hparams[name]:
-                raise ValueError(
-                    f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; set model.{name} to at "
-                    "least that"
-                )
+                raise ValueError(f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; raise it")
 
     def grid(self, images: Tensor) -> Tensor:
         """Feature grid [B, feature_dim, h, w] of images [B, 3, H, W]; 7 x 7 for 224 pixels."""
@@ -291,7 +270,6 @@ class VirTex(pl.LightningModule):
 
     def on_test_start(self) -> None:
         self._meter = OncePerSample("forward", "forward_tokens", "backward", "backward_tokens")
-        self._written: list[list[int | str]] = []
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
@@ -303,11 +281,6 @@ class VirTex(pl.LightningModule):
             backward=token_losses(self.backward_textual, grid, tokens_reversed).sum(1),
             backward_tokens=predicted(tokens_reversed).sum(1),
         )
-        left = self.hparams["samples"] - len(self._written)
-        if self.trainer.is_global_zero and left > 0 and self.tokenizer is not None:
-            written = write_captions(self.textual, grid[:left], tokens[:left, 0], tokens_reversed[:left, 0])
-            for index, *captions in zip(batch["index"].tolist(), tokens.tolist(), written.tolist()):
-                self._written.append([index, *map(self.tokenizer.decode, captions)])
 
     def on_test_epoch_end(self) -> None:
         means = self._meter.compute(self.device)
@@ -318,9 +291,6 @@ class VirTex(pl.LightningModule):
             "perplexity": forward.exp(), "captions": means["count"],
         }  # fmt: skip
         self.log_dict({f"test/{name}": value.float().to(self.device) for name, value in metrics.items()})
-        if self._written:
-            path = media_folder(self) / "captions.csv"
-            write_table(self, path, ["index", "caption", "written"], self._written)
 
 
 def predicted(tokens: Tensor) -> Tensor:
