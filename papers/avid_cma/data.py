@@ -51,13 +51,10 @@ class PretrainingData(AudioVisualData):
     def prepare_data(self) -> None:
         super().prepare_data()
         listing = self.dataset.listing(self.split)
+        # Without the pictures, which aren't decoded then.
+        transform, options = self.audio_transform(training=False), self.item_options
         sounds = AudioVisualClips(
-            listing,
-            None,  # of the picture nothing is decoded
-            self.audio_transform(training=False),
-            video_duration=self.video.duration,
-            training=False,
-            **self.item_options,
+            listing, None, transform, video_duration=self.video.duration, training=False, **options
         )
         self.audio_statistics(listing, sounds)
 

@@ -171,7 +171,7 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
-        """Load banks and normalizer from another `BankLoss`; resets the step and the positives."""
+        """Take banks and normalizer from another `BankLoss`; resets the step and the positives."""
         own = {name: value for name, value in self.named_buffers() if name != "positive_set"}
         problem = differences(own, {name: memory[name] for name in own if name in memory})
         if problem:
@@ -200,12 +200,7 @@ class BankLoss(nn.Module):
 def skip_rows(raw: Tensor, excluded: Tensor) -> Tensor:
     """Map uniform draws from [0, N - E) to uniform draws from the N rows without the E excluded ones.
 
-    A draw r moves up by the number of excluded rows p_j with p_j - j <= r, p ascending.
-
-    Shapes:
-        raw [B, K]; excluded [B, E], distinct and ascending -> [B, K]
-
-    Source: [5].
+    A draw r [B, K] moves up by the number of excluded rows p_j [B, E] with p_j - j <= r, p ascending ([5]).
     """
     thresholds = excluded - torch.arange(excluded.shape[1], device=excluded.device)
     return raw + torch.searchsorted(thresholds, raw, right=True)

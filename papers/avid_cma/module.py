@@ -1,8 +1,4 @@
-"""Training of AVID and CMA, readable top to bottom; the loss selects which.
-
-AVID's encoders find their own instance's stored vector in a memory bank. CMA starts from a trained AVID and adds
-instances that are similar in both modalities as positives within each.
-"""
+"""Training of AVID and CMA, readable top to bottom; the loss selects which."""
 
 from __future__ import annotations
 
@@ -149,9 +145,8 @@ class AVIDModule(pl.LightningModule):
             self.loss.load_banks(start.memory)
         elif self.loss.positives:
             raise ValueError(
-                "CMA starts from a trained AVID: give its checkpoint as --model.warm_start .../checkpoints/last.ckpt. "
-                "`assemble reproduce avid` does this for stages of the tables, such as avid_cma; for another recipe "
-                "train the AVID that the comment on top of its file names"
+                "CMA starts from a trained AVID: give --model.warm_start .../checkpoints/last.ckpt of the one that the "
+                "recipe's first comment names. `assemble reproduce avid` does so for stages of the tables"
             )
 
     def _require_listing(self, what: str, theirs: str | None) -> None:

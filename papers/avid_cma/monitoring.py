@@ -61,11 +61,7 @@ class Progress(nn.Module):
 
 
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
-    """How often (%) a clip's own sound is the nearest to its video; ties and NaN count against the model.
-
-    Shapes:
-        video, audio [N, d], unit rows, row i of both from the same clip
-    """
+    """How often (%) a clip's own sound, of the same row, is nearest to its video; ties and NaN count as misses."""
     nearer = match_ranks(video, audio)
     return {
         "retrieval_r1": 100.0 * (nearer < 1).float().mean(),
@@ -107,10 +103,9 @@ def draw_neighbors(
     queries: int = 6,
     neighbors: int = 5,
 ) -> list[list[str]]:
-    """Draw each query's nearest clips: by video, by audio, and across modalities.
+    """Draw the nearest clips by video, by audio, and across modalities; rows of (query, kind, files of neighbors).
 
-    Shapes:
-        video, audio [N, d], unit rows; index [N], positions in `clips` -> rows (query, kind, files of the neighbors)
+    The unit rows of video and audio [N, d] are of the items `index` [N] of `clips`.
     """
     names, labels = clips.listing.classes, clips.listing.labels
     rows = list(range(0, len(index), max(len(index) // queries, 1)))[:queries]

@@ -49,14 +49,9 @@ class AVID(networks.AVID, TrainedModel):
         }
 
         def head(name: str) -> dict[str, Any]:
-            built = {
-                "in_dim": weights[f"{name}.projection.0.weight"].shape[1],
-                "hidden_dim": arguments["hidden_dim"],
-                "out_dim": arguments["out_dim"],
-                "layers": arguments["head_layers"],
-                "batch_norm": arguments["head_batch_norm"],
-                "output_batch_norm": arguments["head_output_batch_norm"],
-            }
+            built = {"in_dim": weights[f"{name}.projection.0.weight"].shape[1]}
+            built |= {field: arguments[field] for field in ("hidden_dim", "out_dim")}
+            built |= {field: arguments[f"head_{field}"] for field in ("layers", "batch_norm", "output_batch_norm")}
             return {"class_path": path_of(ProjectionHead), "init_args": built}
 
         parts = {

@@ -27,12 +27,12 @@ from common.types import Fraction
 class CaptionedViews(ImageItems):
     """Two views of every image, and two of its captions ([3] and [8]).
 
-    Left and right are swapped in a caption whose image is flipped. The query's image is compared with the key's
-    caption, so that caption follows the query's flip, and vice versa.
+    The query's image is compared with the key's caption, so that caption follows the query's flip, and vice versa.
 
     Args:
         tokenizer: None leaves captions out.
         word_dropout: share of words to drop from both views.
+        swap_sides: exchange left and right in a caption whose image is flipped.
     """
 
     def __init__(
@@ -94,13 +94,9 @@ def drop_words(caption: str, rng: np.random.Generator, share: float) -> str:
 
 
 class PretrainingData(CaptionData):
-    """Captioned and tagged images to pre-train MCT ([8]).
+    """Captioned and tagged images to pre-train MCT; see CaptionedViews, CaptionData, ImageData and ShardedDataModule.
 
-    Args:
-        word_dropout: share of words to drop from both views.
-        swap_sides: exchange left and right in captions of flipped images.
-        caption_views, back_translations, other_drawing: one value each; part of the configuration of recorded runs.
-        kwargs: see CaptionData, ImageData and ShardedDataModule.
+    `caption_views`, `back_translations` and `other_drawing` have one value, which is in the configuration of old runs.
     """
 
     def __init__(

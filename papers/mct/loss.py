@@ -1,6 +1,8 @@
 """The losses of MCT: contrast within images, within captions and between them, against queues of momentum keys.
 
-MoCo v2 is this objective with the image loss alone. Scores of softmax losses are already divided by the temperature.
+MoCo v2 is this objective with the image loss alone. The functions take scores of B anchors, for softmax losses already
+divided by the temperature: `positive` [B] with the own key, `negatives` [B, K] with the keys of the queue, of which
+`mask` [B, K] or [1, K] says which are negatives. They give the loss of every anchor, [B] ([4]).
 """
 
 from __future__ import annotations
@@ -29,13 +31,7 @@ CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
 
 
 def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """J_ii and J_cc per anchor: pick the own key among all keys of the queue that `mask` marks.
-
-    Shapes:
-        positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
-
-    Source: [4].
-    """
+    """J_ii and J_cc: pick the own key among all keys of the queue."""
     return info_nce_per_anchor(positive[:, None], negatives, mask)
 
 
@@ -46,15 +42,10 @@ def tag_loss(
     mask: Tensor | None = None,
     instance: Tensor | None = None,
 ) -> Tensor:
-    """J_tag per anchor: the mean of -log softmax over the own key and the keys of `related` images.
+    """J_tag: the mean of -log softmax over the own key and the keys of `related` images, bool [B, K].
 
     All of them stay in the softmax's denominator, so this is J_ii (`instance`, if already computed) plus the mean over
     the positives of (own score - score). Slots outside `mask` are neither negatives nor positives.
-
-    Shapes:
-        positive [B]; negatives [B, K]; related [B, K]; mask broadcasts to [B, K]; instance [B] -> [B]
-
-    Source: [4].
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if mask is not None:
@@ -76,13 +67,7 @@ def cross_modal_loss(
     reduction: Reduction = "mean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """J_ic and J_ci per anchor: closer to the own key than to the queue, by a margin (`infonce`: the ablation).
-
-    Shapes:
-        positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
-
-    Source: [4].
-    """
+    """J_ic and J_ci: closer to the own key than to the keys of the queue, by a margin (`infonce`: the ablation)."""
     if loss == "infonce":
         return instance_loss(positive, negatives, mask)
     return queue_hinge(positive, negatives, margin, reduction, mask)
@@ -93,9 +78,8 @@ class MultimodalContrast(nn.Module):
 
         J = weight_ii J_ii + weight_tag J_tag + weight_cc J_cc + weight_cross (J_ic + J_ci)
 
-    A weight of zero disables a loss and its queue. Queries and keys are unit vectors, named after their contrast
-    (`CONTRASTS`); J_tag uses those of J_ii. A step computes the losses against the current queues, goes backward, and
-    then writes its keys with `enqueue`. All computations are in at least float32, even under autocast.
+    A weight of zero disables a loss and its queue. Queries and keys are named after their contrast (`CONTRASTS`); J_tag
+    uses those of J_ii. A step computes the losses, goes backward, and then writes its keys with `enqueue`.
 
     Args:
         temperature: of J_ii, J_tag and J_cc.
@@ -169,9 +153,7 @@ class MultimodalContrast(nn.Module):
         image_id: Tensor | None = None,
         tags: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of a batch of unit vectors by name against the current queues. Gradient flows to the queries only.
-
-        `mask_same_image` needs `image_id`, and J_tag needs `tags`, 0 or 1.
+        """Losses of a batch of unit vectors, in at least float32; only queries get a gradient.
 
         Shapes:
             queries, keys [B, intra_dim] or [B, inter_dim]; image_id [B]; tags [B, T]

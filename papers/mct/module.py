@@ -1,9 +1,7 @@
 """MCT as a LightningModule: the paper's algorithm, readable top to bottom.
 
-An image and a text backbone are trained by contrast within each modality (momentum contrast on two views of an image
-and of a caption, and a variant whose positives share tags) and across modalities (a margin loss between an image and
-its caption). Keys come from momentum encoders and are stored in queues. The enabled loss terms define the method: the
-image term alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
+Keys come from momentum encoders and are stored in queues. The enabled loss terms define the method: the image term
+alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
 """
 
 from __future__ import annotations
@@ -38,7 +36,6 @@ class MCTModule(pl.LightningModule):
     Args:
         image_encoder: backbone with `feature_dim`, which is transferred.
         loss: defines the contrasts and the widths of embeddings; parts without a contrast aren't built.
-        text_encoder: backbone of the captions; null if no contrast needs it.
         momentum: share of a key parameter that an update keeps.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
@@ -92,8 +89,7 @@ class MCTModule(pl.LightningModule):
         return {name: embeddings[key][head] for name, _, key, head in self.loss.contrasts()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        # The order of [6]: keys use the average of the query parameters before this step's update; losses use the
-        # queues before this step's keys.
+        # The order of [6]: the average moves before this step's update, and losses use the queues before its keys.
         queries = self.queries(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.update_average()

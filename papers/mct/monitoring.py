@@ -102,13 +102,10 @@ def draw_retrieval(
     log_table(module, "caption_to_images_table", ["caption", *_numbered("image", best)], table)
 
 
-def draw_map(
-    module: pl.LightningModule, features: Tensor, labels: Sequence[str], path: Path, seed: int = 0, classes: int = 12
-) -> None:
-    """Draw features [N, d] in two dimensions, colored by class; nothing if `embedding_map` returns None."""
+def draw_map(module: pl.LightningModule, features: Tensor, labels: Sequence[str], path: Path, seed: int = 0) -> None:
+    """Draw features [N, d] in two dimensions, colored by class; nothing if there are too few."""
     title = "Held-out images by their backbone feature (t-SNE), colored by class"
-    figure = embedding_map(features, labels, title, seed, classes)
-    if figure is not None:
+    if (figure := embedding_map(features, labels, title, seed, 12)) is not None:
         save_figure(module, figure, path)
 
 

@@ -23,7 +23,7 @@ class Heads:
     the hidden layer, and with equal widths the output layer as well (ours: the paper's definition is unknown).
     `hidden_dim` defaults to the backbone's `feature_dim`.
 
-    Source: [2]; two layers without batch normalization as in MoCo v2.
+    Source: [2].
     """
 
     shared: bool = False
@@ -79,12 +79,10 @@ class Tower(nn.Module):
         return self.backbone(*inputs)
 
     def project(self, features: Tensor) -> dict[str, Tensor]:
-        """Embeddings of features [B, feature_dim]; as `forward`."""
         hidden = self.trunk(features)
-        embeddings = {name: _unit(head(hidden)) for name, head in self.heads.items()}
-        if "both" in embeddings:
-            return {"intra": embeddings["both"], "inter": embeddings["both"]}
-        return embeddings
+        if "both" in self.heads:
+            return dict.fromkeys(("intra", "inter"), _unit(self.heads["both"](hidden)))
+        return {name: _unit(head(hidden)) for name, head in self.heads.items()}
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim] of the existing heads, in at least float32."""
@@ -108,9 +106,7 @@ def encode_keys(
     If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
     all processes are shuffled before encoding and restored afterwards, unless one process normalizes all together.
 
-    Args:
-        encoder: the moving average of a tower.
-        permutation: fixed order instead of a random one of the gathered rows of all ranks, [W * B], equal on each rank.
+    `permutation` [W * B] is a fixed order of the rows of all ranks.
 
     Source: [6].
     """

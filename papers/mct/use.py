@@ -43,11 +43,9 @@ from papers.mct.networks import Tower
 
 
 class MCT(networks.MCT, TrainedModel):
-    """A trained `networks.MCT`, loaded with `MCT.from_export(path)`.
+    """A trained `networks.MCT`; its `embedding` is that of one head ([3]).
 
-    Attributes:
-        embedding: `inter` compares images with captions, `intra` images with images. One vector of an image serves all
-            searches; between images alone, `intra` is what J_ii and J_tag trained ([3]).
+    `inter` compares images with captions and images with images, `intra`, which J_ii and J_tag trained, images alone.
     """
 
     paper = "mct"

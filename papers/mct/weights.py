@@ -35,11 +35,9 @@ NEEDED = "'state_dict' or 'model'"
 
 
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
-    """Image backbone of a checkpoint, recognized by its tensor names; has torchvision's names and no head.
+    """Image backbone, with torchvision's names and no head, of a checkpoint that is recognized by its tensor names.
 
-    Args:
-        path: a Lightning checkpoint of pre-training or of a transfer protocol, a file of `export`, a checkpoint of MoCo
-            or VirTex, or a state dict of torchvision or timm; saved by `torch.save` or as safetensors.
+    It may be of any of our stages, of `export`, MoCo, VirTex, torchvision or timm, by `torch.save` or as safetensors.
 
     Source: [11].
     """
@@ -55,12 +53,10 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:
-    """Write the image backbone of a checkpoint (see `load_backbone`) for another library, atomically.
+    """Write the image backbone of a checkpoint for another library; the output's suffix selects the format.
 
     A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50` except for the classifier `fc`, one in
-    `timm` strictly into `timm.create_model("resnet50", num_classes=0)`, and one in `detectron2` is a value for
-    `MODEL.WEIGHTS`. `load_backbone` reads the first two. The output's suffix, one of `SUFFIXES[layout]`, selects the
-    format.
+    `timm` into `timm.create_model("resnet50", num_classes=0)`, and one in `detectron2` is a value for `MODEL.WEIGHTS`.
 
     Source: [11].
     """

@@ -222,7 +222,7 @@ def test_padding_never_changes_the_loss() -> None:
         loss = module.training_step(batch, 0)
         torch.testing.assert_close(module.training_step(wider, 0), loss)
         # Both directions, each a mean over all tokens of the batch that count.
-        grid = module.grid(batch["image"])
+        grid = module.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
         parts = [
             torch.cat([
                 token_losses(decoder, grid[row : row + 1], own[row][own[row] != 0][None])[0] for row in range(3)
@@ -351,7 +351,7 @@ def test_the_test_weighs_tokens_and_counts_a_repeated_caption_once(tmp_path: Pat
     dataset = Squares(7, data.tokenizer)
     with torch.no_grad():
         batch = collate([dataset[item] for item in range(7)])
-        grid = module.grid(batch["image"])
+        grid = module.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
         losses = token_losses(module.textual, grid, batch["tokens"])
         expected = losses.sum() / (batch["tokens"][:, 1:] != 0).sum()
     repeated = DataLoader([dataset[item] for item in (0, 1, 2, 2, 3, 4, 5, 6, 6)], batch_size=4, collate_fn=collate)  # type: ignore[arg-type]

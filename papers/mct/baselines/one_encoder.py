@@ -1,8 +1,7 @@
-"""Baseline with one encoder of images and captions: network, data and training.
+"""Baseline with one encoder of images and captions: network, data and training. It isn't from the paper.
 
 The image's last feature map and the words of a caption enter one transformer, which learns to match images and captions
-by reading each pair and to predict masked words. The backbones are MCT's; everything else is discarded after training,
-like MCT's heads. This baseline isn't from the paper.
+by reading each pair and to predict masked words. Only the backbones, which are MCT's, are used afterwards.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Gen
 
 
 class MaskedViews(CaptionedViews):
-    """Views as in CaptionedViews, plus captions with a share of masked words: `tokens_<view>_masked`."""
+    """Views with captions of which a share of the words is masked: `tokens_<view>_masked`."""
 
     def __init__(self, *args: Any, masked_words: float = 0.15, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +76,6 @@ class MaskedPretrainingData(PretrainingData):
         self.views = partial(MaskedViews, masked_words=masked_words)
 
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """As in CaptionData, with `places_<view>` [K] among the B * L, and `targets_<view>` [K], of one view."""
         batch = super().collate(samples)
         batch.pop("image_key", None)
         return with_places(batch)
@@ -95,7 +93,10 @@ class MaskedPretrainingData(PretrainingData):
 
 
 def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with the positions of its masked words, computed on the host before it goes to an accelerator."""
+    """A batch with its masked words: `places_<view>` [K] among the B * L, and `targets_<view>` [K].
+
+    They are computed on the host, because an accelerator would have to wait for K.
+    """
     for view in ("query", "key") if "tokens_query_masked" in batch else ():
         tokens = batch[f"tokens_{view}"]
         places = (batch[f"tokens_{view}_masked"] != tokens).flatten().nonzero()[:, 0]
@@ -104,10 +105,9 @@ def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class PairEncoder(nn.Module):
-    """A transformer that reads an image and a caption together, or a caption alone.
+    """A transformer that reads an image, a token per place of its last feature map, and a caption, or a caption alone.
 
-    An image has a token per place of its last feature map (`forward_map`), marked with BERT's second segment embedding,
-    so both backbones have the same parameters as in MCT.
+    Images are marked with BERT's second segment embedding, so both backbones have the same parameters as in MCT.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
@@ -145,13 +145,9 @@ class PairEncoder(nn.Module):
         return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
 
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-        """Score of every image with every caption, each pair read together.
+        """Score [N, M] of every image [N, P, D] with every caption [M, L, D], each pair read together ([11]).
 
-        A linear layer on the elementwise product of the mean state of the image's places and the state of the first
-        token ([11], after ViLBERT).
-
-        Shapes:
-            image [N, P, D]; text [M, L, D]; tokens [M, L] -> [N, M]
+        A linear layer on the product of the mean state of the image's places and the state of the first token.
         """
         images, captions = len(image), len(text)
         pairs = image.repeat_interleave(captions, 0)
@@ -221,7 +217,7 @@ class OneEncoder(pl.LightningModule):
         return terms["loss"]
 
     def match(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        """Matching within this process's groups; pairs of the same image or the same text aren't negatives."""
+        """Matching within groups; pairs of the same image or the same text aren't negatives."""
         tokens = batch["tokens_key"]
         same = torch.stack([batch["image_id"], text_numbers(tokens, batch["lengths_key"])], 1)
         groups = groups_here("model.candidates", len(image), self.hparams["candidates"])

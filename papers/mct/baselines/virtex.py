@@ -34,11 +34,7 @@ PAD = 0
 
 
 class CaptionEmbedding(nn.Module):
-    """Normalized sum of a word and a position embedding; zero for padding.
-
-    Shapes:
-        tokens int64 [B, L] -> [B, L, hidden_size]
-    """
+    """Normalized sum of a word and a position embedding, [B, L, hidden_size]; zero for padding."""
 
     def __init__(self, vocabulary_size: int, hidden_size: int, max_tokens: int, dropout: float) -> None:
         super().__init__()
@@ -106,23 +102,14 @@ class CaptionDecoder(nn.Module):
 
 
 def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
-    """The decoder of the other direction, with shared image projection, embeddings and output.
-
-    Its own transformer starts from the same weights.
-
-    Source: [11].
-    """
+    """The decoder of the other direction: shares all but the transformer, whose copy starts from the same weights."""
     twin = copy.deepcopy(decoder)
     twin.visual_projection, twin.embedding, twin.output = decoder.visual_projection, decoder.embedding, decoder.output
     return twin
 
 
 def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy of every token given those before it, 0 for padding, in at least float32.
-
-    Shapes:
-        grid [B, C, h, w], tokens int64 [B, L] -> [B, L - 1]
-    """
+    """Cross entropy [B, L - 1] of every token given those before it, 0 for padding, in at least float32."""
     logits, targets = decoder(grid, tokens[:, :-1]), tokens[:, 1:]
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
@@ -176,9 +163,7 @@ class VirTex(pl.LightningModule):
 
     Args:
         image_encoder: backbone with `forward_map` and `feature_dim`, which is transferred.
-        vocabulary_size: at least that of the tokenizer.
-        hidden_size: width of the decoders; 2048 in the paper's tables, 1024 usually in VirTex.
-        attention_heads, feedforward_size: of the decoders; use 16 and 4096 for a width of 1024.
+        hidden_size: width of the decoders; 2048 in the paper's tables. VirTex's usual 1024 has 16 heads and 4096 units.
         max_tokens: longest caption, including boundary tokens.
         image_learning_rate, learning_rate: of SGD for the image encoder and for everything else.
         weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
@@ -223,15 +208,15 @@ class VirTex(pl.LightningModule):
             if needed > self.hparams[name]:
                 raise ValueError(f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; raise it")
 
-    def grid(self, images: Tensor) -> Tensor:
-        """Feature grid [B, feature_dim, h, w] of images [B, 3, H, W]; 7 x 7 for 224 pixels."""
-        return self.visual["cnn"].forward_map(images)  # type: ignore[operator]
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Losses [B, L - 1] of the tokens of the forward and of the backward captions."""
+        grid = self.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
+        forward = token_losses(self.textual, grid, batch["tokens"])
+        return forward, token_losses(self.backward_textual, grid, batch["tokens_reversed"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
-        grid = self.grid(batch["image"])
-        forward = token_losses(self.textual, grid, tokens)
-        backward = token_losses(self.backward_textual, grid, tokens_reversed)
+        forward, backward = self(batch)
         # Captions differ in length, so each process divides by the mean number of tokens per process. Data parallelism
         # then averages to the mean over all tokens.
         words = torch.stack([predicted(tokens).sum(), predicted(tokens_reversed).sum()]).float()
@@ -272,15 +257,11 @@ class VirTex(pl.LightningModule):
         self._meter = OncePerSample("forward", "forward_tokens", "backward", "backward_tokens")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
-        grid = self.grid(batch["image"])
+        forward, backward = self(batch)
         self._meter.update(
-            batch["index"],
-            forward=token_losses(self.textual, grid, tokens).sum(1),
-            forward_tokens=predicted(tokens).sum(1),
-            backward=token_losses(self.backward_textual, grid, tokens_reversed).sum(1),
-            backward_tokens=predicted(tokens_reversed).sum(1),
-        )
+            batch["index"], forward=forward.sum(1), forward_tokens=predicted(batch["tokens"]).sum(1),
+            backward=backward.sum(1), backward_tokens=predicted(batch["tokens_reversed"]).sum(1),
+        )  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
         means = self._meter.compute(self.device)
