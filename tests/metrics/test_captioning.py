@@ -87,11 +87,6 @@ def test_quirk_of_the_word_filter_is_an_option() -> None:
     assert candidate("a , b .") == reference("a , b .") == "a b"
 
 
-def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"protocol: 'dstc'.*avsd_1ref"):
-        score({0: "a"}, {0: ["a"]}, "dstc")
-
-
 # Against the definitions, written down in the plainest way
 
 
@@ -181,40 +176,7 @@ def test_rouge_takes_the_best_precision_and_recall_apart(corpus: list[tuple[str,
     assert mean == pytest.approx(np.mean(expected))
 
 
-@given(CORPUS)
-@settings(deadline=None, max_examples=30)
-def test_equal_to_pycocoevalcap(corpus: list[tuple[str, list[str]]]) -> None:
-    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="needs pycocoevalcap (make .venv/.captioning)")
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    captions = CaptionSet([one for one, _ in corpus], [texts for _, texts in corpus])
-    references = {item: texts for item, (_, texts) in enumerate(corpus)}
-    candidates = {item: [one] for item, (one, _) in enumerate(corpus)}
-    total, items = bleu_module.Bleu(4).compute_score(references, candidates, verbose=0)
-    np.testing.assert_allclose(bleu(captions)[0], total, rtol=1e-9, atol=1e-300)
-    np.testing.assert_allclose(bleu(captions)[1].T, items, rtol=1e-9, atol=1e-300)
-    np.testing.assert_allclose(rouge_l(captions)[1], Rouge().compute_score(references, candidates)[1], rtol=1e-12)
-    if any(text for texts in references.values() for text in texts):  # it cannot do without any word
-        np.testing.assert_allclose(cider(captions)[1], Cider().compute_score(references, candidates)[1], atol=1e-12)
-
-
 # Properties and edges
-
-
-def test_captions_that_equal_their_reference_score_highest() -> None:
-    texts = ["a man opens the blue door", "two dogs run in the snow", "she laughs and sits on a couch"]
-    captions = CaptionSet(texts, [[text] for text in texts])
-    assert bleu(captions)[0] == pytest.approx([1, 1, 1, 1])
-    assert rouge_l(captions)[0] == 1
-    assert cider(captions)[1] == pytest.approx([10, 10, 10])
-
-
-def test_one_item() -> None:
-    scores = score({"only": "a dog runs"}, {"only": ["a dog runs"]})
-    assert scores.corpus["bleu_1"] == pytest.approx(1)
-    assert scores.corpus["rouge_l"] == 1
-    assert scores.corpus["cider"] == 0  # the only item's n-grams are in every item
 
 
 def test_empty_candidates_and_references() -> None:
@@ -231,40 +193,6 @@ def test_no_items() -> None:
     assert scores.ids == ()
     assert all(math.isnan(scores.measured[metric]) for metric in WITHOUT_JAVA)
     assert meteor(CaptionSet([], []))[1].shape == (0,)
-
-
-def test_only_empty_text() -> None:
-    scores = score({0: "", 1: "!"}, {0: [""], 1: ["?"]})
-    assert scores.measured["bleu_1"] == scores.measured["cider"] == 0
-    assert scores.measured["rouge_l"] == 1
-
-
-def test_unicode() -> None:
-    texts = {
-        0: "\u65e5\u672c\u8a9e \u306e \u6587",
-        1: "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 caf\u00e9",
-        2: "\U0001f600 lone \ud800 surrogate",
-    }
-    scores = score(texts, {key: [text] for key, text in texts.items()})
-    assert scores.corpus["bleu_1"] == pytest.approx(1)
-    assert scores.items["rouge_l"].tolist() == [1, 1, 1]  # type: ignore[union-attr]
-
-
-def test_very_long_text() -> None:
-    long = " ".join(f"w{i % 997} x{i}" for i in range(10_000))
-    scores = score({0: long, 1: "a b"}, {0: [long + " end", "short"], 1: ["a b c"]})
-    assert scores.items["bleu_4"][0] == pytest.approx(1, abs=1e-3)  # type: ignore[index]
-    assert scores.items["rouge_l"][0] > 0.999  # type: ignore[index]
-
-
-@pytest.mark.parametrize("separator", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"], ids=ascii)
-def test_line_separators_shift_nothing(separator: str) -> None:
-    candidates = {0: f"a man{separator}walks", 1: "two dogs run", 2: "she laughs"}
-    references = {0: [f"a{separator}man walks{separator}"], 1: ["two dogs run"], 2: ["she laughs"]}
-    plain = {key: text.replace(separator, " ") for key, text in candidates.items()}
-    scores = score(candidates, references)
-    assert scores.corpus == score(plain, {0: ["a man walks"], 1: ["two dogs run"], 2: ["she laughs"]}).corpus
-    assert scores.items["rouge_l"].tolist() == [1, 1, 1]  # type: ignore[union-attr]
 
 
 @given(CORPUS, st.randoms(use_true_random=False))
@@ -306,11 +234,3 @@ def test_missing_meteor_is_none_and_one_line(monkeypatch: pytest.MonkeyPatch, ca
     assert scores.notes == ("METEOR is not measured: no `java` on the PATH",)
     assert [record.getMessage() for record in caplog.records] == list(scores.notes)
     assert scores.corpus["bleu_1"] == pytest.approx(1)
-
-
-def test_meteor_can_be_left_out_quietly(caplog: pytest.LogCaptureFixture) -> None:
-    scores = score({0: "a dog"}, {0: ["a dog"]})
-    assert list(scores.corpus) == list(METRICS)
-    assert scores.corpus["meteor"] is None
-    assert scores.notes == ()
-    assert not caplog.records

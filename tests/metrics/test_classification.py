@@ -49,10 +49,3 @@ def test_top_k_without_ties_agrees_with_sorting(seed: int, samples: int, classes
         expected = (order[:, :k] == labels[:, None]).any(1)
         assert torch.equal(hits(scores, labels, k).bool(), expected)
     assert (label_ranks(scores, labels) < classes).all()
-
-
-def test_leading_dimensions_are_kept() -> None:
-    scores = torch.eye(3).expand(2, 5, 3, 3)
-    labels = torch.tensor([0, 1, 0]).expand(2, 5, 3)
-    assert hits(scores, labels).shape == (2, 5, 3)
-    assert torch.equal(hits(scores, labels)[1, 2], torch.tensor([1.0, 1.0, 0.0]))

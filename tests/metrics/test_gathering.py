@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.metrics.gathering import OncePerSample, RowsOncePerSample, first_occurrences, gather_rows
+from common.metrics.gathering import OncePerSample, RowsOncePerSample, first_occurrences
 
 
 @given(st.lists(st.integers(0, 9), max_size=40))
@@ -39,11 +39,6 @@ def test_nothing_seen() -> None:
     assert empty["score"].isnan()
 
 
-def test_one_process_gathers_its_own_rows() -> None:
-    rows = torch.randn(3, 2)
-    assert gather_rows(rows) is rows
-
-
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 7))
 def test_rows_come_once_in_order(indices: list[int], batch: int) -> None:
     rows = RowsOncePerSample("square", "pair")
@@ -55,8 +50,3 @@ def test_rows_come_once_in_order(indices: list[int], batch: int) -> None:
     assert collected["square"].tolist() == [i * i for i in sorted(set(indices))]
     assert collected["pair"].shape == (len(index), 2)
     assert collected["pair"].dtype == torch.float16
-
-
-def test_no_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="no sample"):
-        RowsOncePerSample("embedding").compute()

@@ -91,8 +91,3 @@ def test_the_other_inception_names_a_file_of_another_network(tmp_path: Path, mon
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: weights of another network: Missing key"):
         TensorFlowInception(tmp_path / "other.pth")
-
-
-def test_the_other_inception_needs_its_file(tmp_path: Path) -> None:
-    with pytest.raises((CheckpointError, ModuleNotFoundError)):
-        TensorFlowInception(tmp_path / "absent.pth")

@@ -1,7 +1,5 @@
 """Linear machines on windows."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +26,6 @@ def test_learns_from_the_chosen_and_judges_the_chosen() -> None:
     assert guess.tolist() == label[:9].tolist()
 
 
-def test_inputs_are_left_as_they_are() -> None:
-    label = np.arange(12) % 3
-    train, test = samples(1, label), samples(2, label)
-    before = train.copy(), test.copy()
-    everyone = np.ones(12, dtype=bool)
-    classify_windowed(train, test, label, everyone, everyone, 0.01, OPTIONS)
-    assert np.array_equal(before[0], train)
-    assert np.array_equal(before[1], test)
-
-
 def test_labels_need_not_be_positions() -> None:
     label = np.arange(12) % 3
     everyone = np.ones(12, dtype=bool)
@@ -53,11 +41,6 @@ def test_features_that_are_not_finite() -> None:
     everyone = np.ones(12, dtype=bool)
     with pytest.raises(ValueError, match="features"):
         classify_windowed(train, train, label, everyone, everyone, 0.01, OPTIONS)
-
-
-def test_starts_without_torch() -> None:
-    code = "import sys, common.metrics.linear_svm; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 class TestOneClass:
