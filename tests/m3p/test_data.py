@@ -15,16 +15,14 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from common.data.annotations import LanguageCaptions
-from common.data.datasets.folder import FolderOfImages
 from common.data.item_dataset import TooManyBrokenFiles
-from common.data.media import MediaError
 from common.data.regions import RegionError
 from common.data.sequences import Rows, Texts
 from papers.m3p.captions import CaptionPool, forced_captions
 from papers.m3p.data import check_sizes
 from papers.m3p.encoder import M3PEncoder
 from papers.m3p.masking import Masking
-from papers.m3p.pairs import CaptionSet, PairItems, pad_regions
+from papers.m3p.pairs import PairItems
 from tests.m3p.layouts import (
     LANGUAGES,
     WIDTH,
@@ -34,7 +32,6 @@ from tests.m3p.layouts import (
     regions_of,
     sentence,
     texts_of,
-    write_features,
 )
 from tests.m3p.tiny import labels_of, tiny_sizes
 
@@ -238,16 +235,6 @@ def test_a_step_depends_on_seed_epoch_and_step_alone(layouts: Layouts) -> None:
     assert not equal(another[0, 0], expected[0, 0])
 
 
-def test_it_goes_on_in_the_middle_of_an_epoch(layouts: Layouts) -> None:
-    whole = steps(layouts.pretraining(), 5)
-    data = layouts.pretraining()
-    loader = data.train_dataloader()
-    data.trainer.fit_loop.epoch_loop.batch_progress.current.ready = 2
-    rest = list(loader)
-    assert len(rest) == 3
-    assert all(equal(*both) for both in zip(rest, whole[2:]))
-
-
 def test_small_sets_are_gone_through_again(layouts: Layouts) -> None:
     data = layouts.pretraining(**PLAIN, batch_size=4, steps_per_epoch=9)
     batches = [
@@ -447,35 +434,12 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
     assert data.searched.picture(0, 0) is None
 
 
-def test_images_of_ones_own_are_searched_and_trained_on(layouts: Layouts, tmp_path: Path) -> None:
-    lines = ["file_name,caption,caption_de,split"]
-    for number in range(12):
-        (tmp_path / f"{number}.png").touch()  # with region features, pictures need not be read
-        split = "test" if number < 3 else "train"
-        lines.append(f"{number}.png,{sentence('en', number)},{sentence('de', number)},{split}")
-    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
-    write_features(tmp_path, "mine", [str(number) for number in range(12)], False)
-    own = {f"own_{language}": CaptionSet(FolderOfImages(tmp_path), language) for language in ("en", "de")}
-    data = layouts.retrieval("test", sets=own, train_sets=["own_en", "own_de"], test_sets=list(own))
-    loaders = data.test_dataloader()
-    assert [len(loader.dataset) for loader in loaders] == [3, 3, 3]
-    texts = [text for batch in loaders[2] for text in texts_of(batch, data)]
-    assert texts == [sentence("de", number) for number in range(3)]
-    training = layouts.retrieval(sets=own, train_sets=["own_en", "own_de"], test_sets=list(own))
-    assert steps(training)[0]["relations"][0]["t2i"]["regions"].shape[2] == WIDTH
-
-
 def test_fewer_images_and_captions(layouts: Layouts) -> None:
     data = layouts.retrieval("test", test_images=3, test_captions=2)
     loaders = data.test_dataloader()
     assert [len(loader.dataset) for loader in loaders] == [3, 6, 6, 3, 3]
     texts = [text for batch in loaders[1] for text in texts_of(batch, data)]
     assert texts == [sentence("en", 8 * image + place) for image in range(3) for place in range(2)]
-
-
-def test_pretraining_is_tested_as_well(layouts: Layouts) -> None:
-    data = layouts.pretraining("test")
-    assert len(data.test_dataloader()) == len(data.searched.sets) + 1 == 5
 
 
 def test_long_captions_are_cut(layouts: Layouts) -> None:
@@ -569,12 +533,6 @@ def test_damaged_regions_are_skipped_and_counted(layouts: Layouts) -> None:
         _ = [pairs[0, item] for item in range(60)]
 
 
-def test_nothing_but_damaged_regions_to_draw_from(layouts: Layouts) -> None:
-    _, pairs = broken_pairs(layouts, {f"train_{number}" for number in range(12)}, 1.0)
-    with pytest.raises(MediaError, match=r"no file of multi30k can be used.*damaged"):
-        pairs[0, 0]
-
-
 @pytest.mark.parametrize("vlm_candidates", ["groups", "in_batch"])
 def test_text_stands_behind_the_same_number_of_rows_everywhere(
     layouts: Layouts, tmp_path: Path, vlm_candidates: str
@@ -587,13 +545,3 @@ def test_text_stands_behind_the_same_number_of_rows_everywhere(
             found = {group["regions"].shape[1] for step in steps(data, 4) for group in step["relations"][0].values()}
             assert found == {most}
             assert {batch["regions"].shape[1] for batch in data.test_dataloader()[0]} == {most}
-
-
-def test_ragged_regions_are_padded() -> None:
-    rows = [regions_of(number, True) for number in (0, 2, 3)]
-    columns = pad_regions(rows)
-    assert columns["mask"].sum(1).tolist() == [1, 3, 4]
-    for number, row in enumerate(rows):
-        np.testing.assert_array_equal(columns["features"][number, : len(row)], row.features)
-        assert not columns["features"][number, len(row) :].any()
-        assert not columns["classes"][number, len(row) :].any()

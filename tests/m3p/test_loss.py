@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
-from papers.m3p.encoder import M3P, M3PEncoder, all_pairs
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import PairTasks, _pairs, pair_terms, text_terms
 from papers.m3p.weights import RELEASED
 from tests.m3p.tiny import arrays, placed, tiny_model, tiny_sizes, valid, values
@@ -265,22 +263,3 @@ def test_nothing_masked_costs_nothing_and_keeps_the_graph() -> None:
     assert terms["mlm"] == terms["mrm_class"] == terms["mrm_regression"] == 0
     sum(terms.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None for n, p in model.named_parameters() if n != "encoder.language.weight")
-
-
-def test_a_constant_scorer_is_never_right() -> None:
-    model = tiny_model()
-    with torch.no_grad():
-        model.match_head.score.weight.zero_()
-    terms = terms_of(model, golden_group())
-    assert terms["accuracy"] == 0
-    assert terms["vlm_ce"].item() == pytest.approx(1.3863, abs=1e-4)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
-def test_all_pairs(images: int, texts: int, regions: int, words: int) -> None:
-    left, right = torch.rand(images, regions, 2), torch.rand(texts, words, 2)
-    pairs = all_pairs(left, right)
-    for i in range(images):
-        for j in range(texts):
-            torch.testing.assert_close(pairs[i * texts + j], torch.cat([left[i], right[j]]))

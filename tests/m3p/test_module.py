@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from common.encoders.checkpoint_files import CheckpointError
 from common.reporting.tables import load
 from common.stages.configuration import resolve
 from common.stages.finished_stage import instantiate
@@ -210,8 +209,3 @@ def test_a_detector_with_more_classes_than_the_model_is_named(layouts: Layouts, 
     small = M3P(model().encoder, region_classes=2)
     with pytest.raises(ValueError, match=r"a region is of class \d+ and model\.model\.region_classes is 2: give it"):
         trained(M3PModule(small), layouts.pretraining(), tmp_path)
-
-
-def test_missing_weights_are_named_before_training(layouts: Layouts, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model.pretrained: .*nothing.pth: no such checkpoint file"):
-        trained(M3PModule(model(), pretrained=str(tmp_path / "nothing.pth")), layouts.pretraining(), tmp_path)

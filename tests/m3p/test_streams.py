@@ -58,11 +58,6 @@ def test_blocks_hold_every_token_once(count: int, batch: int, bptt: int) -> None
         assert (np.diff(own) == 1).all()
 
 
-def test_streams_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="without tokens"):
-        LanguageStream(np.zeros(0, dtype=np.int32), 2, 4)
-
-
 @pytest.mark.parametrize("alpha", ["0.3", "0.5", "0.7", "1.0"])
 def test_languages_are_drawn_as_by_the_released_code(alpha: str) -> None:
     golden = json.loads((GOLDEN / "sampling_and_optim.json").read_text(encoding="utf-8"))

@@ -11,12 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from common.stages.cli import build
-from common.stages.configuration import ConfigurationError, resolve
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
 from papers.m3p.module import M3PModule
+from papers.m3p.pairs import PairCollator
 from tests.m3p.layouts import WIDTH, Layouts
 from tests.m3p.tiny import tiny_sizes
 
@@ -52,10 +51,11 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
 
 
 class Watch(Callback):
-    """Notes for every update its iteration and how many groups were read since the last one; may save the state."""
+    """Notes the updates with their iteration and the groups read since the last one, and the weights; may save."""
 
     def __init__(self, save_after: int | None = None, path: Path | None = None) -> None:
         self.updates: list[tuple[int, int]] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
         self.save_after, self.path = save_after, path
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -75,6 +75,7 @@ class Watch(Callback):
         pl_module.terms_of, pl_module.update = terms_of, watched
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.weights.append({name: value.clone() for name, value in pl_module.model.state_dict().items()})
         if batch_idx == self.save_after:
             trainer.save_checkpoint(self.path)  # type: ignore[arg-type]
 
@@ -186,12 +187,73 @@ def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
         run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "instead"),
-    [("accumulate_grad_batches", "2", "accumulate"), ("gradient_clip_val", "1.0", "clip_norm")],
-)
-def test_fields_of_the_trainer_lead_to_those_of_the_model(flag: str, value: str, instead: str, tmp_path: Path) -> None:
-    run = resolve("m3p", "fine_tune", scale="smoke", arguments=(f"--trainer.{flag}", value))
-    config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
-    with pytest.raises(ConfigurationError, match=rf"trainer\.{flag}: .* leave it .* and set model\.{instead} instead"):
-        build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
+# -- the best weights --------------------------------------------------------------------------------------------------
+
+
+def validated(layouts: Layouts, **options: Any) -> Any:
+    return layouts.retrieval(test_sets=["multi30k_fr"], validation_split="val", **options)
+
+
+def selecting(**options: Any) -> M3PModule:
+    return module("fine_tuning", **{"selection": "best", "select_every": 2, "captions_per_image": None, **options})
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [((40.0, 60.0, 50.0, 60.0), 4), ((1.0, 2.0, 3.0, 4.0), 7)])
+def test_the_best_weights_are_left(
+    accuracies: tuple[float, ...], best: int, layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After iterations 2, 4, 6 and the last, 7; the earlier one of two that are alike."""
+    given = iter(accuracies)
+    monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": next(given)})
+    own, seen = selecting(), Watch()
+    run = trainer(tmp_path, seen, limit_train_batches=7)
+    run.fit(own, datamodule=validated(layouts))
+    assert next(given, None) is None
+    for name, value in own.model.state_dict().items():
+        assert torch.equal(value, seen.weights[best - 1][name]), name
+    run.test(own, datamodule=validated(layouts), verbose=False)
+    assert run.callback_metrics["test/selected_iteration"] == best
+    assert run.callback_metrics["test/validation_accuracy"] == max(accuracies)
+
+
+@pytest.mark.parametrize("after", [3, 4])
+def test_a_selection_that_is_stopped_goes_on(
+    after: int, layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before its second comparison or behind it: each is made once, and the best of all is left."""
+
+    def scripted(*accuracies: float) -> list[float]:
+        left = list(accuracies)
+        monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": left.pop(0)})
+        return left
+
+    path = tmp_path / "stopped.ckpt"
+    scripted(10.0, 90.0, 20.0, 30.0)
+    whole, resumed = selecting(), selecting()
+    trainer(tmp_path, Watch(after, path), limit_train_batches=7).fit(whole, datamodule=validated(layouts))
+    left = scripted(*((90.0,) if after == 3 else ()), 20.0, 30.0)
+    trainer(tmp_path, limit_train_batches=7).fit(
+        resumed, datamodule=validated(layouts), ckpt_path=path, weights_only=True
+    )
+    assert not left
+    assert resumed.best is not None
+    assert (resumed.best.place, resumed.best.score) == (4, 90.0)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_path: Path) -> None:
+    own = selecting(select_every=100)
+    used = validated(layouts, validation_items=7)
+    trainer(tmp_path, limit_train_batches=3).fit(own, datamodule=used)
+    assert own.best is not None
+    hits = count = 0.0
+    own.eval()
+    collate = PairCollator(used.tokenizer, None, used.max_regions)
+    for item in range(7):
+        for group in collate([used.validation[item]]).values():
+            with torch.no_grad():
+                hits += float(pair_terms(own.model, group, MATCH_ALONE)["accuracy"])
+            count += 1
+    assert count == 14
+    assert own.best.score == pytest.approx(100 * hits / count)
