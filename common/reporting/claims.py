@@ -37,7 +37,6 @@ class Judged:
         draws: those with every cell of the deciding comparison.
         excess: how far the worse end of the interval passes the threshold.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
-        conditional: whether the condition `when` was measured and not met.
     """
 
     check: Check
@@ -50,7 +49,6 @@ class Judged:
     draws: tuple[Draw, ...] = ()
     excess: float = -math.inf
     detail: str = ""
-    conditional: bool = False
 
     @property
     def label(self) -> str:
@@ -76,12 +74,6 @@ def judge(result: TableResult, checks: Iterable[Check]) -> list[Judged]:
 def _judge(check: Check, result: TableResult) -> Judged:
     paper = result.table.margin(check) if isinstance(check, Claim) else ""
     judged = Judged(check, result.table.id, result.scale, paper)
-    for condition in check.when.comparisons if check.when else ():
-        compared = _compare(condition, result, judged)
-        if compared.difference is None:
-            return compared
-        if not condition.accepts(compared.difference):
-            return replace(judged, detail=f"its condition is not met: {compared.outcome}", conditional=True)
     comparisons = check.holds.comparisons
     worst = min(
         (_compare(one, result, judged) for one in comparisons), key=lambda j: (_WORST_FIRST.index(j.verdict), j.excess)
@@ -148,9 +140,9 @@ def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def gate_failures(results: Iterable[Judged]) -> tuple[list[Judged], list[Judged]]:
-    """Gated claims and checks at mini that fail, and those not measured; no unmet conditions or inseparable ones."""
+    """Gated claims and checks at mini that fail, and those not measured."""
     gated = [r for r in results if r.scale == "mini" and r.check.gate == "mini"]
     return (
         [r for r in gated if r.verdict == FAILS],
-        [r for r in gated if r.verdict == NOT_RUN and not r.conditional],
+        [r for r in gated if r.verdict == NOT_RUN],
     )

@@ -50,13 +50,6 @@ class Compared:
         return None if mine is None or reference is None else mine - reference
 
     @property
-    def z(self) -> float | None:
-        """The difference in standard deviations of the reference; None without any."""
-        return (
-            self.difference / self.reference.spread if self.difference is not None and self.reference.spread else None
-        )
-
-    @property
     def allowed(self) -> float:
         """The largest difference that still reproduces the reference; counts the uncertainty of both means."""
         chance = 0.0
@@ -189,7 +182,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
 
     colors = {OUTSIDE: "red", REPRODUCED: "green", NO_REFERENCE: "dim"}
     table = RichTable(box=box.SIMPLE_HEAD)
-    for name in ("cell", "measured", "reference", "difference", "allowed", "z", "verdict"):
+    for name in ("cell", "measured", "reference", "difference", "allowed", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
     for c in compared:
         digits = c.metric.decimals
@@ -200,7 +193,6 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
             measured_text(c.reference, digits),
             "" if c.difference is None else f"{c.difference:+.{digits}f}",
             "" if c.verdict == NO_REFERENCE else f"{c.allowed:.{digits + 1}f}",
-            "" if c.z is None else f"{c.z:+.1f}",
             verdict,
         )
     return table

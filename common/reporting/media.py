@@ -26,9 +26,9 @@ _ROW, _ROW_CONTENT = ".row.png", ".row.json"
 
 @dataclass
 class Budget:
-    """How many bytes of media a page may still take, before encoding."""
+    """How many bytes of media may still be shown, before encoding."""
 
-    left: int = MAX_PAGE_BYTES
+    left: int
 
     def refuse(self, path: Path) -> str:
         """Why a file does not fit, or an empty string; counts one that fits."""

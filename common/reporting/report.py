@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
-from common.reporting import charts, render
+from common.reporting import charts, media, render
 from common.reporting.aggregate import Cell
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS
 from common.reporting.curves import band_of, importance, read_curves
@@ -39,14 +39,7 @@ def page(
     folder = runs or runs_root()
     chosen = [paper_named(name) for name in papers] if papers else existing_papers()
     scales = [check_scale(scale)] if scale else list(SCALES)
-    budget = Budget()
-    sections = []
-    for number, paper in enumerate(chosen):
-        # The unused share of one paper goes to the next ones.
-        share = Budget(budget.left // (len(chosen) - number))
-        before = share.left
-        sections.append(_Section(paper, scales, folder, share))
-        budget.left -= before - share.left
+    sections = [_Section(paper, scales, folder, Budget(media.MAX_PAGE_BYTES // len(chosen))) for paper in chosen]
     newest = max((r.started for s in sections for r in (*s.recorded, *s.fresh)), default="")
     text: str = _template().render(
         sections=sections,

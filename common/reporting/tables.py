@@ -210,14 +210,12 @@ class Check(Part):
     """A sanity condition of ours, such as a falling loss or a control at chance.
 
     Args:
-        when: predicate over means that must hold for it to be judged.
         gate: `mini` if a failure at mini must stop `assemble claims --gate`; else `report`.
     """
 
     id: Text
     text: Annotated[Text, Field(max_length=90)]
     holds: _Predicate
-    when: _Predicate | None = None
     gate: Annotated[StrictStr, one_of(GATES)] = "report"
     scales: _Scales = SCALES
 

@@ -45,26 +45,18 @@ def test_arithmetic() -> None:
     "text",
     [
         "__import__('os').system('true') >= AVID.ucf",
-        "AVID.ucf >= __import__",
         "AVID.ucf",
         "AVID.ucf == AVID.esc",
         "1 < AVID.ucf < 3",
         "AVID.ucf >= 1 or AVID.esc >= 1",
-        "not AVID.ucf >= 1",
         "AVID.ucf >= AVID.esc ** 9",
-        "AVID.ucf >= AVID.esc[0]",
-        "AVID.ucf.real >= 1",
-        "(lambda: 1)() >= AVID.ucf",
         "AVID.ucf >= 'high'",
         "AVID.ucf >= True",
-        "AVID.ucf >= 1j",
         "1 >= 2",
         "AVID.ucf >=",
         "",
         "AVID.ucf >= " + "(" * 500 + "1" + ")" * 500,
-        "AVID.ucf >= " + "-" * 1500 + "1",
         "AVID.ucf >= 1" + "0" * 400,
-        "AVID.ucf >= 1" + "0" * 5000,
         "AVID.ucf >= 1 / 0",
     ],
 )
@@ -90,7 +82,6 @@ def filled(
     holds: str,
     a: dict[int, float],
     b: dict[int, float],
-    when: str | None = None,
     gate: str = "mini",
     scale: str = "mini",
     text: str = "text",
@@ -99,7 +90,7 @@ def filled(
     metric = Metric(id="x", label="x", stages={}, key="x")
     rows = tuple(Row(label=label, untrained=True, scales=scales) for label in "AB")
     claim = Claim(
-        id="c", text=text, holds=parse(holds, "AB", "x"), when=parse(when, "AB", "x") if when else None, gate=gate,
+        id="c", text=text, holds=parse(holds, "AB", "x"), gate=gate,
         scales=scales, paper="+0.6",
     )  # fmt: skip
     table = Table(id="t", title="T", source="s", scales=scales, metrics=(metric,), rows=rows, claims=(claim,))
@@ -169,15 +160,6 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
 
 
-def test_condition() -> None:
-    unmet = judged("A.x > B.x", {0: 1.0}, {0: 2.0}, when="A.x >= 40")
-    assert (unmet[0].verdict, unmet[0].conditional) == ("not run", True)
-    assert gate_failures(unmet) == ([], [])
-    assert judged("A.x > B.x", {0: 50.0, 1: 51.0}, {0: 2.0, 1: 3.0}, when="A.x >= 40")[0].verdict == "holds"
-    missing = judged("A.x > B.x", {}, {0: 2.0}, when="A.x >= 40")
-    assert gate_failures(missing) == ([], missing)
-
-
 def test_gate_counts_mini_only() -> None:
     def failing(**more: str) -> list:
         return judged("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0}, **more)
@@ -186,6 +168,8 @@ def test_gate_counts_mini_only() -> None:
     assert gate_failures(failing(gate="report")) == ([], [])
     assert gate_failures(failing(scale="smoke")) == ([], [])
     assert gate_failures(failing(scale="paper")) == ([], [])
+    missing = judged("A.x > B.x", {}, {0: 2.0})
+    assert gate_failures(missing) == ([], missing)
 
 
 def test_gate_exit_status(project: Path, saved: Saved, capsys: Capsys) -> None:

@@ -142,8 +142,7 @@ def test_what_does_not_fit_is_named(project: Path, saved: Saved, monkeypatch: py
             (folder / "media").mkdir()
             (folder / "media" / "a.png").write_bytes(PIXEL)
             (folder / "media" / "large.png").write_bytes(PIXEL * 2)
-    room = 2 * len(PIXEL) + 5
-    monkeypatch.setattr(media.Budget, "__init__", lambda self, left=room: setattr(self, "left", left))
+    monkeypatch.setattr(media, "MAX_PAGE_BYTES", 2 * len(PIXEL) + 5)
     text = written(project)
     assert text.count("<img") == 2
     # The first seed of every stage comes before a second seed of any.

@@ -17,10 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from common.commands.main import main
 from common.reporting.papers import existing_papers, paper_named
 from common.reporting.promote import promote
-from common.reporting.records import Record, RecordError
+from common.reporting.records import Record, RecordError, config_hash
 from common.reporting.results import find_promoted, promoted_curves, write_results
+from common.stages.plan import plan
+from common.stages.request import Selection
 from tests.reporting.conftest import Capsys, MakeRecord, Save, Saved, out_of_date
 from tests.reporting.test_records import CONFIGS, METRICS, a_record
+
+PAPERS = [paper.name for paper in existing_papers()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -31,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+@pytest.mark.parametrize("paper", PAPERS)
 def test_committed_results_are_written_as_they_were_read(
     paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,13 +155,10 @@ def damaged(name: str, text: str) -> Callable[[Path], None]:
     ("file", "damage"),
     [
         ("seed0.json", damaged("mini/seed0.json", "{")),
-        ("seed0.json", damaged("mini/seed0.json", "[]")),
         ("seed0.json", damaged("mini/seed0.json", '{"paper": "mct", "scale": "mini", "seed": 0, "schema": 1}')),
         ("seed0.json", lambda results: (results / "shared.json").unlink()),
         ("shared.json", damaged("shared.json", '{"config": 5}')),
-        ("shared.json", damaged("shared.json", "{")),
         ("seed1.json", lambda results: (results / "mini/seed0.json").rename(results / "mini/seed1.json") and None),
-        ("seed0.json", lambda results: shutil.copytree(results / "mini", results / "paper") and None),
     ],
 )
 def test_a_malformed_file_is_named(file: str, damage: Callable[[Path], None], saved: Saved) -> None:
@@ -176,3 +177,33 @@ def test_a_damaged_table_of_curves_is_named_and_not_replaced(saved: Saved) -> No
     with pytest.raises(RecordError, match=path.name):
         promote("mct")
     assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_hashes_follow_from_the_stored_configuration(paper: str) -> None:
+    found = find_promoted(paper)
+    lineages = {(r.scale, r.seed, r.stage): r.lineage_hash for r in found}
+    for record in found:
+        assert config_hash(record.config) == record.config_hash, record.stage
+        for parent in record.parents.values():
+            assert lineages[record.scale, record.seed, parent["stage"]] == parent["lineage_hash"], record.stage
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_records_are_of_the_stages_as_they_are_configured_now(paper: str) -> None:
+    found = {(r.scale, r.seed, r.stage): r for r in find_promoted(paper)}
+    nowhere = Path("/nonexistent")
+    for scale, seed in sorted({key[:2] for key in found}):
+        for stage in plan(paper, Selection(scale=scale, seeds=(seed,), runs=nowhere, data=nowhere, everything=True)):
+            record = found.pop((scale, seed, stage.request.stage), None)
+            assert record is None or record.lineage_hash == stage.lineage, stage.request.stage
+    assert not found, f"no stage of these is left: {sorted(found)}"
+
+
+def test_moving_a_class_is_no_new_experiment() -> None:
+    def config(path: str, rate: float = 0.1) -> dict[str, object]:
+        return {"model": {"class_path": path, "init_args": {"learning_rate": rate, "parts": [{"class_path": path}]}}}
+
+    assert config_hash(config("papers.x.module.Net")) == config_hash(config("common.y.Net"))
+    assert config_hash(config("papers.x.module.Net")) != config_hash(config("papers.x.module.Other"))
+    assert config_hash(config("papers.x.module.Net")) != config_hash(config("papers.x.module.Net", 0.2))

@@ -40,14 +40,12 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("New.ucf + 1", "New.ufc + 1", r"claims\[0\] .*holds: unknown metric 'ufc'.*did you mean 'ucf'"),
         ("One helps", "One helps" + " more" * 20, r"claims\[0\] .*text: .*at most 90"),
         ("New.ucf + 1", "`New longer`.ucf + 1", r"transfer.*New longer.*'paper'"),
-        ("gate: mini", "gate: maxi", r"gate: unknown value 'maxi'"),
         ("scales: [mini]", "scales: [minni]", r"scales\[0\]: unknown scale 'minni': did you mean 'mini'"),
         ("row: New-One", "row: New-Two", r"unknown headline\.row 'New-Two'"),
         ("label: New-One", "label: New", r"label 'New' stands twice"),
         ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
         ("model: better", "model: esc", r"starts from \$row"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points\.2: .*'ufc'"),
-        ("title: Transfer", CURVE % "0: ucf, 2: esc", r"curve\.points.*greater than 0"),
         ("title: Transfer", CURVE % "2: esc", r"curve\.points: .*at least 2"),
     ],
 )  # fmt: skip
@@ -61,9 +59,7 @@ def test_errors_name_the_place(project: Path, old: str, new: str, words: str) ->
     ("old", "new", "words"),
     [
         ("short: mct", "shrot: mct", r"mct/tables\.yaml: .*'shrot'"),
-        ("title: MCT, ", "", r"mct/tables\.yaml: .*'title'"),
         ("order: 1", "order: first", r"mct/tables\.yaml: .*'first'"),
-        ("paper: {", "paper: [{", r"mct/tables\.yaml: "),
         ("paper: {", "papers: {", r"mct/tables\.yaml: .*'short'"),
     ],
 )
