@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips, dense_clip_starts
+from common.data.clips import (
+    AudioVisualClips,
+    DenseVideoClips,
+    SoundWindows,
+    VideoClips,
+    clip_start,
+    dense_clip_starts,
+    paired_window,
+    repeated,
+)
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, MediaError, MediaFile
@@ -20,6 +31,9 @@ from common.data.samplers import EpochSampler
 from common.data.transforms import AudioTransform, VideoTransform
 from tests.data.media_factory import numbered_frames, tone, write_audio, write_video, write_wav
 
+TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
+DRAW = st.floats(0.0, 1.0, exclude_max=True)
+LIMITS = st.tuples(st.floats(-1.0, 5.0), st.floats(0.1, 20.0)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 VIDEO = VideoTransform(crop=16)
 AUDIO = AudioTransform(sample_rate=8_000, window=1.0, fft=128, frames_per_second=32)
 EXACT = VideoTransform(crop=16, resize=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -120,13 +134,6 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
         assert brightness.numpy() == pytest.approx(samples.view(8, 1000).mean(1).numpy(), abs=0.02)
 
 
-def test_a_file_without_sound_is_skipped(folder: Path) -> None:
-    listing = _listing(folder, "silent.mp4", "good1.mp4")
-    clips = AudioVisualClips(listing, VIDEO, AUDIO, max_skipped_fraction=1.0)
-    assert int(clips[0]["index"]) == 1
-    assert clips.skipped.names() == ["silent.mp4"]
-
-
 BROKEN = ["empty.mp4", "garbage.mp4", "truncated.mp4", "missing.mp4", "sound_only.wav", "one_frame.mp4"]
 
 
@@ -149,14 +156,6 @@ def test_broken_files_are_replaced_counted_and_named(
     assert all(name in caplog.text for name in BROKEN)
     # The replacement is the next item as it would have been anyway.
     assert _equal({**samples[0], "skipped": samples[6]["skipped"]}, samples[6])
-
-
-@pytest.mark.parametrize("kind", [VideoClips, DenseVideoClips])
-def test_labeled_videos_replace_broken_files_too(folder: Path, kind: type) -> None:
-    listing = _listing(folder, "truncated.mp4", "good1.mp4", "one_frame.mp4")
-    clips = kind(listing, VIDEO, video_duration=0.5, video_fps=8.0, max_skipped_fraction=0.9)
-    assert [int(clips[item]["index"]) for item in range(3)] == [1, 1, 1]
-    assert "truncated.mp4" in clips.skipped.names()
 
 
 def test_the_run_fails_past_the_allowed_share(folder: Path) -> None:
@@ -188,18 +187,6 @@ def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: 
     assert clips.skipped.names() == ["empty.mp4", "garbage.mp4"]
 
 
-def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FileCache, "_shared", None)
-    listing = _listing(folder, "empty.mp4", "good0.mp4")
-    clips = VideoClips(listing, VIDEO, max_skipped_fraction=0.5, cache_bytes=2**24)
-    clips.fill_cache()
-    assert clips.cache is not None
-    assert len(clips.cache) == 1
-    assert clips.skipped.count() == 0
-    assert int(clips[0]["index"]) == 1
-    assert clips.skipped.names() == ["empty.mp4"]
-
-
 def test_a_cache_is_filled_until_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"good{number}.mp4" for number in range(6))
     monkeypatch.setattr(FileCache, "_shared", None)
@@ -213,15 +200,6 @@ def test_a_cache_is_filled_until_it_is_full(folder: Path, monkeypatch: pytest.Mo
     clips = VideoClips(_listing(folder, *names), VIDEO, cache_bytes=int(3.5 * one.nbytes))
     clips.fill_cache()
     assert asked == list(names[:4])
-
-
-def test_the_failure_of_a_worker_keeps_its_message(folder: Path) -> None:
-    # A loader makes the error anew from its class and one text.
-    strict = VideoClips(_listing(folder, "empty.mp4", "good0.mp4"), VIDEO, max_skipped_fraction=0.25)
-    with pytest.raises(TooManyBrokenFiles) as caught:
-        strict[0]
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    assert str(TooManyBrokenFiles(str(caught.value))) == str(caught.value)
 
 
 def test_random_clips_of_labeled_videos(folder: Path) -> None:
@@ -331,13 +309,6 @@ def test_test_windows_wrap_round(sounds: Listing) -> None:
     assert torch.equal(result[7], result[0])
 
 
-def test_windows_over_the_whole_file_when_there_is_no_wrap(sounds: Listing) -> None:
-    result = SoundWindows(sounds, AUDIO, training=False, windows=6)[0]["audio"]
-    with MediaFile(sounds[0].path) as media:
-        third = media.read_audio(2.0, 1.0, 8_000)
-    torch.testing.assert_close(result[2], AUDIO.with_training(False)(third), rtol=0, atol=0.1)
-
-
 def test_a_file_shorter_than_a_window_repeats(folder: Path) -> None:
     path = write_wav(folder / "tiny.wav", seconds=0.3, rate=8_000)
     listing = Listing.of("tiny", "1", [Clip(path, 0)], ("a",), folder)
@@ -371,13 +342,6 @@ def test_sound_files_without_sound_are_skipped(folder: Path) -> None:
     assert windows.skipped.names() == names
 
 
-def test_one_cache_serves_all_data_sets_of_a_process(folder: Path) -> None:
-    first = VideoClips(_good(folder), VIDEO, cache_bytes=2**20)
-    second = DenseVideoClips(_good(folder), VIDEO, cache_bytes=2**24)
-    assert first.cache is second.cache is FileCache.shared(1)
-    assert VideoClips(_good(folder), VIDEO).cache is None
-
-
 def test_dense_clips_as_bytes_are_the_same_clips(folder: Path) -> None:
     transform = dataclasses.replace(VIDEO, training=False)
     bare = dataclasses.replace(transform, normalize=False)
@@ -386,3 +350,77 @@ def test_dense_clips_as_bytes_are_the_same_clips(folder: Path) -> None:
     )
     assert pixels["video"].dtype == torch.uint8
     assert torch.equal(bare.normalized(pixels["video"]), numbers["video"])
+
+
+# -- which moments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", TIMING["snippet_windows"])
+def test_paired_windows_equal_the_reference(case: dict) -> None:
+    window = paired_window(
+        tuple(case["video"]), tuple(case["audio"]), 0.5, 2.0, case["max_offsync"], (case["u"], case["u"])
+    )
+    if case["result"] is None:
+        assert window is None
+    else:
+        assert window is not None
+        assert window == pytest.approx((case["result"]["video_start"], case["result"]["audio_start"]), abs=1e-9)
+
+
+@pytest.mark.parametrize("case", TIMING["dense_chunk_starts"])
+def test_dense_clips_equal_the_reference(case: dict) -> None:
+    starts = dense_clip_starts(case["num_frames"], case["chunk"], case["clips"])
+    # None in the reference: the video is not longer than a clip, and every clip is the whole of it.
+    assert starts.tolist() == (case["starts"] or [0] * case["clips"])
+
+
+def test_streams_that_are_too_short_are_refused() -> None:
+    assert paired_window((0.0, 10.0), (0.0, 2.0), 0.5, 2.0, 0.5, (0.5, 0.5)) is None
+    assert paired_window((0.0, 0.4), (0.0, 10.0), 0.5, 2.0, 0.5, (0.5, 0.5)) is None
+    assert paired_window((0.0, 3.0), (3.0, 6.0), 0.5, 2.0, 0.5, (0.5, 0.5)) is None
+
+
+@given(LIMITS, LIMITS, st.floats(0.1, 3.0), st.floats(0.1, 3.0), st.floats(0.0, 1.0), DRAW, DRAW)
+def test_the_shorter_clip_lies_in_the_widened_window_of_the_longer(
+    video: tuple[float, float],
+    audio: tuple[float, float],
+    video_duration: float,
+    audio_duration: float,
+    jitter: float,
+    first: float,
+    second: float,
+) -> None:
+    window = paired_window(video, audio, video_duration, audio_duration, jitter, (first, second))
+    slack = 1e-9
+    swap = audio_duration <= video_duration
+    outer_limits, inner_limits = (video, audio) if swap else (audio, video)
+    longer, shorter = max(video_duration, audio_duration), min(video_duration, audio_duration)
+    low, high = max(video[0], audio[0]), min(outer_limits[1] - longer, inner_limits[1] - shorter)
+    if window is None:
+        assert high <= low
+        return
+    outer, inner = window if swap else window[::-1]
+    assert low - slack <= outer <= high + slack
+    assert inner_limits[0] - slack <= inner <= inner_limits[1] + slack
+    assert inner >= outer - jitter - slack
+    assert inner + shorter <= outer + longer + jitter + slack
+
+
+@given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 30))
+def test_dense_clips_lie_in_the_video(num_frames: int, clip_frames: int, clips: int) -> None:
+    starts = dense_clip_starts(num_frames, clip_frames, clips)
+    assert len(starts) == clips
+    assert starts.min() >= 0
+    assert starts.max() + min(clip_frames, num_frames) <= num_frames
+    assert np.all(np.diff(starts) >= 0)
+
+
+@given(LIMITS, DRAW)
+def test_a_clip_ends_before_the_file_where_it_can(limits: tuple[float, float], draw: float) -> None:
+    start = clip_start(limits, 4.1, draw)
+    assert limits[0] <= start
+    assert start + 4.1 <= max(limits[1], limits[0] + 4.1) + 1e-9
+
+
+def test_a_sound_that_is_too_short_starts_over() -> None:
+    assert repeated(torch.arange(5), 3, 6).tolist() == [3, 4, 0, 1, 2, 3]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,28 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from common.data.media import FileCache, MediaError, MediaFile, probe
+from common.data.clips import clip_start
+from common.data.media import (
+    FileCache,
+    FrameFolder,
+    MediaError,
+    MediaFile,
+    frame_count,
+    open_media,
+    probe,
+    restrict,
+    select_frames,
+)
 from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video, write_wav
+from tests.data.text_layouts import write_frames
 
+TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
+DRAW = st.floats(0.0, 1.0, exclude_max=True)
+LIMITS = st.tuples(st.floats(-1.0, 5.0), st.floats(0.1, 20.0)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 CONTAINERS = [(".mp4", 0), (".mp4", 2), (".mkv", 2), (".avi", 0)]
 
 
@@ -39,13 +56,6 @@ def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frame
             assert frame_numbers(frames.numpy()) == expected
             assert frames.dtype == torch.uint8
             assert actual == pytest.approx(first / 25)
-
-
-def test_frames_repeat_when_the_file_is_slower(folder: Path) -> None:
-    path = write_video(folder / "slow.mp4", seconds=4.0, fps=12.0)
-    with MediaFile(path) as media:
-        frames, _ = media.read_video(2.0, 0.5, 16.0)
-    assert frame_numbers(frames.numpy()) == [24, 24, 25, 26, 27, 27, 28, 29]
 
 
 @pytest.mark.parametrize("every", [20, 60])
@@ -89,16 +99,6 @@ def test_odd_frame_rates_and_rounded_time_stamps(folder: Path, fps: float) -> No
             assert actual == pytest.approx(expected[0] / media.video_fps)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_streams_that_end_at_different_times(folder: Path, suffix: str) -> None:
-    path = write_video(
-        folder / f"uneven{suffix}", fps=8.0, frames=numbered_frames(16, (32, 48)), audio=tone(3.0, 16_000)
-    )
-    with MediaFile(path) as media:
-        assert media.video_limits == pytest.approx((0.0, 2.0), abs=0.05)
-        assert media.audio_limits == pytest.approx((0.0, 3.0), abs=0.1)
-
-
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".wav", ".flac"])
 def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
     samples = tone(3.0, 16_000)
@@ -117,26 +117,6 @@ def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
             assert len(window) == len(expected)
             # One step of 16 bits, and full scale is 32767 here and 32768 there.
             assert np.abs(window.numpy() - expected).max() < 1e-4
-
-
-@pytest.mark.parametrize("suffix", [".wav", ".ogg", ".mp4"])
-@pytest.mark.parametrize("rate", [8_000, 24_000])
-def test_resampled_sound_stays_in_place(folder: Path, suffix: str, rate: int) -> None:
-    samples = tone(3.0, 44_100, channels=2)
-    path = folder / f"stereo{suffix}"
-    if not path.exists():
-        if suffix == ".mp4":
-            write_video(path, seconds=3.0, audio=samples, audio_rate=44_100)
-        else:
-            write_audio(path, samples, 44_100)
-    with MediaFile(path) as media:
-        for start in (0.2, 1.5, 2.7):
-            window = media.read_audio(start, 0.25, rate).numpy()
-            time = start + np.arange(round(0.25 * rate)) / rate
-            expected = (0.1 + 0.7 * time / 3.0) * np.sin(2 * np.pi * 440.0 * time)
-            assert len(window) == len(expected)
-            # Half a source sample of offset is 0.03 at this frequency and level.
-            assert np.abs(window - expected).max() < 0.05
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".flac"])
@@ -211,6 +191,7 @@ def test_the_cache_gives_the_same_results(folder: Path, suffix: str, b_frames: i
                 expected, expected_start = direct.read_video(start, 0.5, fps)
                 frames, actual_start = cached.read_video(start, 0.5, fps)
                 assert torch.equal(frames, expected)
+                frames.zero_()  # the caller's own copy
                 assert actual_start == expected_start
             for rate in (8_000, 6_000, 11_025):
                 assert torch.equal(cached.read_audio(start, 0.5, rate), direct.read_audio(start, 0.5, rate))
@@ -222,19 +203,6 @@ def test_the_cache_gives_the_same_sound_far_into_a_file(folder: Path, suffix: st
     with MediaFile(path) as direct, MediaFile(path, FileCache(2**24)) as cached:
         for start in (0.0, 1.3, 3.71, 5.9):
             assert torch.equal(cached.read_audio(start, 0.4, 24_000), direct.read_audio(start, 0.4, 24_000))
-
-
-def test_cached_results_may_be_changed(folder: Path) -> None:
-    path = write_video(folder / "changed.mp4", seconds=1.5, fps=8.0)
-    cache = FileCache(2**22)
-    for _ in range(2):
-        with MediaFile(path, cache) as media:
-            frames, _ = media.read_video(0.0, 0.5, 8.0)
-            samples = media.read_audio(0.0, 0.5, 16_000)
-        assert frame_numbers(frames.numpy()) == [0, 1, 2, 3]
-        assert samples.abs().max() > 0.05
-        frames.zero_()
-        samples.zero_()
 
 
 def test_the_cache_is_bounded_and_notices_new_files(folder: Path) -> None:
@@ -295,41 +263,6 @@ def test_a_film_that_breaks_off_fails_where_it_is_missing(folder: Path, suffix: 
             media.read_video(3.4, 0.5, 16.0)
 
 
-def test_damage_inside_a_file_is_a_named_error_or_a_picture(folder: Path) -> None:
-    whole = write_video(folder / "undamaged.mp4", seconds=2.0).read_bytes()
-    generator = np.random.default_rng(3)
-    errors = []
-    for trial in range(8):
-        damaged = bytearray(whole)
-        for place in generator.integers(0, len(whole), 400):
-            damaged[place] = int(generator.integers(256))
-        path = folder / f"damaged{trial}.mp4"
-        path.write_bytes(bytes(damaged))
-        problem = ""
-        try:
-            with MediaFile(path) as media:
-                media.read_video(0.5, 0.5, 16.0)
-                media.read_audio(0.5, 0.5, 16_000)
-        except MediaError as error:
-            problem = str(error).replace(str(path), "named")
-        errors.append(problem)
-    assert all(problem == "" or problem.startswith("named: ") for problem in errors)
-    assert any(errors)
-
-
-def test_one_stream_only(folder: Path) -> None:
-    silent = write_video(folder / "silent.mp4", with_audio=False)
-    with MediaFile(silent) as media:
-        assert media.audio_limits is None
-        with pytest.raises(MediaError, match=r"silent\.mp4: has no audio stream"):
-            media.read_audio(0.0, 0.5, 8_000)
-    sound = write_wav(folder / "sound_only.wav")
-    with MediaFile(sound) as media:
-        assert media.video_limits is None
-        with pytest.raises(MediaError, match=r"sound_only\.wav: has no video stream"):
-            media.read_video(0.0, 0.5, 16.0)
-
-
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> None:
     plain = write_audio(folder / "plain.mp3", tone(2.0, 16_000))
@@ -371,22 +304,6 @@ def test_sound_that_cannot_be_resampled_is_named(
         media.read_audio(0.0, 0.1, 16_000)
 
 
-def test_a_window_without_a_frame_is_too_short(folder: Path) -> None:
-    path = write_video(folder / "one_frame.mp4", frames=numbered_frames(1, (32, 48)), fps=25.0, with_audio=False)
-    with MediaFile(path) as media:
-        assert media.video_limits == pytest.approx((0.0, 0.04))
-        with pytest.raises(MediaError, match="one_frame"):
-            media.read_video(0.0, 0.04, 16.0)
-        assert frame_numbers(media.read_video(0.0, 0.5, 16.0)[0].numpy()) == [0]
-
-
-def test_errors_survive_a_worker_process() -> None:
-    error = pickle.loads(pickle.dumps(MediaError.of(Path("a.mp4"), "broken")))
-    assert str(error) == "a.mp4: broken"
-    # What torch does with an error of a worker.
-    assert str(MediaError("worker 0: a.mp4: broken")) == "worker 0: a.mp4: broken"
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 def test_no_file_stays_open(folder: Path) -> None:
     good = write_video(folder / "handles.mp4")
@@ -421,3 +338,130 @@ def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, mon
     assert frame_numbers(frames.numpy())[0] == 40
     assert calls[0] is not None
     assert calls[1] is None
+
+
+# -- which frames ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", TIMING["frame_selection"])
+def test_frame_choice_equals_the_reference(case: dict) -> None:
+    end = case["src_frames"] / case["src_fps"]
+    indices, start = select_frames(case["start"], case["duration"], case["video_fps"], case["src_fps"], end)
+    assert indices.tolist() == case["frame_indices"]
+    assert start == pytest.approx(case["actual_start"], abs=1e-9)
+
+
+@given(LIMITS, DRAW, st.floats(0.1, 3.0), st.floats(1.0, 60.0), st.floats(1.0, 60.0))
+def test_chosen_frames_exist_and_follow_each_other(
+    limits: tuple[float, float], draw: float, duration: float, video_fps: float, source_fps: float
+) -> None:
+    origin, end = limits
+    start = clip_start(limits, duration, draw)
+    indices, actual = select_frames(start, duration, video_fps, source_fps, end, origin)
+    assert len(indices) <= frame_count(duration, video_fps)
+    assert np.all(np.diff(indices) >= 0)
+    if len(indices):
+        assert indices[0] >= 0
+        assert origin + indices[-1] / source_fps <= end + 1e-9
+        assert abs(actual - start) <= 1.0 / source_fps + 1e-9
+
+
+@pytest.mark.parametrize("fps", [3.0, 24000 / 1001, 25.0, 30.0])
+@pytest.mark.parametrize("origin", [0.0, 0.4])
+def test_a_clip_that_begins_with_a_frame_skips_none(fps: float, origin: float) -> None:
+    for first in range(400):
+        start, end = origin + first / fps, origin + 400 / fps
+        indices, actual = select_frames(start, 8 / fps, fps, fps, end, origin)
+        assert indices.tolist() == list(range(first, min(first + 8, 400)))
+        assert actual == pytest.approx(start)
+
+
+def test_frame_counts_survive_rounding() -> None:
+    assert frame_count(0.29, 100.0) == 29
+    assert frame_count(0.5, 16.0) == 8
+    assert frame_count(0.99, 1.0) == 0
+
+
+def test_listed_segments_restrict_the_stream() -> None:
+    assert restrict((0.0, 10.0), None, None) == (0.0, 10.0)
+    assert restrict((0.5, 10.0), 0.0, 12.0) == (0.5, 10.0)
+    assert restrict((0.0, 10.0), 2.0, 8.0) == (2.0, 8.0)
+
+
+# -- folders of frames -------------------------------------------------------------------------------------------------
+
+
+def levels(frames: torch.Tensor) -> list[int]:
+    return [round(float(frame.float().mean()) / 10) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "window", "expected"),
+    [
+        (range(1, 13), (0.0, 4.0, 3.0), list(range(1, 13))),
+        (range(1, 13), (1.4, 1.0, 3.0), [5, 6, 7]),
+        (range(1, 7), (0.0, 2.0, 6.0), [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]),
+        (range(1, 7), (0.0, 2.0, 1.5), [1, 3, 5]),
+        ([2, 3, 6], (0.0, 2.0, 3.0), [2, 2, 3, 3, 3, 6]),
+    ],
+)
+def test_numbered_frames_lie_on_their_time(
+    tmp_path: Path, numbers: list[int], window: tuple[float, float, float], expected: list[int]
+) -> None:
+    """At three frames per second, and a missing number holds the frame before."""
+    clip = FrameFolder(write_frames(tmp_path / "clip", numbers))
+    assert clip.video_limits == (0.0, max(numbers) / 3)
+    frames, _ = clip.read_video(*window)
+    assert levels(frames) == expected
+    assert (frames.dtype, frames.shape[1:]) == (torch.uint8, (8, 10, 3))
+
+
+def test_other_names_files_and_formats_in_a_folder_of_frames(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "clip", [1, 2], suffix="png")
+    (folder / "00002.png").rename(folder / "frame_00002.PNG")
+    (folder / "._00003.jpg").write_bytes(b"what a file system leaves behind")
+    (folder / "notes.txt").write_text("")
+    (folder / "cover.jpg").write_bytes(b"no number")
+    assert levels(FrameFolder(folder).read_video(0, 1, 3)[0]) == [1, 2]
+
+
+def test_frames_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    for make in (lambda: None, folder.mkdir):
+        make()
+        with pytest.raises(MediaError, match=str(folder)):
+            FrameFolder(folder)
+    clip = FrameFolder(write_frames(folder, range(1, 7)))
+    with pytest.raises(MediaError, match=str(folder)):
+        clip.read_video(5.0, 1.0, 3.0)
+    (folder / "00004.jpg").write_bytes(b"not a picture")
+    assert levels(clip.read_video(0.0, 1.0, 3.0)[0]) == [1, 2, 3]
+    with pytest.raises(MediaError, match=r"00004\.jpg"):
+        clip.read_video(0.0, 2.0, 3.0)
+    write_frames(folder, [4], size=(9, 10))  # another size
+    with pytest.raises(MediaError, match=str(folder)):
+        clip.read_video(0.0, 2.0, 3.0)
+
+
+def test_the_cache_changes_nothing_and_spares_reading(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "clip", range(1, 5))
+    cached = FrameFolder(folder, cache=FileCache(10**6))
+    cached.fill_cache()
+    plain, _ = FrameFolder(folder).read_video(0.0, 2.0, 3.0)
+    again, _ = cached.read_video(0.0, 2.0, 3.0)
+    assert torch.equal(plain, again)
+    again.zero_()
+    assert levels(cached.read_video(0.0, 2.0, 3.0)[0]) == [1, 2, 3, 4]
+
+
+def test_open_media_tells_files_and_folders_apart(tmp_path: Path) -> None:
+    folder = write_frames(tmp_path / "clip", [1])
+    film = write_video(tmp_path / "clip.mp4", 0.5)
+    cache = FileCache(10**7)
+    for path, kind in ((folder, FrameFolder), (film, MediaFile)):
+        for own in (None, cache):
+            with open_media(path, own) as media:
+                assert isinstance(media, kind)
+                assert np.isfinite(media.video_limits or ()).all()
+    with pytest.raises(MediaError), open_media(tmp_path / "absent", cache):
+        pass
