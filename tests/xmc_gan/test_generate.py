@@ -90,26 +90,8 @@ def test_one_caption_is_not_taken_for_its_letters(painter: XMCGAN) -> None:
 
 
 def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"last.ckpt does not exist: give checkpoints/last.ckpt"):
-        XMCGAN.from_export(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(StageError, match="makes no images"):
         XMCGAN.from_export(stages.checkpoint("mini_evaluator"))
-    alone = tmp_path / "checkpoints" / "last.ckpt"
-    alone.parent.mkdir()
-    shutil.copy(stages.checkpoint("xmc_gan"), alone)
-    with pytest.raises(StageError, match=r"config.yaml does not exist"):
-        XMCGAN.from_export(alone)
-    shutil.copy(stages.folder("xmc_gan") / "config.yaml", tmp_path)
-    alone.write_bytes(alone.read_bytes()[:3000])
-    with pytest.raises(StageError, match="cannot be read"):
-        XMCGAN.from_export(alone)
-    state = torch.load(stages.checkpoint("xmc_gan"), weights_only=True)
-    del state["state_dict"]["generators.key.query.weight"]
-    torch.save(state, alone)
-    with pytest.raises(StageError, match=r"does not fit its configuration: 1 missing: generator.query.weight"):
-        XMCGAN.from_export(alone)
-    with pytest.raises(StageError, match="--device nonsense: Expected one of cpu"):
-        XMCGAN.from_export(stages.checkpoint("xmc_gan"), "nonsense")
 
 
 def test_networks_that_judge_and_teach_are_not_needed(stages: Stages, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.encoders.checkpoint_files import CheckpointError
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import (
+    BatchNorm,
     ConditionalBatchNorm,
     SpatialConditionalBatchNorm,
     SpectralConv,
@@ -19,8 +23,9 @@ from papers.xmc_gan.layers import (
 )
 from papers.xmc_gan.loss import pair_loss, word_loss
 from papers.xmc_gan.networks import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
-from papers.xmc_gan.weights import from_official, to_official
+from papers.xmc_gan.weights import export, from_official, to_official
 from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
+from tests.xmc_gan.stub import tiny
 
 SPATIAL = ("sn_conv3", "sn_conv1", "cbn", "lcbn", "d_opt_block", "d_block_down", "d_block_same")
 
@@ -186,23 +191,6 @@ def test_parameters_are_as_many_as_in_the_official_networks(
         assert count(discriminator) == {128: 87_616_033, 256: 98_824_993}[side]
 
 
-def test_the_miniature_has_the_sizes_of_the_prototype() -> None:
-    generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
-    discriminator = Discriminator(width=16, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
-    assert sum(p.numel() for p in generator.parameters()) == 171_395
-    assert sum(p.numel() for p in discriminator.parameters()) == 153_441
-
-
-def test_modulation_at_the_small_map_equals_that_at_the_large_one() -> None:
-    torch.manual_seed(0)
-    layer = SpatialConditionalBatchNorm(6, 10)
-    x, condition = torch.randn(2, 6, 32, 32), torch.randn(2, 10, 8, 8)
-    fast = layer(x, condition)
-    # As large as x, the condition is used place by place: the order of the official code.
-    naive = layer(x, F.interpolate(condition, scale_factor=4.0, mode="nearest"))
-    torch.testing.assert_close(fast, naive, rtol=0, atol=1e-5)
-
-
 def naive_generator(generator: Generator, *inputs: Tensor, enlarged: bool = True) -> Tensor:
     """The generator without its speed-ups: every map of conditions lies channels first, and is enlarged before use."""
     original = SpatialConditionalBatchNorm.forward
@@ -232,16 +220,6 @@ def test_the_speed_ups_give_the_same_images_and_gradients(enlarged: bool, channe
     scale = max(gradient.abs().max() for gradient in results[1][1])
     for fast, naive in zip(results[0][1], results[1][1]):
         assert (fast - naive).abs().max() <= 1e-5 * scale
-
-
-def test_maps_keep_their_channels_last() -> None:
-    generator = small_generator()
-    lay_out_channels_last(generator)
-    maps: list[Tensor] = []
-    for module in generator.modules():
-        module.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
-    generator(*small_inputs())
-    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps if x.ndim == 4)
 
 
 def small_generator() -> Generator:
@@ -313,3 +291,65 @@ def test_noise_depends_on_seed_and_sample_alone() -> None:
     assert abs(float(noise.mean())) < 0.03
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
     assert noise_of(torch.arange(0), 8, 0).shape == (0, 8)
+
+
+def test_each_group_is_normalized_by_its_own_statistics_and_the_first_is_remembered() -> None:
+    x = 3 * torch.randn(8, 5, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
+    norm, alone = BatchNorm(5, group=4), BatchNorm(5)
+    y = norm(x)
+    for place in range(2):
+        expected = F.batch_norm(x[place::2], None, None, training=True)
+        torch.testing.assert_close(y[place::2], expected)
+    alone(x[::2])
+    assert norm.running_mean.equal(alone.running_mean)
+    assert norm.running_variance.equal(alone.running_variance)
+    before = norm.running_mean.clone()
+    with keeping_statistics(norm):
+        assert norm(x + 1).shape == x.shape
+    assert norm.running_mean.equal(before)
+    torch.testing.assert_close(norm.eval()(x), F.batch_norm(x, norm.running_mean, norm.running_variance))
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "last.ckpt"
+    module = tiny(average_momentum=0.5)
+    with torch.no_grad():
+        module.average.image.bias += 1.0  # so that the average is not the trained one
+    torch.save({"state_dict": module.state_dict()}, path)
+    return path
+
+
+def test_the_averaged_generator_is_exported_in_both_layouts(checkpoint: Path, tmp_path: Path) -> None:
+    module = tiny()
+    own = torch.load(export(checkpoint, tmp_path / "own.pt"), weights_only=True)
+    module.generator.load_state_dict(own)
+    assert torch.equal(module.generator.image.bias, torch.ones(3))
+    with np.load(export(checkpoint, tmp_path / "official.npz", "official")) as arrays:
+        assert arrays["params/Conv_1/bias"].tolist() == [1.0, 1.0, 1.0]
+        back = from_official(module.generator, arrays)
+    assert all(torch.equal(value, own[name]) for name, value in back.items())
+
+
+def test_the_discriminator_is_exported(checkpoint: Path, tmp_path: Path) -> None:
+    module = tiny()
+    module.discriminator.load_state_dict(
+        torch.load(export(checkpoint, tmp_path / "d.pt", "discriminator"), weights_only=True)
+    )
+
+
+def test_what_holds_no_such_network_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"network.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"holds no generator: is it of a stage that trains XMC-GAN"):
+        export(tmp_path / "other.ckpt", tmp_path / "out.pt")
+    generator, _ = networks()
+    arrays = below("net128", "G/")
+    del arrays["params/Conv_0/bias"]
+    with pytest.raises(CheckpointError, match=r"no params/Conv_0/bias; is it a network of the same kind and size"):
+        from_official(generator, arrays)
+    arrays = {**below("net128", "G/"), "params/Conv_0/bias": np.zeros(5)}
+    with pytest.raises(CheckpointError, match=r"query.bias would be \[5\] instead of \[12\]"):
+        from_official(generator, arrays)

@@ -70,12 +70,6 @@ def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> No
     assert part.count("<li>") == 8
 
 
-def test_a_row_of_large_images_is_not_enlarged(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    write_row(["a", "b", "c"], images, tmp_path / "deep")
-    assert Image.open(tmp_path / "deep" / "captions.row.png").size == (3 * 128 + 8, 128)
-
-
 def test_a_credit_stands_below_a_row(tmp_path: Path) -> None:
     images = np.zeros((8, 32, 32, 3), dtype=np.uint8)
     plain = np.asarray(Image.open(write_row(list("abcdefgh"), images, tmp_path)))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 
 from common.data.listing import DatasetMissing
@@ -20,7 +16,6 @@ from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeatureStore, StoredFeatures, encode_texts, pool_sentence
 from common.errors import StageError
 from papers.xmc_gan import prepare
-from papers.xmc_gan import text as text_module
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.text import BertText
 
@@ -75,29 +70,7 @@ def test_the_official_pooling_is_the_official_codes(case: str) -> None:
     np.testing.assert_allclose(found.numpy(), arrays[f"{case}/sentence_from_words"], rtol=1e-6, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**31))
-def test_poolings_agree_where_padding_is_zero(rows: int, places: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    length = torch.randint(1, places + 1, (rows,), generator=generator)
-    words = torch.randn(rows, places, 3, generator=generator)
-    masked = words * (torch.arange(places) < length[:, None])[..., None]
-    mean = torch.stack([own[:count].mean(0) for own, count in zip(words, length)])
-    for given_words, pool in ((words, "masked_mean"), (masked, "masked_mean"), (masked, "official")):
-        torch.testing.assert_close(pool_sentence(given_words, length, pool), mean)  # type: ignore[arg-type]
-
-
 # -------------------------------------------------------------------------------------------------------------- tokens
-def test_texts_are_cut_before_the_closing_token(bert: Path) -> None:
-    tokens, length = encode_texts(["dog", "a blue cat on the red mat on the blue mat", "?", ""], tokenizer_of(bert))
-    assert tokens.dtype == length.dtype == torch.int64
-    assert tokens.tolist() == [
-        [2, 8, 3, 0, 0, 0, 0, 0],
-        [2, 5, 7, 9, 10, 11, 6, 3],
-        [2, 1, 3, 0, 0, 0, 0, 0],
-        [2, 3, 0, 0, 0, 0, 0, 0],
-    ]
-    assert length.tolist() == [3, 8, 3, 2]
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders
@@ -144,14 +117,6 @@ def test_bert_is_that_of_transformers_and_frozen(bert: Path) -> None:
     assert not torch.allclose(sentence, pool_sentence(words, length, "masked_mean"), atol=1e-3)
 
 
-def test_bert_without_files_says_so_at_the_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"vocabulary_size": 9, "hidden_size": 4, "layers": 1, "attention_heads": 1, "intermediate_size": 4}
-    monkeypatch.setattr(text_module, "_bert_sizes", lambda _: sizes)
-    encoder = BertText(str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
-        encoder(torch.ones(1, 3, dtype=torch.long), torch.tensor([3]))
-
-
 def test_ngram_features_are_those_that_were_written_down() -> None:
     encoder = NGramText(20, 6, radius=3, seed=5)
     assert [tuple(state.shape) for state in encoder.state_dict().values()] == [(7, 20, 6)]
@@ -196,51 +161,26 @@ class Captions:
         return type("Annotations", (), {"captions": CAPTIONS})()
 
 
-def test_the_command_makes_what_is_missing(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = StoredFeatures(str(tmp_path / "features"), str(bert))
-    tokenizer = WordPieceTokenizer(str(bert), max_tokens=T)
-    stores = [
-        prepare.WantedStore(Captions(), "train", tokenizer, features),
-        prepare.WantedStore(Captions(missing=True), "val", tokenizer, features),
-    ]
-    monkeypatch.setattr(prepare, "wanted_stores", lambda *_: stores)
+def test_the_command_makes_what_is_missing(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wanted(folder: Path, *missing: bool) -> None:
+        features, tokenizer = StoredFeatures(str(tmp_path), str(folder)), WordPieceTokenizer(str(bert), max_tokens=T)
+        stores = [prepare.WantedStore(Captions(one), f"{one}", tokenizer, features) for one in missing]
+        monkeypatch.setattr(prepare, "wanted_stores", lambda *_: stores)
 
-    def printed(command: Any, **options: Any) -> tuple[str, Any]:
-        stream = io.StringIO()
-        result = command(tmp_path, console=Console(file=stream, width=200), **options)
-        return stream.getvalue(), result
-
-    text, _ = printed(prepare.report)
-    assert "missing" in text
-    assert "assemble data xmc_gan --text-features" in text
-    text, paths = printed(prepare.text_features, batch_size=2)
-    assert paths == [tmp_path / "features" / "coco-train-8.h5"]
-    assert "BERT reads COCO, train" in text
-    assert "6/6" in text
-    assert "COCO, val: the data set is missing" in text
-    store = FeatureStore(paths[0])
-    assert (store.about["dataset"], store.about["split"], store.width) == ("coco", "train", 12)
-    text, _ = printed(prepare.report)
-    assert "present" in text
-    assert "the data set is missing" in text
-    with pytest.raises(StageError, match="no store was made"):
-        printed(prepare.text_features)
-    monkeypatch.setattr(prepare, "wanted_stores", lambda *_: stores[:1])
-    assert "assemble data" not in printed(prepare.report)[0]
-    assert printed(prepare.text_features)[1] == []
-
-
-def test_the_command_needs_bert(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = tokenizer_of(bert)
-    nowhere = StoredFeatures(str(tmp_path), str(tmp_path / "bert"))
-    monkeypatch.setattr(
-        prepare, "wanted_stores", lambda *_: [prepare.WantedStore(Captions(), "train", tokenizer, nowhere)]
-    )
+    wanted(tmp_path / "nowhere", False)
     with pytest.raises(FileNotFoundError, match=r"must hold config\.json and model\.safetensors.*hf download"):
         prepare.text_features(tmp_path)
-    here = StoredFeatures(str(tmp_path), str(bert))
-    monkeypatch.setattr(
-        prepare, "wanted_stores", lambda *_: [prepare.WantedStore(Captions(), "train", tokenizer, here)]
-    )
+    wanted(bert, False, True)
     with pytest.raises(StageError, match="--device nonsense"):
         prepare.text_features(tmp_path, device="nonsense")
+    (path,) = prepare.text_features(tmp_path, batch_size=2)
+    store = FeatureStore(path)
+    assert (store.about["dataset"], store.about["split"], store.width) == ("coco", "False", 12)
+    prepare.report(tmp_path)
+    assert "present" in capsys.readouterr().out
+    with pytest.raises(StageError, match="no store was made"):
+        prepare.text_features(tmp_path)
+    wanted(bert, False)
+    assert prepare.text_features(tmp_path) == []
