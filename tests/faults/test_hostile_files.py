@@ -63,12 +63,6 @@ def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsy
     assert f"{path} is of SomethingElse, and avid is of AVID" in capsys.readouterr().err
 
 
-def test_the_seed_has_one_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--seed_everything", "5"]
-    assert main(arguments) == 2
-    assert "--seed_everything is set by --seed" in capsys.readouterr().err
-
-
 def test_a_pipe_in_place_of_a_file_does_not_hang_its_reader(tmp_path: Path) -> None:
     for name, read in (("a.mp4", MediaFile), ("a.png", read_image)):
         os.mkfifo(tmp_path / name)

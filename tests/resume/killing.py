@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from common.reporting.records import Record
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
 from tests.stages import callbacks
@@ -36,6 +37,17 @@ def kill_when(stage: StageRequest, owner: type, method: str, when: Callable[...,
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
+
+
+def assert_resumes(stages: Sequence[StageRequest], module: type, step: int) -> list[Record]:
+    """Kill the second of two equal stages in a step: resumed, it equals the first, which ran through."""
+    kill_at(stages[1], module, step)
+    assert not (stages[1].directory / "record.json").exists()
+    made = [run_stage(stage) for stage in stages]
+    compare(*stages)
+    assert made[0].metrics == made[1].metrics
+    assert made[0].steps == made[1].steps
+    return made
 
 
 def kill_at(stage: StageRequest, module: type, step: int) -> None:

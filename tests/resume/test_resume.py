@@ -24,7 +24,7 @@ from common.stages.run import run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
-from tests.resume.killing import LAYER, assert_equal, compare, kill_at, kill_when
+from tests.resume.killing import LAYER, assert_equal, assert_resumes, compare, kill_at, kill_when
 from tests.stages import callbacks, request
 
 
@@ -39,14 +39,8 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
         "model": {"init_args": {"lr_warmup_steps": warmup}},
         "data": {"init_args": {"num_workers": workers}},
     }
-    whole = request("avid/avid_joint", tmp_path / "whole", layer=layer)
-    resumed = request("avid/avid_joint", tmp_path / "resumed", layer=layer)
-    kill_at(resumed, AVIDModule, killed_at)
-    assert not (resumed.directory / "record.json").exists()
-    made = [run_stage(stage) for stage in (whole, resumed)]
-    compare(whole, resumed)
-    assert made[0].metrics == made[1].metrics
-    assert made[0].steps == made[1].steps == 21
+    stages = [request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    assert assert_resumes(stages, AVIDModule, killed_at)[0].steps == 21
 
 
 @pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 14}], ids=["epochs", "steps"])
@@ -149,27 +143,17 @@ def test_cma_with_a_set_mined_in_between(
     compare(*stages)
 
 
-def test_a_linear_probe_keeps_its_encoder_frozen(tmp_path: Path) -> None:
-    layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
-    whole = request("avid/kinetics_linear", tmp_path / "whole", layer=layer)
-    resumed = request("avid/kinetics_linear", tmp_path / "resumed", layer=layer)
-    kill_at(resumed, LinearProbes, 7)
-    for stage in (whole, resumed):
-        run_stage(stage)
-    compare(whole, resumed)
-
-
-def test_fine_tuning_with_dropout_and_schedule(tmp_path: Path) -> None:
-    layer = {
-        "trainer": {**LAYER["trainer"], "callbacks": callbacks(2)},
-        "model": {"init_args": {"warmup_epochs": 1, "milestones": [1]}},
-    }
-    whole = request("avid/ucf101_fine_tune", tmp_path / "whole", layer=layer)
-    resumed = request("avid/ucf101_fine_tune", tmp_path / "resumed", layer=layer)
-    kill_at(resumed, ActionRecognition, 7)
-    for stage in (whole, resumed):
-        run_stage(stage)
-    compare(whole, resumed)
+@pytest.mark.parametrize(
+    ("recipe", "module", "arguments"),
+    [
+        ("kinetics_linear", LinearProbes, {}),  # its encoder stays frozen
+        ("ucf101_fine_tune", ActionRecognition, {"warmup_epochs": 1, "milestones": [1]}),  # with dropout
+    ],
+)
+def test_protocols(recipe: str, module: type, arguments: dict[str, Any], tmp_path: Path) -> None:
+    trainer = {**LAYER["trainer"], "callbacks": callbacks(2)}
+    layer = {"trainer": trainer, "model": {"init_args": arguments}}
+    assert_resumes([request(f"avid/{recipe}", tmp_path / name, layer=layer) for name in ("a", "b")], module, 7)
 
 
 def test_a_changed_configuration_starts_anew_and_keeps_the_old_run(tmp_path: Path) -> None:

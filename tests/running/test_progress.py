@@ -50,16 +50,10 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
     assert after(trainer(7, max_steps=20, accumulate_grad_batches=4))["loss"] == 10.0  # type: ignore[index]
     assert after(trainer(9, is_global_zero=False))["step"] == 16  # type: ignore[index]
     assert read(tmp_path, time.time() + 60) is None  # of an earlier session
+    progress.every = 60.0  # the loss is not read at every step
+    assert [after(trainer(batch))["step"] for batch in (1, 2)] == [4, 4]  # type: ignore[index]
     progress.on_fit_end(trainer(9), module)  # type: ignore[arg-type]
     assert read(tmp_path, started) is None
-
-
-def test_the_loss_is_not_read_at_every_step(tmp_path: Path) -> None:
-    progress = Progress(tmp_path / FILE, every=60.0)
-    for batch in range(3):
-        module: Any = SimpleNamespace(automatic_optimization=True)
-        progress.on_train_batch_end(trainer(batch), module, torch.tensor(1.0), None, 0)
-    assert json.loads((tmp_path / FILE).read_text())["step"] == 2
 
 
 def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path: Path) -> None:

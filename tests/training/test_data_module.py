@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from common.data.image_transforms import ImageTransform
@@ -16,8 +18,7 @@ from common.data.images import ImageItems
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache
 from common.data.samplers import EpochSampler
-from common.stages import recipe_data
-from common.training.data_module import ShardedDataModule
+from common.training.data_module import MOST_AHEAD, ShardedDataModule, bytes_of, loader_processes
 from tests.data.image_layouts import write_image
 
 
@@ -138,43 +139,52 @@ def test_workers_find_the_cache_filled(
     assert batch["index"].tolist() == [0, 1]
 
 
-def test_a_recipe_may_name_data_sets_anywhere_in_its_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def entry(kind: str, **arguments: Any) -> dict[str, Any]:
-        return {"class_path": f"common.data.datasets.{kind}", "init_args": {"root": str(tmp_path), **arguments}}
+# -- memory ------------------------------------------------------------------------------------------------------------
 
-    configs: dict[str, dict[str, Any]] = {
-        "one": {"data": {"init_args": {"dataset": entry("coco.COCO"), "world": None, "seeds": [1, 2]}}},
-        "two": {
-            "data": {
-                "class_path": "papers.mct.data.Mixed",
-                "init_args": {
-                    "dataset": entry("coco.COCO"),
-                    "probe": {"init_args": {"dataset": entry("voc.PascalVOC", years=["2007"])}},
-                    "others": [entry("voc.PascalVOC", years=["2007", "2012"]), entry("imagenet.ImageNet")],
-                },
-            },
-            "model": {"init_args": {"dataset": entry("coco_karpathy.COCOKarpathy")}},
-        },
-        "none": {"model": {}},
-    }
-    monkeypatch.setattr(recipe_data, "recipes_of", lambda paper: list(configs))
 
-    def resolved(paper: str, recipe: str, scale: str) -> Any:
-        return SimpleNamespace(with_placeholders=lambda **names: configs[recipe])
+@given(budget=st.integers(1, 10**12), batch=st.integers(1, 10**10), wanted=st.integers(1, 64))
+def test_what_is_in_flight_stays_within_the_budget(budget: int, batch: int, wanted: int) -> None:
+    workers, ahead = loader_processes(budget, batch, wanted)
+    assert 1 <= workers <= wanted
+    assert 1 <= ahead <= MOST_AHEAD
+    # Two batches are the least that one process holds.
+    assert workers * (ahead + 1) * batch <= max(budget, 2 * batch)
+    if workers < wanted:  # a process goes only where none is ahead any more
+        assert ahead == 1 or workers * 2 * batch > budget - 2 * batch
 
-    monkeypatch.setattr(recipe_data, "resolve", resolved)
-    # A recipe that only serves the miniature needs no real data; a set that no recipe reads may be wished for.
-    stages = {
-        "stage": SimpleNamespace(recipe="mini", scales=("mini",)),
-        "one": SimpleNamespace(recipe="one", scales=()),
-    }
-    stages["again"] = SimpleNamespace(recipe="one", scales=("paper",))
-    monkeypatch.setattr(recipe_data, "load", lambda paper: SimpleNamespace(stages=stages))
-    configs["mini"] = {"data": {"init_args": {"dataset": entry("esc50.ESC50")}}}
-    package = import_module("papers.mct")
-    monkeypatch.setattr(package, "OPTIONAL_DATASETS", ("common.data.datasets.sbu.SBU",), raising=False)
-    *found, wished = recipe_data.datasets_of("mct", tmp_path)
-    assert (type(wished).__name__, wished.root) == ("SBU", tmp_path / "sbu")
-    assert [type(dataset).__name__ for dataset in found] == ["COCO", "PascalVOC", "PascalVOC", "ImageNet"]
-    assert [dataset.years for dataset in found[1:3]] == [("2007",), ("2007", "2012")]  # type: ignore[attr-defined]
-    assert all(dataset.root == tmp_path for dataset in found)
+
+def test_published_sizes_are_bounded() -> None:
+    gigabyte = 10**9
+    assert loader_processes(10 * gigabyte, 154_000_000, 8) == (8, 4)  # 32 clips a device, as the authors had
+    assert loader_processes(10 * gigabyte, 616_000_000, 8) == (8, 1)  # 128 clips a device
+    assert loader_processes(10 * gigabyte, 1_930_000_000, 8) == (2, 1)  # 100 clips of 32 frames as numbers
+    assert loader_processes(gigabyte, 1_930_000_000, 8) == (1, 1)
+
+
+def test_bytes_of_whatever_a_sample_holds() -> None:
+    sample = {"video": torch.zeros(3, 4, dtype=torch.uint8), "boxes": [torch.zeros(2), torch.zeros(3)], "name": "text"}
+    assert bytes_of([sample, (torch.zeros(1).numpy(), 3)]) == 12 + 20 + 4
+
+
+class Growing(Dataset[Any]):
+    """Samples of 1,000 bytes at the key that is measured, and of much more at any other."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, key: Any) -> Tensor:
+        first = key in ((0, 0), 0)
+        return torch.zeros(1_000 if first else 100_000, dtype=torch.uint8)
+
+
+def test_processes_are_counted_for_the_batch_of_one_device(
+    module: ShardedDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
+    trainer: Any = module.trainer
+    trainer.world_size, module.batch_size, module.num_workers = 2, 20, 8
+    module.in_flight_bytes = 8 * 2 * 10_000  # eight processes that are one batch of ten samples ahead
+    for loader in (module.training_loader(Growing()), module.evaluation_loader(Growing(), 10)):
+        assert (loader.num_workers, loader.prefetch_factor) == (8, 1)
+    module.in_flight_bytes -= 1
+    assert module.training_loader(Growing()).num_workers == 7

@@ -1,4 +1,4 @@
-"""Optimizers made of optimizers: the same steps as by hand, one closure, exact restore, and Lightning's loop."""
+"""Optimizers made of optimizers: the same steps as by hand, one closure, exact restore, Lightning's loop, clipping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from common.stages.configuration import resolve
+from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.data_module import ShardedDataModule
+from common.training.examples import Draw
 from common.training.optimizers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
 
 
@@ -171,12 +174,6 @@ def test_gradients_of_a_loss_scaler_are_unscaled_once_and_bad_steps_skipped(buil
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_cannot_be_combined_is_named() -> None:
-    model = network()
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        CombinedOptimizer([torch.optim.SGD(model.parameters(), 0.1), torch.optim.SGD(model[0].parameters(), 0.1)])
-
-
 def test_states_of_another_optimizer_are_refused() -> None:
     model = network()
     sgd = torch.optim.SGD(model.parameters(), 0.1)
@@ -309,3 +306,25 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_one(bu
     assert first.rates + resumed.rates == whole.rates
     assert [rates[0] for rates in whole.rates[::4]] == pytest.approx([0.1, 0.075, 0.025])
     assert [rates[1] for rates in whole.rates[:6:2]] == pytest.approx([0.005, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_m3p_clips_in_every_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning refuses fused optimizers under bfloat16."""
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def watched(parameters: Any, largest: float, **options: Any) -> torch.Tensor:
+        parameters = list(parameters)
+        before = clip(parameters, largest, **options)
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+        return before
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
+    run = resolve("m3p", "fine_tune", scale="smoke", arguments=("--model.clip_norm", "0.01"))
+    arguments = {"accelerator": "cpu", "precision": precision, "callbacks": [StopAfter(2)]}
+    training = synthetic_training(run, arguments, Draw(), 4)
+    training.run()
+    assert all(group["fused"] for group in training.trainer.optimizers[0].param_groups)
+    # Two groups in the first of two iterations that are accumulated.
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)

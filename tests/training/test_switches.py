@@ -320,15 +320,6 @@ def test_a_second_pass_leaves_no_trace() -> None:
     assert "forward" not in other.blocks[0].__dict__
 
 
-def test_layout_of_convolutions() -> None:
-    network = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 2)])
-    weights = [layer.weight for layer in network]
-    lay_out_channels_last(network)
-    assert [layer.weight for layer in network] == weights  # the very parameters that an optimizer may hold
-    assert weights[0].is_contiguous(memory_format=torch.channels_last)
-    assert weights[1].is_contiguous(memory_format=torch.channels_last_3d)
-
-
 def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     layer = tmp_path / "fast.yaml"
     layer.write_text("compiled: true\nchannels_last: true\n", encoding="utf-8")

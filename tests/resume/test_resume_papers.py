@@ -1,0 +1,147 @@
+"""Killed and resumed equals never stopped: MCT's queues and averages, M3P's tasks, the GAN's two optimizers, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.protocols.bridge import BridgedRetrieval
+from common.protocols.classification import LinearClassification
+from common.protocols.search import CrossModalSearch
+from common.stages.run import run_stage
+from common.training.selection import BestWeights
+from papers.m3p.module import M3PModule
+from papers.mct.baselines.one_encoder import OneEncoder
+from papers.mct.baselines.virtex import VirTex
+from papers.mct.module import MCTModule
+from papers.vx2text.miniature import TextPretraining
+from papers.vx2text.module import VX2TextModule
+from papers.xmc_gan.module import XMCGANModule
+from tests.m3p.stages import stage as m3p_stage
+from tests.resume.killing import LAYER, assert_resumes, compare, kill_when
+from tests.stages import callbacks, request
+
+# Four steps an epoch, a checkpoint every three: step 8 goes on from 6, in the middle of epoch 1.
+EVERY_THREE = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(3)}}
+WITHOUT_PARENTS = {
+    "avsd": [word for name in ("text", "video", "audio") for word in (f"--model.{name}_pretrained", "null")],
+    "xmc_gan": ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"],
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "module"),
+    [("vx2text/avsd", VX2TextModule), ("vx2text/text_words", TextPretraining), ("xmc_gan/xmc_gan", XMCGANModule)],
+)
+def test_noise_dropout_averages_and_spectral_vectors(recipe: str, module: type, tmp_path: Path) -> None:
+    parents = WITHOUT_PARENTS.get(recipe.split("/")[1], [])
+    stages = [request(recipe, tmp_path / name, *parents, layer=EVERY_THREE) for name in ("whole", "resumed")]
+    assert assert_resumes(stages, module, 8)[0].steps == 12
+    if module is XMCGANModule:
+        state = torch.load(stages[1].directory / "checkpoints" / "last.ckpt", weights_only=True)
+        steps = [{int(entry["step"]) for entry in own["state"].values()} for own in state["optimizer_states"]]
+        assert steps == [{12}, {24}]  # the generator's, and the discriminator's two for each iteration
+        assert any(name.endswith(".u") for name in state["state_dict"])
+
+
+# Four steps an epoch and a checkpoint every three: step 5 goes on from 3, in the middle of epoch 0; step 10 from 9, in
+# the middle of epoch 2; the queue of 24 wraps in between, in the middle of a batch of 16.
+@pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 0), (10, 1)])
+def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
+    layer: dict[str, Any] = {
+        "trainer": {**LAYER["trainer"], "callbacks": callbacks(3)},
+        "model": {"init_args": {"loss": {"init_args": {"queue_size": 24}}, "batch_norm_group": 4}},
+        "data": {"init_args": {"num_workers": workers, "word_dropout": 0.2}},
+    }
+    stages = [request("mct/mct_tag", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    assert assert_resumes(stages, MCTModule, killed_at)[0].steps == 12
+    state = torch.load(stages[0].directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert int(state["loss.queues.ii.pointer"]) == 12 * 16 % 24
+
+
+def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
+    layer: dict[str, Any] = {
+        "trainer": {**LAYER["trainer"], "max_epochs": -1, "max_steps": 9, "callbacks": callbacks(2)},
+        "model": {"init_args": {"lengths": [2, 4, 9]}},
+    }
+    stages = [request("mct/bridge", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    # The checkpoint of step 4 is written before the bridge of 4 steps is kept, and after that of 2 was.
+    assert_resumes(stages, BridgedRetrieval, 4)
+    state = torch.load(stages[0].directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    kept = [state[f"kept.{length}.norms.image.num_batches_tracked"] for length in (2, 4, 9)]
+    assert [int(steps) for steps in kept] == [2, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "killed_at"),
+    [
+        ("virtex", VirTex, 7),
+        ("one_encoder", OneEncoder, 7),
+        ("imagenet_linear", LinearClassification, 7),
+        ("cross_modal_search", CrossModalSearch, 9),
+    ],
+)
+def test_the_other_modules_of_mct(tmp_path: Path, stage: str, module: type, killed_at: int) -> None:
+    layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
+    assert_resumes([request(f"mct/{stage}", tmp_path / name, layer=layer) for name in ("a", "b")], module, killed_at)
+
+
+# Two iterations are a cycle and eight an epoch. With an update for each and a checkpoint every three, the kill at
+# update 5 goes back to 3, which is in the middle of the first epoch.
+TRAINER = {"max_epochs": 2, "limit_train_batches": 8, "log_every_n_steps": 1}
+M3P = {
+    "trainer": {**TRAINER, "callbacks": callbacks(3)},
+    "model": {"init_args": {"updates": "per_cycle"}},
+    "data": {"init_args": {"steps_per_epoch": 8, "test_sets": ["multi30k_en", "stair_ja"]}},
+}
+# Five groups of losses make five updates in the first iteration of every cycle: the kill at 15 goes back to 10.
+BY_GROUP = {
+    **M3P,
+    "trainer": {**TRAINER, "callbacks": callbacks(10)},
+    "model": {"init_args": {"updates": "per_group"}},
+}
+# Two groups: the kill at 6 goes back to 4.
+FINE_TUNE = {
+    "trainer": {**TRAINER, "limit_train_batches": 4, "callbacks": callbacks(4)},
+    "data": {"init_args": {"train_sets": ["multi30k_en", "multi30k_fr"], "test_sets": ["multi30k_fr"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer", "kill", "steps"),
+    [("m3p", M3P, 5, 8), ("m3p", BY_GROUP, 15, 40), ("fine_tune", FINE_TUNE, 6, 8)],
+    ids=["per_cycle", "per_group", "fine_tune"],
+)
+def test_m3p_in_the_middle_of_a_cycle_of_tasks(
+    recipe: str, layer: dict[str, object], kill: int, steps: int, tmp_path: Path
+) -> None:
+    stages = [m3p_stage(recipe, tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    assert assert_resumes(stages, M3PModule, kill)[0].steps == steps
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "when"),
+    [(BestWeights, "compare", lambda *_, at_end=False: at_end), (M3PModule, "test_step", lambda *_: True)],
+    ids=["ending", "testing"],
+)
+@pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 8}, {"max_epochs": 1}], ids=["steps", "epochs"])
+def test_a_run_killed_after_its_last_step_tests_the_best_weights(
+    length: dict[str, int], owner: type, method: str, when: Callable[..., bool], tmp_path: Path
+) -> None:
+    """The checkpoint of the last step is written before the last weights are compared, and again after."""
+    layer = {
+        **FINE_TUNE,
+        "trainer": {**FINE_TUNE["trainer"], **length},
+        "model": {"init_args": {"selection": "best", "select_every": 3}},
+    }
+    stages = [m3p_stage("fine_tune", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    kill_when(stages[1], owner, method, when)
+    assert (stages[1].directory / "checkpoints" / "last.ckpt").is_file()
+    records = [run_stage(one) for one in stages]
+    compare(*stages)
+    assert records[0].metrics == records[1].metrics
+    assert records[1].metrics["test/selected_iteration"] > 0
