@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 
 from common.stages.request import StageRequest
@@ -52,3 +54,26 @@ def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
     # The checkpoint holds what rank 0 has. This process is a fork, so nothing else sees the change.
     pl.Trainer.fit = fit_and_look  # type: ignore[method-assign]
     return {**train(stage), "state": own}
+
+
+def require_equal(
+    found: dict[str, Any], expected: dict[str, Any], rtol: float, atol: float, without: Collection[str] = ()
+) -> None:
+    """States of a module must be equal, but for some names."""
+    for name, value in expected.items():
+        if name in without:
+            continue
+        if isinstance(value, torch.Tensor):
+            other = torch.as_tensor(found[name])
+            assert other.dtype == value.dtype, name
+            torch.testing.assert_close(other, value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        else:
+            assert found[name] == value, name
+
+
+def require_close(found: dict[str, Any], expected: dict[str, Any], without: Collection[str] = ()) -> None:
+    """Metrics must be equal up to rounding, but for some names."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name not in without:
+            assert found[name] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-3)), name

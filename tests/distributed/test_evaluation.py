@@ -1,14 +1,11 @@
 """Evaluation by two processes: every sample once, and the same numbers as by one."""
 
-import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from common.metrics.gathering import OncePerSample, RowsOncePerSample, gather_rows
@@ -19,6 +16,7 @@ from common.protocols.classification import (
     MultiLabelTagging,
     SupervisedClassification,
 )
+from tests.distributed.harness import run_distributed
 from tests.protocols.parts import (
     CLASSES,
     Pictures,
@@ -32,24 +30,6 @@ from tests.protocols.parts import (
 )
 
 PROCESSES = 2
-
-
-def run_everywhere(function: Any, folder: Path, processes: int = PROCESSES) -> list[Any]:
-    """What ``function(rank)`` returns in each of several connected processes."""
-    context = torch.multiprocessing.start_processes(
-        _child, (function, str(folder), processes), processes, join=False, start_method="fork"
-    )
-    while not context.join(timeout=60):
-        pass
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
-
-
-def _child(rank: int, function: Any, folder: str, processes: int) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=processes)
-    Path(folder, f"{rank}.json").write_text(json.dumps(function(rank)))
-    dist.destroy_process_group()
 
 
 def gather_uneven(rank: int) -> Any:
@@ -73,14 +53,14 @@ def mean_of_uneven(rank: int) -> Any:
     return [mean["count"].item(), mean["score"].item(), late["count"].item(), late["score"].item()]
 
 
-def test_rows_of_uneven_processes_are_joined_in_rank_order(tmp_path: Path) -> None:
-    for joined, of_one in run_everywhere(gather_uneven, tmp_path):
+def test_rows_of_uneven_processes_are_joined_in_rank_order() -> None:
+    for joined, of_one in run_distributed(gather_uneven):
         assert joined == [0, 10, 11]
         assert of_one == [[5.0, 5.0]] * 3
 
 
-def test_odd_number_of_samples_is_counted_exactly_once(tmp_path: Path) -> None:
-    for result in run_everywhere(mean_of_uneven, tmp_path):
+def test_odd_number_of_samples_is_counted_exactly_once() -> None:
+    for result in run_distributed(mean_of_uneven):
         assert result == [7, 3.0, 4, pytest.approx(9 / 4)]
 
 
@@ -93,8 +73,8 @@ def rows_of_uneven(rank: int) -> Any:
     return [[index.tolist(), rows["embedding"].tolist()] for index, rows in (rows.compute(), silent.compute("cpu"))]
 
 
-def test_rows_of_several_processes_come_once_in_order(tmp_path: Path) -> None:
-    for all_rows, of_one in run_everywhere(rows_of_uneven, tmp_path):
+def test_rows_of_several_processes_come_once_in_order() -> None:
+    for all_rows, of_one in run_distributed(rows_of_uneven):
         assert all_rows == [[0, 3, 4], [[0.0], [3.0], [4.0]]]
         assert of_one == [[0, 4], [[0.0], [4.0]]]
 
@@ -131,11 +111,27 @@ def test_fine_tuning_warms_up_and_is_tested_alike(tmp_path: Path) -> None:
     assert two == pytest.approx(one)
 
 
-def test_probes_are_tested_alike(tmp_path: Path) -> None:
-    module = LinearProbes(video_encoder(), CLASSES, layers={"conv2x": 2, "conv5x": 1})
-    one = results_of(trainer(tmp_path), module, loader(Videos(9, clips=2), 2))
-    two = results_of(distributed_trainer(tmp_path), module, loader(Videos(9, clips=2), 2))
-    assert one["test/videos"] == 9
+def probes() -> tuple[pl.LightningModule, Any]:
+    return LinearProbes(video_encoder(), CLASSES, layers={"conv2x": 2, "conv5x": 1}), loader(Videos(9, clips=2), 2)
+
+
+def linear() -> tuple[pl.LightningModule, Any]:
+    module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 1.0, 10.0])
+    return module, [loader(Pictures(5), 2), loader(Pictures(9, 1), 2)]
+
+
+def supervised() -> tuple[pl.LightningModule, Any]:
+    return SupervisedClassification(image_encoder(), CLASSES), loader(Pictures(9), 2)
+
+
+def tagging() -> tuple[pl.LightningModule, Any]:
+    return MultiLabelTagging(image_encoder(), CLASSES), loader(Pictures(9, tags=True), 2)
+
+
+@pytest.mark.parametrize("protocol", [probes, linear, supervised, tagging])
+def test_protocols_are_tested_alike(protocol: Any, tmp_path: Path) -> None:
+    one, two = (results_of(start(tmp_path), *protocol()) for start in (trainer, distributed_trainer))
+    assert one.get("test/images", one.get("test/videos")) == 9
     assert two == pytest.approx(one)
 
 
@@ -148,31 +144,7 @@ class SameOnAll(pl.Callback):
             assert torch.equal(copies[0], copies[1]), name
 
 
-def test_linear_classifiers_are_tested_alike(tmp_path: Path) -> None:
-    module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 1.0, 10.0])
-    loaders = [loader(Pictures(5), 2), loader(Pictures(9, 1), 2)]
-    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
-    assert one["test/validation_images"] == 5
-    assert one["test/images"] == 9
-    assert two == pytest.approx(one)
-
-
 def test_linear_classifiers_are_trained_alike(tmp_path: Path) -> None:
     module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 3e38])
     run = distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()])
     run.fit(module, loader(Pictures(8), 2))
-
-
-def test_supervised_classification_is_tested_alike(tmp_path: Path) -> None:
-    module = SupervisedClassification(image_encoder(), CLASSES)
-    one, two = (results_of(start(tmp_path), module, loader(Pictures(9), 2)) for start in (trainer, distributed_trainer))
-    assert one["test/images"] == 9
-    assert two == pytest.approx(one)
-
-
-def test_tags_are_judged_alike(tmp_path: Path) -> None:
-    module = MultiLabelTagging(image_encoder(), CLASSES)
-    loaders = loader(Pictures(11, tags=True), 2)
-    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
-    assert one["test/images"] == 11
-    assert two == pytest.approx(one)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.stages.request import StageRequest
-from tests.distributed.stages import over, train, train_on_two
+from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.m3p.stages import stage
 
 # Without dropout, which every process draws for itself.
@@ -59,11 +59,6 @@ def test_two_processes_equal_one(recipe: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("papers.m3p.module.adam", _plain_steps)
     one = train(_request(recipe, tmp_path / "one", 1))
     ranks = train_on_two(_request(recipe, tmp_path / "two", 2), timeout=250)
-    for name, expected in one["state"].items():
-        for rank in ranks:
-            found = torch.as_tensor(rank["state"][name])
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
     for rank in ranks:
-        assert rank["metrics"].keys() == one["metrics"].keys()
-        for key, value in one["metrics"].items():
-            assert rank["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+        require_equal(rank["state"], one["state"], rtol=0, atol=1e-9)
+        require_close(rank["metrics"], one["metrics"])

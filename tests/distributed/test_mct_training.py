@@ -128,11 +128,3 @@ def test_groups_of_batch_normalization_are_the_same_on_two_processes(tmp_path: P
     other = train(request("mct/moco_v2", tmp_path / "other", layer=over(layer, 1)))["state"]
     name = "model.image.heads.intra.projection.0.weight"
     assert not torch.allclose(torch.as_tensor(other[name]), torch.as_tensor(one["state"][name]), rtol=1e-3, atol=1e-5)
-
-
-def test_the_order_of_the_queue_by_hand() -> None:
-    # One process writes rows 0..15; of two, rank 0 has the even ones.
-    place = _rank_major(64)
-    assert place[:4].tolist() == [64, 72, 65, 73]  # of the second time round
-    assert sorted((place % 64).tolist()) == list(range(64))
-    assert _rank_major(200)[128:].tolist() == list(range(128, 200))

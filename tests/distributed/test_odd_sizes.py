@@ -10,8 +10,6 @@ import lightning.pytorch as pl
 import pytest
 from torch.utils.data import DataLoader
 
-from common.errors import StageError
-from common.stages.run import run_stage
 from common.training.callbacks import SamplesForAll
 from tests.distributed.stages import over, train_on_two
 from tests.stages import request
@@ -59,13 +57,6 @@ def test_a_process_without_a_sample_is_told_before_training(data: Any, stage: st
     SamplesForAll().setup(trainer, Validating(), stage)
 
 
-def test_a_validation_that_is_not_made_needs_no_samples() -> None:
-    trainer: Any = SimpleNamespace(world_size=3, datamodule=Sized(3, 2), limit_val_batches=0)
-    SamplesForAll().setup(trainer, Validating(), "fit")
-    trainer.limit_val_batches = 1.0
-    SamplesForAll().setup(trainer, pl.LightningModule(), "fit")
-
-
 @pytest.mark.timeout(120)
 def test_a_stage_with_one_test_sample_ends_before_its_training(tmp_path: Path) -> None:
     """By its code Lightning finds out after training, in the process that has none."""
@@ -74,8 +65,3 @@ def test_a_stage_with_one_test_sample_ends_before_its_training(tmp_path: Path) -
     with pytest.raises(AssertionError, match=r"trainer\.devices: the test has 1 sample, fewer than the 2 processes"):
         train_on_two(stage, 100)
     assert not list(stage.directory.rglob("*.ckpt"))
-
-
-def test_a_batch_of_one_that_has_no_variance_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"data\.batch_size is 1 over 1 process\(es\): batch normalization"):
-        run_stage(request("mct/mct", tmp_path, "--data.batch_size", "1"))

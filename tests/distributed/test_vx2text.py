@@ -12,7 +12,7 @@ from torch import Tensor
 from common.stages.request import StageRequest
 from papers.vx2text.loss import text_loss, words_loss
 from tests.distributed.harness import run_distributed
-from tests.distributed.stages import over, train, train_on_two
+from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.stages import read_metrics, request
 from tests.vx2text.stages import batch_of, started
 
@@ -62,16 +62,10 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     one, ranks = train(stages[0]), train_on_two(stages[1])
     validated = [read_metrics(stage.directory / "metrics.csv")["val/loss"] for stage in stages]
     assert validated[1] == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in validated[0]]
-    for name, expected in one["state"].items():
-        for rank in ranks:
-            found = torch.as_tensor(rank["state"][name])
-            assert found.dtype == expected.dtype
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
     assert one["metrics"]["test/samples"] == 9
     for rank in ranks:
-        assert rank["metrics"].keys() == one["metrics"].keys()
-        for key, value in one["metrics"].items():
-            assert rank["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+        require_equal(rank["state"], one["state"], rtol=0, atol=1e-10)
+        require_close(rank["metrics"], one["metrics"])
 
 
 def _validated(module: Any, batches: list[dict[str, Any]]) -> list[tuple[float, float]]:

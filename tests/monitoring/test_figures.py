@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -84,22 +83,6 @@ def test_a_figure_is_drawn_once_and_looks_as_matplotlib_saves_it(
     assert drawn == [figure]
     figure.savefig(tmp_path / "theirs.png", dpi=110)
     assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
-
-
-def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "curves.png"
-    saved(chart()[0], path)
-    before = path.read_bytes()
-
-    def full(self: FigureCanvasAgg, file: Path, **options: Any) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", full)
-    with pytest.raises(OSError, match="No space"):
-        save_figure(QUIET, chart()[0], path)
-    assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["curves.png"]
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -175,11 +158,6 @@ def test_a_grid_has_titles_texts_and_frames(tmp_path: Path) -> None:
     assert height > 200
 
 
-def test_flat_images_take_less_height(tmp_path: Path) -> None:
-    flat, tall = (image_grid([Row("", [Cell(picture(*size))] * 3)] * 9) for size in ((30, 90), (90, 30)))
-    assert saved(flat, tmp_path / "flat.png")[1] < 0.6 * saved(tall, tmp_path / "tall.png")[1]
-
-
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_every_image_has_its_own_place(tmp_path: Path, columns: int, count: int) -> None:
@@ -234,18 +212,3 @@ def test_no_map_of_a_collapsed_encoder(features: Tensor) -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0
-
-
-def test_class_names_are_drawn_as_they_are() -> None:
-    figure = embedding_map(normal(9, 4), ["$a_$", "_hidden", "b"] * 3, "Map")
-    assert figure is not None
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [r" \$a_\$", " _hidden", " b"]
-
-
-def test_only_the_first_rows_of_many_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "LARGEST_MAP", 10)
-    figure = embedding_map(normal(40, 4), ["a"] * 10 + ["b"] * 30)
-    assert figure is not None
-    assert [len(points.get_offsets()) for points in figure.axes[0].collections] == [0, 10]  # type: ignore[arg-type]

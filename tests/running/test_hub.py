@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,35 +137,6 @@ def test_a_strangers_configuration_runs_nothing(server: HubStub, export: Path, t
     assert not asked & {"modeling.py", "pytorch_model.bin"}
 
 
-def test_commands_and_variables_of_a_user(export: Path, tmp_path: Path) -> None:
-    """`assemble export --push`, then three lines of Python, with the server named by HF_ENDPOINT."""
-    weights = str(checkpoint("avid_cma"))
-    program = (
-        "import sys; from common.commands.main import main; from papers.avid_cma import AVID\n"
-        f"status = main(['export', 'avid', '--checkpoint', {weights!r}, '--output', 'mine', '--push', '{REPO}'])\n"
-        f"print(status, AVID.from_pretrained('{REPO}').fingerprint())"
-    )
-    with hub() as stub:
-        own = {"HF_ENDPOINT": stub.address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none"}
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=tmp_path,
-            env={**os.environ, **own, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True,
-            text=True,
-            timeout=550,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        (commit,) = stub.commits[REPO]
-        assert f"sent to {stub.address}/{REPO}/commit/{commit}\n" in done.stdout
-        fingerprint = trained_model("avid_cma").from_export(export).fingerprint()
-        assert done.stdout.endswith(f"0 {fingerprint}\n")
-        card = stub.commits[REPO][commit]["README.md"].decode()
-    assert f'AVID.from_pretrained("{REPO}")' in card
-    assert not stub.private[REPO]
-
-
 def test_a_backbone_is_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--checkpoint", str(checkpoint("avid_cma")), "--output", str(tmp_path / "x.pth"), "--layout", "video"]
     assert main(["export", "avid", *given, "--push", "a/b"]) == 2
@@ -216,7 +184,8 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
     arguments = {**smoke.config["model"]["init_args"], "warm_start": "/data/weights/IG65M.pth"}
     released = replace(real, config={**real.config, "model": {"init_args": arguments}}, parents={})
     for record, starts in ((replace(real, parents={}), "random weights"), (released, "IG65M.pth")):
-        card = model_card(record, "avid", model, "usage")
+        card = model_card(record, "avid", model, "usage", REPO)
+        assert f'AVID.from_pretrained("{REPO}")' in card
         assert f"| starts from | {starts} |" in card
         assert ("What it starts from" in card) == (record is released)
     found = metadata(real, "avid", model).to_dict()

@@ -116,7 +116,7 @@ def test_nothing_is_imported_that_a_path_names(tmp_path: Path, monkeypatch: pyte
     assert "strangers_module" not in sys.modules
 
 
-@pytest.mark.parametrize("paper", [one.name for one in existing_papers() if has_part(one.name, "model")])
+@pytest.mark.parametrize("paper", [one.name for one in existing_papers() if has_part(one.name, "use")])
 def test_the_classes_of_trained_models_are_known(paper: str) -> None:
     """Defined where their path says, with types that are understood: the model, or the module that trained it."""
     model = trained_model(paper)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,76 +19,6 @@ from common.stages.run import run_stage
 from common.stages.telemetry import Telemetry
 from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
-
-
-def stored_records(content: bytes) -> Iterator[bytes]:
-    """Records of a W&B file: a seven-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    block, header = 32768, 7
-    assert content[:4] == b":W&B"
-    position, parts = header, []
-    while position + header <= len(content):
-        if block - position % block < header:
-            position += block - position % block
-            continue
-        _, length, kind = struct.unpack("<IHB", content[position : position + header])
-        parts.append(content[position + header : position + header + length])
-        position += header + length
-        if kind in (1, 4):  # the whole, or the last part
-            yield b"".join(parts)
-            parts = []
-
-
-def read_offline_run(folder: Path) -> dict[str, Any]:
-    """Run, configuration and summary of an offline W&B run."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    found: dict[str, Any] = {"config": {}, "summary": {}, "history": []}
-    for data in stored_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            found["run"] = record.run
-            updates: Any = record.run.config.update
-            target = found["config"]
-        elif kind == "config":
-            updates, target = record.config.update, found["config"]
-        elif kind == "summary":
-            updates, target = record.summary.update, found["summary"]
-        elif kind == "history":
-            found["history"].append(
-                {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-            )
-            continue
-        else:
-            continue
-        for item in updates:
-            target[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-    return found
-
-
-def test_an_offline_run_holds_what_the_table_holds(tmp_path: Path) -> None:
-    run_stage(request("avid/avid", tmp_path))
-    stage = request("avid/kinetics_linear@avid", tmp_path)
-    record = run_stage(stage)
-    found = read_offline_run(stage.directory)
-    run = found["run"]
-    assert run.project == "representation-assemble"
-    assert run.run_group == f"avid_cma/smoke/kinetics_linear@avid-{record.configuration[:8]}"
-    assert run.job_type == "probe"
-    assert run.display_name == "kinetics_linear@avid-smoke-s0"
-    assert {"smoke", "avid"} <= set(run.tags)
-    assert record.wandb_run_id == run.run_id
-    assert found["config"]["model"]["init_args"]["num_classes"] == 20
-    assert found["config"]["data"]["init_args"]["video"]["crop"] == 24
-    assert found["summary"]["table/kinetics_linear/best"] == record.metrics["test/best_top1"]
-    assert not any(key.startswith("published/") for key in found["summary"])  # smoke may not be compared
-
-    pretraining = read_offline_run(request("avid/avid", tmp_path).directory)
-    logged = {key for row in pretraining["history"] for key in row} | set(pretraining["summary"])
-    assert any(key.startswith("neighbors_table") for key in logged)
-    assert any(key.startswith("neighbors") and "table" not in key for key in logged)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
-from common.stages.configuration import ConfigurationError
 from common.stages.loggers import StageWandbLogger, own_id, run_name, wandb_logger, wandb_mode
 from common.stages.run import run_stage
 from tests.stages import request
@@ -50,26 +49,39 @@ def stub() -> Iterator[WandbStub]:
         assert not found.unknown
 
 
-def login(stub: WandbStub, *arguments: str) -> None:
-    """`wandb login`, as a user types it."""
-    command = [sys.executable, "-m", "wandb", "login", *arguments, KEY]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def keyed(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> WandbStub:
+    """The server, and an environment whose key is for it."""
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    return stub
+
+
+def client(*arguments: str, **environment: str) -> None:
+    """`wandb`, as a user types it."""
+    command = [sys.executable, "-m", "wandb", *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def sync(stub: WandbStub, *arguments: str) -> None:
+    client("sync", *arguments, WANDB_BASE_URL=stub.address, WANDB_API_KEY=KEY, WANDB_MODE="online")
+
+
+def begin(folder: Path, run_id: str = "one", whole: bool = False) -> StageWandbLogger:
+    logger = wandb_logger(
+        directory=folder, run_id=run_id, name="one", group="g", job_type="pretrain", tags=[], config={}, whole=whole
+    )
+    assert logger is not None
+    return logger
+
+
 def test_a_login_with_a_host_is_found(stub: WandbStub, home: Path) -> None:
-    login(stub, "--host", stub.address)
+    client("login", "--host", stub.address, KEY)
     assert server() == stub.address
     assert why_no_key() == ""
     assert why_unreachable() == ""
     assert wandb_mode() == "online"
-
-
-def test_a_key_that_is_too_short_means_offline(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert "40+ characters" in why_no_key()
-    assert wandb_mode() == "offline"
 
 
 @pytest.mark.parametrize(
@@ -78,15 +90,14 @@ def test_a_key_that_is_too_short_means_offline(stub: WandbStub, monkeypatch: pyt
         ("WANDB_BASE_URL", "127.0.0.1:8080", "base_url"),
         ("WANDB_BASE_URL", "", "base_url"),
         ("WANDB_API_KEY", "", NO_KEY),
+        ("WANDB_API_KEY", "short", "40+ characters"),
         ("WANDB_API_KEY", f"{KEY}\n", "API key cannot start or end with whitespace"),
     ],
 )
 def test_a_setting_that_cannot_be_right_is_told_in_one_line(
-    variable: str, value: str, told: str, stub: WandbStub, monkeypatch: pytest.MonkeyPatch,
+    variable: str, value: str, told: str, keyed: WandbStub, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv(variable, value)
     assert told in why_no_key()
     assert told in why_unreachable()
@@ -95,13 +106,6 @@ def test_a_setting_that_cannot_be_right_is_told_in_one_line(
     out = capsys.readouterr().out
     assert told in out
     assert out.count("\n") == 1
-
-
-def test_an_address_may_end_with_a_slash(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.reporting.wandb_server.PATIENCE_SECONDS", 15.0)
-    monkeypatch.setenv("WANDB_BASE_URL", f"{stub.address}/")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert wandb_mode() == "online"
 
 
 def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +141,11 @@ def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stages_online(
-    stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    keyed: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in {
-        "WANDB_BASE_URL": stub.address, "WANDB_API_KEY": KEY, "WANDB_PROJECT": "mine", "WANDB_TAGS": "tried, twice",
-        "WANDB_RUN_GROUP": "together",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
+    stub = keyed
+    for name, value in {"PROJECT": "mine", "TAGS": "tried, twice", "RUN_GROUP": "together"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
     first = run_stage(request("avid/avid", tmp_path))
     second = run_stage(request("avid/kinetics_linear@avid", tmp_path))
     run = stub.runs[str(first.wandb_run_id)]
@@ -186,18 +188,13 @@ def test_stages_online(
     assert not any(key.startswith("published/") for key in probe.summary)  # smoke may not be compared
 
 
-def test_a_resumed_run_goes_on_over_one_axis(stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+def test_a_resumed_run_goes_on_over_one_axis(keyed: WandbStub, tmp_path: Path) -> None:
     for steps in ((0, 1, 2), (2, 3)):  # stopped after a checkpoint at 2
-        logger = wandb_logger(
-            directory=tmp_path, run_id="one", name="one", group="g", job_type="pretrain", tags=[], config={}
-        )
-        assert logger is not None
+        logger = begin(tmp_path)
         for step in steps:
             logger.log_metrics({"train/loss": float(step)}, step=step)
         logger.experiment.finish()
-    run = stub.runs["one"]
+    run = keyed.runs["one"]
     assert run.upserts >= 2
     assert [(row["trainer/global_step"], row["train/loss"]) for row in run.history] == [
         (0, 0.0), (1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0),
@@ -205,25 +202,19 @@ def test_a_resumed_run_goes_on_over_one_axis(stub: WandbStub, tmp_path: Path, mo
     assert [row["_step"] for row in run.history] == sorted({row["_step"] for row in run.history})
 
 
-@pytest.mark.parametrize("asked", ["", "0", "1", "at paper scale"])
+@pytest.mark.parametrize(("asked", "whole"), [("0", False), ("1", False), ("", True)])
 def test_console_and_machine_are_logged_at_paper_scale_or_when_asked_for(
-    asked: str, stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: str, whole: bool, keyed: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("ASSEMBLE_WANDB_SYSTEM", asked if asked in ("", "0", "1") else "")
-    logger = wandb_logger(
-        directory=tmp_path, run_id="one", name="one", group="g", job_type="pretrain", tags=[], config={},
-        whole=asked == "at paper scale",
-    )  # fmt: skip
-    assert logger is not None
+    monkeypatch.setenv("ASSEMBLE_WANDB_SYSTEM", asked)
+    logger = begin(tmp_path, whole=whole)
     settings = logger.experiment.settings
     logger.log_metrics({"train/loss": 1.0}, step=0)
     logger.experiment.finish()
-    expected = asked in ("1", "at paper scale")
+    expected = whole or asked == "1"
     assert (settings.console != "off") == expected
     assert settings.x_disable_stats != expected
-    assert ("wandb-metadata.json" in stub.runs["one"].uploads) == expected
+    assert ("wandb-metadata.json" in keyed.runs["one"].uploads) == expected
     assert settings.disable_code
 
 
@@ -233,40 +224,20 @@ def test_an_offline_run_is_synced_with_its_lineage(
     monkeypatch.setenv("WANDB_MODE", "offline")
     stages = [request("avid/avid", tmp_path), request("avid/kinetics_linear@avid", tmp_path)]
     first, second = (run_stage(stage) for stage in stages)
-    environment = {**os.environ, "WANDB_BASE_URL": stub.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
     for stage in stages:
-        folders = [str(path) for path in stage.directory.glob("wandb/offline-run-*")]
-        command = [sys.executable, "-m", "wandb", "sync", *folders]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
+        sync(stub, *map(str, stage.directory.glob("wandb/offline-run-*")))
     run, probe = stub.runs[str(first.wandb_run_id)], stub.runs[str(second.wandb_run_id)]
     assert run.fields["displayName"] == "avid-smoke-s0"
     assert run.summary["test/loss_first"] == first.metrics["test/loss_first"]
     assert probe.used == [f"{first.wandb_run_id}-last"]
-
-
-def begin(folder: Path, run_id: str = "one") -> StageWandbLogger:
-    logger = wandb_logger(
-        directory=folder, run_id=run_id, name="one", group="g", job_type="pretrain", tags=[], config={}
-    )
-    assert logger is not None
-    return logger
-
-
-def sync(stub: WandbStub, *arguments: str) -> None:
-    """`wandb sync`, as a user types it."""
-    environment = {**os.environ, "WANDB_BASE_URL": stub.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
-    command = [sys.executable, "-m", "wandb", "sync", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture
-def keyed(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> WandbStub:
-    """The server, and an environment whose key is for it."""
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    return stub
+    assert probe.fields["project"] == "representation-assemble"
+    assert probe.fields["groupName"] == f"avid_cma/smoke/kinetics_linear@avid-{second.configuration[:8]}"
+    assert probe.fields["jobType"] == "probe"
+    assert {"smoke", "avid"} <= set(probe.fields["tags"])
+    assert probe.config["data"]["init_args"]["video"]["crop"] == 24
+    logged = {key for row in run.history for key in row} | set(run.summary)
+    assert any(key.startswith("neighbors_table") for key in logged)
+    assert any(key.startswith("neighbors") and "table" not in key for key in logged)
 
 
 def test_a_key_that_is_revoked_while_a_run_goes_on_loses_nothing(
@@ -381,11 +352,3 @@ def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: py
     assert "train/loss" in path.read_text(encoding="utf-8")
     assert (stage.directory / "metrics.csv").is_file()
     assert list(stage.directory.glob("wandb/offline-run-*"))
-
-
-def test_a_logger_whose_package_is_missing_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path)}}
-    with pytest.raises(ConfigurationError, match=r"tensorboard"):
-        run_stage(request("avid/avid", tmp_path, "--trainer.logger", json.dumps(logger)))
