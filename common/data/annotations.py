@@ -133,12 +133,12 @@ def read_rows(
     """Parse the rows that `rows_of` makes of a UTF-8 file's lines; an error names file and line."""
     at = [0]
 
-    def counted(stream: Iterable[str]) -> Iterator[str]:
+    def counted(stream: Iterable[bytes]) -> Iterator[str]:
         for at[0], line in enumerate(stream, start=1):
-            yield line
+            yield line.decode("utf-8-sig" if at[0] == 1 else "utf-8")
 
     try:
-        with named(path), path.open(encoding="utf-8-sig", newline="") as stream:
+        with named(path), path.open("rb") as stream:
             for row in rows_of(counted(stream)):
                 yield parse(row)
     except OSError:

@@ -1,9 +1,10 @@
-"""Worlds that several test files read, rendered once."""
+"""Worlds that several test files read, rendered once, and a cache of a test's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache as cached
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,18 @@ from tests.data.worlds import tiny
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[World]], Any]:
     """The small world of a kind with all its files; nobody changes them."""
 
-    @cache
+    @cached
     def of(kind: type[World]) -> Any:
         made = tiny(kind, tmp_path_factory.mktemp("worlds"))
         made.prepare()
         return made
 
     return of
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder, where files count as settled at once."""
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
+    return tmp_path / "cache"

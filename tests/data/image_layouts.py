@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,11 +16,19 @@ from common.data.datasets.base import write_lines
 from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
 from common.data.regions import write_regions
 from tests.data.region_layouts import regions
+from tests.data.text_layouts import write_lines as _write_narratives
 
 CATEGORIES = ("person", "dog", "car")
 VOC_CLASSES = ("aeroplane", "bicycle", "train")
 FLICKR = ("1000092795", "10002456", "1000268201")
 COCO = ("COCO_train2014_000000000009", "COCO_val2014_000000000042", "COCO_val2014_000000000073")
+
+
+NARRATIVES = (
+    (391895, 11, "A man rides a bike."),
+    (522418, 12, "A woman cuts a cake."),
+    (391895, 13, "In the front a bike."),
+)
 
 
 def write_image(path: Path, number: int = 0, size: tuple[int, int] = (24, 20)) -> Path:
@@ -125,6 +134,32 @@ def write_imagenet(
             write_image(root / "train" / name / f"{name}_{number}.JPEG", 100 * label + number)
         for number in range(val):
             write_image(root / "val" / name / f"ILSVRC2012_val_{10 * number + label:08d}.JPEG", 7000 + label)
+    return root
+
+
+def narrative(image: Any, annotator: int, caption: str, dataset: str = "mscoco_train2017") -> dict[str, Any]:
+    """One line of a released file, with all of its fields."""
+    word = {"utterance": "A", "start_time": 0.0, "end_time": 0.4}
+    return {
+        "dataset_id": dataset,
+        "image_id": str(image),
+        "annotator_id": annotator,
+        "caption": caption,
+        "timed_caption": [word],
+        "traces": [[{"x": 0.2, "y": 0.7, "t": 0.02}]],
+        "voice_recording": f"coco_train/{image}_{annotator}.ogg",
+    }
+
+
+def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
+    for image in {image for image, _, _ in NARRATIVES}:
+        write_image(root / "train2017" / f"{image:012d}.jpg", image)
+    write_image(root / "val2017" / f"{139:012d}.jpg", 139)
+    for part in range(parts):
+        name = f"coco_train_localized_narratives-{part:05d}-of-{parts:05d}.jsonl"
+        _write_narratives(root / folder / name, [narrative(*entry) for entry in NARRATIVES[part::parts]])
+    lines = [narrative(139, 4, "Ein Zimmer über \u2028 allem 猫.", "mscoco_val2017")]
+    _write_narratives(root / folder / "coco_val_localized_narratives.jsonl", lines)
     return root
 
 

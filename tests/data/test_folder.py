@@ -263,8 +263,8 @@ class TestLists:
             ("file_name\n", r"metadata\.csv lists nothing"),
             ('file_name,label\na.mp4,"Stop" sign\nb.mp4,x\n', r"metadata\.csv, line 2: "),
             ('file_name,label\na.mp4,x\nb.mp4,"y\na.mp4,x\n', r"metadata\.csv, line 4: "),
-            ("file_name,label\na.mp4,x\nb.mp4,caf\u00e9\n".encode("latin-1"), r"metadata\.csv, line \d: .*utf-8"),
-            ("file_name\na.mp4\n".encode("utf-16"), r"metadata\.csv, line 0: .*utf-8"),
+            ("file_name,label\na.mp4,x\nb.mp4,caf\u00e9\n".encode("latin-1"), r"metadata\.csv, line 3: .*utf-8"),
+            ("file_name\na.mp4\n".encode("utf-16"), r"metadata\.csv, line 1: .*utf-8"),
         ],
     )
     def test_errors_name_file_and_line(self, tmp_path: Path, text: str | bytes, message: str) -> None:

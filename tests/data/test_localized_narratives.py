@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +11,8 @@ from common.data import annotations as annotations_module
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
-from tests.data.image_layouts import write_coco, write_image
+from tests.data.image_layouts import narrative, write_coco, write_image, write_ln_coco
 from tests.data.text_layouts import write_lines as write_json_lines
-
-TRAIN = (
-    (391895, 11, "A man rides a bike."),
-    (522418, 12, "A woman cuts a cake."),
-    (391895, 13, "In the front a bike."),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -27,32 +20,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"
-
-
-def narrative(image: Any, annotator: int, caption: str, dataset: str = "mscoco_train2017") -> dict[str, Any]:
-    """One line of a released file, with all of its fields."""
-    word = {"utterance": "A", "start_time": 0.0, "end_time": 0.4}
-    return {
-        "dataset_id": dataset,
-        "image_id": str(image),
-        "annotator_id": annotator,
-        "caption": caption,
-        "timed_caption": [word],
-        "traces": [[{"x": 0.2, "y": 0.7, "t": 0.02}]],
-        "voice_recording": f"coco_train/{image}_{annotator}.ogg",
-    }
-
-
-def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
-    for image in {image for image, _, _ in TRAIN}:
-        write_image(root / "train2017" / f"{image:012d}.jpg", image)
-    write_image(root / "val2017" / f"{139:012d}.jpg", 139)
-    for part in range(parts):
-        name = f"coco_train_localized_narratives-{part:05d}-of-{parts:05d}.jsonl"
-        write_json_lines(root / folder / name, [narrative(*entry) for entry in TRAIN[part::parts]])
-    lines = [narrative(139, 4, "Ein Zimmer über \u2028 allem 猫.", "mscoco_val2017")]
-    write_json_lines(root / folder / "coco_val_localized_narratives.jsonl", lines)
-    return root
 
 
 @pytest.mark.parametrize("folder", ["", "annotations", "localized_narratives"])

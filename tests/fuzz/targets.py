@@ -57,8 +57,8 @@ from common.reporting.results import find_promoted, place_of, write_results
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
 from tests.data import image_layouts, region_layouts, text_layouts
+from tests.data.image_layouts import write_ln_coco
 from tests.data.media_factory import tone, write_video, write_wav
-from tests.data.test_localized_narratives import write_ln_coco
 from tests.trained import checkpoint
 
 

@@ -30,8 +30,7 @@ from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.module import XMCGANModule
 from papers.xmc_gan.networks import Discriminator, Generator
 from papers.xmc_gan.text import BertText
-from tests.data.image_layouts import write_coco
-from tests.data.test_localized_narratives import write_ln_coco
+from tests.data.image_layouts import write_coco, write_ln_coco
 from tests.data.worlds import read_caption
 
 T = 16
