@@ -1,4 +1,4 @@
-"""Pascal VOC: lists, labels with their three states, and boxes."""
+"""Pascal VOC: lists, labels with their three states, and boxes. ImageNet: class folders and class lists."""
 
 from __future__ import annotations
 
@@ -7,36 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetError, DatasetMissing
-from tests.data.image_layouts import VOC_CLASSES, write_voc
+from tests.data.image_layouts import VOC_CLASSES, write_image, write_imagenet, write_voc
 
 LISTS = "VOCdevkit/VOC2007/ImageSets/Main"
+CLASSES = ("n01440764", "n01443537", "n02110958")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-
-
+# ----------------------------------------------------------------------------------------------------------------- VOC
 @pytest.mark.parametrize("nested", [True, False])
-def test_splits_and_classes(tmp_path: Path, nested: bool) -> None:
+def test_splits_and_classes_of_voc(tmp_path: Path, nested: bool) -> None:
     voc = PascalVOC(write_voc(tmp_path, nested=nested))
-    counts = {split: len(voc.listing(split)) for split in voc.splits}
-    assert counts == {"train": 2, "val": 3, "trainval": 5, "test": 3}
+    assert {split: len(voc.listing(split)) for split in voc.splits} == {"train": 2, "val": 3, "trainval": 5, "test": 3}
     listing = voc.listing("trainval")
     # A class may be called as a split is.
     assert listing.classes == VOC_CLASSES
     prefix = "VOCdevkit/" if nested else ""
     assert listing.names == [f"{prefix}VOC2007/JPEGImages/{n:06d}.jpg" for n in range(5, 10)]
-    assert all(clip.path.is_file() for clip in listing)
     assert listing.labels.tolist() == [-1] * 5
-    status = voc.status()
-    assert status.present, status.problem
-    assert status.dataset.full_title == "Pascal VOC 2007"
-    assert status.dataset.unit == "images"
-    assert "trainval: 5 images, published 5,011" in status.notes
-    assert "trainval: 3 classes, published 20" in status.notes
+    assert voc.full_title == "Pascal VOC 2007"
 
 
 def test_labels_have_three_states(tmp_path: Path) -> None:
@@ -48,13 +39,8 @@ def test_labels_have_three_states(tmp_path: Path) -> None:
     # Image k shows class k and, as a difficult example, the next one.
     assert labels.tolist() == [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]
     assert voc.labels("test", voc.listing("test").subset([2, 0])).tolist() == [[1, -1, 0], [0, 1, -1]]
-    assert voc.labels("trainval").shape == (5, 3)
     assert voc.labels("test", voc.listing("test").subset([])).shape == (0, 3)
-
-
-def test_labels_and_boxes_say_the_same(tmp_path: Path) -> None:
-    voc = PascalVOC(write_voc(tmp_path))
-    for row, boxes in zip(voc.labels("trainval"), voc.boxes("trainval")):
+    for row, boxes in zip(voc.labels("trainval"), voc.boxes("trainval"), strict=True):
         assert np.flatnonzero(row == 1).tolist() == boxes["labels"][~boxes["difficult"]].tolist()
         assert np.flatnonzero(row == -1).tolist() == boxes["labels"][boxes["difficult"]].tolist()
 
@@ -63,9 +49,8 @@ def test_boxes_begin_at_nought(tmp_path: Path) -> None:
     voc = PascalVOC(write_voc(tmp_path))
     path = tmp_path / "VOCdevkit/VOC2007/Annotations/000010.xml"
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
-    path.write_text(
-        path.read_text().replace("<xmax>11</xmax>", "<xmax>10.5</xmax>").replace("</object>", f"{part}</object>", 1)
-    )
+    text = path.read_text().replace("<xmax>11</xmax>", "<xmax>10.5</xmax>")
+    path.write_text(text.replace("</object>", f"{part}</object>", 1))
     boxes = voc.boxes("test")[0]
     # The whole image of 24 x 20 pixels; the part of the first object, as persons have, is not an object.
     assert boxes["boxes"].tolist() == [[0.0, 0.0, 24.0, 20.0], [2.0, 1.0, 10.5, 11.0]]
@@ -94,19 +79,14 @@ def test_two_years_are_joined(tmp_path: Path) -> None:
     (tmp_path / "VOCdevkit/VOC2012/ImageSets/Main/test.txt").write_text("2012_000001\n")
     voc = PascalVOC(tmp_path, years=("2007", "2012"))
     listing = voc.listing("trainval")
-    assert len(listing) == 9
     assert [name.split("/")[1] for name in listing.names] == ["VOC2007"] * 5 + ["VOC2012"] * 4
     labels = voc.labels("trainval")
-    assert labels.shape == (9, 3)
     assert labels[:5].tolist() == PascalVOC(tmp_path).labels("trainval").tolist()
-    assert len(voc.boxes("trainval")) == 9
-    assert len(voc.listing("test")) == 3
-    assert voc.labels("test").shape == (3, 3)
-    assert voc.published_count("trainval") == 16_551
-    assert voc.published_count("test") == 4_952
-    assert PascalVOC(tmp_path, ["2012"]).published_count("trainval") == 11_540
-    assert PascalVOC(tmp_path, ["2012"]).published_count("test") is None
-    assert PascalVOC(tmp_path, ["2010"]).published_count("trainval") is None
+    assert len(labels) == len(voc.boxes("trainval")) == 9
+    assert len(voc.listing("test")) == len(voc.labels("test")) == 3
+    counts = [voc.published_count("trainval"), voc.published_count("test")]
+    assert counts == [16_551, 4_952]
+    assert [PascalVOC(tmp_path, ["2012"]).published_count(split) for split in ("trainval", "test")] == [11_540, None]
     assert voc.index_name("trainval") != PascalVOC(tmp_path).index_name("trainval")
     with pytest.raises(DatasetMissing, match=r"VOC2012 lacks the lists"):
         PascalVOC(tmp_path, ["2012"]).listing("test")
@@ -119,28 +99,21 @@ def test_years_are_checked(tmp_path: Path) -> None:
             PascalVOC(tmp_path, years)
 
 
-def test_missing_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match="VOC2007") as caught:
-        PascalVOC(tmp_path).listing("test")
-    assert all(line in str(caught.value) for line in PascalVOC.expected_layout.splitlines())
+def test_missing_parts_of_voc_are_named(tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     (root / "VOCdevkit/VOC2007/JPEGImages/000011.jpg").unlink()
     voc = PascalVOC(root)
     listing = voc.listing("test")
-    assert (len(listing), listing.missing) == (2, 1)
-    assert listing.missing_names == ("VOCdevkit/VOC2007/JPEGImages/000011",)
+    assert (len(listing), listing.missing_names) == (2, ("VOCdevkit/VOC2007/JPEGImages/000011",))
     assert voc.labels("test").tolist() == [[0, 1, -1], [1, -1, 0]]
-    (root / "VOCdevkit/VOC2007/Annotations/000012.xml").unlink()
-    with pytest.raises(DatasetMissing, match=r"boxes of an image are missing.*000012\.xml"):
-        voc.boxes("test")
-    (root / LISTS / "train_test.txt").unlink()
-    with pytest.raises(DatasetMissing, match="list of class 'train' is missing"):
-        voc.labels("test")
-    (root / LISTS / "val.txt").unlink()
-    with pytest.raises(DatasetMissing, match="VOC2007 lacks the lists of split 'val'"):
-        voc.listing("val")
-    with pytest.raises(ValueError, match="no split 'validation'; it has: train, val, trainval, test"):
-        voc.labels("validation")
+    for name, read in (
+        ("VOCdevkit/VOC2007/Annotations/000012.xml", lambda: voc.boxes("test")),
+        (f"{LISTS}/train_test.txt", lambda: voc.labels("test")),
+        (f"{LISTS}/val.txt", lambda: voc.listing("val")),
+    ):
+        (root / name).unlink()
+        with pytest.raises(DatasetMissing, match=Path(name).name):
+            read()
 
 
 def test_lists_of_classes_that_do_not_name_an_image_once_are_refused(tmp_path: Path) -> None:
@@ -149,3 +122,56 @@ def test_lists_of_classes_that_do_not_name_an_image_once_are_refused(tmp_path: P
         (root / LISTS / "train_test.txt").write_text(text)
         with pytest.raises(DatasetError, match="000012"):
             PascalVOC(root).labels("test")
+
+
+# ------------------------------------------------------------------------------------------------------------ ImageNet
+@pytest.mark.parametrize("parent", ["", "ILSVRC/Data/CLS-LOC"])
+def test_class_folders(tmp_path: Path, parent: str) -> None:
+    write_imagenet(tmp_path / parent)
+    train, validation = ImageNet(tmp_path).listing("train"), ImageNet(tmp_path).listing("val")
+    assert train.classes == validation.classes == CLASSES
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    prefix = f"{parent}/" if parent else ""
+    assert validation.names[0] == f"{prefix}val/n01440764/ILSVRC2012_val_00000000.JPEG"
+
+
+def test_a_class_without_images_keeps_its_number(tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path)
+    for file in (root / "val" / CLASSES[1]).iterdir():
+        file.unlink()
+    (root / "val" / CLASSES[1]).rmdir()
+    listing = ImageNet(root).listing("validation")
+    assert listing.classes == CLASSES
+    assert listing.labels.tolist() == [0, 2]
+    assert listing.notes == ("1 of 3 classes have no images",)
+
+
+def test_the_flat_archive_is_explained(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, val=0)
+    write_image(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(DatasetMissing, match=r"one folder per class is expected.*valprep\.sh"):
+        ImageNet(tmp_path).listing("validation")
+    assert ImageNet(tmp_path).status().counts == {"train": 9}
+
+
+def test_a_class_list(tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path / "imagenet")
+    path = tmp_path / "classes.txt"
+    path.write_text("n02110958 pug\r\n\nn01440764\n")
+    chosen, whole = ImageNet(root, class_list=str(path)), ImageNet(root)
+    listing = chosen.listing("train")
+    assert listing.classes == ("n01440764", "n02110958")
+    assert listing.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    status = chosen.status()
+    assert status.present
+    assert not status.notes
+    assert chosen.full_title == "ImageNet (ILSVRC 2012), classes of classes.txt"
+    before = chosen.index_name("train")
+    assert before != whole.index_name("train")
+    path.write_text("n02110958\n")
+    assert chosen.index_name("train") != before
+    assert chosen.listing("val").classes == ("n02110958",)
+    path.unlink()
+    with pytest.raises(DatasetMissing, match=r"no class_list.*classes\.txt"):
+        chosen.listing("train")
+    assert not chosen.status().present

@@ -1,0 +1,264 @@
+"""Questions, moments and dialogues of clips: TVQA, TVC and AVSD in their real layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data.annotations import read_json_lines
+from common.data.datasets.avsd import AVSD
+from common.data.datasets.tvc import TVC
+from common.data.datasets.tvqa import TVQA, Subtitle, parse_span
+from common.data.listing import DatasetMissing
+from common.data.prepare import check_samples
+from tests.data.text_layouts import (
+    CLIPS,
+    REFERENCES,
+    moment,
+    question,
+    references,
+    write_avsd,
+    write_json,
+    write_lines,
+    write_tvc,
+    write_tvqa,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- TVQA
+@pytest.mark.parametrize("flat", [False, True])
+def test_rows_and_questions_are_aligned(tmp_path: Path, flat: bool) -> None:
+    dataset = TVQA(write_tvqa(tmp_path, flat=flat))
+    listing, questions = dataset.listing("train"), dataset.questions("train")
+    for clip, asked in zip(listing, questions, strict=True):
+        assert clip.path.name == asked.clip
+        assert clip.label == asked.answer
+        assert (clip.start, clip.end) == (None, None)
+    # About one clip, the order of the file stays.
+    assert [asked.number for asked in questions] == ([1, 3, 0, 2] if flat else [0, 2, 1, 3])
+    first = min(questions, key=lambda asked: asked.number)
+    assert first.text == "Who talks in s01e02_seg02_clip_00?"
+    assert first.options == tuple(f"Answer {place}" for place in range(5))
+    assert first.span == (1.0, 2.5)
+    assert listing.classes == ("a", "b", "c", "d", "e")
+    assert [asked.number for asked in questions[1:3]] == ([3, 0] if flat else [2, 1])
+    assert dataset.listing("test_public").labels.tolist() == [-1] * 4
+    assert dataset.questions("test")[0].answer == -1
+
+
+def test_spans_become_limits_when_they_are_used(tmp_path: Path) -> None:
+    marked = [question(0, CLIPS[0]), question(1, CLIPS[0], ts="nan-nan")]
+    dataset = TVQA(write_tvqa(tmp_path, marked), span=True)
+    assert [(clip.start, clip.end) for clip in dataset.listing("val")] == [(1.0, 2.5), (None, None)]
+    assert dataset.index_name("val") != TVQA(tmp_path).index_name("val")
+    assert np.isnan(TVQA(tmp_path).listing("train").numbers["start"]).all()
+
+
+def test_clips_of_the_first_show_with_a_prefix(tmp_path: Path) -> None:
+    write_tvqa(tmp_path, [question(0, "bbt_s01e02_seg02_clip_00"), question(1, "s01e02_seg02_clip_00")])
+    assert len(TVQA(tmp_path).listing("train")) == 2
+    folder = tmp_path / "frames_hq/bbt_frames/s01e02_seg02_clip_00"
+    folder.rename(folder.with_name("bbt_s01e02_seg02_clip_00"))
+    assert len(TVQA(tmp_path).listing("train")) == 2
+
+
+def test_clips_without_frames_are_counted(tmp_path: Path) -> None:
+    dataset = TVQA(write_tvqa(tmp_path, [question(0, CLIPS[0]), question(7, "castle_s09e01_seg01_clip_00")]))
+    listing = dataset.listing("val")
+    assert (len(listing), listing.missing_names) == (1, ("castle_s09e01_seg01_clip_00 (question 7)",))
+    assert len(dataset.questions("val")) == 1
+
+
+def test_blank_lines_and_byte_order_marks(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"b": "\\u2028"}')
+    assert list(read_json_lines(path, dict)) == [{"a": 1}, {"b": "\u2028"}]
+    path.write_bytes(b"")
+    assert list(read_json_lines(path, dict)) == []
+
+
+def test_missing_parts_of_tvqa(tmp_path: Path) -> None:
+    dataset = TVQA(write_tvqa(tmp_path))
+    write_lines(tmp_path / "tvqa_preprocessed_subtitles.jsonl", [])
+    assert any("2 clips have no subtitles" in note for note in dataset.status().notes)
+    (tmp_path / "tvqa_preprocessed_subtitles.jsonl").unlink()
+    assert any("no speech" in note for note in dataset.status().notes)
+    with pytest.raises(DatasetMissing, match="the subtitles are missing"):
+        dataset.subtitles()
+    (tmp_path / "tvqa_val.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match="the questions are missing"):
+        dataset.questions("val")
+    (tmp_path / "frames_hq").rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetMissing, match="the frames are missing"):
+        dataset.listing("train")
+
+
+def test_subtitles(tmp_path: Path) -> None:
+    subtitles = TVQA(write_tvqa(tmp_path)).subtitles()
+    assert len(subtitles) == 2
+    # In the order of time, line breaks gone, other scripts kept.
+    assert subtitles[CLIPS[0]] == (Subtitle(0.5, 1.2, "Hello."), Subtitle(2.0, 3.0, "(Kate:) Späť, now."))
+    assert subtitles.get("unknown", ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "limits", "expected"),
+    [
+        ((1.0, 2.0), (0.0, 1.0), False),
+        ((1.0, 2.0), (0.0, 1.01), True),
+        ((1.0, 2.0), (2.0, 3.0), False),
+        ((1.0, 2.0), (1.9, 3.0), True),
+        ((1.0, 2.0), (1.2, 1.3), True),
+        ((1.0, 1.0), (1.0, 2.0), True),
+        ((1.0, 1.0), (0.0, 1.0), False),
+    ],
+)
+def test_overlap(line: tuple[float, float], limits: tuple[float, float], expected: bool) -> None:
+    assert Subtitle(*line, "text").overlaps(limits) is expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 500), st.floats(0.01, 100))
+def test_spans_are_read_back(start: float, length: float) -> None:
+    expected = (round(start, 2), round(start + length, 2))
+    assert parse_span(f"{start:.2f}-{start + length:.2f}") == (expected if expected[1] > expected[0] else None)
+
+
+def test_unmarked_and_wrong_spans() -> None:
+    for text in ("nan", "nan-nan", "NaN", "nan-3.0", float("nan"), None, "3-3", "4.5-2"):
+        assert parse_span(text) is None
+    for text in ("", "3", "-3-4", "a-b", 5, [1, 2], "1-2-3"):
+        with pytest.raises(ValueError, match='"ts" must be'):
+            parse_span(text)
+
+
+def test_questions_hold_any_text(tmp_path: Path) -> None:
+    odd = question(1, CLIPS[0], q="¿Qué? 例 🙂", a0="", a4="\ud800")
+    questions = TVQA(write_tvqa(tmp_path, [odd])).questions("train")
+    assert questions[0].text == "¿Qué? 例 🙂"
+    assert (questions[0].options[0], questions[0].options[4]) == ("", "\ud800")
+    with pytest.raises(IndexError):
+        questions[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------- TVC
+@pytest.fixture(params=["here", "beside", "named"])
+def tvc(request: pytest.FixtureRequest, tmp_path: Path) -> TVC:
+    """Frames and subtitles in the same folder, in the folder of TVQA beside it, or in another one."""
+    root = write_tvc(tmp_path / "tvc")
+    clips = {"here": root, "beside": tmp_path / "tvqa", "named": tmp_path / "elsewhere/films"}[request.param]
+    write_tvqa(clips)
+    return TVC(root, clips if request.param == "named" else None)
+
+
+def test_rows_and_moments_are_aligned(tvc: TVC) -> None:
+    for split, count in (("train", 2), ("val", 4)):
+        moments = tvc.moments(split)
+        for clip, own in zip(tvc.listing(split), moments, strict=True):
+            assert clip.path.name == own.clip
+            assert (clip.start, clip.end) == own.span
+            assert len(own.descriptions) == count
+        assert len(moments) == 4
+    assert moments[0].descriptions[1].text.startswith("Moment ")
+    assert "  " not in moments[0].descriptions[0].text
+    assert moments[0].descriptions[0].kind == "vt"
+    assert len(tvc.subtitles()[CLIPS[0]]) == 2
+    assert tvc.words() == {}
+    assert [own.descriptions for own in tvc.moments("test_public")] == [(), ()]
+    assert tvc.status().counts == {"train": 4, "val": 4, "test": 2}
+
+
+def test_names_and_fingerprint_are_the_same_wherever_the_folders_lie(tmp_path: Path) -> None:
+    listings = []
+    for place in (tmp_path / "one", tmp_path / "two" / "deeper"):
+        write_tvqa(write_tvc(place / "tvc").parent / "tvqa")
+        listings.append(TVC(place / "tvc").listing("train"))
+    assert listings[0].fingerprint() == listings[1].fingerprint()
+    assert listings[0].names[0].startswith("../tvqa/")
+    # A link to the root does not change what lies beside it.
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "tvc").symlink_to(tmp_path / "one" / "tvc")
+    write_tvqa(linked / "tvqa")
+    assert str(TVC(linked / "tvc").listing("train")[0].path).startswith(str(linked / "tvqa"))
+
+
+def test_missing_parts_of_tvc(tmp_path: Path) -> None:
+    root = write_tvc(tmp_path / "tvc")
+    with pytest.raises(DatasetMissing, match=r"the frames are missing; looked in .*tvqa/frames_hq"):
+        TVC(root).listing("train")
+    with pytest.raises(DatasetMissing, match="the subtitles are missing"):
+        TVC(root).subtitles()
+    write_tvqa(root)
+    write_lines(root / "tvc_train_release.jsonl", [moment(0, CLIPS[0]), moment(1, "unknown")])
+    listing = TVC(root).listing("train")
+    assert (len(listing), listing.missing_names) == (1, ("unknown (moment 1)",))
+    write_lines(root / "data/tvc_val_release.jsonl", [])
+    (root / "tvc_val_release.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match="none of the clips of split 'val'"):
+        TVC(root).listing("val")
+
+
+# ---------------------------------------------------------------------------------------------------------------- AVSD
+@pytest.mark.parametrize("suffix", ["_480", ""])
+def test_rows_and_dialogues_are_aligned(tmp_path: Path, suffix: str) -> None:
+    dataset = AVSD(write_avsd(tmp_path, suffix))
+    for split, count in (("train", 2), ("validation", 1), ("test", 2)):
+        videos = [own.video for own in dataset.dialogs(split)]
+        assert [clip.path.stem for clip in dataset.listing(split)] == videos
+        assert len(videos) == count
+    own = dataset.dialogs("train")[1]
+    assert own.video == "YSKX3"
+    assert (own.caption, own.summary) == ("a man sits .", "he eats .")
+    assert len(own.turns) == 10
+    assert own.turns[-1].answer == "he eats ."
+    assert own.references == ()
+    assert sorted(check_samples(dataset, samples=6)) == ["", "", "", "no sound", "no sound"]
+
+
+def test_withheld_answers_with_and_without_the_files_that_tell_them(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path, answers=False))
+    first, second = dataset.dialogs("test")
+    assert (first.video, second.video) == ("CCCC3", "ZZZZ9")
+    assert second.turns[0].answer == "it is 0 ."
+    assert (first.turns[-1].answer, second.turns[-1].answer) == (None, None)
+    assert sum("of the test split are not known" in note for note in dataset.status().notes) == 2
+    write_avsd(tmp_path)
+    first, second = dataset.dialogs("test")
+    assert (first.turns[-1].answer, second.turns[-1].answer) == ("answer two", "answer one")
+    assert second.references == tuple(f"reference {place} of ZZZZ9_3" for place in range(6))
+    assert not any("not known" in note for note in dataset.status().notes)
+    unnamed = references(["ZZZZ9_3", "CCCC3_1"], count=2)
+    unnamed["images"] = [{"id": image["id"]} for image in reversed(unnamed["images"])]
+    write_json(tmp_path / REFERENCES, unnamed)
+    assert dataset.dialogs("test")[1].references[0] == "reference 0 of ZZZZ9_3"
+
+
+def test_videos_elsewhere_and_missing_ones(tmp_path: Path) -> None:
+    root, films = write_avsd(tmp_path / "avsd"), tmp_path / "charades"
+    films.mkdir()
+    for folder in ("Charades_v1_480", "Charades_vu17_test_480"):
+        (root / folder).rename(films / folder)
+    with pytest.raises(DatasetMissing, match="the videos are missing"):
+        AVSD(root).listing("test")
+    dataset = AVSD(root, videos=films)
+    assert dataset.listing("train")[0].path == films / "Charades_v1_480/AAAA1.mp4"
+    (films / "Charades_v1_480/AAAA1.mp4").unlink()
+    listing = dataset.listing("train")
+    assert (len(listing), listing.missing_names) == (1, ("AAAA1",))
+    assert len(dataset.dialogs("train")) == 1
+    # The folder of the files themselves is taken as well.
+    assert len(AVSD(root, videos=films / "Charades_v1_480").listing("train")) == 1
+
+
+def test_speech_that_was_recognized(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path))
+    assert dataset.subtitles() is None
+    write_lines(tmp_path / "subtitles.jsonl", [{"vid_name": "A", "sub": [{"text": "hi", "start": 0, "end": 1}]}])
+    subtitles = dataset.subtitles()
+    assert subtitles is not None
+    assert subtitles["A"][0].text == "hi"
