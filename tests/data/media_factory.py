@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ CODECS = {
     ".mp3": ("", "", "libmp3lame"),
     ".wav": ("", "", "pcm_s16le"),
 }
+LAYOUTS = {1: "mono", 2: "stereo"}
 
 
 def numbered_frames(count: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -51,11 +51,9 @@ def write_video(
     frames: npt.NDArray[np.uint8] | None = None,
     audio: npt.NDArray[np.float32] | None = None,
     audio_rate: int = 16_000,
-    channels: int = 1,
     key_frame_every: int = 12,
     b_frames: int = 0,
     codec: str | None = None,
-    audio_codec: str | None = None,
 ) -> Path:
     """Write a video file; codecs follow the suffix.
 
@@ -68,7 +66,7 @@ def write_video(
     if frames is None:
         frames = numbered_frames(round(seconds * fps), size)
     if audio is None:
-        audio = tone(seconds, audio_rate, channels=channels)
+        audio = tone(seconds, audio_rate)
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream(codec or default_codec, rate=rate)
@@ -83,17 +81,13 @@ def write_video(
             video.bit_rate = 2_000_000
         sound: Any = None
         if with_audio:
-            sound = container.add_stream(
-                audio_codec or default_audio_codec, rate=audio_rate, layout={1: "mono", 2: "stereo"}[len(audio)]
-            )
+            sound = container.add_stream(default_audio_codec, rate=audio_rate, layout=LAYOUTS[len(audio)])
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = number
             frame.time_base = 1 / rate
-            for packet in video.encode(frame):
-                container.mux(packet)
-        for packet in video.encode(None):
-            container.mux(packet)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
         if sound is not None:
             _encode_audio(container, sound, audio, audio_rate)
     return path
@@ -104,10 +98,7 @@ def write_audio(path: Path, samples: npt.NDArray[np.float32], rate: int = 16_000
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(
-            CODECS[path.suffix][2],
-            rate=rate,
-            layout={1: "mono", 2: "stereo"}[len(samples)],
-            options={"strict": "experimental"},
+            CODECS[path.suffix][2], rate=rate, layout=LAYOUTS[len(samples)], options={"strict": "experimental"}
         )
         _encode_audio(container, stream, samples, rate)
     return path
@@ -115,18 +106,11 @@ def write_audio(path: Path, samples: npt.NDArray[np.float32], rate: int = 16_000
 
 def write_wav(path: Path, seconds: float = 2.0, rate: int = 16_000, frequency: float = 440.0) -> Path:
     """Write a mono 16-bit tone as a .wav file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = np.rint(tone(seconds, rate, frequency)[0] * 32767).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes())
-    return path
+    return write_audio(path, tone(seconds, rate, frequency), rate)
 
 
 def _encode_audio(container: Any, stream: Any, samples: npt.NDArray[np.float32], rate: int) -> None:
-    layout = {1: "mono", 2: "stereo"}[len(samples)]
+    layout = LAYOUTS[len(samples)]
     resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
     step = 1024
     for first in range(0, samples.shape[1], step):
@@ -136,7 +120,5 @@ def _encode_audio(container: Any, stream: Any, samples: npt.NDArray[np.float32],
         frame.pts = first
         frame.time_base = Fraction(1, rate)
         for converted in resampler.resample(frame):
-            for packet in stream.encode(converted):
-                container.mux(packet)
-    for packet in stream.encode(None):
-        container.mux(packet)
+            container.mux(stream.encode(converted))
+    container.mux(stream.encode(None))

@@ -23,7 +23,6 @@ from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.prepare import check_samples, report, report_files
 from common.data.released_files import ReleasedFile, look_at
-from common.stages.recipe_data import files_of
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 
@@ -47,18 +46,6 @@ def printed(*datasets, width: int = 220, **options) -> tuple[str, list]:
     stream = io.StringIO()
     statuses = report(list(datasets), Console(file=stream, width=width), **options)
     return stream.getvalue(), statuses
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_a_narrow_terminal_gets_lines_and_whole_paths(tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    stream = io.StringIO()
-    report([COCO("data of mine/coco")], Console(file=stream, width=width))
-    report_files([files_of("mct", tmp_path)[0]], Console(file=stream, width=width))
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "COCO 2017: missing"
-    assert "  Path: data of mine/coco" in lines
-    assert any(line.startswith("  Read by: ") for line in lines)
 
 
 def test_report_shows_present_incomplete_and_missing(tmp_path: Path):
@@ -85,15 +72,10 @@ def test_report_shows_present_incomplete_and_missing(tmp_path: Path):
     assert "--prepare" in text
 
 
-def test_report_prints_brackets_as_they_are(tmp_path: Path):
-    text, _ = printed(AudioSet(tmp_path / "none"))
-    assert all(line in text for line in AudioSet.expected_layout.splitlines())
-    assert "[Y]<YTID>" in text
-
-
-def test_report_fits_a_narrow_terminal(tmp_path: Path):
-    text, _ = printed(ESC50(tmp_path / "none"), width=60)
+def test_report_fits_a_narrow_terminal_and_keeps_brackets(tmp_path: Path):
+    text, _ = printed(AudioSet(tmp_path / "none"), width=60)
     assert max(len(line) for line in text.splitlines()) <= 60
+    assert "[Y]<YTID>" in text
 
 
 def test_preparing_indexes_every_part(tmp_path: Path, cache: Path):
@@ -107,14 +89,6 @@ def test_preparing_indexes_every_part(tmp_path: Path, cache: Path):
     assert "--prepare" not in text
 
 
-def test_preparing_a_missing_set_only_reports_it(tmp_path: Path, cache: Path):
-    text, (status,) = printed(ESC50(tmp_path / "none"), prepare=True)
-    assert not status.present
-    assert status.checked == 0
-    assert not cache.exists()
-    assert "Get it from" in text
-
-
 def test_broken_files_are_named(tmp_path: Path):
     root = write_dcase(tmp_path / "dcase", ["bus", "park"], 2, write=write_sound)
     placeholder(root / "scenes_stereo" / "bus01.wav")
@@ -122,10 +96,8 @@ def test_broken_files_are_named(tmp_path: Path):
     text, (status,) = printed(DCASE2014(root), prepare=True, samples=8)
     assert status.checked == 8
     assert len(status.broken) == 2
-    assert any("bus01.wav" in reason for reason in status.broken)
-    assert any("park02.wav" in reason for reason in status.broken)
+    assert all(any(name in reason for reason in status.broken) for name in ("bus01.wav", "park02.wav"))
     assert "Decoded: 6 of 8" in text
-    assert "Broken: " in text
 
 
 def test_video_without_sound_is_not_broken_but_counted(tmp_path: Path):
@@ -135,20 +107,9 @@ def test_video_without_sound_is_not_broken_but_counted(tmp_path: Path):
     assert "4 of 4 files tried have no sound" in text
 
 
-def test_whole_clips_decode_picture_and_sound(tmp_path: Path):
-    root = write_kinetics(
-        tmp_path / "kinetics", clips_per_class=1, flat=True, write=lambda path: write_video(path, 1.0)
-    )
-    text, (status,) = printed(Kinetics400(root), prepare=True)
-    assert (status.checked, status.broken) == (4, ())
-    assert "no sound" not in text
-
-
 def test_sound_where_video_is_needed_is_broken(tmp_path: Path):
-    root = write_audioset(tmp_path / "audioset", naming="{video}.wav", write=write_sound)
-    verdicts = check_samples(AudioSet(root), 2)
-    assert len(verdicts) == 2
-    assert "no video stream" in verdicts[0]
+    verdicts = check_samples(AudioSet(write_audioset(tmp_path, naming="{video}.wav", write=write_sound)), 2)
+    assert ["no video" in verdict for verdict in verdicts] == [True, True]
 
 
 def test_very_short_files_are_decoded_whole(tmp_path: Path):

@@ -36,21 +36,12 @@ def detector() -> FasterRCNN:
             backbone,
             rpn_anchor_generator=AnchorGenerator(((8, 16),), ((0.5, 1.0),)),
             box_head=TwoMLPHead(8 * 49, 12),
-            box_predictor=_Predictor(),
+            box_predictor=FastRCNNPredictor(12, CLASSES),
             min_size=32,
             max_size=64,
             rpn_post_nms_top_n_test=20,
         )
     return made.eval()
-
-
-class _Predictor(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.classes, self.boxes = nn.Linear(12, CLASSES), nn.Linear(12, CLASSES * 4)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.classes(features), self.boxes(features)
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +170,6 @@ def test_features_of_two_detectors_or_settings_are_not_mixed(
     assert RegionFeatures(output).identity == {**other.identity, "distribution": False}
 
 
-def test_parts_that_were_left_behind_at_the_end(folder: Path, extractor: RegionExtractor, monkeypatch: Any) -> None:
-    output = folder.parent / "a.h5"
-    with monkeypatch.context() as patch:
-        patch.setattr(region_extraction.shutil, "rmtree", lambda *_, **__: None)
-        extract_regions(folder, output, extractor)
-    result = extract_regions(folder, output, extractor)
-    assert (result.written, len(RegionFeatures(output))) == (5, 5)
-
-
 @pytest.mark.parametrize("suffix", [".h5", ".npz"])
 def test_pictures_are_called_as_their_captions_call_them(folder: Path, extractor: RegionExtractor, suffix: str) -> None:
     names = ["cat.jpg.jpg", "dog.PNG.jpeg", os.fsdecode(b"caf\xe9.png")]
@@ -232,19 +214,10 @@ def test_folders_that_cannot_be_used(
 # -- weights, command --------------------------------------------------------------------------------------------------
 
 
-class _Renamed(FasterRCNN):
-    """The small detector with the names of torchvision's predictor."""
-
-    def __new__(cls, **_: Any) -> Any:
-        made: Any = detector()
-        made.roi_heads.box_predictor = FastRCNNPredictor(12, CLASSES)
-        return made
-
-
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(region_extraction, "fasterrcnn_resnet50_fpn", _Renamed)
-    torch.save(_Renamed().state_dict(), tmp_path / "detector.pth")
+    monkeypatch.setattr(region_extraction, "fasterrcnn_resnet50_fpn", lambda **_: detector())
+    torch.save(detector().state_dict(), tmp_path / "detector.pth")
     return tmp_path / "detector.pth"
 
 
