@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.commands.main import main
 from common.data.media import MediaError
 from common.errors import StageError
 from common.reporting.records import Record
@@ -55,27 +54,14 @@ def checkpoint(stages: dict[str, tuple[StageRequest, Record]], name: str) -> Pat
 
 
 def test_an_answer_is_text_and_always_the_same(stages: Any, clip: Path) -> None:
-    first = answer(
-        checkpoint(stages, "avsd"), clip, "what is moving?", speech=["hello i am anna"], history=[("a", "b")]
-    )
+    more: Any = {"speech": ["hello i am anna"], "history": [("a", "b")]}
+    first, second = (answer(checkpoint(stages, "avsd"), clip, "what is moving?", **more) for _ in range(2))
     assert isinstance(first, str)
-    assert first == answer(
-        checkpoint(stages, "avsd"), clip, "what is moving?", speech=["hello i am anna"], history=[("a", "b")]
-    )
+    assert first == second
 
 
 def test_a_clip_without_sound_and_a_question_in_other_letters(stages: Any, clip: Path) -> None:
     assert isinstance(answer(checkpoint(stages, "avsd"), clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
-
-
-def test_a_model_without_sound_embeds_what_it_sees(
-    stages: Any, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output, trained = tmp_path / "x.npz", str(checkpoint(stages, "tvqa"))
-    assert main(["embed", "vx2text", str(clip), "--checkpoint", trained, "--output", str(output)]) == 0
-    assert f"written to {output}: video [1, " in capsys.readouterr().out
-    with np.load(output, allow_pickle=False) as content:
-        assert sorted(content.files) == ["model", "video", "video_names", "video_words"]
 
 
 def test_words_that_the_model_does_not_know_are_named(stages: Any) -> None:
@@ -133,13 +119,6 @@ def test_what_a_stage_did_not_learn_is_refused(stages: Any, clip: Path, tmp_path
         caption(checkpoint(stages, "avsd"), clip)
     with pytest.raises(StageError, match="writes no text about clips"):
         caption(checkpoint(stages, "video_words"), clip)
-    with pytest.raises(StageError, match="does not exist"):
-        caption(tmp_path / "last.ckpt", clip)
-    alone = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    alone.parent.mkdir(parents=True)
-    alone.write_bytes(checkpoint(stages, "tvc").read_bytes())
-    with pytest.raises(StageError, match=r"config.yaml does not exist"):
-        caption(alone, clip)
     with pytest.raises(MediaError):
         caption(checkpoint(stages, "tvc"), tmp_path / "absent.mp4")
 

@@ -1,6 +1,6 @@
 """The data modules of VX2TEXT: batches, seeds, clips without sound, broken clips, every item once."""
 
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Subtitle
-from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, DatasetMissing
 from common.data.media import MediaError
 from common.data.worlds.narrated import AUDIO_CATEGORIES, QUESTIONS, VIDEO_WORDS, NarratedWorld
@@ -41,7 +40,6 @@ from tests.data.text_layouts import (
     question,
     write_avsd,
     write_json,
-    write_lines,
     write_tvc,
     write_tvqa,
 )
@@ -269,21 +267,6 @@ def test_the_original_answer_comes_first_where_it_is_a_reference(tokenizer: Text
     assert (sample["references"], sample["answer_text"], sample["labels"]) == ([], "", [])
 
 
-def test_an_empty_dialogue_and_very_long_speech(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    write_avsd(tmp_path)
-    items = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO).items("test", False)
-    assert items.examples[0].text.history == ()
-    assert tokenizer.encode("history")[0] not in items[0]["input_ids"]
-    talk = {"vid_name": "CCCC3", "sub": [{"text": "red blue " * 50, "start": n, "end": n + 1} for n in range(400)]}
-    write_lines(tmp_path / "subtitles.jsonl", [talk])
-    items = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, prompt=LIMITS).items("test", False)
-    ids = items[0]["input_ids"]
-    assert len(ids) < 320
-    assert [number for number in ids if number < 0] == [-1, -2, -3, -101, -102]
-    asked = [*tokenizer.encode("question :"), *tokenizer.encode("what is 0 ?"), 1]
-    assert ids[-len(asked) :] == asked
-
-
 # -- text in the places of tokens --------------------------------------------------------------------------------------
 
 
@@ -407,34 +390,11 @@ def test_samples_depend_on_seed_epoch_and_item_alone(world: NarratedWorld, token
     assert torch.equal(still[(0, 5)]["video"], still[(3, 5)]["video"])
 
 
-def test_the_cache_changes_nothing(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    for data, cached in (
-        (dialogs(world, tokenizer), dialogs(world, tokenizer, cache_bytes=10**8)),
-        tuple(
-            QuestionAnsweringData(TVQA("x"), tokenizer, world=world, video=FRAMES, cache_bytes=size)
-            for size in (0, 10**8)
-        ),
-    ):
-        plain, kept = data.items("train", True), cached.items("train", True)
-        kept.fill_cache()
-        for key in ((0, 0), (1, 3)):
-            assert same(plain[key], kept[key])
-
-
-def test_workers_change_nothing(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    alone, helped = (attached(dialogs(world, tokenizer, num_workers=count, cache_bytes=10**8)) for count in (0, 2))
+def test_the_cache_and_workers_change_nothing(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    alone = attached(dialogs(world, tokenizer))
+    helped = attached(dialogs(world, tokenizer, num_workers=2, cache_bytes=10**8))
     for first, second in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
         assert same(first, second)
-
-
-def test_every_test_item_comes_once(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    data = attached(dialogs(world, tokenizer, test_batch_size=3))
-    seen = [index for batch in data.test_dataloader() for index in batch["index"].tolist()]
-    assert seen == list(range(7))
-    assert len(list(data.val_dataloader())) == 3
-    described = data.describe()
-    assert described["test (avsd)"]["samples"] == 7
-    assert described["test (avsd)"]["skipped"] == 0
 
 
 # -- what may be wrong with clips --------------------------------------------------------------------------------------
@@ -455,55 +415,22 @@ def test_a_clip_without_sound(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     assert batch["audio_present"].tolist() == [True, False]
 
 
-def test_broken_clips_are_skipped_and_counted(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    root = tmp_path / "avsd"
-    shutil.copytree(world.root_of("avsd"), root)
-    broken = root / "Charades_vu17_test_480/T0002.mp4"
-    broken.write_bytes(b"not a film")
-    data = attached(
-        DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, num_workers=0, max_skipped_fraction=0.3)
-    )
-    batches = list(data.test_dataloader())
-    indices = torch.cat([batch["index"] for batch in batches]).tolist()
-    assert indices == [0, 1, 3, 3, 4, 5, 6]
-    assert torch.cat([batch["skipped"] for batch in batches]).tolist() == [0, 0, 1, 0, 0, 0, 0]
-    described = data.describe()["test (avsd)"]
-    assert (described["skipped"], described["skipped_names"]) == (1, ["Charades_vu17_test_480/T0002.mp4"])
-    strict = DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, max_skipped_fraction=0.1).items("test", False)
-    with pytest.raises(TooManyBrokenFiles, match="T0002"):
-        strict[2]
-
-
-def test_the_published_size_of_an_epoch(tokenizer: TextTokenizer) -> None:
-    assert CaptioningData(TVC("x"), tokenizer).published_items() == 2 * 86_603
-
-
-def test_sound_where_there_is_none(tokenizer: TextTokenizer) -> None:
-    for make, dataset in ((QuestionAnsweringData, TVQA("x")), (CaptioningData, TVC("x"))):
-        with pytest.raises(ValueError, match=r"data\.modalities: TV.* is distributed without sound"):
-            make(dataset, tokenizer, modalities=["video", "audio"])  # type: ignore[operator]
-
-
 def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match="the dialogues are missing"):
-        DialogData(AVSD(tmp_path / "absent"), tokenizer).items("train", True)
-    with pytest.raises(ValueError, match="102 tokens of the video"):
-        dialogs(world, tokenizer, video=VideoInput(clips=34))
-    with pytest.raises(ValueError, match=r"data\.video_categories lacks blue, circle"):
-        dialogs(world, tokenizer, video_categories=["red"]).items("train", True)
-    for change in ({"high": 9000.0}, {"low": 100.0, "high": 50.0}):
-        with pytest.raises(ValueError, match=r"data\.audio"):
-            AudioInput(**change)
     letters = TextTokenizer().read("spiece.model", word_model(["who speaks"]))
-    data = QuestionAnsweringData(TVQA("x"), letters, world=world, video=FRAMES)
-    with pytest.raises(ValueError, match=r"data\.scoring: loglik"):
-        data.setup("fit")
     write_tvqa(tmp_path)
     (tmp_path / "tvqa_preprocessed_subtitles.jsonl").unlink()
-    with pytest.raises(DatasetMissing, match="subtitles are missing"):
-        QuestionAnsweringData(TVQA(tmp_path), tokenizer, video=FRAMES).items("val", False)
-    silent = QuestionAnsweringData(TVQA(tmp_path), tokenizer, video=FRAMES, prompt=PromptLimits(speech=0))
-    assert silent.items("val", False).examples[0].text.speech == ()
+    cases: list[tuple[str, Callable[[], Any]]] = [
+        ("TV.* is distributed without sound", lambda: CaptioningData(TVC("x"), tokenizer, modalities=["audio"])),
+        ("102 tokens of the video", lambda: dialogs(world, tokenizer, video=VideoInput(clips=34))),
+        ("lacks blue, circle", lambda: dialogs(world, tokenizer, video_categories=["red"]).items("train", True)),
+        ("data.audio: bands", lambda: AudioInput(high=9000.0)),
+        ("data.scoring: loglik", lambda: QuestionAnsweringData(TVQA("x"), letters).setup("fit")),
+        ("dialogues are missing", lambda: DialogData(AVSD("x"), tokenizer).items("train", True)),
+        ("subtitles are missing", lambda: QuestionAnsweringData(TVQA(tmp_path), tokenizer).items("val", False)),
+    ]
+    for message, make in cases:
+        with pytest.raises((ValueError, DatasetMissing), match=message):
+            make()
 
 
 # -- cutting -----------------------------------------------------------------------------------------------------------

@@ -81,12 +81,6 @@ def test_a_row_is_the_mean_of_the_embeddings_of_its_pieces() -> None:
         torch.testing.assert_close(row, model.t5.shared.weight[words.encode(name)[:-1]].mean(0))
 
 
-def test_a_name_without_a_piece_gets_the_end_of_a_text() -> None:
-    model = small()
-    table = table_of(pieces_of(["", "red"], Words()), model)
-    torch.testing.assert_close(table[0], model.t5.shared.weight[1])
-
-
 def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
     assert len(category_names(None)) == 400
     assert category_names(["Dog", "CAT"]) == ["dog", "cat"]
@@ -98,11 +92,18 @@ def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
     assert category_names(str(indices)) == ["speech, human", "dog"]
 
 
-def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_names_that_are_none_or_come_twice_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     path.write_text("index,name\n0,Speech\n")
-    with pytest.raises(ValueError, match=r"classes\.csv: KeyError: 'display_name'"):
-        category_names(str(path))
+    for names, error, message in (
+        (str(path), ValueError, r"classes\.csv: KeyError: 'display_name'"),
+        (str(tmp_path / "absent.csv"), FileNotFoundError, r"class_labels_indices\.csv of its release"),
+        (["Dog", "dog"], ValueError, "no name twice"),
+    ):
+        with pytest.raises(error, match=message):
+            category_names(names)
+    with pytest.raises(ValueError, match="5 tokens cannot be chosen from 4"):
+        ModalityTokens(ModalityClassifier(Pooled(), NAMES), 8, 5)
 
 
 def test_sigmoids_share_what_they_sum_to() -> None:
@@ -120,17 +121,6 @@ def test_sigmoids_share_what_they_sum_to() -> None:
     torch.testing.assert_close(other(clips).softmax(1), sigmoids / sigmoids.sum(1, keepdim=True))
     tokens = ModalityTokens(other, 6, 2)
     torch.testing.assert_close(tokens(clips[:, None])[2][:, 0], sigmoids.log())
-
-
-@pytest.mark.parametrize("names", [[], ["a", "a"], ["Dog", "dog"]])
-def test_no_names_or_one_twice_is_refused(names: list[str]) -> None:
-    with pytest.raises(ValueError, match="no name twice"):
-        category_names(names)
-
-
-def test_a_missing_list_of_names_says_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"class_labels_indices\.csv of its release"):
-        category_names(str(tmp_path / "absent.csv"))
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
@@ -200,19 +190,6 @@ def test_the_tokens_of_a_clip_do_not_depend_on_the_other_clips() -> None:
         for clip in range(2):
             alone = made(clips()[row : row + 1, clip : clip + 1], noise[row : row + 1, clip : clip + 1])[0]
             torch.testing.assert_close(whole[row, 2 * clip : 2 * clip + 2], alone[0])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"tokens": 5}, "5 tokens")],
-)
-def test_what_cannot_be_built_is_refused(options: dict[str, Any], message: str) -> None:
-    arguments = {"width": 8, "tokens": 2, **options}
-    with pytest.raises(ValueError, match=message):
-        ModalityTokens(ModalityClassifier(Pooled(), NAMES), **arguments)
-    if "tokens" in options:
-        with pytest.raises(ValueError, match=message):
-            ModalityTokens(ModalityClassifier(Pooled(), NAMES), **arguments, table="tied")
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
@@ -288,13 +265,6 @@ def test_an_option_is_picked_from_the_state_of_the_last_position_that_counts() -
         torch.testing.assert_close(scores[row, 0], model.head(alone.last_hidden_state[0, -1]))
 
 
-def test_greedy_and_beam_search_stop_at_the_limit() -> None:
-    model = small().eval()
-    embeddings, mask = torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
-    assert model.generate(embeddings, mask, 1, 4).shape[1] <= 5
-    assert model.generate(embeddings, mask, 5, 4).shape[1] <= 5
-
-
 # -- options and texts -------------------------------------------------------------------------------------------------
 
 
@@ -333,16 +303,6 @@ def test_the_label_is_the_most_probable_first_word_of_the_five() -> None:
     assert picked is not None
     assert picked.tolist() == first[:, 3:8].argmax(1).tolist()
     assert texts == ["abcde"[number] for number in picked.tolist()]
-
-
-def test_an_option_is_judged_by_its_mean_and_not_by_its_length() -> None:
-    model, (embeddings, mask) = small().eval(), prompts(1)
-    short, long = [5, 1, -100, -100], [5, 6, 7, 1]
-    scores = model.option_scores(embeddings, mask, torch.tensor([[short, long]]))
-    labels = torch.tensor([long])
-    with torch.no_grad():
-        log = model(embeddings, mask, labels).log_softmax(-1)[0]
-    torch.testing.assert_close(scores[0, 1], log.gather(1, labels.T).mean())
 
 
 def test_without_options_text_is_generated() -> None:

@@ -11,17 +11,13 @@ from hypothesis import strategies as st
 
 from common.data.worlds.narrated import AUDIO_CATEGORIES, VIDEO_WORDS, sentences
 from papers.vx2text.prompt import (
-    AUDIO_PLACE,
     LETTERS,
-    MOST_VIDEO_TOKENS,
-    VIDEO_PLACE,
     Prompt,
     PromptLimits,
     PromptText,
     TextTokenizer,
     word_model,
 )
-from papers.vx2text.tokens import PLACES
 
 TEXT = [
     "answer the question : continue the dialog : describe the video : video : audio : speech : caption : history :",
@@ -93,11 +89,6 @@ def test_the_order_of_the_parts(words: TextTokenizer) -> None:
     assert ids.count(words.eos_id) == 1
 
 
-def test_places_are_those_of_the_model() -> None:
-    assert {"video": VIDEO_PLACE, "audio": AUDIO_PLACE} == PLACES
-    assert MOST_VIDEO_TOKENS == 100
-
-
 @pytest.mark.parametrize(
     ("task", "start"),
     [("question", "answer the question :"), ("dialog", "continue the dialog :"), ("caption", "describe the video :")],
@@ -115,12 +106,6 @@ def test_an_empty_dialogue_has_no_history(words: TextTokenizer) -> None:
     assert words.decode(Prompt(words).encode(blank)) == text
 
 
-def test_limits_of_zero_leave_parts_out(words: TextTokenizer) -> None:
-    limits = PromptLimits(speech=0, caption=0, history=0, option=0)
-    text = words.decode(Prompt(words, limits).encode(FULL))
-    assert text == "continue the dialog : question : what color is it ?"
-
-
 def test_words_in_the_places_of_tokens(words: TextTokenizer) -> None:
     prompt = Prompt(words, video_places=3, audio_places=2)
     ids = prompt.encode(FULL, ("red", "circle", "left"), ("beep", "high"))
@@ -128,12 +113,6 @@ def test_words_in_the_places_of_tokens(words: TextTokenizer) -> None:
     assert len(ids) == len(places)
     assert [a for a, b in zip(ids, places) if b < 0] == words.encode("red circle left beep high")
     assert all(a == b for a, b in zip(ids, places) if b >= 0)
-
-
-def test_too_many_tokens(words: TextTokenizer) -> None:
-    assert len(Prompt(words, video_places=100).video) == 100
-    with pytest.raises(ValueError, match="101 tokens of the video"):
-        Prompt(words, video_places=101)
 
 
 @pytest.mark.parametrize(("limit", "cut"), [(9, False), (8, False), (7, True), (0, False)])
