@@ -44,7 +44,7 @@ from papers.m3p.pairs import (
     shown_images,
 )
 from papers.m3p.regions import prepare_regions
-from papers.m3p.search import SearchedSets, SearchLimits
+from papers.m3p.search import EvaluationSet, SearchLimits, evaluation_sets, loader_roles
 from papers.m3p.streams import (
     LanguageStream,
     MultitaskSchedule,
@@ -128,7 +128,7 @@ class RegionTextData(ShardedDataModule):
         )
         #: Pairs to compare weights on, and sets to search; made in setup.
         self.validation: PairItems | None = None
-        self.searched: SearchedSets | None = None
+        self.searched: list[EvaluationSet] = []
         if world is not None:
             for one in [*self.sets.values(), *self.training_sets]:
                 world.place(one.dataset)
@@ -185,8 +185,8 @@ class RegionTextData(ShardedDataModule):
             raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
         #: Width of a region's feature.
         self.feature_dim: int = widths.pop()
-        if self.searched is None:  # also before training: what the test lacks should not be found out at its end
-            self.searched = SearchedSets(
+        if not self.searched:  # also before training: what the test lacks should not be found out at its end
+            self.searched = evaluation_sets(
                 self.test_sets,
                 self.test_split,
                 self.captions_of,
@@ -267,10 +267,9 @@ class RegionTextData(ShardedDataModule):
         return self.evaluation_loader(used, size, "validation", partial(one_relation, collator))
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        assert self.searched is not None
         return [
-            self.evaluation_loader(items, self.test_batch_size, name, collate_fn=collate)
-            for name, items, collate in self.searched.loaders()
+            self.evaluation_loader(items, self.test_batch_size, role, items.collate)
+            for items, role in loader_roles(self.searched).items()
         ]
 
     # -- code-switching ------------------------------------------------------------------------------------------------
@@ -436,7 +435,6 @@ class PretrainingData(RegionTextData):
             self.training_pairs,
             PairCollator(self.tokenizer, self.masking, self.max_regions),
             self.batch_size,
-            self.masking or DEFAULT_MASKING,
             trainer.global_rank,
             trainer.world_size,
         )
@@ -471,7 +469,6 @@ class PretrainingData(RegionTextData):
             [pairs] * sets,
             PairCollator(pairs.tokenizer, self.masking, self.max_regions),
             size,
-            self.masking or DEFAULT_MASKING,
         )
         return Example(steps[0, 0], self.steps_per_epoch, pairs.facts)
 
@@ -572,7 +569,7 @@ class MadeUpPairs:
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     """Refuse an encoder that can't read the data; call after setup."""
-    longest = max(data.tokenizer.max_tokens, data.searched.longest if data.searched is not None else 0)
+    longest = max([data.tokenizer.max_tokens, *(one.captions.width for one in data.searched)])
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),

@@ -47,13 +47,18 @@ def draw_recalls(module: pl.LightningModule, found: list[Searched], folder: Path
     """`recall_by_language.png` and `.csv`: mean recall, the six recalls and chance for every test set."""
     keys = ["mr", *(f"{direction}_r{k}" for direction in ("t2i", "i2t") for k in (1, 5, 10))]
     rows = [
-        [one.name, one.language, *(round(float(one.metrics[key]), 3) for key in keys), round(chance_recall(one), 3)]
+        [
+            one.set.name,
+            one.set.language,
+            *(round(float(one.metrics[key]), 3) for key in keys),
+            round(chance_recall(one), 3),
+        ]
         for one in found
     ]
     write_table(module, folder / "recall_by_language.csv", ["set", "language", *keys, CHANCE], rows)
     figure, axes = chart(size=(1.2 + 0.9 * len(found), 3))
     axis = axes[0, 0]
-    axis.bar([one.name.replace("_", "\n") for one in found], [row[2] for row in rows], color="tab:blue")
+    axis.bar([one.set.name.replace("_", "\n") for one in found], [row[2] for row in rows], color="tab:blue")
     for place, row in enumerate(rows):
         axis.plot([place - 0.4, place + 0.4], [row[-1]] * 2, color=WRONG, label=CHANCE if place == 0 else None)
     axis.set_ylabel("mean recall (%)")
@@ -73,12 +78,12 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
             # As in the recalls, ties and NaN rank ahead of the caption's picture.
             rank = int((~(scores < scores[own])).sum())
-            text = data.searched.caption(one.position, int(one.gallery.caption[column]))
+            text = one.set.captions.text(int(one.gallery.caption[column]))
             numbers = [int(one.gallery.image_number[row]) for row in best]
-            rows.append([one.name, text, rank, " ".join(map(str, numbers))])
+            rows.append([one.set.name, text, rank, " ".join(map(str, numbers))])
             colors = [RIGHT if row == own else None for row in best]
-            cells = [Cell(data.searched.picture(one.position, n), color=color) for n, color in zip(numbers, colors)]
-            lines.append(Row(f"{one.name}, own picture at {rank}: {text}", cells))
+            cells = [Cell(one.set.picture(n), color=color) for n, color in zip(numbers, colors)]
+            lines.append(Row(f"{one.set.name}, own picture at {rank}: {text}", cells))
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
     # Some sets have regions but no images.
     if any(cell.image is not None for line in lines for cell in line.cells):

@@ -158,6 +158,12 @@ class RegionItems(ItemDataset):
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         return {"regions": self.regions(file)}
 
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Batch of pictures: that of `region_batch`, and `index` and `skipped` [B]."""
+        return region_batch([sample["regions"] for sample in samples], self.max_regions) | {
+            name: torch.stack([sample[name] for sample in samples]) for name in ("index", "skipped")
+        }
+
     def fill_cache(self) -> None:
         if self._cache is not None:
             for file in range(len(self.listing)):

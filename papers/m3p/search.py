@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -32,22 +32,11 @@ from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, w
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
-from common.training.data_module import Collate
 from papers.m3p.captions import CaptionReader, CaptionTokens, pad_captions
 from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
-from papers.m3p.pairs import CaptionSet, Pictures, RegionItems, find_pictures, region_batch
+from papers.m3p.pairs import CaptionSet, Pictures, RegionItems, find_pictures
 
 # -- what is searched --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """A language of a test set, and the test loaders of its images and captions; sets may share images."""
-
-    name: str
-    language: str
-    image_loader: int
-    caption_loader: int
 
 
 @dataclass(frozen=True)
@@ -107,72 +96,55 @@ class CaptionItems(Dataset[Sample]):
         }
 
 
-def collate_regions(max_regions: int, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Batch of pictures: `regions` [B, R, F], `boxes` [B, R, 5], `region_mask` [B, R], `index` and `skipped` [B]."""
-    return region_batch([sample["regions"] for sample in samples], max_regions) | {
-        name: torch.stack([sample[name] for sample in samples]) for name in ("index", "skipped")
-    }
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """Images and captions to search, in one language; sets may share images."""
 
+    name: str
+    language: str
+    images: RegionItems
+    captions: CaptionItems
+    path_of: Callable[[str], Path]
 
-class SearchedSets:
-    """Sets of captioned images to search, and the items of each test loader; equal images are read once.
-
-    Args:
-        max_missing: largest fraction of images without regions.
-
-    Attributes:
-        longest: tokens of the longest caption, 0 without captions.
-    """
-
-    def __init__(
-        self,
-        sets: Mapping[str, CaptionSet],
-        split: str,
-        captions: CaptionReader,
-        tokenizer: XLMRTokenizer,
-        limits: SearchLimits,
-        max_missing: float = 0.0,
-        **options: Any,
-    ) -> None:
-        self.split = split
-        self.sets: list[EvaluationSet] = []
-        self.items: list[RegionItems | CaptionItems] = []
-        self._datasets = [one.dataset for one in sets.values()]
-        loader_of: dict[tuple[Any, ...], int] = {}
-        for name, one in sets.items():
-            dataset: Any = one.dataset
-            pictures = find_pictures([one], split, captions, max_missing, limits.images)
-            key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
-            if key not in loader_of:
-                loader_of[key] = len(self.items)
-                self.items.append(RegionItems(pictures, **options))
-            tokens = captions(dataset, split, one.language)
-            self.sets.append(EvaluationSet(name, one.language, loader_of[key], len(self.items)))
-            self.items.append(CaptionItems(tokens, pictures, tokenizer, limits))
-        self.longest = max((items.width for items in self.items if isinstance(items, CaptionItems)), default=0)
-
-    def loaders(self) -> list[tuple[str, RegionItems | CaptionItems, Collate]]:
-        """Name, items and collate function of each loader."""
-        names = {one.image_loader: f"test {one.name}" for one in reversed(self.sets)}
-        names |= {one.caption_loader: f"test captions {one.name}" for one in self.sets}
-        collates: list[Collate] = [
-            items.collate if isinstance(items, CaptionItems) else partial(collate_regions, items.max_regions)
-            for items in self.items
-        ]
-        return [(names[number], items, collates[number]) for number, items in enumerate(self.items)]
-
-    def caption(self, position: int, caption: int) -> str:
-        items: Any = self.items[self.sets[position].caption_loader]
-        return items.text(caption)
-
-    def picture(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
-        """An image of a set, by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
-        items: Any = self.items[self.sets[position].image_loader]
-        path = self._datasets[position].image_path(items.pictures.keys[image], self.split)
+    def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
+        """An image by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
         try:
-            return np.asarray(read_image(path))
+            return np.asarray(read_image(self.path_of(self.images.pictures.keys[image])))
         except MediaError:
             return None
+
+
+def evaluation_sets(
+    sets: Mapping[str, CaptionSet],
+    split: str,
+    captions: CaptionReader,
+    tokenizer: XLMRTokenizer,
+    limits: SearchLimits,
+    max_missing: float,
+    **options: Any,
+) -> list[EvaluationSet]:
+    """Sets of captioned images to search; `max_missing` is the largest fraction of images without regions."""
+    found: list[EvaluationSet] = []
+    images_of: dict[tuple[Any, ...], RegionItems] = {}
+    for name, one in sets.items():
+        dataset: Any = one.dataset
+        pictures = find_pictures([one], split, captions, max_missing, limits.images)
+        key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
+        if key not in images_of:
+            images_of[key] = RegionItems(pictures, **options)
+        items = CaptionItems(captions(dataset, split, one.language), pictures, tokenizer, limits)
+        path_of = partial(dataset.image_path, split=split)
+        found.append(EvaluationSet(name, one.language, images_of[key], items, path_of))
+    return found
+
+
+def loader_roles(sets: Sequence[EvaluationSet]) -> dict[RegionItems | CaptionItems, str]:
+    """The items of each test loader, in order, and their role; equal images are read once."""
+    roles: dict[RegionItems | CaptionItems, str] = {}
+    for one in sets:
+        roles.setdefault(one.images, f"test {one.name}")
+        roles[one.captions] = f"test captions {one.name}"
+    return roles
 
 
 # -- scores of all pairs -----------------------------------------------------------------------------------------------
@@ -219,7 +191,8 @@ def score_pairs(
     mark = _mark(model, gallery, captions_together)
     done = _noted(partial, mark) if partial is not None else {}
     saved = time.monotonic()
-    for number in _progress(len(tiles), title):
+    shown = bool(title) and rank() == 0
+    for number in track(range(len(tiles)), title, transient=True, disable=not shown):
         if number in done:
             continue
         columns = tiles[number]
@@ -265,15 +238,6 @@ def _noted(path: Path, mark: str) -> dict[int, Tensor]:
     return {number: tile.clone() for number, tile in content["tiles"].items()}
 
 
-def _progress(count: int, title: str) -> Iterator[int]:
-    if not title or rank() != 0:
-        yield from range(count)
-        return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        yield from bar.track(range(count), total=count)
-
-
 def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
     """Columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
 
@@ -295,9 +259,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 class Searched:
     """Results of a test set: scores [N, M] of images by captions, recalls in percent, gallery without regions."""
 
-    name: str
-    language: str
-    position: int
+    set: EvaluationSet
     scores: Tensor
     gallery: Gallery
     metrics: dict[str, Tensor]
@@ -321,39 +283,41 @@ class RetrievalTest:
 
     def reset(self, module: Any) -> None:
         self.module = module
-        self.sets: list[EvaluationSet] = module.trainer.datamodule.searched.sets
-        self.images = {one.image_loader: RowsOncePerSample("start", "mask") for one in self.sets}
-        self.captions = {one.caption_loader: RowsOncePerSample("tokens", "mask", "image_index") for one in self.sets}
+        self.sets: list[EvaluationSet] = module.trainer.datamodule.searched
+        self.images = {one.images: RowsOncePerSample("start", "mask") for one in self.sets}
+        self.captions = {one.captions: RowsOncePerSample("tokens", "mask", "image_index") for one in self.sets}
+        self.loaders: list[Any] = list(loader_roles(self.sets))
         self.found = []
 
     def update(self, model: M3P, batch: Mapping[str, Tensor], loader: int) -> None:
-        if loader in self.images:
+        items = self.loaders[loader]
+        if items in self.images:
             regions, boxes, mask = batch["regions"], batch["boxes"], batch["region_mask"]
             if self.by_means:
                 start = model.encoder.mean_of_regions(regions, boxes, mask)[:, None]
             else:
                 start = model.encoder.start_regions(regions, boxes, mask)
-            self.images[loader].update(batch["index"], start=start, mask=mask)
+            self.images[items].update(batch["index"], start=start, mask=mask)
         else:
-            self.captions[loader].update(
+            self.captions[items].update(
                 batch["index"], tokens=batch["tokens"], mask=batch["token_mask"], image_index=batch["image_index"]
             )
 
     def compute(self, model: M3P) -> dict[str, Tensor]:
         """Recalls in percent, `<set>_mr`, `<set>_t2i_r1` etc., and `non_english_mr`; all processes must call this."""
-        images = {loader: rows.compute(self.module.device) for loader, rows in self.images.items()}
+        images = {items: rows.compute(self.module.device) for items, rows in self.images.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
         partials = [folder / f"{one.name}.{rank()}.pt" for one in self.sets]
-        for position, (one, noted) in enumerate(zip(self.sets, partials)):
-            gallery = self._gallery(images[one.image_loader], self.captions[one.caption_loader])
+        for one, noted in zip(self.sets, partials):
+            gallery = self._gallery(images[one.images], self.captions[one.captions])
             scores = self._means(model, gallery) if self.by_means else self._score(model, gallery, one, noted)
             metrics = self._recalls(scores, gallery)
             without_images = replace(gallery, image=gallery.image[:0])
-            self.found.append(Searched(one.name, one.language, position, scores, without_images, metrics))
+            self.found.append(Searched(one, scores, without_images, metrics))
         for noted in partials:
             noted.unlink(missing_ok=True)
-        results = {f"{one.name}_{key}": value for one in self.found for key, value in one.metrics.items()}
-        others = [one.metrics["mr"] for one in self.found if one.language != "en"]
+        results = {f"{one.set.name}_{key}": value for one in self.found for key, value in one.metrics.items()}
+        others = [one.metrics["mr"] for one in self.found if one.set.language != "en"]
         if others:
             results["non_english_mr"] = torch.stack(others).mean()
         return {name: value.float().to(self.module.device) for name, value in results.items()}

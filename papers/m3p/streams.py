@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from common.data.item_dataset import Sample
-from papers.m3p.masking import NO_LABEL, WORD_NOISE, Ints, Masking, mask_stream
+from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, mask_stream
 from papers.m3p.pairs import PairCollator, PairItems
 
 
@@ -149,7 +149,6 @@ class MultitaskSteps(Dataset[Step]):
     pairs: Sequence[PairItems]
     collator: PairCollator
     batch_size: int
-    masking: Masking
     rank: int = 0
     world_size: int = 1
     _orders: dict[tuple[int, int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
@@ -194,7 +193,7 @@ class MultitaskSteps(Dataset[Step]):
             tokenizer.mask_id,
             tokenizer.pad_id,
             tokenizer.vocabulary_size,
-            self.masking,
+            self.collator.masking or DEFAULT_MASKING,
         )
         return {
             "tokens": masked,

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from common.data.annotations import LanguageCaptions
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.regions import RegionError
 from common.data.sequences import Rows, Texts
-from papers.m3p.captions import CaptionPool, forced_captions
+from papers.m3p.captions import CaptionPool
 from papers.m3p.data import check_sizes
 from papers.m3p.encoder import M3PEncoder
 from papers.m3p.masking import Masking
@@ -223,18 +221,6 @@ def test_ranks_share_the_schedule_and_divide_the_samples(groups: int, layouts: L
                         assert torch.equal(own[:, : found.shape[1]], found)
 
 
-def test_a_step_depends_on_seed_epoch_and_step_alone(layouts: Layouts) -> None:
-    data = layouts.pretraining(code_switching=layouts.switcher())
-    dataset = data.train_dataloader().dataset
-    expected = {key: dataset[key] for key in [(0, 0), (0, 4), (3, 2)]}
-    other = layouts.pretraining(code_switching=layouts.switcher()).train_dataloader().dataset
-    for key in [(3, 2), (0, 4), (0, 0)]:
-        assert equal(other[key], expected[key])
-    assert not equal(dataset[1, 0], dataset[0, 0])
-    another = layouts.pretraining(code_switching=layouts.switcher(), seed=1).train_dataloader().dataset
-    assert not equal(another[0, 0], expected[0, 0])
-
-
 def test_small_sets_are_gone_through_again(layouts: Layouts) -> None:
     data = layouts.pretraining(**PLAIN, batch_size=4, steps_per_epoch=9)
     batches = [
@@ -269,15 +255,6 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
 
 
 # -- fine-tuning -------------------------------------------------------------------------------------------------------
-
-
-@given(count=st.integers(1, 9), wanted=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
-def test_exactly_so_many_captions(count: int, wanted: int, seed: int) -> None:
-    found = forced_captions(count, wanted, np.random.default_rng(seed))
-    assert found.shape == (wanted,)
-    assert ((found >= 0) & (found < count)).all()
-    assert len(set(found.tolist())) == min(count, wanted)
 
 
 @pytest.mark.parametrize(
@@ -412,14 +389,14 @@ def test_loader_processes_give_the_same(layouts: Layouts, monkeypatch: pytest.Mo
 def test_sets_to_search_in(layouts: Layouts) -> None:
     data = layouts.retrieval("test")
     loaders = data.test_dataloader()
-    assert [one.name for one in data.searched.sets] == list(data.sets)
-    assert {one.image_loader for one in data.searched.sets} == {0}
+    assert [one.name for one in data.searched] == list(data.sets)
+    assert len({one.images for one in data.searched}) == 1
     images = list(loaders[0])
     assert [len(batch["index"]) for batch in images] == [3, 2]
     assert all(batch["regions"].shape[1:] == (4, WIDTH) for batch in images)
     assert [n for batch in images for n in pictures_of(batch)] == list(range(5))
-    for position, one in enumerate(data.searched.sets):
-        batches = list(loaders[one.caption_loader])
+    for position, one in enumerate(data.searched):
+        batches = list(loaders[1 + position])
         widths = {batch["tokens"].shape[1] for batch in batches}
         assert len(widths) == 1
         index = torch.cat([batch["index"] for batch in batches])
@@ -430,8 +407,8 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
         texts = [text for batch in batches for text in texts_of(batch, data)]
         expected = [sentence(one.language, 8 * image + place) for image in range(5) for place in range(repeats)]
         assert texts == expected
-        assert [data.searched.caption(position, number) for number in range(len(expected))] == expected
-    assert data.searched.picture(0, 0) is None
+        assert [one.captions.text(number) for number in range(len(expected))] == expected
+    assert data.searched[0].picture(0) is None
 
 
 def test_fewer_images_and_captions(layouts: Layouts) -> None:
@@ -465,8 +442,8 @@ def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
     for name, data in (("whole", whole), ("cut", cut)):
         _, captions = data.test_dataloader()
         lengths[name] = torch.cat([batch["token_mask"].sum(1) for batch in captions])
-    assert lengths["cut"].max() == 4 == cut.searched.longest
-    assert lengths["whole"].max() == whole.searched.longest > 4
+    assert lengths["cut"].max() == 4 == cut.searched[0].captions.width
+    assert lengths["whole"].max() == whole.searched[0].captions.width > 4
     encoder = M3PEncoder(**tiny_sizes(vocabulary_size=160, feature_dim=WIDTH, positions=8, languages=4))
     check_sizes(encoder, cut)
     with pytest.raises(ValueError, match=r"model\.model\.encoder\.positions, which is 8"):

@@ -166,10 +166,10 @@ def test_processes_share_the_pairs_and_all_have_the_whole_matrix() -> None:
 
 def _module(root: Path) -> Any:
     sets = [
-        SimpleNamespace(name="multi30k_en", language="en", image_loader=0, caption_loader=1),
-        SimpleNamespace(name="multi30k_de", language="de", image_loader=0, caption_loader=2),
+        SimpleNamespace(name="multi30k_en", language="en", images=0, captions=1),
+        SimpleNamespace(name="multi30k_de", language="de", images=0, captions=2),
     ]
-    data = SimpleNamespace(searched=SimpleNamespace(sets=sets))
+    data = SimpleNamespace(searched=sets)
     from contextlib import nullcontext
 
     plugin = SimpleNamespace(forward_context=nullcontext)

@@ -84,11 +84,6 @@ def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int,
         seen[number] = turn + 1
 
 
-def test_a_schedule_without_captions_draws_none() -> None:
-    (languages,), relations = MultitaskSchedule([1.0], 0, 2, 0, 5, 0).of(0)
-    assert (languages.chosen.shape, relations.chosen.shape) == ((5, 1), (5, 0))
-
-
 def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     def schedule(seed: int = 0, groups: int = 1) -> MultitaskSchedule:
         return MultitaskSchedule([0.5, 0.3, 0.2, 0.0], 2, 3, 3, 4000, seed, groups)

@@ -239,43 +239,7 @@ def test_what_is_missing_is_left_out_and_said_once(
     assert "evaluation.clip is null" in lines[2]
 
 
-def test_what_is_missing_is_said_before_training(capsys: pytest.CaptureFixture[str]) -> None:
-    GenerationEvaluation().load_pretrained()
-    assert "fid and inception_score will be left out: evaluation.inception is null" in capsys.readouterr().out
-
-
-def test_the_message_names_the_file_of_every_released_network(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation = GenerationEvaluation()
-    evaluation.begin(module(TinyData(), 0))
-    output = capsys.readouterr().out
-    for file in (
-        "inception_v3_google",
-        "weights-inception-2015-12-05-6726825d.pth",
-        "fasterrcnn_resnet50_fpn_v2_coco",
-        "save_pretrained",
-    ):
-        assert file in output
-
-
 @pytest.mark.parametrize("options", [{"repeats": 3, "object_copies": 0}, {"repeats": 1, "object_copies": 3}])
 def test_real_images_cannot_be_made_anew(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="evaluation"):
         RealImages(SimpleNamespace(**options))  # type: ignore[arg-type]
-
-
-def test_real_images_are_measured_as_if_generated() -> None:
-    calls: list[Any] = []
-    evaluation: Any = SimpleNamespace(
-        repeats=1,
-        begin=calls.append,
-        update=lambda images, batch: calls.append((images, batch)),
-        compute=lambda: {"mini_fd": 1.0},
-        load_pretrained=lambda: calls.append("loaded"),
-    )
-    real = RealImages(evaluation)
-    batch = {"image": torch.rand(2, 3, 8, 8)}
-    real.setup("test")
-    real.on_test_start()
-    real.test_step(batch, 0)
-    assert calls[0] == "loaded"
-    assert calls[2][0] is batch["image"]
