@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,13 @@ from common.data import annotations as annotations_module
 from common.data.annotations import ImageAnnotations, kept_columns
 from common.data.datasets import coco as coco_module
 from common.data.datasets.coco import COCO, read_instances
+from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
 from common.data.sequences import Rows
-from tests.data.image_layouts import (
-    write_coco,
-    write_image,
-    write_json,
-    write_karpathy,
-)
+from tests.data.image_layouts import narrative, write_coco, write_image, write_json, write_karpathy, write_ln_coco
+from tests.data.text_layouts import write_lines as write_json_lines
 
 
 def changed(root: Path, name: str, change: Any) -> None:
@@ -54,9 +53,8 @@ def test_coco_lists_captioned_images_by_name(tmp_path: Path, folder: str) -> Non
     assert coco.listing("validation").fingerprint() == coco.listing("val").fingerprint()
 
 
-def test_coco_counts_missing_files_and_images_without_captions(tmp_path: Path) -> None:
+def test_images_without_captions_are_left_out(tmp_path: Path) -> None:
     root = write_coco(tmp_path)
-    (root / "train2017" / f"{16:012d}.jpg").unlink()
     write_image(root / "train2017" / "stranger.jpg")
 
     def change(document: dict[str, Any]) -> None:
@@ -65,13 +63,9 @@ def test_coco_counts_missing_files_and_images_without_captions(tmp_path: Path) -
 
     changed(root, CAPTIONS, change)
     listing = COCO(root).listing("train")
-    assert listing.names == [f"train2017/{n:012d}.jpg" for n in (9, 30)]
-    assert (listing.missing, listing.missing_names) == (1, (f"train2017/{16:012d}.jpg",))
+    assert listing.names == [f"train2017/{n:012d}.jpg" for n in (9, 16, 30)]
     assert listing.notes == ("1 images without a caption are left out",)
-    notes = COCO(root).status().notes
-    assert "train: 1 listed images are missing, such as train2017/000000000016.jpg" in notes
-    assert "train: 2 images, published 118,287" in notes
-    assert COCO(root).annotations("train").image_ids.tolist() == [9, 30]
+    assert COCO(root).annotations("train").image_ids.tolist() == [9, 16, 30]
 
 
 def test_coco_without_instances_has_no_tags(tmp_path: Path) -> None:
@@ -327,19 +321,59 @@ def test_restval_can_join_train(tmp_path: Path) -> None:
 def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
     root = write_karpathy(tmp_path, restval=0)
     assert COCOKarpathy(root).status().present
-    for file in (root / "train2014").iterdir():
-        file.unlink()
-    (root / "train2014").rmdir()
+    shutil.rmtree(root / "train2014")
     with pytest.raises(DatasetMissing, match="train2014"):
         COCOKarpathy(root).listing("train")
-    listing = COCOKarpathy(root).listing("test")
-    (root / listing.names[0]).unlink()
-    again = COCOKarpathy(root).listing("test")
-    assert (len(again), again.missing, again.missing_names) == (1, 1, (listing.names[0],))
-    assert len(COCOKarpathy(root).annotations("test")) == 1
 
 
 def test_karpathys_groups(tmp_path: Path) -> None:
     root = write_karpathy(tmp_path)
     changed(root, "dataset_coco.json", lambda d: [entry.update(group_id=4) for entry in d["images"]])
     assert COCOKarpathy(root).annotations("train").groups.tolist() == [4, 4, 4]
+
+
+# ----------------------------------------------------------------------------------------------------------- COCO 2014
+def test_coco_2014(tmp_path: Path) -> None:
+    found = COCO2014(write_coco(tmp_path, 3, year="2014")).annotations("train")
+    assert found.captions[0] == ("Image 9, caption 0.", "Image 9, caption 1.")
+    assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False]]
+    assert sum(COCO2014.published_counts.values()) == 123_287
+
+
+# ---------------------------------------------------------------------------------------------------------- narratives
+@pytest.mark.parametrize("folder", ["", "annotations", "localized_narratives"])
+def test_narratives_are_the_captions_of_their_images(tmp_path: Path, folder: str) -> None:
+    dataset = LocalizedNarrativesCOCO(write_ln_coco(tmp_path / "coco", folder=folder))
+    listing = dataset.listing("train")
+    assert listing.names == ["train2017/000000391895.jpg", "train2017/000000522418.jpg"]
+    assert (listing.missing, listing.notes) == (0, ("3 narratives, published 134,272",))
+    found = dataset.annotations("train", listing)
+    assert list(found.captions) == [("A man rides a bike.", "In the front a bike."), ("A woman cuts a cake.",)]
+    assert found.tags.shape == (2, 0)
+    assert len({number for own in found.caption_ids for number in own}) == 3
+    assert dataset.annotations("train", listing.subset([1])).captions[0] == ("A woman cuts a cake.",)
+    assert dataset.annotations("validation").captions[0] == ("Ein Zimmer über \u2028 allem 猫.",)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    root = write_ln_coco(tmp_path, parts=3)
+    (root / "coco_train_localized_narratives-00001-of-00003.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match="1 of 3 parts of coco_train"):
+        LocalizedNarrativesCOCO(root).listing("train")
+
+
+def test_open_images(tmp_path: Path) -> None:
+    stems = {
+        "train": "open_images_train_v6_localized_narratives-00000-of-00001",
+        "validation": "open_images_validation_localized_narratives",
+    }
+    for number, (split, stem) in enumerate(stems.items()):
+        image = f"{number:016x}"
+        write_image(tmp_path / split / f"{image}.jpg", number)
+        write_json_lines(tmp_path / f"{stem}.jsonl", [narrative(image, 1, f"An image to {split} with.", "open_images")])
+    dataset = LocalizedNarrativesOpenImages(tmp_path)
+    assert dataset.annotations("train").captions[0] == ("An image to train with.",)
+    assert dataset.listing("val").names == ["validation/0000000000000001.jpg"]
+    status = dataset.status()
+    assert status.present  # the test split may be missing
+    assert status.counts == {"train": 1, "validation": 1}

@@ -146,7 +146,7 @@ def test_the_index_is_used_and_equals_the_listing(tmp_path: Path, cache: Path, m
     assert (cache / "indices" / f"{dataset.index_name('unbalanced_train')}.npz").is_file()
     forbid_scanning(monkeypatch, AudioSet)
     stored = dataset.listing("train")
-    for name in ("name", "version", "classes", "root", "missing", "missing_names", "layout"):
+    for name in ("name", "version", "classes", "root", "missing", "missing_names", "layout", "notes"):
         assert getattr(stored, name) == getattr(fresh, name), name
     assert stored == fresh
     assert stored.fingerprint() == fresh.fingerprint()
