@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
@@ -70,18 +69,6 @@ def test_what_has_no_published_value_is_never_taken_for_one(project: Path, some_
     drawn = render.table_markdown(render.fill(load("mct"), "mini", some_records)[0])
     assert "Cells are *published / measured*" in drawn
     assert "| New | 81.5 / 50.0 ± 1.4 | – / 30.0 (n=1) |" in drawn
-
-
-@pytest.mark.parametrize("scale", ["mini", "smoke"])
-def test_small_scales_are_named_everywhere(project: Path, make_record: MakeRecord, scale: str) -> None:
-    text = render.table_markdown(render.fill(load("mct"), scale, [make_record(scale=scale)])[0])
-    heading, caption, header = (text.splitlines()[i] for i in (0, 2, 4))
-    assert scale in heading
-    assert f"measured at **{scale}** scale (one draw)" in caption
-    assert header == "| | UCF (%) | ESC |"
-    console = Console(width=200, record=True, file=io.StringIO())
-    render.print_tables(render.fill(load("mct"), scale, [make_record(scale=scale)]), console)
-    assert f"({scale})" in console.export_text()
 
 
 def test_nothing_measured(project: Path) -> None:

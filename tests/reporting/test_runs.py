@@ -89,31 +89,11 @@ def test_the_list_is_filtered_sorted_and_has_the_columns_asked_for(folder: Path,
     # Without the metric, last either way.
     assert names("--sort", "test/top1")[-1] == names("--sort", "test/top1", "--reverse")[-1] == "mct/mini/seed2/base"
     assert names("--sort", "minutes", "--reverse")[0] == "mct/mini/seed1/esc@base"
-    table = run(capsys, folder, "mct", "--columns", "stage", "model.rate")
-    lines = [line.split() for line in table.splitlines()]
-    assert lines[0] == ["stage", "model.rate"]
-    assert lines[1] == ["base+1f2e3d", "0.3"]
-    assert "4 of 4 runs" in table
     assert {"run", "test/top1", "train/loss:max", "model.rate"} <= set(run(capsys, folder, "--fields").splitlines())
     whole = json.loads(run(capsys, folder, "--json", "--where", "seed=1"))[0]
     assert whole["metrics"] == {"test/top1": 70.0}
     assert whole["config"]["model.rate"] == 0.1
     assert whole["minutes"] == 2.0
-
-
-def test_two_runs_are_compared(folder: Path, capsys: Capsys) -> None:
-    text = run(capsys, folder, "--diff", "base+1f2e3d", "mct/mini/seed1/esc@base")
-    results, _, places = text.partition("where and on what it ran")
-    rows = [line.split() for line in results.splitlines()]
-    assert ["model.rate", "0.3", "0.1"] in rows
-    assert ["seed_everything", "0", "1"] in rows
-    assert "data.root" in places
-    metrics = [line.split() for line in places.splitlines()]
-    assert ["test/top1", "40", "70", "+30"] in metrics
-    assert ["train/loss", "2"] in metrics
-    text = run(capsys, folder, "--diff", "seed0/esc@base", "seed1/esc@base")
-    assert ["test/top1", "50", "70", "+20"] in [line.split() for line in text.splitlines()]
-    assert "nothing differs" in text
 
 
 def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:
