@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,25 @@ class Watch:
         self._terminal = sys.stdout.isatty() if terminal is None else terminal
         self._running: dict[str, tuple[Path, float]] = {}
         self._told: dict[str, tuple[int, float]] = {}
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._live: Any = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> Watch:
         if self._terminal:
             from rich.live import Live
             from rich.text import Text
 
-            self._live = Live(
-                get_renderable=lambda: Text("\n".join(self.lines())), refresh_per_second=1, transient=True
-            )
-            self._live.start()
+            shown = Live(get_renderable=lambda: Text("\n".join(self.lines())), refresh_per_second=1, transient=True)
+            self._stack.enter_context(shown)
         else:
-            self._thread = threading.Thread(target=self._tell_on, daemon=True)
-            self._thread.start()
+            ended = threading.Event()
+            thread = threading.Thread(target=self._tell_on, args=(ended,), daemon=True)
+            thread.start()
+            self._stack.callback(thread.join)
+            self._stack.callback(ended.set)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._live is not None:
-            self._live.stop()
-        if self._thread is not None:
-            self._thread.join()
+        self._stack.close()
 
     def begin(self, name: str, folder: Path) -> None:
         self._running[name] = folder, time.time()
@@ -75,8 +71,8 @@ class Watch:
                 self._told[name] = reached, now
                 self._say(f"  {name}: {_text(progress)}")
 
-    def _tell_on(self) -> None:
-        while not self._ended.wait(2.0):
+    def _tell_on(self, ended: threading.Event) -> None:
+        while not ended.wait(2.0):
             self.tell(time.time())
 
 

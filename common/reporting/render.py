@@ -307,40 +307,26 @@ def tables_markdown(filled: Sequence[Filled]) -> str:
     return "\n\n".join(parts)
 
 
-@dataclass(frozen=True)
-class OverviewRow:
-    """A paper in one line: progress, headline number, verdicts on its claims."""
-
-    status: str
-    headline: str = DASH
-    published: str = DASH
-    measured: str = DASH
-    claims: str = DASH
-
-
-def overview_row(source: Tables, records: Sequence[Record]) -> OverviewRow:
+def overview_row(source: Tables, records: Sequence[Record]) -> dict[str, str]:
+    """A paper in one line: status, headline, its published and measured value, verdicts on the claims."""
     filled = {scale: fill(source, scale, records) for scale in PROMOTED_SCALES}
     measured = [scale for scale in PROMOTED_SCALES if any(f.result.measured for f in filled[scale])]
-    status = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
-    claims = DASH
+    found = dict.fromkeys(("status", "headline", "published", "measured", "claims"), DASH)
+    found["status"] = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
     if measured:
         counts = Counter(claim.verdict for f in filled[measured[0]] for claim in f.claims)
         counted = ", ".join(f"{counts[one]} {_PLURAL.get(one, one)}" for one in VERDICTS if counts[one])
-        claims = f"{counted} ({measured[0]})"
-    if source.headline is None:
-        return OverviewRow(status, claims=claims)
-    headline, metric = source.headline, source.table(source.headline.table).metric(source.headline.metric)
-    published = Cell(source.table(headline.table).row(headline.row).published.get(metric.id))
-    # Never show a number of the miniature next to a published one.
-    own = next((f.result for f in filled["paper"] if f.result.table.id == headline.table), None)
-    cell = own.cells.get((headline.row, headline.metric), Cell()) if own is not None else Cell()
-    return OverviewRow(
-        status,
-        f"{headline.row}, {metric.title}",
-        published_text(published, metric.decimals),
-        measured_text(cell, metric.decimals),
-        claims,
-    )
+        found["claims"] = f"{counted} ({measured[0]})"
+    if headline := source.headline:
+        table = source.table(headline.table)
+        metric = table.metric(headline.metric)
+        published = Cell(table.row(headline.row).published.get(metric.id))
+        # Never show a number of the miniature next to a published one.
+        own = next((f.result.cells for f in filled["paper"] if f.result.table is table), {})
+        found["headline"] = f"{headline.row}, {metric.title}"
+        found["published"] = published_text(published, metric.decimals)
+        found["measured"] = measured_text(own.get((headline.row, metric.id), Cell()), metric.decimals)
+    return found
 
 
 def overview_markdown() -> str:
@@ -349,9 +335,8 @@ def overview_markdown() -> str:
         "|---|---|---|---:|---:|---|",
     ]
     for paper in existing_papers():
-        row = overview_row(load(paper.name), records_of(paper.name))
-        name = f"[{paper.title}](papers/{paper.name}/README.md)"
-        cells = [name, row.status, row.headline, row.published, row.measured, row.claims]
+        cells = [f"[{paper.title}](papers/{paper.name}/README.md)"]
+        cells += overview_row(load(paper.name), records_of(paper.name)).values()
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     lines += [
         "",

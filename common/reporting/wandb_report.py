@@ -67,7 +67,9 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
         row, headline = render.overview_row(source, records), source.headline
         blocks.append(wr.H2(paper.title))
         if headline:
-            blocks.append(wr.P(f"{row.headline}: published {row.published}, measured at paper scale {row.measured}."))
+            blocks.append(
+                wr.P(f"{row['headline']}: published {row['published']}, measured at paper scale {row['measured']}.")
+            )
         if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
             claims = [(j.scale, *render.judged_cells(j).values()) for f in filled for j in f.claims]
             told: list[Any] = [
