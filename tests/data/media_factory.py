@@ -21,7 +21,7 @@ CODECS = {
     ".mp3": ("", "", "libmp3lame"),
     ".wav": ("", "", "pcm_s16le"),
 }
-LAYOUTS = {1: "mono", 2: "stereo"}
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
 def numbered_frames(count: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -114,8 +114,8 @@ def _encode_audio(container: Any, stream: Any, samples: npt.NDArray[np.float32],
     resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
     step = 1024
     for first in range(0, samples.shape[1], step):
-        block = np.ascontiguousarray(samples[:, first : first + step])
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+        block = np.ascontiguousarray(samples[:, first : first + step].T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(block, format="flt", layout=layout)
         frame.sample_rate = rate
         frame.pts = first
         frame.time_base = Fraction(1, rate)

@@ -162,39 +162,27 @@ class TestUnpack:
         assert (tmp_path / "set/a/list.txt").read_bytes() == BODY
 
 
-class TestCommand:
-    @pytest.fixture
-    def table(self, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        path = tmp_path / "table.yaml"
-        files = [{"address": address, "file": "set/file.bin", "checksum": None}]
-        entry = {"title": "A set", "license": "CC0, no terms", "terms": "https://example.org", "size": "1 MB"}
-        path.write_text(yaml.safe_dump({"set": {**entry, "files": files}}))
-        monkeypatch.setattr(fetching, "TABLE", path)
-        return path
-
-    def test_terms_come_first(self, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        command = ["data", "avid", "--data", str(tmp_path / "data"), "--fetch", "set"]
-        assert main(command) == 2
-        told = capsys.readouterr()
-        assert "CC0, no terms" in told.out
-        assert "https://example.org" in told.out
-        assert "give --accept-license" in told.err
-        assert not Server.asked
-        assert not (tmp_path / "data").exists()
-        for spelling in ("--accept-licence", "--accept-license"):
-            assert main([*command, spelling]) == 0
-        assert (tmp_path / "data/set/file.bin").read_bytes() == BODY
-        assert len(Server.asked) == 1
-
-    def test_nothing_is_fetched_without_being_asked(
-        self, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["data", "avid", "--data", str(tmp_path / "data")]) == 0
-        assert not Server.asked
-
-    def test_a_wrong_name_is_answered_with_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["data", "avid", "--fetch", "esc5"]) == 2
-        assert "did you mean 'esc50'" in capsys.readouterr().err
+def test_terms_come_first(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [{"address": address, "file": "set/file.bin", "checksum": None}]
+    entry = {"title": "A set", "license": "CC0, no terms", "terms": "https://example.org", "size": "1 MB"}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump({"set": {**entry, "files": files}}))
+    monkeypatch.setattr(fetching, "TABLE", tmp_path / "table.yaml")
+    command = ["data", "avid", "--data", str(tmp_path / "data")]
+    assert main(command) == 0
+    assert main([*command, "--fetch", "sets"]) == 2
+    assert "did you mean 'set'" in capsys.readouterr().err
+    assert main([*command, "--fetch", "set"]) == 2
+    told = capsys.readouterr()
+    assert all(word in told.out for word in ("CC0, no terms", "https://example.org"))
+    assert "--accept-license" in told.err
+    assert not Server.asked
+    assert not (tmp_path / "data").exists()
+    for spelling in ("--accept-licence", "--accept-license"):
+        assert main([*command, "--fetch", "set", spelling]) == 0
+    assert (tmp_path / "data/set/file.bin").read_bytes() == BODY
+    assert len(Server.asked) == 1
 
 
 def test_the_table() -> None:

@@ -267,16 +267,6 @@ def test_learning_gives_the_same_in_every_process(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_learning_leaves_the_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for value in (None, "true"):
-        if value is None:
-            monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-        else:
-            monkeypatch.setenv("TOKENIZERS_PARALLELISM", value)
-        WordPieceTokenizer(vocabulary_size=120).prepare(CAPTIONS, tmp_path / str(value))
-        assert os.environ.get("TOKENIZERS_PARALLELISM") == value
-
-
 def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
     from transformers import BertTokenizer
 
