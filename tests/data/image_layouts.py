@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,6 @@ def write_image(path: Path, number: int = 0, size: tuple[int, int] = (24, 20)) -
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(path, "JPEG", quality=95, subsampling=0)
-    return path
-
-
-def write_json(path: Path, document: object) -> Path:
-    """Write a JSON file and the folders it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document), encoding="utf-8")
     return path
 
 

@@ -22,8 +22,8 @@ from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
-from common.data.sequences import Rows
-from tests.data.image_layouts import narrative, write_coco, write_image, write_json, write_karpathy, write_ln_coco
+from tests.data.image_layouts import narrative, write_coco, write_image, write_karpathy, write_ln_coco
+from tests.data.text_layouts import write_json
 from tests.data.text_layouts import write_lines as write_json_lines
 
 
@@ -118,7 +118,6 @@ def test_categories_are_numbered_in_the_order_of_the_file(tmp_path: Path) -> Non
     changed(root, INSTANCES, change)
     found = COCO(root).annotations("train")
     assert found.tag_names == ("person", "dog", "car")
-    assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
     assert [boxes["labels"].tolist() for boxes in found.boxes()] == [[], [0], [0, 1], [0, 1, 2]]
 
 
@@ -202,24 +201,6 @@ def test_the_fingerprint_covers_captions_tags_and_groups(tmp_path: Path) -> None
     assert len({original, *others}) == 7
     # What lies where does not matter to captions and tags.
     assert fingerprint("h", INSTANCES, lambda d: d["annotations"][0].update(bbox=[0, 0, 1, 1])) == original
-
-
-def test_rows_read_like_a_list_of_tuples() -> None:
-    plain = [("a", "bü"), (), ("", "c", "猫")]
-    rows = Rows.texts(plain)
-    assert rows == plain
-    assert plain == rows
-    assert rows != plain[:2]
-    assert rows != 3
-    assert list(rows) == plain
-    assert rows[-1] == plain[-1]
-    assert rows[1:] == plain[1:]
-    with pytest.raises(IndexError):
-        rows[3]
-    numbers = Rows.numbers([(2**40, -1), ()])
-    assert numbers == [(2**40, -1), ()]
-    assert type(numbers[0][0]) is int
-    assert len(Rows.texts([])) == len(Rows.numbers([])) == 0
 
 
 # ------------------------------------------------------------------------------------------------------------- caching

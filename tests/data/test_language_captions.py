@@ -24,7 +24,7 @@ from common.data.datasets.wikipedia import TextLines, WikipediaText
 from common.data.listing import DatasetMissing
 from common.data.prepare import report
 from common.data.regions import write_regions
-from common.data.sequences import Rows, Texts
+from common.data.sequences import Packed, Rows, Texts
 from tests.data.image_layouts import (
     COCO,
     FLICKR,
@@ -32,12 +32,12 @@ from tests.data.image_layouts import (
     write_coco_karpathy,
     write_conceptual_captions,
     write_features,
-    write_json,
     write_multi30k,
     write_stair,
     write_wikipedia,
 )
 from tests.data.region_layouts import regions
+from tests.data.text_layouts import write_json
 
 
 def rows(captions: LanguageCaptions) -> dict[str, tuple[str, ...]]:
@@ -45,15 +45,24 @@ def rows(captions: LanguageCaptions) -> dict[str, tuple[str, ...]]:
 
 
 # ---------------------------------------------------------------------------------------------------- columns
-def test_texts_are_a_sequence() -> None:
-    texts = Texts(["a", "", "ü犬", "\udcff"])
-    assert texts == ["a", "", "ü犬", "\udcff"]
-    assert texts[-2] == "ü犬"
-    assert texts[1:3] == ["", "ü犬"]
-    assert texts != ["a"]
-    assert len(pickle.loads(pickle.dumps(texts))) == 4
+@pytest.mark.parametrize(
+    ("columns", "plain"),
+    [
+        (Texts(["a", "", "ü犬", "\udcff"]), ["a", "", "ü犬", "\udcff"]),
+        (Rows.texts([("a", "bü"), (), ("", "c", "猫")]), [("a", "bü"), (), ("", "c", "猫")]),
+        (Rows.numbers([(2**40, -1), ()]), [(2**40, -1), ()]),
+        (Packed([{"a": 1}, None, "ü"]), [{"a": 1}, None, "ü"]),
+        (Texts(()), []),
+    ],
+)
+def test_columns_read_like_a_list(columns: Any, plain: list[Any]) -> None:
+    assert columns == plain == pickle.loads(pickle.dumps(columns))
+    assert columns != [*plain, "more"]
+    assert columns != 3
+    assert columns[-2:] == plain[-2:]
+    assert [columns[row] for row in range(-len(plain), len(plain))] == plain + plain
     with pytest.raises(IndexError):
-        texts[4]
+        columns[len(plain)]
 
 
 def test_language_captions_know_their_images() -> None:
@@ -84,8 +93,8 @@ def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
     assert dataset.listing("train").names == ["training/00000/000000003.jpg", "training/1.jpg"]
     with pytest.raises(ValueError, match=r"no captions in 'de'; it has en"):
         dataset.captions("train", "de")
-    with pytest.raises(ValueError, match="no split 'test'"):
-        dataset.captions("test")
+    write_json(tmp_path / "groups.json", {"train": {"0": 4, "1": 4, "3": 2}})
+    assert dataset.captions("train").groups.tolist() == [4, 4, 2]
 
 
 def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_path: Path) -> None:
@@ -152,6 +161,8 @@ def test_captions_of_coco_in_other_languages(tmp_path: Path, place: str) -> None
     coco = write_coco_karpathy(tmp_path / folder)
     named = coco if place == "named" else None
     stair = STAIRCaptions(write_stair(tmp_path / "stair", "" if place == "here" else "stair_captions_v1.2"), named)
+    with pytest.raises(DatasetMissing, match="Karpathy's split is missing"):
+        STAIRCaptions(stair.root, tmp_path / "nowhere").captions("train")
     assert rows(stair.captions("train")) == {COCO[0]: ("キャプション 0 9", "キャプション 1 9")}
     assert rows(stair.captions("test", "ja")) == {COCO[2]: ("キャプション 0 73", "キャプション 1 73")}
     assert len(STAIRCaptions(stair.root, named, restval=True).captions("train")) == 2
@@ -170,11 +181,6 @@ def test_coco_cn(tmp_path: Path, folder: str) -> None:
     write_coco_karpathy(tmp_path / "coco")
     assert dataset.captions("train").groups.tolist() == [9]
     assert dataset.image_path(COCO[0], "train").is_file()
-
-
-def test_stair_captions_need_karpathys_list(tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match="Karpathy's split is missing"):
-        STAIRCaptions(write_stair(tmp_path / "stair")).captions("train")
 
 
 # ---------------------------------------------------------------------------------------------------- text alone
@@ -210,13 +216,6 @@ def test_a_language_without_text(tmp_path: Path) -> None:
     assert lines[0] == "good"
     with pytest.raises(ValueError, match=r"en\.train\.txt: not UTF-8 at byte 6"):
         lines[1]
-
-
-# ---------------------------------------------------------------------------------------------------- groups
-def test_groups_of_a_miniature(tmp_path: Path) -> None:
-    dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
-    write_json(tmp_path / "groups.json", {"train": {"0": 4, "1": 4, "3": 2}})
-    assert dataset.captions("train").groups.tolist() == [4, 4, 2]
 
 
 # ---------------------------------------------------------------------------------------------------- overview

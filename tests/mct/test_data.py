@@ -16,7 +16,8 @@ from common.data.image_transforms import ImageTransform
 from common.data.text import CaptionTokenizer, WordVocabulary
 from common.data.worlds.shapes import ShapesWorld
 from papers.mct.data import CaptionedViews, PretrainingData
-from tests.data.image_layouts import write_coco, write_image, write_json
+from tests.data.image_layouts import write_coco, write_image
+from tests.data.text_layouts import write_json
 from tests.protocols.test_captions import SIDED, Sentences, coco
 from tests.protocols.test_data import SMALL, attached
 

@@ -16,7 +16,8 @@ from common.protocols.bridge import BridgeData
 from common.protocols.captions import CaptionData, CaptionRows
 from common.protocols.search import SearchData
 from common.training.examples import Draw
-from tests.data.image_layouts import write_coco, write_json, write_karpathy
+from tests.data.image_layouts import write_coco, write_karpathy
+from tests.data.text_layouts import write_json
 from tests.protocols.test_data import SMALL, attached
 
 SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
