@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, r
 from common.errors import ReportingError, StageError, printable
 from common.reporting import papers, records
 from common.stages.configuration import load_yaml
-from common.stages.export import read_export
-from common.stages.finished_stage import open_finished
 from common.training.callbacks import WholeCheckpoints
 
 
@@ -45,15 +42,6 @@ def test_a_flipped_byte_is_noticed_before_a_stage_goes_on(tmp_path: Path) -> Non
         require_intact(path)
     with pytest.raises(StageError, match=r"last\.ckpt is damaged.*: delete it"):
         WholeCheckpoints("AVID").load_checkpoint(path)
-
-
-def test_an_archive_whose_names_are_no_text_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("ä", b"content")
-    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged"):
-        require_intact(path)
 
 
 def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,32 +77,6 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "store.h5")
     with pytest.raises(FeaturesError, match="is no regular file"):
         FeatureStore(tmp_path / "store.h5")
-
-
-def _open_stage(config: Path) -> None:
-    saved(config.parent / "checkpoints" / "last.ckpt")
-    open_finished(config.parent / "checkpoints" / "last.ckpt", ["papers.mct.MCT"], "", "mct/smoke/seed0/mct")
-
-
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read, on Linux alone")
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("papers/mct/tables.yaml", lambda path: papers.existing_papers()),
-        ("stage/config.yaml", _open_stage),
-        ("export/config.json", lambda path: read_export(path.parent, "mct")),
-    ],
-)
-def test_a_file_that_the_system_cannot_read_is_named(
-    name: str, read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Found by `make fuzz`: an error of the disk in the middle of a file has no name by itself."""
-    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
-    path = tmp_path / name
-    path.parent.mkdir(parents=True)
-    path.symlink_to("/proc/self/mem")
-    with pytest.raises((OSError, ReportingError, StageError), match=path.name):
-        read(path)
 
 
 @pytest.mark.parametrize("damage", ["utf-16", "pipe"])

@@ -1,4 +1,4 @@
-"""Optimizers made of optimizers: the same steps as by hand, one closure, exact restore, Lightning's loop, clipping."""
+"""Optimizers made of optimizers: the same steps as by hand, one closure, exact restore, and clipping."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import copy
 import io
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from common.stages.configuration import resolve
 from common.stages.synthetic import StopAfter, synthetic_training
-from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw
 from common.training.optimizers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
 
@@ -243,69 +238,7 @@ def test_warm_up_then_cosine() -> None:
         warm_up_then_cosine(5, 4)
 
 
-# -- Lightning ---------------------------------------------------------------------------------------------------------
-
-
-class Rows(Dataset[Tensor]):
-    values = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        return self.values[key[1]]
-
-
-class RowsModule(ShardedDataModule):
-    def train_dataloader(self) -> Any:
-        return self.training_loader(Rows())
-
-
-class Regression(pl.LightningModule):
-    def __init__(self, build: Callable[[nn.Sequential], torch.optim.Optimizer]) -> None:
-        super().__init__()
-        self.network = network()
-        self.build = build
-        self.rates: list[list[float]] = []
-
-    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        optimizer: Any = self.optimizers()
-        self.rates.append([group["lr"] for group in optimizer.param_groups])
-        return (self.network(rows) - rows[:, :2]).pow(2).mean()
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.build(self.network)
-        factors = [cosine_by_epoch(3, 2), warm_up_then_cosine(2, 6), warm_up_then_cosine(2, 6)]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def fit(build: Any, folder: Path, max_steps: int, checkpoint: Path | None = None) -> Regression:
-    model = Regression(build)
-    keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3)
-    trainer = pl.Trainer(
-        max_steps=max_steps, max_epochs=3, accumulate_grad_batches=2, gradient_clip_val=1.0, accelerator="cpu",
-        devices=1, default_root_dir=folder, logger=False, callbacks=[keep], enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(
-        model, datamodule=RowsModule(batch_size=8, num_workers=0, seed=0), ckpt_path=checkpoint, weights_only=True
-    )
-    assert trainer.global_step == min(max_steps, 6)  # one per step of all parts
-    return model
-
-
-@pytest.mark.parametrize("build", BUILDERS)
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-def test_a_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_one(build: Any, tmp_path: Path) -> None:
-    whole = fit(build, tmp_path / "whole", 100)
-    first = fit(build, tmp_path / "first", 3)  # an epoch has two optimizer steps of two batches
-    resumed = fit(build, tmp_path / "resumed", 100, tmp_path / "first" / "step=3.ckpt")
-    assert same(whole, resumed)
-    assert not same(whole, first)
-    assert first.rates + resumed.rates == whole.rates
-    assert [rates[0] for rates in whole.rates[::4]] == pytest.approx([0.1, 0.075, 0.025])
-    assert [rates[1] for rates in whole.rates[:6:2]] == pytest.approx([0.005, 0.01, 0.01])
+# -- clipping ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
