@@ -140,7 +140,7 @@ def test_a_set_among_several_takes_the_place_of_the_miniature() -> None:
 def test_short_names_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="is given an empty value"):
         resolve("avid", "avid", arguments=["--data.dataset", ""])
-    with pytest.raises(ConfigurationError, match=r"no common\.data\.datasets\.foldr; did you mean 'folder'"):
+    with pytest.raises(ConfigurationError, match=r"--data.dataset foldr: did you mean 'folder'"):
         resolve("avid", "avid", arguments=["--data.dataset", "foldr"])
     with pytest.raises(ConfigurationError, match=r"0 classes of .*esc50 hold video"):
         resolve("avid", "avid", arguments=["--data.dataset", "esc50"])
