@@ -18,7 +18,6 @@ from common.data.datasets.tvc import TVC, Moment
 from common.data.datasets.tvqa import TVQA, Question, Subtitle
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
-from common.data.media import Limits
 from common.data.sequences import MadeOnDemand
 from common.data.text import pad_tokens
 from common.data.worlds.base import World
@@ -41,8 +40,6 @@ from papers.vx2text.loss import IGNORED
 from papers.vx2text.miniature import KnownWords
 from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, Prompt, PromptLimits, PromptText, TextTokenizer
 
-#: Subtitles within this many seconds of a marked span count as part of it ([10]).
-SPAN_MARGIN = 5.0
 #: Turns of a dialogue of AVSD.
 TURNS = 10
 #: For made-up prompts: word ids that every vocabulary has, and the number of words that name parts of a prompt.
@@ -80,29 +77,20 @@ class Examples(MadeOnDemand[Example]):
     """The texts of a split, row by row of its listing; lazy."""
 
 
-def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-    """Subtitle texts, and the range of those spoken between two times; None if none is."""
-    places = [] if limits is None else [place for place, line in enumerate(lines) if line.overlaps(limits)]
-    return tuple(line.text for line in lines), (places[0], places[-1] + 1) if places else None
-
-
 @dataclass(frozen=True, eq=False)
 class QuestionExamples(Examples):
-    """Questions with options and the speech of the whole clip; `use_span` marks the lines around the span ([10])."""
+    """Questions with options and the speech of the whole clip."""
 
     questions: Sequence[Question]
     subtitles: Speech
-    use_span: bool
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def _item(self, position: int) -> Example:
         question = self.questions[position]
-        span = question.span if self.use_span else None
-        around = None if span is None else (span[0] - SPAN_MARGIN, span[1] + SPAN_MARGIN)
-        speech, focus = spoken(self.subtitles.get(question.clip, ()), around)
-        text = PromptText("question", question.text, speech, focus, options=question.options)
+        speech = tuple(line.text for line in self.subtitles.get(question.clip, ()))
+        text = PromptText("question", question.text, speech, options=question.options)
         answer = question.options[question.answer] if question.answer >= 0 else None
         references = () if answer is None else (answer,)
         return Example(text, answer, question.answer, references, question.clip)
@@ -125,7 +113,7 @@ class DialogExamples(Examples):
         asked = dialog.turns[turn]
         history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
         caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
-        speech, _ = spoken(self.subtitles.get(dialog.video, ()))
+        speech = tuple(line.text for line in self.subtitles.get(dialog.video, ()))
         text = PromptText("dialog", asked.question, speech, caption=caption, history=history)
         references = () if asked.answer is None else (asked.answer,)
         if dialog.references and turn == len(dialog.turns) - 1:
@@ -146,7 +134,8 @@ class CaptionExamples(Examples):
 
     def _item(self, position: int) -> Example:
         moment, place = self.moments[self.rows[position, 0]], int(self.rows[position, 1])
-        speech, _ = spoken([line for line in self.subtitles.get(moment.clip, ()) if line.overlaps(moment.span)])
+        lines = self.subtitles.get(moment.clip, ())
+        speech = tuple(line.text for line in lines if line.overlaps(moment.span))
         texts = tuple(description.text for description in moment.descriptions)
         answer = texts[place] if texts else None
         return Example(PromptText("caption", speech=speech), answer, -1, texts, moment.clip)
@@ -438,9 +427,7 @@ class QuestionAnsweringData(VideoTextData):
             _ = self.tokenizer.letter_ids
 
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
-        return self.dataset.listing(split), QuestionExamples(
-            self.dataset.questions(split), self.subtitles(), self.dataset.span
-        )
+        return self.dataset.listing(split), QuestionExamples(self.dataset.questions(split), self.subtitles())
 
 
 class DialogData(VideoTextData):

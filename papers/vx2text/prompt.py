@@ -193,15 +193,11 @@ DEFAULT_LIMITS = PromptLimits()
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
-    """The text of one sample; empty parts don't appear in the prompt.
-
-    `focus` is the range of speech lines to keep longest if there are too many; None means the last ones.
-    """
+    """The text of one sample; empty parts don't appear in the prompt."""
 
     task: Task
     question: str = ""
     speech: tuple[str, ...] = ()
-    focus: tuple[int, int] | None = None
     caption: str = ""
     history: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
@@ -242,7 +238,7 @@ class Prompt:
         ids = [*self._word(TASK_WORDS[text.task])]
         ids += self._part("video :", self.video if video_words is None else self._encoded(video_words))
         ids += self._part("audio :", self.audio if audio_words is None else self._encoded(audio_words))
-        ids += self._part("speech :", self._speech(text))
+        ids += self._part("speech :", self._speech(text.speech))
         ids += self._part("caption :", self.tokenizer.encode(text.caption)[: limits.caption] if limits.caption else [])
         ids += self._part("history :", self._history(text.history))
         ids += self._part("question :", self.tokenizer.encode(text.question)[: limits.question])
@@ -277,24 +273,10 @@ class Prompt:
     def _encoded(self, words: Sequence[str]) -> list[int]:
         return [number for word in words for number in self._word(word)]
 
-    def _speech(self, text: PromptText) -> list[int]:
-        limit = self.limits.speech
-        lines = [self.tokenizer.encode(line) for line in text.speech] if limit else []
-        first, last = text.focus or (0, len(lines))
-        if text.focus is not None:
-            # Add the nearest lines around the marked ones while they fit.
-            room = limit - sum(map(len, lines[first:last]))
-            before, after = first - 1, last
-            while room > 0 and (before >= 0 or after < len(lines)):
-                earlier = after >= len(lines) or (before >= 0 and first - before <= after - last + 1)
-                size = len(lines[before if earlier else after])
-                if size > room:
-                    break
-                room -= size
-                before, after = (before - 1, after) if earlier else (before, after + 1)
-            first, last = before + 1, after
-        ids = [number for line in lines[first:last] for number in line]
-        return ids[-limit:] if limit else []
+    def _speech(self, lines: Sequence[str]) -> list[int]:
+        if not self.limits.speech:
+            return []
+        return [number for line in lines for number in self.tokenizer.encode(line)][-self.limits.speech :]
 
     def _history(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         limit = self.limits.history

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.data.annotations import read_json_lines
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.tvc import TVC
-from common.data.datasets.tvqa import TVQA, Subtitle, parse_span
+from common.data.datasets.tvqa import TVQA, Subtitle
 from common.data.listing import DatasetMissing
 from common.data.prepare import check_samples
 from tests.data.text_layouts import (
@@ -42,19 +39,10 @@ def test_rows_and_questions_are_aligned(tmp_path: Path, flat: bool) -> None:
     first = min(questions, key=lambda asked: asked.number)
     assert first.text == "Who talks in s01e02_seg02_clip_00?"
     assert first.options == tuple(f"Answer {place}" for place in range(5))
-    assert first.span == (1.0, 2.5)
     assert listing.classes == ("a", "b", "c", "d", "e")
     assert [asked.number for asked in questions[1:3]] == ([3, 0] if flat else [2, 1])
     assert dataset.listing("test_public").labels.tolist() == [-1] * 4
     assert dataset.questions("test")[0].answer == -1
-
-
-def test_spans_become_limits_when_they_are_used(tmp_path: Path) -> None:
-    marked = [question(0, CLIPS[0]), question(1, CLIPS[0], ts="nan-nan")]
-    dataset = TVQA(write_tvqa(tmp_path, marked), span=True)
-    assert [(clip.start, clip.end) for clip in dataset.listing("val")] == [(1.0, 2.5), (None, None)]
-    assert dataset.index_name("val") != TVQA(tmp_path).index_name("val")
-    assert np.isnan(TVQA(tmp_path).listing("train").numbers["start"]).all()
 
 
 def test_clips_of_the_first_show_with_a_prefix(tmp_path: Path) -> None:
@@ -111,21 +99,6 @@ def test_subtitles(tmp_path: Path) -> None:
 )
 def test_overlap(line: tuple[float, float], limits: tuple[float, float], expected: bool) -> None:
     assert Subtitle(*line, "text").overlaps(limits) is expected
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.floats(0, 500), st.floats(0.01, 100))
-def test_spans_are_read_back(start: float, length: float) -> None:
-    expected = (round(start, 2), round(start + length, 2))
-    assert parse_span(f"{start:.2f}-{start + length:.2f}") == (expected if expected[1] > expected[0] else None)
-
-
-def test_unmarked_and_wrong_spans() -> None:
-    for text in ("nan", "nan-nan", "NaN", "nan-3.0", float("nan"), None, "3-3", "4.5-2"):
-        assert parse_span(text) is None
-    for text in ("", "3", "-3-4", "a-b", 5, [1, 2], "1-2-3"):
-        with pytest.raises(ValueError, match='"ts" must be'):
-            parse_span(text)
 
 
 def test_questions_hold_any_text(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from common.data.datasets.base import MediaDataset
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.tvc import TVC
-from common.data.datasets.tvqa import TVQA, Subtitle
+from common.data.datasets.tvqa import TVQA
 from common.data.listing import Clip, DatasetMissing
 from common.data.media import MediaError
 from common.data.worlds.narrated import AUDIO_CATEGORIES, QUESTIONS, VIDEO_WORDS, NarratedWorld
@@ -29,7 +29,6 @@ from papers.vx2text.data import (
     QuestionAnsweringData,
     VideoTextData,
     collate,
-    spoken,
 )
 from papers.vx2text.miniature import CategoryData, class_marks, noisy_words
 from papers.vx2text.prompt import PromptLimits, TextTokenizer, word_model
@@ -179,7 +178,7 @@ def test_modalities_can_be_switched_off(
 
 def test_a_batch_of_questions(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
     options = {"world": world, "video": FRAMES, "prompt": LIMITS, "batch_size": 4, "video_categories": VIDEO_WORDS}
-    data = attached(QuestionAnsweringData(TVQA("unused", span=True), tokenizer, **options))
+    data = attached(QuestionAnsweringData(TVQA("unused"), tokenizer, **options))
     assert data.modalities == ("video",)
     batch = next(iter(data.train_dataloader()))
     assert batch["video"].shape == (4, 1, 3, 6, 24, 24)
@@ -209,16 +208,9 @@ def test_speech_belongs_to_what_is_asked(world: NarratedWorld, tokenizer: TextTo
     for place in range(len(moments)):
         (line,) = moments.examples[place].text.speech
         assert line.split()[-1] in moments[place]["references"][1]
-    # A question has the speech of the whole clip; what is spoken around the marked part is kept longest.
     write_tvqa(tmp_path, [question(0, CLIPS[0], ts="9.0-9.5")])
-    for span, focus in ((True, None), (False, None)):
-        items = QuestionAnsweringData(TVQA(tmp_path, span=span), tokenizer, video=FRAMES).items("val", False)
-        assert items.examples[0].text.speech == ("Hello.", "(Kate:) Späť, now.")
-        assert items.examples[0].text.focus == focus
-    write_tvqa(tmp_path, [question(0, CLIPS[0], ts="7.5-8.0")])
-    items = QuestionAnsweringData(TVQA(tmp_path, span=True), tokenizer, video=FRAMES).items("val", False)
-    assert items.examples[0].text.focus == (1, 2)
-    assert spoken([Subtitle(0, 1, "a"), Subtitle(2, 3, "b")], (5.0, 6.0)) == (("a", "b"), None)
+    items = QuestionAnsweringData(TVQA(tmp_path), tokenizer, video=FRAMES).items("val", False)
+    assert items.examples[0].text.speech == ("Hello.", "(Kate:) Späť, now.")
 
 
 def test_each_description_is_trained_on_and_all_are_references(

@@ -63,7 +63,6 @@ FULL = PromptText(
     "dialog",
     "what color is it ?",
     ("hello i am anna", "hello i am ben"),
-    None,
     "a circle moves",
     (("what shape is it ?", "it is a circle"), ("who speaks ?", "it is anna")),
     ("red", "green", "blue", "yellow", "white"),
@@ -137,7 +136,7 @@ def test_question_and_places_survive_any_text(
     pieces: TextTokenizer, speech: list[str], caption: str, history: list[tuple[str, str]], spoken: int, told: int
 ) -> None:
     limits = PromptLimits(speech=spoken, caption=16, history=told, question=12)
-    text = PromptText("dialog", "what is he doing ?", tuple(speech), None, caption, tuple(history))
+    text = PromptText("dialog", "what is he doing ?", tuple(speech), caption, tuple(history))
     prompt = Prompt(pieces, limits, video_places=12, audio_places=3)
     ids = prompt.encode(text)
     assert [number for number in ids if number < 0] == [*range(-1, -13, -1), -101, -102, -103]
@@ -154,22 +153,6 @@ def test_speech_is_cut_from_its_start(words: TextTokenizer) -> None:
     kept = words.decode(Prompt(words, PromptLimits(speech=6)).encode(text))
     assert kept == "describe the video : speech : am carla hello i am david"
     assert "anna" in words.decode(Prompt(words, PromptLimits(speech=16)).encode(text))
-
-
-def test_marked_speech_is_kept_longest(words: TextTokenizer) -> None:
-    lines = tuple(f"hello i am {name}" for name in ("anna", "ben", "carla", "david", "emma"))
-
-    def heard(limit: int, focus: tuple[int, int]) -> str:
-        text = PromptText("caption", speech=lines, focus=focus)
-        return words.decode(Prompt(words, PromptLimits(speech=limit)).encode(text)).partition(" speech : ")[2]
-
-    assert heard(4, (1, 2)) == "hello i am ben"
-    assert heard(7, (1, 2)) == "hello i am ben"
-    assert heard(8, (1, 2)) == "hello i am anna hello i am ben"
-    assert heard(12, (1, 2)) == "hello i am anna hello i am ben hello i am carla"
-    assert heard(12, (4, 5)) == "hello i am carla hello i am david hello i am emma"
-    assert heard(100, (2, 3)) == " ".join(lines)
-    assert heard(3, (0, 2)) == "i am ben"
 
 
 def test_the_latest_turns_are_kept(words: TextTokenizer) -> None:
@@ -243,7 +226,7 @@ def test_any_text_can_be_encoded(words: TextTokenizer, pieces: TextTokenizer, te
         ids = tokenizer.encode(text)
         assert all(0 < number < tokenizer.vocabulary_size for number in ids)
         prompt = Prompt(tokenizer, video_places=2)
-        assert prompt.encode(PromptText("question", text, (text,), None, text, ((text, text),), (text,) * 5))[-1] == 1
+        assert prompt.encode(PromptText("question", text, (text,), text, ((text, text),), (text,) * 5))[-1] == 1
         assert isinstance(tokenizer.decode(ids), str)
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,6 @@ _FRAME_FOLDERS = ("frames_hq/frames", "frames_hq", "frames", "video_frames")
 _SHOW_SUFFIX = "_frames"
 # The release omits this prefix for one show's clips; some copies add it.
 _IMPLIED_PREFIX = "bbt_"
-_SPAN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +71,13 @@ def _speech(record: dict[str, Any]) -> tuple[str, tuple[Subtitle, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with five options; `answer` is -1 if withheld, `span` (seconds of the clip) is None if not marked."""
+    """A question with five options; `answer` is -1 if withheld. The marked part of the clip ("ts") is not read."""
 
     number: int
     text: str
     options: tuple[str, ...]
     answer: int
     clip: str
-    span: Limits | None
 
 
 class TVQA(MediaDataset):
@@ -90,9 +85,6 @@ class TVQA(MediaDataset):
 
     A listing has one row per question whose clip exists; the label is the right option, -1 in the test split. Frames
     are JPEG files at 3 per second in a folder per clip; names of clips of The Big Bang Theory have no prefix.
-
-    Args:
-        span: whether a question is about its marked part of the clip instead of the whole.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -114,10 +106,6 @@ class TVQA(MediaDataset):
     license = "CC BY-NC-SA 4.0; frames by signed agreement"
     source = "http://tvqa.cs.unc.edu/download_tvqa.html; subtitles from https://github.com/jayleicn/TVRetrieval"
 
-    def __init__(self, root: str | os.PathLike[str], span: bool = False) -> None:
-        super().__init__(root)
-        self.span = span
-
     def questions(self, split: str) -> Sequence[Question]:
         """The questions of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
@@ -130,16 +118,11 @@ class TVQA(MediaDataset):
         """True categories of picture and sound of every clip; only miniatures have them, see :func:`read_words`."""
         return read_words(self.root)
 
-    def _options(self) -> dict[str, object]:
-        return {"span": self.span}
-
     def _scan(self, split: str, fold: int | None) -> Scan:
         scan = Scan(OPTION_LETTERS, "questions in JSON lines, frames in folders")
         found = self._found(split, scan.watched)
         for name, question in found:
-            start, end = (self.span and question.span) or (math.nan, math.nan)
-            missing = f"{question.clip} (question {question.number})"
-            scan.add(name, missing, label=question.answer, start=start, end=end)
+            scan.add(name, f"{question.clip} (question {question.number})", label=question.answer)
         subtitle_notes(scan, self, {question.clip for name, question in found if name is not None})
         return scan
 
@@ -164,19 +147,7 @@ def _question(record: dict[str, Any], withheld: bool) -> Question:
         tuple(single_spaced(record[f"a{place}"]) for place in range(len(OPTION_LETTERS))),
         answer,
         str(record["vid_name"]),
-        parse_span(record.get("ts")),
     )
-
-
-def parse_span(text: object) -> Limits | None:
-    """Parse seconds such as `76.01-84.2`; None if empty, `nan`, `nan-nan` or of zero length."""
-    if text is None or "nan" in str(text).lower():
-        return None
-    match = _SPAN.fullmatch(str(text))
-    if match is None:
-        raise ValueError(f'"ts" must be start-end in seconds such as "76.01-84.2", or "nan", not {text!r}')
-    start, end = float(match[1]), float(match[2])
-    return (start, end) if end > start else None
 
 
 # ---------------------------------------------------------------------------------------------------- shared files
