@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from common import files
 from common.commands.parsing import Option, PaperName, at_least
 from common.errors import StageError
 from common.reporting.papers import existing_papers, paper_named, working_folder
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def data_root() -> Path:
@@ -113,22 +108,16 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
     from common.data.fetch import fetch, open_data
 
     entry = open_data(name)
-    console = files.console()
-    _say(console, entry.describe())
+    print(entry.describe())
     if not accepted:
         raise StageError(
             f"nothing was fetched: read the terms, and give --accept-license if you accept them; it goes to {root}"
         )
-    fetch(entry, root, functools.partial(_say, console), progressbar=console.is_terminal)
+    fetch(entry, root)
     if entry.note:
         print(entry.note)
     print(f"{entry.title} is in {root}; `assemble data {paper} --data {root} --prepare` looks at it")
     return 0
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a text as it is: paths are there to be copied."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _extract(images: Path, options: RegionOptions, batch_size: int, device: str) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,31 +62,31 @@ def open_data(name: str) -> OpenData:
     return OpenData(name=name, files=files, **entry)
 
 
-def fetch(data: OpenData, root: Path, tell: Callable[[str], None], progressbar: bool = False) -> None:
+def fetch(data: OpenData, root: Path) -> None:
     """Download all files of an entry with pooch, compare checksums and unpack; keeps existing files."""
     for file in data.files:
         path = root / file.file
         # An empty file beside the archive, which may then be deleted.
         unpacked = path.with_name(f"{path.name}.unpacked")
         if unpacked.exists():
-            tell(f"{file.file}: was fetched and unpacked before; to do so again, delete {unpacked}")
+            print(f"{file.file}: was fetched and unpacked before; to do so again, delete {unpacked}")
             continue
         if path.is_file():
-            tell(f"{file.file}: is there already")
+            print(f"{file.file}: is there already")
         else:
-            _download(file.address, path, progressbar)
+            _download(file.address, path)
         problem = checksums.problem(path, file.checksum) if file.checksum else None
         if problem is not None:
             wrong = path.with_name(f"{path.name}.wrong")
             os.replace(path, wrong)
             raise StageError(f"{path}: {problem}. It is kept as {wrong}; the same command gets it anew")
         if file.unpack is not None:
-            tell(f"{file.file}: unpacking into {file.unpack}/")
+            print(f"{file.file}: unpacking into {file.unpack}/")
             _unpack(path, root / file.unpack, file.strip)
             unpacked.touch()
 
 
-def _download(address: str, path: Path, progressbar: bool) -> None:
+def _download(address: str, path: Path) -> None:
     import pooch
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _download(address: str, path: Path, progressbar: bool) -> None:
         path.parent, base_url="", registry={path.name: None}, urls={path.name: address}, retry_if_failed=_RETRIES
     )
     try:
-        getter.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=progressbar, timeout=60))
+        getter.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60))
     except OSError as error:
         raise StageError(f"{address} cannot be got: {error}") from None
 

@@ -78,21 +78,3 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch, even if the next iteration starts in the middle."""
         return self.batches_per_epoch * self.batch_size // self.world_size
-
-
-class ShardSampler(Sampler[int]):
-    """Every item exactly once over all ranks, in order, for evaluation.
-
-    Ranks may differ by one item, so an evaluation step must not wait for other ranks.
-    """
-
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
-        self.num_samples = num_samples
-        self.rank = rank
-        self.world_size = world_size
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, self.num_samples, self.world_size))
-
-    def __len__(self) -> int:
-        return len(range(self.rank, self.num_samples, self.world_size))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.data.item_dataset import ItemDataset
-from common.data.samplers import EpochSampler, ShardSampler
+from common.data.samplers import EpochSampler
 from common.data.worlds.base import World
 from common.files import usable_cores
 from common.types import Fraction, NonNegativeInt, PositiveInt
@@ -171,7 +171,8 @@ class ShardedDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         self._used[role] = dataset
-        sampler = ShardSampler(len(dataset), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
+        # Every item once over all ranks, which may differ by one: a step must not wait for other ranks.
+        sampler = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
         return DataLoader(
             dataset,
             sampler=sampler,

@@ -71,12 +71,6 @@ def one(address: str, **options: Any) -> OpenData:
     return OpenData("set", "A set", "CC0", "https://example.org", "1 MB", (file,))
 
 
-def get(data: OpenData, root: Path) -> list[str]:
-    lines: list[str] = []
-    fetch(data, root, lines.append)
-    return lines
-
-
 def packed(name: str, files: dict[str, bytes]) -> bytes:
     """A zip, or a tar if the name says so."""
     stream = io.BytesIO()
@@ -95,23 +89,23 @@ def packed(name: str, files: dict[str, bytes]) -> bytes:
 
 class TestDownload:
     def test_a_file_is_got_once(self, address: str, tmp_path: Path) -> None:
-        assert get(one(address), tmp_path) == []
+        fetch(one(address), tmp_path)
         assert (tmp_path / "set/file.bin").read_bytes() == BODY
-        assert get(one(address), tmp_path) == ["set/file.bin: is there already"]
+        fetch(one(address), tmp_path)
         assert len(Server.asked) == 1
         assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["file.bin"]
 
     @pytest.mark.parametrize("kind", ["md5", "sha256"])
     def test_a_published_checksum_is_compared(self, address: str, tmp_path: Path, kind: str) -> None:
         digest = hashlib.new(kind, BODY).hexdigest()
-        get(one(address, checksum=f"{kind}:{digest[:12]}"), tmp_path / "right")
+        fetch(one(address, checksum=f"{kind}:{digest[:12]}"), tmp_path / "right")
         with pytest.raises(StageError, match=r"file\.bin: its .*kept as .*wrong"):
-            get(one(address, checksum=f"{kind}:{'0' * 12}"), tmp_path / "wrong")
+            fetch(one(address, checksum=f"{kind}:{'0' * 12}"), tmp_path / "wrong")
         assert sorted(path.name for path in (tmp_path / "wrong/set").iterdir()) == ["file.bin.wrong"]
 
     def test_a_broken_connection_is_tried_again(self, address: str, tmp_path: Path) -> None:
         Server.stops_after = 300_000
-        get(one(address), tmp_path)
+        fetch(one(address), tmp_path)
         assert len(Server.asked) == 2
         assert (tmp_path / "set/file.bin").read_bytes() == BODY
 
@@ -119,7 +113,7 @@ class TestDownload:
     def test_errors_name_the_address(self, address: str, tmp_path: Path, place: str) -> None:
         place = place.format(address=address)
         with pytest.raises(StageError, match=f"^{re.escape(place)} cannot be got"):
-            get(one(place), tmp_path)
+            fetch(one(place), tmp_path)
         assert list((tmp_path / "set").iterdir()) == []
 
 
@@ -127,24 +121,24 @@ class TestUnpack:
     def test_a_zip_without_its_first_folder(self, address: str, tmp_path: Path) -> None:
         Server.body = packed("x.zip", {"dataset-master/data/a.txt": b"a", "dataset-master/README": b"b"})
         data = one(address, file="set/x.zip", unpack="set", strip=1)
-        get(data, tmp_path)
+        fetch(data, tmp_path)
         assert (tmp_path / "set/data/a.txt").read_text() == "a"
         names = ["README", "data", "x.zip", "x.zip.unpacked"]
         assert sorted(path.name for path in (tmp_path / "set").iterdir()) == names
         (tmp_path / "set/x.zip").unlink()
-        get(data, tmp_path)
+        fetch(data, tmp_path)
         assert len(Server.asked) == 1
 
     def test_archives_join_in_one_folder(self, address: str, tmp_path: Path) -> None:
         for name in ("train", "test"):
             Server.body = packed("x.tar", {f"VOCdevkit/VOC2007/{name}.txt": b"ok"})
-            get(one(address, file=f"voc/{name}.tar", unpack="voc"), tmp_path)
+            fetch(one(address, file=f"voc/{name}.tar", unpack="voc"), tmp_path)
         assert sorted(path.name for path in (tmp_path / "voc/VOCdevkit/VOC2007").iterdir()) == ["test.txt", "train.txt"]
 
     def test_names_that_lead_out_of_the_folder_are_refused(self, address: str, tmp_path: Path) -> None:
         Server.body = packed("x.tar", {"../../out.txt": b"no"})
         with pytest.raises(StageError, match=r"x\.tar"):
-            get(one(address, file="set/x.tar", unpack="set"), tmp_path / "data")
+            fetch(one(address, file="set/x.tar", unpack="set"), tmp_path / "data")
         assert not list(tmp_path.rglob("out.txt"))
 
     @pytest.mark.parametrize("name", ["x.tgz", "x.zip"])
@@ -154,11 +148,11 @@ class TestUnpack:
         for damaged in (whole[: len(whole) // 2], b"no archive"):
             Server.body = damaged
             with pytest.raises(StageError, match=name):
-                get(data, tmp_path)
+                fetch(data, tmp_path)
             assert [path.name for path in (tmp_path / "set").iterdir()] == [name]
             (tmp_path / "set" / name).unlink()
         Server.body = whole
-        get(data, tmp_path)
+        fetch(data, tmp_path)
         assert (tmp_path / "set/a/list.txt").read_bytes() == BODY
 
 

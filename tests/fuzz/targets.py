@@ -201,7 +201,7 @@ def _fetch(folder: Path) -> None:
     own = folder.parent / "fetched"  # what is wrong is moved aside
     shutil.rmtree(own, ignore_errors=True)
     shutil.copytree(folder, own, symlinks=True) if not any(p.is_fifo() for p in folder.iterdir()) else own.mkdir()
-    fetch(_open_data(own), own, str)
+    fetch(_open_data(own), own)
 
 
 def _write_words(folder: Path) -> None:
