@@ -61,8 +61,6 @@ def _run(argv: Sequence[str] | None) -> int:
     from common.stages.configuration import ConfigurationError
 
     given = list(sys.argv[1:] if argv is None else argv)
-    if given[:1] == ["help"]:
-        given = [*given[1:2], "--help"]
     try:
         _check_neighbor()
         if not given or given[0].startswith("-"):

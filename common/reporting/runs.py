@@ -80,7 +80,12 @@ class Run:
         record = self.record
         found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
         found |= {"seed": int(re.match(r"seed(\d+)", draw)[1]), "stage": stage, "state": self.state}  # type: ignore[index]
-        found["started"] = record.started[:16].replace("T", " ") if record else _began(self.folder)
+        began = (
+            record.started
+            if record
+            else datetime.fromtimestamp((self.folder / "identity.json").stat().st_mtime, UTC).isoformat()
+        )
+        found["started"] = began[:16].replace("T", " ")
         found["overrides"] = " ".join(short_overrides(self.overrides))
         if self.told:
             left = self.told.get("left")
@@ -144,14 +149,6 @@ def _held(lock: Path) -> bool:
     except OSError:
         return False
     return re.search(rf":{place.st_ino} ", locks) is not None
-
-
-def _began(folder: Path) -> str:
-    try:
-        at = datetime.fromtimestamp((folder / "identity.json").stat().st_mtime, UTC)
-    except OSError:
-        return ""
-    return at.strftime("%Y-%m-%d %H:%M")
 
 
 def short_overrides(arguments: Sequence[str]) -> list[str]:

@@ -92,7 +92,7 @@ def test_titles_name_papers(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, words in ((["--version"], "assemble "), (["help", "fit"], "assemble list PAPER")):
+    for arguments, words in ((["--version"], "assemble "), (["fit", "--help"], "assemble list PAPER")):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 0
