@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import json
@@ -181,17 +180,6 @@ def _compare(folder: Path) -> int:
     return 0  # it leaves out what it cannot read, and its status says something else
 
 
-def _data(folder: Path) -> int:
-    main(["data", "avid", "--data", str(folder), "--prepare"])
-    return 0  # most data sets of the paper are missing here
-
-
-def _open_data(folder: Path) -> OpenData:
-    nowhere = (folder.parent / "archive.zip").as_uri()  # nothing is got over a network
-    file = OpenFile(nowhere, "archive.zip", unpack="set")
-    return OpenData("set", "A set", "CC0", "https://example.org", "1 kB", (file,))
-
-
 def _write_archive(folder: Path) -> None:
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
         archive.writestr("a/list.txt", "a\nb\n")
@@ -201,7 +189,9 @@ def _fetch(folder: Path) -> None:
     own = folder.parent / "fetched"  # what is wrong is moved aside
     shutil.rmtree(own, ignore_errors=True)
     shutil.copytree(folder, own, symlinks=True) if not any(p.is_fifo() for p in folder.iterdir()) else own.mkdir()
-    fetch(_open_data(own), own)
+    address = (folder.parent / "archive.zip").as_uri()  # nothing is got over a network
+    file = OpenFile(address, "archive.zip", unpack="set")
+    fetch(OpenData("set", "A set", "CC0", "https://example.org", "1 kB", (file,)), own)
 
 
 def _write_words(folder: Path) -> None:
@@ -288,25 +278,6 @@ def _answer(folder: Path) -> int:
     texts = ["--speech", "hello i am anna", "--turn", "who is there ?", "a circle"]
     where = [str(folder / "clip.mp4"), "what is moving ?", "--checkpoint", str(folder / "export")]
     return main(["answer", "vx2text", *where, *texts])
-
-
-def _write_regions_of_export(folder: Path) -> None:
-    write_export(trained_model("m3p"), checkpoint("m3p"), folder / "export")
-    rng = np.random.default_rng(0)
-    for number in range(3):
-        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(folder / f"{number}.png")
-    rows = {str(number): region_layouts.regions(number) for number in range(3)}
-    wide = {
-        key: dataclasses.replace(own, features=rng.normal(size=(len(own.boxes), 64)).astype(np.float32))
-        for key, own in rows.items()
-    }
-    write_regions(folder / "regions.npz", wide.items())
-
-
-def _embed_regions(folder: Path) -> int:
-    pictures = [str(folder / f"{number}.png") for number in range(3)]
-    given = ["--regions", str(folder / "regions.npz"), "--checkpoint", str(folder / "export")]
-    return main(["embed", "m3p", *pictures, *given, "--output", str(folder.parent / "rows.npz")])
 
 
 def _write_promoted(folder: Path) -> None:
@@ -398,12 +369,10 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(_write_checkpoint, _read_checkpoint),
     "assemble report": Target(_write_runs, _report),
     "assemble compare": Target(_write_runs, _compare),
-    "assemble data": Target(lambda folder: write_esc50(folder / "esc50"), _data),
     "assemble data --fetch": Target(_write_archive, _fetch),
     "assemble fit --config": Target(_write_config, _print_config),
     "assemble embed": Target(_write_export, _embed),
     "assemble export": Target(_write_trained, _export),
-    "assemble embed --regions": Target(_write_regions_of_export, _embed_regions),
     "assemble answer": Target(_write_answering, _answer),
     "assemble promote": Target(_write_promoted, _promote),
 }

@@ -13,7 +13,7 @@ from tests.fuzz.__main__ import judge
 from tests.fuzz.targets import TARGETS, Target
 
 #: Those that train a stage first.
-TRAINED = ("assemble embed", "assemble embed --regions", "assemble export", "assemble answer")
+TRAINED = ("assemble embed", "assemble export", "assemble answer")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in TRAINED)) for n in TARGETS])
