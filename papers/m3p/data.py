@@ -314,13 +314,11 @@ class PretrainingData(RegionTextData):
     many draws as languages or sets).
 
     Args:
-        text: text without images; None for none.
         language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 is uniform, which the
             released code writes as -1.
         xmlm_steps: language draws per step; 0 disables text.
         text_batch_size: rows of a text block, over all devices.
-        text_groups: groups of these rows with independent languages, like the processes of the released code; any
-            number of devices shares them.
+        text_groups: groups of these rows with independent languages, like the processes of the released code.
         predicted_multiple: always 1; the released code cuts the masked words of a block to a multiple of 8 in half
             precision.
         kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has;
@@ -480,9 +478,8 @@ class RetrievalData(RegionTextData):
     masking.
 
     Args:
-        train_sets: sets to fine-tune on: one for the settings "en" and "each", all for "all". Captions of an image in
-            several sets are pooled.
-        captions_per_image: captions of an image per epoch, drawn anew every epoch; repeated if it has fewer.
+        train_sets: sets to fine-tune on. Captions of an image in several sets are pooled.
+        captions_per_image: per epoch, drawn anew every epoch; repeated if it has fewer.
         kwargs: see RegionTextData and ShardedDataModule. Set `languages` to those of pre-training if texts are to be
             embedded in a language.
 

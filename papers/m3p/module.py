@@ -45,19 +45,15 @@ class M3PModule(pl.LightningModule):
     iterations and then updates once. Steps, checkpoints and the learning rate schedule count updates.
 
     Args:
-        weight_xmlm: masked words of text alone.
-        weight_mlm: masked words of captions.
+        weight_xmlm, weight_mlm: masked words of text alone, and of captions.
         weight_mrm_class, weight_mrm_regression: classes and features of masked regions.
         weight_t2i, weight_i2t: the match, searching images by a caption and captions by an image.
         vlm_ce_weight, vlm_bce_weight: within the match, softmax over the candidates and binary loss for each.
         soft_classes, alignment_weight, itm_weight, contrast_weight, contrast_temperature: see `PairTasks`; not in the
             paper.
-        pretrained: XLM-R (checkpoint or folder), or checkpoint of another stage or the released code; None starts from
-            random weights.
+        pretrained, position_offset: see `load_into_model`; None starts from random weights.
         learning_rate, warmup_steps: see `adam`; counted in updates.
-        clip_norm: largest gradient norm of an update; None disables clipping.
-        selection: weights to test and to keep in the last checkpoint: `best` on the validation split (see `validate`)
-            or `last`.
+        selection: weights to test and to keep in the last checkpoint: `best` by `validate`, or `last`.
         select_every: iterations between two validations.
         tokens_per_batch, captions_per_image: see `RetrievalTest`.
 
@@ -289,10 +285,8 @@ class M3PModule(pl.LightningModule):
         self.test.update(self.model, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        metrics: dict[str, Any] = {
-            **self.test.compute(self.model),
-            **(self.best.metrics() if self.best is not None else {}),
-        }
+        selected = self.best.metrics() if self.best is not None else {}
+        metrics: dict[str, Any] = {**self.test.compute(self.model), **selected}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         monitoring.draw(self, self.test)
 
