@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
-import shlex
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 from common.commands.data import data_root
 from common.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least
 from common.errors import StageError
-from common.files import console, usable_cores, write_atomically
+from common.files import console, usable_cores
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
-from common.reporting.papers import (
-    PROMOTED_SCALES,
-    existing_papers,
-    paper_named,
-    runs_root,
-)
+from common.reporting.papers import existing_papers, paper_named, runs_root
 from common.stages import stopping
 
 if TYPE_CHECKING:
@@ -139,11 +133,13 @@ Jobs = Annotated[
 
 
 def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
-    """Run all stages of a paper that have not run, and print its tables."""
+    """Run all stages of a paper that have not run, print each table once it is complete, and end with its claims."""
     use(options.isa)
+    from common.reporting.summary import print_summary
     from common.stages.plan import default_jobs
     from common.stages.reproduce import reproduce
 
+    began = time.monotonic()
     selection = _selection(options, options.seeds, options)
     name = paper_named(paper).name
     printed: set[str] = set()
@@ -154,7 +150,8 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
         failed = reproduce(name, selection, jobs=side_by_side, finished=finished, watch=True)
-        show_tables(name, selection.scale, selection.runs, printed)
+        draws = [Draw(seed, selection.isa) for seed in selection.seeds]
+        print_summary(name, selection.scale, selection.runs, draws, time.monotonic() - began, console())
     return 1 if failed else 0
 
 
@@ -172,32 +169,8 @@ def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]
     if waiting:
         for filled in render.fill(source, selection.scale, render.records_of(paper, selection.runs), waiting):
             if filled.result.complete(draws, made):
-                render.print_table(filled, console())
+                render.print_table(filled, console(), measured_only=True)
                 printed.add(filled.result.table.id)
-
-
-def show_tables(paper: str, scale: str, runs: Path, printed: Collection[str] = ()) -> None:
-    """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`.
-
-    Those already `printed` (ids) are not printed again.
-    """
-    from common.reporting import render
-    from common.reporting.compare import compare_paper, summary
-    from common.reporting.tables import load
-
-    filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
-    if not filled:
-        print("nothing was measured: there is no table to show")
-        return
-    render.print_tables(filled, console(), printed)
-    path = runs / paper / scale / "tables.md"
-    write_atomically(path, render.tables_markdown(filled) + "\n")
-    short = paper_named(paper).short
-    where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
-    kept = f", `assemble promote {short}{where}` keeps the records" if scale in PROMOTED_SCALES else ""
-    print(f"written to {path}; `assemble report{where}` makes a page of it{kept}")
-    if compared := compare_paper(paper, scale, runs):
-        print(f"{summary(compared)} (`assemble compare {short} --scale {scale}{where}`)")
 
 
 def plan(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,7 +234,7 @@ def judged_cells(judged: Judged) -> dict[str, str]:
 
 def judged_markdown(judged: Sequence[Judged]) -> list[str]:
     """Claims or checks as a table, with the ones not run in one line."""
-    run = [judged_cells(j) for j in judged if j.verdict != NOT_RUN]
+    run = [judged_cells(j) for j in _run(judged)]
     lines = []
     if run:
         lines += ["", "| " + " | ".join(run[0]) + " |", "|---|" + "---:|" * (len(run[0]) - 2) + "---|"]
@@ -444,21 +444,29 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
     return table
 
 
-def print_table(filled: Filled, console: Console) -> None:
-    shown = view(filled.result)
+def print_table(filled: Filled, console: Console, measured_only: bool = False) -> None:
+    """Print a table with notes, verdicts and provenance; `measured_only` leaves out the last and what was not run."""
+    shown, claims, checks = view(filled.result), filled.claims, filled.checks
+    if measured_only:
+        rows = tuple(row for row in shown.rows if any(value.cell.values for values in row[1] for value in values))
+        shown, claims, checks = replace(shown, rows=rows), _run(claims), _run(checks)
     console.print(rich_table(shown))
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")
-    for judged in filter(None, (filled.claims, filled.checks)):
+    for judged in filter(None, (claims, checks)):
         console.print(rich_judged(judged, console.width))
-    console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
+    if not measured_only:
+        console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
 
 
-def print_tables(filled: Sequence[Filled], console: Console, printed: Collection[str] = ()) -> None:
-    """Print tables, except those already `printed` (ids), then the remarks."""
+def _run(judged: Sequence[Judged]) -> list[Judged]:
+    return [one for one in judged if one.verdict != NOT_RUN]
+
+
+def print_tables(filled: Sequence[Filled], console: Console) -> None:
+    """Print tables, then the remarks."""
     for f in filled:
-        if f.result.table.id not in printed:
-            print_table(f, console)
+        print_table(f, console)
     for heading, lines in remarks(filled).items():
         for line in (f"{heading}:", *lines):
             console.print(line, markup=False, style="dim")

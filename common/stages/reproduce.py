@@ -23,6 +23,7 @@ from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.stages import stopping
 from common.stages.plan import (
+    NOT_RUN,
     Planned,
     check_configurations,
     count_by_request,
@@ -75,7 +76,8 @@ def reproduce(
                 stopping.check()
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
                     waiting.remove(item)
-                    say(f"[{total - len(waiting)}/{total}] {_name(item)} ({item.reason})")
+                    why = "" if item.reason == NOT_RUN else f" ({item.reason})"
+                    say(f"[{total - len(waiting)}/{total}] {_name(item)}{why}")
                     # Otherwise Lightning's bar shows the step.
                     if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
                         shown.begin(_name(item), item.request.directory)
@@ -132,7 +134,7 @@ def _announce(
 ) -> None:
     """Say what is skipped and what runs, and for how long."""
     if more := count_by_request(paper.name, selection):
-        say(f"left out: {more} tables, whole or in rows, that are made by request (--tables, --rows or --everything)")
+        say(f"{more} more tables, whole or in part: --everything")
     waiting = [item for item in planned if not item.done]
     say(
         f"{paper.title} at scale {selection.scale}: {len(planned)} stages"

@@ -87,7 +87,8 @@ def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture
     assert main(arguments) == 0
     first = capsys.readouterr().out
     assert "2 stages, 0 done, 2 to run" in first
-    assert "measured at smoke" in first
+    assert "esc@avid seed 0: best_top1" in first
+    assert "AVID-CMA at smoke scale, seed 0" in first
     clock = time.monotonic()
     assert main(arguments) == 0
     second = capsys.readouterr().out

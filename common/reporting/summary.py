@@ -1,0 +1,85 @@
+"""The end of `assemble reproduce`: the paper's claims, whether the run matches, and where to look next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.files import write_atomically
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, Judged
+from common.reporting.compare import compare_paper, summary
+from common.reporting.draws import Draw, told
+from common.reporting.papers import paper_named, runs_root
+from common.reporting.progress import duration
+from common.reporting.render import fill, records_of, tables_markdown
+from common.reporting.tables import load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_COLORS = {HOLDS: "green", FAILS: "red"}
+
+
+def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], seconds: float, console: Console) -> None:
+    """Print the screen, and write all measured tables to `runs/<paper>/<scale>/tables.md`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    source, about = load(paper), paper_named(paper)
+    filled = [f for f in fill(source, scale, records_of(paper, runs)) if f.result.measured]
+    if not filled:
+        console.print("nothing was measured: there is no table to show")
+        return
+    path = runs / paper / scale / "tables.md"
+    write_atomically(path, tables_markdown(filled) + "\n")
+    recorded = {(j.table, j.check.id): j for f in fill(source, scale, records_of(paper)) for j in f.claims}
+    run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
+    named = str(draws[0]) if len(draws) == 1 else told(draws)
+    console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {named}[/]   {duration(seconds)}")
+    if run:
+        lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        lines.add_column("claim")
+        for name in ("paper", "yours", "recorded (95 %)"):
+            lines.add_column(name, justify="right")
+        lines.add_column("in your run")
+        for judged in run:
+            verdict = verdict_of(judged)
+            reference = recorded[judged.table, judged.check.id]
+            margins = (judged.paper, _margin(judged), _margin(reference))
+            lines.add_row(
+                *map(escape, (judged.check.text, *margins)), f"[{_COLORS.get(verdict, 'yellow')}]{verdict}[/]"
+            )
+        console.print()
+        console.print(lines)
+    waiting = sum(scale in claim.scales for table in source.tables for claim in table.claims) - len(run)
+    if waiting:
+        console.print(f"{waiting} more claims need --everything", style="dim")
+    if compared := compare_paper(paper, scale, runs):
+        console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
+    where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
+    at = f"{about.short}{'' if scale == 'mini' else f' --scale {scale}'}{where}"
+    console.print(
+        f"\n  tables       {path}\n"
+        f"  report       assemble report {at}   (--live follows your runs)\n"
+        f"  details      assemble compare {at}\n"
+        f"  deviations   assemble show {about.short}/{about.recipe}, and the end of {path.name}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def verdict_of(judged: Judged) -> str:
+    """The verdict over several draws; of one draw, whether it passes what the claim asks."""
+    if len(judged.draws) > 1:
+        return judged.verdict
+    return HOLDS if judged.excess >= 0 else FAILS
+
+
+def _margin(judged: Judged) -> str:
+    """`+7.3 (5.9 to 8.6)`; empty if it was not measured."""
+    if judged.difference is None:
+        return ""
+    interval = "" if judged.interval is None else f" ({judged.interval[0]:.3g} to {judged.interval[1]:.3g})"
+    return f"{judged.difference:+.3g}{interval}"
