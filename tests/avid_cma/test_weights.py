@@ -97,12 +97,6 @@ def test_official_checkpoint(official_file: Path) -> None:
     assert found.listing_fingerprint is None
 
 
-def test_official_checkpoint_of_the_old_file_format(tmp_path: Path) -> None:
-    path = tmp_path / "old.pth.tar"
-    torch.save(official(torch.tensor(2.0)), path, _use_new_zipfile_serialization=False)
-    assert load_pretraining(path, paper_model()).memory["normalizer"].item() == 2.0
-
-
 @pytest.mark.parametrize("prefix", ["module.", ""])
 @pytest.mark.parametrize("wrapping", ["model", "state_dict", None])
 def test_a_released_network_of_depth_10_loads_everywhere(tmp_path: Path, wrapping: str | None, prefix: str) -> None:
@@ -184,13 +178,6 @@ def test_exported_backbone_is_the_same_and_small(own_file: Path, tmp_path: Path,
     assert [file.name for file in output.parent.iterdir()] == ["backbone.pt"]
 
 
-def test_names_of_a_compiled_model(tmp_path: Path) -> None:
-    expected = small_model().video_model.state_dict()
-    state = {f"model._orig_mod.video_model.{key}": value for key, value in expected.items()}
-    torch.save({"state_dict": state}, tmp_path / "compiled.ckpt")
-    assert set(load_backbone(tmp_path / "compiled.ckpt", "video")) == set(expected)
-
-
 @pytest.mark.parametrize(("modality", "recipe"), [("video", "kinetics_linear"), ("audio", "dcase_svm")])
 def test_protocols_read_whatever_holds_the_encoder(own_file: Path, tmp_path: Path, modality: Any, recipe: str) -> None:
     expected = getattr(small_model(), f"{modality}_model")
@@ -243,10 +230,3 @@ def test_unusable_files_are_explained(tmp_path: Path) -> None:
     truncated.write_bytes(truncated.read_bytes()[:20000])
     with pytest.raises(CheckpointError, match=r"truncated\.ckpt"):
         load_backbone(truncated)
-
-
-def test_loaded_tensors_do_not_hang_on_the_file(own_file: Path) -> None:
-    state = load_backbone(own_file, "video")
-    before = {key: value.clone() for key, value in state.items()}
-    own_file.write_bytes(b"\0" * own_file.stat().st_size)
-    assert all(torch.equal(state[key], before[key]) for key in before)

@@ -14,7 +14,6 @@ from PIL import Image
 from common.data.datasets.coco import COCO
 from common.data.image_transforms import ImageTransform
 from common.data.text import CaptionTokenizer, WordVocabulary
-from common.data.worlds.shapes import ShapesWorld
 from papers.mct.data import CaptionedViews, PretrainingData
 from tests.data.image_layouts import write_coco, write_image
 from tests.data.text_layouts import write_json
@@ -112,17 +111,6 @@ def test_words_are_left_out_of_both_views(tmp_path: Path) -> None:
     assert all(5 < len(view) < 35 for view in views)
 
 
-def test_a_sample_depends_on_seed_epoch_and_item_alone(tmp_path: Path) -> None:
-    def read(order: list[int], seed: int = 0) -> dict[int, torch.Tensor]:
-        pairs = items(dataset, seed=seed)
-        return {item: pairs[3, item]["image_query"] for item in order}
-
-    dataset = coco(tmp_path)
-    forwards, backwards = read([0, 1, 2]), read([2, 1, 0])
-    assert all(torch.equal(forwards[item], backwards[item]) for item in forwards)
-    assert not torch.equal(read([0], seed=1)[0], forwards[0])
-
-
 def test_tags_and_ids_are_those_of_the_image(tmp_path: Path) -> None:
     dataset = coco(tmp_path)
     pairs = items(dataset)
@@ -194,27 +182,6 @@ def test_the_tokenizer_learns_from_the_training_captions_alone(tmp_path: Path) -
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_world_stands_in_for_the_root(tmp_path: Path) -> None:
-    world = ShapesWorld(seed=0, train=6, val=3, root=str(tmp_path))
-    dataset = COCO(tmp_path / "real")
-    data = attached(PretrainingData(dataset, None, world=world, image=ImageTransform(crop=32, resize=32), batch_size=4))
-    assert dataset.root == Path(world.root_of("coco"))
-    assert len(data.listing) == 6
-    assert len(data.tag_names) == 16
-    assert data.credit == ""
-
-
-def test_the_cache_changes_nothing(tmp_path: Path) -> None:
-    coco(tmp_path)
-    fresh, cached = (attached(pretraining(tmp_path, cache_bytes=size)).training_images for size in (0, 10**7))
-    for _ in range(2):
-        for item in range(6):
-            assert torch.equal(fresh[1, item]["image_key"], cached[1, item]["image_key"])
-    assert cached.cache is not None
-    assert fresh.describe() == cached.describe()
-    assert "annotations" in fresh.describe()
 
 
 def test_other_annotations_have_another_fingerprint(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.encoders.image import ImageResNet
 from common.memory.momentum import MomentumPair
 from common.memory.shuffle import batch_shuffle, batch_unshuffle
 from common.training.batch_norm import normalize_in_groups
@@ -83,19 +82,6 @@ def test_embeddings_are_normalized_in_float32_under_autocast() -> None:
     assert model.double()(torch.randn(4, 5, dtype=torch.double))["intra"].dtype == torch.float64
 
 
-def test_a_residual_network_is_a_backbone() -> None:
-    backbone = ImageResNet(
-        (1, 1, 1, 1), bottleneck=False, channels=(4, 4, 8, 8), stem_channels=4, stem_kernel=3, stem_pool=False
-    )
-    model = MomentumPair(Tower(backbone, intra_dim=3, inter_dim=None)).to(memory_format=torch.channels_last)
-    images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
-    assert model.query.features(images).shape == (4, 8)
-    normalize_in_groups(model, 2, 4, 1)
-    keys = encode_keys(model.key, images)["intra"]
-    assert keys.shape == (4, 3)
-    assert not keys.requires_grad
-
-
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
@@ -141,22 +127,6 @@ def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffli
     kept = encode_keys(pair.key, rows, shuffle=False)["intra"]
     for first in (0, 1):
         torch.testing.assert_close(kept[first::2], plain(rows[first::2])["intra"])
-
-
-def test_one_process_whose_batch_is_one_group_draws_nothing() -> None:
-    pair, rows = MomentumPair(tower()), torch.randn(8, 5)
-    before = torch.get_rng_state()
-    encode_keys(pair.key, rows)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_query_sees_no_other_statistics_because_of_groups() -> None:
-    pair = MomentumPair(tower())
-    normalize_in_groups(pair, 2, 8, 1)
-    query, key = pair.query.backbone.bn, pair.key.backbone.bn  # type: ignore[union-attr]
-    encode_keys(pair.key, torch.randn(8, 5))
-    assert query.num_batches_tracked == 0  # type: ignore[union-attr]
-    assert key.num_batches_tracked == 1  # type: ignore[union-attr]
 
 
 # -- shuffling in one process ------------------------------------------------------------------------------------------

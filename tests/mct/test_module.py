@@ -15,9 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.encoders.text import BertEncoder
 from common.stages.cli import build
-from common.stages.configuration import resolve, take_switches
 from common.stages.run import stage_configuration
 from common.training.batch_norm import GroupedBatchNorm, normalize_in_groups
 from papers.mct.loss import MultimodalContrast
@@ -252,7 +250,7 @@ def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
     [
         {"inter_loss": "infonce", "temperature_cross": 0.1},
         {"inter_reduction": "max", "queue_warm": "masked"},
-        {"queue_dtype": "float16", "mask_same_image": False},
+        {"mask_same_image": False},
         {"heads": Heads(batch_norm=True, hidden_dim=3)},
         {"queue_size": 5},
         {"epsilon": 1.5, "heads": Heads(shared=True), "inter_dim": 5},
@@ -401,20 +399,6 @@ def test_weight_decay_spares_what_has_one_dimension() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.model.text.parameters()))
 
 
-def test_bfloat16() -> None:
-    exact = train(module())
-    halved = train(module(), precision="bf16-mixed")
-    for terms, expected in zip(halved.terms, exact.terms):
-        for name in ("loss", "ii", "tag", "cc", "ic", "ci"):
-            assert terms[name].dtype == torch.float32
-            torch.testing.assert_close(terms[name], expected[name], rtol=0.05, atol=0.02)
-
-
-def test_a_run_is_the_same_twice() -> None:
-    first, second = train(module()), train(module())
-    assert [float(terms["loss"]) for terms in first.terms] == [float(terms["loss"]) for terms in second.terms]
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -445,22 +429,6 @@ def test_data_that_do_not_fit() -> None:
 def test_a_precision_in_which_the_averages_would_stand_still(precision: str) -> None:
     with pytest.raises(ValueError, match=rf"trainer.precision {precision} rounds .*use bf16-mixed"):
         train(module(), precision=precision)
-
-
-def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_path: Path) -> None:
-    sizes = {"vocabulary_size": VOCABULARY, "hidden_size": 8, "layers": 1, "attention_heads": 2, "max_tokens": 8}
-    encoder = BertEncoder(str(tmp_path / "bert"), intermediate_size=8, **sizes)
-    watch = Watch()
-    with pytest.raises(FileNotFoundError, match=r"text_encoder.pretrained: .*bert is neither .*pretrained to null"):
-        train(module(text_encoder=encoder), watch=watch)
-    assert not watch.rates
-
-
-@pytest.mark.parametrize("recipe", ["mct", "mct_tag", "moco_v2", "shared_128_1024", "in_sup_100", "virtex"])
-def test_what_is_pre_trained_is_normalized_in_groups_of_32(recipe: str) -> None:
-    switches, without = take_switches(resolve("mct", recipe, scale="paper").config)
-    assert switches["batch_norm_group"] == 32
-    assert "batch_norm_group" not in without["model"]["init_args"]
 
 
 def test_groups_reach_queries_and_keys() -> None:

@@ -51,13 +51,6 @@ def test_neighbors_without_tags_are_nan() -> None:
     assert tagged_neighbors(features[:1], torch.ones(1, 2, dtype=torch.bool)).isnan()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_neighbors_of_other_types(dtype: torch.dtype) -> None:
-    features = on_a_circle(0, 20, 90, 120).to(dtype)
-    tags = torch.tensor([[1], [1], [0], [1]]).bool()
-    assert float(tagged_neighbors(features, tags, 1)) == pytest.approx(200 / 3)
-
-
 def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitoring, "LARGEST_SEARCH", 3)
     monkeypatch.setattr(monitoring, "LARGEST_UNIFORMITY", 2)
@@ -97,15 +90,6 @@ def draw(folder: Path, text: Sequence[str], images: int, each: int, module: Any 
         with Image.open(folder / name) as image:
             image.load()
             assert min(image.size) > 100
-
-
-@pytest.mark.parametrize("images", range(1, 9))
-def test_few_images(tmp_path: Path, images: int) -> None:
-    draw(tmp_path, [f"caption {n}" for n in range(images)], images, 1, credit="Pictures: nobody")
-
-
-def test_more_images_than_are_drawn(tmp_path: Path) -> None:
-    draw(tmp_path / "new" / "folder", [f"caption {n} " * 30 for n in range(80)], 40, 2, queries=3, found=2)
 
 
 def test_equal_captions_are_right_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from common.data.datasets.coco import COCO
-from common.data.text import WordPieceTokenizer
-from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder
 from common.stages.cli import build
 from common.stages.configuration import resolve
 from common.stages.run import stage_configuration
-from common.training.examples import Draw
-from papers.mct.baselines.one_encoder import MaskedPretrainingData, OneEncoder, mask_words, with_places
-from papers.mct.weights import load_backbone
+from papers.mct.baselines.one_encoder import OneEncoder, mask_words, with_places
 from tests.distributed.harness import run_distributed
 from tests.stages import request
 
@@ -92,16 +87,6 @@ def test_every_parameter_learns() -> None:
     assert all(gradient.any() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("term", ["match", "words"])
-def test_each_term_reaches_both_backbones(term: str) -> None:
-    found, batch = module(), some_batch()
-    image = found.model.start_images(batch["image_query"])
-    loss = found.match(batch, image) if term == "match" else found.masked_words(batch, "key", image)
-    loss.backward()
-    for tower in (found.model.image, found.model.text):
-        assert any(parameter.grad is not None and parameter.grad.any() for parameter in tower.parameters())
-
-
 def test_padding_changes_no_score_and_no_loss() -> None:
     found, batch = module(), some_batch()
     longer = dict(batch)
@@ -147,14 +132,6 @@ def test_a_caption_alone_is_what_the_text_encoder_reads() -> None:
     found, tokens = module().eval(), some_batch()["tokens_key"]
     _, hidden = found.model.encode(found.model.start_captions(tokens), tokens)
     torch.testing.assert_close(hidden[:, 0], found.model.text["backbone"](tokens))
-
-
-def test_protocols_read_its_image_encoder(tmp_path: Path) -> None:
-    encoder = ImageResNet((1, 1, 1, 1), False, (4, 4, 8, 8), 4)
-    found = OneEncoder(encoder, BertEncoder(None, VOCABULARY, 8, 1, 2, 8))
-    torch.save({"state_dict": found.state_dict()}, tmp_path / "one.ckpt")
-    read = load_backbone(tmp_path / "one.ckpt")
-    assert read.keys() == encoder.state_dict().keys()
 
 
 # -- what is masked and matched ----------------------------------------------------------------------------------------
@@ -235,15 +212,6 @@ def test_data_and_steps_are_those_of_the_towers(scale: str) -> None:
     assert arguments == joint["data"]["init_args"]
     for name in ("image_encoder", "text_encoder"):
         assert other["model"]["init_args"][name] == joint["model"]["init_args"][name]
-
-
-def test_a_made_up_batch_can_be_learned_from() -> None:
-    data = MaskedPretrainingData(COCO("none"), WordPieceTokenizer(max_tokens=9), batch_size=8)
-    example = data.example_batch(None, 4, Draw())
-    text = BertEncoder(None, 40, 8, 1, 2, 8)
-    found = OneEncoder(ImageResNet((1, 1, 1, 1), False, (4, 4, 8, 8), 4), text, candidates=2)
-    found.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    assert torch.isfinite(found.training_step(example.batch, 0))
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -31,7 +30,6 @@ from papers.mct.baselines.virtex import (
     reversed_twin,
     token_losses,
 )
-from papers.mct.weights import load_backbone
 from tests.distributed.harness import run_distributed
 from tests.protocols.test_captions import coco
 from tests.protocols.test_data import attached
@@ -96,24 +94,6 @@ def test_names_and_shapes_are_those_of_virtex(hidden_size: int, attention_heads:
     assert len(expected) == 318 + len(layout["text"])
 
 
-def test_the_model_of_the_tables_is_the_default() -> None:
-    with torch.device("meta"):
-        module = VirTex(ImageResNet())
-    layer = module.textual.transformer.layers[0]
-    assert isinstance(layer, nn.TransformerDecoderLayer)
-    assert (len(module.textual.transformer.layers), layer.self_attn.num_heads) == (1, 32)
-    assert (layer.linear1.out_features, layer.self_attn.embed_dim) == (8192, 2048)
-    assert layer.norm_first is False
-    assert layer.activation is F.gelu
-    assert layer.dropout1.p == module.textual.embedding.dropout.p == layer.self_attn.dropout == 0.1
-    assert module.textual.transformer.norm is None
-    wanted = {
-        "image_learning_rate": 0.2, "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "lookahead_steps": 5,
-        "lookahead_alpha": 0.5, "warmup_steps": 10000, "clip_norm": 10.0, "max_tokens": 30, "vocabulary_size": 10000,
-    }  # fmt: skip
-    assert {name: module.hparams[name] for name in wanted} == wanted
-
-
 def test_directions_share_all_but_the_transformer() -> None:
     module = small_module()
     one, other = module.textual, module.backward_textual
@@ -122,20 +102,6 @@ def test_directions_share_all_but_the_transformer() -> None:
     assert one.output.weight is one.embedding.words.weight
     own, twins = dict(one.transformer.named_parameters()), dict(other.transformer.named_parameters())
     assert all(own[name] is not twins[name] and torch.equal(own[name], twins[name]) for name in own)
-
-
-def test_tied_weights_stay_tied_after_loading() -> None:
-    module, source = small_module(), small_module()
-    with torch.no_grad():
-        for parameter in source.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    module.load_state_dict(source.state_dict())
-    weight = module.textual.output.weight
-    for decoder in (module.textual, module.backward_textual):
-        assert decoder.output.weight is decoder.embedding.words.weight is weight
-    assert torch.equal(weight, source.textual.output.weight)
-    twin = copy.deepcopy(module)
-    assert twin.backward_textual.output.weight is twin.textual.embedding.words.weight
 
 
 def test_weights_start_small_and_padding_at_zero() -> None:
@@ -165,18 +131,6 @@ def test_no_later_token_changes_an_earlier_prediction(place: int, token: int) ->
     with torch.no_grad():
         before, after = decoder(GRID, tokens), decoder(GRID, changed)
     assert torch.equal(before[:, :place], after[:, :place])
-
-
-def test_predictions_depend_on_image_and_on_earlier_tokens() -> None:
-    decoder = small_decoder().eval()
-    tokens = some_captions()
-    with torch.no_grad():
-        logits = decoder(GRID, tokens)
-        assert logits.shape == (3, 7, 20)
-        assert (logits - decoder(GRID.flip(0), tokens)).abs().amax((1, 2))[0] > 1e-3
-        changed = tokens.clone()
-        changed[0, 1] = 3 + (int(tokens[0, 1]) - 2) % 17
-        assert ((logits - decoder(GRID, changed))[0].abs().amax(1)[1:] > 1e-6).all()
 
 
 def test_explicit_padding_masks_would_change_nothing_that_counts() -> None:
@@ -230,19 +184,6 @@ def test_padding_never_changes_the_loss() -> None:
             for decoder, own in ((module.textual, batch["tokens"]), (module.backward_textual, batch["tokens_reversed"]))
         ]  # fmt: skip
     torch.testing.assert_close(loss, parts[0] + parts[1])
-
-
-@pytest.mark.parametrize("tokens", [[[1, 2]], [[1, 2], [1, 2]], [[1, 0, 2], [1, 2, 0]], [[1, 0]], [[0, 0, 0]]], ids=str)
-def test_the_shortest_captions_are_finite(tokens: list[list[int]]) -> None:
-    module = small_module(dropout=0.0)
-    captions = torch.tensor(tokens)
-    batch = {"image": torch.randn(len(tokens), 3, 32, 32), "tokens": captions, "tokens_reversed": captions.flip(1)}
-    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    module.visual.eval()
-    loss = module.training_step(batch, 0)
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
 def test_the_loss_is_float32_under_autocast() -> None:
@@ -389,15 +330,6 @@ def test_groups_of_the_optimizer(tmp_path: Path) -> None:
     assert factors[10:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 40) for step in range(40)])
 
 
-def test_plain_sgd_and_a_warm_up_that_is_too_long() -> None:
-    module = small_module(lookahead_steps=0, warmup_steps=0)
-    module._trainer = SimpleNamespace(estimated_stepping_batches=5)  # type: ignore[assignment]
-    assert type(module.configure_optimizers()["optimizer"]) is torch.optim.SGD
-    module.hparams["warmup_steps"] = 6
-    with pytest.raises(ValueError, match="warmup_steps"):
-        module.configure_optimizers()
-
-
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     norms = []
 
@@ -410,14 +342,6 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     trainer(tmp_path, 3, callbacks=[Watcher()]).fit(quick(clip_norm=0.01, warmup_steps=0), datamodule=SquareData())
     assert norms
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_every_parameter_learns(tmp_path: Path) -> None:
-    module = quick(learning_rate=0.01, lookahead_steps=0, warmup_steps=0)
-    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
-    trainer(tmp_path, 2).fit(module, datamodule=SquareData())
-    still = [name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])]
-    assert not still
 
 
 def _trained_on(rank: int, rows: list[list[int]]) -> list[Any]:
@@ -438,41 +362,6 @@ def test_captions_of_two_processes_weigh_by_their_tokens() -> None:
     parts = run_distributed(_trained_on, 2, 60, [[0, 2], [1, 3]])
     for expected, *found in zip(whole, *parts, strict=True):
         torch.testing.assert_close(sum(map(torch.as_tensor, found)) / 2, expected, rtol=1e-4, atol=1e-6)
-
-
-class SaveAt(pl.Callback):
-    """Keeps the state after an epoch."""
-
-    def __init__(self, epoch: int, path: Path) -> None:
-        self.epoch, self.path = epoch, path
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == self.epoch:
-            trainer.save_checkpoint(self.path)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    # Every epoch is a single batch, so the order of batches, which is the real data modules' affair, cannot matter.
-    data, whole, resumed = SquareData(batch_size=24), quick(), quick()
-    path = tmp_path / "stopped.ckpt"
-    # Seven steps of twelve: between two of Lookahead's slow ones, whose weights the checkpoint must hold.
-    trainer(tmp_path, 12, callbacks=[SaveAt(6, path)]).fit(whole, datamodule=data)
-    again = trainer(tmp_path, 12)
-    again.fit(resumed, datamodule=data, ckpt_path=str(path), weights_only=True)
-    assert again.global_step == 12
-    assert int(torch.load(path, weights_only=True)["global_step"]) == 7
-    expected = whole.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
-
-
-def test_the_backbone_is_found_in_a_checkpoint(tmp_path: Path) -> None:
-    module, path = quick(), tmp_path / "last.ckpt"
-    run = trainer(tmp_path, 4)
-    run.fit(module, datamodule=SquareData())
-    run.save_checkpoint(path)
-    expected = module.visual["cnn"].state_dict()
-    assert load_backbone(path).keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in load_backbone(path).items())
 
 
 def test_the_tokenizer_must_fit_the_model(tmp_path: Path) -> None:

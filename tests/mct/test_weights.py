@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import CheckpointError, first_of, load_encoder, named_tensors
 from common.encoders.image import ImageResNet
-from common.files import write_whole
 from common.stages.configuration import resolve
 from papers.mct.networks import Tower
 from papers.mct.weights import (
@@ -96,13 +95,6 @@ def test_moco_backbone_has_every_name_and_shape(moco_file: Path) -> None:
     assert {name: list(value.shape) for name, value in backbone.items()} == {ours: s for ours, _, s in RESNET50}
     for position, (_, ours, _, _) in enumerate(MOCO["rows"]):
         assert ours is None or backbone[ours].flatten()[0] == position
-
-
-def test_moco_file_without_a_queue_still_has_a_backbone(tmp_path: Path) -> None:
-    content = moco()
-    del content["state_dict"]["module.queue"]
-    path = saved(tmp_path / "pruned.pth.tar", content)
-    assert len(load_backbone(path)) == len(RESNET50)
 
 
 def test_virtex(tmp_path: Path) -> None:
@@ -271,20 +263,6 @@ def test_export_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    output = tmp_path / "kept.pth"
-    output.write_text("old")
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(output, fail)
-    assert output.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["kept.pth"]
-
-
 # -- files of no use ---------------------------------------------------------------------------------------------------
 
 
@@ -314,23 +292,6 @@ def test_unusable_files_are_explained(tmp_path: Path) -> None:
             load_backbone(path)
     with pytest.raises(CheckpointError, match="found a list"):
         load_backbone(saved(tmp_path / "list.ckpt", [torch.zeros(1)]))
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ({}, "found nothing"),
-        ({"weights": {}, "epoch": 3}, "found weights, epoch"),
-        ({"state_dict": {"layer.weight": torch.zeros(1)}}, r"found layer\.weight"),
-        ({"state_dict": {"image_encoder.conv1.weight": 3.0}}, "found state_dict"),
-        ({"state_dict": None, "epoch": 1}, "found state_dict, epoch"),
-        ({"state_dict": {f"a{i}": torch.zeros(1) for i in range(9)}}, "a5, and 3 more"),
-    ],
-)
-def test_what_a_foreign_file_holds_is_listed(tmp_path: Path, content: dict[str, Any], found: str) -> None:
-    path = saved(tmp_path / "foreign.ckpt", content)
-    with pytest.raises(CheckpointError, match=rf"foreign\.ckpt: no image backbone: expected one of .*{found}"):
-        load_backbone(path)
 
 
 @settings(max_examples=60, deadline=None)

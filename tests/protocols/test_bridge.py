@@ -130,12 +130,6 @@ def test_equal_captions_are_no_negatives() -> None:
         assert module.training_step({**batch, **equal}, 0).item() == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("lengths", [[4, 2], []])
-def test_lengths_of_no_use(lengths: list[int]) -> None:
-    with pytest.raises(ValueError, match="lengths"):
-        bridged(lengths=lengths)
-
-
 def test_the_training_must_end_with_the_last_length(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=5, max_epochs=-1, use_distributed_sampler=False)
     with pytest.raises(ValueError, match=r"model\.lengths"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -171,17 +171,6 @@ class TestActionRecognition:
         assert results[0] == pytest.approx(results[1])
         assert 0 < results[0]["test/clip_top1"] < 100
 
-    def test_pretrained_weights_are_not_loaded_again_for_the_test(self, tmp_path: Path, pretrained_video: str) -> None:
-        module = ActionRecognition(
-            video_encoder(), CLASSES, pretrained=pretrained_video, warmup_epochs=0, learning_rate=1e-2
-        )
-        run = trainer(tmp_path, max_epochs=1)
-        run.fit(module, loader(Videos(8)))
-        trained = copy_of(module)
-        Path(pretrained_video).unlink()
-        run.test(module, loader(Videos(4, clips=2)), verbose=False)
-        assert_same(trained, module)
-
     def test_mistakes_stop_before_training_and_name_the_field(self, tmp_path: Path, pretrained_video: str) -> None:
         other = R2Plus1D(depth=10, width=4, stem_pool=False, stem_kernel=3)
         with pytest.raises(CheckpointError, match=r"^model.pretrained: .*R2Plus1D"):
@@ -201,14 +190,6 @@ class TestActionRecognition:
 
         with pytest.raises(ValueError, match="num_classes"):
             trainer(tmp_path, max_epochs=1).fit(ActionRecognition(video_encoder(), CLASSES), datamodule=Data())
-
-    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-    def test_runs_in_bfloat16(self, tmp_path: Path, precision: Any) -> None:
-        module = ActionRecognition(video_encoder(), CLASSES, warmup_epochs=1)
-        run = trainer(tmp_path, max_epochs=2, precision=precision)
-        run.fit(module, loader(Videos(8)))
-        metrics = results_of(run, module, loader(Videos(4, clips=2)))
-        assert 0 <= metrics["test/video_top1"] <= 100
 
 
 class TestLinearProbes:
@@ -265,12 +246,6 @@ class TestLinearProbes:
         accuracies = [metrics[f"test/{layer}_top1"] for layer in self.layers]
         assert metrics["test/best_top1"] == max(accuracies) >= 70  # chance: 33
         assert metrics["test/videos"] == 11
-
-    def test_a_stage_that_does_not_exist(self) -> None:
-        with pytest.raises(ValueError, match=r"layers: .*conv9x"):
-            LinearProbes(video_encoder(), CLASSES, layers={"conv9x": 1})
-        with pytest.raises(ValueError, match="video_encoder: Linear"):
-            LinearProbes(nn.Linear(1, 1), CLASSES, {"conv2x": 1})
 
 
 class Rates(pl.Callback):
@@ -423,14 +398,6 @@ class TestLinearClassification:
             assert logits.norm(dim=1).square().mean().sqrt().item() == pytest.approx(width, rel=0.01)
         assert not list(module.norm.parameters())
 
-    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-    def test_runs_in_bfloat16(self, tmp_path: Path, precision: Any) -> None:
-        module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1])
-        run = trainer(tmp_path, max_epochs=2, precision=precision)
-        run.fit(module, loader(Pictures(8)))
-        metrics = results_of(run, module, [loader(Pictures(4)), loader(Pictures(4))])
-        assert 0 <= metrics["test/top1"] <= 100
-
     def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
         for rates in ([], [0.3, 0.3]):
             with pytest.raises(ValueError, match="learning_rates"):
@@ -479,19 +446,6 @@ class TestSupervisedClassification:
         trainer(tmp_path, max_epochs=1).fit(module, loader(Pictures(4)))
         torch.testing.assert_close(module.encoder.conv1.weight, image_encoder(7).conv1.weight)
 
-    def test_others_start_from_its_checkpoint(self, tmp_path: Path) -> None:
-        module = SupervisedClassification(image_encoder(7), CLASSES)
-        run = trainer(tmp_path, max_epochs=1)
-        run.fit(module, loader(Pictures(8)))
-        path = tmp_path / "supervised.ckpt"
-        run.save_checkpoint(path)
-        for other in (
-            LinearClassification(image_encoder(), CLASSES, pretrained=str(path)),
-            MultiLabelTagging(image_encoder(), CLASSES, pretrained=str(path)),
-        ):
-            trainer(tmp_path, max_epochs=1).fit(other, loader(Pictures(4, tags=isinstance(other, MultiLabelTagging))))
-            assert_same(module.encoder.state_dict(), other.encoder)
-
 
 class TestMultiLabelTagging:
     def test_learns_and_reports_the_mean_average_precision(self, tmp_path: Path, pretrained: str) -> None:
@@ -531,11 +485,6 @@ class TestMultiLabelTagging:
             metrics = results_of(trainer(tmp_path), module, loader(Relabeled(Pictures(12), labels)))
         assert metrics["test/classes"] == 2
 
-    def test_labels_of_another_width(self, tmp_path: Path) -> None:
-        module = MultiLabelTagging(image_encoder(), 80)
-        with pytest.raises(ValueError, match="num_classes"):
-            trainer(tmp_path, max_epochs=1).fit(module, loader(Pictures(8, tags=True)))
-
 
 IMAGE = {
     "class_path": "common.encoders.image.ImageResNet",
@@ -550,28 +499,6 @@ def built(class_name: str, **arguments: Any) -> pl.LightningModule:
     parser.add_subclass_arguments(pl.LightningModule, "model")
     config = {"model": {"class_path": f"common.protocols.classification.{class_name}", "init_args": arguments}}
     return parser.instantiate_classes(parser.parse_object(config)).model
-
-
-@pytest.mark.parametrize(
-    ("class_name", "arguments"),
-    [
-        ("ActionRecognition", {"video_encoder": VIDEO, "num_classes": 5, "milestones": [3, 6, 8], "weight_decay": 0.1}),
-        ("LinearProbes", {"video_encoder": VIDEO, "num_classes": 5, "layers": {"conv4x": 3}}),
-        ("LinearClassification", {"image_encoder": IMAGE, "num_classes": 5, "learning_rates": [0.3, 30]}),
-        ("SupervisedClassification", {"image_encoder": IMAGE, "num_classes": 5, "schedule": "cosine"}),
-        ("MultiLabelTagging", {"image_encoder": IMAGE, "num_classes": 80, "encoder_prefixes": ["a.", ""]}),
-    ],
-)
-def test_modules_are_built_from_a_config_and_keep_plain_hyper_parameters(
-    tmp_path: Path, class_name: str, arguments: dict[str, Any]
-) -> None:
-    module = built(class_name, **arguments)
-    assert not any(name in module.hparams for name in ("video_encoder", "image_encoder"))
-    path = tmp_path / "hyper.pt"
-    torch.save(dict(module.hparams), path)
-    assert torch.load(path, weights_only=True) == dict(module.hparams)
-    with pytest.raises(ArgumentError, match="frozen"):  # whether an encoder learns is not for a configuration to say
-        built(class_name, **arguments, frozen=True)
 
 
 def test_a_network_of_timm_can_be_probed(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.data.text import text_numbers
@@ -271,13 +270,6 @@ class TestCrossModalSearch:
         broken = [loader(Subset(Pictures(6), [0, 1, 2, 2, 4, 5])), loader(Captions(6))]
         assert results_of(trainer(tmp_path), module, broken) == results_of(trainer(tmp_path), module, sound)
 
-    def test_collapse_finds_nothing(self, tmp_path: Path) -> None:
-        module = search(fold_size=10)
-        for parameter in module.space.parameters():
-            nn.init.zeros_(parameter)
-        metrics = results_of(trainer(tmp_path), module, SearchData(test=20))
-        assert metrics["test/i2t_r1"] == metrics["test/t2i_r5"] == 0
-
     @settings(deadline=None)
     @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12), st.integers(0, 3))
     def test_equal_captions_are_those_with_equal_tokens(self, captions: list[list[int]], more: int) -> None:
@@ -290,13 +282,6 @@ class TestCrossModalSearch:
         for left, number in zip(captions, numbers):
             for right, other in zip(captions, numbers):
                 assert (left == right) == (number == other)
-
-    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-    def test_runs_in_bfloat16(self, tmp_path: Path, precision: Any) -> None:
-        module = search()
-        run = trainer(tmp_path, max_epochs=2, precision=precision, use_distributed_sampler=False)
-        run.fit(module, datamodule=SearchData())
-        assert 0 <= results_of(run, module, SearchData())["test/i2t_r1"] <= 100
 
     def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="embedding_dim"):
@@ -314,15 +299,3 @@ IMAGE = {
     "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
 }
 TEXT = {"class_path": "common.encoders.text.GRUEncoder", "init_args": {"vocabulary_size": 12}}
-
-
-def test_the_module_is_built_from_a_config_and_keeps_plain_hyper_parameters(tmp_path: Path) -> None:
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(pl.LightningModule, "model")
-    arguments = {"image_encoder": IMAGE, "text_encoder": TEXT, "fold_size": None, "milestones": [15]}
-    config = {"model": {"class_path": "common.protocols.search.CrossModalSearch", "init_args": arguments}}
-    module = parser.instantiate_classes(parser.parse_object(config)).model
-    assert not any(name in module.hparams for name in ("image_encoder", "text_encoder"))
-    path = tmp_path / "hyper.pt"
-    torch.save(dict(module.hparams), path)
-    assert torch.load(path, weights_only=True) == dict(module.hparams)

@@ -7,13 +7,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from common.encoders.audio import AudioConvNet
-from common.encoders.checkpoint_files import CheckpointError
 from common.metrics.linear_svm import evaluate_class
 from common.protocols.svm import MultiLabelSVM, SoundSVM
 from tests.protocols.parts import (
@@ -97,28 +94,6 @@ class TestSoundSVM:
             loaders = [loader(Sounds(24, 2, 2, noise)) for noise in (1, 2)]
             results.append(results_of(trainer(tmp_path), module, loaders))
         assert results[0] == results[1]
-
-    def test_two_classes(self, tmp_path: Path) -> None:
-        module = SoundSVM(audio_encoder(), layers={"conv2x": 4}, folds=1)
-        keep = [i for i in range(30) if i % CLASSES != 1]
-        parts = [torch.utils.data.Subset(Sounds(30, 2, 1, noise), keep) for noise in (1, 2)]
-        metrics = results_of(trainer(tmp_path), module, [loader(part) for part in parts])
-        assert metrics["test/best_top1"] > 80
-
-    def test_an_encoder_of_its_own_file_gives_the_same(self, tmp_path: Path) -> None:
-        torch.manual_seed(7)
-        other = AudioConvNet(width=2, small=True)
-        inside, alone = checkpoint(tmp_path / "inside.ckpt", encoder=other), str(tmp_path / "alone.pt")
-        torch.save(other.state_dict(), alone)
-        results = []
-        for path in (inside, alone):
-            module = SoundSVM(audio_encoder(), self.layers, folds=2, pretrained=path)
-            loaders = [loader(Sounds(12, 2, 2, noise=1)), loader(Sounds(12, 2, 2, noise=2))]
-            metrics = results_of(trainer(tmp_path), module, loaders)
-            results.append(metrics)
-        assert results[0] == results[1]
-        untouched = SoundSVM(audio_encoder(), self.layers)
-        assert not torch.equal(untouched.encoder.conv1[0].weight, module.encoder.conv1[0].weight)
 
     def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
         module = SoundSVM(audio_encoder(), layers=self.layers, folds=5)
@@ -221,37 +196,12 @@ class TestMultiLabelSVM:
         with pytest.raises(ValueError, match="features"):
             results_of(trainer(tmp_path), module, [loader(part), loader(part)])
 
-    def test_a_checkpoint_that_does_not_exist(self, tmp_path: Path) -> None:
-        module = MultiLabelSVM(image_encoder(), pretrained="nowhere.ckpt")
-        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*nowhere\.ckpt"):
-            results_of(trainer(tmp_path), module, [loader(Pictures(4, tags=True))])
-
 
 AUDIO = {"class_path": "common.encoders.audio.AudioConvNet", "init_args": {"width": 2, "small": True}}
 IMAGE = {
     "class_path": "common.encoders.image.ImageResNet",
     "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
 }
-
-
-@pytest.mark.parametrize(
-    ("class_name", "arguments"),
-    [
-        ("SoundSVM", {"audio_encoder": AUDIO, "layers": {"conv4x": 3}, "loss": "squared_hinge"}),
-        ("MultiLabelSVM", {"image_encoder": IMAGE, "pool": 2, "costs": [1, 10.0], "encoder_prefixes": [""]}),
-    ],
-)
-def test_modules_are_built_from_a_config_and_keep_plain_hyper_parameters(
-    tmp_path: Path, class_name: str, arguments: dict[str, Any]
-) -> None:
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(pl.LightningModule, "model")
-    config = {"model": {"class_path": f"common.protocols.svm.{class_name}", "init_args": arguments}}
-    module = parser.instantiate_classes(parser.parse_object(config)).model
-    assert not any(name in module.hparams for name in ("audio_encoder", "image_encoder"))
-    path = tmp_path / "hyper.pt"
-    torch.save(dict(module.hparams), path)
-    assert torch.load(path, weights_only=True) == dict(module.hparams)
 
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
