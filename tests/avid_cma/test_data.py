@@ -60,14 +60,6 @@ def test_clips_without_sound_are_left_out_of_the_listing(root: Path) -> None:
         assert left_out.skipped.count() == 0
 
 
-def test_files_that_break_after_the_listing_do_not_end_a_run(root: Path) -> None:
-    data = data_of(root, max_skipped_fraction=1.0)
-    (root / data.listing.names[0]).write_bytes(b"broken")
-    clips = data.training_clips
-    assert [int(clips[item]["index"]) for item in range(2)] == [1, 1]
-    assert clips.skipped.count() == 1  # half of the files
-
-
 def test_statistics_do_not_depend_on_which_seed_was_computed_first(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

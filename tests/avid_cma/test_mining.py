@@ -62,13 +62,6 @@ def test_search_equals_brute_force(num_items: int, share: float, agreement: str,
     assert (mined[:, 1:] > mined[:, :-1]).all()
 
 
-def test_banks_that_share_their_storage_are_searched_in_place() -> None:
-    video, audio = banks(60)
-    joint = torch.stack([video, audio], dim=1)
-    assert torch.equal(mine_positives(joint[:, 0], joint[:, 1], 4), mine_positives(video, audio, 4))
-    assert torch.equal(joint, torch.stack([video, audio], dim=1))
-
-
 def test_equal_rows_never_make_an_item_its_own_positive() -> None:
     row = F.normalize(torch.ones(1, 4), dim=1).expand(50, 4).contiguous()
     mined = mine_positives(row, row, 7, rows=8)

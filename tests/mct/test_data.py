@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from common.data.datasets.coco import COCO
 from common.data.image_transforms import ImageTransform
 from common.data.text import CaptionTokenizer, WordVocabulary
 from papers.mct.data import CaptionedViews, PretrainingData
-from tests.data.image_layouts import write_coco, write_image
-from tests.data.text_layouts import write_json
 from tests.protocols.test_captions import SIDED, Sentences, coco
 from tests.protocols.test_data import SMALL, attached
 
@@ -96,12 +93,6 @@ def test_siblings_are_two_captions(tmp_path: Path) -> None:
     assert len(seen) == 6  # all ordered pairs
 
 
-def test_a_single_caption_is_its_own_sibling(tmp_path: Path) -> None:
-    tokenizer = Sentences()
-    sample = items(coco(tmp_path, SIDED[2:]), tokenizer=tokenizer)[0]
-    assert tokenizer.decode(sample["tokens_query"]) == tokenizer.decode(sample["tokens_key"]) == "only a ball."
-
-
 def test_words_are_left_out_of_both_views(tmp_path: Path) -> None:
     tokenizer = Sentences()
     text = " ".join(f"word{number}" for number in range(40))
@@ -165,32 +156,4 @@ def test_without_a_tokenizer_there_are_no_captions(tmp_path: Path) -> None:
         _ = data.words
 
 
-def test_without_instances_there_are_no_tags(tmp_path: Path) -> None:
-    coco(tmp_path)
-    for path in (tmp_path / "annotations").glob("instances_*"):
-        path.unlink()
-    data = attached(pretraining(tmp_path))
-    assert data.tag_names == ()
-    assert next(iter(data.train_dataloader()))["tags"].shape == (4, 0)
-
-
-def test_the_tokenizer_learns_from_the_training_captions_alone(tmp_path: Path) -> None:
-    write_coco(tmp_path, 6, 3, captions={"train": ("red ball",), "val": ("a purple elephant",)})
-    data = attached(pretraining(tmp_path, WordVocabulary(min_count=1)))
-    assert data.vocabulary_size == 4 + 2
-    assert data.words.encode("purple ball") == [1, 3, data.words.encode("ball")[1], 2]
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
-
-
-def test_other_annotations_have_another_fingerprint(tmp_path: Path) -> None:
-    first, second = coco(tmp_path / "one"), coco(tmp_path / "two")
-    path = tmp_path / "two" / "annotations" / "instances_train2017.json"
-    document = json.loads(path.read_text())
-    write_json(path, {**document, "annotations": []})
-    described = [items(dataset).describe() for dataset in (first, second)]
-    assert described[0]["fingerprint"] == described[1]["fingerprint"]
-    assert described[0]["annotations"] != described[1]["annotations"]
-    write_image(tmp_path / "one" / "train2017" / "another.jpg")
-    assert len(first.listing("train")) == 6  # without a caption

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
 from typing import Any
 
@@ -40,43 +38,6 @@ def tags_of(batch: int, seed: int = 0) -> Tensor:
 
 
 # -- which losses are on -----------------------------------------------------------------------------------------------
-
-
-FIELDS = {"ii": "weight_ii", "tag": "weight_tag", "cc": "weight_cc", "ic": "weight_cross", "ci": "weight_cross"}
-
-
-@pytest.mark.parametrize(
-    "on",
-    [
-        (*intra, *inter)
-        for number in range(4)
-        for intra in itertools.combinations(("ii", "tag", "cc"), number)
-        for inter in ((), ("ic", "ci"))
-        if intra or inter
-    ],
-)
-def test_every_combination_builds_and_reports_only_what_is_on(on: tuple[str, ...]) -> None:
-    contrast = objective(**{field: float(name in on) for name, field in FIELDS.items()}, tag_count=4)
-    names = tuple(name for name in WIDTHS if name in on or (name == "ii" and "tag" in on))
-    assert tuple(contrast.queues) == names
-    assert ("queues.ii.tags" in contrast.state_dict()) == ("tag" in on)
-    queries, keys = embeddings(3, 0, names), embeddings(3, 1, names)
-    for query in queries.values():
-        query.requires_grad_()
-    for step in range(5):
-        ids = torch.arange(3) + 3 * step
-        out = contrast(queries, keys, ids, tags_of(3))
-        out["loss"].backward()
-        contrast.enqueue(keys, ids, tags_of(3))
-        assert all(torch.isfinite(value) and value.shape == () for value in out.values())
-    for query in queries.values():
-        assert query.grad is not None
-        assert query.grad.isfinite().all()
-        assert query.grad.any()
-    assert {*out} & {*FIELDS} == {*on}
-    assert not any(out[name].requires_grad for name in on)
-    torch.testing.assert_close(out["loss"].detach(), torch.stack([out[name] for name in on]).sum())
-    assert out["queue_fill"] == 1
 
 
 # -- what each loss means ----------------------------------------------------------------------------------------------
@@ -223,12 +184,6 @@ def test_masked_queues_give_a_first_step_without_loss_or_gradient(inter_loss: An
     assert out["queue_fill"] == 0.25
 
 
-def test_random_queues_count_from_the_first_step() -> None:
-    out = full()(embeddings(3), embeddings(3, 1), torch.arange(3), torch.ones(3, 4))
-    assert out["ii"] > 0
-    assert out["positives"] == 1  # but what was never written shares no tag
-
-
 # -- precision and layout ----------------------------------------------------------------------------------------------
 
 
@@ -287,25 +242,6 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 # -- restore -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_restored_objective_goes_on_exactly() -> None:
-    def run(contrast: MultimodalContrast, steps: range) -> list[Tensor]:
-        losses = []
-        for step in steps:
-            keys, ids, tags = embeddings(5, step + 100), torch.arange(5) + 5 * step, tags_of(5, step)
-            losses.append(contrast(embeddings(5, step), keys, ids, tags)["loss"])
-            contrast.enqueue(keys, ids, tags)
-        return losses
-
-    whole = run(full(queue_warm="masked"), range(8))
-    first, second = full(queue_warm="masked"), full(queue_warm="masked", seed=3)
-    losses = run(first, range(4))
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(torch.stack(losses + run(second, range(4, 8))), torch.stack(whole))
-
-
 def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
     first, again, other = full(seed=1), full(seed=1), full(seed=2)
     for name in WIDTHS:
@@ -318,15 +254,3 @@ def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
 
 
 # -- impossible input --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"weight_ii": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}, "one must be positive"),
-        ({"weight_tag": 1.0}, "the data have no tags"),
-    ],
-)
-def test_impossible_arguments_are_named(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        objective(**fields)

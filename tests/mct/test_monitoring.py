@@ -108,14 +108,6 @@ def test_equal_captions_are_right_for_each_other(tmp_path: Path, monkeypatch: py
     assert sorted(colors[1]) == ["tab:green"] * 5 + ["tab:red"] * 4
 
 
-@pytest.mark.filterwarnings("error:Glyph")
-@pytest.mark.parametrize(
-    "text", ["costs $5_$ or less", "100 % {of} \\it", "", "红色的圆形 🙂", "a_b ^ c", "line\nbreak"]
-)
-def test_any_caption_can_be_drawn(tmp_path: Path, text: str) -> None:
-    draw(tmp_path, [text, "a dog"], 2, 1)
-
-
 def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
     logger = Kept()
     module = SimpleNamespace(loggers=[logger])

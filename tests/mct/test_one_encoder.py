@@ -128,12 +128,6 @@ def test_images_are_of_the_second_segment() -> None:
     assert torch.equal(found.model.start_captions(batch["tokens_key"]), starts[1])
 
 
-def test_a_caption_alone_is_what_the_text_encoder_reads() -> None:
-    found, tokens = module().eval(), some_batch()["tokens_key"]
-    _, hidden = found.model.encode(found.model.start_captions(tokens), tokens)
-    torch.testing.assert_close(hidden[:, 0], found.model.text["backbone"](tokens))
-
-
 # -- what is masked and matched ----------------------------------------------------------------------------------------
 
 
@@ -147,14 +141,6 @@ def test_words_are_masked_and_boundary_tokens_are_not(words: list[int], share: f
     assert all(masked[place] == MASK for place in changed)
     least = {0.0: min(1, len(words)), 0.15: min(1, len(words)), 1.0: len(words)}[share]
     assert least <= len(changed) <= (least if share in (0.0, 1.0) else len(words))
-
-
-def test_places_of_masked_words() -> None:
-    batch = some_batch()
-    for view in ("query", "key"):
-        rows, columns = batch[f"places_{view}"] // 7, batch[f"places_{view}"] % 7
-        assert (batch[f"tokens_{view}_masked"][rows, columns] == MASK).all()
-        assert torch.equal(batch[f"targets_{view}"], batch[f"tokens_{view}"][rows, columns])
 
 
 @pytest.mark.parametrize("why", ["image", "words"])

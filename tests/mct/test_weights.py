@@ -105,15 +105,6 @@ def test_virtex(tmp_path: Path) -> None:
     assert set(load_backbone(hub)) == set(expected)
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-def test_bare_state_dicts_with_and_without_classifier(tmp_path: Path, new_format: bool) -> None:
-    encoder = small()
-    state = encoder.state_dict() | {"fc.weight": torch.zeros(5, 8), "fc.bias": torch.zeros(5)}
-    path = saved(tmp_path / "bare.pth", state, _use_new_zipfile_serialization=new_format)
-    require_equal(load_backbone(path), encoder.state_dict())
-    require_equal(load_backbone(saved(tmp_path / "model.pth", {"model": state, "epoch": 1})), encoder.state_dict())
-
-
 def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
     state = {name: value for name, value in small().state_dict().items() if "num_batches" not in name}
     require_equal(load_backbone(saved(tmp_path / "old.pth", state)), small().state_dict())
@@ -148,16 +139,6 @@ def test_the_query_encoder_is_taken_not_the_momentum_encoder(tmp_path: Path) -> 
     average = {name: torch.zeros_like(value) for name, value in state_of(tower, "average.image.").items()}
     path = saved(tmp_path / "last.ckpt", {"state_dict": {**average, **state_of(tower, "model.image.")}})
     require_equal(load_backbone(path), tower.backbone.state_dict())
-
-
-def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
-    encoder = small()
-    for path in (saved(tmp_path / "a.pth", encoder.state_dict()), tmp_path / "a.safetensors"):
-        if path.suffix == ".safetensors":
-            save_file(encoder.state_dict(), path)
-        state = load_backbone(path)
-        path.write_bytes(b"\0" * path.stat().st_size)
-        require_equal(state, encoder.state_dict())
 
 
 RECIPES = ["imagenet_linear", "in_sup", "voc07_svm", "coco_tagging", "cross_modal_search", "bridge", "voc_detection"]

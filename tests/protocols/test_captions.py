@@ -53,14 +53,9 @@ class Sentences(CaptionTokenizer):
         pass
 
 
-def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6, groups: tuple[int, ...] = ()) -> COCO:
-    """COCO with given captions, the same for every image, and groups of images."""
+def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6) -> COCO:
+    """COCO with given captions, the same for every image."""
     write_coco(root, train=train, val=3, captions={"train": captions})
-    path = root / "annotations" / "captions_train2017.json"
-    document = json.loads(path.read_text())
-    for image, group in zip(document["images"], groups):
-        image["group_id"] = group
-    write_json(path, document)
     return COCO(root)
 
 

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.encoders.checkpoint_files import CheckpointError
 from common.encoders.video import R2Plus1D
 from common.errors import NonFiniteLossError
 from common.metrics.average_precision import average_precision
@@ -31,7 +30,6 @@ from tests.protocols.parts import (
     CLASSES,
     Given,
     Pictures,
-    Relabeled,
     Videos,
     assert_same,
     average_precisions_of,
@@ -143,14 +141,6 @@ class TestActionRecognition:
         assert metrics["test/video_top1"] == pytest.approx(expected)
         assert "test/clip_top1" not in metrics
 
-    def test_a_repeated_video_counts_once(self, tmp_path: Path) -> None:
-        module = ActionRecognition(video_encoder(), CLASSES)
-        videos = Videos(6, clips=2)
-        once = results_of(trainer(tmp_path), module, loader(videos, 4))
-        twice = torch.utils.data.Subset(videos, [0, 0, 0, 1, 2, 3, 3, 4, 5])
-        repeated = results_of(trainer(tmp_path), module, loader(twice, 4))
-        assert repeated == once
-
     def test_random_clips_may_come_one_by_one(self, tmp_path: Path) -> None:
         several = Videos(5, clips=3)
 
@@ -170,26 +160,6 @@ class TestActionRecognition:
         ]
         assert results[0] == pytest.approx(results[1])
         assert 0 < results[0]["test/clip_top1"] < 100
-
-    def test_mistakes_stop_before_training_and_name_the_field(self, tmp_path: Path, pretrained_video: str) -> None:
-        other = R2Plus1D(depth=10, width=4, stem_pool=False, stem_kernel=3)
-        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*R2Plus1D"):
-            trainer(tmp_path, max_epochs=1).fit(
-                ActionRecognition(other, CLASSES, pretrained=pretrained_video), loader(Videos(4))
-            )
-        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*nowhere\.ckpt"):
-            trainer(tmp_path, max_epochs=1).fit(
-                ActionRecognition(video_encoder(), CLASSES, pretrained="nowhere.ckpt"), loader(Videos(4))
-            )
-
-        class Data(pl.LightningDataModule):
-            num_classes = 101
-
-            def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-                return loader(Videos(4))
-
-        with pytest.raises(ValueError, match="num_classes"):
-            trainer(tmp_path, max_epochs=1).fit(ActionRecognition(video_encoder(), CLASSES), datamodule=Data())
 
 
 class TestLinearProbes:
@@ -335,13 +305,6 @@ class TestLinearClassification:
             }
         )
 
-    def test_of_equally_good_rates_the_first_is_chosen(self, tmp_path: Path) -> None:
-        module = LinearClassification(no_encoder(2), 2, learning_rates=[3, 0.3])
-        for classifier in module.heads:
-            nn.init.eye_(classifier.weight)
-        given = loader(Given(torch.eye(2), torch.arange(2)))
-        assert results_of(trainer(tmp_path), module, [given, given])["test/learning_rate"] == 3
-
     def test_learns_with_the_encoder_as_it_was_loaded(self, tmp_path: Path, pretrained: str) -> None:
         module = LinearClassification(
             image_encoder(), CLASSES, pretrained=pretrained, learning_rates=[0.03, 0.3, 3], milestones=[15]
@@ -441,11 +404,6 @@ class TestSupervisedClassification:
         assert metrics["test/images"] == 13
         assert metrics["test/top1"] > 80
 
-    def test_starts_from_a_checkpoint_when_asked(self, tmp_path: Path, pretrained: str) -> None:
-        module = SupervisedClassification(image_encoder(), CLASSES, pretrained=pretrained, learning_rate=1e-9)
-        trainer(tmp_path, max_epochs=1).fit(module, loader(Pictures(4)))
-        torch.testing.assert_close(module.encoder.conv1.weight, image_encoder(7).conv1.weight)
-
 
 class TestMultiLabelTagging:
     def test_learns_and_reports_the_mean_average_precision(self, tmp_path: Path, pretrained: str) -> None:
@@ -476,21 +434,6 @@ class TestMultiLabelTagging:
             scores = module(images)["head"][:2, 0]
         expected = nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor([1.0, 0.0]), reduction="sum") / 3
         assert loss.item() == pytest.approx(expected.item())
-
-    def test_a_tag_without_test_images_is_left_out(self, tmp_path: Path) -> None:
-        labels = torch.stack([Pictures(12, tags=True)[item]["labels"] for item in range(12)])
-        labels[:, 2] = 0
-        module = MultiLabelTagging(image_encoder(), CLASSES)
-        with pytest.warns(UserWarning, match=r"1 of 3 classes are left out of the mean \(2: no positive"):
-            metrics = results_of(trainer(tmp_path), module, loader(Relabeled(Pictures(12), labels)))
-        assert metrics["test/classes"] == 2
-
-
-IMAGE = {
-    "class_path": "common.encoders.image.ImageResNet",
-    "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
-}
-VIDEO = {"class_path": "common.encoders.video.R2Plus1D", "init_args": {"depth": 10, "width": 2, "stem_pool": False}}
 
 
 def built(class_name: str, **arguments: Any) -> pl.LightningModule:

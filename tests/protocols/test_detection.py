@@ -35,14 +35,12 @@ from common.protocols.detection import (
     Detection,
     DetectionData,
     collate_detection,
-    pad_together,
     recompute_batch_statistics,
 )
 from common.training.callbacks import StepSeed
 from tests.distributed.harness import run_distributed
 
 DETECTRON2 = Path(__file__).parents[2] / "papers" / "mct" / "detectron2"
-RECIPES = Path(__file__).parents[2] / "configs" / "mct"
 
 # -- average precision -------------------------------------------------------------------------------------------------
 
@@ -83,26 +81,6 @@ def test_without_an_object_there_is_no_precision(precision: Any, images: list[De
         precision(images)
 
 
-def test_precision_at_eleven_recalls_by_hand() -> None:
-    # right, wrong, right: precision 1 up to recall 0.5, 2/3 beyond.
-    images = [image([(LEFT, 0.9, 1), (FAR, 0.8, 1), (RIGHT, 0.7, 1)], [(LEFT, 1), (RIGHT, 1)])]
-    assert voc07_average_precision(images)["ap"] == pytest.approx((6 + 5 * 2 / 3) / 11)
-    # Three of ten: a recall of exactly 0.3 is reached.
-    boxes = [[30.0 * i, 0.0, 30.0 * i + 10, 10.0] for i in range(10)]
-    images = [image([(box, 0.9, 1) for box in boxes[:3]], [(box, 1) for box in boxes])]
-    assert voc07_average_precision(images)["ap50"] == pytest.approx(4 / 11)
-
-
-def test_voc_wants_more_overlap_than_the_threshold() -> None:
-    # Half of the object: the overlap is exactly 0.5.
-    images = [image([([0.0, 0.0, 10.0, 5.0], 0.9, 1)], [(LEFT, 1)])]
-    assert voc07_average_precision(images)["ap50"] == 0.0
-    assert coco_average_precision(images)["ap50"] == pytest.approx(1.0)
-    # 0.7: above the thresholds 0.5 to 0.65, four of ten.
-    images = [image([([0.0, 0.0, 10.0, 7.0], 0.9, 1)], [(LEFT, 1)])]
-    assert voc07_average_precision(images) == pytest.approx({"ap": 0.4, "ap50": 1.0, "ap75": 0.0})
-
-
 @pytest.mark.parametrize(
     ("extra", "voc", "coco"),
     [
@@ -115,17 +93,6 @@ def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
     images = [image([*extra, (LEFT, 0.8, 1)], [(LEFT, 1), (RIGHT, 1)], difficult=[1])]
     assert voc07_average_precision(images)["ap50"] == pytest.approx(voc)
     assert coco_average_precision(images)["ap50"] == pytest.approx(coco)
-
-
-def test_a_recall_that_falls_on_one_of_the_101_is_reached() -> None:
-    # Three of five objects, best first: precision 1 up to a recall of exactly 0.6, which is 61 of 101 recalls.
-    boxes = [[30.0 * i, 0.0, 30.0 * i + 10, 10.0] for i in range(5)]
-    images = [image([(box, 0.9, 1) for box in boxes[:3]], [(box, 1) for box in boxes])]
-    assert coco_average_precision(images) == pytest.approx(dict.fromkeys(("ap", "ap50", "ap75"), 61 / 101), abs=1e-9)
-    # An overlap of exactly 0.55, 0.6, ... reaches that threshold.
-    for place, overlap in enumerate(OVERLAPS):
-        images = [image([([0.0, 0.0, 100.0, float(100 * overlap)], 0.9, 1)], [([0.0, 0.0, 100.0, 100.0], 1)])]
-        assert coco_average_precision(images)["ap"] == pytest.approx((place + 1) / 10, abs=1e-9)
 
 
 def drawn_images(seed: int, count: int) -> list[DetectedImage]:
@@ -419,14 +386,6 @@ def test_a_box_one_pixel_too_far_is_cut(tmp_path: Path) -> None:
     module = data(tmp_path, image=BoxTransform(sizes=(32,), test_size=32, max_size=64, flip=0.0))
     module.setup("fit")
     assert module.training_images[0, 0]["target"]["boxes"].tolist() == [[0, 0, 32, 20]]
-
-
-def test_images_are_padded_at_the_right_and_the_bottom() -> None:
-    padded = pad_together([torch.ones(3, 5, 9), torch.ones(3, 8, 2)], 4)
-    assert padded.tensors.shape == (2, 3, 8, 12)
-    assert padded.image_sizes == [(5, 9), (8, 2)]
-    assert padded.tensors.sum() == 3 * (45 + 16)
-    assert padded.tensors[0, :, :5, :9].sum() == 3 * 45
 
 
 # -- the detector ------------------------------------------------------------------------------------------------------

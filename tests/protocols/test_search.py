@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from common.data.text import text_numbers
 from common.encoders.text import GRUEncoder
@@ -222,15 +222,6 @@ class TestCrossModalSearch:
             results.append(draws)
         assert results[0] == results[1]
 
-    def test_made_up_batches_have_no_split_to_compare_weights_on(self, tmp_path: Path) -> None:
-        class Nothing(SearchData):
-            def val_dataloader(self) -> Any:
-                raise AssertionError("there are no files")
-
-        module = search()
-        module.start_without_files()
-        trainer(tmp_path, max_epochs=2, use_distributed_sampler=False).fit(module, datamodule=Nothing())
-
     def test_loss_is_that_of_the_batch(self) -> None:
         module = search(mask_same_image=False)
         batch = torch.utils.data.default_collate([Captioned(6)[0, item] for item in range(6)])
@@ -261,15 +252,6 @@ class TestCrossModalSearch:
         expected = sum(map(reduce, of_image)) + sum(map(reduce, of_text))
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
-    def test_a_broken_image_takes_its_captions_along(self, tmp_path: Path) -> None:
-        module = search()
-        keep = [0, 1, 2, 4, 5]
-        captions = [2 * item + which for item in keep for which in range(2)]
-        sound = [loader(Subset(Pictures(6), keep)), loader(Subset(Captions(6), captions))]
-        # In the place of the broken file its neighbour is delivered twice.
-        broken = [loader(Subset(Pictures(6), [0, 1, 2, 2, 4, 5])), loader(Captions(6))]
-        assert results_of(trainer(tmp_path), module, broken) == results_of(trainer(tmp_path), module, sound)
-
     @settings(deadline=None)
     @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12), st.integers(0, 3))
     def test_equal_captions_are_those_with_equal_tokens(self, captions: list[list[int]], more: int) -> None:
@@ -292,10 +274,3 @@ class TestCrossModalSearch:
             results_of(trainer(tmp_path), search(), loader(Pictures(4)))
         with pytest.raises(ValueError, match="fold_size"):
             results_of(trainer(tmp_path), search(fold_size=1000), SearchData())
-
-
-IMAGE = {
-    "class_path": "common.encoders.image.ImageResNet",
-    "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
-}
-TEXT = {"class_path": "common.encoders.text.GRUEncoder", "init_args": {"vocabulary_size": 12}}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from common.metrics.linear_svm import evaluate_class
 from common.protocols.svm import MultiLabelSVM, SoundSVM
@@ -95,18 +94,6 @@ class TestSoundSVM:
             results.append(results_of(trainer(tmp_path), module, loaders))
         assert results[0] == results[1]
 
-    def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
-        module = SoundSVM(audio_encoder(), layers=self.layers, folds=5)
-        parts = [loader(Sounds(12, 1, 2, noise=1)), loader(Sounds(12, 1, 2, noise=2))]
-        with pytest.raises(ValueError, match="folds"):
-            trainer(tmp_path).test(module, parts, verbose=False)
-        with pytest.raises(ValueError, match="test_dataloaders"):
-            trainer(tmp_path).test(module, parts[:1], verbose=False)
-        nn.init.constant_(module.encoder.conv1[0].weight, float("nan"))
-        broken = SoundSVM(module.encoder, layers=self.layers, folds=2)
-        with pytest.raises(ValueError, match="features"):
-            trainer(tmp_path).test(broken, parts, verbose=False)
-
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> str:
@@ -147,15 +134,6 @@ class TestMultiLabelSVM:
         assert [entry["average_precision"] for entry in listed] == pytest.approx(average, abs=1e-3)
         assert [entry["C"] for entry in listed] == [verdict.cost for verdict in verdicts]
 
-    def test_order_and_repeated_images_change_nothing(self, tmp_path: Path) -> None:
-        parts = Pictures(24, 1, tags=True), Pictures(24, 2, tags=True)
-        module = MultiLabelSVM(image_encoder())
-        once = results_of(trainer(tmp_path), module, [loader(part) for part in parts])
-        order = [*torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist(), 3, 3, 17]
-        repeated = results_of(trainer(tmp_path), module, [loader(Subset(part, order), 5) for part in parts])
-        assert repeated == pytest.approx(once, abs=1e-3)
-        assert once["test/map"] > 70
-
     def test_classes_that_cannot_be_judged_are_left_out_and_named(self, tmp_path: Path) -> None:
         labels = torch.stack([Pictures(24, tags=True)[item]["labels"] for item in range(24)])
         train, test = labels.clone(), labels.clone()
@@ -195,13 +173,6 @@ class TestMultiLabelSVM:
         nn.init.constant_(module.encoder.conv1.weight, torch.nan)
         with pytest.raises(ValueError, match="features"):
             results_of(trainer(tmp_path), module, [loader(part), loader(part)])
-
-
-AUDIO = {"class_path": "common.encoders.audio.AudioConvNet", "init_args": {"width": 2, "small": True}}
-IMAGE = {
-    "class_path": "common.encoders.image.ImageResNet",
-    "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
-}
 
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
