@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from common.data.datasets.coco import COCO
-from common.data.image_transforms import ImageTransform
 from common.data.text import CaptionTokenizer, WordVocabulary
 from papers.mct.data import CaptionedViews, PretrainingData
 from tests.protocols.test_captions import SIDED, Sentences, coco
@@ -54,29 +53,6 @@ def test_a_caption_follows_the_flip_of_the_image_it_meets(tmp_path: Path, flips:
     # The query's image meets the key's caption in J_ic, the key's image the query's caption in J_ci.
     assert key == (swapped if flips[0] and swap else plain)
     assert query == (swapped if flips[1] and swap else plain)
-
-
-def test_flips_of_the_real_transform_are_the_ones_that_captions_follow(tmp_path: Path) -> None:
-    root = tmp_path / "coco"
-    dataset = coco(root, SIDED[:1])
-    for path in sorted((root / "train2017").iterdir()):
-        pixels = np.zeros((16, 16, 3), dtype=np.uint8)
-        pixels[:, :8] = 255  # bright on the left
-        Image.fromarray(pixels).save(path, quality=95)
-    tokenizer = Sentences()
-    transform = ImageTransform(
-        crop=8, resize=8, min_area=1.0, max_aspect=1.0, jitter_probability=0.0, grayscale=0.0, blur=0.0
-    )
-    pairs = items(dataset, tokenizer=tokenizer, transform=transform)
-    met = set()
-    for epoch in range(8):
-        for item in range(len(pairs)):
-            sample = pairs[epoch, item]
-            flipped = [bool(sample[f"image_{n}"][0, :, 0].mean() < 0) for n in ("query", "key")]
-            texts = [tokenizer.decode(sample[f"tokens_{n}"]) for n in ("query", "key")]
-            assert [" right of" in text for text in texts] == flipped[::-1]
-            met.add(tuple(flipped))
-    assert len(met) == 4
 
 
 def test_siblings_are_two_captions(tmp_path: Path) -> None:
@@ -154,6 +130,3 @@ def test_without_a_tokenizer_there_are_no_captions(tmp_path: Path) -> None:
     assert set(next(iter(data.test_dataloader()))) == {"image", "label", "index", "skipped"}
     with pytest.raises(ValueError, match=r"data.tokenizer is null, but the model reads captions"):
         _ = data.words
-
-
-# -- files -------------------------------------------------------------------------------------------------------------

@@ -37,9 +37,6 @@ def tags_of(batch: int, seed: int = 0) -> Tensor:
     return torch.rand(batch, 4, generator=torch.Generator().manual_seed(seed)) < 0.4
 
 
-# -- which losses are on -----------------------------------------------------------------------------------------------
-
-
 # -- what each loss means ----------------------------------------------------------------------------------------------
 
 
@@ -87,20 +84,6 @@ def test_a_slot_that_does_not_count_may_hold_anything() -> None:
         assert odd.grad is not None
         assert odd.grad.isfinite().all()
         assert not odd.grad[~mask].any()
-
-
-def test_keys_of_related_images_are_pulled_and_others_pushed() -> None:
-    contrast = objective(
-        weight_ii=0.0, weight_tag=1.0, weight_cc=0.0, weight_cross=0.0, tag_count=2, queue_warm="masked"
-    )
-    stored = F.normalize(torch.eye(6)[:3], dim=1)
-    contrast.enqueue({"ii": stored}, torch.tensor([1, 2, 3]), torch.tensor([[1, 0], [0, 1], [1, 1]]))
-    query = torch.eye(6)[5:].requires_grad_()
-    out = contrast({"ii": query}, {"ii": torch.eye(6)[4:5]}, torch.tensor([9]), torch.tensor([[1, 0]]))
-    out["loss"].backward()
-    assert query.grad is not None
-    assert [bool(value < 0) for value in query.grad[0, :3]] == [True, False, True]
-    assert out["positives"] == 3
 
 
 def test_keys_of_the_own_image_take_no_part() -> None:
@@ -251,6 +234,3 @@ def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
     # No two queues of any two seeds are alike, and they are those of earlier versions.
     for position, queue in enumerate(other.queues.values()):
         assert torch.equal(queue.vectors, KeyQueue(12, queue.dim, seed=4 * 2 + position).vectors)
-
-
-# -- impossible input --------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,13 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.stages.cli import build
-from common.stages.run import stage_configuration
 from common.training.batch_norm import GroupedBatchNorm, normalize_in_groups
 from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCTModule
 from papers.mct.networks import Heads
-from tests.stages import request
 
 QUEUE, BATCH, TAGS, VOCABULARY = 64, 16, 4, 20
 # Weights of J_ii, J_tag, J_cc and of the two image-caption losses: all choices that train the image encoder.
@@ -263,20 +259,13 @@ def test_other_options(fields: dict[str, Any]) -> None:
     assert watch.terms[-1]["queue_fill"] == 1
 
 
-def test_the_image_term_alone_needs_no_captions(tmp_path: Path) -> None:
+def test_the_image_term_alone_needs_no_captions() -> None:
     data = Data()
     for name in ("tokens_query", "tokens_key", "tags"):
         del data.rows[name]
     fields = {"weight_tag": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}
     watch = train(module(**fields, text_encoder=None), data)
     assert len(watch.terms) == 4
-    # The recipe as the paper's scale has it: neither BERT nor its vocabulary is there, and nothing asks for them.
-    layer = {"model": {"init_args": {"loss": {"init_args": {"queue_size": 8}}}}}
-    stage = request("mct/moco_v2", tmp_path, scale="paper", layer=layer)
-    cli = build(stage.configuration, stage_configuration(stage), {"default_root_dir": str(tmp_path), "logger": False})
-    assert cli.model.model.text is None
-    assert cli.datamodule.tokenizer is None
-    assert not any("text" in name for name in cli.model.state_dict())
     # An encoder that no loss reads is left out, too.
     assert module(**fields, text_encoder=Texts()).model.text is None
 

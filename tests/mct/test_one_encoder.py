@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from common.encoders.text import BertEncoder
 from common.stages.cli import build
-from common.stages.configuration import resolve
 from common.stages.run import stage_configuration
 from papers.mct.baselines.one_encoder import OneEncoder, mask_words, with_places
 from tests.distributed.harness import run_distributed
@@ -187,17 +186,6 @@ def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
     for name, value in plain.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(masked[name])), name
     assert "image_key" not in data.collate([masked, masked])  # the one view that is never read
-
-
-@pytest.mark.parametrize("scale", ["paper", "mini", "smoke"])
-def test_data_and_steps_are_those_of_the_towers(scale: str) -> None:
-    joint, other = (resolve("mct", recipe, scale=scale).config for recipe in ("mct", "one_encoder"))
-    assert other["trainer"] == joint["trainer"]
-    arguments = dict(other["data"]["init_args"])
-    assert arguments.pop("masked_words") > 0
-    assert arguments == joint["data"]["init_args"]
-    for name in ("image_encoder", "text_encoder"):
-        assert other["model"]["init_args"][name] == joint["model"]["init_args"][name]
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

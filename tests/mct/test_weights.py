@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import pickle
 import pickletools
@@ -24,8 +23,6 @@ from common.encoders.image import ImageResNet
 from common.stages.configuration import resolve
 from papers.mct.networks import Tower
 from papers.mct.weights import (
-    LAYOUTS,
-    SUFFIXES,
     detectron2_name,
     export,
     load_backbone,
@@ -214,19 +211,6 @@ def test_detectron2_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp
     assert named == {"numpy"}
 
 
-def test_own_encoder_survives_every_readable_layout(tmp_path: Path) -> None:
-    encoder = small().to(memory_format=torch.channels_last)
-    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(encoder, "image_encoder.")})
-    for layout in LAYOUTS:
-        for suffix in SUFFIXES[layout]:
-            path = export(source, tmp_path / f"{layout}{suffix}", layout)
-            if layout == "detectron2":
-                with pytest.raises(CheckpointError, match="not opened for safety"):
-                    load_backbone(path)
-            else:
-                require_equal(load_backbone(path), encoder.state_dict())
-
-
 def test_half_precision_can_be_exported(tmp_path: Path) -> None:
     source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small().bfloat16(), "image_encoder.")})
     content = pickle.loads(export(source, tmp_path / "half.pkl", "detectron2").read_bytes())
@@ -245,34 +229,6 @@ def test_export_refuses_what_it_cannot_write(tmp_path: Path) -> None:
 
 
 # -- files of no use ---------------------------------------------------------------------------------------------------
-
-
-class Malice:
-    """Runs something when unpickled."""
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return (exec, ("raise SystemExit('ran')",))
-
-
-def test_unusable_files_are_explained(tmp_path: Path) -> None:
-    for name, content in {
-        "empty.ckpt": b"",
-        "text.ckpt": b"hello world, this is text",
-        "zip.ckpt": b"PK\x03\x04 no",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=name):
-            load_backbone(tmp_path / name)
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
-        load_backbone(tmp_path)
-    buffer = io.BytesIO()
-    pickle.dump(Malice(), buffer, protocol=2)
-    (tmp_path / "malice.ckpt").write_bytes(buffer.getvalue())
-    for path in (tmp_path / "malice.ckpt", saved(tmp_path / "hidden.ckpt", {"state_dict": Malice()})):
-        with pytest.raises(CheckpointError, match="'state_dict' or 'model' alone"):
-            load_backbone(path)
-    with pytest.raises(CheckpointError, match="found a list"):
-        load_backbone(saved(tmp_path / "list.ckpt", [torch.zeros(1)]))
 
 
 @settings(max_examples=60, deadline=None)

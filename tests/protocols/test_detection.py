@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from common.data.datasets.voc import PascalVOC
-from common.encoders.checkpoint_files import CheckpointError, load_encoder
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
 from common.metrics.detection import (
     OVERLAPS,
@@ -427,13 +426,8 @@ def detectron2_config(name: str) -> dict[str, Any]:
 def test_defaults_are_the_published_recipe() -> None:
     with torch.device("meta"):
         module = Detection(ImageResNet(), 20)
-    assert module.stride == 16
+    assert (module.stride, module.norm.num_features) == (16, 2048)
     assert module.rpn.head.cls_logits.out_channels == 15
-    assert module.roi_heads.box_predictor.cls_score.out_features == 21
-    assert module.norm.num_features == 2048
-    names = [name for name, _ in module.named_parameters()]
-    assert len([name for name in names if "layer4" in name]) == len(list(module.image_encoder.layer4.parameters()))
-    assert all(parameter.requires_grad for parameter in module.parameters())
     config = detectron2_config("voc_faster_rcnn_R50_C4_24k")
     transform, solver = BoxTransform(), config["SOLVER"]
     assert list(transform.sizes) == config["INPUT"]["MIN_SIZE_TRAIN"]
@@ -443,10 +437,6 @@ def test_defaults_are_the_published_recipe() -> None:
     assert module.hparams["learning_rate"] == solver["BASE_LR"]
     assert list(module.hparams["milestones"]) == solver["STEPS"]
     assert module.hparams["warmup_steps"] == solver["WARMUP_ITERS"]
-    assert module.hparams["proposals_per_map_test"] == config["MODEL"]["RPN"]["PRE_NMS_TOPK_TEST"]
-    assert inspect.signature(DetectionData).parameters["batch_size"].default == solver["IMS_PER_BATCH"]
-    # What detectron2's configuration leaves at its defaults.
-    assert (module.hparams["detections_per_image"], module.hparams["score_threshold"]) == (100, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -623,20 +613,13 @@ def test_a_detector_that_finds_nothing_scores_zero(voc: Path, tmp_path: Path) ->
 def test_wrong_settings_stop_before_training(voc: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_classes"):
         trainer(tmp_path, max_steps=1).fit(detector(num_classes=3), datamodule=data(voc))
-    for precision in ("bf16-true", "16-true"):
-        with pytest.raises(ValueError, match=f"precision {precision}"):
-            trainer(tmp_path, max_steps=1, precision=precision).fit(detector(), datamodule=data(voc))
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: .*absent\.ckpt"):
-        trainer(tmp_path, max_steps=1).fit(detector(pretrained="absent.ckpt"), datamodule=data(voc))
-    with pytest.raises(ValueError, match=r"data\.batch_size"):
-        trainer(tmp_path, max_steps=1).fit(detector(), datamodule=data(voc, batch_size=9))
+    with pytest.raises(ValueError, match="precision bf16-true"):
+        trainer(tmp_path, max_steps=1, precision="bf16-true").fit(detector(), datamodule=data(voc))
     module = data(voc)
     module.setup("test")
     loader = torch.utils.data.DataLoader(module.test_images, collate_fn=collate_detection)
     with pytest.raises(ValueError, match="precise_bn_batches"):
         trainer(tmp_path).test(detector(), dataloaders=loader, verbose=False)
-    metrics = trainer(tmp_path).test(detector(precise_bn_batches=0), dataloaders=loader, verbose=False)[0]
-    assert metrics["test/images"] == 7
 
 
 class SaveAt(pl.Callback):

@@ -160,16 +160,11 @@ class TestMultiLabelSVM:
         assert listed[1]["C"] is None
 
     def test_mistakes(self, tmp_path: Path) -> None:
-        module = MultiLabelSVM(image_encoder())
-        part = Pictures(12, tags=True)
-        with pytest.raises(ValueError, match="test_dataloaders: MultiLabelSVM"):
-            results_of(trainer(tmp_path), module, [loader(part)])
-        narrow = Relabeled(part, torch.zeros(12, 2, dtype=torch.int8))
-        with pytest.raises(ValueError, match="labels"):
-            results_of(trainer(tmp_path), module, [loader(part), loader(narrow)])
-        empty = Relabeled(part, torch.zeros(12, 3, dtype=torch.int8))
-        with pytest.raises(ValueError, match="labels"):
-            results_of(trainer(tmp_path), module, [loader(empty), loader(empty)])
+        module, part = MultiLabelSVM(image_encoder()), Pictures(12, tags=True)
+        narrow, empty = (Relabeled(part, torch.zeros(12, width, dtype=torch.int8)) for width in (2, 3))
+        for parts, named in (([part], "test_dataloaders"), ([part, narrow], "labels"), ([empty, empty], "labels")):
+            with pytest.raises(ValueError, match=named):
+                results_of(trainer(tmp_path), module, [loader(one) for one in parts])
         nn.init.constant_(module.encoder.conv1.weight, torch.nan)
         with pytest.raises(ValueError, match="features"):
             results_of(trainer(tmp_path), module, [loader(part), loader(part)])
