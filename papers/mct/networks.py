@@ -22,8 +22,6 @@ class Heads:
     Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) share
     the hidden layer, and with equal widths the output layer as well (ours: the paper's definition is unknown).
     `hidden_dim` defaults to the backbone's `feature_dim`.
-
-    Source: [2].
     """
 
     shared: bool = False

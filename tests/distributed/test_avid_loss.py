@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from common.memory.collective import (
     rank,
     world_size,
 )
+from common.memory.queue import KeyQueue
+from common.training.callbacks import CheckReplicas
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
 from tests.avid_cma.test_loss_golden import TERMS, close, load, tensor
@@ -175,6 +178,23 @@ def test_a_copy_that_went_its_own_way_is_found() -> None:
 
     for message in run_distributed(check):
         assert "the video bank differs between ranks: rank(s) [1]" in message
+
+
+def test_the_callback_finds_the_copy_that_went_its_own_way_and_names_it() -> None:
+    def check(rank: int) -> str:
+        torch.manual_seed(0)
+        queue = KeyQueue(5, 4)
+        module: Any = torch.nn.ModuleDict({"loss": torch.nn.ModuleDict({"bank": MemoryBank(9, 4), "queue": queue})})
+        queue.pointer += rank
+        trainer: Any = SimpleNamespace(world_size=2, global_step=1000)
+        try:
+            CheckReplicas().on_train_batch_end(trainer, module, None, None, 0)
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+    for message in run_distributed(check):
+        assert "loss.queue differs between ranks: rank(s) [1]" in message
 
 
 def test_collectives_keep_rank_order() -> None:
