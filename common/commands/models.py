@@ -96,8 +96,6 @@ def _loaded(kind: Any, options: EncoderOptions) -> Any:
 
         model.regions = RegionFeatures(options.regions)
     if options.language is not None:
-        if model.languages and options.language not in model.languages:
-            raise StageError(f"--language {options.language}: {nearest(options.language, model.languages)}")
         model.language = options.language
     return model
 

@@ -415,13 +415,11 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     assert "absent" in skipped[0][1]
     wide = Regions(np.zeros((5, 3), dtype=np.float32), own.boxes, own.labels, 8, 8)
     write_regions(tmp_path / "wide.npz", [("there", wide)])
-    narrow, model.regions = model.regions, RegionFeatures(tmp_path / "wide.npz")
+    model.regions = RegionFeatures(tmp_path / "wide.npz")
     with pytest.raises(StageError, match=r"--regions: the features there have 3 numbers, and this model reads \d+"):
         model.match("there", "a cat")
-    model.regions = narrow
-    model.languages, model.language = [], "de"
+    model.regions, model.languages = None, []
     with pytest.raises(StageError, match=r"--language de: .*fine-tune again with data\.languages"):
-        model.match("there", "a cat")
-    model.language = model.regions = None
+        model.language = "de"
     with pytest.raises(StageError, match="--extract-regions"):
         model.match("there", "a cat")
