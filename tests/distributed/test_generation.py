@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.metrics.generation import FeatureStatistics
 from common.protocols.generation import NETWORKS, GenerationEvaluation
 from papers.xmc_gan.miniature import MiniatureEvaluation
 from tests.distributed.harness import run_distributed
@@ -83,3 +84,19 @@ def test_the_miniature_over_two_processes(tmp_path: Path) -> None:
     assert 30 < expected["mini_r_precision"] < 90
     for found in run_distributed(_miniature, 2, 60, 2, str(path)):
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+def _same_sample_twice(rank: int) -> str:
+    statistics = FeatureStatistics()
+    own = torch.tensor([rank, 2, 3 + rank])
+    statistics.update(own, torch.ones(3, 5))
+    try:
+        statistics.compute()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_sample_of_two_processes_is_refused() -> None:
+    for message in run_distributed(_same_sample_twice):
+        assert message.startswith("two processes counted the same 1 samples")

@@ -51,22 +51,6 @@ def test_parameter_count(make: Callable[[], nn.Module], expected: int) -> None:
     assert count(make()) == expected
 
 
-@pytest.mark.parametrize(
-    ("stage", "expected"),
-    [("conv1", 28_352), ("conv2x", 197_632), ("conv3x", 722_944), ("conv4x", 2_887_680), ("conv5x", 11_542_528)],
-)
-def test_parameter_count_of_video_stage(stage: str, expected: int) -> None:
-    assert count(getattr(R2Plus1D(), stage)) == expected
-
-
-@pytest.mark.parametrize(
-    ("stage", "expected"),
-    [("conv1", 3_264), ("block1", 73_984), ("block2", 221_696), ("block3", 885_760), ("block4", 3_540_992)],
-)
-def test_parameter_count_of_audio_stage(stage: str, expected: int) -> None:
-    assert count(getattr(AudioConvNet(), stage)) == expected
-
-
 def test_names_shapes_and_order_are_the_official_ones() -> None:
     official = json.loads((GOLDEN / "official_state_dict.json").read_text())["model"]
     state = paper_model().state_dict()

@@ -107,21 +107,6 @@ def test_every_parameter_learns() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions(dtype: torch.dtype) -> None:
-    encoder = BertEncoder(**SIZES).eval()
-    with torch.no_grad():
-        expected = encoder(captions())
-        features = encoder.to(dtype)(captions())
-    assert features.dtype == dtype
-    torch.testing.assert_close(features.float(), expected, atol=0.05, rtol=0.05)
-
-
-def test_more_tokens_than_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"tokens: .* up to 12"):
-        BertEncoder(**SIZES)(torch.ones(2, 13, dtype=torch.int64))
-
-
 @pytest.mark.parametrize("encoder", [BertEncoder(**SIZES), GRUEncoder(50, 8, 8)])
 def test_a_token_beyond_the_vocabulary_is_told_apart(encoder: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"not below vocabulary_size=50: raise"):

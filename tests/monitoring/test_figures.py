@@ -24,7 +24,6 @@ from common.monitoring import figures
 from common.monitoring.figures import (
     NO_FONT,
     RIGHT,
-    WRONG,
     Cell,
     Described,
     Row,
@@ -68,21 +67,6 @@ def test_a_figure_is_written_and_logged_under_its_name(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
     assert "Pictures: nobody" in texts(figure)
     assert plt.get_fignums() == []
-
-
-@pytest.mark.parametrize("credit", ["", "Pictures: nobody"])
-def test_a_figure_is_drawn_once_and_looks_as_matplotlib_saves_it(
-    credit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figure = image_grid([Row("row", [Cell(picture(), "one\ntwo", WRONG), Cell(picture(8, 6))])], "title")
-    drawn: list[object] = []
-    draw = Figure.draw
-    with monkeypatch.context() as patch:
-        patch.setattr(Figure, "draw", lambda self, renderer: (drawn.append(self), draw(self, renderer)))
-        saved(figure, tmp_path / "ours.png", credit)
-    assert drawn == [figure]
-    figure.savefig(tmp_path / "theirs.png", dpi=110)
-    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

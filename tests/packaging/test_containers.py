@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from tests.architecture.sources import ROOT
@@ -47,14 +46,3 @@ def test_nobody_is_root() -> None:
     home = next(rest for name, rest in found if name == "WORKDIR")
     assert home.startswith(f"/home/{user}/")
     assert next(rest for name, rest in found if name == "ENV").startswith(f'PATH="{home}/.venv/bin:')
-
-
-def test_the_development_container_is_the_same_image() -> None:
-    folder = ROOT / ".devcontainer"
-    found = json.loads((folder / "devcontainer.json").read_text(encoding="utf-8"))
-    assert (folder / found["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
-    assert (folder / found["build"]["context"]).resolve() == ROOT
-    assert ("USER", found["remoteUser"]) in instructions()
-    # An environment of the host's, whose interpreter is not there, is made anew; ours comes before the image's.
-    assert found["postCreateCommand"] == "test -x .venv/bin/python || rm -rf .venv; make setup"
-    assert found["remoteEnv"]["PATH"] == "${containerWorkspaceFolder}/.venv/bin:${containerEnv:PATH}"

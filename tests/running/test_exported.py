@@ -310,21 +310,6 @@ def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path)
         write_export(model, source, other / "thesis.txt", force=True)
 
 
-def test_an_export_that_fails_leaves_what_was_there(
-    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> str:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("common.stages.model_card.model_card", full)
-    before = (damaged / "config.json").read_bytes()
-    for output in (damaged, tmp_path / "new"):
-        with pytest.raises(OSError, match="No space left"):
-            write_export(trained_model("avid_cma"), checkpoint("avid_cma"), output, force=True)
-    assert [path.name for path in tmp_path.iterdir()] == [damaged.name]
-    assert (damaged / "config.json").read_bytes() == before
-
-
 def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
     run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
     (run / "record.json").write_bytes(b"\xff")

@@ -15,9 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
+from common.reporting.papers import project_root
+from common.reporting.results import find_promoted
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
+from common.stages.configuration import check_ranges, take_switches
 from common.stages.loggers import StageWandbLogger, own_id, run_name, wandb_logger, wandb_mode
+from common.stages.request import Selection, find_request
 from common.stages.run import run_stage
 from tests.stages import request
 from tests.wandb_stub import KEY, WandbStub, forget, serving
@@ -352,3 +357,54 @@ def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: py
     assert "train/loss" in path.read_text(encoding="utf-8")
     assert (stage.directory / "metrics.csv").is_file()
     assert list(stage.directory.glob("wandb/offline-run-*"))
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((project_root() / "configs" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_sweeps_for_wandb_name_fields_and_metrics_that_exist(path: Path) -> None:
+    paper, sweep = path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
+    program, command, name, *options, last = sweep["command"]
+    assert (program, command, last) == (".venv/bin/assemble", "fit", "${args}")
+    fields = {field: spec["values"] for field, spec in sweep["parameters"].items() if field != "seed"}
+    request = None
+    for field, values in fields.items():
+        for value in values:
+            request = find_request(name, Selection(scale=options[1]), [f"--{field}={value}"])
+            run = request.configuration
+            check_ranges(take_switches(run.config)[1], run.layers)
+    assert request is not None
+    assert request.paper == paper
+    stage = request.stage.partition("+")[0]
+    measured = [record for record in find_promoted(paper, "mini") if record.stage == stage]
+    assert measured
+    assert all(sweep["metric"]["name"] in record.metrics for record in measured)
+
+
+def test_the_agent_of_wandb_runs_a_sweep(keyed: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped file, at smoke and with fewer values; an agent's runs log online, though nobody said WANDB_MODE."""
+    monkeypatch.delenv("WANDB_MODE")
+    sweep = yaml.safe_load((project_root() / "configs" / "sweeps" / "avid_cma.yaml").read_text(encoding="utf-8"))
+    program = [sys.executable, "-m", "common.commands.main", "fit", "avid/avid", "--scale", "smoke"]
+    sweep["command"] = [*program, "--runs", str(tmp_path / "runs"), "${args}"]
+    sweep["parameters"] = {"model.loss.temperature": {"values": [0.05]}, "seed": {"values": [1]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(project_root())}
+
+    def wandb(*arguments: str) -> str:
+        command = [sys.executable, "-m", "wandb", *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "wandb agent someone/mine/grid" in wandb("sweep", "--project", "mine", "sweep.yaml")
+    wandb("agent", "someone/mine/grid")
+    assert set(keyed.runs) == {"trial0"}
+    run = keyed.runs["trial0"]
+    assert run.fields["sweep"] == "grid"
+    assert run.exit_code == 0
+    assert run.config["model.loss.temperature"] == 0.05
+    assert run.config["model"]["init_args"]["loss"]["init_args"]["temperature"] == 0.05
+    assert run.config["seed"] == 1
+    assert "test/loss_last" in run.summary
