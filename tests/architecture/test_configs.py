@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 import yaml
 
+from common.reporting import render
 from common.reporting.papers import existing_papers, project_root
 from common.reporting.records import short_name
-from common.reporting.tables import expand
+from common.reporting.results import find_promoted
+from common.reporting.tables import expand, load
 from common.stages.configuration import family_of, leaves, load_yaml, recipes_of, resolve, scales_of
 
 
@@ -146,3 +149,22 @@ def test_what_a_comment_calls_ours_is_listed(paper: str) -> None:
             if not any(f"{one}.".startswith(f"{field}.") or f"{field}.".startswith(f"{one}.") for one in listed)
         }
         assert not missing, f"configs/{paper}/{recipe}.yaml calls {sorted(missing)} ours; list them in `ours:`"
+
+
+def test_readmes_hold_exactly_what_the_records_say() -> None:
+    stale = [str(path) for path in render.stale(render.pages(existing_papers()))]
+    assert not stale, f"out of date: {stale}; run `make tables`"
+
+
+def test_promoted_records_come_from_clean_revisions() -> None:
+    for paper in existing_papers():
+        for record in find_promoted(paper.name):
+            assert record.clean, f"{record.stage} seed {record.seed}: promoted from a changed tree"
+
+
+def test_a_claim_or_check_makes_sense_alone() -> None:
+    for paper in existing_papers():
+        for table in load(paper.name).tables:
+            for check in (*table.claims, *table.checks):
+                leans = re.search(r"^[A-Z]\d+:|^(The same|So do|It|They)\b", check.text)
+                assert not leans, f"{paper.name}, {table.id}.{check.id}: {check.text!r} leans on another text"

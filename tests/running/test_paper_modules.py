@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.commands.main import main
 from common.errors import StageError
+from common.reporting.papers import project_root
+from common.stages.cli import StageCLI
 from common.stages.paper_modules import has_part, optional_part, part
+from common.stages.run import run_stage
+from tests.stages import request
 
 
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
@@ -58,3 +66,39 @@ def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
     assert main(["rehearse"]) == 0
     assert set(rehearsed) >= {"avid_cma", "xmc_gan", "m3p", "vx2text"}
     assert "mct" not in rehearsed
+
+
+CODE = """
+import sys
+from common.stages.lightning_import import import_lightning
+import_lightning()
+import papers.avid_cma.data, papers.avid_cma.module
+import common.stages.cli, common.stages.loggers, common.stages.telemetry, common.training.callbacks
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"matplotlib", "scipy", "sklearn", "transformers", "wandb"}))
+from lightning_utilities.core.imports import RequirementCache, package_available
+print(bool(RequirementCache("scipy>=1")), package_available("scipy"))
+"""
+
+
+def test_a_stage_begins_without_plots_scipy_and_transformers() -> None:
+    """What is left out is there again for whoever asks for it later."""
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "True True"]
+
+
+def test_a_stage_leaves_nothing_of_the_one_before_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    instantiate = StageCLI.instantiate_trainer
+
+    def remembered(self: StageCLI, **options: Any) -> Any:
+        trainer = instantiate(self, **options)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    monkeypatch.setattr(StageCLI, "instantiate_trainer", remembered)
+    for number in range(3):
+        run_stage(request("mct/moco_v2", tmp_path / str(number)))
+    assert [trainer() is None for trainer in made[:-1]] == [True, True]
