@@ -173,6 +173,8 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
                     f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran "
                     "out; its own messages, if any, say why. The same command goes on from the last checkpoint"
                 ) from error
+            if type(error).__name__ == "MisconfigurationException":  # of Lightning, such as clipping in a GAN
+                raise StageError(f"{request.stage}: {error}") from None
             raise
         finally:
             # Trainer, model and optimizer form a cycle, which would keep (GPU) memory during the next stage.
