@@ -126,6 +126,8 @@ class CheckpointChoice:
                 score = self.score(module, batches)
                 best.offer(sign * score, len(rows))
                 rows.append((score, int(content["global_step"]), weights))
+        if best.weights is None:
+            raise ValueError(f"model.choice: {self.key} is not a number for any checkpoint in {files[-1].parent}")
         best.restore()
         score, step, weights = rows[best.place]
         module.hparams["evaluated"] = weights

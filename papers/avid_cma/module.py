@@ -95,6 +95,10 @@ class AVIDModule(pl.LightningModule):
             self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay,
             **fused(self, on_cpu=False),
         )  # fmt: skip
+        if h.lr_milestones and (h.lr_warmup_steps or h.lr_final_fraction != 1.0):
+            raise ValueError(
+                "model.lr_milestones does not go with lr_warmup_steps or lr_final_fraction; choose one schedule"
+            )
         if h.lr_milestones:
             steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(h.lr_milestones), gamma=0.1)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "epoch"}}

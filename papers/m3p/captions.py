@@ -154,11 +154,12 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
         kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
         # An unwritable cache only costs time and memory.
         with suppress(OSError):
-            make_folder(kept.parent)
-            # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
-            with exclusive(kept.parent.with_suffix(".lock")):
-                if not kept.is_file():
-                    write_whole(kept, write)
+            if not kept.is_file():  # a cache of others may be read-only
+                make_folder(kept.parent)
+                # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
+                with exclusive(kept.parent.with_suffix(".lock")):
+                    if not kept.is_file():
+                        write_whole(kept, write)
             return np.memmap(kept, dtype=np.int32, mode="r")
     return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
 

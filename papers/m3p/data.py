@@ -462,7 +462,7 @@ class PretrainingData(RegionTextData):
         text = LanguageStream(draw.integers(*pairs.words, rows * self.bptt).numpy(), rows, self.bptt)
         sets = len(self.training_sets)
         steps = MultitaskSteps(
-            MultitaskSchedule([1 / languages] * languages, sets, self.xmlm_steps, self.relation_steps, 1, 0),
+            MultitaskSchedule([1 / max(languages, 1)] * languages, sets, self.xmlm_steps, self.relation_steps, 1, 0),
             [text] * languages,
             [pairs] * sets,
             PairCollator(pairs.tokenizer, self.masking, self.max_regions),

@@ -67,7 +67,10 @@ class M3P(encoder.M3P, TrainedModel):
         return None if self._language is None else self.languages[self._language]
 
     @language.setter
-    def language(self, name: str) -> None:
+    def language(self, name: str | None) -> None:
+        if name is None:
+            self._language = None
+            return
         if not self.languages:
             raise StageError(
                 f"--language {name}: this stage does not say which languages its model was pre-trained with; "

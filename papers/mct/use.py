@@ -111,7 +111,7 @@ class MCT(networks.MCT, TrainedModel):
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
         """Unit vectors [B, d] of images."""
-        return self.image(torch.stack(self.read_all("image", images)).to(self.device))[self.embedding].float()
+        return self._of(self.image(torch.stack(self.read_all("image", images)).to(self.device)))
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
@@ -119,7 +119,12 @@ class MCT(networks.MCT, TrainedModel):
         if self.text is None or self.tokenizer is None:
             raise StageError("this model was trained without captions and embeds images alone")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
-        return self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device))[self.embedding].float()
+        return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
+
+    def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
+        if self.embedding not in embeddings:
+            raise StageError(f"this model has no embedding {self.embedding!r}; it has {', '.join(embeddings)}")
+        return embeddings[self.embedding].float()
 
     def encoders(self) -> dict[str, Encoder]:
         def embed(tower: Tower, inputs: Tensor) -> Tensor:

@@ -153,6 +153,11 @@ class VX2TextModule(pl.LightningModule):
                 "model.model.modalities and data.modalities the same"
             )
         for name in tokens:
+            if self.hparams["auxiliary_weight"] > 0 and name not in data.categories:
+                raise ValueError(
+                    f"model.auxiliary_weight is {self.hparams['auxiliary_weight']}, but the data does not know the "
+                    f"true categories of its {name}: set it to 0, or give data.{name}_categories of a miniature"
+                )
             room = getattr(data.prompt.limits, f"{name}_tokens")
             if tokens[name].tokens != room:
                 raise ValueError(

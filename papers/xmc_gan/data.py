@@ -212,6 +212,17 @@ class TextToImageData(ShardedDataModule):
             start, wanted = len(order[: self.reference_samples]), self.test_samples or len(order)
         return items.subset(order[(start + np.arange(wanted)) % len(order)])
 
+    def require_two(self) -> None:
+        """Check before training that the test has enough images for its covariances."""
+        for field, items in (
+            ("test_samples", self.items_of("test")),
+            ("reference_samples", self.items_of("reference")),
+        ):
+            if len(items.first) < 2:
+                raise ValueError(
+                    f"data.{field}: {len(items.first)} of data.test_split; a covariance needs at least two"
+                )
+
     # -- loaders -------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:

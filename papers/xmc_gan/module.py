@@ -199,6 +199,7 @@ class XMCGANModule(pl.LightningModule):
         check_vocabulary(self, self.text_encoder)
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
+            self.data.require_two()
         if self.choice is not None:
             self.choice.require()
         if stage != "fit":

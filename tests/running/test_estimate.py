@@ -213,6 +213,10 @@ def test_the_plan_shows_an_estimate_of_every_configuration_once(
     assert main([*command[:-1], "a1000"]) == 2
 
 
+def test_a_step_without_text_is_estimated() -> None:
+    assert estimate(resolve("m3p", "warm_start", scale="smoke"), size=2).flops > 0
+
+
 def test_a_stage_that_cannot_be_estimated_says_why() -> None:
     with pytest.raises(StageError, match="trains nothing"):
         estimate(resolve("avid_cma", "esc50_svm", scale="smoke"))
