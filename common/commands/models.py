@@ -450,6 +450,8 @@ def export(
         raise StageError(f"--layout {layout}: {nearest(layout, layouts)}")
     if push and layout != OWN_LAYOUT:
         raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
+    if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise StageError(f"--push {push}: a repository of the Hub is USER/NAME")
     _check_exists(checkpoint)
     files.require_writable(output.parent, "--output")
     if layout == OWN_LAYOUT:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from common.commands.find import print_rows
 from common.commands.parsing import ExistingRuns, Option, PaperNames
+from common.errors import StageError
 from common.reporting.papers import paper_named, runs_root
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def runs(
 
     folder = runs or runs_root()
     found = reading.find_runs(folder, [paper_named(name).name for name in papers])
+    if diff and json_:
+        raise StageError("--diff prints tables: leave out --json")
     if diff:
         first, second = reading.named_runs(found, diff)
         return _diff(first, second)

@@ -124,7 +124,15 @@ def read_csv(path: Path, parse: Callable[[Any], Value], kind: Any = csv.DictRead
     """Parse the rows of a CSV file; see :func:`read_rows`. `kind` is `csv.DictReader` or `csv.reader`."""
     # The module's default field limit is too small for captions.
     csv.field_size_limit(2**24)
-    return read_rows(path, lambda lines: kind(lines, **options), parse)
+
+    def rows(lines: Iterator[str]) -> Iterable[Any]:
+        reader = kind(lines, **options)
+        names = [name.strip() for name in getattr(reader, "fieldnames", None) or () if name]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column stands twice in the heading {', '.join(names)}")
+        return reader
+
+    return read_rows(path, rows, parse)
 
 
 def read_rows(

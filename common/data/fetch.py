@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.data import checksums
 from common.errors import StageError, nearest
-from common.files import read_yaml
+from common.files import exclusive, read_yaml
 
 TABLE = Path(__file__).with_name("open_data.yaml")
 _RETRIES = 2
@@ -64,26 +64,32 @@ def open_data(name: str) -> OpenData:
 
 def fetch(data: OpenData, root: Path) -> None:
     """Download all files of an entry with pooch, compare checksums and unpack; keeps existing files."""
-    for file in data.files:
-        path = root / file.file
-        # An empty file beside the archive, which may then be deleted.
-        unpacked = path.with_name(f"{path.name}.unpacked")
-        if unpacked.exists():
-            print(f"{file.file}: was fetched and unpacked before; to do so again, delete {unpacked}")
-            continue
-        if path.is_file():
-            print(f"{file.file}: is there already")
-        else:
-            _download(file.address, path)
-        problem = checksums.problem(path, file.checksum) if file.checksum else None
-        if problem is not None:
-            wrong = path.with_name(f"{path.name}.wrong")
-            os.replace(path, wrong)
-            raise StageError(f"{path}: {problem}. It is kept as {wrong}; the same command gets it anew")
-        if file.unpack is not None:
-            print(f"{file.file}: unpacking into {file.unpack}/")
-            _unpack(path, root / file.unpack, file.strip)
-            unpacked.touch()
+    root.mkdir(parents=True, exist_ok=True)
+    with exclusive(root / ".fetch.lock"):
+        for file in data.files:
+            _fetch_file(file, root)
+
+
+def _fetch_file(file: OpenFile, root: Path) -> None:
+    path = root / file.file
+    # An empty file beside the archive, which may then be deleted.
+    unpacked = path.with_name(f"{path.name}.unpacked")
+    if unpacked.exists():
+        print(f"{file.file}: was fetched and unpacked before; to do so again, delete {unpacked}")
+        return
+    if path.is_file():
+        print(f"{file.file}: is there already")
+    else:
+        _download(file.address, path)
+    problem = checksums.problem(path, file.checksum) if file.checksum else None
+    if problem is not None:
+        wrong = path.with_name(f"{path.name}.wrong")
+        os.replace(path, wrong)
+        raise StageError(f"{path}: {problem}. It is kept as {wrong}; the same command gets it anew")
+    if file.unpack is not None:
+        print(f"{file.file}: unpacking into {file.unpack}/")
+        _unpack(path, root / file.unpack, file.strip)
+        unpacked.touch()
 
 
 def _download(address: str, path: Path) -> None:

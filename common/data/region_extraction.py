@@ -29,6 +29,7 @@ from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.media import MediaError, read_image
 from common.data.regions import (
     REGION_SUFFIXES,
+    RegionError,
     RegionFeatures,
     Regions,
     picture_key,
@@ -153,14 +154,23 @@ def extract_regions(
     """
     if output.suffix.lower() not in REGION_SUFFIXES:
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
+    if not folder.is_dir():
+        raise StageError(f"--extract-regions {folder}: no such folder")
     pictures = _pictures(folder)
     identity = {**extractor.identity, "distribution": distribution}
     parts = output.with_name(f"{output.name}.parts")
     files = [path for path in (output, *sorted(parts.glob("*.npz"))) if path.is_file()]
     known: set[str] = set()
     held = 0
-    for path in files:
-        features = RegionFeatures(path)
+    for path in list(files):
+        try:
+            features = RegionFeatures(path)
+        except RegionError:
+            if path == output:
+                raise
+            path.unlink()  # a part that was not written to its end is made again
+            files.remove(path)
+            continue
         _check_identity(path, features, identity)
         known.update(features.keys)
         held += len(features) if path == output else 0

@@ -36,6 +36,14 @@ _WRITTEN_AT_ONCE = 256
 _IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|webp|bmp|gif|tiff?))+$", re.IGNORECASE)
 
 
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")  # on every machine, whatever its locale
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
 class RegionError(ValueError):
     """Region features cannot be used; the message names the file and, if known, the picture."""
 
@@ -126,7 +134,7 @@ class RegionFeatures:
     @property
     def keys(self) -> Texts:
         """The pictures, in the order of the files."""
-        return Texts(os.fsdecode(self._sorted[row]) for row in np.argsort(self._places))
+        return Texts(_decoded(self._sorted[row]) for row in np.argsort(self._places))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without regions."""
@@ -143,7 +151,7 @@ class RegionFeatures:
         return self._files[number].read(place - int(self._starts[number]), key)
 
     def _find(self, key: str) -> int:
-        encoded = os.fsencode(key)
+        encoded = _encoded(key)
         row = int(np.searchsorted(self._sorted, encoded))
         return int(self._places[row]) if row < len(self._sorted) and self._sorted[row] == encoded else -1
 
@@ -157,10 +165,10 @@ def _encoded_keys(file: _RegionFile, key: KeyKind) -> npt.NDArray[np.bytes_]:
                 f"{file.path}: image_id {file.names[digits.index([])]!r} has no number, the row of its caption"
             )
         keys = [str(int(found[-1])) for found in digits]
-    encoded = np.array([os.fsencode(name) for name in keys], dtype=np.bytes_)
+    encoded = np.array([_encoded(name) for name in keys], dtype=np.bytes_)
     found, counts = np.unique(encoded, return_counts=True)
     if (counts > 1).any():
-        raise RegionError(f"{file.path}: the picture {os.fsdecode(found[counts > 1][0])!r} occurs twice")
+        raise RegionError(f"{file.path}: the picture {_decoded(found[counts > 1][0])!r} occurs twice")
     return encoded
 
 
@@ -191,7 +199,7 @@ class _RegionFile:
             if not ((counts >= 0) & (counts <= self.max_regions)).all():
                 raise ValueError(f"num_boxes runs from {counts.min()} to {counts.max()} of {self.max_regions}")
             names = np.asarray(columns["image_id"]).tolist()
-            self.names = [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names]
+            self.names = [_decoded(name) if isinstance(name, bytes) else str(name) for name in names]
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process cannot use an open file.
@@ -301,7 +309,7 @@ def _packed(held: Sequence[tuple[str, Regions]]) -> dict[str, npt.NDArray[Any]]:
 
     shares = [regions.distribution for regions in every if regions.distribution is not None]
     columns = {
-        "image_id": np.array([os.fsencode(name) for name, _ in held], dtype=np.bytes_),
+        "image_id": np.array([_encoded(name) for name, _ in held], dtype=np.bytes_),
         "height_width": np.array([(regions.height, regions.width) for regions in every], dtype=np.int32),
         "num_boxes": np.array([len(regions) for regions in every], dtype=np.int32),
         "bbox": column([regions.boxes for regions in every], np.float32),

@@ -31,7 +31,7 @@ from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.protocols.data import evenly_spaced
-from common.types import Fraction, PositiveFloat, PositiveInt
+from common.types import PartialFraction, PositiveFloat, PositiveInt
 
 Modality = Literal["image", "text"]
 
@@ -282,7 +282,7 @@ class BridgeData(PairData):
         self,
         dataset: COCO | COCOKarpathy | FolderOfImages,
         tokenizer: CaptionTokenizer,
-        held_out_fraction: Fraction = 0.02,
+        held_out_fraction: PartialFraction = 0.02,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)

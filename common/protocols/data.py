@@ -36,7 +36,7 @@ from common.data.worlds.base import World
 from common.files import cache_folder
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
-from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import Fraction, NonNegativeInt, PartialFraction, PositiveFloat, PositiveInt
 
 #: Training clips that fresh audio statistics are computed from (docs/papers/avid_cma.md [2.3]).
 STATISTICS_CLIPS = 10_000
@@ -317,7 +317,7 @@ class ClassificationData(ImageData):
         dataset: ImageNet | FolderOfImages,
         train_split: str = "train",
         test_split: str = "validation",
-        held_out_fraction: Fraction = 0.01,
+        held_out_fraction: PartialFraction = 0.01,
         test_batch_size: PositiveInt = 256,
         **kwargs: Any,
     ) -> None:

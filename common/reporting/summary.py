@@ -56,7 +56,7 @@ def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], sec
         console.print(lines)
     waiting = sum(scale in claim.scales for table in source.tables for claim in table.claims) - len(run)
     if waiting:
-        console.print(f"{waiting} more claims need --everything", style="dim")
+        console.print(f"{waiting} more claims were not run (--everything runs all rows)", style="dim")
     if compared := compare_paper(paper, scale, runs):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
     where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"

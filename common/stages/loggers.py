@@ -115,7 +115,7 @@ def _say(text: str) -> None:
 
 def _asked_mode() -> str:
     """`WANDB_MODE`, else `online` for a sweep's agent; empty if nobody asked for W&B."""
-    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
+    return os.environ.get("WANDB_MODE", "").strip().lower() or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
 
 
 @functools.cache
@@ -128,6 +128,8 @@ def say_offline() -> None:
 def wandb_mode() -> str:
     """The mode that is asked for; `offline` by default, and without a key or an answer of the server."""
     mode = _asked_mode()
+    if mode:
+        os.environ["WANDB_MODE"] = mode  # its client takes only this spelling
     if not mode and multiprocessing.parent_process() is None:  # a command says it for its workers
         say_offline()
     if mode == "online" and (reason := why_unreachable()):

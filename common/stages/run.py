@@ -173,6 +173,11 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
                     f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran "
                     "out; its own messages, if any, say why. The same command goes on from the last checkpoint"
                 ) from error
+            if str(error).startswith("Expected more than 1 value per channel"):
+                raise StageError(
+                    f"{request.stage}: batch normalization got a single sample on a process: raise data.batch_size, or "
+                    "use fewer devices"
+                ) from error
             if type(error).__name__ == "MisconfigurationException":  # of Lightning, such as clipping in a GAN
                 raise StageError(f"{request.stage}: {error}") from None
             raise

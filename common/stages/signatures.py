@@ -10,7 +10,7 @@ from pathlib import Path
 
 @functools.cache
 def arguments_of(path: str) -> frozenset[str] | None:
-    """Arguments of a class, bases included; None if it takes any or has no source."""
+    """Arguments of a class, bases included, or of a function; None if it takes any or has no source."""
     found = _find(path)
     names, complete = _arguments(*found) if found else (set(), False)
     return frozenset(names) if complete else None
@@ -21,19 +21,23 @@ def is_missing(path: str) -> bool:
     return path.partition(".")[0] in ("common", "papers") and _find(path) is None
 
 
-def _arguments(module: str, cls: ast.ClassDef) -> tuple[set[str], bool]:
+def _arguments(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[str], bool]:
     """Argument names, and whether they are complete."""
     names: set[str] = set()
-    initializer = next((one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    methods = [node] if isinstance(node, ast.FunctionDef) else node.body
+    wanted = node.name if isinstance(node, ast.FunctionDef) else "__init__"
+    initializer = next((one for one in methods if isinstance(one, ast.FunctionDef) and one.name == wanted), None)
     if initializer is not None:
         given = initializer.args
         names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self"}
         if given.kwarg is None:
             return names, True
-    elif any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list):
-        fields = [one.target for one in cls.body if isinstance(one, ast.AnnAssign)]
+    if isinstance(node, ast.FunctionDef):
+        return names, False
+    if initializer is None and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        fields = [one.target for one in node.body if isinstance(one, ast.AnnAssign)]
         names = {one.id for one in fields if isinstance(one, ast.Name)}
-    for base in cls.bases:
+    for base in node.bases:
         if found := _find(f"{module}.{ast.unparse(base).partition('[')[0]}"):
             more, complete = _arguments(*found)
             names |= more
@@ -42,11 +46,11 @@ def _arguments(module: str, cls: ast.ClassDef) -> tuple[set[str], bool]:
     return names, initializer is None and bool(names)
 
 
-def _find(path: str) -> tuple[str, ast.ClassDef] | None:
-    """The module that defines a class, through imports, and its definition."""
+def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+    """The module that defines a class or function, through imports, and its definition."""
     module, _, name = path.rpartition(".")
     for node in _statements(module):
-        if isinstance(node, ast.ClassDef) and node.name == name:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return module, node
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:

@@ -294,5 +294,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             require_intact(path)
             return super().load_checkpoint(path, *options, **named)
+        except (PermissionError, MemoryError) as error:
+            raise StageError(f"{path} cannot be read: {error}") from error
         except Exception as error:  # the reader of a damaged file raises anything
             raise StageError(f"{path} is damaged ({error!s:.200}): delete it, and the stage starts anew") from error

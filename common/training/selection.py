@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.encoders.checkpoint_files import read_checkpoint
+from common.errors import StageError
 from common.monitoring.media import media_folder, write_table
 from common.protocols.generation import ImageEvaluation
 
@@ -66,6 +67,8 @@ class BestWeights:
         return {name: getattr(self, name) for name in ("score", "place", "compared", "weights")}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        if set(state) != set(self.state()):
+            raise StageError("the checkpoint is of an older version: delete it, and the stage starts anew")
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:

@@ -91,12 +91,16 @@ class LanguageCaptioned(MediaDataset):
 
     def region_notes(self, split: str) -> list[str]:
         try:
-            keys = self.captions(split).keys
-            lacking = self.regions(split).missing(keys)
+            features = self.regions(split)
         except DatasetMissing:
             return [f"{split}: no region features; expected {_REGION_LAYOUT} in {self.regions_folder}"]
         except (RegionError, OSError) as error:
             return [f"{split}: region features cannot be used: {error}"]
+        try:
+            keys = self.captions(split).keys
+        except (DatasetMissing, ValueError):
+            return []  # the status reports it
+        lacking = features.missing(keys)
         if not lacking:
             return []
         return [f"{split}: {len(lacking):,} of {len(keys):,} images have no region features, such as {lacking[0]}"]

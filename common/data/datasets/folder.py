@@ -256,15 +256,34 @@ class OwnFolder(MediaDataset):
             raise ValueError(f"file_name {name!r} has none of the endings {' '.join(sorted(self.suffixes))}")
         if split and split not in SPLIT_OF:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLIT_OF)}")
-        start, end = float(row.get("start", math.nan)), float(row.get("end", math.nan))
+        if part and split and SPLIT_OF[split] != SPLIT_OF.get(part):
+            raise ValueError(f"split {split!r} in the list of the folder {part}")
+        start, end = _seconds(row, "start"), _seconds(row, "end")
         if end <= start:
             raise ValueError(f"end {end:g} is not after start {start:g}")
         label = _normal(str(row.get("label", "")))
         return Item(name, label, SPLIT_OF.get(split, ""), file("sound"), start, end, _captions(row), _tags(row))
 
     def _merged(self, items: list[Item]) -> list[Item]:
-        """Join lines of the same file if the kind allows that."""
+        """Join lines of the same file if the kind allows that; a file is in one split, and a part of it once."""
+        split_of: dict[str, str] = {}
+        parts: set[tuple[str, str]] = set()
+        for item in items:
+            part = (item.name, f"{item.start} {item.end}")
+            if part in parts or split_of.setdefault(item.name, item.split) != item.split:
+                raise DatasetError(f"{self.root}: the list has {item.name} twice, as the same part or in two splits")
+            parts.add(part)
         return items
+
+
+def _seconds(row: Mapping[str, Any], column: str) -> float:
+    try:
+        found = float(row.get(column, math.nan))
+    except ValueError:
+        found = -1.0
+    if found < 0 or math.isinf(found):
+        raise ValueError(f"{column} {row[column]!r} is not a number of seconds")
+    return found
 
 
 class FolderOfClips(OwnFolder):
