@@ -207,6 +207,19 @@ class TestLists:
         (tmp_path / "test/b.png").unlink()
         assert names_of(FolderOfImages(tmp_path), "all") == ["train/a.png"]
 
+    @pytest.mark.parametrize(
+        ("text", "word"),
+        [
+            ("file_name,split\na.mp4,train\na.mp4,test\n", r"a\.mp4 is listed twice"),
+            ("file_name,label,label\na.mp4,x,y\n", "a column stands twice"),
+            ("file_name,start\na.mp4,1:30\n", "line 2: start '1:30'"),
+            ("file_name,end\na.mp4,inf\n", "line 2: end 'inf'"),
+        ],
+    )
+    def test_a_list_with_a_mistake_is_refused(self, tmp_path: Path, text: str, word: str) -> None:
+        with pytest.raises(ValueError, match=word):
+            FolderOfClips(listed(touch(tmp_path, "a.mp4"), text)).listing("all")
+
     @pytest.mark.parametrize("others", [("train/metadata.csv",), ("metadata.jsonl",)])
     def test_two_lists_are_one_too_many(self, tmp_path: Path, others: tuple[str, ...]) -> None:
         listed(touch(tmp_path, "train/a.png", *others), "file_name\ntrain/a.png\n")
