@@ -214,13 +214,16 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "flag"),
     [
-        ["embed", "avid", "a.mp4", "--output", "README.md/rows.npz"],
-        ["generate", "xmc_gan", "a circle", "--output", "README.md/made"],
-        ["export", "avid", "--output", "README.md/export"],
+        (["embed", "avid", "a.mp4", "--output", "README.md/rows.npz"], "--output"),
+        (["generate", "xmc_gan", "a circle", "--output", "README.md/made"], "--output"),
+        (["export", "avid", "--output", "README.md/export"], "--output"),
+        (["export", "avid", "--output", "runs/export", "--push", "name"], "--push name"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_found_before_the_model_is_read(arguments: list[str], run: Run) -> None:
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_read(
+    arguments: list[str], flag: str, run: Run
+) -> None:
     # README.md is no checkpoint: reading it would end in another message.
-    assert "--output" in run(*arguments, "--checkpoint", "README.md", fails=True)
+    assert flag in run(*arguments, "--checkpoint", "README.md", fails=True)

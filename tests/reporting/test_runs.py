@@ -104,6 +104,7 @@ def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:
         (("--where", "mini"), "FIELD=VALUE"),
         (("--diff", "esc@base", "base"), "means several runs"),
         (("--diff", "seed0/esc@bas", "base"), "did you mean 'mct/mini/seed0/esc@base'"),
+        (("--diff", "esc@base", "base", "--json"), "leave out --json"),
         (("--diff", "esc@base", "nothing"), "means several runs.*no run 'nothing'"),
     ):
         assert main(["runs", *arguments, "--runs", str(folder)]) == 2
