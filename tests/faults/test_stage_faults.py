@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from common.encoders.checkpoint_files import CheckpointError
 from common.errors import NonFiniteLossError, StageError
 from common.files import AtomicWriteError
 from common.stages import run as runner
+from common.stages import stopping
 from common.stages.configuration import ConfigurationError
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
@@ -292,6 +294,8 @@ def test_a_stopped_stage_says_where_it_resumes(
             (stage.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (stage.directory / "checkpoints" / "last.ckpt").touch()
         os.kill(os.getpid(), number)
+        while stopping.received() is None:  # another thread may have taken it
+            time.sleep(0.01)
         raise AttributeError("module 'numpy' has no attribute 'void'")
 
     monkeypatch.setattr(runner, "_run_claimed", stopped)
