@@ -45,10 +45,10 @@ PositiveFloat = Annotated[float, Strict(), _positive, Range("a number above 0")]
 NonNegativeFloat = Annotated[float, Strict(), _not_negative, Range("a number from 0")]
 #: A share or a probability.
 Fraction = Annotated[float, Strict(), _share, Range("a number from 0 to 1")]
-#: What an optimizer keeps of its running averages.
-Momentum = Annotated[float, Strict(), _below_one, Range("a number from 0 to below 1")]
 #: A share that leaves something.
 PartialFraction = Annotated[float, Strict(), _below_one, Range("a number from 0 to below 1")]
+#: What an optimizer keeps of its running averages.
+Momentum = PartialFraction
 PositiveInt = Annotated[int, Strict(), _positive, Range("a whole number from 1")]
 NonNegativeInt = Annotated[int, Strict(), _not_negative, Range("a whole number from 0")]
 #: Pixels per side of a generated picture.

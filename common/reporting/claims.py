@@ -36,6 +36,7 @@ class Judged:
         interval: 95 % confidence interval of the mean; None below two draws.
         draws: those with every cell of the deciding comparison.
         excess: how far the worse end of the interval passes the threshold.
+        passes: whether the mean difference does what is asked, whatever its interval.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
     """
 
@@ -48,6 +49,7 @@ class Judged:
     interval: tuple[float, float] | None = None
     draws: tuple[Draw, ...] = ()
     excess: float = -math.inf
+    passes: bool = False
     detail: str = ""
 
     @property
@@ -116,6 +118,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
         interval=interval,
         draws=tuple(draws),
         excess=min(map(comparison.excess, interval or (difference,))),
+        passes=comparison.accepts(difference),
         detail=f"in {_what(cells, result)}",
     )
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from common.files import write_atomically
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, Judged
-from common.reporting.compare import compare_paper, summary
+from common.reporting.compare import compare, summary
 from common.reporting.draws import Draw, told
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.progress import duration
-from common.reporting.render import fill, records_of, tables_markdown
+from common.reporting.records import find
+from common.reporting.render import fill, tables_markdown
+from common.reporting.results import find_promoted
 from common.reporting.tables import load
 
 if TYPE_CHECKING:
@@ -29,13 +31,14 @@ def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], sec
     from rich.table import Table
 
     source, about = load(paper), paper_named(paper)
-    filled = [f for f in fill(source, scale, records_of(paper, runs)) if f.result.measured]
+    mine, promoted = find(runs, paper, scale), find_promoted(paper, scale)
+    filled = [f for f in fill(source, scale, mine) if f.result.measured]
     if not filled:
         console.print("nothing was measured: there is no table to show")
         return
     path = runs / paper / scale / "tables.md"
     write_atomically(path, tables_markdown(filled) + "\n")
-    recorded = {(j.table, j.check.id): j for f in fill(source, scale, records_of(paper)) for j in f.claims}
+    recorded = {(j.table, j.check.id): j for f in fill(source, scale, promoted) for j in f.claims}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
     named = str(draws[0]) if len(draws) == 1 else told(draws)
     console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {named}[/]   {duration(seconds)}")
@@ -57,7 +60,7 @@ def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], sec
     waiting = sum(scale in claim.scales for table in source.tables for claim in table.claims) - len(run)
     if waiting:
         console.print(f"{waiting} more claims were not run (--everything runs all rows)", style="dim")
-    if compared := compare_paper(paper, scale, runs):
+    if compared := compare(source, scale, mine, promoted):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
     where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
     at = f"{about.short}{'' if scale == 'mini' else f' --scale {scale}'}{where}"
@@ -74,7 +77,7 @@ def verdict_of(judged: Judged) -> str:
     """The verdict over several draws; of one draw, whether it passes what the claim asks."""
     if len(judged.draws) > 1:
         return judged.verdict
-    return HOLDS if judged.excess >= 0 else FAILS
+    return HOLDS if judged.passes else FAILS
 
 
 def _margin(judged: Judged) -> str:

@@ -23,18 +23,15 @@ def is_missing(path: str) -> bool:
 
 def _arguments(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[str], bool]:
     """Argument names, and whether they are complete."""
-    names: set[str] = set()
-    methods = [node] if isinstance(node, ast.FunctionDef) else node.body
-    wanted = node.name if isinstance(node, ast.FunctionDef) else "__init__"
-    initializer = next((one for one in methods if isinstance(one, ast.FunctionDef) and one.name == wanted), None)
-    if initializer is not None:
-        given = initializer.args
-        names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self"}
-        if given.kwarg is None:
-            return names, True
     if isinstance(node, ast.FunctionDef):
-        return names, False
-    if initializer is None and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return _parameters(node)
+    names: set[str] = set()
+    initializer = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    if initializer is not None:
+        names, complete = _parameters(initializer)
+        if complete:
+            return names, True
+    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         fields = [one.target for one in node.body if isinstance(one, ast.AnnAssign)]
         names = {one.id for one in fields if isinstance(one, ast.Name)}
     for base in node.bases:
@@ -44,6 +41,12 @@ def _arguments(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[s
             if complete and more:
                 return names, True
     return names, initializer is None and bool(names)
+
+
+def _parameters(function: ast.FunctionDef) -> tuple[set[str], bool]:
+    given = function.args
+    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)} - {"self"}
+    return names, given.kwarg is None
 
 
 def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
