@@ -15,6 +15,7 @@ from common.reporting.claims import Judged, gate_failures, interval_of, judge
 from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.render import rich_judged
+from common.reporting.summary import verdict_of
 from common.reporting.tables import Claim, Metric, Row, Table, load
 from tests.reporting.conftest import Capsys, Saved
 
@@ -158,6 +159,8 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert (result.verdict, result.difference) == ("fails", 2.0)
     assert result.outcome.endswith("in x: A vs. B")
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
+    # A tie of one draw is enough for one of the two.
+    assert [verdict_of(judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0]) for sign in (">=", ">")] == ["holds", "fails"]
 
 
 def test_gate_counts_mini_only() -> None:
