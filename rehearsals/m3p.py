@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.datasets.base import write_lines
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.sbu import SBU
 from common.data.regions import Regions, write_regions
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.stages.configuration import resolve
@@ -51,13 +49,10 @@ def write_datasets(root: Path) -> None:
     for groups in root.glob("*/groups.json"):
         groups.unlink()
     _write_other_languages(root / "wikipedia")
-    (root / "sbu").mkdir()
-    write_lines(root / "sbu" / "SBU_captioned_photo_dataset_captions.txt", ["a dog on a beach", "two red flowers"])
     for dataset in (
         ConceptualCaptions(root / "conceptual_captions"),
         Multi30K(root / "multi30k"),
         COCOKarpathy(root / "coco", restval=True),
-        SBU(root / "sbu"),
     ):
         for split in sorted({*dataset.splits} - {"restval"}):  # a part of `train`
             keys = dataset.captions(split, dataset.languages[0]).keys

@@ -120,14 +120,14 @@ def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value
     return read_rows(path, lambda lines: map(json.loads, filter(str.strip, lines)), parse)
 
 
-def read_csv(path: Path, parse: Callable[[Any], Value], kind: Any = csv.DictReader, **options: Any) -> Iterator[Value]:
-    """Parse the rows of a CSV file; see :func:`read_rows`. `kind` is `csv.DictReader` or `csv.reader`."""
+def read_csv(path: Path, parse: Callable[[Any], Value], **options: Any) -> Iterator[Value]:
+    """Parse the rows of a CSV file; see :func:`read_rows`."""
     # The module's default field limit is too small for captions.
     csv.field_size_limit(2**24)
 
     def rows(lines: Iterator[str]) -> Iterable[Any]:
-        reader = kind(lines, **options)
-        names = [name.strip() for name in getattr(reader, "fieldnames", None) or () if name]
+        reader: csv.DictReader[str] = csv.DictReader(lines, **options)
+        names = [name.strip() for name in reader.fieldnames or () if name]
         if len(set(names)) < len(names):
             raise ValueError(f"a column stands twice in the heading {', '.join(names)}")
         return reader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -22,7 +21,7 @@ def dataset_entries(section: object) -> list[dict[str, Any]]:
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
-    """Data sets of a paper's published recipes, and its `OPTIONAL_DATASETS`, once each."""
+    """Data sets of a paper's published recipes, once each."""
     found: dict[tuple[str, str], Any] = {}
     for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
@@ -31,9 +30,6 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
             key = (entry["class_path"], str(arguments))
             if key not in found:
                 found[key] = class_at(entry["class_path"])(**arguments)
-    for path in getattr(importlib.import_module(f"papers.{paper}"), "OPTIONAL_DATASETS", ()):
-        dataset = class_at(path)
-        found[path, ""] = dataset(data / dataset.name)
     return list(found.values())
 
 

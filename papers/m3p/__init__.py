@@ -10,9 +10,6 @@ whose words are replaced by translations: so it finds images for captions in lan
 
 from typing import Any
 
-#: What pre-training can read besides what the recipes do.
-OPTIONAL_DATASETS = ("common.data.datasets.sbu.SBU",)
-
 
 def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
     if name != "M3P":

@@ -23,7 +23,6 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesOpenImages
 from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.sbu import SBU
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
@@ -78,7 +77,6 @@ SETS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], object]]] = {
     "dcase": (write_dcase, lambda root: DCASE2014(root).listing("train")),
     "imagenet": (write_imagenet, lambda root: ImageNet(root, root / "classes.txt").listing("train")),
     "cc": (write_conceptual_captions, lambda root: ConceptualCaptions(root).captions("train")),
-    "sbu": (lambda root: root.mkdir(), lambda root: SBU(root).captions("train")),
     "multi30k": (write_multi30k, lambda root: Multi30K(root).captions("train", "en")),
     "coco_cn": (write_coco_cn, lambda root: COCOCN(root).captions("train")),
 }
@@ -168,9 +166,6 @@ CASES: list[tuple[str, str, Damage, str]] = [
     ("cc", "Train_GCC-training.tsv", 'caption\turl\n" a cat\ta\na town\tb\nhe said "\tc\n', "a quote is not closed"),
     ("cc", "Train_GCC-training.tsv", 'caption\turl\n"never ends\ta\n', "line 2"),
     ("cc", "groups.json", '{"train": {"0": 4}}', "'1'"),
-    ("sbu", "sbu-captions-all.json", '{"captions": ["A dog"], "image_urls": ["u", "v"]}', "1 captions, but 2"),
-    ("sbu", "sbu-captions-all.json", '{"captions": [""], "image_urls": [""]}', "holds no captions"),
-    ("sbu", "sbu-captions-all.json", '{"image_urls": []}', "captions"),
     ("multi30k", ENGLISH, gzip.compress(b"only one\n"), "1 captions for the 2 images"),
     ("multi30k", ENGLISH, gzip.compress(b"one\ntwo\n")[:-9], ""),
     ("multi30k", ENGLISH, gzip.compress(b"\xff\n"), ""),

@@ -24,7 +24,6 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.sbu import SBU
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
@@ -60,7 +59,7 @@ WRITERS: dict[type[MediaDataset], Callable[[Path], Path]] = {
     TVC: lambda root: write_tvqa(write_tvc(root)),
     AVSD: write_avsd,
 }
-ALL = (*WRITERS, COCOCN, LocalizedNarrativesOpenImages, SBU)
+ALL = (*WRITERS, COCOCN, LocalizedNarrativesOpenImages)
 
 
 # ------------------------------------------------------------------------------------------------- all data sets alike

@@ -13,12 +13,10 @@ import pytest
 from rich.console import Console
 
 from common.data.annotations import LanguageCaptions
-from common.data.datasets.base import write_lines
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.sbu import SBU
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import TextLines, WikipediaText
 from common.data.listing import DatasetMissing
@@ -112,19 +110,6 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     assert list(dataset.regions("train").keys) == ["7"]
     write_features(tmp_path / "other" / "everything.h5", ["8"])
     assert list(ConceptualCaptions(tmp_path, tmp_path / "other").regions("val").keys) == ["8"]
-
-
-# ---------------------------------------------------------------------------------------------------- SBU
-@pytest.mark.parametrize("name", ["sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt"])
-def test_sbu(tmp_path: Path, name: str) -> None:
-    texts = ["A  dog", "", "A cat"]
-    if name.endswith(".csv"):
-        write_lines(tmp_path / name, ["caption\timage", *(f"{text}\tx" for text in texts)])
-    elif name.endswith(".json"):
-        write_json(tmp_path / name, {"captions": texts, "image_urls": ["u"] * 3, "user_ids": ["v"] * 3})
-    else:
-        write_lines(tmp_path / name, texts)
-    assert rows(SBU(tmp_path).captions("train")) == {"0": ("A dog",), "2": ("A cat",)}
 
 
 # ---------------------------------------------------------------------------------------------------- Multi30K

@@ -35,7 +35,6 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.sbu import SBU
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
@@ -310,11 +309,6 @@ def _copy_anything(source: str, target: str) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _write_sbu(root: Path) -> None:
-    for part in ("captions", "urls"):
-        write_lines(root / f"SBU_captioned_photo_dataset_{part}.txt", ["a dog", "a cat"])
-
-
 def _write_own_clips(root: Path) -> None:
     for name in ("dog/1.mp4", "dog/1.wav", "cat/2.mp4"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -351,7 +345,6 @@ TARGETS: dict[str, Target] = {
     "STAIR": _dataset(image_layouts.write_stair, STAIRCaptions),
     "COCO-CN": _dataset(image_layouts.write_coco_cn, COCOCN),
     "Wikipedia": _dataset(image_layouts.write_wikipedia, Wikipedia),
-    "SBU": _dataset(_write_sbu, SBU),
     "COCO 2014": _dataset(lambda root: image_layouts.write_coco(root, year="2014"), COCO2014),
     "Localized Narratives": _dataset(write_ln_coco, LocalizedNarrativesCOCO),
     "TVQA": _dataset(text_layouts.write_tvqa, TVQA),

@@ -50,12 +50,11 @@ class ConceptualCaptions(CaptionedDataset):
     source = "https://ai.google.com/research/ConceptualCaptions/download; pictures with img2dataset"
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
-        return read_numbered_captions(self._one_of(*_FILES[split], reason="the captions are missing"))
+        return _read(self._one_of(*_FILES[split], reason="the captions are missing"))
 
 
 @read_once()
-def read_numbered_captions(path: Path) -> LanguageCaptions:
-    """Read a table of English captions with one image per row, once per process; skips blank captions."""
+def _read(path: Path) -> LanguageCaptions:
     return one_language(path, "en", ((str(number), [text]) for number, text in read_caption_table(path)))
 
 
