@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import re
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import cache_folder, environment, parsing, write_atomically
+from common.files import environment, parsing
 from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
@@ -74,8 +73,7 @@ class VocabularyError(ValueError):
 class CaptionTokenizer(ABC):
     """Converts captions to token ids, at most `max_tokens` with boundary tokens, and back; call `prepare` first.
 
-    Without a file, the vocabulary is learned from the training captions (deterministic) and cached. `settings` are what
-    a learned one depends on besides the captions.
+    Without a file, the vocabulary is learned from the training captions, which takes a second and is deterministic.
     """
 
     #: Name of the constructor's argument for the file, and of the file inside a folder.
@@ -86,12 +84,11 @@ class CaptionTokenizer(ABC):
     end_id: int
     vocabulary_size: int
 
-    def __init__(self, file: str | None, max_tokens: PositiveInt, settings: str) -> None:
+    def __init__(self, file: str | None, max_tokens: PositiveInt) -> None:
         self.file = file
         self.max_tokens = max_tokens
         #: The vocabulary file, for `read`.
         self.content = b""
-        self._settings = settings
         self._vocabulary: Any = None
 
     def normal_form(self, text: str) -> str:
@@ -102,8 +99,8 @@ class CaptionTokenizer(ABC):
         self._read(content)
         self.content = content
 
-    def prepare(self, captions: Iterable[str] = (), folder: Path | None = None) -> None:
-        """Read the vocabulary, or learn it from training captions; `folder` replaces the cache folder."""
+    def prepare(self, captions: Iterable[str] = ()) -> None:
+        """Read the vocabulary, or learn it from training captions."""
         if self.file is not None:
             if not self.content:
                 self._read_given(Path(self.file))
@@ -111,19 +108,7 @@ class CaptionTokenizer(ABC):
         texts = [self.normal_form(caption) for caption in captions]
         if not any(texts):
             raise VocabularyError(f"{self.field}: there are no captions to learn one from")
-        digest = hashlib.sha256(f"1 {type(self).__name__} {self._settings}\0".encode())
-        digest.update("\0".join(texts).encode())
-        stem, ending = self.file_name.rsplit(".", 1)
-        path = (folder or cache_folder() / "vocabularies") / f"{stem}-{digest.hexdigest()[:24]}.{ending}"
-        # Learning again repairs any damaged cache.
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
-            self.read(path.read_bytes())
-            return
-        content = self._learn(texts)
-        self.read(content)
-        # An unwritable cache only costs time.
-        with contextlib.suppress(OSError):
-            write_atomically(path, content)
+        self.read(self._learn(texts))
 
     def _read_given(self, path: Path) -> None:
         path = path / self.file_name if path.is_dir() else path
@@ -174,7 +159,7 @@ class WordPieceTokenizer(CaptionTokenizer):
     def __init__(
         self, vocabulary: str | None = None, vocabulary_size: PositiveInt = 30522, max_tokens: PositiveInt = 30
     ) -> None:
-        super().__init__(vocabulary, max_tokens, f"{vocabulary_size}")
+        super().__init__(vocabulary, max_tokens)
         self.largest_size = vocabulary_size
 
     @property
@@ -239,7 +224,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
     def __init__(
         self, model: str | None = None, vocabulary_size: PositiveInt = 10000, max_tokens: PositiveInt = 30
     ) -> None:
-        super().__init__(model, max_tokens, f"{vocabulary_size}")
+        super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
 
     def _numbers(self, text: str) -> list[int]:
@@ -288,7 +273,7 @@ class XLMRTokenizer(CaptionTokenizer):
     def __init__(
         self, model: str | None = None, vocabulary_size: PositiveInt = 250002, max_tokens: PositiveInt = 66
     ) -> None:
-        super().__init__(model, max_tokens, f"{vocabulary_size}")
+        super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
 
     @property
@@ -372,7 +357,7 @@ class WordVocabulary(CaptionTokenizer):
         max_words: PositiveInt | None = None,
         max_tokens: PositiveInt = 100,
     ) -> None:
-        super().__init__(vocabulary, max_tokens, f"{min_count} {max_words}")
+        super().__init__(vocabulary, max_tokens)
         self.min_count = min_count
         self.max_words = max_words
 

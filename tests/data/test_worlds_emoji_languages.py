@@ -279,10 +279,3 @@ def test_another_seed_changes_training_and_leaves_the_test(tmp_path: Path, world
     for trained in (False, True):
         pixels = [made._image("noto", shown, drawing, 0, trained) for made in (world, other)]
         assert (pixels[0] == pixels[1]).all() == (not trained)
-
-
-def test_a_vocabulary_that_is_too_small(tmp_path: Path) -> None:
-    made = tiny(EmojiLanguagesWorld, tmp_path, vocabulary_size=100)
-    with pytest.raises(ValueError, match="vocabulary_size: 100 pieces are too few"):
-        made.prepare(["sentencepiece"])
-    assert not made.root_of("sentencepiece").exists()

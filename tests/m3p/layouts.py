@@ -90,14 +90,14 @@ class Layouts:
             pairs = zip(WORDS["en"], WORDS[target])
             write_lines(dictionaries / f"en-{target}.txt", [f"{word}\t{other}" for word, other in pairs])
         tokenizer = XLMRTokenizer(vocabulary_size=140)
-        tokenizer.prepare([sentence(one, number) for one in WORDS for number in range(200)], root / "vocabulary")
+        tokenizer.prepare([sentence(one, number) for one in WORDS for number in range(200)])
+        (root / "vocabulary").write_bytes(tokenizer.content)
         return cls(root, images, test_images)
 
     @property
     def tokenizer(self) -> XLMRTokenizer:
         """A tokenizer of all words, not prepared yet."""
-        (model,) = (self.root / "vocabulary").iterdir()
-        return XLMRTokenizer(str(model), max_tokens=20)
+        return XLMRTokenizer(str(self.root / "vocabulary"), max_tokens=20)
 
     def sets(self) -> dict[str, CaptionSet]:
         return {f"multi30k_{one}": CaptionSet(Multi30K(self.root / "multi30k"), one) for one in WORDS}

@@ -24,6 +24,7 @@ from common.data.datasets.conceptual_captions import conceptual_captions_folder,
 from common.data.datasets.imagenet import imagenet_path, write_class_names
 from common.data.datasets.multi30k import write_multi30k
 from common.data.datasets.stair_captions import write_stair_captions
+from common.data.text import learn_pieces
 from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.data.worlds.emoji import (
     CELL,
@@ -418,8 +419,6 @@ class EmojiLanguagesWorld(World):
             write_lines(root / f"en-{language}.txt", lines)
 
     def _sentencepiece(self, root: Path, write: Write) -> None:
-        from sentencepiece import SentencePieceTrainer
-
         texts = [text for language in LANGUAGES for text in self._sentences(language)]
         texts += [
             text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
@@ -431,27 +430,10 @@ class EmojiLanguagesWorld(World):
             for language in LANGUAGES
             for text in (concept.name[language], *concept.keywords[language])
         ]
-        known = {sign for text in texts for sign in text}
         # Otherwise a CJK character would be two pieces: the space before it, and itself.
-        signs = [f"\u2581{sign}" for sign in sorted(known) if _CJK.match(sign)]
-        with (root / "sentencepiece.bpe.model").open("wb") as stream:
-            try:
-                SentencePieceTrainer.train(
-                    sentence_iterator=iter(texts),
-                    model_writer=stream,
-                    model_type="unigram",
-                    vocab_size=self.vocabulary_size,
-                    hard_vocab_limit=False,
-                    character_coverage=1.0,
-                    user_defined_symbols=signs,
-                    num_threads=1,
-                    minloglevel=2,
-                )
-            except RuntimeError as error:
-                raise ValueError(
-                    f"vocabulary_size: {self.vocabulary_size} pieces are too few for the {len(known)} signs of "
-                    f"this world ({error})"
-                ) from None
+        signs = [f"\u2581{sign}" for sign in sorted(set("".join(texts))) if _CJK.match(sign)]
+        model = learn_pieces(texts, model_type="unigram", vocab_size=self.vocabulary_size, user_defined_symbols=signs)
+        (root / "sentencepiece.bpe.model").write_bytes(model)
 
     @cached_property
     def _shown(self) -> tuple[Concept, ...]:
