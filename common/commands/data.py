@@ -28,7 +28,7 @@ class RegionOptions:
     ] = None  # fmt: skip
     detector: Annotated[Path | None, Option("weights of the detector; none are downloaded", metavar="WEIGHTS")] = None
     output: Annotated[
-        Path | None, Option("file to write, .h5 or .npz; one made with the same options grows", metavar="FILE")
+        Path | None, Option("new file to write, .h5 or .npz", metavar="FILE")
     ] = None  # fmt: skip
     regions: Annotated[int, Option("regions per image, at most", parse=at_least(1))] = 100
     distribution: Annotated[bool, "also keep the probabilities of all classes"] = False
@@ -136,7 +136,7 @@ def _extract(images: Path, options: RegionOptions, batch_size: int, device: str)
     origin = {"detector": digest(weights, "sha256")}
     extractor = RegionExtractor(detector, options.regions, device, origin)
     found = extract_regions(images, output, extractor, batch_size, options.distribution)
-    print(f"{output}: regions of {found.written:,} images, {found.found_before:,} of them from before")
+    print(f"{output}: regions of {found.written:,} images")
     if found.skipped:
-        print(f"{len(found.skipped):,} images cannot be read (see {output}.skipped.txt); the first: {found.skipped[0]}")
+        print(f"{len(found.skipped):,} images cannot be read (see {output}.skipped.txt), such as {found.skipped[0]}")
     return 0

@@ -9,9 +9,11 @@ Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py`
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,12 @@ from torchvision.transforms.functional import to_tensor
 
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.media import MediaError, read_image
-from common.data.regions import (
-    REGION_SUFFIXES,
-    RegionError,
-    RegionFeatures,
-    Regions,
-    picture_key,
-    write_regions,
-)
+from common.data.regions import REGION_SUFFIXES, RegionFeatures, Regions, picture_key, write_regions
 from common.encoders.checkpoint_files import named_tensors, read_checkpoint
 from common.errors import StageError
 from common.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 # Overlap (IoU) of duplicate proposals of a class.
@@ -48,10 +45,9 @@ _LEAST_SCORE = 1e-3
 
 @dataclass(frozen=True)
 class Extraction:
-    """How many pictures a file holds now and held before, and why others were skipped."""
+    """How many pictures a file holds, and which could not be read."""
 
     written: int
-    found_before: int
     skipped: tuple[str, ...]
 
 
@@ -85,7 +81,7 @@ def load_detector(weights: Path | None) -> GeneralizedRCNN:
 class RegionExtractor:
     """Finds the regions of pictures; features are the output of the detector's box head (torchvision: 1024 wide).
 
-    `origin` identifies the detector, e.g. by a digest.
+    `origin` identifies the detector, e.g. by a digest; a rerun takes up only what the same one made.
     """
 
     def __init__(
@@ -147,57 +143,46 @@ class RegionExtractor:
 def extract_regions(
     folder: Path, output: Path, extractor: RegionExtractor, batch_size: int = 4, distribution: bool = False
 ) -> Extraction:
-    """Write the region features of all pictures below a folder into one `.h5` or `.npz` file, keyed by file name.
+    """Write the region features of all pictures below a folder into a new `.h5` or `.npz` file, keyed by file name.
 
-    A rerun resumes from `<output>.parts` and skips existing pictures; `<output>.skipped.txt` lists unreadable ones.
-    `distribution` also stores the class probabilities.
+    A rerun resumes from `<output>.parts`; `<output>.skipped.txt` lists unreadable pictures. `distribution` also stores
+    the class probabilities.
     """
-    if output.suffix.lower() not in REGION_SUFFIXES:
-        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
+    if output.suffix.lower() not in REGION_SUFFIXES or output.exists():
+        raise StageError(f"--output {output}: name a new file that ends with {', '.join(REGION_SUFFIXES)}")
     if not folder.is_dir():
         raise StageError(f"--extract-regions {folder}: no such folder")
     pictures = _pictures(folder)
-    identity = {**extractor.identity, "distribution": distribution}
+    keys = list(pictures)
     parts = output.with_name(f"{output.name}.parts")
-    files = [path for path in (output, *sorted(parts.glob("*.npz"))) if path.is_file()]
-    known: set[str] = set()
-    held = 0
-    for path in list(files):
-        try:
-            features = RegionFeatures(path)
-        except RegionError:
-            if path == output:
-                raise
-            path.unlink()  # a part that was not written to its end is made again
-            files.remove(path)
-            continue
-        _check_identity(path, features, identity)
-        known.update(features.keys)
-        held += len(features) if path == output else 0
-    todo = [key for key in pictures if key not in known]
-    skipped: list[str] = []
-    for start in track(range(0, len(todo), batch_size), "extracting regions", disable=not todo):
-        images: dict[str, Tensor] = {}
-        for key in todo[start : start + batch_size]:
-            try:
-                images[key] = to_tensor(read_image(pictures[key]))
-            except MediaError as error:
-                skipped.append(str(error))
-        if images:
-            digest = hashlib.sha256(os.fsencode(next(iter(images)))).hexdigest()[:24]
+    files: list[Path] = []
+    for start in track(range(0, len(keys), batch_size), "extracting regions"):
+        batch = keys[start : start + batch_size]
+        made_of = json.dumps([extractor.identity, distribution, batch])
+        part = parts / f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.npz"
+        if not part.exists():
+            images: dict[str, Tensor] = {}
+            for key in batch:
+                try:
+                    images[key] = to_tensor(read_image(pictures[key]))
+                except MediaError as error:
+                    logger.warning("skipped %s", error)
+            if not images:
+                continue
             rows = zip(images, extractor(list(images.values())))
-            chosen = ((key, own if distribution else replace(own, distribution=None)) for key, own in rows)
-            write_regions(parts / f"{digest}.npz", chosen, identity)
-            files.append(parts / f"{digest}.npz")
+            write_regions(part, ((key, own if distribution else replace(own, distribution=None)) for key, own in rows))
+        files.append(part)
     if not files:
-        raise StageError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
-    count = write_regions(output, _joined(files), identity) if files != [output] else held
-    shutil.rmtree(parts, ignore_errors=True)
-    listed = output.with_name(f"{output.name}.skipped.txt")
-    listed.unlink(missing_ok=True)
+        raise StageError(f"{folder}: none of its {len(pictures)} images, such as {pictures[keys[0]]}, can be read")
+    # One part at a time, because it is held in memory.
+    write_regions(output, ((key, own[key]) for own in map(RegionFeatures, files) for key in own.keys))
+    shutil.rmtree(parts)
+    features = RegionFeatures(output)
+    skipped = tuple(str(pictures[key]) for key in features.missing(keys))
     if skipped:
-        write_atomically(listed, os.fsencode("".join(f"{reason}\n" for reason in skipped)))
-    return Extraction(count, held, tuple(skipped))
+        listed = output.with_name(f"{output.name}.skipped.txt")
+        write_atomically(listed, os.fsencode("".join(f"{path}\n" for path in skipped)))
+    return Extraction(len(features), skipped)
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -210,23 +195,3 @@ def _pictures(folder: Path) -> dict[str, Path]:
     if not pictures:
         raise StageError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return pictures
-
-
-def _check_identity(path: Path, features: RegionFeatures, identity: Mapping[str, Any]) -> None:
-    """Refuse to mix features; a file without an identity is accepted."""
-    found = features.identity or identity
-    changed = [name for name, value in identity.items() if found.get(name) != value]
-    if changed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise StageError(
-            f"{path} was made with other {options}: delete it, name another --output, or give what it was made with"
-        )
-
-
-def _joined(files: Sequence[Path]) -> Iterator[tuple[str, Regions]]:
-    seen: set[str] = set()
-    for source in map(RegionFeatures, files):  # one at a time, because a part is held in memory
-        # A run stopped at the very end may leave parts that the file already has.
-        for key in [key for key in source.keys if key not in seen]:
-            seen.add(key)
-            yield key, source[key]

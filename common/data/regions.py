@@ -10,10 +10,9 @@ Source: docs/papers/m3p.md [4]. This module imports neither torch nor a decoder.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +29,6 @@ KeyKind = Literal["stem", "number"]
 
 REGION_SUFFIXES = (".h5", ".hdf5", ".npz")
 _COLUMNS = ("image_id", "height_width", "num_boxes", "bbox", "features", "objects", "distribution")
-# Attribute of an HDF5 file, entry of NumPy's archive.
-_IDENTITY = "assemble_identity"
 _WRITTEN_AT_ONCE = 256
 _IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|webp|bmp|gif|tiff?))+$", re.IGNORECASE)
 
@@ -107,8 +104,6 @@ class RegionFeatures:
         given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.paths = tuple(Path(path) for path in given)
         self._files = [_RegionFile(path) for path in self.paths]
-        #: How the features of the first file were made, or None if unknown.
-        self.identity = self._files[0].identity if self._files else None
         names = [_encoded_keys(file, key) for file in self._files]
         sizes = {file.feature_size for file in self._files}
         if len(sizes) != 1:
@@ -233,12 +228,9 @@ class _RegionFile:
             if h5py is None:
                 with np.load(self.path, allow_pickle=False) as held:
                     found = dict(held)
-                    note = found[_IDENTITY].item() if _IDENTITY in found else None
             else:
                 file = h5py.File(self.path)
                 found = {name: _column(file, name, h5py) for name in {*_COLUMNS, "wh"} & set(file)}
-                note = file.attrs.get(_IDENTITY)
-            self.identity: dict[str, Any] | None = None if note is None else json.loads(note)
         self._owner = None if h5py is None else os.getpid()
         if "wh" in found:
             found["height_width"] = found["wh"]
@@ -277,23 +269,17 @@ def _check(regions: Regions, where: str) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_regions(
-    path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]], identity: Mapping[str, Any] | None = None
-) -> int:
-    """Write regions by name into an `.h5` or `.npz` file atomically and return how many.
-
-    `.npz` keeps all pictures in memory. `identity` tells how they were made.
-    """
+def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]]) -> int:
+    """Write regions by name into an `.h5` or `.npz` file atomically and return how many; `.npz` keeps all in memory."""
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(REGION_SUFFIXES)}")
-    note = None if identity is None else json.dumps(dict(identity), sort_keys=True)
     write = _write_numpy if path.suffix.lower() == ".npz" else _write_hdf5
     first = next(iterator := iter(rows), None)
     if first is None:
         raise ValueError(f"{path}: there are no pictures to write region features of")
     counts: list[int] = []
-    write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator), note)))
+    write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator))))
     return counts[0]
 
 
@@ -323,19 +309,16 @@ def _packed(held: Sequence[tuple[str, Regions]]) -> dict[str, npt.NDArray[Any]]:
     return columns
 
 
-def _write_numpy(path: Path, rows: Iterable[tuple[str, Regions]], note: str | None) -> int:
+def _write_numpy(path: Path, rows: Iterable[tuple[str, Regions]]) -> int:
     held = list(rows)
-    noted = {} if note is None else {_IDENTITY: np.array(note)}
-    np.savez(path, **_packed(held), **noted)  # type: ignore[arg-type]
+    np.savez(path, **_packed(held))  # type: ignore[arg-type]
     return len(held)
 
 
-def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]], note: str | None) -> int:
+def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]]) -> int:
     h5py = optional_package("h5py", "features")
     count = 0
     with h5py.File(path, "w") as file:
-        if note is not None:
-            file.attrs[_IDENTITY] = note
         while held := list(itertools.islice(rows, _WRITTEN_AT_ONCE)):
             for name, values in _packed(held).items():
                 if name == "image_id":

@@ -19,7 +19,7 @@ from common.commands.main import main
 from common.data import region_extraction
 from common.data.datasets.folder import FolderOfImages
 from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
-from common.data.regions import RegionFeatures, write_regions
+from common.data.regions import RegionFeatures
 from common.errors import StageError
 from tests.data.image_layouts import write_image
 
@@ -103,7 +103,7 @@ def test_a_folder_of_pictures(folder: Path, extractor: RegionExtractor, suffix: 
     (folder / "broken.jpg").write_bytes(b"no picture")
     output = folder.parent / f"a{suffix}"
     result = extract_regions(folder, output, extractor, batch_size=2, distribution=True)
-    assert (result.written, result.found_before) == (5, 0)
+    assert result.written == 5
     assert len(result.skipped) == 1
     assert "broken.jpg" in result.skipped[0]
     found = RegionFeatures(output)
@@ -111,12 +111,6 @@ def test_a_folder_of_pictures(folder: Path, extractor: RegionExtractor, suffix: 
     assert (found["3"].height, found["3"].width) == (30, 43)
     assert found["3"].distribution is not None
     assert {entry.name for entry in folder.parent.iterdir()} == {"images", output.name, f"{output.name}.skipped.txt"}
-    # What is there is not looked at again, what is new is added.
-    write_image(folder / "new.jpg", 9)
-    seen: list[int] = []
-    again = extract_regions(folder, output, _counting(extractor, seen), distribution=True)
-    assert (again.written, again.found_before, len(seen)) == (6, 5, 1)
-    np.testing.assert_array_equal(RegionFeatures(output)["3"].features, found["3"].features)
 
 
 def _counting(extractor: RegionExtractor, seen: list[int], stop_after: int | None = None) -> Any:
@@ -139,6 +133,9 @@ def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None
     assert not output.is_file()
     parts = sorted((folder.parent / "a.h5.parts").glob("*.npz"))
     assert (len(seen), len(parts)) == (4, 2)
+    # Other options take up nothing.
+    with pytest.raises(KeyboardInterrupt):
+        extract_regions(folder, output, _counting(extractor, [], 1), batch_size=2, distribution=True)
     extract_regions(folder, output, _counting(extractor, seen), batch_size=2)
     assert len(seen) == 5
     assert not (folder.parent / "a.h5.parts").exists()
@@ -148,40 +145,15 @@ def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz"])
-def test_features_of_two_detectors_or_settings_are_not_mixed(
-    folder: Path, extractor: RegionExtractor, suffix: str
-) -> None:
-    output, parts = folder.parent / f"a{suffix}", folder.parent / f"a{suffix}.parts"
-    fewer, other = (RegionExtractor(detector(), count, origin={"detector": "b"}) for count in (4, 5))
-    with pytest.raises(KeyboardInterrupt):
-        extract_regions(folder, output, _counting(extractor, [], 2), batch_size=2)
-    seen: list[int] = []
-    with pytest.raises(StageError, match=r"made with other --detector, --regions"):
-        extract_regions(folder, output, _counting(fewer, seen))
-    with pytest.raises(StageError, match=r"made with other --distribution"):
-        extract_regions(folder, output, _counting(extractor, seen), distribution=True)
-    extract_regions(folder, output, extractor)
-    with pytest.raises(StageError, match=rf"{output} was made with other --detector"):
-        extract_regions(folder, output, _counting(other, seen))
-    assert (seen, parts.exists()) == ([], False)
-    write_regions(output, [(key, RegionFeatures(output)[key]) for key in "01234"])
-    write_image(folder / "new.jpg", 9)
-    assert extract_regions(folder, output, other).written == 6
-    assert RegionFeatures(output).identity == {**other.identity, "distribution": False}
-
-
-@pytest.mark.parametrize("suffix", [".h5", ".npz"])
 def test_pictures_are_called_as_their_captions_call_them(folder: Path, extractor: RegionExtractor, suffix: str) -> None:
     names = ["cat.jpg.jpg", "dog.PNG.jpeg", os.fsdecode(b"caf\xe9.png")]
     for number, name in enumerate(names):
         write_image(folder / name, number)
     (folder / os.fsdecode(b"broken\xe9.png")).write_bytes(b"")
     output = folder.parent / f"a{suffix}"
-    for _ in range(2):  # what is there keeps its name
-        extract_regions(folder, output, extractor)
-        write_image(folder / "new.jpg", 9)
+    extract_regions(folder, output, extractor)
     found = RegionFeatures(output)
-    assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9", "new"])
+    assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9"])
     assert b"broken\xe9.png" in output.with_name(f"{output.name}.skipped.txt").read_bytes()
     rows = "".join(json.dumps({"file_name": name, "caption": "one"}) + "\n" for name in names)
     (folder / "metadata.jsonl").write_text(rows)
@@ -239,14 +211,12 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     command = ["data", "m3p", "--extract-regions", str(folder), *options]
     assert main([*command, "--detector", str(weights)]) == 0
     printed = capsys.readouterr().out
-    assert "regions of 5 images, 0 of them from before" in printed
+    assert "regions of 5 images" in printed
     assert "1 images cannot be read" in printed
     listed = output.with_name("a.h5.skipped.txt")
     assert "broken.png" in listed.read_text()
     assert RegionFeatures(output).max_regions == 3
-    (folder / "broken.png").unlink()
-    assert main([*command, "--detector", str(weights)]) == 0
-    assert not listed.exists()
+    assert main([*command, "--detector", str(weights)]) == 2  # the file is there
 
 
 @pytest.mark.parametrize(
