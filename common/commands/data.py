@@ -38,7 +38,7 @@ def data(
     paper: PaperName,
     *,
     folder: Annotated[Path | None, Option("folder of the data sets; default: data", names=("--data",))] = None,
-    prepare: Annotated[bool, "index what is there, decode a sample of files, compare checksums"] = False,
+    prepare: Annotated[bool, "decode a sample of files, compare checksums"] = False,
     fetch: Annotated[
         str | None,
         Option(

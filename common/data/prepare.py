@@ -14,7 +14,7 @@ from rich.text import Text
 from common import files
 from common.data import checksums
 from common.data.datasets.base import DatasetStatus, MediaDataset
-from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
+from common.data.datasets.captioned import LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, spread
 from common.data.released_files import FileStatus
 from common.errors import printable
@@ -32,7 +32,7 @@ _SILENT = "no sound"
 def report(
     datasets: Sequence[MediaDataset], console: Console | None = None, prepare: bool = False, samples: int = 16
 ) -> list[DatasetStatus]:
-    """Print the status of data sets; with `prepare`, index them, decode `samples` files and compare checksums."""
+    """Print the status of data sets; with `prepare`, decode `samples` files and compare checksums."""
     console = console or files.console()
     statuses = []
     for dataset in datasets:
@@ -41,18 +41,12 @@ def report(
         statuses.append(status)
         _print(console, dataset.full_title, _state(status), _told(status, prepare))
     if not prepare and any(status.counts for status in statuses):
-        console.print(
-            Text("Nothing was prepared; with --prepare files are indexed, a sample is decoded, checksums are compared.")
-        )
+        console.print(Text("With --prepare, a sample of the files is decoded, and checksums are compared."))
     return statuses
 
 
 def _prepared(dataset: MediaDataset, samples: int) -> DatasetStatus:
-    """Status after indexing a data set, decoding some files and comparing checksums."""
-    if not isinstance(dataset, CaptionedDataset):  # those are read as captions, whose status is the check
-        for split, fold in dataset.parts():
-            with contextlib.suppress(DatasetMissing, ValueError):  # the status reports them
-                dataset.index(split, fold)
+    """Status after decoding some files of a data set and comparing checksums."""
     status = dataset.status()
     verified, corrupt = [], []
     for name, published in dataset.checksums().items():

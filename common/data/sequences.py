@@ -6,6 +6,7 @@ processes copy them.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -139,18 +140,16 @@ class ColumnCache:
         except Exception:  # Reading the sources again repairs any damaged cache.
             return None
 
-    def store(self, columns: Mapping[str, npt.NDArray[Any]], watched: Iterable[Path], read_at: float) -> bool:
-        """Store columns whose `watched` paths were read after `read_at`; returns whether it worked.
+    def store(self, columns: Mapping[str, npt.NDArray[Any]], watched: Iterable[Path], read_at: float) -> None:
+        """Store columns whose `watched` paths were read after `read_at`.
 
-        It fails if a path changed in the two seconds before (changes could go unnoticed) or the cache is not writable.
+        Does nothing if a path changed in the two seconds before (changes could go unnoticed) or the cache is not
+        writable.
         """
         stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
         if not all(settled(stamp, read_at) for _, stamp in stamps):
-            return False
+            return
         stream = io.BytesIO()
         np.savez(stream, watched=np.frombuffer(json.dumps(stamps).encode(), np.uint8), **columns)  # type: ignore[arg-type]
-        try:
+        with contextlib.suppress(OSError):
             write_atomically(self.path, stream.getvalue())
-        except OSError:
-            return False
-        return True

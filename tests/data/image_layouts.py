@@ -53,7 +53,6 @@ def write_coco(
     train: int = 4,
     val: int = 2,
     instances: bool = True,
-    folder: str = "",
     year: str = "2017",
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
@@ -66,7 +65,7 @@ def write_coco(
         for row in range(count):
             number = first + 7 * row
             name = f"COCO_{split}2014_{coco_name(number)}" if year == "2014" else coco_name(number)
-            write_image(root / folder / f"{split}{year}" / name, number)
+            write_image(root / f"{split}{year}" / name, number)
             texts = (captions or {}).get(split, [f"Image {number}, caption {c}." for c in range(2)])
             objects = [instance(k % len(CATEGORIES), (1.5 + k, 2.0, 4.5 + k, 6.25)) for k in range(row)]
             images.append(annotated(number, name, texts, objects))
@@ -77,7 +76,7 @@ def write_coco(
     return root
 
 
-def write_karpathy(root: Path, folder: str = "", train: int = 3, restval: int = 2, val: int = 2, test: int = 2) -> Path:
+def write_karpathy(root: Path, train: int = 3, restval: int = 2, val: int = 2, test: int = 2) -> Path:
     """COCO 2014 with Karpathy's list; the numbers of the images fall."""
     number, parts = 911, {}
     for split, count in (("test", test), ("train", train), ("val", val), ("restval", restval)):
@@ -85,7 +84,7 @@ def write_karpathy(root: Path, folder: str = "", train: int = 3, restval: int = 
         for _ in range(count):
             number -= 11
             name = coco_karpathy.karpathy_name(number, split)
-            write_image(root / folder / coco_karpathy.karpathy_folder(split) / name, number)
+            write_image(root / coco_karpathy.karpathy_folder(split) / name, number)
             parts[split].append(annotated(number, name, [f"Image {number}: {c}." for c in range(2)]))
     coco_karpathy.write_karpathy(root, parts)
     return root

@@ -111,11 +111,11 @@ def test_questions_hold_any_text(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- TVC
-@pytest.fixture(params=["here", "beside", "named"])
+@pytest.fixture(params=["beside", "named"])
 def tvc(request: pytest.FixtureRequest, tmp_path: Path) -> TVC:
-    """Frames and subtitles in the same folder, in the folder of TVQA beside it, or in another one."""
+    """Frames and subtitles in the folder of TVQA beside it, or in another one."""
     root = write_tvc(tmp_path / "tvc")
-    clips = {"here": root, "beside": tmp_path / "tvqa", "named": tmp_path / "elsewhere/films"}[request.param]
+    clips = {"beside": tmp_path / "tvqa", "named": tmp_path / "elsewhere/films"}[request.param]
     write_tvqa(clips)
     return TVC(root, clips if request.param == "named" else None)
 
@@ -158,7 +158,7 @@ def test_missing_parts_of_tvc(tmp_path: Path) -> None:
         TVC(root).listing("train")
     with pytest.raises(DatasetMissing, match="the subtitles are missing"):
         TVC(root).subtitles()
-    write_tvqa(root)
+    write_tvqa(tmp_path / "tvqa")
     write_lines(root / "data/tvc_val_release.jsonl", [])
     (root / "tvc_val_release.jsonl").unlink()
     with pytest.raises(DatasetMissing, match="none of the clips of split 'val'"):

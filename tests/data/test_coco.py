@@ -39,17 +39,15 @@ INSTANCES = "annotations/instances_train2017.json"
 
 
 # ------------------------------------------------------------------------------------------------------------- listing
-@pytest.mark.parametrize("folder", ["", "images"])
-def test_coco_lists_captioned_images_by_name(tmp_path: Path, folder: str) -> None:
-    coco = COCO(write_coco(tmp_path / "coco", folder=folder))
+def test_coco_lists_captioned_images_by_name(tmp_path: Path) -> None:
+    coco = COCO(write_coco(tmp_path / "coco"))
     listing = coco.listing("train")
-    prefix = f"{folder}/" if folder else ""
-    assert listing.names == [f"{prefix}train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
+    assert listing.names == [f"train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
     assert listing.labels.tolist() == [-1] * 4
     assert listing.classes == ()
     assert (listing.missing, listing.notes) == (0, ())
     assert all(clip.path.is_file() for clip in listing)
-    assert coco.listing("val").names == [f"{prefix}val2017/{n:012d}.jpg" for n in (5000, 5007)]
+    assert coco.listing("val").names == [f"val2017/{n:012d}.jpg" for n in (5000, 5007)]
     assert coco.listing("validation").fingerprint() == coco.listing("val").fingerprint()
 
 
@@ -244,16 +242,6 @@ def test_columns_of_a_large_file_are_kept_on_disk(tmp_path: Path, cache: Path, m
         assert columns["crowd"].shape == (3,)
 
 
-def test_preparing_keeps_the_instances(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
-    coco = COCO(write_coco(tmp_path / "coco"))
-    read_instances.cache_clear()
-    listing, kept = coco.index("train")
-    assert kept
-    assert len(listing) == 4
-    assert len(list((cache / "indices").glob("instances_train2017-*.npz"))) == 1
-
-
 def test_listing_needs_no_torch(tmp_path: Path) -> None:
     write_coco(tmp_path)
     code = (
@@ -265,17 +253,15 @@ def test_listing_needs_no_torch(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ Karpathy
-@pytest.mark.parametrize("folder", ["", "images"])
-def test_karpathys_splits(tmp_path: Path, folder: str) -> None:
-    root = write_karpathy(tmp_path, folder)
-    prefix = f"{folder}/" if folder else ""
+def test_karpathys_splits(tmp_path: Path) -> None:
+    root = write_karpathy(tmp_path)
     counts = {}
     for split in COCOKarpathy.splits:
         listing = COCOKarpathy(root).listing(split)
         names = listing.names
         assert names == sorted(names)
         own = "train2014" if split == "train" else "val2014"
-        assert all(name.startswith(f"{prefix}{own}/COCO_{own}_") for name in names)
+        assert all(name.startswith(f"{own}/COCO_{own}_") for name in names)
         found = COCOKarpathy(root).annotations(split)
         counts[split] = len(found)
         for row, clip in enumerate(listing):

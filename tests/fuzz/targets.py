@@ -345,7 +345,9 @@ TARGETS: dict[str, Target] = {
     "COCO 2014": _dataset(lambda root: image_layouts.write_coco(root, year="2014"), COCO2014),
     "Localized Narratives": _dataset(write_ln_coco, LocalizedNarrativesCOCO),
     "TVQA": _dataset(text_layouts.write_tvqa, TVQA),
-    "TVC": _dataset(lambda root: (text_layouts.write_tvc(root), text_layouts.write_tvqa(root)), TVC),
+    "TVC": _dataset(
+        lambda root: (text_layouts.write_tvc(root), text_layouts.write_tvqa(root)), lambda root: TVC(root, root)
+    ),
     "AVSD": _dataset(text_layouts.write_avsd, AVSD),
     "media": Target(_write_media, _read_media),
     "pictures": Target(_write_pictures, _read_pictures),

@@ -102,22 +102,17 @@ class MediaDataset(ABC):
         return long_enough(listing, self.common_seconds)
 
     def _all(self, split: str, fold: int | None) -> Listing:
-        """All clips of a split, with or without sound."""
+        """All clips of a split, with or without sound, from the index if that is fresh."""
         split, fold = self._checked(split, fold)
-        columns = ColumnCache(self.index_name(split, fold)).load()
+        cache = ColumnCache(self.index_name(split, fold))
+        columns = cache.load()
         if columns is not None:
             return Listing.of_columns(columns)
-        return self._indexed(split, fold, INDEX_FROM)[0]
-
-    def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
-        """List a split again and cache the result; returns the listing, and whether it was cached."""
-        return self._indexed(*self._checked(split, fold), 0)
-
-    def _indexed(self, split: str, fold: int | None, at_least: int) -> tuple[Listing, bool]:
         read_at = time.time()
         listing, watched = self._fresh(split, fold)
-        cache = ColumnCache(self.index_name(split, fold))
-        return listing, len(listing) >= at_least and cache.store(listing.columns(), watched, read_at)
+        if len(listing) >= INDEX_FROM:
+            cache.store(listing.columns(), watched, read_at)
+        return listing
 
     def index_name(self, split: str, fold: int | None = None) -> str:
         """Name of a split's listing in the cache."""

@@ -20,7 +20,7 @@ from common.data.annotations import (
     read_json,
     read_once,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk, write_json
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, walk, write_json
 from common.data.listing import DatasetError, Listing
 from common.files import parsing
 
@@ -79,8 +79,7 @@ class COCO(MediaDataset):
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
-        prefix = prefix_of(self._folder(split), self.root)
-        rows = images.rows_of(name.removeprefix(prefix) for name in listing.names)
+        rows = images.rows_of(name.removeprefix(f"{split}{self.year}/") for name in listing.names)
         path = self._instances_path(split)
         if not path.is_file():
             return images.annotations(rows)
@@ -92,26 +91,16 @@ class COCO(MediaDataset):
     def checksums(self) -> Mapping[str, str]:
         return {name: checksum for name, checksum in ARCHIVES.items() if self.year in name}
 
-    def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
-        split, _ = self._checked(split, fold)
-        path = self._instances_path(split)
-        if path.is_file():
-            read_instances(path)
-        return super().index(split)
-
     def _scan(self, split: str, fold: int | None) -> Scan:
-        folder = self._folder(split)
+        folder = self._one_of(f"{split}{self.year}")
         images = self._captions(split)
         instances = self._instances_path(split)
-        prefix = prefix_of(folder, self.root)
+        prefix = f"{folder.name}/"
         scan = Scan((), f"{prefix} with {images.path.relative_to(self.root)}", [images.path.parent, images.path])
         fill_scan(scan, images, {name for name, _ in walk(folder, IMAGE_SUFFIXES, scan.watched)}, prefix)
         if not instances.is_file():
             scan.notes.append(f"{instances.relative_to(self.root)} is missing: the images have no tags and no boxes")
         return scan
-
-    def _folder(self, split: str) -> Path:
-        return self._one_of(f"{split}{self.year}", f"images/{split}{self.year}")
 
     def _captions(self, split: str) -> CaptionedImages:
         return read_captions(self._one_of(f"annotations/captions_{split}{self.year}.json"))

@@ -20,15 +20,14 @@ from common.data.annotations import (
     read_once,
     single_spaced,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, Scan, first_of, walk, write_json
+from common.data.datasets.base import IMAGE_SUFFIXES, Scan, walk, write_json
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import ARCHIVES, PER_IMAGE, Annotated, coco_name, fill_scan
 from common.data.listing import DatasetError, Listing
 from common.data.sequences import Rows, Texts
 from common.files import parsing
 
-_LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
-_PARENTS = ("", "images/")
+_LIST = "dataset_coco.json"
 
 
 class COCOKarpathy(LanguageCaptioned):
@@ -78,18 +77,15 @@ class COCOKarpathy(LanguageCaptioned):
         """Captions of the images of a listing (None = the whole split), in its order; no tags or boxes."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
-        names = listing.names
-        # Names in the list include the image folder.
-        parent = next((parent for parent in _PARENTS[1:] if names and names[0].startswith(parent)), "")
         images, _ = self._read()
-        return images.annotations(images.rows_of(name.removeprefix(parent) for name in names))
+        return images.annotations(images.rows_of(listing.names))
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
         """English captions of a split's images by key, whether or not the files exist."""
         images, rows = self._images(split)
         kept = rows[np.diff(images.captions.starts)[rows] > 0]
         if not len(kept):
-            raise self._lacks(self.root / _LISTS[0], f"no image of split {split!r} has a caption")
+            raise self._lacks(self.root / _LIST, f"no image of split {split!r} has a caption")
         keys = Texts(_key(images.names[row]) for row in kept)
         texts = Rows.texts(tuple(map(single_spaced, images.captions[row])) for row in kept)
         return LanguageCaptions("en", keys, texts, images.groups[kept])
@@ -100,12 +96,10 @@ class COCOKarpathy(LanguageCaptioned):
         return [_key(images.names[row]) for row in rows], images.image_ids[rows].tolist(), images.groups[rows].tolist()
 
     def has_list(self) -> bool:
-        return first_of(self.root, _LISTS) is not None
+        return (self.root / _LIST).exists()
 
     def image_path(self, key: str, split: str = "train") -> Path:
-        folder = key.removeprefix("COCO_").partition("_")[0]
-        names = [self.root / parent / folder / f"{key}.jpg" for parent in _PARENTS]
-        return next((path for path in names if path.is_file()), names[0])
+        return self.root / key.removeprefix("COCO_").partition("_")[0] / f"{key}.jpg"
 
     def _options(self) -> dict[str, object]:
         return {"restval": self.restval}
@@ -116,22 +110,18 @@ class COCOKarpathy(LanguageCaptioned):
     def _scan(self, split: str, fold: int | None) -> Scan:
         images, rows = self._images(split)
         folders = sorted({images.names[row].partition("/")[0] for row in rows})
-        found = [parent for parent in _PARENTS if any((self.root / parent / name).is_dir() for name in folders)]
-        if folders and not found:
+        present = [name for name in folders if (self.root / name).is_dir()]
+        if folders and not present:
             raise self._lacks(self.root / folders[0])
-        parent = found[0] if found else ""
-        where = ", ".join(f"{parent}{name}/" for name in folders)
-        scan = Scan((), f"{where} with {images.path.relative_to(self.root)}")
-        scan.watched += [images.path.parent, images.path, self.root / parent]
-        files: set[str] = set()
-        for name in folders:
-            if (folder := self.root / parent / name).is_dir():
-                files.update(f"{name}/{file}" for file, _ in walk(folder, IMAGE_SUFFIXES, scan.watched))
-        fill_scan(scan, images, files, parent, rows.tolist())
+        scan = Scan((), f"{', '.join(f'{name}/' for name in folders)} with {_LIST}", [self.root, images.path])
+        files = {
+            f"{name}/{file}" for name in present for file, _ in walk(self.root / name, IMAGE_SUFFIXES, scan.watched)
+        }
+        fill_scan(scan, images, files, rows=rows.tolist())
         return scan
 
     def _read(self) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
-        return read_splits(self._one_of(*_LISTS))
+        return read_splits(self._one_of(_LIST))
 
     def _images(self, split: str) -> tuple[CaptionedImages, npt.NDArray[np.int64]]:
         """All images, and the rows of a split."""
@@ -183,7 +173,7 @@ def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None
                 "cocoid": image.number,
             }
             images.append(entry if image.group is None else {**entry, "group_id": image.group})
-    write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
+    write_json(root / _LIST, {"images": images, "dataset": "coco"})
 
 
 def karpathy_folder(split: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -37,7 +36,6 @@ _LISTS = {
     "test": ("annotations/test.csv", "test.csv"),
 }
 _REPLACEMENTS = ("replacement", "replacement_for_corrupted_k400", "train/replacement_for_corrupted_k400")
-_ID_LENGTH = 11
 
 
 class Kinetics400(MediaDataset):
@@ -106,25 +104,13 @@ class Kinetics400(MediaDataset):
         lists = {own_list, *(path for part in ("train", "validation") if (path := first_of(self.root, _LISTS[part])))}
         watched += [place for path in lists for place in (path.parent, path)]
         rows = {path: list(_rows(path)) for path in lists}
-        classes = tuple(sorted({label for own in rows.values() for label, _, _ in own if label}))
+        classes = tuple(sorted({label for own in rows.values() for label, _ in own if label}))
         label_of = {name: label for label, name in enumerate(classes)}
-        files: dict[str, str] = {}
-        by_video: dict[str, str] = {}
         prefix = prefix_of(folder, self.root)
-        for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
-            files[stem] = replacements.get(stem, prefix + name)
-            by_video[stem[:_ID_LENGTH]] = files[stem]
-        clips_of = Counter(video for _, video, _ in rows[own_list])
+        files = {stem: prefix + name for name, stem in walk(folder, VIDEO_SUFFIXES, watched)} | replacements
         scan = Scan(classes, f"flat {folder.name}/ with {own_list.relative_to(self.root)}", watched)
-        taken: set[str] = set()
-        for label, video, stem in rows[own_list]:
-            path_name = files.get(stem) or replacements.get(stem)
-            if path_name is None and clips_of[video] == 1:
-                # Some copies omit or change the time stamps; with one clip per video the name is still unique.
-                path_name = by_video.get(video)
-            if path_name not in taken:
-                scan.add(path_name, stem, label=label_of.get(label, -1))
-                taken.update([path_name] if path_name else [])
+        for label, stem in dict.fromkeys(rows[own_list]):
+            scan.add(files.get(stem), stem, label=label_of.get(label, -1))
         return scan
 
     def _replacements(self, watched: list[Path]) -> dict[str, str]:
@@ -141,13 +127,13 @@ def _class_names(folder: Path) -> list[str]:
     return [name for name in entries(folder)[0] if not name.startswith("replacement")]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (label, video, file stem); lists of test clips may lack the label."""
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield label and file stem; lists of test clips may lack the label."""
 
-    def parse(row: dict[str, str]) -> tuple[str, str, str]:
+    def parse(row: dict[str, str]) -> tuple[str, str]:
         video = row["youtube_id"].strip()
         start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-        return (row.get("label") or "").strip(), video, f"{video}_{start:06d}_{end:06d}"
+        return (row.get("label") or "").strip(), f"{video}_{start:06d}_{end:06d}"
 
     return read_csv(path, parse)
 

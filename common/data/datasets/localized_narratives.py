@@ -18,7 +18,7 @@ from common.data.annotations import (
     read_json_lines,
     read_once,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, walk
 from common.data.datasets.coco import fill_scan
 from common.data.listing import DatasetError, Listing
 from common.data.sequences import Texts
@@ -39,9 +39,9 @@ class LocalizedNarratives(MediaDataset):
     streams = ("image",)
     license = "narratives CC BY 4.0; the images belong to their authors"
     source = "https://google.github.io/localized-narratives"
-    #: Narrative files and possible image folders of each split.
+    #: Narrative files and the image folder of each split.
     files: ClassVar[Mapping[str, str]]
-    folders: ClassVar[Mapping[str, tuple[str, ...]]]
+    folders: ClassVar[Mapping[str, str]]
     #: Published number of narratives per split.
     published_narratives: ClassVar[Mapping[str, int]] = {}
 
@@ -50,22 +50,19 @@ class LocalizedNarratives(MediaDataset):
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
-        prefix = prefix_of(self._folder(split), self.root)
+        prefix = f"{self.folders[split]}/"
         return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.names))
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        folder, paths = self._folder(split), self._paths(split)
+        folder, paths = self._one_of(self.folders[split]), self._paths(split)
         images = self._narratives(split)
-        prefix = prefix_of(folder, self.root)
+        prefix = f"{folder.name}/"
         scan = Scan((), f"{prefix} with {paths[0].relative_to(self.root)}", [paths[0].parent, *paths])
         fill_scan(scan, images, {name for name, _ in walk(folder, IMAGE_SUFFIXES, scan.watched)}, prefix)
         narratives, published = int(images.captions.starts[-1]), self.published_narratives.get(split)
         stated = f", published {published:,}" if published not in (None, narratives) else ""
         scan.notes.append(f"{narratives:,} narratives{stated}")
         return scan
-
-    def _folder(self, split: str) -> Path:
-        return self._one_of(*self.folders[split])
 
     def _paths(self, split: str) -> list[Path]:
         """Files of narratives of a split: one file or all its parts."""
@@ -81,8 +78,7 @@ class LocalizedNarratives(MediaDataset):
         raise self._lacks(self.root / f"{stem}.jsonl")
 
     def _narratives(self, split: str) -> CaptionedImages:
-        paths = self._paths(split)
-        return read_narratives(tuple(paths), type(self).file_name)
+        return read_narratives(tuple(self._paths(split)), type(self).file_name)
 
     @staticmethod
     def file_name(image_id: str) -> str:
@@ -106,10 +102,7 @@ class LocalizedNarrativesCOCO(LocalizedNarratives):
         "train": "coco_train_localized_narratives",
         "val": "coco_val_localized_narratives",
     }
-    folders: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "train": ("train2017", "images/train2017"),
-        "val": ("val2017", "images/val2017"),
-    }
+    folders: ClassVar[Mapping[str, str]] = {"train": "train2017", "val": "val2017"}
     expected_layout = (
         "train2017/<image id:012d>.jpg and val2017/...             (the images of COCO 2017)\n"
         "coco_train_localized_narratives-0000<n>-of-00004.jsonl    (or in annotations/ or localized_narratives/)\n"
@@ -138,9 +131,7 @@ class LocalizedNarrativesOpenImages(LocalizedNarratives):
         "validation": "open_images_validation_localized_narratives",
         "test": "open_images_test_localized_narratives",
     }
-    folders: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        split: (split, f"images/{split}") for split in ("train", "validation", "test")
-    }
+    folders: ClassVar[Mapping[str, str]] = {split: split for split in splits}
     expected_layout = (
         "train/<image id>.jpg, validation/... and test/...                   (of Open Images V6)\n"
         "open_images_train_v6_localized_narratives-0000<n>-of-00010.jsonl    (or in annotations/ or\n"

@@ -25,7 +25,7 @@ class OnCOCO(CaptionedDataset):
     """Base of captions in another language for the photographs of COCO 2014.
 
     Args:
-        coco: folder of COCO 2014 with Karpathy's list; None = the root, or the sibling folder `coco`.
+        coco: folder of COCO 2014 with Karpathy's list; None = the sibling folder `coco`.
         restval: whether `train` includes `restval`, if the set uses Karpathy's split.
         regions: folder of the region features; None = `regions` in the folder of COCO.
     """
@@ -43,9 +43,7 @@ class OnCOCO(CaptionedDataset):
 
     @property
     def coco(self) -> COCOKarpathy:
-        places = [self.root, self.root.parent / "coco"] if self._coco is None else [self._coco]
-        made = [COCOKarpathy(place, self.restval) for place in places]
-        return next((found for found in made if found.has_list()), made[-1])
+        return COCOKarpathy(self._coco or self.root.parent / "coco", self.restval)
 
     def place_coco(self, root: str | os.PathLike[str]) -> None:
         self._coco = Path(root)

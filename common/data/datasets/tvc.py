@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from common.data.datasets.tvqa import (
     read_words,
     subtitle_notes,
 )
-from common.data.listing import DatasetMissing
 from common.data.media import Limits
 
 _FILES = {
@@ -56,7 +54,7 @@ class TVC(MediaDataset):
     A listing has one row per moment whose clip exists, with the moment as limits. The test split has no descriptions.
 
     Args:
-        clips: folder with frames and subtitles as in :class:`TVQA`; None = the root, else the sibling folder `tvqa`.
+        clips: folder with frames and subtitles as in :class:`TVQA`; None = the sibling folder `tvqa`.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -71,8 +69,7 @@ class TVC(MediaDataset):
     streams = ("video",)
     expected_layout = (
         "tvc_train_release.jsonl, tvc_val_release.jsonl, tvc_test_public_release.jsonl   (here or in data/)\n"
-        "frames_hq/<show>_frames/<clip>/00001.jpg ... and tvqa_preprocessed_subtitles.jsonl\n"
-        "                                       (here or in the folder tvqa beside this one; see TVQA)"
+        "../tvqa/ with frames_hq/<show>_frames/<clip>/00001.jpg ... and tvqa_preprocessed_subtitles.jsonl   (see TVQA)"
     )
     size = "30 MB of text; the frames are those of TVQA, 43 GB"
     license = "CC BY-NC-SA 4.0; frames by signed agreement"
@@ -88,18 +85,15 @@ class TVC(MediaDataset):
         return in_order(self._found(split, []))
 
     def subtitles(self) -> Subtitles:
-        *others, last = self._homes()
-        for home in others:
-            with contextlib.suppress(DatasetMissing):
-                return TVQA(home).subtitles()
-        return TVQA(last).subtitles()
+        return TVQA(self._home).subtitles()
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """True categories of picture and sound of every clip; only miniatures have them."""
-        return next((found for home in self._homes() if (found := read_words(home))), {})
+        return read_words(self._home)
 
-    def _homes(self) -> list[Path]:
-        return [self.root, self.root.parent / TVQA.name] if self.clips is None else [self.clips]
+    @property
+    def _home(self) -> Path:
+        return self.clips or self.root.parent / TVQA.name
 
     def _options(self) -> dict[str, object]:
         return {"clips": str(self.clips)}
@@ -115,14 +109,12 @@ class TVC(MediaDataset):
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Moment]]:
         """Frame folder, if there is one, and moment."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the moments are missing")
-        homes = self._homes()
-        known = next(((home, own) for home in homes if (own := frame_folders(home, watched)) is not None), None)
-        if known is None:
-            raise self._lacks(homes[-1] / "frames_hq", "the frames are missing")
+        folders = frame_folders(self._home, watched)
+        if folders is None:
+            raise self._lacks(self._home / "frames_hq", "the frames are missing")
         watched += [path.parent, path]
-        home, folders = known
         # Relative names, even for a sibling folder, are the same on every machine.
-        prefix = Path(os.path.relpath(home, self.root)).as_posix()
+        prefix = Path(os.path.relpath(self._home, self.root)).as_posix()
         names = {name: os.path.normpath(f"{prefix}/{folder}") for name, folder in folders.items()}
         moments = read_json_lines(path, functools.partial(_moment, withheld=split == "test"))
         return [(folder_of(moment.clip, names), moment) for moment in moments]

@@ -89,15 +89,11 @@ class UCF101(MediaDataset):
                 for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, scan.watched):
                     files.setdefault(f"{class_name}/{stem}", f"{prefix}{class_name}/{name}")
         for line in read_lines(list_path):
-            # Training lists give the label, too.
-            entry, given = re.sub(r"\s+\d+$", "", line), line.split()[-1]
+            entry = re.sub(r"\s+\d+$", "", line)  # training lists give the label, too
             class_name = entry.split("/")[0]
             if class_name not in classes:
                 raise DatasetError(f"{list_path}: class {class_name!r} of {entry!r} is not in {class_path.name}")
-            label = classes.index(class_name)
-            if given.isdigit() and int(given) != label + 1:
-                raise DatasetError(f"{list_path}: {entry!r} has label {given}, but {class_path.name} gives {label + 1}")
-            scan.add(files.get(os.path.splitext(entry)[0]), entry, label=label)
+            scan.add(files.get(os.path.splitext(entry)[0]), entry, label=classes.index(class_name))
         return scan
 
 
