@@ -39,15 +39,16 @@ def _list_papers(scale: str, runs: Path) -> None:
     from common.reporting.records import expected_seconds
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
-    from common.stages.plan import default_jobs
+    from common.stages.plan import default_jobs, side_by_side
 
     rows = []
     for paper in existing_papers():
         source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
-        names = [instance.id for instance in expand(source, scale, everything=False)]
-        known = [seconds for seconds in expected_seconds(names, here, promoted) if seconds is not None]
-        counts = str(len(source.tables)), str(len(recipes_of(paper.name))), f"{len(names)}, {len(known)} with records"
-        time = duration(sum(known) / default_jobs("cpu")) if known else "-"
+        parents = {one.id: one.parents.values() for one in expand(source, scale, everything=False)}
+        expected = zip(parents, expected_seconds(parents, here, promoted))
+        known = {stage: seconds for stage, seconds in expected if seconds is not None}
+        counts = str(len(source.tables)), str(len(recipes_of(paper.name))), f"{len(parents)}, {len(known)} with records"
+        time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
         rows.append((paper.short, paper.title, *counts, time))
     print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
     print("stages and time are those of `make reproduce-<paper>`, without what is made by request")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from common.files import usable_cores
 from common.reporting import records
@@ -17,6 +18,7 @@ from common.reporting.tables import TablesError, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.request import Selection, StageRequest, finished_record, recorded_lineage, requests_for
 
+Key = TypeVar("Key", bound=Hashable)
 #: Why most stages run.
 NOT_RUN = "not run yet"
 
@@ -78,12 +80,31 @@ def seconds_by_records(planned: Sequence[Planned]) -> dict[str, float]:
     return {stage: seconds for stage, seconds in found if seconds is not None}
 
 
-def seconds_left(known: Mapping[str, float], left: Sequence[Planned]) -> float | None:
-    """Expected time of stages in sequence; one without records takes the mean of the others."""
+def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
+    """Expected time of stages of which `jobs` run at once; one without records takes the mean of the others."""
     if not known:
         return None if left else 0.0
     mean = sum(known.values()) / len(known)
-    return sum(known.get(item.request.stage, mean) for item in left)
+    keys = [(item.request.seed, item.request.stage) for item in left]
+    return side_by_side(
+        {key: known.get(key[1], mean) for key in keys},
+        {key: [(key[0], p.stage) for p in item.request.parents.values()] for key, item in zip(keys, left)},
+        jobs,
+    )
+
+
+def side_by_side(seconds: Mapping[Key, float], parents: Mapping[Key, Collection[Key]], jobs: int) -> float:
+    """When the last task ends: each starts, in order, once its parents have ended and one of `jobs` workers is free."""
+    waiting, ends, now = list(seconds), dict[Key, float](), 0.0
+    while waiting:
+        unfinished = {*waiting, *(task for task, end in ends.items() if end > now)}
+        ready = next((task for task in waiting if unfinished.isdisjoint(parents[task])), None)
+        if ready is not None and sum(end > now for end in ends.values()) < jobs:
+            waiting.remove(ready)
+            ends[ready] = now + seconds[ready]
+        else:
+            now = min(end for end in ends.values() if end > now)
+    return max(ends.values(), default=0.0)
 
 
 def default_jobs(hardware: str) -> int:
@@ -152,9 +173,9 @@ def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    left = seconds_left(known, todo)
     jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
-    told = "unknown, no earlier record of this scale" if left is None else duration(left / jobs)
+    left = seconds_left(known, todo, jobs)
+    told = "unknown, no earlier record of this scale" if left is None else duration(left)
     return "\n".join([*lines, f"expected time of what is left, {jobs} at a time: {told}"])
 
 

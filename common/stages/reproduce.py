@@ -99,8 +99,8 @@ def reproduce(
                         elsewhere += isinstance(error, RunsElsewhereError)
                         say(printable(f"  FAILED {_name(item)}: {described(error)}"))
                         continue
-                    left = seconds_left(seconds_by_records(planned), [*waiting, *running.values()])
-                    told = f", about {duration(left / jobs)} left" if left else ""
+                    left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
+                    told = f", about {duration(left)} left" if left else ""
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
                     if finished is not None:
                         finished(item.request.stage)
@@ -148,8 +148,8 @@ def _announce(
         if item.done:
             say(f"  skip  {_name(item)}: {item.reason}")
     if waiting:
-        left = seconds_left(seconds_by_records(planned), waiting)
-        expected = "unknown, no earlier record of this scale" if left is None else duration(left / jobs)
+        left = seconds_left(seconds_by_records(planned), waiting, jobs)
+        expected = "unknown, no earlier record of this scale" if left is None else duration(left)
         say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
 
 

@@ -145,11 +145,16 @@ def test_a_table_does_not_wait_for_rows_by_request(
         assert bool(printed) is not everything
 
 
-def test_a_stage_without_records_is_expected_to_take_as_long_as_the_others() -> None:
-    def stage(name: str, seed: int = 0) -> Any:
-        return SimpleNamespace(request=SimpleNamespace(stage=name, seed=seed))
+def test_stages_wait_for_their_parents_and_for_a_worker() -> None:
+    def stage(name: str, *parents: str) -> Any:
+        named = {parent: SimpleNamespace(stage=parent) for parent in parents}
+        return SimpleNamespace(request=SimpleNamespace(stage=name, seed=0, parents=named))
 
-    known = {"avid": 100.0, "probe": 20.0}
-    assert seconds_left(known, [stage("probe"), stage("probe", 1), stage("new")]) == 20 + 20 + 60
-    assert seconds_left(known, []) == 0
-    assert seconds_left({}, [stage("new")]) is None
+    known = {"avid": 100.0, "cma": 60.0, "probe": 20.0}
+    chain = [stage("avid"), stage("cma", "avid"), stage("probe", "avid"), stage("probe@cma", "cma")]
+    assert seconds_left(known, chain, 1) == 100 + 60 + 20 + 60  # without records: the mean
+    assert seconds_left(known, chain, 2) == 100 + 60 + 60
+    assert seconds_left(known, chain[1:], 2) == 60 + 60
+    assert seconds_left(known, [stage("probe")], 2) == 20
+    assert seconds_left(known, [], 2) == 0
+    assert seconds_left({}, [stage("new")], 2) is None
