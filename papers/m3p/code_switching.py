@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from common.data.datasets.captioned import read_text
 from common.types import Fraction
 
 logger = logging.getLogger(__name__)
@@ -18,28 +19,6 @@ logger = logging.getLogger(__name__)
 Mode = Literal["every_word", "one_word"]
 # Translations of a word into each language that has any, in the order of the languages.
 Entry = tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Shares of caption words that a code switcher can replace, in [0, 1]; `words` is their number."""
-
-    words: int
-    share: float
-    by_language: Mapping[str, float]
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.by_language.items())
-        return f"dictionaries hold {self.share:.0%} of the words ({parts})"
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "samples": self.words,
-            "covered": round(self.share, 4),
-            "covered_by_language": {name: round(share, 4) for name, share in self.by_language.items()},
-            "skipped": 0,
-            "skipped_names": [],
-        }
 
 
 class CodeSwitcher:
@@ -71,24 +50,20 @@ class CodeSwitcher:
         strip_punctuation: bool = True,
         lower_case: bool = True,
     ) -> None:
-        targets = tuple(targets or ())
-        if source in targets or len(set(targets)) < len(targets):
-            raise ValueError(
-                f"code_switching.targets: {', '.join(targets)} must be different languages and not {source}"
-            )
         self.dictionaries = Path(dictionaries)
-        self.targets = targets
+        self.targets = tuple(targets or ())
         self.source = source
         self.mode: Mode = mode
         self.sentence_ratio = sentence_ratio
         self.word_ratio = word_ratio
         self.strip_punctuation = strip_punctuation
         self.lower_case = lower_case
-        self._words: dict[str, dict[str, list[str]]] | None = None
+        #: Translations of each word by language.
+        self._words: dict[str, dict[str, list[str]]] = {}
         self._entries: dict[str, Entry] = {}
 
     def prepare(self) -> None:
-        if self._words is not None:
+        if self._words:
             return
         if not self.targets:
             names = [file.stem.partition("-")[2] for file in self.dictionaries.glob(f"{self.source}-*.txt")]
@@ -100,11 +75,9 @@ class CodeSwitcher:
                     'there, one "word<TAB>translation" a line, as MUSE and FreeDict export them, or set '
                     "data.code_switching to null"
                 )
-        words: dict[str, dict[str, list[str]]] = {}
         for target in self.targets:
-            for word, translation in read_dictionary(self.dictionaries, self.source, target):
-                words.setdefault(word, {}).setdefault(target, []).append(translation)
-        self._words = words
+            for word, translation in read_dictionary(self.dictionaries / f"{self.source}-{target}.txt"):
+                self._words.setdefault(word, {}).setdefault(target, []).append(translation)
 
     def switch(self, text: str, rng: np.random.Generator) -> str:
         """A caption with some words replaced; words are separated by single spaces."""
@@ -120,21 +93,22 @@ class CodeSwitcher:
                     break
         return " ".join(words)
 
-    def coverage(self, texts: Iterable[str]) -> Coverage:
-        """Share of words with an entry; a word contains a letter or a digit."""
-        counts: dict[str, int] = {}
-        for text in texts:
-            for word in text.split():
-                if any(sign.isalnum() for sign in word):
-                    counts[word] = counts.get(word, 0) + 1
-        words = sum(counts.values())
-        known = {word: languages for word in counts if (languages := self._look_up(word)[1])}
+    def coverage(self, texts: Iterable[str]) -> dict[str, Any]:
+        """Shares of the words of some captions with an entry, for the record; a word contains a letter or a digit."""
+        counts = Counter(word for text in texts for word in text.split() if any(map(str.isalnum, word)))
+        languages = {word: self._look_up(word)[1] for word in counts}
 
-        def share(some: Iterable[str]) -> float:
-            return sum(counts[word] for word in some) / max(words, 1)
+        def share(covered: Callable[[Mapping[str, list[str]]], bool]) -> float:
+            found = sum(count for word, count in counts.items() if covered(languages[word]))
+            return round(found / max(counts.total(), 1), 4)
 
-        by_language = {target: share(word for word in known if target in known[word]) for target in self.targets}
-        return Coverage(words, share(known), by_language)
+        return {
+            "samples": counts.total(),
+            "covered": share(bool),
+            "covered_by_language": {target: share(lambda own, name=target: name in own) for target in self.targets},
+            "skipped": 0,
+            "skipped_names": [],
+        }
 
     def _replace(self, words: list[str], position: int, rng: np.random.Generator) -> bool:
         word = words[position]
@@ -154,7 +128,6 @@ class CodeSwitcher:
     def _look_up(self, word: str) -> tuple[str, Mapping[str, list[str]], str]:
         """Leading punctuation, translations by language, and trailing punctuation of a word."""
         self.prepare()
-        assert self._words is not None
         first, last = 0, len(word)
         if self.strip_punctuation and word not in self._words:
             while first < last and _is_mark(word[first]):
@@ -172,25 +145,11 @@ def _is_mark(sign: str) -> bool:
     return unicodedata.category(sign)[0] == "P"
 
 
-def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
+def read_dictionary(path: Path) -> list[tuple[str, str]]:
     """Pairs of a dictionary, in file order; skips lines without a translation and logs their number."""
-    path = folder / f"{source}-{target}.txt"
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        there = sorted(file.stem for file in folder.glob(f"{source}-*.txt"))
-        raise FileNotFoundError(
-            f"code_switching: the dictionary {path} is missing (there: {', '.join(there) or 'none'}). Put it there, "
-            f'one "word<TAB>translation" a line, as MUSE and FreeDict exports have it, or leave {target} out of '
-            "code_switching.targets"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"code_switching: {path} cannot be read as a text in UTF-8 ({error})") from None
     pairs: list[tuple[str, str]] = []
     lacking = 0
-    for line in content.split("\n"):
-        if not line.strip():
-            continue
+    for line in filter(str.strip, read_text(path).split("\n")):
         # Don't strip before: a tab followed by nothing marks a multi-word entry without a translation.
         word, _, translation = line.partition("\t") if "\t" in line else line.strip().partition(" ")
         word, translation = word.strip(), " ".join(translation.split())
@@ -199,10 +158,7 @@ def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, s
         else:
             lacking += 1
     if not pairs:
-        raise ValueError(
-            f'code_switching: {path} holds no pairs; one "word<TAB>translation" a line is expected. Get it anew, or '
-            f"leave {target} out of code_switching.targets"
-        )
+        raise ValueError(f'{path}: holds no pairs; one "word<TAB>translation" a line is expected')
     if lacking:
         logger.warning("%s: %d lines without a translation are left out", path, lacking)
     return pairs

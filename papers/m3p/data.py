@@ -30,7 +30,7 @@ from papers.m3p.captions import (
     file_identity,
     stream_tokens,
 )
-from papers.m3p.code_switching import CodeSwitcher, Coverage
+from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.masking import DEFAULT_MASKING, REGION_NOISE, WORD_NOISE, Masking
 from papers.m3p.pairs import (
@@ -202,15 +202,17 @@ class RegionTextData(ShardedDataModule):
                 self.validation = self.pairs_of(
                     self.training_sets, self.shown_captions, masked=False, split=self.validation_split
                 )
-            if self.coverage is not None and self.code_switching is not None:
-                if not self.coverage.words:
+            if self.code_switching is not None:
+                if not self.coverage["samples"]:
                     raise ValueError(
                         "data.code_switching switches no caption: no set to train on is in its source language; set it "
                         "to null"
                     )
-                languages = len(self.code_switching.targets)
+                targets, share = self.code_switching.targets, self.coverage["covered"]
                 rank_zero_only(print)(
-                    f"  code-switching into {languages} languages (50 in the paper): {self.coverage}", flush=True
+                    f"  code-switching into {len(targets)} languages (50 in the paper), {share:.0%} of the words: "
+                    f"{', '.join(targets)}",
+                    flush=True,
                 )
 
     @abstractmethod
@@ -282,10 +284,9 @@ class RegionTextData(ShardedDataModule):
         return [(text, self.code_switching.switch(text, rng)) for text in self._switched_texts(count)[:count]]
 
     @cached_property
-    def coverage(self) -> Coverage | None:
-        """Dictionary coverage of the training captions, sampled from large sets; None without switching."""
-        if self.code_switching is None:
-            return None
+    def coverage(self) -> dict[str, Any]:
+        """Dictionary coverage of the training captions, sampled from large sets."""
+        assert self.code_switching is not None
         return self.code_switching.coverage(self._switched_texts(COUNTED_CAPTIONS))
 
     def _switched_texts(self, count: int) -> list[str]:
@@ -300,9 +301,9 @@ class RegionTextData(ShardedDataModule):
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
-        if self.code_switching is not None and self.coverage is not None:
+        if self.code_switching is not None:
             version = f"{self.code_switching.source} to {','.join(self.code_switching.targets)}"
-            described["code-switching (dictionaries)"] = {"version": version, **self.coverage.describe()}
+            described["code-switching (dictionaries)"] = {"version": version, **self.coverage}
         return described
 
 

@@ -1,11 +1,11 @@
-"""Our figures: recall by language, images found for captions, and code-switched captions."""
+"""Diagnostics: images found for captions, and code-switched captions."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.monitoring.figures import RIGHT, WRONG, Cell, Row, chart, image_grid, save_figure
+from common.monitoring.figures import RIGHT, Cell, Row, image_grid, save_figure
 from common.monitoring.media import media_folder, write_table
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
 #: Number of code-switched captions shown.
 SWITCHED = 24
-#: Mean recall of random scores.
-CHANCE = "chance"
 
 
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
@@ -27,44 +25,10 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
         return
     folder = media_folder(module)
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-    draw_recalls(module, test.found, folder)
     draw_retrieved(module, data, test.found, folder)
     switched = data.switched_examples(SWITCHED)
     if switched:
         write_table(module, folder / "code_switched.csv", ["caption", "switched"], switched)
-
-
-def chance_recall(scored: Searched) -> float:
-    """Mean recall of random scores on the same set, in percent ([12], P7)."""
-    images, captions = scored.scores.shape
-    each = captions / images
-    to_images = sum(min(k / images, 1.0) for k in (1, 5, 10))
-    to_captions = sum(1.0 - (1.0 - min(k / captions, 1.0)) ** each for k in (1, 5, 10))
-    return 100.0 * (to_images + to_captions) / 6.0
-
-
-def draw_recalls(module: pl.LightningModule, found: list[Searched], folder: Path) -> None:
-    """`recall_by_language.png` and `.csv`: mean recall, the six recalls and chance for every test set."""
-    keys = ["mr", *(f"{direction}_r{k}" for direction in ("t2i", "i2t") for k in (1, 5, 10))]
-    rows = [
-        [
-            one.set.name,
-            one.set.language,
-            *(round(float(one.metrics[key]), 3) for key in keys),
-            round(chance_recall(one), 3),
-        ]
-        for one in found
-    ]
-    write_table(module, folder / "recall_by_language.csv", ["set", "language", *keys, CHANCE], rows)
-    figure, axes = chart(size=(1.2 + 0.9 * len(found), 3))
-    axis = axes[0, 0]
-    axis.bar([one.set.name.replace("_", "\n") for one in found], [row[2] for row in rows], color="tab:blue")
-    for place, row in enumerate(rows):
-        axis.plot([place - 0.4, place + 0.4], [row[-1]] * 2, color=WRONG, label=CHANCE if place == 0 else None)
-    axis.set_ylabel("mean recall (%)")
-    axis.tick_params(labelsize=7)
-    axis.legend(fontsize=7)
-    save_figure(module, figure, folder / "recall_by_language.png")
 
 
 def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched], folder: Path) -> None:

@@ -7,9 +7,8 @@ region features, so the same class reads them. At paper scale, regions come from
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ from torch import Tensor, nn
 
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.image_transforms import ImageTransform
-from common.data.media import MediaError, read_image
-from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
+from common.data.media import read_image
+from common.data.regions import RegionFeatures, Regions, write_regions
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
-from common.files import cache_folder, exclusive, named, write_atomically
-
-logger = logging.getLogger(__name__)
+from common.files import cache_folder, exclusive
 
 #: Regions per picture: the whole picture and its quarters.
 REGIONS = 5
@@ -88,91 +85,43 @@ def prepare_regions(
     One process computes them while the others wait. Set the data set's `regions_root` to the returned folder, which is
     the same for data sets of the same pictures. `checkpoint` is of a `papers.m3p.miniature.RegionClassifier`.
     """
-    checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint file; the stage `regions` makes one")
+    network = read_region_network(checkpoint)
     pictures = getattr(dataset, "coco", dataset).root.resolve()
-    with named(checkpoint):
-        digest = hashlib.sha256(f"{_VERSION}\0{pictures}\0".encode() + checkpoint.read_bytes()).hexdigest()[:24]
+    digest = hashlib.sha256(f"{_VERSION}\0{pictures}\0".encode() + Path(checkpoint).read_bytes()).hexdigest()[:24]
     folder = (folder or cache_folder() / "regions") / digest
-    network: RegionNetwork | None = None
+    folder.mkdir(parents=True, exist_ok=True)
     for split in splits:
         path = folder / f"{split}.npz"
         keys = dict.fromkeys(key for language in dataset.languages for key in dataset.captions(split, language).keys)
-        if _all_there(path, keys):
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / f".{split}.lock"):
-            if _all_there(path, keys):
-                continue
-            with contextlib.suppress(RegionError):
-                # Another data set may split the same pictures differently.
-                keys = dict.fromkeys([*RegionFeatures(path).keys, *keys])
-            network = network or read_region_network(checkpoint)
-            skipped: list[str] = []
-            rows = region_rows(network, ((key, dataset.image_path(key, split)) for key in keys), skipped)
-            try:
-                write_regions(path, rows)
-            except ValueError as error:
-                raise MediaError(f"{pictures}: no picture of split {split!r} can be read ({error})") from error
-            write_atomically(_list_of_skipped(path), "".join(f"{key}\n" for key in skipped))
+            # Another data set may split the same pictures differently.
+            known = dict.fromkeys(RegionFeatures(path).keys if path.is_file() else ())
+            if not keys.keys() <= known.keys():
+                pairs = ((key, dataset.image_path(key, split)) for key in {**known, **keys})
+                write_regions(path, region_rows(network, pairs))
     return folder
 
 
-def _all_there(path: Path, keys: Iterable[str]) -> bool:
-    """Whether a file has the features of all keys, except pictures that were unreadable when it was made."""
-    if not _list_of_skipped(path).is_file():
-        return False
-    skipped = set(_list_of_skipped(path).read_text(encoding="utf-8").split("\n"))
-    try:
-        return not set(RegionFeatures(path).missing(keys)) - skipped
-    except RegionError:
-        return False  # made anew
-
-
-def _list_of_skipped(path: Path) -> Path:
-    """Path of the skipped keys; written last, so its existence means the features are complete."""
-    return path.with_suffix(".skipped.txt")
-
-
 @torch.inference_mode()
-def region_rows(
-    network: RegionNetwork, pictures: Iterable[tuple[str, Path]], skipped: list[str] | None = None
-) -> Iterator[tuple[str, Regions]]:
-    """Key and regions of each readable picture and its quarters; unreadable keys are appended to `skipped`.
+def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Regions]]:
+    """Key and regions of each picture and its quarters.
 
     Class c + 1 is category c of the network; class 0, the background, never occurs.
     """
     transform = ImageTransform(crop=network.side, resize=network.side, squeeze=True, training=False)
-    held: list[tuple[str, np.ndarray, int, int]] = []
-    crops: list[Tensor] = []
-
-    def described() -> Iterator[tuple[str, Regions]]:
-        features = network.features(torch.stack(crops).to(next(network.parameters()).device))
-        probabilities = network.classifier(features).softmax(-1).cpu()
-        features = features.cpu()
-        columns = zip(held, features.split(REGIONS), probabilities.split(REGIONS))
-        for (key, boxes, height, width), feature, probability in columns:
-            labels = 1 + probability.argmax(-1)
-            distribution = np.pad(probability.numpy(), [(0, 0), (1, 0)])
-            yield key, Regions(feature.numpy(), boxes, labels.numpy(), height, width, distribution)
-
-    for key, path in pictures:
-        try:
-            image = read_image(path)
-        except MediaError as error:
-            logger.warning("skipped %s", error)
-            if skipped is not None:
-                skipped.append(key)
-            continue
-        boxes = region_boxes(image.height, image.width)
-        crops += [transform(image.crop(tuple(box)))[0] for box in boxes.astype(int).tolist()]
-        held.append((key, boxes, image.height, image.width))
-        if len(held) == _AT_ONCE:
-            yield from described()
-            held, crops = [], []
-    if held:
-        yield from described()
+    device = next(network.parameters()).device
+    remaining = iter(pictures)
+    while some := list(itertools.islice(remaining, _AT_ONCE)):
+        images = [read_image(path) for _, path in some]
+        boxes = [region_boxes(image.height, image.width) for image in images]
+        parts = [image.crop(tuple(box)) for image, own in zip(images, boxes) for box in own.astype(int).tolist()]
+        features = network.features(torch.stack([transform(part)[0] for part in parts]).to(device))
+        probabilities = network.classifier(features).softmax(-1).cpu().split(REGIONS)
+        for (key, _), image, box, feature, shares in zip(
+            some, images, boxes, features.cpu().split(REGIONS), probabilities
+        ):
+            labels, distribution = 1 + shares.argmax(-1).numpy(), np.pad(shares.numpy(), [(0, 0), (1, 0)])
+            yield key, Regions(feature.numpy(), box, labels, image.height, image.width, distribution)
 
 
 def region_boxes(height: int, width: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from common.data.media import read_image
 from common.data.regions import RegionFeatures, Regions, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
@@ -141,7 +140,6 @@ class M3P(encoder.M3P, TrainedModel):
                 "which `assemble data m3p --extract-regions` makes, as --regions FILE"
             )
         else:
-            read_image(file)  # raises for a picture that cannot be read; the detector passes it over
             ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
         return regions.first(self.max_regions)
 

@@ -118,19 +118,18 @@ def test_a_switched_caption_differs_in_known_words_alone(
 
 
 def test_coverage(folder: Path) -> None:
-    coverage = switcher(folder).coverage(["A red dog.", "the dog & the cat", "Red, red"])
-    assert coverage.words == 9
-    assert coverage.share == pytest.approx(6 / 9)
-    assert coverage.by_language == pytest.approx({"de": 3 / 9, "fr": 5 / 9, "ja": 3 / 9, "zh": 3 / 9})
+    found = switcher(folder).coverage(["A red dog.", "the dog & the cat", "Red, red"])
+    assert (found["samples"], found["covered"]) == (9, 0.6667)
+    assert found["covered_by_language"] == {"de": 0.3333, "fr": 0.5556, "ja": 0.3333, "zh": 0.3333}
     empty = switcher(folder).coverage(["", "&"])
-    assert (empty.words, empty.share) == (0, 0.0)
+    assert (empty["samples"], empty["covered"]) == (0, 0.0)
 
 
 def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """MUSE writes blanks, FreeDict exports tabs; translations may be of several words."""
     content = "\ufeffdog Hund\r\nice cream\tdas  Eis\ncat\tKatze\ncat\tKater\n\nnothing\nhot dog\t\n \tx\n"
     (tmp_path / "en-de.txt").write_text(content, encoding="utf-8")
-    assert read_dictionary(tmp_path, "en", "de") == [
+    assert read_dictionary(tmp_path / "en-de.txt") == [
         ("dog", "Hund"), ("ice cream", "das Eis"), ("cat", "Katze"), ("cat", "Kater"),
     ]  # fmt: skip
     assert "3 lines without a translation" in caplog.text

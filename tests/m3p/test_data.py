@@ -248,10 +248,9 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
     shown = data.switched_examples(2)
     assert [text for text, _ in shown] == [sentence("en", item) for item in (0, 11)]
     assert all(set(switched.split()) <= known for _, switched in shown)
-    assert data.coverage.share == 1.0
+    assert data.coverage["covered"] == 1.0
     plain = layouts.pretraining(**PLAIN)
     assert plain.switched_examples(3) == []
-    assert plain.coverage is None
 
 
 # -- fine-tuning -------------------------------------------------------------------------------------------------------

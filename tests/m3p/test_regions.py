@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +71,10 @@ def test_features_are_made_once(
     folder = prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
     asked: list[Any] = []
 
-    def counting(network: RegionNetwork, pictures: Any, skipped: Any) -> Any:
+    def counting(network: RegionNetwork, pictures: Any) -> Any:
         pictures = list(pictures)
         asked.append([key for key, _ in pictures])
-        return region_rows(network, pictures, skipped)
+        return region_rows(network, pictures)
 
     monkeypatch.setattr(regions, "region_rows", counting)
     assert prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept") == folder
@@ -88,12 +87,6 @@ def test_features_are_made_once(
     other = prepare_regions(few, ["test"], checkpoint, tmp_path / "kept")
     assert other == folder
     assert asked == [[COCO[2]]]
-    # What is damaged, or was not finished, is made anew.
-    (folder / "train.npz").write_bytes(b"cut off")
-    prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
-    (folder / "train.skipped.txt").unlink()
-    prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
-    assert asked[1:] == [list(COCO[:2])] * 2
     # Another network has features of its own.
     copy = tmp_path / "copy.ckpt"
     content = torch.load(checkpoint, weights_only=False)
@@ -102,22 +95,16 @@ def test_features_are_made_once(
     assert prepare_regions(dataset, ["train"], copy, tmp_path / "kept") != folder
 
 
-def test_pictures_that_cannot_be_read_are_passed_over(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
-    dataset.image_path(COCO[0], "train").write_bytes(b"no picture")
-    folder = prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
-    assert (folder / "train.skipped.txt").read_text() == f"{COCO[0]}\n"
-    dataset.regions_root = folder
-    assert dataset.regions("train").missing(COCO[:2]) == [COCO[0]]
-    before = (folder / "train.npz").stat().st_mtime_ns
-    prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
-    assert (folder / "train.npz").stat().st_mtime_ns == before
-    shutil.rmtree(dataset.root / "val2014")
-    with pytest.raises(MediaError, match="no picture of split 'test' can be read"):
-        prepare_regions(dataset, ["test"], checkpoint, tmp_path / "kept")
+def test_a_picture_that_cannot_be_read_is_named(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
+    path = dataset.image_path(COCO[0], "train")
+    path.write_bytes(b"no picture")
+    with pytest.raises(MediaError, match=path.name):
+        prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    assert not list((tmp_path / "kept").rglob("*.npz"))
 
 
 def test_checkpoints_of_something_else_are_refused(dataset: COCOKarpathy, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint file; the stage `regions` makes one"):
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint file"):
         prepare_regions(dataset, ["train"], tmp_path / "none.ckpt")
     torch.save({"state_dict": {}, "hyper_parameters": {"classes": 3}}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"a\.ckpt: no checkpoint of papers\.m3p\.miniature\.RegionClassifier"):
