@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,6 @@ class CaptionTokens:
     def longest(self) -> int:
         """Largest number of pieces."""
         return int(np.diff(self._ends, prepend=-1).max(initial=1)) - 1
-
-
-#: Tokens of a data set's captions, by its split and language.
-CaptionReader = Callable[[Any, str, str], CaptionTokens]
 
 
 class CaptionPool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,16 +96,16 @@ class CodeSwitcher:
     def coverage(self, texts: Iterable[str]) -> dict[str, Any]:
         """Shares of the words of some captions with an entry, for the record; a word contains a letter or a digit."""
         counts = Counter(word for text in texts for word in text.split() if any(map(str.isalnum, word)))
-        languages = {word: self._look_up(word)[1] for word in counts}
-
-        def share(covered: Callable[[Mapping[str, list[str]]], bool]) -> float:
-            found = sum(count for word, count in counts.items() if covered(languages[word]))
-            return round(found / max(counts.total(), 1), 4)
-
+        known, by_language = 0, Counter[str]()
+        for word, count in counts.items():
+            languages = self._look_up(word)[1]
+            known += count if languages else 0
+            by_language.update(dict.fromkeys(languages, count))
+        total = max(counts.total(), 1)
         return {
             "samples": counts.total(),
-            "covered": share(bool),
-            "covered_by_language": {target: share(lambda own, name=target: name in own) for target in self.targets},
+            "covered": round(known / total, 4),
+            "covered_by_language": {target: round(by_language[target] / total, 4) for target in self.targets},
             "skipped": 0,
             "skipped_names": [],
         }

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property, partial
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
-from common.data.item_dataset import Sample
 from common.data.listing import spread
-from common.data.regions import Regions
 from common.data.text import XLMRTokenizer
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
@@ -24,7 +22,6 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from papers.m3p.captions import (
     CaptionPool,
-    CaptionReader,
     CaptionTokens,
     SwitchedCaptions,
     file_identity,
@@ -32,19 +29,19 @@ from papers.m3p.captions import (
 )
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.masking import DEFAULT_MASKING, REGION_NOISE, WORD_NOISE, Masking
+from papers.m3p.masking import DEFAULT_MASKING, Masking
 from papers.m3p.pairs import (
     Candidates,
     CaptionSet,
     PairCollator,
-    PairGroup,
     Pairing,
     PairItems,
+    RegionItems,
     find_pictures,
     shown_images,
 )
 from papers.m3p.regions import prepare_regions
-from papers.m3p.search import EvaluationSet, SearchLimits, evaluation_sets, loader_roles
+from papers.m3p.search import CaptionItems, EvaluationSet, loader_roles
 from papers.m3p.streams import (
     LanguageStream,
     MultitaskSchedule,
@@ -70,7 +67,8 @@ class RegionTextData(ShardedDataModule):
             fewer. A smaller number saves time, but the model depends on it.
         validation_split: of the training sets, to compare weights on; None for none.
         validation_items: use the first so many captions, one per image before the second of any; None for all.
-        test_images, test_captions, cut_test_captions: see `SearchLimits`.
+        test_images, test_captions: search the first so many images of a set, and captions of each; None for all.
+        cut_test_captions: cut those by `max_tokens`, too; the released code only cuts captions of training.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
         kwargs: see ShardedDataModule; `cache_bytes` caches the regions of a set that fits, and an image without regions
@@ -121,9 +119,10 @@ class RegionTextData(ShardedDataModule):
         self.validation_items = validation_items
         self.test_batch_size = test_batch_size
         self.pairing = Pairing(candidates, vlm_candidates, exclude_siblings)
-        self.limits = SearchLimits(test_images, test_captions, cut_test_captions)
-        #: Tokenizes once per data set, split and language.
-        self.captions_of: CaptionReader = cache(
+        self.test_images, self.test_captions = test_images, test_captions
+        self.cut_test_captions = cut_test_captions
+        #: Tokens of a data set's captions, by its split and language.
+        self.captions_of: Callable[[Any, str, str], CaptionTokens] = cache(
             lambda dataset, split, language: CaptionTokens(dataset.captions(split, language), tokenizer)
         )
         #: Pairs to compare weights on, and sets to search; made in setup.
@@ -186,16 +185,7 @@ class RegionTextData(ShardedDataModule):
         #: Width of a region's feature.
         self.feature_dim: int = widths.pop()
         if not self.searched:  # also before training: what the test lacks should not be found out at its end
-            self.searched = evaluation_sets(
-                self.test_sets,
-                self.test_split,
-                self.captions_of,
-                self.tokenizer,
-                self.limits,
-                self.max_skipped_fraction,
-                max_regions=self.max_regions,
-                **self.item_options,
-            )
+            self.searched = self.sets_to_search()
         if stage == "fit":
             self.read_training()
             if self.validation_split is not None and self.validation is None:
@@ -243,8 +233,8 @@ class RegionTextData(ShardedDataModule):
         """Pairs of some sets, pooled by image; `split` defaults to the training split."""
         switcher = self.code_switching if split is None else None
         split = split or self.train_split
-        pictures = find_pictures(sets, split, self.captions_of, self.max_skipped_fraction)
         captions = [self.captions_of(one.dataset, split, one.language) for one in sets]
+        pictures = find_pictures(sets, captions, split, self.max_skipped_fraction)
         return PairItems(
             pictures,
             CaptionPool(captions, pictures.keys),
@@ -268,6 +258,22 @@ class RegionTextData(ShardedDataModule):
         used = Subset(self.validation, range(count))
         return self.evaluation_loader(used, size, "validation", partial(one_relation, collator))
 
+    def sets_to_search(self) -> list[EvaluationSet]:
+        """The test sets; sets with the same images share them."""
+        found: list[EvaluationSet] = []
+        images_of: dict[tuple[Any, ...], RegionItems] = {}
+        for name, one in self.test_sets.items():
+            dataset, split = one.dataset, self.test_split
+            captions = self.captions_of(dataset, split, one.language)
+            pictures = find_pictures([one], [captions], split, self.max_skipped_fraction, self.test_images)
+            key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
+            if key not in images_of:
+                images_of[key] = RegionItems(pictures, max_regions=self.max_regions, **self.item_options)
+            width = self.tokenizer.max_tokens if self.cut_test_captions else None
+            items = CaptionItems(captions, pictures.keys, self.tokenizer, self.test_captions, width)
+            found.append(EvaluationSet(name, one, split, images_of[key], items))
+        return found
+
     def test_dataloader(self) -> list[DataLoader[Any]]:
         return [
             self.evaluation_loader(items, self.test_batch_size, role, items.collate)
@@ -276,28 +282,25 @@ class RegionTextData(ShardedDataModule):
 
     # -- code-switching ------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def switched_texts(self) -> list[str]:
+        """Training captions in the language that is switched, sampled from large sets; none without switching."""
+        source = None if self.code_switching is None else self.code_switching.source
+        sets = [one for one in self.training_sets if one.language == source]
+        texts = [self.captions_of(one.dataset, self.train_split, one.language).texts for one in sets]
+        return [own[number] for own in texts for number in spread(len(own), COUNTED_CAPTIONS)]
+
     def switched_examples(self, count: int) -> list[tuple[str, str]]:
         """Some captions and how they may be code-switched; empty without switching."""
         if self.code_switching is None:
             return []
-        rng = np.random.default_rng(self.seed)
-        return [(text, self.code_switching.switch(text, rng)) for text in self._switched_texts(count)[:count]]
+        rng, texts = np.random.default_rng(self.seed), self.switched_texts
+        return [(texts[n], self.code_switching.switch(texts[n], rng)) for n in spread(len(texts), count)]
 
     @cached_property
     def coverage(self) -> dict[str, Any]:
-        """Dictionary coverage of the training captions, sampled from large sets."""
         assert self.code_switching is not None
-        return self.code_switching.coverage(self._switched_texts(COUNTED_CAPTIONS))
-
-    def _switched_texts(self, count: int) -> list[str]:
-        """Training captions in the language that is switched, at most `count` of each set."""
-        assert self.code_switching is not None
-        texts: list[str] = []
-        for one in self.training_sets:
-            if one.language == self.code_switching.source:
-                captions = self.captions_of(one.dataset, self.train_split, one.language).texts
-                texts += [captions[number] for number in spread(len(captions), count)]
-        return texts
+        return self.code_switching.coverage(self.switched_texts)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
@@ -352,10 +355,6 @@ class PretrainingData(RegionTextData):
             )
         if xmlm_steps and text is None:
             raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
-        if not xmlm_steps and not (relation_steps and captions):
-            raise ValueError(
-                "a step would read nothing: data.xmlm_steps is 0, and data.relation_steps is 0 or data.captions empty"
-            )
         if text is not None and self.world is not None:
             self.world.place(text)
         #: Text in use.
@@ -407,7 +406,7 @@ class PretrainingData(RegionTextData):
             if len(pairs) < self.batch_size:
                 raise ValueError(
                     f"data.batch_size ({self.batch_size}) is larger than the {len(pairs)} captions of "
-                    f"{pairs.pictures.name} that an epoch shows; lower it, or raise captions_per_image"
+                    f"{pairs.listing.name} that an epoch shows; lower it, or raise captions_per_image"
                 )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -457,19 +456,20 @@ class PretrainingData(RegionTextData):
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
-        pairs: Any = MadeUpPairs(self, module.model, size, draw)
-        languages = len(self.languages) if self.xmlm_steps else 0
+        sets = min(self.relation_steps, len(self.training_sets))
+        pairs, facts = made_up_pairs(self, module.model, size, draw, self.masking)
         rows = max(self.text_batch_size * size // self.batch_size, 1)
-        text = LanguageStream(draw.integers(*pairs.words, rows * self.bptt).numpy(), rows, self.bptt)
-        sets = len(self.training_sets)
-        steps = MultitaskSteps(
-            MultitaskSchedule([1 / max(languages, 1)] * languages, sets, self.xmlm_steps, self.relation_steps, 1, 0),
-            [text] * languages,
-            [pairs] * sets,
-            PairCollator(pairs.tokenizer, self.masking, self.max_regions),
-            size,
-        )
-        return Example(steps[0, 0], self.steps_per_epoch, pairs.facts)
+        masked = round(rows * self.bptt * (self.masking or DEFAULT_MASKING).words)
+        block = {
+            "tokens": draw.integers(*MADE_UP_WORDS, rows, self.bptt),
+            "token_mask": torch.ones(rows, self.bptt, dtype=torch.bool),
+            "languages": torch.zeros(rows, dtype=torch.int64),
+            "word_places": draw.integers(0, rows * self.bptt, masked),
+            "word_targets": draw.integers(*MADE_UP_WORDS, masked),
+        }
+        blocks = min(self.xmlm_steps, len(self.languages)) if self.xmlm_steps else 0
+        step = {"xmlm": [block] * blocks, "relations": [pairs] * sets, "index": torch.arange(size)}
+        return Example(step, self.steps_per_epoch, facts)
 
 
 class RetrievalData(RegionTextData):
@@ -516,53 +516,48 @@ class RetrievalData(RegionTextData):
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
-        made = MadeUpPairs(self, module.model, size, draw)
-        step = one_relation(PairCollator(made.tokenizer, None, self.max_regions), [made[0, n] for n in range(size)])
+        pairs, facts = made_up_pairs(self, module.model, size, draw)
         images = images_of_an_epoch(self)
-        pairs = None if images is None else images * self.captions_per_image
-        return Example(step, batches_of_epoch(pairs, self.batch_size), made.facts)
+        shown = None if images is None else images * self.captions_per_image
+        step = {"xmlm": [], "relations": [pairs], "index": torch.arange(size)}
+        return Example(step, batches_of_epoch(shown, self.batch_size), facts)
 
 
-class MadeUpPairs:
-    """Stands in for `PairItems`: pairs of maximum length of one picture and one caption, for estimates without data."""
+#: Ids of made-up words, which exist in every vocabulary.
+MADE_UP_WORDS = (5, 900)
 
-    words = (5, 900)  # ids that exist in every vocabulary
 
-    def __init__(self, data: RegionTextData, model: M3P, size: int, draw: Draw) -> None:
-        self.size = size
-        self.candidates = 1 if data.pairing.vlm_candidates == "in_batch" else data.pairing.candidates
-        regions, width = data.max_regions, model.encoder.feature_dim
-        classes, vocabulary = model.region_heads.classifier.out_features, model.encoder.vocabulary_size
-        self.facts = {"feature_dim": width, "vocabulary_size": vocabulary}
-        # The real one needs its file.
-        self.tokenizer: Any = SimpleNamespace(
-            start_id=0, pad_id=1, end_id=2, mask_id=vocabulary - 1, vocabulary_size=vocabulary
-        )
-        self.caption = draw.integers(*self.words, data.tokenizer.max_tokens - 2).numpy()
-        shares = draw.uniform(regions, classes).softmax(-1).numpy() if data.distributions else None
-        labels = draw.integers(1, classes, regions).numpy()
-        boxes = draw.uniform(regions, 4).numpy()
-        self.picture = Regions(draw.normal(regions, width).numpy(), boxes, labels, 1, 1, shares)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        item, several = key[1], self.candidates
-        rng = np.random.default_rng(item)
-
-        def group(captions: int, images: int) -> PairGroup:
-            noise = {
-                "text": rng.random(several),
-                "words": rng.random((several, len(self.caption) + 2, WORD_NOISE)),
-                "regions": rng.random((several, len(self.picture.boxes), REGION_NOISE)),
-            }
-            return PairGroup([self.caption] * captions, [self.picture] * images, item % several, noise)
-
-        number = torch.tensor(item)
-        if several == 1:
-            return {"in_batch": group(1, 1), "group": number, "index": number}
-        return {"t2i": group(1, several), "i2t": group(several, 1), "index": number}
+def made_up_pairs(
+    data: RegionTextData, model: M3P, size: int, draw: Draw, masking: Masking | None = None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
+    """A batch of pairs of maximum length, as `PairCollator` makes it, and facts of the data, for estimates."""
+    in_batch, length, count = data.pairing.vlm_candidates == "in_batch", data.tokenizer.max_tokens, data.max_regions
+    width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
+    pairs = size if in_batch else size * data.pairing.candidates
+    group = {
+        "tokens": draw.integers(*MADE_UP_WORDS, pairs, length),
+        "token_mask": torch.ones(pairs, length, dtype=torch.bool),
+        "regions": draw.normal(pairs, count, width),
+        "boxes": draw.uniform(pairs, count, 5),
+        "region_mask": torch.ones(pairs, count, dtype=torch.bool),
+    }
+    if masking is not None:
+        words = round(size * length * masking.text_fraction * masking.words)
+        regions = round(size * count * (1 - masking.text_fraction) * masking.regions)
+        group |= {
+            "word_places": draw.integers(0, size * (count + length), words),
+            "word_targets": draw.integers(*MADE_UP_WORDS, words),
+            "region_places": draw.integers(0, size * (count + length), regions),
+            "region_classes": draw.integers(0, classes, regions),
+            "region_features": draw.normal(regions, width),
+        }
+        if data.distributions:
+            group["region_distributions"] = draw.uniform(regions, classes).softmax(-1)
+    facts = {"feature_dim": width, "vocabulary_size": model.encoder.vocabulary_size}
+    if in_batch:
+        return {"in_batch": group | {"group": torch.arange(size)}}, facts
+    group["positive"] = torch.zeros(size, dtype=torch.int64)
+    return {"t2i": group, "i2t": group}, facts
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:

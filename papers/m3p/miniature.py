@@ -167,7 +167,7 @@ class WarmStart(pl.LightningModule):
         self.test.reset(self)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.test.update(self.model, batch, dataloader_idx)
+        self.test.update(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})
+        self.log_dict({f"test/{name}": value for name, value in self.test.compute().items()})

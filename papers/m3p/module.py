@@ -282,11 +282,11 @@ class M3PModule(pl.LightningModule):
         self.test.reset(self)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.test.update(self.model, batch, dataloader_idx)
+        self.test.update(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         selected = self.best.metrics() if self.best is not None else {}
-        metrics: dict[str, Any] = {**self.test.compute(self.model), **selected}
+        metrics: dict[str, Any] = {**self.test.compute(), **selected}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         monitoring.draw(self, self.test)
 

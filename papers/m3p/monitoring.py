@@ -38,12 +38,12 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
     for one in found:
         count = one.scores.shape[1]
         for column in range(0, count, max(count // CAPTIONS_SHOWN, 1))[:CAPTIONS_SHOWN]:
-            scores, own = one.scores[:, column], int(one.gallery.caption_image[column])
+            scores, own = one.scores[:, column], int(one.caption_image[column])
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
             # As in the recalls, ties and NaN rank ahead of the caption's picture.
             rank = int((~(scores < scores[own])).sum())
-            text = one.set.captions.text(int(one.gallery.caption[column]))
-            numbers = [int(one.gallery.image_number[row]) for row in best]
+            text = one.set.captions.text(int(one.caption[column]))
+            numbers = [int(one.image[row]) for row in best]
             rows.append([one.set.name, text, rank, " ".join(map(str, numbers))])
             colors = [RIGHT if row == own else None for row in best]
             cells = [Cell(one.set.picture(n), color=color) for n, color in zip(numbers, colors)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from common.data.sequences import Texts
 from common.data.text import XLMRTokenizer
 from papers.m3p.captions import (
     CaptionPool,
-    CaptionReader,
+    CaptionTokens,
     SwitchedCaptions,
     Tokens,
     forced_captions,
@@ -53,21 +52,12 @@ class CaptionSet:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """N pictures and their regions: `source` [N] is the position in `features`; `missing` pictures are left out."""
+    """N pictures that have regions: `source` [N] is the position of theirs in `features`."""
 
-    name: str
-    version: str
+    listing: Listing
     keys: Sequence[str]
     features: Sequence[RegionFeatures]
     source: npt.NDArray[np.integer[Any]]
-    root: Path
-    missing: Sequence[str] = ()
-
-    def listing(self) -> Listing:
-        return Listing(
-            self.name, self.version, self.root, (), file_names(self.keys), np.full(len(self.keys), UNLABELED),
-            missing=len(self.missing), missing_names=tuple(self.missing[:20]),
-        )  # fmt: skip
 
 
 def shown_images(dataset: Any) -> str:
@@ -76,7 +66,11 @@ def shown_images(dataset: Any) -> str:
 
 
 def find_pictures(
-    sets: Sequence[CaptionSet], split: str, captions: CaptionReader, max_missing: float, first: int | None = None
+    sets: Sequence[CaptionSet],
+    captions: Sequence[CaptionTokens],
+    split: str,
+    max_missing: float,
+    first: int | None = None,
 ) -> Pictures:
     """The `first` images of some sets that have captions and regions; images with the same key are the same.
 
@@ -84,13 +78,13 @@ def find_pictures(
     its training images are test images of the others. The released code also pools the 113,287 images of COCO [9].
     `max_missing` is the largest fraction of images without regions.
     """
-    features = [one.dataset.regions(split) for one in sets]
     datasets: list[Any] = [one.dataset for one in sets]
+    features = [dataset.regions(split) for dataset in datasets]
     shown = {shown_images(dataset) for dataset in datasets if not dataset.own_splits}
     adding = [
-        captions(one.dataset, split, one.language).captions.keys
-        for one in sets
-        if not (one.dataset.own_splits and shown_images(one.dataset) in shown)
+        tokens.captions.keys
+        for dataset, tokens in zip(datasets, captions)
+        if not (dataset.own_splits and shown_images(dataset) in shown)
     ]
     # A single set keeps its `keys` object, which makes later comparisons fast.
     keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for some in adding for key in some))
@@ -112,7 +106,11 @@ def find_pictures(
             f"allows; first {', '.join(list(rows)[:5])}. Extract them, or raise data.max_skipped_fraction"
         )
     languages = ",".join(dict.fromkeys(one.language for one in sets))
-    return Pictures(name, f"{split}; {languages}", keys, features, source, datasets[0].root, list(rows))
+    listing = Listing(
+        name, f"{split}; {languages}", datasets[0].root, (), file_names(keys), np.full(len(keys), UNLABELED),
+        missing=len(rows), missing_names=tuple(list(rows)[:20]),
+    )  # fmt: skip
+    return Pictures(listing, keys, features, source)
 
 
 class RegionItems(ItemDataset):
@@ -126,16 +124,12 @@ class RegionItems(ItemDataset):
         distributions: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(pictures.listing(), **options)
+        super().__init__(pictures.listing, **options)
         self.pictures = pictures
         self.max_regions = max_regions
         self.distributions = distributions
         numbers = len(pictures.keys) * max_regions * (pictures.features[0].feature_size + 7)
         self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
-        if distributions:
-            # Missing distributions stop the run here; damaged files are handled later.
-            with contextlib.suppress(MediaError):
-                self.regions(0)
 
     def regions(self, file: int) -> Regions:
         if self._cache is not None and file in self._cache:
@@ -144,10 +138,10 @@ class RegionItems(ItemDataset):
         try:
             stored = self.pictures.features[int(self.pictures.source[file])][key]
         except RegionError as error:
-            raise MediaError(f"{self.pictures.name}, picture {key}: {error}") from error
+            raise MediaError(f"{self.listing.name}, picture {key}: {error}") from error
         if self.distributions and stored.distribution is None:
             raise ValueError(
-                f"{self.pictures.name}: its region features hold one class each and no `distribution`, which "
+                f"{self.listing.name}: its region features hold one class each and no `distribution`, which "
                 "data.distributions asks for; extract them with it, or set that to false"
             )
         regions = stored.first(self.max_regions, self.distributions)
@@ -174,7 +168,7 @@ class RegionItems(ItemDataset):
         raise ValueError("region features hold no picture")
 
     def describe(self) -> dict[str, Any]:
-        missing = len(self.pictures.missing)
+        missing = self.listing.missing
         return {**super().describe(), **({"without_regions": missing} if missing else {})}
 
 
@@ -283,12 +277,6 @@ class PairItems(RegionItems):
         self.pairing = pairing
         self.switched = switched
         self.masked = masked
-        others = len(pool) - (int(np.bincount(pool.groups).max()) if pairing.exclude_siblings else 1)
-        if pairing.vlm_candidates == "groups" and not 2 <= pairing.candidates <= others + 1:
-            raise ValueError(
-                f"data.candidates is {pairing.candidates}, but must be from 2 to {others + 1}: {pictures.name} has "
-                f"{len(pool)} images, and for one of them {others} that are no siblings"
-            )
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, item = key if isinstance(key, tuple) else (0, key)
@@ -352,7 +340,7 @@ class PairItems(RegionItems):
                 self.skipped.record(other, problem)
             if len(negatives) == self.pairing.candidates - 1:
                 return negatives
-        raise error or MediaError(f"{self.pictures.name}: too few images that can be used to draw negatives from")
+        raise error or MediaError(f"{self.listing.name}: too few images that can be used to draw negatives from")
 
     def _noise(self, count: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
         if not self.masked:

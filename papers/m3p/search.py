@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,46 +26,45 @@ from torch.utils.data import Dataset
 from common.data.item_dataset import Sample
 from common.data.media import MediaError, read_image
 from common.data.text import XLMRTokenizer
-from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_torch
+from common.encoders.checkpoint_files import read_checkpoint, write_torch
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
-from papers.m3p.captions import CaptionReader, CaptionTokens, pad_captions
+from papers.m3p.captions import CaptionTokens, pad_captions
 from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
-from papers.m3p.pairs import CaptionSet, Pictures, RegionItems, find_pictures
+from papers.m3p.pairs import CaptionSet, RegionItems
 
 # -- what is searched --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SearchLimits:
-    """The first so many images of a set, and captions of each image; None for all.
+class CaptionItems(Dataset[Sample]):
+    """Captions of some images, to find.
 
-    `cut` limits captions to the tokenizer's `max_tokens`; the released code only cuts those of training.
+    Args:
+        images: keys of the images.
+        each: the first so many captions of each image; None for all.
+        width: longest caption with its boundary tokens; None for the longest of all.
     """
 
-    images: int | None = None
-    captions: int | None = None
-    cut: bool = False
-
-
-class CaptionItems(Dataset[Sample]):
-    """Captions of some pictures, to find."""
-
     def __init__(
-        self, tokens: CaptionTokens, pictures: Pictures, tokenizer: XLMRTokenizer, limits: SearchLimits
+        self,
+        tokens: CaptionTokens,
+        images: Sequence[str],
+        tokenizer: XLMRTokenizer,
+        each: int | None = None,
+        width: int | None = None,
     ) -> None:
         self.tokens = tokens
         self.tokenizer = tokenizer
         longest = tokens.longest() + 2
-        self.width = min(longest, tokenizer.max_tokens) if limits.cut else longest
-        image_of = {key: image for image, key in enumerate(pictures.keys)}
+        self.width = longest if width is None else min(longest, width)
+        image_of = {key: image for image, key in enumerate(images)}
         starts = tokens.captions.captions.starts.tolist()
         chosen = [
             (number, image_of[key])
             for row, key in enumerate(tokens.captions.keys)
             if key in image_of
-            for number in range(starts[row], starts[row + 1])[: limits.captions]
+            for number in range(starts[row], starts[row + 1])[:each]
         ]
         #: Caption numbers in their set, and positions of their images.
         self.numbers, self.images = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
@@ -101,41 +98,17 @@ class EvaluationSet:
     """Images and captions to search, in one language; sets may share images."""
 
     name: str
-    language: str
+    source: CaptionSet
+    split: str
     images: RegionItems
     captions: CaptionItems
-    path_of: Callable[[str], Path]
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """An image by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
         try:
-            return np.asarray(read_image(self.path_of(self.images.pictures.keys[image])))
+            return np.asarray(read_image(self.source.dataset.image_path(self.images.pictures.keys[image], self.split)))
         except MediaError:
             return None
-
-
-def evaluation_sets(
-    sets: Mapping[str, CaptionSet],
-    split: str,
-    captions: CaptionReader,
-    tokenizer: XLMRTokenizer,
-    limits: SearchLimits,
-    max_missing: float,
-    **options: Any,
-) -> list[EvaluationSet]:
-    """Sets of captioned images to search; `max_missing` is the largest fraction of images without regions."""
-    found: list[EvaluationSet] = []
-    images_of: dict[tuple[Any, ...], RegionItems] = {}
-    for name, one in sets.items():
-        dataset: Any = one.dataset
-        pictures = find_pictures([one], split, captions, max_missing, limits.images)
-        key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
-        if key not in images_of:
-            images_of[key] = RegionItems(pictures, **options)
-        items = CaptionItems(captions(dataset, split, one.language), pictures, tokenizer, limits)
-        path_of = partial(dataset.image_path, split=split)
-        found.append(EvaluationSet(name, one.language, images_of[key], items, path_of))
-    return found
 
 
 def loader_roles(sets: Sequence[EvaluationSet]) -> dict[RegionItems | CaptionItems, str]:
@@ -151,26 +124,22 @@ def loader_roles(sets: Sequence[EvaluationSet]) -> dict[RegionItems | CaptionIte
 
 #: Seconds between two saves of partial scores.
 SAVE_EVERY = 60.0
+#: What a test keeps of each image and caption.
+IMAGE, CAPTION = ("start", "region_mask"), ("tokens", "token_mask", "image_index")
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """N images and M captions to search, as inputs of the encoder's first block.
-
-    `caption_image` is the row of each caption's image; `caption` and `image_number` are the numbers in the data set.
+    """N images and M captions to search, as inputs of the encoder's first block; the captions are on the host.
 
     Shapes:
         image [N, R, D]; image_mask bool [N, R]; tokens int64 [M, W]; token_mask bool [M, W]
-        caption_image, caption int64 [M]; image_number int64 [N]
     """
 
     image: Tensor
     image_mask: Tensor
     tokens: Tensor
     token_mask: Tensor
-    caption_image: Tensor
-    caption: Tensor
-    image_number: Tensor
 
 
 def score_pairs(
@@ -188,54 +157,27 @@ def score_pairs(
         partial: file of this process for partial scores, to resume an interrupted run.
     """
     tiles = similar_lengths(gallery.token_mask, captions_together)[rank() :: world_size()]
-    mark = _mark(model, gallery, captions_together)
-    done = _noted(partial, mark) if partial is not None else {}
+    # What the scores depend on.
+    sums = [value.detach().double().sum().cpu() for value in (*model.parameters(), gallery.image)]
+    parts = [torch.stack(sums), gallery.tokens, gallery.token_mask, *tiles]
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+    known = read_checkpoint(partial) if partial is not None and partial.is_file() else {}
+    done = [tile.clone() for tile in known["tiles"]] if known.get("digest") == digest else []
     saved = time.monotonic()
     shown = bool(title) and rank() == 0
-    for number in track(range(len(tiles)), title, transient=True, disable=not shown):
-        if number in done:
-            continue
-        columns = tiles[number]
-        captions = gallery.tokens[columns], gallery.token_mask[columns]
-        done[number] = model.score_tile(gallery.image, gallery.image_mask, *captions, tokens_per_batch).cpu()
-        if partial is not None and time.monotonic() - saved > SAVE_EVERY:
-            note(partial, mark, done)
+    for number in track(range(len(done), len(tiles)), title, transient=True, disable=not shown):
+        captions = gallery.tokens[tiles[number]], gallery.token_mask[tiles[number]]
+        done.append(model.score_tile(gallery.image, gallery.image_mask, *captions, tokens_per_batch).cpu())
+        due = time.monotonic() - saved > SAVE_EVERY or len(done) == len(tiles)
+        if partial is not None and due:
+            write_torch(partial, {"digest": digest, "tiles": done})
             saved = time.monotonic()
-    if partial is not None:
-        note(partial, mark, done)
     # Captions are rows, because processes may have different numbers of them.
     device = gallery.image.device
-    rows = torch.cat([torch.zeros(0, len(gallery.image)), *(done[number].T for number in range(len(tiles)))])
+    rows = torch.cat([torch.zeros(0, len(gallery.image)), *(tile.T for tile in done)])
     columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])
     rows, columns = gather_rows(rows.to(device)).cpu(), gather_rows(columns.to(device)).cpu()
     return torch.empty_like(rows).index_copy_(0, columns, rows).T
-
-
-def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
-    """Fingerprint of the model and the gallery that the scores depend on."""
-    digest = hashlib.sha256(f"{rank()} {world_size()} {captions_together}".encode())
-    sums = [parameter.double().sum() for parameter in model.parameters()]
-    for tensor in (torch.stack(sums), gallery.image.double().sum(), gallery.tokens, gallery.token_mask):
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
-    write_torch(path, {"mark": mark, "tiles": dict(done)})
-
-
-def _noted(path: Path, mark: str) -> dict[int, Tensor]:
-    """Tiles saved by an interrupted run with the same mark; a damaged file counts as empty."""
-    if not path.is_file():
-        return {}
-    try:
-        content = read_checkpoint(path)
-    except CheckpointError as error:
-        rank_zero_warn(f"{error}; its pairs are scored again")
-        return {}
-    if content.get("mark") != mark:
-        return {}
-    return {number: tile.clone() for number, tile in content["tiles"].items()}
 
 
 def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
@@ -257,12 +199,16 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class Searched:
-    """Results of a test set: scores [N, M] of images by captions, recalls in percent, gallery without regions."""
+    """Scores [N, M] of a set's images by its captions.
+
+    `caption_image` [M] is the row of each caption's image; `caption` [M] and `image` [N] are the numbers in the set.
+    """
 
     set: EvaluationSet
     scores: Tensor
-    gallery: Gallery
-    metrics: dict[str, Tensor]
+    caption_image: Tensor
+    caption: Tensor
+    image: Tensor
 
 
 class RetrievalTest:
@@ -282,69 +228,57 @@ class RetrievalTest:
         self.found: list[Searched] = []
 
     def reset(self, module: Any) -> None:
+        """Begin a test of `module.model` on the sets of its data module."""
         self.module = module
         self.sets: list[EvaluationSet] = module.trainer.datamodule.searched
-        self.images = {one.images: RowsOncePerSample("start", "mask") for one in self.sets}
-        self.captions = {one.captions: RowsOncePerSample("tokens", "mask", "image_index") for one in self.sets}
-        self.loaders: list[Any] = list(loader_roles(self.sets))
+        self.rows: dict[RegionItems | CaptionItems, RowsOncePerSample] = {
+            items: RowsOncePerSample(*(CAPTION if isinstance(items, CaptionItems) else IMAGE))
+            for items in loader_roles(self.sets)
+        }
         self.found = []
 
-    def update(self, model: M3P, batch: Mapping[str, Tensor], loader: int) -> None:
-        items = self.loaders[loader]
-        if items in self.images:
-            regions, boxes, mask = batch["regions"], batch["boxes"], batch["region_mask"]
-            if self.by_means:
-                start = model.encoder.mean_of_regions(regions, boxes, mask)[:, None]
-            else:
-                start = model.encoder.start_regions(regions, boxes, mask)
-            self.images[items].update(batch["index"], start=start, mask=mask)
+    def update(self, batch: Mapping[str, Tensor], loader: int) -> None:
+        rows, encoder = list(self.rows.values())[loader], self.module.model.encoder
+        if rows.names == CAPTION:
+            rows.update(**batch)
         else:
-            self.captions[items].update(
-                batch["index"], tokens=batch["tokens"], mask=batch["token_mask"], image_index=batch["image_index"]
-            )
+            inputs = batch["regions"], batch["boxes"], batch["region_mask"]
+            start = encoder.mean_of_regions(*inputs)[:, None] if self.by_means else encoder.start_regions(*inputs)
+            rows.update(batch["index"], start=start, region_mask=batch["region_mask"])
 
-    def compute(self, model: M3P) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:
         """Recalls in percent, `<set>_mr`, `<set>_t2i_r1` etc., and `non_english_mr`; all processes must call this."""
-        images = {items: rows.compute(self.module.device) for items, rows in self.images.items()}
+        device = self.module.device
+        rows = {items: one.compute(device) for items, one in self.rows.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
-        partials = [folder / f"{one.name}.{rank()}.pt" for one in self.sets]
-        for one, noted in zip(self.sets, partials):
-            gallery = self._gallery(images[one.images], self.captions[one.captions])
-            scores = self._means(model, gallery) if self.by_means else self._score(model, gallery, one, noted)
-            metrics = self._recalls(scores, gallery)
-            without_images = replace(gallery, image=gallery.image[:0])
-            self.found.append(Searched(one, scores, without_images, metrics))
-        for noted in partials:
-            noted.unlink(missing_ok=True)
-        results = {f"{one.set.name}_{key}": value for one in self.found for key, value in one.metrics.items()}
-        others = [one.metrics["mr"] for one in self.found if one.set.language != "en"]
+        results: dict[str, Tensor] = {}
+        for one in self.sets:
+            (image, of_image), (caption, of_caption) = rows[one.images], rows[one.captions]
+            image, caption = image.cpu(), caption.cpu()
+            # The features of an image may be broken.
+            owner, known = owner_rows(image, of_caption["image_index"].cpu())
+            texts = (of_caption[name].cpu()[known] for name in ("tokens", "token_mask"))
+            gallery = Gallery(of_image["start"], of_image["region_mask"], *texts)
+            scores = self._scores(gallery, one.name, folder / f"{one.name}.{rank()}.pt")
+            self.found.append(Searched(one, scores, owner, caption[known], image))
+            results |= {f"{one.name}_{key}": value for key, value in self._recalls(scores, owner).items()}
+        for path in folder.glob(f"*.{rank()}.pt"):
+            path.unlink()
+        others = [results[f"{one.name}_mr"] for one in self.sets if one.source.language != "en"]
         if others:
             results["non_english_mr"] = torch.stack(others).mean()
-        return {name: value.float().to(self.module.device) for name, value in results.items()}
+        return {name: value.float().to(device) for name, value in results.items()}
 
-    def _score(self, model: M3P, gallery: Gallery, one: EvaluationSet, partial: Path) -> Tensor:
-        trainer = self.module.trainer
-        title = f"  scoring {one.name}" if trainer.progress_bar_callback is not None else ""
+    def _scores(self, gallery: Gallery, name: str, partial: Path) -> Tensor:
+        model, trainer, device = self.module.model, self.module.trainer, self.module.device
+        if self.by_means:
+            text = model.encoder.mean_of_words(gallery.tokens.to(device), gallery.token_mask.to(device))
+            return (F.normalize(gallery.image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()
+        title = f"  scoring {name}" if trainer.progress_bar_callback is not None else ""
         with trainer.strategy.precision_plugin.forward_context():
             return score_pairs(model, gallery, self.tokens_per_batch, partial, title)
 
-    def _means(self, model: M3P, gallery: Gallery) -> Tensor:
-        device = self.module.device
-        text = model.encoder.mean_of_words(gallery.tokens.to(device), gallery.token_mask.to(device))
-        return (F.normalize(gallery.image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()
-
-    def _gallery(self, images: tuple[Tensor, dict[str, Tensor]], captions: RowsOncePerSample) -> Gallery:
-        number, image = images
-        index, caption = captions.compute(self.module.device)
-        number, index = number.cpu().long(), index.cpu().long()
-        row, known = owner_rows(number, caption["image_index"].cpu().long())  # the features of an image may be broken
-        return Gallery(
-            image["start"], image["mask"], caption["tokens"].cpu()[known], caption["mask"].cpu()[known], row,
-            index[known], number,
-        )  # fmt: skip
-
-    def _recalls(self, scores: Tensor, gallery: Gallery) -> dict[str, Tensor]:
-        owner = gallery.caption_image
+    def _recalls(self, scores: Tensor, owner: Tensor) -> dict[str, Tensor]:
         if self.captions_per_image is not None:
             columns = exactly(owner, self.captions_per_image)
             scores, owner = scores[:, columns], owner[columns]

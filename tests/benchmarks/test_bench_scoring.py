@@ -46,8 +46,7 @@ def _padded_loop(model: M3P, data: dict[str, Tensor], together: int = 64) -> Ten
 def _tiles(model: M3P, data: dict[str, Tensor]) -> Tensor:
     gallery = Gallery(
         model.encoder.start_regions(data["regions"], data["boxes"], data["region_mask"]), data["region_mask"],
-        data["tokens"], data["token_mask"], torch.zeros(CAPTIONS, dtype=torch.int64), torch.arange(CAPTIONS),
-        torch.arange(IMAGES),
+        data["tokens"], data["token_mask"],
     )  # fmt: skip
     return score_pairs(model, gallery, 16384)
 

@@ -400,11 +400,11 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
         assert len(widths) == 1
         index = torch.cat([batch["index"] for batch in batches])
         owner = torch.cat([batch["image_index"] for batch in batches])
-        repeats = 5 if one.language in ("en", "de") else 1
+        repeats = 5 if one.source.language in ("en", "de") else 1
         assert index.tolist() == list(range(5 * repeats))
         assert owner.tolist() == np.repeat(range(5), repeats).tolist()
         texts = [text for batch in batches for text in texts_of(batch, data)]
-        expected = [sentence(one.language, 8 * image + place) for image in range(5) for place in range(repeats)]
+        expected = [sentence(one.source.language, 8 * image + place) for image in range(5) for place in range(repeats)]
         assert texts == expected
         assert [one.captions.text(number) for number in range(len(expected))] == expected
     assert data.searched[0].picture(0) is None

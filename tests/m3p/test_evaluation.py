@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.metrics.retrieval import score_retrieval
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.search import Gallery, RetrievalTest, exactly, note, score_pairs
+from papers.m3p.search import CaptionItems, Gallery, RetrievalTest, exactly, score_pairs
 from tests.distributed.harness import run_distributed
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 
@@ -66,15 +67,7 @@ def model_and_gallery(seed: int = 0) -> tuple[M3P, Gallery]:
         image = model.encoder.start_regions(torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5), mask)
     token_mask = valid(torch.randint(2, WIDTH + 1, (CAPTIONS,)), WIDTH)
     tokens = torch.randint(4, 39, (CAPTIONS, WIDTH)).where(token_mask, 1)
-    return model, Gallery(
-        image,
-        mask,
-        tokens,
-        token_mask,
-        torch.randint(IMAGES, (CAPTIONS,)),
-        torch.arange(CAPTIONS),
-        torch.arange(IMAGES),
-    )
+    return model, Gallery(image, mask, tokens, token_mask)
 
 
 def one_by_one(model: M3P, gallery: Gallery) -> torch.Tensor:
@@ -141,15 +134,13 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     monkeypatch.setattr(M3P, "score_tile", lambda *args: (scored.append(1), tile(*args))[1])
     assert torch.equal(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole)
     assert len(scored) == 4
-    # Other weights, other sizes or a damaged note: all is scored anew.
+    # Other weights or captions: all is scored anew.
     with torch.no_grad():
         model.match_head.score.bias.add_(1.0)
     torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
-    partial.write_bytes(b"PK broken")
-    with pytest.warns(UserWarning, match="scored again"):
-        torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
-    note(partial, "another", {})
-    torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
+    other = Gallery(gallery.image, gallery.image_mask, gallery.tokens.flip(0), gallery.token_mask.flip(0))
+    found = score_pairs(model, other, 10**6, partial, captions_together=3)
+    torch.testing.assert_close(found, whole.flip(1) + 1, rtol=1e-4, atol=1e-5)
 
 
 def _scores_of_rank(rank: int) -> Any:
@@ -164,20 +155,18 @@ def test_processes_share_the_pairs_and_all_have_the_whole_matrix() -> None:
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-5, atol=1e-6)
 
 
-def _module(root: Path) -> Any:
+def _module(root: Path, model: M3P) -> Any:
+    captions: list[Any] = [CaptionItems.__new__(CaptionItems) for _ in range(2)]
     sets = [
-        SimpleNamespace(name="multi30k_en", language="en", images=0, captions=1),
-        SimpleNamespace(name="multi30k_de", language="de", images=0, captions=2),
+        SimpleNamespace(name=f"multi30k_{one}", source=SimpleNamespace(language=one), images=0, captions=items)
+        for one, items in zip(("en", "de"), captions)
     ]
-    data = SimpleNamespace(searched=sets)
-    from contextlib import nullcontext
-
     plugin = SimpleNamespace(forward_context=nullcontext)
     trainer = SimpleNamespace(
-        datamodule=data, default_root_dir=str(root), progress_bar_callback=None,
+        datamodule=SimpleNamespace(searched=sets), default_root_dir=str(root), progress_bar_callback=None,
         strategy=SimpleNamespace(precision_plugin=plugin),
     )  # fmt: skip
-    return SimpleNamespace(trainer=trainer, device=torch.device("cpu"))
+    return SimpleNamespace(trainer=trainer, device=torch.device("cpu"), model=model)
 
 
 @pytest.mark.parametrize("by_means", [False, True])
@@ -185,18 +174,18 @@ def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -
     model, gallery = model_and_gallery()
     features, boxes = torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5)
     test = RetrievalTest(500, None, by_means)
-    test.reset(_module(tmp_path))
+    test.reset(_module(tmp_path, model))
     with torch.inference_mode():
         for rows in torch.arange(IMAGES).flip(0).split(3):  # in any order, under numbers with gaps
             images = {"regions": features[rows], "boxes": boxes[rows], "region_mask": gallery.image_mask[rows]}
-            test.update(model, {"index": rows * 10, **images}, 0)
+            test.update({"index": rows * 10, **images}, 0)
         owners = torch.arange(CAPTIONS) % IMAGES * 10
         owners[5] = 35  # the features of this one are missing
         captions = {"index": torch.arange(CAPTIONS), "image_index": owners, "tokens": gallery.tokens,
                     "token_mask": gallery.token_mask}  # fmt: skip
         for loader in (1, 2):
-            test.update(model, captions, loader)
-        found = test.compute(model)
+            test.update(captions, loader)
+        found = test.compute()
     assert found["multi30k_en_mr"] == found["multi30k_de_mr"] == found["non_english_mr"]
     assert {"multi30k_en_t2i_r1", "multi30k_de_i2t_r10", "multi30k_de_t2i_medr"} <= found.keys()
     assert [one.scores.shape for one in test.found] == [(IMAGES, CAPTIONS - 1)] * 2
