@@ -16,10 +16,6 @@ class StageError(RuntimeError):
     """A stage cannot run or continue; the message says why and what to do."""
 
 
-class RunsElsewhereError(StageError):
-    """Another process runs this stage."""
-
-
 class NonFiniteLossError(StageError):
     """The loss is infinite or NaN."""
 
@@ -58,16 +54,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-#: Up to SHOWN names are all listed; of more, only the NEAR nearest.
-SHOWN, NEAR = 20, 5
-
-
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelled name: `did you mean 'x'? valid: ...`; of many names only the nearest few."""
+    """A hint for a misspelled name: `did you mean 'x'? valid: ...`; of more than 20 names only the nearest five."""
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    if len(names) > SHOWN:
-        near = difflib.get_close_matches(name, names, n=NEAR, cutoff=0.0)
+    if len(names) > 20:
+        near = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
         return f"{hint}the nearest of {len(names)} are: {', '.join(near)}"
-    return f"{hint}valid: {', '.join(names) if names else '(none)'}"
+    return f"{hint}valid: {', '.join(names)}"

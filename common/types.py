@@ -1,87 +1,56 @@
 """Types of fields that have a range, and the check of a configuration's values against them.
 
-The values are plain numbers: nothing is wrapped, so checkpoints hold what they always held. Who builds a class in
-Python is not checked here; what would compute wrong numbers unseen, such as a loss, checks its own arguments.
+The values are plain numbers. Who builds a class in Python is not checked here; what would compute wrong numbers unseen,
+such as a loss, checks its own arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
+_number = functools.partial(Field, strict=True, allow_inf_nan=False)
+_whole = functools.partial(Field, strict=True)
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """What a number must be, in words; stands in the type beside the check itself."""
-
-    words: str
-
-
-def _within(inside: Callable[[float], bool]) -> AfterValidator:
-    def check(value: float) -> float:
-        if not (math.isfinite(value) and inside(value)):
-            raise ValueError("outside its range")
-        return value
-
-    return AfterValidator(check)
-
-
-_positive = _within(lambda value: value > 0)
-_not_negative = _within(lambda value: value >= 0)
-_share = _within(lambda value: 0 <= value <= 1)
-_below_one = _within(lambda value: 0 <= value < 1)
-_drawable = _within(lambda value: value >= 16)
-_even = _within(lambda value: value >= 16 and value % 2 == 0)
-_audible = _within(lambda value: value >= 8000)
-
-PositiveFloat = Annotated[float, Strict(), _positive, Range("a number above 0")]
-NonNegativeFloat = Annotated[float, Strict(), _not_negative, Range("a number from 0")]
+PositiveFloat = Annotated[float, _number(gt=0)]
+NonNegativeFloat = Annotated[float, _number(ge=0)]
 #: A share or a probability.
-Fraction = Annotated[float, Strict(), _share, Range("a number from 0 to 1")]
+Fraction = Annotated[float, _number(ge=0, le=1)]
 #: A share that leaves something.
-PartialFraction = Annotated[float, Strict(), _below_one, Range("a number from 0 to below 1")]
+PartialFraction = Annotated[float, _number(ge=0, lt=1)]
 #: What an optimizer keeps of its running averages.
 Momentum = PartialFraction
-PositiveInt = Annotated[int, Strict(), _positive, Range("a whole number from 1")]
-NonNegativeInt = Annotated[int, Strict(), _not_negative, Range("a whole number from 0")]
+PositiveInt = Annotated[int, _whole(gt=0)]
+NonNegativeInt = Annotated[int, _whole(ge=0)]
 #: Pixels per side of a generated picture.
-PictureSide = Annotated[int, Strict(), _drawable, Range("a whole number from 16")]
+PictureSide = Annotated[int, _whole(ge=16)]
 #: Pixels per side of a generated video; encoders need an even one.
-FrameSide = Annotated[int, Strict(), _even, Range("an even number from 16")]
+FrameSide = Annotated[int, _whole(ge=16, multiple_of=2)]
 #: Samples per second of a generated sound, whose partials reach 3.5 kHz.
-SampleRate = Annotated[int, Strict(), _audible, Range("a whole number from 8000")]
+SampleRate = Annotated[int, _whole(ge=8000)]
 
 
 def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """The arguments of a class, or of its parts that are plain mappings, that lie outside their range.
-
-    Args:
-        cls: the class; its constructor's annotations, and those of its bases, say the ranges.
-        arguments: by name; those without a range are passed over.
-
-    Returns:
-        The dotted name, the value and what it must be, for each.
-    """
+    """Dotted name, value and problem of each argument of a class, or of its parts, that is out of its range."""
     hints = hints_of(cls)
     for name, value in arguments.items():
         hint: Any = hints.get(name)
         part = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
         if isinstance(part, type) and isinstance(value, dict):
-            for inner, found, words in outside(part, value):
-                yield f"{name}.{inner}", found, words
-        elif hint is not None and (ranges := list(dict.fromkeys(ranges_in(hint)))):
+            for inner, found, problem in outside(part, value):
+                yield f"{name}.{inner}", found, problem
+        elif has_range(hint):
             try:
                 TypeAdapter(hint).validate_python(value)
-            except ValidationError:
-                words = " or ".join(found.words for found in ranges)
-                yield name, value, f"{words}, or null" if type(None) in typing.get_args(hint) else words
+            except ValidationError as error:
+                yield name, value, "; ".join(dict.fromkeys(one["msg"].lower() for one in error.errors()))
 
 
 @functools.cache
@@ -98,12 +67,10 @@ def hints_of(cls: type) -> dict[str, Any]:
                 )
             except NameError:  # a class of another library, whose types are there for type checkers alone
                 continue
-    found.pop("return", None)
-    return found
+    return {name: kind for name, kind in found.items() if name not in ("args", "kwargs", "return")}
 
 
-def ranges_in(hint: Any) -> Iterator[Range]:
-    """The ranges that a type names, at any depth."""
-    yield from (entry for entry in getattr(hint, "__metadata__", ()) if isinstance(entry, Range))
-    for inner in typing.get_args(hint):
-        yield from ranges_in(inner)
+def has_range(hint: Any) -> bool:
+    """Whether a type names a range, at any depth."""
+    own = any(isinstance(entry, FieldInfo) for entry in getattr(hint, "__metadata__", ()))
+    return own or any(map(has_range, typing.get_args(hint)))

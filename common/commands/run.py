@@ -1,4 +1,4 @@
-"""The commands that run stages: fit, validate, test, predict, reproduce, plan and rehearse."""
+"""The commands that run stages: fit, validate, test, reproduce, plan and rehearse."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class OneStage(Where):
     print_config: Annotated[
         bool, Option("print the merged configuration and stop", names=("--print_config",))
     ] = False  # fmt: skip
-    checkpoint: Annotated[Path | None, "of test, validate and predict: weights instead of the stage's own"] = None
+    checkpoint: Annotated[Path | None, "of test and validate: weights instead of the stage's own"] = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ def validate(name: StageName, *overrides: str, options: OneStage) -> int:
 def test(name: StageName, *overrides: str, options: OneStage) -> int:
     """Measure a trained stage again."""
     return _run_stage("test", name, overrides, options)
-
-
-def predict(name: StageName, *overrides: str, options: OneStage) -> int:
-    """Write a trained stage's outputs for its held-out data."""
-    return _run_stage("predict", name, overrides, options)
 
 
 def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage, unless_done: bool = False) -> int:

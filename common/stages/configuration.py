@@ -542,13 +542,12 @@ def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
             raise ConfigurationError(
                 f"{origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
             ) from None
-        for argument, value, words in outside(cls, node.get("init_args") or {}) if inspect.isclass(cls) else ():
-            if value == "$SEED":
-                continue
-            field, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
-            raise ConfigurationError(
-                f"{short_name(field)} is {value!r}; {which} must be {words} (set in: {origin(field, layers)})"
-            )
+        for argument, value, problem in outside(cls, node.get("init_args") or {}) if inspect.isclass(cls) else ():
+            if value != "$SEED":
+                field = f"{path}.init_args.{argument}"
+                raise ConfigurationError(
+                    f"{short_name(field)} is {value!r}: {problem} (set in: {origin(field, layers)})"
+                )
 
 
 def origin(dotted: str, layers: Sequence[Layer]) -> str:

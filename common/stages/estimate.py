@@ -190,29 +190,6 @@ def hours_text(hours: float | None) -> str:
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
-def announce(run: RunConfiguration) -> list[str]:
-    """Lines to print before a stage trains: what it needs, and a warning if the GPU has too little memory."""
-    if not run.trains:
-        return []
-    try:
-        found = estimate(run)
-    except Exception as error:  # an estimate must never stop a run
-        return [f"  no estimate: {error!r:.200}"]
-    hours = ", ".join(f"{card.name} {hours_text(found.hours(card, UTILIZATION))}" for card in CARDS.values())
-    lines = [
-        f"  estimate: {size_text(found.memory)} on each of {found.devices} devices with {found.size} samples; "
-        f"GPU hours at {UTILIZATION:.0%} of a card's rate: {hours}"
-    ]
-    if run.config["trainer"].get("accelerator") in {"gpu", "cuda", "auto"} and torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory
-        if found.memory > memory:
-            lines.append(
-                f"  WARNING: a device has {size_text(memory)}: use more devices, a smaller data.batch_size with "
-                "trainer.accumulate_grad_batches, or trainer.precision bf16-mixed"
-            )
-    return lines
-
-
 def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilization: float) -> Iterator[str]:
     """A table of a plan's stages, line by line, for an assumed share of a card's matrix rate."""
     width = max(map(len, runs), default=0)

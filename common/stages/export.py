@@ -27,7 +27,8 @@ from common.files import parsing, put_back, whole_folder
 from common.reporting.papers import existing_papers
 from common.stages.finished_stage import FinishedStage, open_finished
 from common.stages.paper_modules import CARD, CONFIGURATION, TRAINED, part
-from common.stages.safe_builder import Builder, arguments_of
+from common.stages.safe_builder import Builder
+from common.types import hints_of
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, RECORD = "model.safetensors", "record.json"
@@ -440,7 +441,7 @@ def _read_configuration(folder: Path) -> _Configuration:
     path = folder / CONFIGURATION
     with parsing(path, StageError):
         config, builder = json.loads(path.read_bytes()), Builder(str(path))
-        kinds = arguments_of(_Configuration)
+        kinds = hints_of(_Configuration)
         found = _Configuration(**{name: builder.value(config[name], kind, name) for name, kind in kinds.items()})
         if found.format != FORMAT:
             raise ValueError(f"format is {found.format!r:.80}, not {FORMAT!r}: export the model again")

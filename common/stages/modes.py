@@ -1,4 +1,4 @@
-"""One stage from the command line: show its configuration, run, validate or predict."""
+"""One stage from the command line: show its configuration, run, test or validate."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def _in_one_line(value: object) -> str:
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
-    """Run `fit`, `test`, `validate` or `predict` and print the results. Only `fit` writes a record."""
+    """Run `fit`, `test` or `validate` and print the results. Only `fit` writes a record."""
     if command != "fit":
         return _use(command, request, checkpoint)
     if checkpoint is not None:
         raise StageError(
-            "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
+            "--checkpoint goes with test and validate; a fit goes on from its own folder, or "
             "starts from another stage with --model.warm_start or --model.pretrained"
         )
     if is_main_process():
@@ -93,7 +93,6 @@ def _print_metrics(metrics: Mapping[str, float | None]) -> None:
 
 
 def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
-    import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from common.stages.cli import build
@@ -104,14 +103,10 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
-    if command == "predict":
-        # Several processes would overwrite the one output file.
-        config["trainer"] |= {"devices": 1, "num_nodes": 1}
     require_processes(config["trainer"])
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
-    from common.files import write_whole
 
     try:
         content = read_checkpoint(weights)
@@ -130,20 +125,11 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         if parent.checkpoint(run.start_from).is_file():
             config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
     # A test must not overwrite the record's images.
-    folder = request.directory / command
-    cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
-    loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"
-    if not is_overridden(loader, cli.datamodule):
-        raise StageError(f"{request.stage} has no data to {command} with; `assemble test` measures it")
-    options: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": str(weights), "weights_only": True}
-    if command != "predict":
-        options["verbose"] = False
-    outputs = getattr(cli.trainer, command)(cli.model, **options)
-    if command != "predict":
-        if is_main_process():
-            _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
-        return 0
-    path = folder / "predictions.pt"
-    write_whole(path, lambda whole: torch.save(outputs, whole))
-    print(f"written to {path}")
+    cli = build(run, config, {"default_root_dir": str(request.directory / command), "logger": False})
+    if command == "validate" and not is_overridden("val_dataloader", cli.datamodule):
+        raise StageError(f"{request.stage} has no data to validate with; `assemble test` measures it")
+    measure = cli.trainer.test if command == "test" else cli.trainer.validate
+    measure(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), weights_only=True, verbose=False)
+    if is_main_process():
+        _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
     return 0

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import nullcontext
 from typing import Any
 
-from common.errors import Preempted, RunsElsewhereError, StageError, is_ours, printable
+from common.errors import Preempted, StageError, is_ours, printable
 from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE
@@ -62,7 +62,6 @@ def reproduce(
         say_offline()  # once for all workers
 
     failed: dict[tuple[int, str], str] = {}
-    elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
     watching = Watch(say) if watch else nullcontext(None)
     workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
@@ -96,7 +95,6 @@ def reproduce(
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = described(error)
-                        elsewhere += isinstance(error, RunsElsewhereError)
                         say(printable(f"  FAILED {_name(item)}: {described(error)}"))
                         continue
                     left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
@@ -117,13 +115,7 @@ def reproduce(
                     f"`--jobs {max(1, jobs - 1)}` needs less memory"
                 ) from None
             raise
-    if elsewhere:
-        say(
-            f"another command runs {elsewhere} of these stages now and {len(failed) - elsewhere} more wait for them: "
-            f"when it has ended, the same command does what is left. {total - len(failed)} of {total} stages were "
-            "done here."
-        )
-    elif failed:
+    if failed:
         others = "; the others are done" if len(failed) < total else ""
         say(f"{len(failed)} of {total} stages failed{others}. Run the same command again to retry.")
     return failed

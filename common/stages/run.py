@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import Preempted, RunsElsewhereError, StageError, printable
+from common.errors import Preempted, StageError, printable
 from common.files import lock, make_folder, require_cache, sweep, sweep_cache, write_atomically
 from common.reporting import records
 from common.reporting.draws import use
@@ -212,7 +212,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         try:
             held = lock(file, wait=False)
         except BlockingIOError:
-            raise RunsElsewhereError(
+            raise StageError(
                 f"{request.stage} ({request.draw}) is being run by another process, which holds {path}; wait for "
                 "it, or stop it"
             ) from None
@@ -394,10 +394,6 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     started = datetime.now(UTC).replace(microsecond=0)
     git = records.git_state(checkout())
     main_process = is_main_process()
-    if main_process and request.published:
-        from common.stages.estimate import announce
-
-        print("\n".join(announce(run)))
     metrics_file = MetricsFile(directory / "metrics.csv")
 
     def resumed(step: int, batches: int) -> None:

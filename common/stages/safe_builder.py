@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from common.errors import StageError
+from common.types import hints_of
 
 
 class _WrongType(StageError):
@@ -20,18 +21,6 @@ class _WrongType(StageError):
 
 def path_of(found: type) -> str:
     return f"{found.__module__}.{found.__qualname__}"
-
-
-def arguments_of(found: type) -> dict[str, Any]:
-    """Types of a class's arguments by name, including those that it passes to its bases."""
-    if is_dataclass(found):
-        hints = get_type_hints(found)
-        return {one.name: hints[one.name] for one in fields(found) if one.init}
-    known: dict[str, Any] = {}
-    for one in reversed(found.__mro__):
-        if one.__module__.startswith(("common.", "papers.")) and "__init__" in vars(one):
-            known |= get_type_hints(vars(one)["__init__"])
-    return {name: kind for name, kind in known.items() if name not in ("args", "kwargs", "return")}
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,8 @@ class Builder:
         alone.
         """
         origin, parts = get_origin(kind), get_args(kind)
+        if origin is Annotated:
+            return self.value(stated, parts[0], field)
         if origin in (Union, types.UnionType):
             return self._one_of(stated, kind, field)
         if kind is Any or (kind in (None, types.NoneType) and stated is None):
@@ -113,7 +104,7 @@ class Builder:
     def _built(self, found: type, arguments: Any, field: str) -> Any:
         if not isinstance(arguments, Mapping):
             self.refuse(field, f"does not hold arguments of {found.__name__} by name")
-        kinds = arguments_of(found)
+        kinds = hints_of(found)
         built = {}
         for name, stated in arguments.items():
             if name not in kinds:

@@ -95,9 +95,6 @@ class PretrainingData(AudioVisualData):
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader(self.held_out_clips, self.held_out_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self.test_dataloader()
-
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         published = self.dataset.published_count(self.split, None)
         items = 1000 if self.world is not None or published is None else published

@@ -85,10 +85,6 @@ class AVIDModule(pl.LightningModule):
         count: Any = float(len(video))
         self.log_dict({f"val/{name}": v for name, v in terms.items()}, batch_size=count, sync_dist=True)
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        video, audio = self.model(batch["video"], batch["audio"])
-        return {"index": batch["index"], "video": video, "audio": audio}
-
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
         optimizer = torch.optim.Adam(

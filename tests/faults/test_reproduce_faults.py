@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from common.data.item_dataset import TooManyBrokenFiles
-from common.errors import Preempted, RunsElsewhereError, StageError
+from common.errors import Preempted, StageError
 from common.stages import reproduce as schedule
 from common.stages import run as running
 from common.stages import stopping
@@ -172,17 +172,3 @@ def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) 
         assert process.wait() == 143
     assert stop.value.status == 143
     assert saved.exists()
-
-
-def test_the_second_of_two_commands_says_that_another_one_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def held(item: object) -> None:
-        raise RunsElsewhereError("moco_v2 (seed 0) is being run by another process")
-
-    monkeypatch.setattr(schedule, "_run", held)
-    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2", "imagenet_linear@moco_v2"))
-    assert schedule.reproduce("mct", wanted)
-    told = capsys.readouterr().out
-    assert "another command runs 1 of these stages now" in told
-    assert "stages failed" not in told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -141,17 +140,6 @@ def test_hours_follow_from_the_card_and_the_precision() -> None:
     assert replace(FOUND, steps=None).hours(card, 0.5) is None
 
 
-def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = resolve("mct", "moco_v2", scale="smoke", hardware="gpu1")
-    monkeypatch.setattr(estimates, "estimate", lambda run: FOUND)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 10**9))
-    (line,) = estimates.announce(run)
-    assert "41.1 GB on each of 8 devices" in line
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * 10**9))
-    assert "WARNING: a device has 24.0 GB" in estimates.announce(run)[1]
-
-
 def test_steps_are_whole_epochs_of_the_published_size() -> None:
     published = paper_named("mct").name
     run = resolve(published, "mct", scale="paper", hardware="gpu8")
@@ -220,9 +208,6 @@ def test_a_step_without_text_is_estimated() -> None:
 def test_a_stage_that_cannot_be_estimated_says_why() -> None:
     with pytest.raises(StageError, match="trains nothing"):
         estimate(resolve("avid_cma", "esc50_svm", scale="smoke"))
-    run = resolve("mct", "moco_v2", scale="smoke")
-    broken = replace(run, paper="mct", recipe="moco_v2", config={**run.config, "data": {"class_path": "nothing"}})
-    assert "no estimate" in estimates.announce(broken)[0]
 
 
 def test_random_numbers_are_left_as_they_were() -> None:

@@ -18,7 +18,8 @@ from common.errors import StageError
 from common.reporting.papers import existing_papers
 from common.stages.export import trained_model
 from common.stages.paper_modules import has_part
-from common.stages.safe_builder import Builder, arguments_of, path_of
+from common.stages.safe_builder import Builder, path_of
+from common.types import hints_of
 
 NETWORK = "common.encoders.audio.AudioConvNet"
 
@@ -127,6 +128,6 @@ def test_the_classes_of_trained_models_are_known(paper: str) -> None:
         assert isinstance(one, type)
         assert one.__module__.startswith(("common.", f"papers.{paper}."))
         assert getattr(sys.modules[one.__module__], one.__name__) is one
-        assert arguments_of(one)
-        for name, kind in arguments_of(one).items():
+        assert hints_of(one)
+        for name, kind in hints_of(one).items():
             assert kind is not Any, f"{one.__name__}.{name} could be anything"
