@@ -187,16 +187,6 @@ def require_cache() -> None:
     require_writable(cache_folder(), "the cache folder (ASSEMBLE_CACHE names it)")
 
 
-def described(error: BaseException) -> str:
-    """Text of an error; if the cache is not writable, also how to move it."""
-    name = getattr(error, "filename", None)
-    if isinstance(error, OSError) and error.errno is not None and isinstance(name, str):
-        with contextlib.suppress(RuntimeError):  # there is no home
-            if Path(name).is_relative_to(cache_folder()):
-                return f"{name}: {error.strerror}. It lies in the cache folder; ASSEMBLE_CACHE names another one"
-    return str(error)
-
-
 def sweep(folder: Path) -> None:
     """Remove temporary files of killed processes from our own folders: runs, results, cache."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:

@@ -18,7 +18,6 @@ from common.errors import Preempted, StageError
 from common.files import (
     AtomicWriteError,
     cache_folder,
-    described,
     exclusive,
     lock,
     named,
@@ -275,17 +274,6 @@ def test_what_cannot_be_written_is_found_without_making_anything(tmp_path: Path)
     if Path("/proc/self").exists():
         with pytest.raises(StageError, match=r"--output /proc/none cannot be written"):
             require_writable(Path("/proc/none"), "--output")
-
-
-def test_an_error_of_the_system_in_the_cache_names_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-    full = OSError(28, "No space left on device", str(tmp_path / "cache" / "worlds" / "clip.mp4"))
-    assert "clip.mp4: No space left on device. It lies in the cache folder; ASSEMBLE_CACHE" in described(full)
-    elsewhere = OSError(28, "No space left on device", str(tmp_path / "runs" / "last.ckpt"))
-    assert "ASSEMBLE_CACHE" not in described(elsewhere)
-    assert described(ValueError("as it is")) == "as it is"
 
 
 def test_errors_of_the_system_name_the_file_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import common
 from common.commands import data, doctor, find, measure, models, reports, run, runs
 from common.commands.parsing import Command, call, overview
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
-from common.files import described
 
 #: In the order of `assemble --help`.
 COMMANDS: dict[str, Command] = {
@@ -77,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
         hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
-        print(f"assemble: {printable(described(error))}{hint}", file=sys.stderr)
+        print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:
         return stop.status

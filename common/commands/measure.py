@@ -45,9 +45,8 @@ def gpu_check(
                 recipe,
                 device=device,
                 precision=precision,
-                scale="smoke" if small else "paper",
-                size=batch_size or (4 if small else None),
-                warm_up=1 if small else 5,
+                small=small,
+                size=batch_size,
                 steps=steps,
                 arguments=overrides,
             )

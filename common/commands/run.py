@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -232,9 +231,8 @@ def rehearse(
                 scale=scale,
                 stages=stages or None,
                 jobs=jobs or min(usable_cores(), 4),
-                say=functools.partial(print, flush=True),
             )
-            console().print(rehearsal.table_of(title, entries))
+            print("\n".join([f"Rehearsal of {title}", *map(str, entries)]))
             problems = sum(bool(entry.problem) for entry in entries)
             took = duration(sum(entry.record.wall_seconds for entry in entries if entry.record is not None))
             lines.append(f"{title}: {len(entries) - problems} of {len(entries)} stages passed, {took} in all")

@@ -110,7 +110,7 @@ class _Parsed(StageCLI):
 def check(run: RunConfiguration) -> None:
     """Check types and ranges of a stage's configuration without building anything."""
     try:
-        check_ranges(take_switches(run.config)[1], run.layers)
+        check_ranges(run.config, run.layers)
         _Parsed(run.with_placeholders(DATA="data", RUN="run"))
     except ConfigurationError as error:
         raise ConfigurationError(f"{run.paper}/{run.recipe}: {error}") from None
@@ -118,7 +118,7 @@ def check(run: RunConfiguration) -> None:
 
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
     """Check the merged configuration, then build trainer, model and data."""
-    check_ranges(take_switches(config)[1], run.layers)
+    check_ranges(config, run.layers)
     try:
         cli = StageCLI(config, trainer_arguments)
     except ConfigurationError:

@@ -529,13 +529,13 @@ def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
                 raise ConfigurationError(f"{origin(field, layers)}: unknown field {field!r} of {cls}; {near}")
 
 
-def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
+def check_ranges(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse classes that cannot be imported, and arguments out of range."""
     import inspect
 
     from common.types import outside
 
-    for path, node in classes_in(config):
+    for path, node in classes_in(take_switches(config)[1]):
         try:
             cls = class_at(node["class_path"])
         except (ImportError, AttributeError, ValueError) as error:

@@ -36,19 +36,17 @@ def measure(
     *,
     device: str = "cuda",
     precision: str = "bf16-mixed",
-    scale: str = "paper",
+    small: bool = False,
     size: int | None = None,
-    warm_up: int = 5,
     steps: int = 20,
     arguments: Sequence[str] = (),
 ) -> tuple[Record, dict[str, float]]:
-    """Measure a recipe's training step.
+    """Measure `steps` batches of a recipe's training, then profile as many, at most 5.
 
     Args:
         recipe: one that trains; None for the paper's main one.
+        small: at the smallest widths.
         size: samples of a batch; None for the share of one of eight devices in the recipe's batch.
-        warm_up, steps: batches before the measurement, and in it. As many again are profiled, at most 5.
-        arguments: overrides, as on the command line.
 
     Returns:
         A record with these metrics, and the seconds of each kernel in a step:
@@ -63,9 +61,15 @@ def measure(
     cuda = device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise StageError("--device cuda: torch finds no GPU on this machine; --device cpu --small runs the same code")
-    run = resolve(name, recipe or paper_named(paper).recipe, scale=scale, hardware="gpu8", arguments=arguments)
-    size = size or max(int(run.config["data"]["init_args"]["batch_size"]) // DEVICES, 2)
-    watch = _Watch(cuda, warm_up, steps)
+    run = resolve(
+        name,
+        recipe or paper_named(paper).recipe,
+        scale="smoke" if small else "paper",
+        hardware="gpu8",
+        arguments=arguments,
+    )
+    size = size or (4 if small else max(int(run.config["data"]["init_args"]["batch_size"]) // DEVICES, 2))
+    watch = _Watch(cuda, 1 if small else 5, steps)
     trainer = {
         "accelerator": "gpu" if cuda else "cpu",
         "devices": 1,

@@ -197,34 +197,20 @@ def own_id(directory: Path, stem: str) -> str:
     return next((found for found in reversed(ids) if found.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
 
 
-def wandb_logger(
-    *,
-    directory: Path,
-    run_id: str,
-    name: str,
-    group: str,
-    job_type: str,
-    tags: list[str],
-    config: dict[str, Any],
-    notes: str = "",
-    whole: bool = False,
-) -> StageWandbLogger | None:
+def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWandbLogger | None:
     """The W&B run of one stage; None if W&B is disabled or cannot start. A run that cannot start online starts offline.
 
     Args:
         directory: parent of the `wandb/` folder.
-        run_id, name: see `own_id` and `run_name`.
-        group: equal for the seeds of one configuration; `WANDB_RUN_GROUP` replaces it.
-        job_type: pretrain, fine_tune, probe or evaluate.
-        tags: `WANDB_TAGS` adds some.
-        config: the resolved configuration, and fields to filter by.
-        notes: shown below the name.
         whole: also log the console and the machine's load; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
+        about: fields of `wandb.init`; `WANDB_RUN_GROUP` replaces the group, `WANDB_TAGS` adds tags.
     """
     mode = wandb_mode()
     if mode == "disabled":
         return None
-    tags = [*tags, *(tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(","))]
+    tags = [*about["tags"], *(tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(","))]
+    about["tags"] = list(dict.fromkeys(tag[:64] for tag in tags if tag))
+    about["group"] = os.environ.get("WANDB_RUN_GROUP") or about["group"]
     earlier = _earlier(directory)
     # A row takes more than 32 bytes of a file, so this exceeds their number of rows.
     first = sum(path.stat().st_size for path in earlier) // 32
@@ -241,13 +227,7 @@ def wandb_logger(
         run = wandb.init(
             project=project(),
             dir=str(directory),
-            id=run_id,
-            name=name,
-            group=os.environ.get("WANDB_RUN_GROUP") or group,
-            job_type=job_type,
-            tags=list(dict.fromkeys(tag[:64] for tag in tags if tag)),
-            config=config,
-            notes=notes,
+            **about,
             mode=mode,
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(

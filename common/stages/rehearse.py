@@ -1,7 +1,7 @@
 """`assemble rehearse`: every stage of a paper at a large scale, on tiny data in the layouts of the real sets.
 
 What runs is `reproduce` itself. Only two things are put under it: what `rehearsals/<paper>.py` writes in place of
-real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which is printed field by field.
+real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which a record lists field by field.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.files import environment, write_atomically
 from common.reporting import records
 from common.reporting.papers import paper_named
 from common.reporting.tables import Tables, load
+from common.stages.configuration import REHEARSAL
 from common.stages.paper_modules import part
 from common.stages.plan import Planned, plan
-from common.stages.reproduce import reproduce
+from common.stages.reproduce import reproduce, say
 from common.stages.request import Selection, finished_record
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 DATA_FOLDER = "data"
 _WRITTEN = ".written"
@@ -39,8 +36,17 @@ class Rehearsed:
     problem: str = ""
     absent: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        told = [f"  {self.stage}: {f'FAILED, {self.problem}' if self.problem else 'passed'}"]
+        told += [f"without {name}" for name in self.absent]
+        if self.record is not None:
+            null = sum(value is None for value in self.record.metrics.values())
+            told += [f"{self.record.steps} steps", f"{len(self.record.metrics)} metrics, {null} of them not finite"]
+            told += [f"{self.record.wall_seconds:.0f} s", f"{self.record.hardware.get('peak_memory_gib')} GiB"]
+        return ", ".join(told)
 
-def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print) -> Path:
+
+def write_fixtures(paper: str, folder: Path) -> Path:
     """The tiny data sets and random weights of a paper, written unless they are there."""
     module = part(paper, "rehearsal", "cannot be rehearsed")
     version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
@@ -65,22 +71,20 @@ def rehearse(
     scale: str = "paper",
     stages: Sequence[str] | None = None,
     jobs: int = 1,
-    say: Callable[[str], None] = print,
 ) -> list[Rehearsed]:
     """Run every stage of a paper at a large scale on tiny data; finished ones are passed over."""
     name = paper_named(paper).name
     folder = folder.resolve()
     # A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
-        data = write_fixtures(name, folder, say)
+        data = write_fixtures(name, folder)
         selection = Selection(
             scale=scale, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
         )
         planned = plan(name, selection)
-        for line in describe_reductions(planned):
-            say(line)
+        say(f"reduced by configs/{name}/{REHEARSAL}.yaml")
         _forget_removed_parents(planned)
-        failed = reproduce(name, selection, jobs=jobs, say=say, finished=lambda _: _remove_spent(planned))
+        failed = reproduce(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))
     source = load(name)
     return [_judged(item, source, failed.get((item.request.seed, item.request.stage))) for item in planned]
 
@@ -107,24 +111,6 @@ def _forget_removed_parents(planned: Sequence[Planned]) -> None:
                 (parent.directory / records.RECORD_FILE).unlink(missing_ok=True)
 
 
-def describe_reductions(planned: Sequence[Planned]) -> list[str]:
-    """Lines that say what the overlay changes, each with the recipes that it changes it for."""
-    recipes: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for item in planned:
-        for entry in item.run.deviations:
-            if not entry["reason"].startswith(records.REHEARSED):
-                continue  # of the scale itself
-            own = recipes[entry["field"], entry["reason"].removeprefix(records.REHEARSED)]
-            if item.run.recipe not in own:
-                own.append(item.run.recipe)
-    every = {item.run.recipe for item in planned}
-    lines = []
-    for (field, change), own in sorted(recipes.items()):
-        where = "all recipes" if set(own) == every else ", ".join(own)
-        lines.append(f"  {records.short_name(field)}: {change}  [{where}]")
-    return ["reduced for the rehearsal:", *lines] if lines else []
-
-
 def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
     stage, record = item.request.stage, finished_record(item.request)
     if failure is not None or record is None:
@@ -147,29 +133,3 @@ def published_keys(source: Tables, scale: str) -> dict[str, set[str]]:
                 for stage in source.instances(table, row, metric, scale) if metric.published else ():
                     keys[stage].add(metric.key)
     return keys
-
-
-def table_of(title: str, rehearsed: Collection[Rehearsed]) -> Table:
-    """What ran, how long, with how much memory, and what came of it."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"Rehearsal of {title}", title_justify="left")
-    for heading in ("Stage", "Steps", "Tested", "Seconds", "Peak GiB"):
-        table.add_column(heading, justify="left" if heading == "Stage" else "right")
-    table.add_column("Verdict", overflow="fold")
-    for entry in rehearsed:
-        without = f", without {', '.join(entry.absent)}" if entry.absent else ""
-        verdict = Text(entry.problem or f"passed{without}", style="red" if entry.problem else "green")
-        if entry.record is None:
-            table.add_row(Text(entry.stage), "-", "-", "-", "-", verdict)
-            continue
-        record = entry.record
-        null = sum(value is None for value in record.metrics.values())
-        tested = f"{len(record.metrics)} metrics" + (f", {null} not finite" if null else "")
-        memory = record.hardware.get("peak_memory_gib")
-        table.add_row(
-            Text(entry.stage), str(record.steps), tested, f"{record.wall_seconds:.0f}",
-            "-" if memory is None else f"{memory:.1f}", verdict,
-        )  # fmt: skip
-    return table

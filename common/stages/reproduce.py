@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from typing import Any
 
 from common.errors import Preempted, StageError, is_ours, printable
-from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE
 from common.reporting.papers import Paper, paper_named
@@ -40,7 +39,6 @@ def reproduce(
     selection: Selection,
     *,
     jobs: int = 1,
-    say: Callable[[str], None] = print,
     finished: Callable[[str], None] | None = None,
     watch: bool = False,
 ) -> dict[tuple[int, str], str]:
@@ -53,7 +51,7 @@ def reproduce(
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
     jobs = max(1, min(jobs, total))
-    _announce(paper_named(paper), planned, selection, jobs, say)
+    _announce(paper_named(paper), planned, selection, jobs)
     if not waiting:
         return {}
     if jobs > 1:
@@ -73,7 +71,7 @@ def reproduce(
             checked.result()
             while waiting or running:
                 stopping.check()
-                for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
+                for item in _startable(waiting, running, failed)[: jobs - len(running)]:
                     waiting.remove(item)
                     why = "" if item.reason == NOT_RUN else f" ({item.reason})"
                     say(f"[{total - len(waiting)}/{total}] {_name(item)}{why}")
@@ -94,8 +92,8 @@ def reproduce(
                         # Our own errors, and those of files and values, need no traceback.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
-                        failed[item.request.seed, item.request.stage] = described(error)
-                        say(printable(f"  FAILED {_name(item)}: {described(error)}"))
+                        failed[item.request.seed, item.request.stage] = str(error)
+                        say(printable(f"  FAILED {_name(item)}: {error}"))
                         continue
                     left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
                     told = f", about {duration(left)} left" if left else ""
@@ -121,9 +119,11 @@ def reproduce(
     return failed
 
 
-def _announce(
-    paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int, say: Callable[[str], None]
-) -> None:
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int) -> None:
     """Say what is skipped and what runs, and for how long."""
     if more := count_by_request(paper.name, selection):
         say(f"{more} more tables, whole or in part: --everything")
@@ -149,7 +149,6 @@ def _startable(
     waiting: list[Planned],
     running: dict[Future[records.Record], Planned],
     failed: dict[tuple[int, str], str],
-    say: Callable[[str], None],
 ) -> list[Planned]:
     """Stages whose parents are finished, in order; drops descendants of failed stages."""
     for item in list(waiting):

@@ -33,7 +33,6 @@ from common.stages.configuration import (
     merge,
     place,
     substitute,
-    take_switches,
 )
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
@@ -143,7 +142,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     stopping.check()
     if request.arguments:
         # Check overrides before the data; importing their classes takes seconds.
-        check_ranges(take_switches(config)[1], request.configuration.layers)
+        check_ranges(config, request.configuration.layers)
     _require_files(config.get("data"))
     from common.stages.preempt import Preemption
 
@@ -276,7 +275,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
     configuration = records.config_hash(run.config, records.IGNORED_KEYS | records.SEED_KEYS)
     wandb = wandb_logger(
         directory=request.directory,
-        run_id=own_id(request.directory, run_id(request)),
+        id=own_id(request.directory, run_id(request)),
         name=run_name(request.stage, request.scale, draw, request.arguments),
         group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}",
         job_type=request.job,

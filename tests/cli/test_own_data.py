@@ -15,7 +15,7 @@ from common.commands.main import main
 from common.data.datasets.folder import FolderOfImages
 from common.reporting.papers import project_root
 from common.reporting.records import find
-from common.stages.configuration import ConfigurationError, check_ranges, resolve, take_switches
+from common.stages.configuration import ConfigurationError, check_ranges, resolve
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
@@ -181,7 +181,7 @@ def test_the_line_for_xmc_gan_fits_together() -> None:
     words = shlex.split(line)
     paper, recipe = words[2].split("/")
     run = resolve(paper, recipe, scale="paper", arguments=words[words.index("--data.dataset") :])
-    check_ranges(take_switches(run.config)[1], run.layers)
+    check_ranges(run.config, run.layers)
     data = run.config["data"]["init_args"]
     assert data["dataset"]["init_args"] == {"root": "/mine/images"}
     assert data["text_features"] is None

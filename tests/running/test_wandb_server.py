@@ -20,7 +20,7 @@ import yaml
 from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
-from common.stages.configuration import check_ranges, take_switches
+from common.stages.configuration import check_ranges
 from common.stages.loggers import StageWandbLogger, own_id, run_name, wandb_logger, wandb_mode
 from common.stages.request import Selection, find_request
 from common.stages.run import run_stage
@@ -74,9 +74,7 @@ def sync(stub: WandbStub, *arguments: str) -> None:
 
 
 def begin(folder: Path, run_id: str = "one", whole: bool = False) -> StageWandbLogger:
-    logger = wandb_logger(
-        directory=folder, run_id=run_id, name="one", group="g", job_type="pretrain", tags=[], config={}, whole=whole
-    )
+    logger = wandb_logger(folder, whole, id=run_id, name="one", group="g", job_type="pretrain", tags=[], config={})
     assert logger is not None
     return logger
 
@@ -373,7 +371,7 @@ def test_the_sweeps_for_wandb_name_fields_and_metrics_that_exist(path: Path) -> 
         for value in values:
             request = find_request(name, Selection(scale=options[1]), [f"--{field}={value}"])
             run = request.configuration
-            check_ranges(take_switches(run.config)[1], run.layers)
+            check_ranges(run.config, run.layers)
     assert request is not None
     assert request.paper == paper
     stage = request.stage.partition("+")[0]
