@@ -11,12 +11,7 @@ import torch
 
 from common.memory.bank import MemoryBank
 from common.memory.collective import (
-    all_gather_concat,
     all_gather_rows,
-    broadcast_from_rank_zero,
-    mean_over_ranks,
-    rank,
-    world_size,
 )
 from common.memory.queue import KeyQueue
 from common.training.callbacks import CheckReplicas
@@ -178,20 +173,6 @@ def test_the_callback_finds_the_copy_that_went_its_own_way_and_names_it() -> Non
 
     for message in run_distributed(check):
         assert "loss.queue differs between ranks: rank(s) [1]" in message
-
-
-def test_collectives_keep_rank_order() -> None:
-    def collect(rank_: int) -> list[Any]:
-        strided = torch.full((3, 2), float(rank_))[:, 0]
-        broadcast_from_rank_zero(strided)
-        value = torch.tensor([rank_, 10.0 + rank_])
-        return [rank(), world_size(), all_gather_concat(value), mean_over_ranks(value), strided]
-
-    for rank_, (own_rank, size, gathered, mean, received) in enumerate(run_distributed(collect)):
-        assert (own_rank, size) == (rank_, 2)
-        assert gathered.tolist() == [0, 10, 1, 11]
-        assert mean.tolist() == [0.5, 10.5]
-        assert received.tolist() == [0, 0, 0]
 
 
 def test_tensors_of_many_types_travel_together() -> None:

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.memory.collective import all_gather_concat
 from common.memory.momentum import MomentumPair
-from common.memory.shuffle import batch_shuffle, batch_unshuffle, order_over_groups
 from common.training.batch_norm import normalize_in_groups
 from papers.mct.loss import MultimodalContrast
 from papers.mct.networks import Tower, encode_keys
@@ -130,28 +128,6 @@ def test_two_processes_equal_one_with_the_joined_batch(changes: dict[str, Any]) 
         for name, value in out.items():
             mean = sum(result["losses"][step][name] for result in ranks) / 2
             np.testing.assert_allclose(mean, value, rtol=0, atol=1e-6 if "_" in name or name == "positives" else 1e-12)
-
-
-def test_rank_zero_draws_the_order_and_rows_come_back() -> None:
-    def exchange(rank: int) -> dict[str, Tensor]:
-        torch.manual_seed(rank)
-        rows = torch.arange(12.0).view(6, 2)[3 * rank : 3 * rank + 3]
-        order = order_over_groups(rows)
-        shuffled = batch_shuffle(rows, order)
-        return {
-            "rows": rows,
-            "back": batch_unshuffle(shuffled, order),
-            "joint": all_gather_concat(shuffled),
-            "order": order,
-        }
-
-    ranks = run_distributed(exchange)
-    for result in ranks:
-        order = result["order"]
-        np.testing.assert_array_equal(order, ranks[0]["order"])
-        np.testing.assert_array_equal(np.sort(order), np.arange(6))
-        np.testing.assert_array_equal(result["joint"], np.arange(12.0).reshape(6, 2)[order])
-        np.testing.assert_array_equal(result["back"], result["rows"])
 
 
 @pytest.mark.parametrize("group", [2, 4, 8])

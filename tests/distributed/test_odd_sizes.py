@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 from common.training.callbacks import SamplesForAll
-from tests.distributed.stages import over, train_on_two
-from tests.stages import request
 
 
 class Sized(pl.LightningDataModule):
@@ -55,13 +52,3 @@ def test_a_process_without_a_sample_is_told_before_training(data: Any, stage: st
             SamplesForAll().setup(trainer, Validating(), stage)
     trainer.world_size = 1
     SamplesForAll().setup(trainer, Validating(), stage)
-
-
-@pytest.mark.timeout(120)
-def test_a_stage_with_one_test_sample_ends_before_its_training(tmp_path: Path) -> None:
-    """By its code Lightning finds out after training, in the process that has none."""
-    layer = over({"trainer": {}, "data": {"init_args": {"world": {"init_args": {"validation": 1}}}}}, 2)
-    stage = request("avid/avid", tmp_path, layer=layer)
-    with pytest.raises(AssertionError, match=r"trainer\.devices: the test has 1 sample, fewer than the 2 processes"):
-        train_on_two(stage, 100)
-    assert not list(stage.directory.rglob("*.ckpt"))

@@ -64,14 +64,3 @@ def test_equals_the_plain_spelling() -> None:
     audio = torch.randn(3, 1, 21, 16)
     with torch.no_grad():
         torch.testing.assert_close(encoder(audio), plain(encoder.state_dict(), audio, 3))
-
-
-def test_dropout_is_off_in_evaluation_and_can_be_switched_off() -> None:
-    audio = torch.randn(2, 1, 8, 8)
-    dropped = PANNsCNN14((4, 8), mel_bins=8)
-    assert not torch.equal(dropped(audio), dropped(audio))
-    dropped.eval()
-    assert torch.equal(dropped(audio), dropped(audio))
-    kept = PANNsCNN14((4, 8), mel_bins=8, hidden_dim=5, dropout=0.0)
-    assert kept.feature_dim == 5
-    assert torch.equal(kept(audio), kept(audio))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import pickletools
@@ -13,12 +12,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, first_of, load_encoder, named_tensors
+from common.encoders.checkpoint_files import CheckpointError, load_encoder
 from common.encoders.image import ImageResNet
 from common.stages.configuration import resolve
 from papers.mct.networks import Tower
@@ -229,29 +225,3 @@ def test_export_refuses_what_it_cannot_write(tmp_path: Path) -> None:
 
 
 # -- files of no use ---------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), suffix=st.sampled_from([".pth", ".old.pth", ".safetensors"]))
-def test_damage_never_ends_in_another_error(tmp_path_factory: Any, data: st.DataObject, suffix: str) -> None:
-    path = tmp_path_factory.mktemp("damage") / f"file{suffix}"
-    state = {"conv1.weight": torch.arange(40.0), "bn1.running_var": torch.ones(3)}
-    if suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=suffix == ".pth")
-    raw = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
-    for _ in range(data.draw(st.integers(0, 3)) if raw else 0):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(raw)
-    with contextlib.suppress(CheckpointError):
-        assert all(isinstance(value, Tensor) for value in load_backbone(path).values())
-
-
-def test_names_are_cut_and_cleaned() -> None:
-    assert first_of([]) == "nothing"
-    assert first_of(["a", 3]) == "a, 3"
-    assert named_tensors({3: torch.zeros(1), "module._orig_mod.a": torch.zeros(1), "b": "text"}).keys() == {"3", "a"}
-    assert named_tensors("text") == {}

@@ -177,37 +177,6 @@ def test_ranks_write_the_joint_batch_in_rank_order() -> None:
             np.testing.assert_array_equal(state[name], value)
 
 
-def damage(queue: KeyQueue, name: str) -> None:
-    """A small change of one buffer."""
-    buffer = getattr(queue, name).view(-1)[-1:]
-    if buffer.dtype == torch.bool:
-        buffer.logical_not_()
-    else:
-        buffer.add_(1e-6 if buffer.is_floating_point() else 1)
-
-
-def test_a_copy_that_went_its_own_way_is_found() -> None:
-    def check(rank: int) -> list[str]:
-        messages = []
-        for name in ("vectors", "image_id", "tags", "valid", "pointer"):
-            queue = KeyQueue(20, 4, tag_count=2, seed=rank)
-            queue.synchronize()
-            queue.check_replicas()
-            if rank == 1:
-                damage(queue, name)
-            try:
-                queue.check_replicas("the queue of J_ii")
-                messages.append("")
-            except RuntimeError as error:
-                messages.append(str(error))
-        return messages
-
-    for messages in run_distributed(check):
-        assert len(messages) == 5
-        for message in messages:
-            assert "the queue of J_ii differs between ranks: rank(s) [1]" in message
-
-
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 

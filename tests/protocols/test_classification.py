@@ -6,9 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import timm
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -426,29 +424,3 @@ class TestMultiLabelTagging:
             scores = module(images)["head"][:2, 0]
         expected = nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor([1.0, 0.0]), reduction="sum") / 3
         assert loss.item() == pytest.approx(expected.item())
-
-
-def built(class_name: str, **arguments: Any) -> pl.LightningModule:
-    """A protocol from a configuration."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(pl.LightningModule, "model")
-    config = {"model": {"class_path": f"common.protocols.classification.{class_name}", "init_args": arguments}}
-    return parser.instantiate_classes(parser.parse_object(config)).model
-
-
-def test_a_network_of_timm_can_be_probed(tmp_path: Path) -> None:
-    torch.manual_seed(7)
-    trained = timm.create_model("resnet10t", num_classes=9)
-    torch.save(trained.state_dict(), tmp_path / "resnet10t.pth")
-    encoder = {"class_path": "common.encoders.image.timm_encoder", "init_args": {"name": "resnet10t"}}
-    rates = [0.01, 0.1]
-    path = str(tmp_path / "resnet10t.pth")
-    module = built(
-        "LinearClassification", image_encoder=encoder, num_classes=CLASSES, learning_rates=rates, pretrained=path
-    )
-    run = trainer(tmp_path, max_epochs=6)
-    run.fit(module, loader(Pictures(24, side=32), 8, shuffle=True))
-    for name, value in module.encoder.state_dict().items():  # type: ignore[union-attr, operator]
-        assert torch.equal(value, trained.state_dict()[name]), name
-    metrics = results_of(run, module, [loader(Pictures(9, 1, side=32)), loader(Pictures(12, 2, side=32))])
-    assert metrics["test/top1"] > 60  # chance: 33

@@ -46,12 +46,3 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = ({name.split("/dataloader")[0]: value for name, value in row.items()} for row in space["results"][:1])
     assert found["test/images"] == 12
     assert found["test/top1"] > 50
-
-
-def test_the_page_names_what_there_is() -> None:
-    for name in re.findall(r"`(?:avid|mct)/(\w+)`", TEXT):
-        assert list((project_root() / "configs").glob(f"*/{name}.yaml")), name
-    for module, name in re.findall(r"`(classification|svm)\.(\w+)`", TEXT):
-        assert f"class {name}(" in (project_root() / "common" / "protocols" / f"{module}.py").read_text(
-            encoding="utf-8"
-        )
