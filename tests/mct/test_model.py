@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from common.memory.momentum import MomentumPair
-from common.memory.shuffle import batch_shuffle, batch_unshuffle
 from common.stages.configuration import resolve, scales_of
 from common.training.batch_norm import normalize_in_groups
 from papers.mct.networks import Heads, Tower, encode_keys
@@ -64,13 +63,6 @@ def test_heads_have_the_right_size_and_every_parameter_learns(fields: dict[str, 
     sum(embedding.sum() for embedding in embeddings.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert model.features(rows).shape == (4, 8)
-
-
-def test_heads_of_equal_width_are_one_when_shared() -> None:
-    embeddings = tower(shared=True, inter_dim=3)(torch.randn(4, 5))
-    assert torch.equal(embeddings["intra"], embeddings["inter"])
-    embeddings = tower(inter_dim=3)(torch.randn(4, 5))
-    assert not torch.equal(embeddings["intra"], embeddings["inter"])
 
 
 def test_embeddings_are_normalized_in_float32_under_autocast() -> None:
@@ -131,16 +123,6 @@ def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffli
 
 
 # -- shuffling in one process ------------------------------------------------------------------------------------------
-
-
-def test_shuffling_and_back_is_the_identity() -> None:
-    for rows in (torch.randn(7), torch.randn(7, 3).T.contiguous().T, torch.randn(1, 2), torch.arange(14).view(7, 2)):
-        permutation = torch.randperm(len(rows))
-        shuffled = batch_shuffle(rows, permutation)
-        assert torch.equal(shuffled, rows[permutation])
-        assert torch.equal(batch_unshuffle(shuffled, permutation), rows)
-    images = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
-    assert batch_shuffle(images, torch.randperm(4)).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("scale", scales_of("mct"))

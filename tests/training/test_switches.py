@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import tempfile
@@ -23,7 +22,7 @@ from common.encoders.video import R2Plus1D
 from common.reporting.records import config_hash
 from common.stages.cli import build
 from common.stages.configuration import SWITCHES, ConfigurationError, resolve, take_switches
-from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last
+from common.training.switches import Switches, blocks_of, lay_out_channels_last
 from papers.m3p.encoder import M3PEncoder
 from papers.vx2text.language_model import LanguageModel
 from papers.xmc_gan.networks import Discriminator, Generator
@@ -225,23 +224,6 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
-    from papers.avid_cma.loss import BankLoss
-
-    torch.manual_seed(0)
-    loss_of = BankLoss(16, instance_within=1.0).allocate(40, 8)
-    loss_of.normalizer.fill_(3.0)
-    video, audio = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
-    index, negatives = torch.arange(8), torch.randint(8, 40, (8, 16))
-
-    def loss(rows: slice) -> Tensor:
-        return loss_of(video[rows], audio[rows], index[rows], negative_index=negatives[rows], update=False)["loss"]
-
-    whole = torch.autograd.grad(loss(slice(0, 8)), [video, audio])
-    parts = torch.autograd.grad((loss(slice(0, 4)) + loss(slice(4, 8))) / 2, [video, audio])
-    torch.testing.assert_close(parts, whole)
-
-
 # -- the parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -268,56 +250,6 @@ def test_blocks_are_residual_blocks_and_transformer_layers(name: str) -> None:
     inside = sum(p.numel() for block in blocks for p in block.parameters())
     outside = sum(p.numel() for name, p in network.named_parameters() if "embed" not in name and "shared" not in name)
     assert inside > 0.3 * outside
-
-
-class Counting(nn.Module):
-    """A block with a buffer that its forward pass changes and depends on, as spectral normalization's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-        self.norm = nn.BatchNorm1d(3)
-        self.register_buffer("passes", torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.inner(x)) * self.passes.clone()
-        self.passes.add_(1.0)
-        return nn.functional.dropout(y.tanh(), 0.5, self.training)
-
-
-class Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([Counting(), Counting()])
-        self.automatic_optimization = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-def test_a_second_pass_leaves_no_trace() -> None:
-    torch.manual_seed(0)
-    one = Network()
-    other, x = copy.deepcopy(one), torch.randn(5, 3)
-    callback = ApplySwitches(Switches(gradient_checkpointing=True))
-    callback.on_fit_start(None, other)  # type: ignore[arg-type]
-    for step in range(2):
-        gradients = []
-        for network in (one, other):
-            torch.manual_seed(step)
-            y = network(x)
-            # Twice, as XMC-GAN asks one graph for two gradients.
-            first = torch.autograd.grad(y.sum(), list(network.parameters()), retain_graph=True)
-            gradients.append([*first, *torch.autograd.grad(y.square().sum(), list(network.parameters()))])
-        for left, right in zip(*gradients):
-            assert torch.equal(left, right)
-        for (name, left), right in zip(one.state_dict().items(), other.state_dict().values()):
-            assert torch.equal(left, right), name
-    assert other.blocks[0].passes == 3.0
-    callback.on_fit_end(None, other)  # type: ignore[arg-type]
-    assert "forward" not in other.blocks[0].__dict__
 
 
 def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
