@@ -130,7 +130,7 @@ def test_own_checkpoint_as_a_start(own_file: Path) -> None:
     assert start.memory["video_bank.vectors"].shape == (5, 4)
     assert start.memory["normalizer"].item() == 2.5
     assert start.listing_fingerprint == "abc"
-    with pytest.raises(CheckpointError, match="model.warm_start"):
+    with pytest.raises(CheckpointError, match=r"model\.warm_start"):
         load_pretraining(own_file, AVID(R2Plus1D(10, 4), AudioConvNet(2), nn.Identity(), nn.Identity()))
 
 
