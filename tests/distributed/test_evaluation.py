@@ -20,16 +20,16 @@ from tests.distributed.harness import run_distributed
 from tests.protocols.parts import (
     CLASSES,
     Pictures,
+    SameOnAll,
     Videos,
     copy_of,
+    distributed_trainer,
     image_encoder,
     loader,
     results_of,
     trainer,
     video_encoder,
 )
-
-PROCESSES = 2
 
 
 def gather_uneven(rank: int) -> Any:
@@ -77,10 +77,6 @@ def test_rows_of_several_processes_come_once_in_order() -> None:
     for all_rows, of_one in run_distributed(rows_of_uneven):
         assert all_rows == [[0, 3, 4], [[0.0], [3.0], [4.0]]]
         assert of_one == [[0, 4], [[0.0], [4.0]]]
-
-
-def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
-    return trainer(tmp_path, devices=PROCESSES, strategy="ddp_fork", **options)
 
 
 class WarmUpWatch(pl.Callback):
@@ -133,15 +129,6 @@ def test_protocols_are_tested_alike(protocol: Any, tmp_path: Path) -> None:
     one, two = (results_of(start(tmp_path), *protocol()) for start in (trainer, distributed_trainer))
     assert one.get("test/images", one.get("test/videos")) == 9
     assert two == pytest.approx(one)
-
-
-class SameOnAll(pl.Callback):
-    """Checks at the end of training that all processes hold the same weights."""
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, value in pl_module.state_dict().items():
-            copies = gather_rows(value.detach().double().flatten()[None])
-            assert torch.equal(copies[0], copies[1]), name
 
 
 def test_linear_classifiers_are_trained_alike(tmp_path: Path) -> None:

@@ -10,17 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.metrics.gathering import gather_rows
 from tests.distributed.harness import run_distributed
-from tests.protocols.parts import results_of, trainer
+from tests.protocols.parts import SameOnAll, distributed_trainer, results_of, trainer
 from tests.protocols.test_bridge import WIDTH, bridged
 from tests.protocols.test_search import Captioned, SearchData, search
 
 PROCESSES = 2
-
-
-def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
-    return trainer(tmp_path, devices=PROCESSES, strategy="ddp_fork", **options)
 
 
 def gradients_of_search(batch: dict[str, Tensor], options: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
@@ -89,15 +84,6 @@ class Saver(pl.Callback):
             checkpoint = dict(pl_module.state_dict())
             pl_module.on_save_checkpoint(checkpoint)
             torch.save(checkpoint, self.path)
-
-
-class SameOnAll(pl.Callback):
-    """Checks at the end of training that all processes hold the same weights and the same selection."""
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, value in pl_module.state_dict().items():
-            copies = gather_rows(value.detach().double().flatten()[None])
-            assert torch.equal(copies[0], copies[1]), name
 
 
 def test_search_trains_and_selects_alike(tmp_path: Path) -> None:

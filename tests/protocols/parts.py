@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.encoders.video import R2Plus1D
+from common.metrics.gathering import gather_rows
 
 CLASSES = 3
 
@@ -38,17 +39,15 @@ class Videos(Dataset[dict[str, Tensor]]):
 
 
 class Sounds(Dataset[dict[str, Tensor]]):
-    """Spectrograms whose class is a band; ``repeat`` delivers an earlier item in the place of a broken one."""
+    """Spectrograms whose class is a band."""
 
-    def __init__(self, size: int, windows: int, folds: int, noise: int, repeat: dict[int, int] | None = None) -> None:
+    def __init__(self, size: int, windows: int, folds: int, noise: int) -> None:
         self.size, self.windows, self.folds, self.noise = size, windows, folds, noise
-        self.repeat = repeat or {}
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        item = self.repeat.get(item, item)
         draw = torch.Generator().manual_seed(1000 * self.noise + item)
         label = item % CLASSES
         audio = torch.randn(self.windows, 1, 16, 24, generator=draw)
@@ -94,16 +93,16 @@ class Relabeled(Dataset[dict[str, Tensor]]):
 
 
 class Given(Dataset[dict[str, Tensor]]):
-    """Features in the place of images."""
+    """Features in the place of images or videos."""
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features, self.labels = features, labels
+    def __init__(self, features: Tensor, labels: Tensor, kind: str = "image") -> None:
+        self.features, self.labels, self.kind = features, labels, kind
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return {"image": self.features[item], "label": self.labels[item], "index": torch.tensor(item)}
+        return {self.kind: self.features[item], "label": self.labels[item], "index": torch.tensor(item)}
 
 
 def video_encoder() -> R2Plus1D:
@@ -153,6 +152,19 @@ def results_of(run: pl.Trainer, module: pl.LightningModule, loaders: Any) -> dic
 
 def loader(dataset: Dataset[dict[str, Tensor]], batch: int = 4, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
     return DataLoader(dataset, batch_size=batch, shuffle=shuffle, generator=torch.Generator().manual_seed(0))
+
+
+class SameOnAll(pl.Callback):
+    """Checks at the end of training that all processes hold the same weights."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, value in pl_module.state_dict().items():
+            copies = gather_rows(value.detach().double().flatten()[None])
+            assert torch.equal(copies[0], copies[1]), name
+
+
+def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+    return trainer(tmp_path, devices=2, strategy="ddp_fork", **options)
 
 
 def copy_of(module: nn.Module) -> dict[str, Tensor]:

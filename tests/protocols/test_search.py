@@ -167,9 +167,9 @@ class TestCrossModalSearch:
         assert run.callback_metrics["test/selected_epoch"] == 2
         assert run.callback_metrics["test/validation_recall_sum"] == pytest.approx(30)
 
-    # Three steps an epoch: 4 is in the middle of the second one, 3 and 6 are boundaries, written before the epoch is
-    # judged, and 9 is the end of training.
-    @pytest.mark.parametrize("step", [3, 4, 6, 9])
+    # Three steps an epoch: 4 is in the middle of the second one, 3 is a boundary, written before the epoch is judged,
+    # and 9 is the end of training.
+    @pytest.mark.parametrize("step", [3, 4, 9])
     def test_a_resumed_run_selects_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         file = MetricsFile(tmp_path / "metrics.csv")
 
@@ -177,15 +177,9 @@ class TestCrossModalSearch:
             with monkeypatch.context() as patch:
                 judged, module = Judged(patch), search()
                 save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-                session = trainer(
-                    tmp_path,
-                    max_epochs=3,
-                    callbacks=[StepSeed(0), *([save] if checkpoint is None else [])],
-                    enable_checkpointing=True,
-                    logger=file,
-                    log_every_n_steps=1,
-                    use_distributed_sampler=False,
-                )
+                callbacks = [StepSeed(0), *([save] if checkpoint is None else [])]
+                options = {"callbacks": callbacks, "enable_checkpointing": True, "use_distributed_sampler": False}
+                session = trainer(tmp_path, max_epochs=3, logger=file, log_every_n_steps=1, **options)
                 session.fit(module, datamodule=SearchData(), ckpt_path=checkpoint, weights_only=True)
             return (
                 module,

@@ -148,9 +148,7 @@ class TestMultiLabelSVM:
                 return loaders
 
         module = MultiLabelSVM(image_encoder())
-        with pytest.warns(
-            UserWarning, match=r"2 of 3 classes are left out of the mean \(cat: 0 positive and 24.*dog: "
-        ):
+        with pytest.warns(UserWarning, match=r"cat: .*dog: "):
             metrics = results_of(trainer(tmp_path), module, Data())
         assert metrics["test/classes"] == 1
         listed = average_precisions_of(tmp_path)
