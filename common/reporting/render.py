@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, project_root
-from common.reporting.records import Record, find
+from common.reporting.records import Record, find, short_name
 from common.reporting.results import find_promoted
 from common.reporting.tables import Claim, Metric, Row, Tables, load
 
@@ -28,9 +28,9 @@ DASH = "–"
 _PLURAL = {HOLDS: "hold", FAILS: "fail"}
 _MEANINGS = {
     "paper": "the published recipe on the published data",
-    "single": "a smaller recipe for one card and public data of modest size, not comparable with published numbers",
-    "mini": "a miniature of data and model, whose numbers cannot be compared with published ones",
-    "smoke": "a few steps on a few samples, whose numbers mean nothing",
+    "single": "a smaller recipe for one GPU; compare orderings, not values",
+    "mini": "a miniature of data and model; compare orderings, not values",
+    "smoke": "a few steps on a few samples; the numbers mean nothing",
 }
 
 
@@ -156,13 +156,9 @@ def is_paired(result: TableResult, metric: Metric) -> bool:
     return metric.published and (not result.table.ours or any(metric.id in row.published for row in result.rows))
 
 
-def any_paired(result: TableResult) -> bool:
-    return any(is_paired(result, metric) for metric in result.table.metrics if not metric.hidden)
-
-
 def row_text(row: Row) -> str:
     """Heading of a row; says so if the row is not the paper's."""
-    return f"{row.label} (ours, not in the paper)" if row.ours else row.label
+    return f"{row.label} (ours)" if row.ours else row.label
 
 
 def provenance(records: Sequence[Record]) -> str:
@@ -196,31 +192,39 @@ def revision_text(record: Record) -> str:
 # ---- Markdown
 
 
-def table_markdown(filled: Filled) -> str:
-    """A table as Markdown: caption, cells, notes, claims, checks, provenance; deviations follow all tables."""
-    result, shown = filled.result, view(filled.result)
-    title = shown.title if shown.scale == "paper" else f"{shown.title} ({shown.scale})"
-    lines = [f"### {title}", "", shown.caption, ""]
-    lines.append("| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |")
+def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
+    """A table as Markdown: cells, figure, notes that the page hasn't `said`, draws and source.
+
+    Only cells at paper scale have the published value.
+    """
+    shown, comparable = view(result), result.scale == "paper"
+    title = shown.title if comparable else f"{shown.title} ({shown.scale})"
+    lines = [f"### {title}", "", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
     lines.append("|---|" + "---:|" * len(shown.metrics))
-    paired = any_paired(result)
+    paired = comparable and any(PUBLISHED in kinds for kinds in shown.kinds.values())
     for row, cells in shown.rows:
-        pairs = " | ".join(_escape(_pair(values, paired)) for values in cells)
-        lines.append(f"| {_escape(row_text(row))} | {pairs} |")
+        if comparable or row.measured:
+            texts = [_pair(values) if paired else values[-1].text for values in cells]
+            counts = {len(value.cell.values) for values in cells for value in values if value.cell.values}
+            draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
+            # A row whose cells all have another number of draws says so once.
+            label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
+            lines.append(
+                "| " + " | ".join(_escape(text) for text in (label, *(t.removesuffix(draws) for t in texts))) + " |"
+            )
     if text := charts.caption(result):
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
-    if shown.notes:
-        lines += ["", *[f"- {note}" for note in shown.notes]]
-    lines += judged_markdown(filled.claims) + judged_markdown(filled.checks)
-    lines += ["", f"<sub>Provenance: {html.escape(shown.provenance, quote=False)}.</sub>"]
-    return "\n".join(lines)
+    if notes := [note for note in shown.notes if note not in said]:
+        lines += ["", *[f"- {note}" for note in notes]]
+    listed = told(record.draw for record in result.records)
+    facts = [f"{_draws(result).capitalize()}: {listed}"] if result.measured else []
+    facts += ["Cells are *published / measured*"] if paired else []
+    return "\n".join([*lines, "", f"<sub>{html.escape('. '.join([*facts, _origin(result)]), quote=False)}.</sub>"])
 
 
-def _pair(values: Sequence[Value], paired: bool) -> str:
+def _pair(values: Sequence[Value]) -> str:
     """`81.5 / 50.0 ± 1.4`, or one dash if both are missing. A dash marks a metric without a published value."""
-    texts = [value.text for value in values]
-    if paired and len(texts) == 1:
-        texts.insert(0, DASH)
+    texts = [DASH, *(value.text for value in values)][-2:]
     return DASH if set(texts) == {DASH} else " / ".join(texts)
 
 
@@ -244,17 +248,34 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
     return lines
 
 
+def claims_markdown(filled: Sequence[Filled]) -> str:
+    """The claims of all tables in one Markdown table per scale, and a line on our checks."""
+    lines: list[str] = []
+    for scale in dict.fromkeys(f.result.scale for f in filled if f.result.measured):
+        there = [f for f in filled if f.result.scale == scale]
+        claims = judged_markdown([one for f in there for one in f.claims])
+        lines += [line.replace("ours (95 %)", f"{scale} (95 %)") for line in claims]
+        checks = [one for f in there for one in f.checks if one.verdict != NOT_RUN]
+        others = [f"{one.check.text}: {one.outcome}, {one.label}" for one in checks if one.verdict != HOLDS]
+        if checks:
+            told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold"
+            lines += ["", f"{told}. The others: {'; '.join(others)}." if others else f"{told}."]
+    return "\n".join(lines).strip("\n")
+
+
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
     """Deviations beyond sizes, then values of ours, for each scale; heading to lines."""
     found: dict[str, list[str]] = {}
     for scale in SCALES:
-        deviations = deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records)
-        lines = [f"`{deviation['field']}`: {deviation['reason']}" for deviation in deviations]
+        by_reason: dict[str, list[str]] = {}
+        for deviation in deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records):
+            by_reason.setdefault(deviation["reason"], []).append(f"`{short_name(deviation['field'])}`")
+        lines = [f"{', '.join(fields)}: {reason}" for reason, fields in by_reason.items()]
         found[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
     for scale in ("paper", "single"):  # all values of a miniature are ours
         values: dict[str, dict[str, None]] = {}
         for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
-            values.setdefault(entry["field"], {})[entry["value"]] = None
+            values.setdefault(short_name(entry["field"]), {})[entry["value"]] = None
         lines = [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]
         found[f"Values that are ours at {scale} scale, in no source of the paper"] = lines
     return {heading: lines for heading, lines in found.items() if lines}
@@ -270,22 +291,19 @@ def _figure_name(result: TableResult) -> str:
 
 
 def caption(result: TableResult, yours: TableResult | None = None) -> str:
-    """How to read the cells, what the scale is, and where the published values come from."""
-    parts = [f"measured at **{result.scale}** scale{_draws(result)}"] if result.measured or not yours else []
-    parts += [f"yours at **{result.scale}** scale{_draws(yours)}"] if yours else []
-    measured = f"{'; '.join(parts)}: {_MEANINGS[result.scale]}"
-    if not any_paired(result):
-        return f"{measured[0].upper()}{measured[1:]}. {_origin(result)}."
-    return f"Cells are *published / measured*, {measured}. {_origin(result)}."
+    """What the cells are, what the scale is, and where the published values come from."""
+    parts = [f"{result.scale.capitalize()} scale, {_draws(result)}"] if result.measured else []
+    parts += [f"Yours at {result.scale} scale, {_draws(yours)}"] if yours else []
+    return f"{'. '.join([*parts, _MEANINGS[result.scale].capitalize(), _origin(result)])}."
 
 
 def _draws(result: TableResult) -> str:
     draws = usual_draws(result)
-    return f" (mean ± standard deviation of {draws} draws)" if draws > 1 else " (one draw)" if draws else ""
+    return f"mean ± standard deviation of {draws} draws" if draws > 1 else "one draw"
 
 
 def _origin(result: TableResult) -> str:
-    return f"{'Ours, not in the paper' if result.table.ours else 'Published values'}: {result.table.source}"
+    return f"{'Ours' if result.table.ours else 'Published values'}: {result.table.source}"
 
 
 def notes_of(result: TableResult) -> list[str]:
@@ -299,11 +317,20 @@ def _escape(text: str) -> str:
 
 
 def tables_markdown(filled: Sequence[Filled]) -> str:
-    """Tables as Markdown, then the remarks, and a line for what is not measured at any scale."""
-    parts = [table_markdown(f) for f in filled if f.result.measured] + remarks_markdown(filled)
-    waiting = [f"*{f.result.table.title}* ({_origin(f.result)})" for f in filled if not f.result.measured]
-    if waiting:
-        parts.append(f"Not measured at any scale yet: {'; '.join(waiting)}.")
+    """Tables as Markdown, with notes that several share once; then the remarks, and what is not measured yet."""
+    measured = [f.result for f in filled if f.result.measured]
+    parts = []
+    if measured:
+        scales = dict.fromkeys(result.scale for result in measured)
+        meanings = "".join(f" {scale.capitalize()}: {_MEANINGS[scale]}." for scale in scales)
+        counts = Counter(note for result in measured for note in notes_of(result))
+        shared = [note for note, count in counts.items() if count > 1]
+        first = "Cells are means over draws; *n* marks another number of draws than most cells of the table have."
+        parts = ["\n".join([first + meanings, *(["", *(f"- {note}" for note in shared)] if shared else [])])]
+        parts += [table_markdown(result, shared) for result in measured]
+    parts += remarks_markdown(filled)
+    if waiting := [f.result.table.title for f in filled if not f.result.measured]:
+        parts.append(f"Not measured yet: {'; '.join(waiting)}.")
     return "\n\n".join(parts)
 
 
@@ -349,13 +376,15 @@ def overview_markdown() -> str:
 # ---- files
 
 
-def marked(path: Path, name: str, body: str) -> str:
-    """A file with `body` between `<!-- begin:NAME -->` and `<!-- end:NAME -->`."""
-    begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
+def marked(path: Path, **bodies: str) -> str:
+    """A file with each body between its `<!-- begin:NAME -->` and `<!-- end:NAME -->`."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise RenderError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
-    return text[: text.index(begin)] + begin + "\n" + body.strip("\n") + "\n" + text[text.index(end) :]
+    for name, body in bodies.items():
+        begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise RenderError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
+        text = text[: text.index(begin)] + begin + "\n" + body.strip("\n") + "\n" + text[text.index(end) :]
+    return text
 
 
 def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
@@ -363,14 +392,14 @@ def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
     found: dict[Path, str | None] = {}
     for paper in papers:
         filled = fill_best(load(paper.name), find_promoted(paper.name))
-        found[paper.readme] = marked(paper.readme, "tables", tables_markdown(filled))
+        found[paper.readme] = marked(paper.readme, claims=claims_markdown(filled), tables=tables_markdown(filled))
         found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
         for f in filled:
             if charts.caption(f.result):
                 drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
                 found[paper.readme.parent / _figure_name(f.result)] = drawn
     top = project_root() / "README.md"
-    return found | {top: marked(top, "overview", overview_markdown())}
+    return found | {top: marked(top, overview=overview_markdown())}
 
 
 def stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
@@ -397,7 +426,7 @@ def rich_table(shown: View) -> RichTable:
     table = RichTable(
         title=escape(f"{shown.title} ({shown.scale})"),
         box=box.SIMPLE_HEAD,
-        caption=escape(shown.caption.replace("*", "")),
+        caption=escape(shown.caption),
     )
     table.add_column("")
     for metric in shown.metrics:

@@ -15,7 +15,7 @@ from common.reporting.draws import Draw, told
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.records import find
-from common.reporting.render import fill, tables_markdown
+from common.reporting.render import claims_markdown, fill, tables_markdown
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
 
@@ -37,7 +37,7 @@ def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], sec
         console.print("nothing was measured: there is no table to show")
         return
     path = runs / paper / scale / "tables.md"
-    write_atomically(path, tables_markdown(filled) + "\n")
+    write_atomically(path, f"{claims_markdown(filled)}\n\n{tables_markdown(filled)}\n")
     recorded = {(j.table, j.check.id): j for f in fill(source, scale, promoted) for j in f.claims}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
     named = str(draws[0]) if len(draws) == 1 else told(draws)

@@ -40,8 +40,9 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
         wr.TableOfContents(),
     ]
     for f in filled:
-        heading, _, body = render.table_markdown(f).partition("\n")
-        blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text=body.strip())]
+        heading, _, body = render.table_markdown(f.result).partition("\n")
+        judged = render.judged_markdown(f.claims) + render.judged_markdown(f.checks)
+        blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text="\n".join([body.strip(), *judged]))]
         if f.result.measured:
             blocks.append(_table_panels(source, f))
     blocks += [wr.MarkdownBlock(text=text) for text in render.remarks_markdown(filled)]

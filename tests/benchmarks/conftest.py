@@ -29,5 +29,5 @@ def pytest_sessionfinish(exitstatus: int) -> None:
         if exitstatus:
             print(f"{page} stays as it is: something failed, see above")
         else:
-            write({Path(page): marked(Path(page), "speed", table)})
+            write({Path(page): marked(Path(page), speed=table)})
             print(f"written to {page}")

@@ -41,6 +41,17 @@ tables:
       - {id: learns, text: Loss is low, holds: "New.loss < 5 and New.loss > 0"}
 """
 
+README = """\
+# MCT
+
+before
+<!-- begin:claims -->
+<!-- end:claims -->
+<!-- begin:tables -->
+<!-- end:tables -->
+after
+"""
+
 Capsys = pytest.CaptureFixture[str]
 MakeRecord = Callable[..., Record]
 Save = Callable[[Record], Path]
@@ -54,7 +65,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     paper = root / "papers" / "mct"
     paper.mkdir(parents=True)
     (paper / "tables.yaml").write_text(TABLES)
-    (paper / "README.md").write_text("# MCT\n\nbefore\n<!-- begin:tables -->\n<!-- end:tables -->\nafter\n")
+    (paper / "README.md").write_text(README)
     (root / "README.md").write_text("# Top\n<!-- begin:overview -->\n<!-- end:overview -->\n")
     monkeypatch.setenv("ASSEMBLE_ROOT", str(root))
     return root

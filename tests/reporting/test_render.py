@@ -14,29 +14,24 @@ from common.reporting.render import RenderError, marked, write
 from common.reporting.tables import load
 from tests.reporting.conftest import Capsys, MakeRecord, Saved, out_of_date, rendered
 
-GOLDEN = """\
-### Transfer (mini)
-
-Cells are *published / measured*, measured at **mini** scale (mean ± standard deviation of 2 draws): a miniature of \
-data and model, whose numbers cannot be compared with published ones. Published values: a made-up page.
-
-| | UCF (%) | ESC |
-|---|---:|---:|
-| Other | 80.0 / – | – |
-| New | 81.5 / 50.0 ± 1.4 | 70.0 (*) / 30.0 (n=1) |
-| New-One | 82.0 / 61.0 ± 1.4 | – |
-| New longer (ours, not in the paper) | – / 50.0 ± 1.4 | – / 30.0 (n=1) |
-
-- (*) a slip
-
-| claim | paper | ours (95 %) | verdict |
+CLAIMS = """\
+| claim | paper | mini (95 %) | verdict |
 |---|---:|---:|---|
 | One helps | +0.5 | +11 (+11 to +11; n=2) | holds |
 
-Not run: Loss is low (not measured: New.loss).
+Of 1 checks of ours, 0 hold. The others: Loss is low: 9 (n=1) in loss: New, not separable (1 draw)."""
+TABLE = """\
+### Transfer (mini)
 
-<sub>Provenance: seeds 0, 1; Some CPU, 2 cores; 2026-01-02; revision aaaaaaaaaa, bbbbbbbbbb (dirty); \
-configurations: esc@base {h}, ucf_1@base {h}, ucf_1@better {h}.</sub>"""
+| | UCF (%) | ESC |
+|---|---:|---:|
+| New | 50.0 ± 1.4 | 30.0 (n=1) |
+| New-One | 61.0 ± 1.4 | – |
+| New longer (ours) | 50.0 ± 1.4 | 30.0 (n=1) |
+
+- (*) a slip
+
+<sub>Mean ± standard deviation of 2 draws: seeds 0, 1. Published values: a made-up page.</sub>"""
 
 
 @pytest.fixture
@@ -51,38 +46,59 @@ def some_records(make_record: MakeRecord) -> list[Record]:
     ]
 
 
-def test_markdown(project: Path, some_records: list[Record]) -> None:
+def test_a_miniature_shows_its_own_numbers_alone(
+    project: Path, some_records: list[Record], make_record: MakeRecord
+) -> None:
     filled = render.fill(load("mct"), "mini", some_records)
-    assert render.table_markdown(filled[0]) == GOLDEN.replace("{h}", some_records[0].configuration)
+    assert render.table_markdown(filled[0].result) == TABLE
+    loss = make_record("base", 0, metrics={"test/loss": 9.0})
+    assert render.claims_markdown(render.fill(load("mct"), "mini", [*some_records, loss])) == CLAIMS
 
 
-def test_what_has_no_published_value_is_never_taken_for_one(project: Path, some_records: list[Record]) -> None:
+def test_a_row_with_fewer_draws_says_so_once_and_a_note_of_two_tables_too(
+    project: Path, make_record: MakeRecord
+) -> None:
     tables = project / "papers" / "mct" / "tables.yaml"
     text = tables.read_text()
+    tables.write_text(text + text[text.index("  - id: transfer") :].replace("transfer", "again"))
+    records = [make_record("ucf_1@base", seed, 50.0) for seed in (0, 1)] + [make_record("ucf_1@better", 0, 60.0)]
+    shown = render.tables_markdown(render.fill(load("mct"), "mini", records))
+    assert "| New-One (n=1) | 60.0 | – |" in shown
+    assert shown.count("a slip") == 1
+
+
+def test_what_has_no_published_value_is_never_taken_for_one(project: Path, make_record: MakeRecord) -> None:
+    tables = project / "papers" / "mct" / "tables.yaml"
+    text = tables.read_text()
+
+    def drawn() -> str:
+        return render.table_markdown(
+            render.fill(load("mct"), "paper", [make_record(value=30.0, scale="paper")])[0].result
+        )
+
+    assert "| New | 81.5 / – | 70.0 (*) / 30.0 |" in drawn()
     tables.write_text(text.replace("esc: {label: ESC, stage: esc", "esc: {published: false, label: ESC, stage: esc"))
-    assert "| New | 81.5 / 50.0 ± 1.4 | – / 30.0 (n=1) |" in render.table_markdown(
-        render.fill(load("mct"), "mini", some_records)[0]
-    )
+    assert "| New | 81.5 / – | – / 30.0 |" in drawn()
     # In a table of ours, a metric has published values where a row gives one.
     ours = text.replace("source: a made-up page", "source: ours alone\n    ours: true")
     tables.write_text(ours.replace(', esc: {value: 70, mark: "*"}', ""))
-    drawn = render.table_markdown(render.fill(load("mct"), "mini", some_records)[0])
-    assert "Cells are *published / measured*" in drawn
-    assert "| New | 81.5 / 50.0 ± 1.4 | – / 30.0 (n=1) |" in drawn
+    assert "Cells are *published / measured*" in drawn()
+    assert "| New | 81.5 / – | – / 30.0 |" in drawn()
 
 
 def test_nothing_measured(project: Path) -> None:
-    text = render.tables_markdown(render.fill_best(load("mct"), []))
-    assert text == "Not measured at any scale yet: *Transfer* (Published values: a made-up page)."
+    filled = render.fill_best(load("mct"), [])
+    assert render.tables_markdown(filled) == "Not measured yet: Transfer."
+    assert not render.claims_markdown(filled)
 
 
 def test_markers_are_idempotent(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("a\n<!-- begin:x -->old<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n")
-    assert write({path: marked(path, "x", "new | text\n\\1")})
+    assert write({path: marked(path, x="new | text\n\\1")})
     once = path.read_text()
     assert once == "a\n<!-- begin:x -->\nnew | text\n\\1\n<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n"
-    assert not write({path: marked(path, "x", "new | text\n\\1")})
+    assert not write({path: marked(path, x="new | text\n\\1")})
     assert path.read_text() == once
 
 
@@ -99,10 +115,10 @@ def test_markers_missing(tmp_path: Path, page: str) -> None:
     path = tmp_path / "README.md"
     path.write_text(page)
     with pytest.raises(RenderError, match=r"README.md: expected one line '<!-- begin:x -->'"):
-        write({path: marked(path, "x", "text")})
+        write({path: marked(path, x="text")})
     assert path.read_text() == page
     with pytest.raises(RenderError, match=r"other\.md: expected one line"):
-        write({tmp_path / "other.md": marked(tmp_path / "other.md", "x", "text")})
+        write({tmp_path / "other.md": marked(tmp_path / "other.md", x="text")})
 
 
 def test_readmes_follow_the_promoted_records(project: Path, saved: Saved) -> None:

@@ -15,6 +15,7 @@ from common.errors import ReportingError
 from common.reporting import render, wandb_report
 from common.reporting.aggregate import deviations_of
 from common.reporting.papers import existing_papers, paper_named
+from common.reporting.records import short_name
 from common.reporting.render import fill_best, row_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
@@ -68,7 +69,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
     texts = [block["content"] for block in blocks(spec, "markdown-block")]
     grids = blocks(spec, "panel-grid")
     measured = [f for f in filled if f.result.measured]
-    deviations = [f"`{d['field']}`" for f in filled for d in deviations_of(f.result.records)]
+    deviations = [f"`{short_name(d['field'])}`" for f in filled for d in deviations_of(f.result.records)]
     assert len(texts) == len(filled) + len(render.remarks(filled))
     assert all(any(deviation in text for text in texts[len(filled) :]) for deviation in deviations)
     assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
