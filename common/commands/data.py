@@ -47,9 +47,7 @@ def data(
             metavar="NAME",
         ),
     ] = None,
-    accept_license: Annotated[
-        bool, Option("you accept the terms of --fetch", names=("--accept-license", "--accept-licence"))
-    ] = False,
+    accept_license: Annotated[bool, "you accept the terms of --fetch"] = False,
     measure: Annotated[
         str | None,
         Option(

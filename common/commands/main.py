@@ -18,7 +18,7 @@ from common.errors import Preempted, ReportingError, StageError, is_ours, neares
 COMMANDS: dict[str, Command] = {
     command.__name__.strip("_").replace("_", "-"): command
     for command in (
-        *(run.fit, run.validate, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
+        *(run.fit, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
         *(reports.tables, reports.claims, reports.compare, reports.report, reports.promote),
         *(reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),

@@ -20,7 +20,6 @@ def gpu_check(
     batch_size: Annotated[
         int | None, Option("samples on the GPU; default: an eighth of the recipe's", parse=at_least(1))
     ] = None,
-    steps: Annotated[int, Option("steps that are timed", parse=at_least(1))] = 20,
     runs: Runs = None,
 ) -> int:
     """Measure every paper's training step on this machine's GPU, without data.
@@ -47,7 +46,6 @@ def gpu_check(
                 precision=precision,
                 small=small,
                 size=batch_size,
-                steps=steps,
                 arguments=overrides,
             )
         except StageError as error:

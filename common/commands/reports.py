@@ -24,8 +24,7 @@ from common.reporting.papers import (
 LEGEND = """
 A claim is an ordering that the paper asserts, a check a sanity condition of ours. Both compare rows draw by draw; a
 draw is a seed and a rounding. They hold when the mean difference lies beyond what is asked with 95 % confidence, fail
-when it lies on the other side, and are not separable between; one draw alone never fails or holds.
-(gate): `assemble claims --gate` ends with an error when this one fails at mini scale."""
+when it lies on the other side, and are not separable between; one draw alone never fails or holds."""
 
 FreshRuns = Annotated[
     Path | None,
@@ -45,7 +44,6 @@ def tables(
     scale: OneScale = None,
     tables: Annotated[Sequence[str], "only these (ids)"] = (),
     check: Annotated[bool, "write nothing; exit with 1 when a README is out of date"] = False,
-    no_write: Annotated[bool, "print only"] = False,
     runs: FreshRuns = None,
 ) -> int:
     """Render the tables from stored records into the READMEs; never trains.
@@ -76,7 +74,7 @@ def tables(
         render.print_tables(filled, console)
         if not filled:
             console.print(f"{name}: no record under {runs}" if runs else f"{name}: nothing to show", markup=False)
-    if no_write or runs is not None:
+    if runs is not None:
         return 0
     if checkout() is None:
         print("no README is written: this is an installed package and no checkout")
@@ -93,44 +91,27 @@ def claims(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
-    gate: Annotated[bool, "exit with 1 when a gated claim or check fails at mini, with 2 when one was not run"] = False,
     runs: FreshRuns = None,
 ) -> int:
     """Judge the papers' claims, and our checks, over the stored records."""
     from common.reporting import render
-    from common.reporting.claims import gate_failures
     from common.reporting.tables import load
 
     console = files.console()
-    if gate and scale not in (None, "mini"):
-        raise ReportingError(f"--gate judges claims at mini scale: leave out --scale {scale}")
-    judged = []
     for name in _names(papers):
-        # A gate must not pass on what is left of the draws.
-        source, records = load(name), render.records_of(name, runs, strict=gate)
-        scales = [scale] if scale else SCALES
-        filled = {s: render.fill(source, s, records) for s in scales}
-        # Without --scale, a scale at which nothing was measured says nothing, except mini when it gates.
-        shown = [s for s in scales if scale or (s == "mini" and gate) or any(f.result.measured for f in filled[s])]
-        asserted = [one for s in shown for f in filled[s] for one in f.claims]
-        checks = [one for s in shown for f in filled[s] for one in f.checks]
-        judged += asserted + checks
+        records = render.records_of(name, runs)
+        filled = [f for s in ([scale] if scale else SCALES) for f in render.fill(load(name), s, records)]
+        # Without --scale, a scale at which nothing was measured says nothing.
+        measured = {f.result.scale for f in filled if f.result.measured}
+        shown = [f for f in filled if scale or f.result.scale in measured]
         console.print(f"\n{paper_named(name).title}", style="bold")
-        for found in filter(None, (asserted, checks)):
-            console.print(render.rich_judged(found, console.width))
+        for judged in ([one for f in shown for one in f.claims], [one for f in shown for one in f.checks]):
+            if judged:
+                console.print(render.rich_judged(judged, console.width))
         if not shown:
             console.print("nothing measured yet")
-    if judged:
-        console.print(LEGEND, style="dim", markup=False)
-    if not gate:
-        return 0
-    failed, missing = gate_failures(judged)
-    for one in failed:
-        asked = f"{one.outcome}; asked: {one.check.holds.text}"
-        print(f"gate: {one.table}.{one.check.id} fails at mini scale: {asked}", file=sys.stderr)
-    for one in missing:
-        print(f"gate: {one.table}.{one.check.id} was not run at mini scale: {one.detail}", file=sys.stderr)
-    return 1 if failed else 2 if missing else 0
+    console.print(LEGEND, style="dim", markup=False)
+    return 0
 
 
 def compare(
@@ -253,7 +234,6 @@ def promote(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
-    stages: Annotated[Sequence[str], "only these"] = (),
     runs: ExistingRuns = None,
     replace: Annotated[bool, "also replace records that another machine made"] = False,
 ) -> int:
@@ -262,7 +242,7 @@ def promote(
 
     needed_checkout("`assemble promote` writes into papers/*/results of the repository")
     scales = (scale,) if scale else PROMOTED_SCALES
-    done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, stages or None, replace)]
+    done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
     for p in done:
         where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
         print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))

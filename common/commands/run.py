@@ -1,4 +1,4 @@
-"""The commands that run stages: fit, validate, test, reproduce, plan and rehearse."""
+"""The commands that run stages: fit, test, reproduce, plan and rehearse."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from common.reporting.papers import existing_papers, paper_named, runs_root
 from common.stages import stopping
 
 if TYPE_CHECKING:
-    from common.stages.request import Selection
+    from common.stages.request import Selection, StageRequest
 
 #: Takes a seed that numpy takes.
 _seed = at_least(0, 2**32 - 1)
-#: Keys of `common.stages.estimate.CARDS`, which imports torch.
-CARDS = ("v100", "rtx4090", "a100", "h100", "h200")
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,14 @@ class OneStage(Where):
     """Flags of the commands for one stage."""
 
     seed: Annotated[int, Option("seed of weights, order and miniature data", parse=_seed)] = 0
-    print_config: Annotated[
-        bool, Option("print the merged configuration and stop", names=("--print_config",))
-    ] = False  # fmt: skip
-    checkpoint: Annotated[Path | None, "of test and validate: weights instead of the stage's own"] = None
+
+
+@dataclass(frozen=True)
+class TrainedStage(OneStage):
+    """Flags of `test`."""
+
+    checkpoint: Annotated[Path | None, "weights instead of the stage's own"] = None
+    validation: Annotated[bool, "compute the loss on its validation data instead"] = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def fit(
     name: StageName,
     *overrides: str,
     options: OneStage,
+    print_config: Annotated[bool, Option("print the merged configuration and stop", names=("--print_config",))] = False,
     unless_done: Annotated[bool, Option("leave a finished stage as it is", names=("--unless_done",))] = False,
 ) -> int:
     """Run one stage: train it (where it trains), test it, write its record.
@@ -73,34 +76,31 @@ def fit(
 
     `assemble list PAPER` names stages and recipes; --print_config shows every field that may be set.
     """
-    return _run_stage("fit", name, overrides, options, unless_done)
+    request = _one_stage(name, overrides, options)
+    from common.stages import modes
+
+    if print_config:
+        modes.print_configuration(request)
+        return 0
+    return modes.fit(request, unless_done)
 
 
-def validate(name: StageName, *overrides: str, options: OneStage) -> int:
-    """Compute the loss of a trained stage on its validation data."""
-    return _run_stage("validate", name, overrides, options)
-
-
-def test(name: StageName, *overrides: str, options: OneStage) -> int:
+def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
     """Measure a trained stage again."""
-    return _run_stage("test", name, overrides, options)
+    checkpoint = options.checkpoint
+    request = _one_stage(name, overrides, options)
+    from common.stages import modes
+
+    if checkpoint is not None and not checkpoint.is_file():
+        raise StageError(f"--checkpoint {checkpoint} is no file: give one, such as a stage's checkpoints/last.ckpt")
+    return modes.measure(request, checkpoint, options.validation)
 
 
-def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage, unless_done: bool = False) -> int:
+def _one_stage(name: str, overrides: Sequence[str], options: OneStage) -> StageRequest:
     use(options.isa)
-    from common.stages.modes import print_configuration, run_mode
     from common.stages.request import find_request
 
-    request = find_request(name, _selection(options, [options.seed], ManyStages()), overrides)
-    if options.print_config:
-        print_configuration(request)
-        return 0
-    checkpoint = options.checkpoint
-    if checkpoint is not None and not checkpoint.is_file():
-        raise StageError(
-            f"--checkpoint {checkpoint} is no file: {mode} takes one, such as a stage's checkpoints/last.ckpt"
-        )
-    return run_mode(mode, request, checkpoint, unless_done)
+    return find_request(name, _selection(options, [options.seed], ManyStages()), overrides)
 
 
 def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
@@ -173,10 +173,6 @@ def plan(
     options: ManyStages,
     format_: Annotated[str, Option(names=("--format",), choices=("text", "shell", "slurm"))] = "text",
     estimate: Annotated[bool, "memory, operations, steps and GPU hours of every stage, without a GPU"] = False,
-    card: Annotated[Sequence[str], Option("whose hours are estimated; default: a100 h100", choices=CARDS)] = (
-        "a100",
-        "h100",
-    ),
     utilization: Annotated[float, "share of a card's matrix rate that is assumed"] = 0.3,
 ) -> int:
     """Print the stages and what is left to run, also as shell or SLURM lines."""
@@ -189,7 +185,7 @@ def plan(
         from common.stages import estimate as estimating
 
         runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
-        for line in estimating.estimate_lines(runs, [estimating.CARDS[name] for name in card], utilization):
+        for line in estimating.estimate_lines(runs, utilization):
             print(line, flush=True)
     else:
         print(plan.render_plan(planned, format_))

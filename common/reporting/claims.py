@@ -140,12 +140,3 @@ def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
     mean = statistics.fmean(values)
     half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
-
-
-def gate_failures(results: Iterable[Judged]) -> tuple[list[Judged], list[Judged]]:
-    """Gated claims and checks at mini that fail, and those not measured."""
-    gated = [r for r in results if r.scale == "mini" and r.check.gate == "mini"]
-    return (
-        [r for r in gated if r.verdict == FAILS],
-        [r for r in gated if r.verdict == NOT_RUN],
-    )

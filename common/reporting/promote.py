@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ReportingError
 from common.files import exclusive
 from common.reporting.curves import read_points
 from common.reporting.draws import NATIVE
@@ -36,7 +35,6 @@ def promote(
     paper: str,
     scales: Sequence[str] = PROMOTED_SCALES,
     runs: Path | None = None,
-    stages: Sequence[str] | None = None,
     replace: bool = False,
 ) -> list[Promotion]:
     """Copy a paper's records of clean revisions into its results.
@@ -48,12 +46,6 @@ def promote(
     for scale in scales:
         check_scale(scale)
     found = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
-    if stages is not None:
-        known = {name for r in found for name in (r.stage, r.stage.split("@")[0])}
-        missing = [name for name in stages if name not in known]
-        if missing:
-            raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
-        found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
     if not found:
         return []
     tables = load(entry.name)

@@ -54,9 +54,9 @@ def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence
     ]
 
 
-def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> list[Record]:
-    """The promoted records of a paper, or the fresh ones in a folder of runs; `strict` raises for malformed ones."""
-    return find_promoted(paper) if runs is None else find(runs, paper, strict=strict)
+def records_of(paper: str, runs: Path | None = None) -> list[Record]:
+    """The promoted records of a paper, or the fresh ones in a folder of runs."""
+    return find_promoted(paper) if runs is None else find(runs, paper)
 
 
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
@@ -462,8 +462,7 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for one in group:
             text, *others, verdict = map(escape, judged_cells(one).values())
-            gate = " (gate)" if one.check.gate == one.scale == "mini" else ""
-            cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]{gate}"]
+            cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]"]
             if wide:
                 table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
             else:

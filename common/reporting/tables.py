@@ -32,7 +32,6 @@ from common.reporting.schema import Line, Part, Text, among, known, one_of, told
 
 ROW = "$row"
 UNTRAINED = "untrained"
-GATES = ("mini", "report")
 
 
 class TablesError(ReportingError):
@@ -207,16 +206,11 @@ _Predicate = Annotated[Predicate, BeforeValidator(_parsed)]
 
 
 class Check(Part):
-    """A sanity condition of ours, such as a falling loss or a control at chance.
-
-    Args:
-        gate: `mini` if a failure at mini must stop `assemble claims --gate`; else `report`.
-    """
+    """A sanity condition of ours, such as a falling loss or a control at chance."""
 
     id: Text
     text: Annotated[Text, Field(max_length=90)]
     holds: _Predicate
-    gate: Annotated[StrictStr, one_of(GATES)] = "report"
     scales: _Scales = SCALES
 
 

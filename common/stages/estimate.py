@@ -12,7 +12,7 @@ import gc
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,15 +40,11 @@ class Card:
 
 
 #: From the vendors' data sheets; rates without sparsity, at the highest clock.
-CARDS = {
-    "v100": Card("V100 32 GB", 125.0, 15.7, 15.7),  # its rate of float16, since it has no bfloat16
-    "rtx4090": Card("RTX 4090", 165.2, 82.6, 82.6),
-    "a100": Card("A100 80 GB", 312.0, 156.0, 19.5),
-    "h100": Card("H100 SXM", 989.0, 495.0, 67.0),
-    "h200": Card("H200 SXM", 989.0, 495.0, 67.0),
-}
-#: Assumed share of a card's matrix rate.
-UTILIZATION = 0.3
+CARDS = (
+    Card("RTX 4090", 165.2, 82.6, 82.6),
+    Card("A100 80 GB", 312.0, 156.0, 19.5),
+    Card("H100 SXM", 989.0, 495.0, 67.0),
+)
 #: Memory of CUDA and its libraries on each device.
 CONTEXT_BYTES = 1 << 30
 
@@ -190,7 +186,7 @@ def hours_text(hours: float | None) -> str:
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
-def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilization: float) -> Iterator[str]:
+def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:
     """A table of a plan's stages, line by line, for an assumed share of a card's matrix rate."""
     width = max(map(len, runs), default=0)
 
@@ -198,8 +194,8 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         return "  ".join([name.ljust(width), *(value.rjust(12) for value in values)])
 
     heads = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "checkpoint", "TFLOP/step", "steps", "samples/s")
-    yield line("stage", [*heads, *(f"h {card.name}" for card in cards)])
-    totals = dict.fromkeys(cards, 0.0)
+    yield line("stage", [*heads, *(f"h {card.name}" for card in CARDS)])
+    totals = dict.fromkeys(CARDS, 0.0)
     known: dict[str, Estimate] = {}
     for name, run in runs.items():
         key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))
@@ -208,7 +204,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         except StageError as error:
             yield f"{name.ljust(width)}  {error}"
             continue
-        hours = {card: found.hours(card, utilization) for card in cards}
+        hours = {card: found.hours(card, utilization) for card in CARDS}
         for card, value in hours.items():
             totals[card] += value or 0.0
         batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
@@ -216,11 +212,11 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
             f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M", size_text(found.memory),
             size_text(found.checkpoint_bytes), f"{found.flops / 1e12:.3g}",
             "-" if found.steps is None else f"{found.steps:,}",
-            f"{found.samples_per_second(cards[-1], utilization):,.0f}" if found.flops else "-",
+            f"{found.samples_per_second(CARDS[-1], utilization):,.0f}" if found.flops else "-",
         ]  # fmt: skip
         yield line(name, [*values, *map(hours_text, hours.values())])
     yield line("all", [*[""] * len(heads), *map(hours_text, totals.values())])
     yield (
         f"an estimate, not a measurement: GPU hours of training, and samples per second of all devices on "
-        f"{cards[-1].name}, at {utilization:.0%} of a card's matrix rate (docs/gpu.md)"
+        f"{CARDS[-1].name}, at {utilization:.0%} of a card's matrix rate (docs/gpu.md)"
     )

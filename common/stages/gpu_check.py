@@ -38,10 +38,9 @@ def measure(
     precision: str = "bf16-mixed",
     small: bool = False,
     size: int | None = None,
-    steps: int = 20,
     arguments: Sequence[str] = (),
 ) -> tuple[Record, dict[str, float]]:
-    """Measure `steps` batches of a recipe's training, then profile as many, at most 5.
+    """Measure 20 batches (2 if `small`) of a recipe's training, then profile as many, at most 5.
 
     Args:
         recipe: one that trains; None for the paper's main one.
@@ -69,6 +68,7 @@ def measure(
         arguments=arguments,
     )
     size = size or (4 if small else max(int(run.config["data"]["init_args"]["batch_size"]) // DEVICES, 2))
+    steps = 2 if small else 20
     watch = _Watch(cuda, 1 if small else 5, steps)
     trainer = {
         "accelerator": "gpu" if cuda else "cpu",

@@ -1,4 +1,4 @@
-"""One stage from the command line: show its configuration, run, test or validate."""
+"""One stage from the command line: show its configuration, run it, or measure it again."""
 
 from __future__ import annotations
 
@@ -48,15 +48,8 @@ def _in_one_line(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
 
 
-def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
-    """Run `fit`, `test` or `validate` and print the results. Only `fit` writes a record."""
-    if command != "fit":
-        return _use(command, request, checkpoint)
-    if checkpoint is not None:
-        raise StageError(
-            "--checkpoint goes with test and validate; a fit goes on from its own folder, or "
-            "starts from another stage with --model.warm_start or --model.pretrained"
-        )
+def fit(request: StageRequest, unless_done: bool) -> int:
+    """Run a stage, write its record and print its metrics."""
     if is_main_process():
         if ours := request.configuration.describe_ours():
             print(f"values that are ours, in no source of the paper: {ours}")
@@ -92,7 +85,8 @@ def _print_metrics(metrics: Mapping[str, float | None]) -> None:
         print(f"{name:<40} {value if value is None else format(value, '.4f')}")
 
 
-def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+def measure(request: StageRequest, checkpoint: Path | None, validation: bool) -> int:
+    """Test or validate a trained stage and print its metrics; writes no record."""
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from common.stages.cli import build
@@ -125,11 +119,12 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         if parent.checkpoint(run.start_from).is_file():
             config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
     # A test must not overwrite the record's images.
-    cli = build(run, config, {"default_root_dir": str(request.directory / command), "logger": False})
-    if command == "validate" and not is_overridden("val_dataloader", cli.datamodule):
-        raise StageError(f"{request.stage} has no data to validate with; `assemble test` measures it")
-    measure = cli.trainer.test if command == "test" else cli.trainer.validate
-    measure(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), weights_only=True, verbose=False)
+    folder = request.directory / "test"
+    cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
+    if validation and not is_overridden("val_dataloader", cli.datamodule):
+        raise StageError(f"{request.stage} has no data to validate with; leave out --validation")
+    run_loop = cli.trainer.validate if validation else cli.trainer.test
+    run_loop(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), weights_only=True, verbose=False)
     if is_main_process():
         _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
     return 0

@@ -31,7 +31,6 @@ from tests.cli.process import LOADED, assemble
         ["fit", "--help"],
         ["reproduce", "--help"],
         ["plan", "avid", "--scale", "smoke"],
-        ["tables", "avid", "--no-write"],
         ["claims", "avid"],
     ],
 )
@@ -41,9 +40,7 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
     assert "LOADED []" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan", "avid", "--scale", "paper"], ["tables", "avid", "--no-write"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "avid", "--scale", "paper"], ["claims", "avid"]])
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -55,7 +52,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[s
 
 def test_a_terminal_without_a_sign_gets_another() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "common.commands.main", "tables", "mct", "--scale", "mini", "--no-write"],
+        [sys.executable, "-m", "common.commands.main", "claims", "mct", "--scale", "mini"],
         capture_output=True,
         cwd=project_root(),
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
@@ -151,12 +148,12 @@ def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
     assert "left out, it starts from avid, which failed" in output
 
 
-def test_fit_test_and_validate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_fit_and_test(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     common = ["avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]
     assert main(["fit", *common]) == 0
     fitted = capsys.readouterr().out
     assert "test/retrieval_r1" in fitted
-    assert main(["validate", *common]) == 0
+    assert main(["test", *common, "--validation"]) == 0
     assert "val/loss" in capsys.readouterr().out
     checkpoint = next(tmp_path.rglob("last.ckpt"))
     assert main(["test", *common, "--checkpoint", str(checkpoint), "--seed", "0"]) == 0

@@ -36,7 +36,7 @@ tables:
       - {label: New longer, model: base, ours: true, scales: [mini]}
     notes: ["(*) a slip"]
     claims:
-      - {id: helps, text: One helps, holds: "New-One.ucf >= New.ucf + 1", gate: mini}
+      - {id: helps, text: One helps, holds: "New-One.ucf >= New.ucf + 1"}
     checks:
       - {id: learns, text: Loss is low, holds: "New.loss < 5 and New.loss > 0"}
 """

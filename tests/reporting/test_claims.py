@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.reporting import records
 from common.reporting.aggregate import Cell, TableResult
-from common.reporting.claims import Judged, gate_failures, interval_of, judge
+from common.reporting.claims import Judged, interval_of, judge
 from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.render import rich_judged
 from common.reporting.summary import verdict_of
 from common.reporting.tables import Claim, Metric, Row, Table, load
-from tests.reporting.conftest import Capsys, Saved
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
 METRICS = ("ucf", "esc")
@@ -83,17 +81,13 @@ def filled(
     holds: str,
     a: dict[int, float],
     b: dict[int, float],
-    gate: str = "mini",
     scale: str = "mini",
     text: str = "text",
 ) -> TableResult:
     scales = ("paper", "mini", "smoke")
     metric = Metric(id="x", label="x", stages={}, key="x")
     rows = tuple(Row(label=label, untrained=True, scales=scales) for label in "AB")
-    claim = Claim(
-        id="c", text=text, holds=parse(holds, "AB", "x"), gate=gate,
-        scales=scales, paper="+0.6",
-    )  # fmt: skip
+    claim = Claim(id="c", text=text, holds=parse(holds, "AB", "x"), scales=scales, paper="+0.6")
     table = Table(id="t", title="T", source="s", scales=scales, metrics=(metric,), rows=rows, claims=(claim,))
     return TableResult(table, scale, {("A", "x"): Cell(values=drawn(a)), ("B", "x"): Cell(values=drawn(b))}, ())
 
@@ -163,43 +157,6 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert [verdict_of(judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0]) for sign in (">=", ">")] == ["holds", "fails"]
 
 
-def test_gate_counts_mini_only() -> None:
-    def failing(**more: str) -> list:
-        return judged("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0}, **more)
-
-    assert gate_failures(failing())[0]
-    assert gate_failures(failing(gate="report")) == ([], [])
-    assert gate_failures(failing(scale="smoke")) == ([], [])
-    assert gate_failures(failing(scale="paper")) == ([], [])
-    missing = judged("A.x > B.x", {}, {0: 2.0})
-    assert gate_failures(missing) == ([], missing)
-
-
-def test_gate_exit_status(project: Path, saved: Saved, capsys: Capsys) -> None:
-    from tests.reporting.test_commands import run
-
-    assert run("claims", "mct", "--gate") == 2
-    assert "transfer.helps was not run" in capsys.readouterr().err
-    assert run("claims", "mct", "--gate", "--scale", "paper") == 2
-    assert "leave out --scale paper" in capsys.readouterr().err
-    saved("ucf_1@base", 0, 50.0)
-    saved("ucf_1@better", 0, 50.5)
-    saved("ucf_1@base", 1, 50.0)
-    saved("ucf_1@better", 1, 50.5)
-    assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 1
-    assert (
-        "transfer.helps fails at mini scale: +0.5 (+0.5 to +0.5; n=2); asked: New-One.ucf >= "
-        in capsys.readouterr().err
-    )
-    saved("ucf_1@better", 0, 60.0)
-    saved("ucf_1@better", 1, 60.5)
-    assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0
-    # A gate does not pass on what is left of the records.
-    (saved("ucf_1@base", 1, 50.0) / records.RECORD_FILE).write_text("{")
-    assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 2
-    assert "seed1/ucf_1@base/record.json: " in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_claims_are_readable_at_every_width(width: int) -> None:
     text = "Found by captions and by sounds better than what was trained for as long without any"
@@ -213,8 +170,8 @@ def test_claims_are_readable_at_every_width(width: int) -> None:
     told = next(n for n, line in enumerate(lines) if "holds" in line)
     if width == 200:
         assert told == first
-        assert lines[first].split() == [*text.split(), "+0.6", *found[0].outcome.split(), "holds", "(gate)"]
+        assert lines[first].split() == [*text.split(), "+0.6", *found[0].outcome.split(), "holds"]
     else:
         assert " ".join(lines[first:told]) == text
         assert told - first <= len(text) / (width - 12) + 1
-        assert " ".join(lines[told:]).split() == f"holds (gate) paper +0.6 ours {found[0].outcome}".split()
+        assert " ".join(lines[told:]).split() == f"holds paper +0.6 ours {found[0].outcome}".split()

@@ -16,7 +16,7 @@ from common.stages.loading import measure_loading
 
 def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["gpu-check", "mct", "--recipe", "moco_v2", "--device", "cpu", "--small", "--precision", "32-true"]
-    command += ["--steps", "2", "--runs", str(tmp_path)]
+    command += ["--runs", str(tmp_path)]
     assert main([*command, "--model.loss.queue_size", "64"]) == 0
     printed = capsys.readouterr().out
     assert "where the time goes" in printed
@@ -39,7 +39,7 @@ def test_a_machine_without_a_gpu_is_told_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["gpu-check", "avid", "--steps", "1"]) == 1
+    assert main(["gpu-check", "avid"]) == 1
     assert "finds no GPU" in capsys.readouterr().out
     assert main(["gpu-check", "--recipe", "avid"]) == 2
 
