@@ -23,12 +23,12 @@ class RegionOptions:
 
     extract_regions: Annotated[
         Path | None,
-        Option("find the regions of all images below a folder by a detector and write them into one file; a run that "
-               "was stopped resumes", metavar="FOLDER"),
+        "find the regions of all images below a folder by a detector and write them into one file; a run that "
+               "was stopped resumes",
     ] = None  # fmt: skip
-    detector: Annotated[Path | None, Option("weights of the detector; none are downloaded", metavar="WEIGHTS")] = None
+    detector: Annotated[Path | None, "weights of the detector; none are downloaded"] = None
     output: Annotated[
-        Path | None, Option("new file to write, .h5 or .npz", metavar="FILE")
+        Path | None, "new file to write, .h5 or .npz"
     ] = None  # fmt: skip
     regions: Annotated[int, Option("regions per image, at most", parse=at_least(1))] = 100
     distribution: Annotated[bool, "also keep the probabilities of all classes"] = False
@@ -37,15 +37,12 @@ class RegionOptions:
 def data(
     paper: PaperName,
     *,
-    folder: Annotated[Path | None, Option("folder of the data sets; default: data", names=("--data",))] = None,
+    data: Annotated[Path | None, "folder of the data sets; default: data"] = None,
     prepare: Annotated[bool, "decode a sample of files, compare checksums"] = False,
     fetch: Annotated[
         str | None,
-        Option(
-            "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from their publisher; "
-            "first, the terms are shown. An unknown name lists all",
-            metavar="NAME",
-        ),
+        "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from their publisher; "
+        "first, the terms are shown. An unknown name lists all",
     ] = None,
     accept_license: Annotated[bool, "you accept the terms of --fetch"] = False,
     measure: Annotated[
@@ -53,16 +50,15 @@ def data(
         Option(
             "read training samples of a recipe (default: the main one) at paper scale for 20 s of CPU time, and say "
             "how many a core makes",
-            metavar="RECIPE",
             const=lambda: "",
         ),
     ] = None,
     text_features: Annotated[bool, "compute the frozen text features of a paper that stores them"] = False,
-    bert: Annotated[Path | None, Option("BERT's released weights, for --text-features", metavar="FOLDER")] = None,
+    bert: Annotated[Path | None, "BERT's released weights, for --text-features"] = None,
     region: RegionOptions,
     batch_size: Annotated[
         int | None,
-        Option("captions or images at a time; default: 256 captions, 4 images", metavar="N", parse=at_least(1)),
+        Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
     ] = None,
     device: Annotated[str, "cpu, cuda or auto"] = "auto",
 ) -> int:
@@ -70,7 +66,7 @@ def data(
 
     Nothing is downloaded but by --fetch.
     """
-    root = (folder or data_root()).resolve()
+    root = (data or data_root()).resolve()
     if fetch is not None:
         return _fetch(paper_named(paper).short, root, fetch, accept_license)
     if region.extract_regions is not None:

@@ -44,9 +44,9 @@ class ModelOptions:
 class EncoderOptions(ModelOptions):
     """Also for models of many languages, and of regions alone."""
 
-    language: Annotated[str | None, Option("language of the texts, such as de", metavar="CODE")] = None
+    language: Annotated[str | None, "language of the texts, such as de"] = None
     regions: Annotated[
-        Path | None, Option("region features of the pictures, for a model without a detector", metavar="FILE")
+        Path | None, "region features of the pictures, for a model without a detector"
     ] = None  # fmt: skip
 
 
@@ -54,7 +54,7 @@ SpecialPaper = Annotated[str, "one whose model does; another one names it"]
 Clip = Annotated[Path, "video file, with or without sound"]
 Speech = Annotated[
     Sequence[str],
-    Option("a line that is said in the clip; may be given several times, in their order", metavar="TEXT", repeat=True),
+    "a line that is said in the clip; may be given several times, in their order",
 ]
 Kind = Annotated[str | None, Option("what of the query is compared with what", choices=KINDS)]
 
@@ -145,13 +145,13 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told
 
 def embed(
     paper: PaperName,
-    given: Annotated[Sequence[Path], Option("files, or folders of them", metavar="FILE")] = (),
+    media: Annotated[Sequence[Path], "files, or folders of them"] = (),
     *,
     options: EncoderOptions,
-    text: Annotated[Sequence[str], Option("a text; may be given several times", metavar="TEXT", repeat=True)] = (),
-    captions: Annotated[Path | None, Option("a text file with one text a line", metavar="FILE")] = None,
-    output: Annotated[Path, Option(".npz file to write", metavar="FILE")],
-    batch_size: Annotated[int, Option("rows at a time", metavar="N", parse=at_least(1))] = 16,
+    text: Annotated[Sequence[str], "a text; may be given several times"] = (),
+    captions: Annotated[Path | None, "a text file with one text a line"] = None,
+    output: Annotated[Path, ".npz file to write"],
+    batch_size: Annotated[int, Option("rows at a time", parse=at_least(1))] = 16,
 ) -> int:
     """Write vectors of files and texts, one row each, into an .npz file, by a trained model.
 
@@ -165,14 +165,14 @@ def embed(
         raise StageError(f"--output {output}: give a file that ends in .npz")
     files.require_writable(output.parent, "--output")
     texts = [*text, *(_lines(captions) if captions else [])]
-    if not given and not texts:
+    if not media and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
     of_paper = _kind(paper, options, lambda kind: not texts or "text" in kind.embeds, "cannot embed text")
-    absent = next((path for path in given if not path.exists()), None)
+    absent = next((path for path in media if not path.exists()), None)
     if absent and options.regions is None:  # region features go by the names of pictures, which may be elsewhere
         raise StageError(f"{absent} does not exist")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
-    paths = _found(given, kinds)
+    paths = _found(media, kinds)
     model = _loaded(of_paper, options)
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
@@ -216,16 +216,13 @@ def retrieve(
     paper: PaperName,
     *,
     options: EncoderOptions,
-    query: Annotated[str, Option("a file, or a text in quotes", metavar="FILE|TEXT")],
+    query: Annotated[str, "a file, or a text in quotes"],
     among: Annotated[
         Path,
-        Option(
-            "what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble "
-            "embed`, or, by a model of regions, a file of region features",
-            metavar="FOLDER|FILE",
-        ),
+        "what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble "
+        "embed`, or, by a model of regions, a file of region features",
     ],
-    top: Annotated[int, Option("so many are shown", metavar="N", parse=at_least(1))] = 5,
+    top: Annotated[int, Option("so many are shown", parse=at_least(1))] = 5,
     from_: Kind = None,
     to: Kind = None,
 ) -> int:
@@ -342,33 +339,18 @@ def answer(
     question: Annotated[str, "in quotes"],
     *,
     model: ModelOptions,
-    choices: Annotated[
-        Sequence[str],
-        Option(
-            "an answer to choose from, for a model that chooses (tvqa): give five",
-            metavar="TEXT",
-            names=("--option",),
-            repeat=True,
-        ),
+    option: Annotated[Sequence[str], "answers to choose from, for a model that chooses (tvqa): give five"] = (),
+    turn: Annotated[
+        Sequence[tuple[str, str]], "an earlier question and its answer; once for each, in their order"
     ] = (),
-    history: Annotated[
-        Sequence[tuple[str, str]],
-        Option(
-            "an earlier question and its answer; may be given several times, in their order",
-            metavar=("QUESTION", "ANSWER"),
-            names=("--turn",),
-            nargs=2,
-            repeat=True,
-        ),
-    ] = (),
-    known: Annotated[str, Option("a description of the clip", metavar="TEXT")] = "",
+    known: Annotated[str, "a description of the clip"] = "",
     speech: Speech = (),
 ) -> int:
     """Answer a question about a clip with a trained model."""
     trained = _special("answer", paper, model)
     for note in trained.notes(question):
         print(f"{question!r}: {note}", file=sys.stderr)
-    print(trained.answer(clip, question, speech=speech, options=choices, history=history, known=known))
+    print(trained.answer(clip, question, speech=speech, options=option, history=turn, known=known))
     return 0
 
 
@@ -380,7 +362,7 @@ def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Spe
 
 def generate(
     paper: SpecialPaper,
-    captions: Annotated[Sequence[str], Option("what is to be seen, in quotes", metavar="caption")],
+    captions: Annotated[Sequence[str], "what is to be seen, in quotes"],
     *,
     model: ModelOptions,
     output: Annotated[Path, "folder"] = Path("generated"),
@@ -429,9 +411,7 @@ def export(
     output: Annotated[Path, "folder, or file of a backbone, to write"],
     layout: Annotated[str, f"default: {OWN_LAYOUT}, the folder; a wrong name lists all"] = OWN_LAYOUT,
     force: Annotated[bool, "replace an export that is there"] = False,
-    push: Annotated[
-        str | None, Option("also send the folder to this repository of the Hugging Face Hub", metavar="USER/NAME")
-    ] = None,
+    push: Annotated[str | None, "also send the folder to this repository of the Hugging Face Hub"] = None,
     private: Annotated[bool, "with --push: make a new repository private"] = False,
 ) -> int:
     """Export a trained model as a folder, or its backbone as a file for other code.

@@ -1,14 +1,13 @@
 """Commands from typed functions: the signature is the parser, the docstring the help, an annotation the help of a flag.
 
-Parameters before `*` are positional, those after it flags (`batch_size` is `--batch-size`). `*overrides` takes what is
-left over. A keyword-only dataclass stands for the flags of its fields.
+Parameters before `*` are positional, those after it flags (`batch_size` is `--batch-size` or `--batch_size`).
+`*overrides` takes what is left over. A keyword-only dataclass stands for the flags of its fields.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -30,20 +29,13 @@ class Option:
         help: text, or a function that makes it when the parser is built.
         choices: the values that are taken.
         parse: makes a value of a text; default: by the type.
-        names: flags, where they are not the parameter's name with dashes.
-        nargs: number of values, where the type does not say it.
         const: makes the value of a flag without one.
-        repeat: the flag is given once for each item of a list.
     """
 
     help: str | Callable[[], str] = ""
     choices: Sequence[str] = ()
-    metavar: str | tuple[str, ...] | None = None
     parse: Callable[[str], Any] | None = None
-    names: tuple[str, ...] = ()
-    nargs: int | str | None = None
     const: Callable[[], Any] | None = None
-    repeat: bool = False
 
 
 def existing_folder(text: str) -> Path:
@@ -59,7 +51,7 @@ Runs = Annotated[Path | None, "folder of the runs; default: runs"]
 ExistingRuns = Annotated[Path | None, Option("folder of the runs; default: runs", parse=existing_folder)]
 PaperName = Annotated[str, Option(names_of_papers)]
 StageName = Annotated[str, Option(lambda: f"<paper>/<stage or recipe>, such as {example_stage()}")]
-PaperNames = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all", metavar="paper")]
+PaperNames = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all")]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,13 +70,12 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """Takes whole numbers from a least to a largest one."""
+def at_least(least: int) -> Callable[[str], int]:
+    """Takes whole numbers from a least one."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            upto = "" if most == math.inf else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"must be at least {least}{upto}, got {text}")
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         return int(text)
 
     return parse
@@ -127,6 +118,8 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
             flag = parameter.kind is parameter.KEYWORD_ONLY
             _add(parser, parameter.name, hint, parameter.default, flag)
             places += [] if flag else [parameter.name]
+    # LightningCLI spells flags with underscores, as in `--print_config`.
+    given = [dashed if (dashed := one.replace("_", "-")) in parser._option_string_actions else one for one in given]
     # Before Python 3.12.7, `parse_known_args` leaves over the arguments of a list that come after a flag.
     found, rest = (parser.parse_known_args if overrides else parser.parse_known_intermixed_args)(given)
     values = vars(found)
@@ -150,11 +143,15 @@ def _documentation(command: Command) -> list[str]:
 
 def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, flag: bool) -> None:
     option, several = Option(), False
+    # What is not given is left to the default of the function.
+    arguments: dict[str, Any] = {"default": argparse.SUPPRESS}
     while (origin := get_origin(hint)) is not None:
         if origin is Annotated:
             hint, option = hint.__origin__, hint.__metadata__[0]
         elif origin in (Union, UnionType):
             hint = next(one for one in get_args(hint) if one is not NoneType)
+        elif origin is tuple:
+            arguments["nargs"], hint = len(get_args(hint)), get_args(hint)[0]
         else:
             several, hint = True, get_args(hint)[0]
     option = Option(option) if isinstance(option, str) else option
@@ -162,32 +159,29 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, fl
     help_ = option.help() if callable(option.help) else option.help
     if option.choices:
         help_ = "; ".join(filter(None, [help_, ", ".join(option.choices)]))
-    if not required and default is not False and default not in (None, "", ()) and "default:" not in help_:
+    if default and not required and "default:" not in help_:
         help_ = "; ".join(filter(None, [help_, f"default: {default}"]))
-    # What is not given is left to the default of the function.
-    arguments: dict[str, Any] = {"help": help_.replace("%", "%%"), "default": argparse.SUPPRESS}
+    arguments["help"] = help_.replace("%", "%%")
     if hint is bool:
         arguments["action"] = "store_true"
     else:
         by_type = one_of(option.choices) if option.choices else _path if hint is Path else hint
-        arguments |= {"type": option.parse or by_type, "metavar": option.metavar}
+        arguments["type"] = option.parse or by_type
         if option.const is not None:
             arguments |= {"nargs": "?", "const": option.const()}
-        elif option.repeat:
-            arguments |= {"action": "append", "nargs": option.nargs}
         elif several and flag:
-            arguments |= {"action": "extend", "nargs": option.nargs or "+"}
+            arguments["action"] = "append" if "nargs" in arguments else "extend"
+            arguments.setdefault("nargs", "+")
         elif several:
             arguments["nargs"] = "+" if required else "*"
         elif not flag and not required:
             arguments["nargs"] = "?"
-    if not flag:
+        if flag:
+            arguments["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(hint, "TEXT")
+    if flag:
+        parser.add_argument(f"--{name.strip('_').replace('_', '-')}", dest=name, required=required, **arguments)
+    else:
         parser.add_argument(name, **arguments)
-        return
-    names = option.names or (f"--{name.strip('_').replace('_', '-')}",)
-    if hint is not bool and option.metavar is None:
-        arguments["metavar"] = names[0].strip("-").upper()
-    parser.add_argument(*names, dest=name, required=required, **arguments)
 
 
 def _path(text: str) -> Path:

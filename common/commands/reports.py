@@ -28,7 +28,7 @@ when it lies on the other side, and are not separable between; one draw alone ne
 
 FreshRuns = Annotated[
     Path | None,
-    Option("take fresh records of this folder (default: runs) instead of the promoted ones", metavar="FOLDER",
+    Option("take fresh records of this folder (default: runs) instead of the promoted ones",
            const=runs_root, parse=existing_folder),
 ]  # fmt: skip
 
@@ -119,9 +119,7 @@ def compare(
     *,
     scale: OneScale = None,
     runs: ExistingRuns = None,
-    against: Annotated[
-        Path | None, Option("another folder of runs, not the records", metavar="FOLDER", parse=existing_folder)
-    ] = None,
+    against: Annotated[Path | None, Option("another folder of runs, not the records", parse=existing_folder)] = None,
     strict: Annotated[
         bool, "exit with 1 when more is outside than chance allows (docs/comparing-runs.md), or nothing compared"
     ] = False,

@@ -19,9 +19,6 @@ from common.stages import stopping
 if TYPE_CHECKING:
     from common.stages.request import Selection, StageRequest
 
-#: Takes a seed that numpy takes.
-_seed = at_least(0, 2**32 - 1)
-
 
 @dataclass(frozen=True)
 class Where:
@@ -40,7 +37,7 @@ class Where:
 class OneStage(Where):
     """Flags of the commands for one stage."""
 
-    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=_seed)] = 0
+    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=at_least(0))] = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class TrainedStage(OneStage):
 class ManyStages(Where):
     """Flags of the commands for the stages of a paper."""
 
-    seeds: Annotated[Sequence[int], Option("one or several; default: 0", metavar="SEED", parse=_seed)] = (0,)
+    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=at_least(0))] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
@@ -66,8 +63,8 @@ def fit(
     name: StageName,
     *overrides: str,
     options: OneStage,
-    print_config: Annotated[bool, Option("print the merged configuration and stop", names=("--print_config",))] = False,
-    unless_done: Annotated[bool, Option("leave a finished stage as it is", names=("--unless_done",))] = False,
+    print_config: Annotated[bool, "print the merged configuration and stop"] = False,
+    unless_done: Annotated[bool, "leave a finished stage as it is"] = False,
 ) -> int:
     """Run one stage: train it (where it trains), test it, write its record.
 
@@ -171,7 +168,7 @@ def plan(
     paper: PaperName,
     *,
     options: ManyStages,
-    format_: Annotated[str, Option(names=("--format",), choices=("text", "shell", "slurm"))] = "text",
+    format_: Annotated[str, Option(choices=("text", "shell", "slurm"))] = "text",
     estimate: Annotated[bool, "memory, operations, steps and GPU hours of every stage, without a GPU"] = False,
     utilization: Annotated[float, "share of a card's matrix rate that is assumed"] = 0.3,
 ) -> int:

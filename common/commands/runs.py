@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from common.commands.find import print_rows
-from common.commands.parsing import ExistingRuns, Option, PaperNames
+from common.commands.parsing import ExistingRuns, PaperNames
 from common.errors import StageError
 from common.reporting.papers import paper_named, runs_root
 
@@ -21,17 +21,14 @@ COLUMNS = ("run", "state", "started", "minutes", "overrides", "measured")
 def runs(
     papers: PaperNames = (),
     *,
-    where: Annotated[
-        Sequence[str], Option("FIELD=VALUE, != < <= > >= or ~ (contains); all must hold", metavar="CONDITION")
-    ] = (),
-    columns: Annotated[Sequence[str], Option(f"default: {' '.join(COLUMNS)}", metavar="FIELD")] = (),
-    sort: Annotated[str | None, Option("by this field; runs without it come last", metavar="FIELD")] = None,
+    where: Annotated[Sequence[str], "FIELD=VALUE, != < <= > >= or ~ (contains); all must hold"] = (),
+    columns: Annotated[Sequence[str], f"default: {' '.join(COLUMNS)}"] = (),
+    sort: Annotated[str | None, "by this field; runs without it come last"] = None,
     reverse: Annotated[bool, "the largest first"] = False,
     fields: Annotated[bool, "name the fields that these runs have"] = False,
     diff: Annotated[
-        Sequence[str],
-        Option("what differs between two: paper/scale/seed0/stage, or the end of it", metavar="RUN", nargs=2),
-    ] = (),
+        tuple[str, str] | None, "what differs between two: paper/scale/seed0/stage, or the end of it"
+    ] = None,
     json_: Annotated[bool, "print JSON"] = False,
     runs: ExistingRuns = None,
 ) -> int:

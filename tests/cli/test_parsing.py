@@ -27,8 +27,8 @@ def command(
     *overrides: str,
     where: Where,
     rows: Sequence[str] = (),
-    texts: Annotated[Sequence[str], Option(names=("--text",), repeat=True)] = (),
-    turns: Annotated[Sequence[tuple[str, str]], Option(names=("--turn",), repeat=True, nargs=2)] = (),
+    turns: Sequence[tuple[str, str]] = (),
+    pair: tuple[str, str] | None = None,
     batch_size: Annotated[int, Option("rows", parse=at_least(1))] = 4,
     measure: Annotated[str | None, Option(const=lambda: "")] = None,
     force: bool = False,
@@ -50,13 +50,13 @@ def other(files: Sequence[Path] = (), *, check: bool = False, need: str) -> int:
 
 
 def test_a_signature_is_the_parser() -> None:
-    given = ["x", "a", "b", "--rows", "1", "2", "--rows", "3", "--text", "t", "--text", "u", "--turn", "q", "a"]
-    given += ["--batch-size", "2", "--measure", "--scale", "smoke", "--runs", "~/r", "--force", "--model.width", "3"]
+    given = ["x", "a", "b", "--rows", "1", "2", "--rows", "3", "--turns", "q", "a", "--pair", "p", "q"]
+    given += ["--batch_size", "2", "--measure", "--scale", "smoke", "--runs", "~/r", "--force", "--model.width", "3"]
     assert call(command, "command", given) == 3
     assert seen == {
         "name": "x", "files": [Path("a"), Path("b")], "overrides": ("--model.width", "3"),
-        "where": Where("smoke", Path.home() / "r"), "rows": ["1", "2", "3"], "texts": ["t", "u"],
-        "turns": [["q", "a"]], "batch_size": 2, "measure": "", "force": True,
+        "where": Where("smoke", Path.home() / "r"), "rows": ["1", "2", "3"],
+        "turns": [["q", "a"]], "pair": ["p", "q"], "batch_size": 2, "measure": "", "force": True,
     }  # fmt: skip
 
 
