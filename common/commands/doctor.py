@@ -14,12 +14,10 @@ from common import files
 from common.commands.data import data_root
 from common.reporting.papers import checkout, existing_papers, working_folder
 
-#: Packages that every run needs. Those with compiled parts are imported, to see whether they fit together.
+#: Packages with compiled parts, which are imported to see whether they fit together.
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
-NEEDED = (
-    *COMPILED, "lightning", "jsonargparse", "transformers", "timm", "torchmetrics", "wandb", "scikit-learn", "rich",
-    "matplotlib", "jinja2",
-)  # fmt: skip
+#: Extras of developers.
+DEVELOPING = ("dev", "docs", "bench", "mutation")
 
 
 def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: data"] = None) -> int:
@@ -34,7 +32,8 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     from common.reporting.wandb_server import server, why_no_key
 
     table = Table(show_header=False, box=None, pad_edge=False)
-    versions = {name: _version(name) for name in NEEDED}
+    needed, *extras = _requirements().items()
+    versions = {name: _version(name) for name in needed[1]}
     missing = [name for name, version in versions.items() if isinstance(version, Exception)]
     machine = records.hardware()
     table.add_row("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory")
@@ -52,7 +51,8 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     table.add_row("python", platform.python_version())
     for name, version in versions.items():
         table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]" if name in missing else str(version))
-    for extra, absent in _extras().items():
+    for extra, names in extras:
+        absent = [name for name in names if isinstance(_version(name), Exception)]
         table.add_row(f"extra {extra}", f"lacks {', '.join(absent)}: make extra-{extra}" if absent else "installed")
     console = files.console()
     console.print(table)
@@ -90,11 +90,11 @@ def _gpus() -> list[str]:
     return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
 
 
-def _extras() -> dict[str, list[str]]:
-    """Extras of this distribution, but for those of its developers, and the packages that each lacks."""
-    found: dict[str, list[str]] = {}
+def _requirements() -> dict[str, list[str]]:
+    """Packages that this distribution needs (first), and those of each extra of its users."""
+    found: dict[str, list[str]] = {"": []}
     for requirement in importlib.metadata.requires("representation-assemble") or []:
-        if match := re.match(r"([\w.-]+).*extra == ['\"](?!dev|docs)([\w-]+)", requirement):
-            name, extra = match.groups()
-            found.setdefault(extra, []).extend([name] if isinstance(_version(name), Exception) else [])
+        name, extra = re.match(r"([\w.-]+)(?:.*extra == ['\"]([\w-]+))?", requirement).groups("")  # type: ignore[union-attr]
+        if extra not in DEVELOPING:
+            found.setdefault(extra, []).append(name)
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from common import files
 from common.commands.parsing import PaperName, Runs, Scale, StageName
+from common.errors import printable
 from common.reporting.draws import told
 from common.reporting.papers import (
     Paper,
@@ -163,7 +164,9 @@ def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(escape(printable(head)), overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     files.console().print(table)

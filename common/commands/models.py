@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common import files
+from common.commands.find import print_rows
 from common.commands.parsing import Option, PaperName, at_least
 from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, paper_named
@@ -19,8 +20,6 @@ from common.stages.paper_modules import TRAINED, has_part, optional_part
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: Layouts of an export that every paper has: a folder for `from_export`, and encoders as programs of `torch.export`.
 OWN_LAYOUT, PROGRAMS = "safetensors", "torch_export"
-#: Commands that are methods of a paper's model class, which few have, and what the others do not do.
-SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
 KINDS = ("video", "audio", "image", "text")
 #: Letters and digits of a caption in the name of its files, at most.
 NAME_LENGTH = 60
@@ -28,8 +27,6 @@ NAME_LENGTH = 60
 OPTIONS = ("language", "regions")
 #: Reasons for skipping files that are printed.
 NAMED = 10
-#: Files of region features, besides .npz.
-REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
 
 
 @dataclass(frozen=True)
@@ -45,41 +42,32 @@ class EncoderOptions(ModelOptions):
     """Also for models of many languages, and of regions alone."""
 
     language: Annotated[str | None, "language of the texts, such as de"] = None
-    regions: Annotated[
-        Path | None, "region features of the pictures, for a model without a detector"
-    ] = None  # fmt: skip
+    regions: Annotated[Path | None, "region features of the pictures, for a model without a detector"] = None
 
 
 SpecialPaper = Annotated[str, "one whose model does; another one names it"]
 Clip = Annotated[Path, "video file, with or without sound"]
-Speech = Annotated[
-    Sequence[str],
-    "a line that is said in the clip; may be given several times, in their order",
-]
+Speech = Annotated[Sequence[str], "the lines that are said in the clip, in their order"]
 Kind = Annotated[str | None, Option("what of the query is compared with what", choices=KINDS)]
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def _kind(name: str, options: ModelOptions, able: Callable[[Any], object], lacks: str) -> Any:
-    """The class of a paper's trained models, if it is `able`; else an error with what it `lacks` and who is able."""
+def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
+    """The class of a paper's trained models; an error if it is not `able` to do a task, or takes no option given."""
     from common.stages.export import trained_model
 
     paper = paper_named(name)
     kind = trained_model(paper.name)
     _check_exists(options.checkpoint)
-
-    def others(able: Callable[[Any], object]) -> str:
-        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
-        return ", ".join(one.short for one in usable if able(trained_model(one.name)))
-
     if not able(kind):
-        raise StageError(f"{paper.short} {lacks}; {others(able)} can")
-    given = [option for option in OPTIONS if getattr(options, option, None) is not None]
-    foreign = next((option for option in given if option not in kind.options), None)
-    if foreign is not None:
-        raise StageError(f"--{foreign} goes with {others(lambda one: foreign in one.options)}, not with {paper.short}")
+        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
+        others = ", ".join(one.short for one in usable if able(trained_model(one.name)))
+        raise StageError(f"{paper.short} cannot {task}; {others} can")
+    for option in OPTIONS:
+        if getattr(options, option, None) is not None and option not in kind.options:
+            raise StageError(f"{paper.short} takes no --{option}")
     return kind
 
 
@@ -148,7 +136,7 @@ def embed(
     media: Annotated[Sequence[Path], "files, or folders of them"] = (),
     *,
     options: EncoderOptions,
-    text: Annotated[Sequence[str], "a text; may be given several times"] = (),
+    text: Annotated[Sequence[str], "texts"] = (),
     captions: Annotated[Path | None, "a text file with one text a line"] = None,
     output: Annotated[Path, ".npz file to write"],
     batch_size: Annotated[int, Option("rows at a time", parse=at_least(1))] = 16,
@@ -167,7 +155,7 @@ def embed(
     texts = [*text, *(_lines(captions) if captions else [])]
     if not media and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
-    of_paper = _kind(paper, options, lambda kind: not texts or "text" in kind.embeds, "cannot embed text")
+    of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)
     absent = next((path for path in media if not path.exists()), None)
     if absent and options.regions is None:  # region features go by the names of pictures, which may be elsewhere
         raise StageError(f"{absent} does not exist")
@@ -182,15 +170,13 @@ def embed(
     for kind, items in rounds:
         if not items:
             continue
-        missed: list[tuple[int, str]] = []
+        before = len(skipped)
         try:
-            vectors, kept = model.embed(kind, items, missed, batch_size)
+            vectors, kept = model.embed(kind, items, skipped, batch_size)
         except StageError:
-            if not missed or (kind == kinds[-1] and not shapes):
+            if len(skipped) == before or (kind == kinds[-1] and not shapes):
                 raise
-            skipped += missed
             continue
-        skipped += missed
         shapes.append(f"{kind} {list(vectors.shape)}")
         columns |= {kind: vectors.numpy(), f"{kind}_names": np.array([str(items[place]) for place in kept])}
         told = model.captions(kind, vectors)
@@ -219,8 +205,7 @@ def retrieve(
     query: Annotated[str, "a file, or a text in quotes"],
     among: Annotated[
         Path,
-        "what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble "
-        "embed`, or, by a model of regions, a file of region features",
+        "what is searched: a folder of files, a text file with one text a line, or an .npz file of `assemble embed`",
     ],
     top: Annotated[int, Option("so many are shown", parse=at_least(1))] = 5,
     from_: Kind = None,
@@ -232,33 +217,21 @@ def retrieve(
     """
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
-    of_paper = _kind(paper, options, lambda kind: kind.retrieval, "cannot compare anything")
+    of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval)
     query_kind, kind = _pair(of_paper, query, among, from_, to)
     model = _loaded(of_paper, options)
     skipped: list[tuple[int, str]] = []
     items: Sequence[Any]
-    if among.suffix == ".npz" and "model" in _arrays_of(among):
+    if among.suffix == ".npz":
         gallery, items = _embedded(among, kind, model)
         kept = list(range(len(items)))
     else:
-        if kind == "text":
-            items = _lines(among)
-        elif among.is_dir():
-            items = _found([among], [kind])
-        else:
-            items = _region_names(model, among)
+        items = _lines(among) if kind == "text" else _found([among], [kind])
         gallery, kept = model.gallery(kind, items, skipped)
     scores = model.compare(query_kind, query if query_kind == "text" else Path(query), kind, gallery)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column(f"{kind} for {printable(query)} ({query_kind})", overflow="fold")
-    for rank, place in enumerate(order, start=1):
-        table.add_row(str(rank), f"{scores[place]:.3f}", printable(str(items[kept[place]])))
-    files.console(highlight=False, markup=False).print(table)
+    rows = [(str(rank), f"{scores[at]:.3f}", str(items[kept[at]])) for rank, at in enumerate(order, start=1)]
+    print_rows(("", "score", f"{kind} for {query} ({query_kind})"), rows)
     _tell_skipped(items, skipped)
     return 0
 
@@ -272,11 +245,7 @@ def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | N
     is_file = os.path.isfile(query)
     if like_media and not is_file and from_ is None:
         raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
-    arrays = _arrays_of(among) if among.suffix == ".npz" else []
-    if "model" in arrays:
-        held = arrays
-    else:
-        held = media if arrays or among.is_dir() or among.suffix in REGION_SUFFIXES else ["text"]
+    held = _arrays_of(among) if among.suffix == ".npz" else media if among.is_dir() else ["text"]
     found = [
         (query_kind, kind)
         for query_kind, kind in of_paper.retrieves()
@@ -294,7 +263,7 @@ def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | N
 
 
 def _arrays_of(path: Path) -> list[str]:
-    """Names of what an .npz file holds: `model` if it is of `assemble embed`; others may hold region features."""
+    """Names of what an .npz file holds."""
     import numpy as np
 
     with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
@@ -314,22 +283,12 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
         return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()
 
 
-def _region_names(model: Any, among: Path) -> list[str]:
-    """Names of the pictures in a file of region features, which the model then reads."""
-    from common.data.regions import RegionFeatures
-
-    if "regions" not in model.options:
-        raise StageError(f"--among {among} is no file of `assemble embed`: give one, or a folder of files")
-    model.regions = RegionFeatures(among)
-    return list(model.regions.keys)
-
-
 # -- the others --------------------------------------------------------------------------------------------------------
 
 
 def _special(command: str, paper: str, options: ModelOptions) -> Any:
     """The trained model, for a command that is a method of it."""
-    kind = _kind(paper, options, lambda kind: hasattr(kind, command), SPECIAL[command])
+    kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
     return kind.from_export(options.checkpoint, options.device)
 
 
