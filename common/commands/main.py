@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import common
 from common.commands import data, doctor, find, measure, models, reports, run, runs
 from common.commands.parsing import Command, call, overview
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
@@ -44,24 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _check_neighbor() -> None:
-    """Refuse a package `papers` that is not beside this one: that of the current folder, or of another distribution."""
-    ours = Path(common.__file__).resolve().parents[1] / "papers"
-    spec = importlib.util.find_spec("papers")
-    found = Path(spec.origin).resolve() if spec and spec.origin else None
-    if found != ours / "__init__.py":
-        raise StageError(
-            f"`import papers` finds {found or 'no package'}, and this suite needs its own {ours}: rename that file or "
-            "folder, or run the command in another one"
-        )
-
-
 def _run(argv: Sequence[str] | None) -> int:
     from common.stages.configuration import ConfigurationError
 
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        _check_neighbor()
         if not given or given[0].startswith("-"):
             overview(COMMANDS).parse_args(given)  # prints help or version, or says that a command is missing
         elif given[0] not in COMMANDS:

@@ -16,7 +16,6 @@ from common.reporting.papers import (
     SCALES,
     checkout,
     existing_papers,
-    needed_checkout,
     paper_named,
     runs_root,
 )
@@ -48,14 +47,13 @@ def tables(
 ) -> int:
     """Render the tables from stored records into the READMEs; never trains.
 
-    Those of fresh records are printed only.
+    Those of fresh records, and of an installed package, are printed only.
     """
     from common.reporting import render
     from common.reporting.tables import load
 
     names = _names(papers)
     if check:
-        needed_checkout("--check compares the READMEs of the repository with the records")
         stale = render.stale(render.pages(existing_papers()))
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
@@ -73,11 +71,8 @@ def tables(
             filled = render.fill_best(source, records, tables or None)
         render.print_tables(filled, console)
         if not filled:
-            console.print(f"{name}: no record under {runs}" if runs else f"{name}: nothing to show", markup=False)
-    if runs is not None:
-        return 0
-    if checkout() is None:
-        print("no README is written: this is an installed package and no checkout")
+            console.print(f"{name}: nothing measured", markup=False)
+    if runs is not None or checkout() is None:
         return 0
     written = render.write(render.pages(map(paper_named, names)))
     for path in written:
@@ -87,12 +82,7 @@ def tables(
     return 0
 
 
-def claims(
-    papers: PaperNames = (),
-    *,
-    scale: OneScale = None,
-    runs: FreshRuns = None,
-) -> int:
+def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns = None) -> int:
     """Judge the papers' claims, and our checks, over the stored records."""
     from common.reporting import render
     from common.reporting.tables import load
@@ -218,9 +208,7 @@ def wandb_report(
     if unreachable:
         raise ReportingError(f"W&B: {unreachable}; the reports are written and not sent")
     if missing:
-        again = " ".join(["assemble wandb-report", *papers, *(["--runs", str(runs)] if runs else [])])
-        again += f" --entity {entity}" if entity else ""
-        print(f"not sent: {missing}; with a key, `{again}` sends them")
+        print(f"not sent: {missing}; with a key, the same command sends them")
         return 0
     views = [view for paper, records in measured if (view := reporting.paper_workspace(paper, records, owner))]
     for address in reporting.send([*reports.values(), *views], runs_root() / "wandb-sent.json", owner):
@@ -238,7 +226,8 @@ def promote(
     """Copy the records of clean revisions into the papers' results; exits with 1 when one was refused."""
     from common.reporting import promote as promoting
 
-    needed_checkout("`assemble promote` writes into papers/*/results of the repository")
+    if checkout() is None:
+        raise ReportingError("this writes into the repository: run it in a clone, or name one in ASSEMBLE_ROOT")
     scales = (scale,) if scale else PROMOTED_SCALES
     done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
     for p in done:

@@ -64,16 +64,6 @@ def checkout() -> Path | None:
     return root if os.environ.get("ASSEMBLE_ROOT") or (root / "pyproject.toml").is_file() else None
 
 
-def needed_checkout(what: str) -> Path:
-    """The checkout, or an error that begins with `what`."""
-    root = checkout()
-    if root is None:
-        raise ReportingError(
-            f"{what}, and {project_root()} is an installed package: run it in a clone, or name one in ASSEMBLE_ROOT"
-        )
-    return root
-
-
 def working_folder() -> Path:
     """Default parent of `runs/` and `data/`: the checkout, else the current folder."""
     return checkout() or Path.cwd()

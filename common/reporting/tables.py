@@ -83,7 +83,7 @@ class Metric(Part):
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
         compared: whether `assemble compare` judges it; a value that a probe chooses, such as a learning rate, is none.
-        tolerance: how far a run may be from the recorded mean if that exceeds chance; one number, or one per scale.
+        tolerance: per scale, how far a run may be from the recorded mean if that exceeds chance.
     """
 
     id: str
@@ -106,17 +106,11 @@ class Metric(Part):
     @model_validator(mode="before")
     @classmethod
     def _same_at_every_scale(cls, given: Any) -> Any:
-        """`stage`, or `stages` as a list or by scale; so is `tolerance`."""
-        if not isinstance(given, Mapping):
+        """`stages` by scale, or one `stage`."""
+        if not isinstance(given, Mapping) or "stage" not in given:
             return given
-        if ("stage" in given) == ("stages" in given):
-            raise ValueError("expected either 'stage' or 'stages'")
-        stages = given.get("stage", given.get("stages"))
-        found = {**{key: value for key, value in given.items() if key != "stage"}, "stages": stages}
-        for key in ("stages", "tolerance"):
-            if key in found and not isinstance(found[key], Mapping):
-                found[key] = dict.fromkeys(SCALES, found[key])
-        return found
+        others = {key: value for key, value in given.items() if key != "stage"}
+        return {"stages": dict.fromkeys(SCALES, given["stage"]), **others}
 
 
 class Published(Part):
@@ -159,14 +153,6 @@ class Row(Part):
     metrics: tuple[_MetricName, ...] | None = None
     stages: dict[_MetricName, _StageNames] = Field(default_factory=dict)
     by_request: _Scales = ()
-
-    @field_validator("model")
-    @classmethod
-    def _stands_alone(cls, model: str | None, info: ValidationInfo) -> str | None:
-        stages = _names(info).get("stages", {})
-        if model == ROW or (model is not None and model in stages and _uses_row(model, stages)):
-            raise ValueError(f"stage {model!r} starts from {ROW}, so it cannot be a row's model")
-        return model
 
     @field_validator("published", mode="before")
     @classmethod
@@ -343,13 +329,12 @@ class Tables(Part):
 
     @field_validator("stages")
     @classmethod
-    def _have_an_order(cls, stages: dict[str, Stage], info: ValidationInfo) -> dict[str, Stage]:
+    def _have_an_order(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
         graph = {name: [parent for parent in stage.parents.values() if parent != ROW] for name, stage in stages.items()}
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
             raise ValueError(f"a stage cannot start from itself: {' -> '.join(reversed(error.args[1]))}") from None
-        _names(info)["stages"] = stages
         return stages
 
     @model_validator(mode="after")

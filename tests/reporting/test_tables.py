@@ -44,7 +44,6 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("row: New-One", "row: New-Two", r"unknown headline\.row 'New-Two'"),
         ("label: New-One", "label: New", r"label 'New' stands twice"),
         ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
-        ("model: better", "model: esc", r"starts from \$row"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points\.2: .*'ufc'"),
         ("title: Transfer", CURVE % "2: esc", r"curve\.points: .*at least 2"),
     ],
