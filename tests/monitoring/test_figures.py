@@ -170,7 +170,7 @@ def normal(rows: int, dim: int) -> Tensor:
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize("rows", [7, 8])
 def test_a_map_needs_eight_rows(rows: int) -> None:
     assert (embedding_map(normal(rows, 5), [str(n % 3) for n in range(rows)]) is not None) == (rows >= 8)
 

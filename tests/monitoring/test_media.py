@@ -11,17 +11,12 @@ import numpy as np
 import pytest
 
 from common.monitoring import media
-from common.monitoring.media import keep_clips, log_table, media_folder, write_table
+from common.monitoring.media import keep_clips, log_table, write_table
 from tests.monitoring.loggers import Kept
 
 
 def module_with(*loggers: Any) -> Any:
     return SimpleNamespace(loggers=list(loggers))
-
-
-def test_the_folder_is_that_of_the_run(tmp_path: Path) -> None:
-    module: Any = SimpleNamespace(trainer=SimpleNamespace(default_root_dir=str(tmp_path)))
-    assert media_folder(module) == tmp_path / "media"
 
 
 def test_a_table_is_a_csv_and_a_table_of_weights_and_biases(tmp_path: Path) -> None:
@@ -57,10 +52,3 @@ def test_the_first_small_clips_that_a_browser_plays_are_kept(tmp_path: Path, mon
     assert [path.name for path in copies] == ["clip_1.mp4", "clip_2.webm", "clip_3.mp4"]
     assert [path.read_bytes() for path in copies] == [path.read_bytes() for path in (first, second, third)]
     assert kept.videos == {"clip": ([str(path) for path in copies], ["a", "d", "e"])}
-
-
-def test_without_clips_there_is_nothing_to_log(tmp_path: Path) -> None:
-    kept = Kept()
-    assert keep_clips(module_with(kept), [(tmp_path / "missing.mp4", "")], tmp_path / "media") == []
-    assert not kept.videos
-    assert not (tmp_path / "media").exists()

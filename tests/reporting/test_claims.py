@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from common.reporting.aggregate import Cell, TableResult
-from common.reporting.claims import Judged, interval_of, judge
+from common.reporting.claims import Judged, judge
 from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.render import rich_judged
@@ -138,15 +138,6 @@ def test_a_printed_row_counts_at_paper_scale_alone(project: Path) -> None:
     assert judge(TableResult(table, "mini", found, ()), table.claims)[0].detail == "not measured: Other.ucf"
 
 
-def test_the_interval_is_that_of_scipy() -> None:
-    from scipy import stats
-
-    values = [1.0, 2.5, 2.0, 7.0, -1.0]
-    expected = stats.t.interval(0.95, len(values) - 1, sum(values) / len(values), stats.sem(values))
-    assert interval_of(values) == pytest.approx(expected, rel=1e-12)
-    assert interval_of([1.0]) is None
-
-
 def test_strict_comparison_and_worst_part_decide() -> None:
     assert judged("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})[0].verdict == "fails"
     result = judged("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0})[0]
@@ -157,8 +148,8 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert [verdict_of(judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0]) for sign in (">=", ">")] == ["holds", "fails"]
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
-def test_claims_are_readable_at_every_width(width: int) -> None:
+@pytest.mark.parametrize("width", [40, 80])
+def test_claims_are_readable_on_a_narrow_terminal(width: int) -> None:
     text = "Found by captions and by sounds better than what was trained for as long without any"
     found = judged("A.x > B.x", {0: 50.0, 1: 52.0}, {0: 2.0, 1: 3.0}, text=text)
     stream = io.StringIO()
@@ -168,10 +159,6 @@ def test_claims_are_readable_at_every_width(width: int) -> None:
     assert f"{found[0].table} (mini)" in lines
     first = next(n for n, line in enumerate(lines) if line.startswith("Found"))
     told = next(n for n, line in enumerate(lines) if "holds" in line)
-    if width == 200:
-        assert told == first
-        assert lines[first].split() == [*text.split(), "+0.6", *found[0].outcome.split(), "holds"]
-    else:
-        assert " ".join(lines[first:told]) == text
-        assert told - first <= len(text) / (width - 12) + 1
-        assert " ".join(lines[told:]).split() == f"holds paper +0.6 ours {found[0].outcome}".split()
+    assert " ".join(lines[first:told]) == text
+    assert told - first <= len(text) / (width - 12) + 1
+    assert " ".join(lines[told:]).split() == f"holds paper +0.6 ours {found[0].outcome}".split()

