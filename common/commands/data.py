@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,23 +14,6 @@ from common.reporting.papers import existing_papers, paper_named, working_folder
 def data_root() -> Path:
     """Folder of the data sets where no command names one: `$ASSEMBLE_DATA`, else `data` beside `runs`."""
     return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data")
-
-
-@dataclass(frozen=True)
-class RegionOptions:
-    """Flags of `--extract-regions`."""
-
-    extract_regions: Annotated[
-        Path | None,
-        "find the regions of all images below a folder by a detector and write them into one file; a run that "
-               "was stopped resumes",
-    ] = None  # fmt: skip
-    detector: Annotated[Path | None, "weights of the detector; none are downloaded"] = None
-    output: Annotated[
-        Path | None, "new file to write, .h5 or .npz"
-    ] = None  # fmt: skip
-    regions: Annotated[int, Option("regions per image, at most", parse=at_least(1))] = 100
-    distribution: Annotated[bool, "also keep the probabilities of all classes"] = False
 
 
 def data(
@@ -55,7 +37,15 @@ def data(
     ] = None,
     text_features: Annotated[bool, "compute the frozen text features of a paper that stores them"] = False,
     bert: Annotated[Path | None, "BERT's released weights, for --text-features"] = None,
-    region: RegionOptions,
+    extract_regions: Annotated[
+        Path | None,
+        "find the regions of all images below a folder by a detector and write them into one file; a run that was "
+        "stopped resumes",
+    ] = None,
+    detector: Annotated[Path | None, "weights of the detector; none are downloaded"] = None,
+    output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
+    regions: Annotated[int, Option("regions per image, at most", parse=at_least(1))] = 100,
+    distribution: Annotated[bool, "also keep the probabilities of all classes"] = False,
     batch_size: Annotated[
         int | None,
         Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
@@ -69,8 +59,10 @@ def data(
     root = (data or data_root()).resolve()
     if fetch is not None:
         return _fetch(paper_named(paper).short, root, fetch, accept_license)
-    if region.extract_regions is not None:
-        return _extract(region.extract_regions, region, batch_size or 4, device)
+    if extract_regions is not None:
+        if output is None or detector is None:
+            raise StageError("--extract-regions needs --output FILE, .h5 or .npz, and the weights of a --detector")
+        return _extract(extract_regions, output, detector, regions, batch_size or 4, device, distribution)
     from common.data.prepare import report, report_files
     from common.stages.paper_modules import has_part, optional_part
     from common.stages.recipe_data import datasets_of, files_of
@@ -114,22 +106,18 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
     return 0
 
 
-def _extract(images: Path, options: RegionOptions, batch_size: int, device: str) -> int:
+def _extract(
+    images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str, distribution: bool
+) -> int:
     import torch
 
     from common.data.checksums import digest
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
 
-    output, weights = options.output, options.detector
-    if output is None:
-        raise StageError("--extract-regions needs --output FILE, .h5 or .npz")
-    detector = load_detector(weights)
-    assert weights is not None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    origin = {"detector": digest(weights, "sha256")}
-    extractor = RegionExtractor(detector, options.regions, device, origin)
-    found = extract_regions(images, output, extractor, batch_size, options.distribution)
+    extractor = RegionExtractor(load_detector(weights), regions, device, {"detector": digest(weights, "sha256")})
+    found = extract_regions(images, output, extractor, batch_size, distribution)
     print(f"{output}: regions of {found.written:,} images")
     if found.skipped:
         print(f"{len(found.skipped):,} images cannot be read (see {output}.skipped.txt), such as {found.skipped[0]}")

@@ -51,12 +51,12 @@ class Extraction:
     skipped: tuple[str, ...]
 
 
-def load_detector(weights: Path | None) -> GeneralizedRCNN:
+def load_detector(weights: Path) -> GeneralizedRCNN:
     """torchvision's Faster R-CNN with weights from a file, which also set the number of classes.
 
     The file is a state dict as torchvision distributes it, or a checkpoint with one under `model` or `state_dict`.
     """
-    if weights is None or not weights.is_file():
+    if not weights.is_file():
         raise StageError(f"no detector at {weights}: give --detector FILE, such as {WEIGHTS}; nothing is downloaded")
     content = read_checkpoint(weights)
     state = named_tensors(content.get("model", content.get("state_dict", content)))
