@@ -107,20 +107,6 @@ def test_without_a_font_the_figure_says_so_once(tmp_path: Path) -> None:
     assert any(text.startswith("Pictures: nobody") for text in texts(figure))
 
 
-def test_an_installed_font_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_asian_font: None) -> None:
-    """A font that comes with matplotlib stands for an Asian one: it has characters that the usual one lacks."""
-    lacking = "\ue000"  # of the private area, in the mathematical fonts alone
-    assert plain(lacking) == NO_FONT
-    monkeypatch.setattr(figures, "ASIAN_FONTS", ("Not Installed", "STIXNonUnicode"))
-    figures._fonts.cache_clear()
-    figures._characters.cache_clear()
-    assert plain(lacking) == lacking
-    figure = image_grid([Row(lacking, [Cell(picture())])])
-    saved(figure, tmp_path / "found.png")
-    families = {tuple(text.get_fontfamily()) for text in figure.findobj(Text)}  # type: ignore[attr-defined]
-    assert families == {("DejaVu Sans", "STIXNonUnicode")}
-
-
 # -- images ------------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import runpy
 import tomllib
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -83,36 +82,6 @@ def test_each_system_gets_what_the_project_asks_for(system: str, python: str) ->
         assert requirement.specifier.contains(found[name], prereleases=True), f"{requirement}, locked {found[name]}"
     cuda = {name for name in found if name.startswith(("nvidia-", "cuda-"))}
     assert bool(cuda) == system.startswith("Linux")
-
-
-def test_what_the_locked_packages_ask_for_is_locked() -> None:
-    """By their own metadata, for this machine; an extra counts where a locked package or the project asks for it."""
-    here = {key: str(value) for key, value in default_environment().items()}
-    found = pinned(here)
-    waiting = [(canonicalize_name(one.name), frozenset(one.extras)) for one in asked_for()]
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while waiting:
-        name, extras = item = waiting.pop()
-        if item in seen:
-            continue
-        seen.add(item)
-        try:
-            needs = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:
-            continue
-        if metadata.version(name) != found[name]:
-            continue  # another version than the locked one is installed here, such as an older PyTorch
-        for text in needs:
-            requirement = Requirement(text)
-            if requirement.marker and not any(
-                requirement.marker.evaluate({**here, "extra": extra}) for extra in (extras or {""}) | {""}
-            ):
-                continue
-            other = canonicalize_name(requirement.name)
-            assert other in found, f"{name} needs {other}, which is not locked: make lock"
-            assert requirement.specifier.contains(found[other], prereleases=True), f"{name} needs {requirement}"
-            waiting.append((other, frozenset(requirement.extras)))
-    assert len(seen) > 100
 
 
 # -- its audit ---------------------------------------------------------------------------------------------------------

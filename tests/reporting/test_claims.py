@@ -50,12 +50,8 @@ def test_arithmetic() -> None:
         "AVID.ucf >= 1 or AVID.esc >= 1",
         "AVID.ucf >= AVID.esc ** 9",
         "AVID.ucf >= 'high'",
-        "AVID.ucf >= True",
         "1 >= 2",
         "AVID.ucf >=",
-        "",
-        "AVID.ucf >= " + "(" * 500 + "1" + ")" * 500,
-        "AVID.ucf >= 1" + "0" * 400,
         "AVID.ucf >= 1 / 0",
     ],
 )
