@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_ty
 
 import common
 from common.errors import StageError, nearest
-from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers
+from common.reporting.papers import SCALES, existing_papers, names_of_papers
 
 Command = Callable[..., int]
 
@@ -50,7 +50,7 @@ OneScale = Annotated[str | None, Option("this scale only", choices=SCALES)]
 Runs = Annotated[Path | None, "folder of the runs; default: runs"]
 ExistingRuns = Annotated[Path | None, Option("folder of the runs; default: runs", parse=existing_folder)]
 PaperName = Annotated[str, Option(names_of_papers)]
-StageName = Annotated[str, Option(lambda: f"<paper>/<stage or recipe>, such as {example_stage()}")]
+StageName = Annotated[str, "<paper>/<stage or recipe>; `assemble list PAPER` names them"]
 PaperNames = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all")]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.reporting.draws import Draw
-from common.reporting.papers import check_scale
 from common.reporting.records import Record
 from common.reporting.tables import Metric, Published, Row, Table, Tables
 
@@ -126,7 +125,6 @@ def collect(
     source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None
 ) -> list[TableResult]:
     """Fill the tables (of these ids) of a paper that exist at a scale, from records of any scale."""
-    check_scale(scale)
     chosen = select(records, source.paper, scale)
     wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)
     return [_fill(source, table, scale, chosen) for table in wanted if scale in table.scales]

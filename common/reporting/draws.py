@@ -80,18 +80,15 @@ def use(isa: str) -> None:
     ranks = list(INSTRUCTION_SETS)
     if isa != NATIVE and (has is None or ranks.index(isa) > ranks.index(has)):
         raise StageError(f"--isa {isa}: this machine has {has or 'none of them'}; choose that, a weaker one or native")
-    differing = _differs(isa)
-    for name, wanted in differing.items():
-        if given := os.environ.get(name):
+    for name in _VARIABLES:
+        given, wanted = os.environ.get(name, ""), INSTRUCTION_SETS[isa].get(name, "")
+        if given.lower() == wanted.lower():
+            continue
+        if given:
             raise StageError(
                 f"{name} is {given}, but --isa {isa} wants it {wanted or 'unset'}; unset it, and choose the rounding "
                 "with --isa, so that folder and record tell it"
             )
-    if differing and "torch" in sys.modules:
-        raise StageError(f"--isa {isa} must be known before torch is imported; give it on the command line")
+        if "torch" in sys.modules:
+            raise StageError(f"--isa {isa} must be known before torch is imported; give it on the command line")
     os.environ.update(INSTRUCTION_SETS[isa])
-
-
-def _differs(isa: str) -> dict[str, str]:
-    wanted = {name: INSTRUCTION_SETS[isa].get(name, "") for name in _VARIABLES}
-    return {name: value for name, value in wanted.items() if os.environ.get(name, "").lower() != value.lower()}

@@ -85,11 +85,6 @@ def names_of_papers() -> str:
     return ", ".join(paper.short for paper in existing_papers())
 
 
-def example_stage() -> str:
-    """A paper and its main recipe, as the command line takes them."""
-    return next((f"{paper.short}/{paper.recipe}" for paper in existing_papers()), "PAPER/RECIPE")
-
-
 @functools.lru_cache(maxsize=64)
 def _headed(file: Path, changed: int) -> Paper:
     """Parse only the head of a tables file; parsing all of it takes fifty times as long."""
@@ -111,10 +106,3 @@ def paper_named(name: str) -> Paper:
         if name.lower() in (paper.name, paper.short, paper.title.lower()):
             return paper
     raise ReportingError(f"unknown paper {name!r}: {nearest(name, [n for p in known for n in (p.name, p.short)])}")
-
-
-def check_scale(scale: str) -> str:
-    """Return the scale if it exists; else the error suggests the nearest."""
-    if scale not in SCALES:
-        raise ReportingError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
-    return scale

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.files import exclusive
 from common.reporting.curves import read_points
 from common.reporting.draws import NATIVE
-from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
+from common.reporting.papers import PROMOTED_SCALES, paper_named, project_root, runs_root
 from common.reporting.records import Record, find, portable
 from common.reporting.results import find_promoted, place_of, promoted_curves, write_results
 from common.reporting.tables import Tables, load
@@ -43,8 +43,6 @@ def promote(
     `--isa`. `replace` also replaces records of a draw made on another machine.
     """
     entry, root = paper_named(paper), runs or runs_root()
-    for scale in scales:
-        check_scale(scale)
     found = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
     if not found:
         return []

@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from common import files
 from common.errors import ReportingError, printable
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, cpu_info, machine_isa
-from common.reporting.papers import SCALES, check_scale, paper_named
+from common.reporting.papers import SCALES, paper_named
 from common.reporting.schema import one_of, parse_json, told
 
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
@@ -298,7 +298,7 @@ def find(
 ) -> list[Record]:
     """Every record under a folder of runs, in order; malformed ones are left out with a warning, unless `strict`."""
     found = []
-    for folder in run_folders(root, paper_named(paper).name if paper else "*", check_scale(scale) if scale else "*"):
+    for folder in run_folders(root, paper_named(paper).name if paper else "*", scale or "*"):
         try:
             found += [read_run(root, folder)] if (folder / RECORD_FILE).exists() else []
         except RecordError as error:

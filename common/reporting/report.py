@@ -14,7 +14,7 @@ from common.reporting.aggregate import Cell
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS
 from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
-from common.reporting.papers import SCALES, Paper, check_scale, existing_papers, paper_named, project_root, runs_root
+from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root, runs_root
 from common.reporting.progress import duration
 from common.reporting.records import RECORD_FILE, Record, short_name, warn_of
 from common.reporting.results import draw_file, find_promoted, place_of, promoted_curves
@@ -38,7 +38,7 @@ def page(
     """The report as HTML: promoted records and "yours" from runs; a live page reloads if `stamp` changes."""
     folder = runs or runs_root()
     chosen = [paper_named(name) for name in papers] if papers else existing_papers()
-    scales = [check_scale(scale)] if scale else list(SCALES)
+    scales = [scale] if scale else list(SCALES)
     sections = [_Section(paper, scales, folder, Budget(media.MAX_PAGE_BYTES // len(chosen))) for paper in chosen]
     newest = max((r.started for s in sections for r in (*s.recorded, *s.fresh)), default="")
     text: str = _template().render(

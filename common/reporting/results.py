@@ -16,7 +16,7 @@ from typing import Any
 from common.files import parsing, sweep, write_atomically
 from common.reporting.curves import Curves, read_table, table_of
 from common.reporting.draws import Draw
-from common.reporting.papers import SCALES, Paper, check_scale, paper_named
+from common.reporting.papers import SCALES, Paper, paper_named
 from common.reporting.records import Record, RecordError, in_order
 from common.reporting.schema import parse_json
 
@@ -43,7 +43,7 @@ def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
     """Every promoted record of a paper, ordered by scale, draw and stage."""
     entry = paper_named(paper)
     shared = _read_shared(entry)
-    folders = [check_scale(scale)] if scale else SCALES
+    folders = [scale] if scale else SCALES
     # Killed writers leave temporary files, whose names begin with a dot.
     paths = [path for folder in folders for path in sorted(entry.results.glob(f"{folder}/seed*.json"))]
     return in_order(record for path in paths for record in _records(entry, path, shared))

@@ -25,7 +25,7 @@ from pydantic import (
 
 from common.errors import ReportingError, nearest
 from common.files import read_yaml, stamp_of
-from common.reporting.papers import SCALES, check_scale, paper_named
+from common.reporting.papers import SCALES, paper_named
 from common.reporting.predicates import CellName, Predicate, parse
 from common.reporting.records import JOBS
 from common.reporting.schema import Line, Part, Text, among, known, one_of, told
@@ -436,7 +436,6 @@ def expand(
     `everything` adds what is made by request when nothing is named.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
-    check_scale(scale)
     kept = [source.table(name) for name in tables] if tables is not None else list(source.tables)
     listed = f"`assemble list {source.paper}` shows all"
     labels = {name for table in kept for row in table.rows for name in (row.label, row.model) if name}

@@ -12,7 +12,7 @@ from typing import Any
 from common.data.checksums import digest
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
-from common.reporting.papers import example_stage, paper_named
+from common.reporting.papers import paper_named
 from common.reporting.records import MACHINE_KEYS, short_name
 from common.reporting.tables import StageInstance, Tables, expand, load
 from common.stages.configuration import (
@@ -178,7 +178,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     paper_name, _, wanted = name.partition("/")
     if not wanted:
         raise ConfigurationError(
-            f"{name!r} names no stage: write <paper>/<stage or recipe>, such as {example_stage()}; "
+            f"{name!r} names no stage: write <paper>/<stage or recipe>; "
             f"`assemble list {paper_named(paper_name).short}` shows them"
         )
     paper = paper_named(paper_name).name

@@ -133,8 +133,6 @@ def test_expand_selection_pulls_parents_in(project: Path) -> None:
         expand("mct", "mini", rows=["Newer"])
     with pytest.raises(TablesError, match="unknown stage 'ecs'"):
         expand("mct", "mini", stages=["ecs"])
-    with pytest.raises(ReportingError, match="unknown scale 'min': did you mean 'mini'"):
-        expand("mct", "min")
 
 
 def test_what_is_made_by_request_runs_when_it_is_named(project: Path) -> None:
