@@ -120,6 +120,9 @@ def compare(
     """
     from common.reporting import compare as comparing
     from common.reporting.draws import told
+    from common.reporting.records import find
+    from common.reporting.results import find_promoted
+    from common.reporting.tables import load
 
     console, folder = files.console(), runs or runs_root()
     scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
@@ -127,15 +130,16 @@ def compare(
     failed = False
     for name in _names(papers):
         for one in scales:
-            compared = comparing.compare_paper(name, one, folder, against)
+            reference = find_promoted(name, one) if against is None else find(against, name, one)
+            compared = comparing.compare(load(name), one, find(folder, name, one), reference)
             if not compared:
                 continue
             everything += compared
             mine = told(draw for c in compared for draw in c.mine.values)
-            reference = told(draw for c in compared for draw in c.reference.values)
+            theirs = told(draw for c in compared for draw in c.reference.values)
             console.print(f"\n{paper_named(name).title}, {one}", style="bold", markup=False)
             console.print(comparing.rich_comparison(compared))
-            console.print(f"measured: {mine}; reference: {reference or 'none'}", markup=False, style="dim")
+            console.print(f"measured: {mine}; reference: {theirs or 'none'}", markup=False, style="dim")
             console.print(comparing.summary(compared), markup=False)
             if strict and (failure := comparing.strict_failure(compared)):
                 failed = True

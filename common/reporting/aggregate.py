@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.reporting.draws import Draw
 from common.reporting.records import Record
-from common.reporting.tables import Metric, Published, Row, Table, Tables
+from common.reporting.tables import Published, Row, Table, Tables
 
 
 @dataclass(frozen=True)
@@ -134,41 +135,26 @@ def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResu
     cells: dict[tuple[str, str], Cell] = {}
     notes: dict[str, None] = {}
     lacking: dict[str, dict[str, None]] = {}
-    for row in table.rows_at(scale):
-        for metric in table.metrics:
-            instances = source.instances(table, row, metric, scale)
-            for instance in instances:
-                notes.update(dict.fromkeys(chosen.left_out.get(instance, ())))
-            values, used, more, without = _values(row, metric, instances, chosen)
-            notes.update(dict.fromkeys(more))
-            lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
-            cells[row.label, metric.id] = Cell(row.published.get(metric.id), values, tuple(used), tuple(instances))
+    for row, metric in itertools.product(table.rows_at(scale), table.metrics):
+        instances = source.instances(table, row, metric, scale)
+        for instance in instances:
+            notes.update(dict.fromkeys(chosen.left_out.get(instance, ())))
+        values: dict[Draw, float] = {}
+        used: list[Record] = []
+        for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
+            found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
+            numbers = {record.stage: record.metrics.get(metric.key) for record in found}
+            known = [number for number in numbers.values() if number is not None]
+            if len(found) < len(instances):
+                recorded = f"{len(found)} of {len(instances)} stages recorded; shown when all are"
+                notes[f"{metric.label} of {row.label}, {draw}: {recorded}"] = None
+            elif len(known) < len(found):
+                without = (stage for stage, number in numbers.items() if number is None)
+                lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
+            else:
+                values[draw] = statistics.fmean(known)
+                used += found
+        cells[row.label, metric.id] = Cell(row.published.get(metric.id), values, tuple(used), tuple(instances))
     for key, stages in lacking.items():
-        if stages:
-            notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
+        notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
     return TableResult(table, scale, cells, tuple(notes))
-
-
-def _values(
-    row: Row, metric: Metric, instances: list[str], chosen: Chosen
-) -> tuple[dict[Draw, float], list[Record], list[str], list[str]]:
-    """Values per draw, the records behind them, remarks on what is incomplete, and stages that lack the metric."""
-    values: dict[Draw, float] = {}
-    used: list[Record] = []
-    notes: list[str] = []
-    without: list[str] = []
-    for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
-        found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
-        numbers = {record.stage: record.metrics.get(metric.key) for record in found}
-        known = [number for number in numbers.values() if number is not None]
-        if len(found) < len(instances):
-            notes.append(
-                f"{metric.label} of {row.label}, {draw}: {len(found)} of {len(instances)} stages recorded; "
-                "shown when all are"
-            )
-        elif len(known) < len(found):
-            without += [stage for stage, number in numbers.items() if number is None]
-        else:
-            values[draw] = statistics.fmean(known)
-            used += found
-    return values, used, notes, without

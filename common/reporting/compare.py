@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.reporting.aggregate import Cell, collect
-from common.reporting.papers import runs_root
-from common.reporting.records import Record, find
+from common.reporting.records import Record
 from common.reporting.render import heading, measured_text
-from common.reporting.results import find_promoted
-from common.reporting.tables import Metric, Row, Table, Tables, load
+from common.reporting.tables import Metric, Row, Table, Tables
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -132,12 +129,6 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
                     found.setdefault((cell.instances, metric.key), compared)
     unsettled = [compared for compared in found.values() if not compared.settled]
     return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
-
-
-def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Path | None = None) -> list[Compared]:
-    """Compare fresh records with those of another folder of runs, or with the promoted ones."""
-    reference = find_promoted(paper, scale) if against is None else find(against, paper, scale)
-    return compare(load(paper), scale, find(runs or runs_root(), paper, scale), reference)
 
 
 def summary(compared: Sequence[Compared]) -> str:
