@@ -259,7 +259,9 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
         others = [f"{one.check.text}: {one.outcome}, {one.label}" for one in checks if one.verdict != HOLDS]
         if checks:
             told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold"
-            lines += ["", f"{told}. The others: {'; '.join(others)}." if others else f"{told}."]
+            lines += (
+                ["", f"{told}. The others:", "", *(f"- {other}" for other in others)] if others else ["", f"{told}."]
+            )
     return "\n".join(lines).strip("\n")
 
 

@@ -19,7 +19,9 @@ CLAIMS = """\
 |---|---:|---:|---|
 | One helps | +0.5 | +11 (+11 to +11; n=2) | holds |
 
-Of 1 checks of ours, 0 hold. The others: Loss is low: 9 (n=1) in loss: New, not separable (1 draw)."""
+Of 1 checks of ours, 0 hold. The others:
+
+- Loss is low: 9 (n=1) in loss: New, not separable (1 draw)"""
 TABLE = """\
 ### Transfer (mini)
 
