@@ -369,8 +369,8 @@ def overview_markdown() -> str:
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     lines += [
         "",
-        "The scale mini is a miniature of data and model: it shows whether a paper's orderings hold, and its values are on "
-        "the papers' pages alone.",
+        "The scale mini is a miniature of data and model: it shows whether a paper's orderings hold, and its values "
+        "are on the papers' pages alone.",
     ]
     return "\n".join(lines)
 
