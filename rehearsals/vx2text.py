@@ -49,19 +49,14 @@ def write_weights(root: Path) -> None:
 
 
 def _write_t5(folder: Path, heads: int) -> None:
-    """Two layers of T5 with the pieces of the tiny texts, numbered like T5's."""
+    """Two layers of T5 with the words of the tiny texts, numbered like T5's pieces."""
     import torch
-    from sentencepiece import SentencePieceTrainer
     from transformers import T5Config, T5ForConditionalGeneration
 
+    from papers.vx2text.prompt import LETTERS, word_vocabulary
+
     folder.mkdir()
-    with (folder / "spiece.model").open("wb") as stream:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences()), model_writer=stream, model_type="unigram", vocab_size=32000,
-            hard_vocab_limit=False, character_coverage=1.0, num_threads=1, minloglevel=2,
-            required_chars="abcdefghijklmnopqrstuvwxyz0123456789:?.,'()",
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        )  # fmt: skip
+    (folder / "tokenizer.json").write_bytes(word_vocabulary([*sentences(), *LETTERS]))
     torch.manual_seed(0)
     width = 64 * heads
     config = T5Config(

@@ -140,10 +140,10 @@ class ClipReader:
         self.audio = audio
         self.training = training
         self.cache = FileCache.shared(cache_bytes)
-        self._log_mel = None if audio is None else LogMel(audio)
-        self._transform = None
+        if audio is not None:
+            self.log_mel = LogMel(audio)
         if video is not None:
-            self._transform = VideoTransform(
+            self.transform = VideoTransform(
                 mode="crop",
                 crop=video.crop,
                 resize=video.resize,
@@ -163,27 +163,18 @@ class ClipReader:
         """
         sample: Sample = {}
         # Each modality has its own random numbers, so leaving one out doesn't change the other.
-        places = rng.random(1 if self.video is None else 1 + self.video.clips)
+        place, *places = rng.random(1 if self.video is None else 1 + self.video.clips)
         with open_media(clip.path, self.cache) as media:
-            if self.video is not None:
+            if (video := self.video) is not None:
                 present = media.video_limits is not None
-                sample["video"] = self._clips(media, clip, places[1:], rng) if present else self._black()
+                sample["video"] = self._clips(media, clip, video, np.array(places), rng) if present else _black(video)
                 sample["video_present"] = torch.tensor(present)
-            if self.audio is not None:
+            if (audio := self.audio) is not None:
                 present = media.audio_limits is not None
-                samples = self._window(media, clip, float(places[0])) if present else torch.zeros(self.audio.samples)
-                assert self._log_mel is not None
-                sample["audio"] = self._log_mel(samples)
+                samples = self._window(media, clip, audio, place) if present else torch.zeros(audio.samples)
+                sample["audio"] = self.log_mel(samples)
                 sample["audio_present"] = torch.tensor(present)
         return sample
-
-    def empty(self, modality: Modality) -> Tensor:
-        """One black clip [3, T, crop, crop], or one silent window [1, frames, mel_bins]."""
-        if modality == "video":
-            return self._black()[0]
-        assert self.audio is not None
-        assert self._log_mel is not None
-        return self._log_mel(torch.zeros(self.audio.samples))
 
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
         """The middle frame of a clip in its stored size, [H, W, 3]."""
@@ -203,11 +194,13 @@ class ClipReader:
                 media.fill_cache()
 
     def _clips(
-        self, media: MediaFile | FrameFolder, clip: Clip, places: npt.NDArray[np.float64], rng: np.random.Generator
+        self,
+        media: MediaFile | FrameFolder,
+        clip: Clip,
+        video: VideoInput,
+        places: npt.NDArray[np.float64],
+        rng: np.random.Generator,
     ) -> Tensor:
-        video, transform = self.video, self._transform
-        assert video is not None
-        assert transform is not None
         start, end = _limits(media.video_limits, clip)
         duration = min(video.frames / video.fps, end - start)
         within = (np.arange(video.clips) + (places if self.training else 0.5)) / video.clips
@@ -215,23 +208,18 @@ class ClipReader:
         for begin in (start + within * (end - start - duration)).tolist():
             frames, _ = media.read_video(begin, duration, video.fps)
             pieces.append(frames[torch.arange(video.frames) % len(frames)])
-        pixels = transform.without_padding(torch.cat(pieces), rng)
+        pixels = self.transform.without_padding(torch.cat(pieces), rng)
         return pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
 
-    def _black(self) -> Tensor:
-        video = self.video
-        assert video is not None
-        level = -torch.tensor(video.mean) / torch.tensor(video.std)
-        return (
-            level[None, :, None, None, None].expand(video.clips, 3, video.frames, video.crop, video.crop).contiguous()
-        )
-
-    def _window(self, media: MediaFile | FrameFolder, clip: Clip, place: float) -> Tensor:
-        audio = self.audio
-        assert audio is not None
+    def _window(self, media: MediaFile | FrameFolder, clip: Clip, audio: AudioInput, place: float) -> Tensor:
         start, end = _limits(media.audio_limits, clip)
         begin = start + (place if self.training else 0.5) * max(end - start - audio.seconds, 0.0)
         return media.read_audio(begin, min(audio.seconds, end - begin), audio.sample_rate)
+
+
+def _black(video: VideoInput) -> Tensor:
+    level = (-torch.tensor(video.mean) / torch.tensor(video.std))[None, :, None, None, None]
+    return level.repeat(video.clips, 1, video.frames, video.crop, video.crop)
 
 
 def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from common.data.datasets.tvc import TVC, Moment
 from common.data.datasets.tvqa import TVQA, Question, Subtitle
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
+from common.data.media import Limits
 from common.data.sequences import MadeOnDemand
 from common.data.text import pad_tokens
 from common.data.worlds.base import World
@@ -73,72 +75,52 @@ class Example:
     clip: str
 
 
+@dataclass(frozen=True, eq=False)
 class Examples(MadeOnDemand[Example]):
-    """The texts of a split, row by row of its listing; lazy."""
+    """The texts of a split in the order of its listing; `make` takes the numbers of one of the `rows`."""
 
-
-@dataclass(frozen=True, eq=False)
-class QuestionExamples(Examples):
-    """Questions with options and the speech of the whole clip."""
-
-    questions: Sequence[Question]
-    subtitles: Speech
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def _item(self, position: int) -> Example:
-        question = self.questions[position]
-        speech = tuple(line.text for line in self.subtitles.get(question.clip, ()))
-        text = PromptText("question", question.text, speech, options=question.options)
-        answer = question.options[question.answer] if question.answer >= 0 else None
-        references = () if answer is None else (answer,)
-        return Example(text, answer, question.answer, references, question.clip)
-
-
-@dataclass(frozen=True, eq=False)
-class DialogExamples(Examples):
-    """Turns of dialogues with their history; `with_summary` appends a video's summary to its caption."""
-
-    dialogs: Sequence[Dialog]
     rows: npt.NDArray[np.int64]
-    subtitles: Speech
-    with_summary: bool
+    make: Callable[..., Example]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def _item(self, position: int) -> Example:
-        dialog, turn = self.dialogs[self.rows[position, 0]], int(self.rows[position, 1])
-        asked = dialog.turns[turn]
-        history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
-        caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
-        speech = tuple(line.text for line in self.subtitles.get(dialog.video, ()))
-        text = PromptText("dialog", asked.question, speech, caption=caption, history=history)
-        references = () if asked.answer is None else (asked.answer,)
-        if dialog.references and turn == len(dialog.turns) - 1:
-            references = tuple(sorted(dialog.references, key=lambda text: text != asked.answer))
-        return Example(text, asked.answer, -1, references, dialog.video)
+        return self.make(*self.rows[position].tolist())
 
 
-@dataclass(frozen=True, eq=False)
-class CaptionExamples(Examples):
-    """Descriptions of moments with the speech in them; `rows` are (moment, description)."""
+def question_example(questions: Sequence[Question], subtitles: Speech, number: int) -> Example:
+    """A question with options and the speech of the whole clip."""
+    question = questions[number]
+    text = PromptText("question", question.text, spoken(subtitles, question.clip), options=question.options)
+    answer = question.options[question.answer] if question.answer >= 0 else None
+    return Example(text, answer, question.answer, () if answer is None else (answer,), question.clip)
 
-    moments: Sequence[Moment]
-    rows: npt.NDArray[np.int64]
-    subtitles: Speech
 
-    def __len__(self) -> int:
-        return len(self.rows)
+def dialog_example(dialogs: Sequence[Dialog], subtitles: Speech, with_summary: bool, number: int, turn: int) -> Example:
+    """A turn of a dialogue with its history; `with_summary` appends the video's summary to its caption."""
+    dialog = dialogs[number]
+    asked = dialog.turns[turn]
+    history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
+    caption = f"{dialog.caption} {dialog.summary}".strip() if with_summary else dialog.caption
+    speech = spoken(subtitles, dialog.video)
+    text = PromptText("dialog", asked.question, speech, caption=caption, history=history)
+    references: tuple[str, ...] = () if asked.answer is None else (asked.answer,)
+    if dialog.references and turn == len(dialog.turns) - 1:
+        references = tuple(sorted(dialog.references, key=lambda text: text != asked.answer))
+    return Example(text, asked.answer, -1, references, dialog.video)
 
-    def _item(self, position: int) -> Example:
-        moment, place = self.moments[self.rows[position, 0]], int(self.rows[position, 1])
-        lines = self.subtitles.get(moment.clip, ())
-        speech = tuple(line.text for line in lines if line.overlaps(moment.span))
-        texts = tuple(description.text for description in moment.descriptions)
-        answer = texts[place] if texts else None
-        return Example(PromptText("caption", speech=speech), answer, -1, texts, moment.clip)
+
+def caption_example(moments: Sequence[Moment], subtitles: Speech, number: int, place: int) -> Example:
+    """A description of a moment with the speech in it."""
+    moment = moments[number]
+    texts = tuple(description.text for description in moment.descriptions)
+    text = PromptText("caption", speech=spoken(subtitles, moment.clip, moment.span))
+    return Example(text, texts[place] if texts else None, -1, texts, moment.clip)
+
+
+def spoken(subtitles: Speech, clip: str, span: Limits | None = None) -> tuple[str, ...]:
+    return tuple(line.text for line in subtitles.get(clip, ()) if span is None or line.overlaps(span))
 
 
 class VideoTextItems(ItemDataset):
@@ -167,11 +149,6 @@ class VideoTextItems(ItemDataset):
         self.known = known
         self.scoring: Scoring = scoring
         self.replaced = replaced
-        if reader is None and not known.words:
-            raise ValueError(
-                f"data.slots is words, but {listing.name} has no words.jsonl with the true categories of its clips; "
-                "only the miniature knows them, so pre-train on text there alone"
-            )
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         example = self.examples[file]
@@ -214,8 +191,7 @@ class VideoTextItems(ItemDataset):
             self.reader.fill_cache(self.listing)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        if self.reader is None:
-            raise ValueError("there is nothing to see where words stand in the places of clips")
+        assert self.reader is not None
         return self.reader.preview(self.listing[item])
 
 
@@ -280,9 +256,11 @@ class VideoTextData(ShardedDataModule):
 
     Attributes:
         options: of a question.
+        rows_per_item: training samples of each published item.
     """
 
     options: ClassVar[int] = 0
+    rows_per_item = 1
     scoring: Scoring = "label"
 
     def __init__(
@@ -365,10 +343,6 @@ class VideoTextData(ShardedDataModule):
 
     # -- without data --------------------------------------------------------------------------------------------------
 
-    def published_items(self) -> int | None:
-        """Samples of the published training set; None if unknown."""
-        return self.dataset.published_counts.get(self.train_split)
-
     def example_batch(self, module: Any, size: int, draw: Draw) -> ExampleBatch:
         limits = self.prompt.limits
         places = [*self.prompt.video, *self.prompt.audio]
@@ -385,10 +359,9 @@ class VideoTextData(ShardedDataModule):
         }
         for name in self.modalities:
             batch[f"{name}_present"] = torch.ones(size, dtype=torch.bool)
-            if name in self.categories:
-                batch[f"{name}_words"] = draw.integers(0, 4, size, len(self.categories[name])) < 1
         facts = {} if self.tokenizer.pretrained is None else {"tokenizer": AnyTokenizer()}
-        return ExampleBatch(batch, batches_of_epoch(self.published_items(), self.batch_size), facts)
+        items = self.dataset.published_counts.get(self.train_split)
+        return ExampleBatch(batch, batches_of_epoch(items and items * self.rows_per_item, self.batch_size), facts)
 
 
 class AnyTokenizer:
@@ -421,13 +394,10 @@ class QuestionAnsweringData(VideoTextData):
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
         self.scoring = scoring
 
-    def setup(self, stage: str) -> None:
-        if self.scoring == "label":
-            # Fails before training if the vocabulary maps two letters to the same id.
-            _ = self.tokenizer.letter_ids
-
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
-        return self.dataset.listing(split), QuestionExamples(self.dataset.questions(split), self.subtitles())
+        questions = self.dataset.questions(split)
+        make = partial(question_example, questions, self.subtitles())
+        return self.dataset.listing(split), Examples(np.arange(len(questions))[:, None], make)
 
 
 class DialogData(VideoTextData):
@@ -449,6 +419,7 @@ class DialogData(VideoTextData):
         super().__init__(dataset, tokenizer, **kwargs)
         self.with_summary = with_summary
         self.every_turn = every_turn
+        self.rows_per_item = TURNS if every_turn else 1
 
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
         dialogs = self.dataset.dialogs(split)
@@ -460,16 +431,14 @@ class DialogData(VideoTextData):
             if not training or dialog.turns[turn].answer is not None
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        examples = DialogExamples(dialogs, rows, self.subtitles(), self.with_summary)
-        return self.dataset.listing(split).subset(rows[:, 0]), examples
-
-    def published_items(self) -> int | None:
-        dialogs = super().published_items()
-        return dialogs if dialogs is None or not self.every_turn else dialogs * TURNS
+        make = partial(dialog_example, dialogs, self.subtitles(), self.with_summary)
+        return self.dataset.listing(split).subset(rows[:, 0]), Examples(rows, make)
 
 
 class CaptioningData(VideoTextData):
     """TVC: descriptions of moments ([10]), one per training sample; `val` has all of a moment as references."""
+
+    rows_per_item = 2
 
     def __init__(
         self,
@@ -489,8 +458,5 @@ class CaptioningData(VideoTextData):
             for place in (range(len(moment.descriptions)) if training else [0])
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        return self.dataset.listing(split).subset(rows[:, 0]), CaptionExamples(moments, rows, self.subtitles())
-
-    def published_items(self) -> int | None:
-        moments = super().published_items()
-        return None if moments is None else 2 * moments  # descriptions of a moment in training [10]
+        make = partial(caption_example, moments, self.subtitles())
+        return self.dataset.listing(split).subset(rows[:, 0]), Examples(rows, make)

@@ -92,13 +92,13 @@ class VX2Text(nn.Module):
             if tokens.tied:
                 tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.classifier.fc.weight.device)
 
+    @torch.no_grad()
     def start_tables(self, tokenizer: Any) -> None:
         """Initialize learned category embeddings with the mean of their word pieces' embeddings."""
         for tokens in self.tokens.values():
-            pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.classifier.fc.weight.device)
             if tokens.table is not None:
-                with torch.no_grad():
-                    tokens.table.weight.copy_(table_of(pieces, self.language_model))
+                pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.table.weight.device)
+                tokens.table.weight.copy_(table_of(pieces, self.language_model))
 
     @torch.no_grad()
     def texts(

@@ -52,10 +52,6 @@ class LanguageModel(nn.Module):
     def width(self) -> int:
         return int(self.t5.config.d_model)
 
-    @property
-    def vocabulary_size(self) -> int:
-        return int(self.t5.config.vocab_size)
-
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [..., D] of word pieces; arbitrary for negative ids, the places of modality tokens."""
         return self.t5.shared(tokens.clamp(min=0))

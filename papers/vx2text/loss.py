@@ -1,13 +1,11 @@
-"""The losses of VX2TEXT: of the decoder's words and of a classifier's categories."""
+"""The loss of VX2TEXT: cross-entropy of the decoder's words."""
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.memory.collective import is_distributed, mean_over_ranks, world_size
+from common.memory.collective import mean_over_ranks
 
 IGNORED = -100
 
@@ -24,11 +22,7 @@ def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Source: [6].
     """
     total, words = per_answer(logits, labels)
-    count = words.sum()
-    if is_distributed():
-        dist.all_reduce(count)
-        return total.sum() * world_size() / count.clamp(min=1.0)
-    return total.sum() / count.clamp(min=1.0)
+    return total.sum() / mean_over_ranks(words.sum()).clamp(min=1e-9)
 
 
 def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,21 +33,3 @@ def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     return losses.sum(1), (labels != IGNORED).sum(1).float()
-
-
-def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of a classifier against a uniform distribution over the true words, with label smoothing.
-
-    The mean over rows with a true word; with several processes, this process's part of the joint mean.
-
-    Shapes:
-        logits, words [B, C]
-
-    Source: [14], step 1.
-    """
-    target = words.to(torch.float32)
-    number = target.sum(1)
-    target = (1.0 - smoothing) * target / number.clamp(min=1.0)[:, None] + smoothing / target.shape[1]
-    losses = -(F.log_softmax(logits.float(), dim=1) * target).sum(1) * (number > 0)
-    rows = mean_over_ranks((number > 0).sum().float())
-    return losses.sum() / (rows + (rows == 0))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.data.datasets.base import MediaDataset
@@ -39,7 +40,7 @@ from papers.vx2text.clips import (
     made_up_clips,
 )
 from papers.vx2text.language_model import LanguageModel
-from papers.vx2text.loss import per_answer, text_loss, words_loss
+from papers.vx2text.loss import per_answer, text_loss
 from papers.vx2text.tokens import ModalityClassifier
 
 Batch = dict[str, Any]
@@ -140,10 +141,20 @@ class TextPretraining(pl.LightningModule):
 # -- what is known to be true ------------------------------------------------------------------------------------------
 
 
+def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy against a uniform distribution over the true words, with label smoothing; scores and words [B, C].
+
+    Source: [14], step 1.
+    """
+    target = words.to(torch.float32)
+    target = (1.0 - smoothing) * target / target.sum(1, keepdim=True) + smoothing / target.shape[1]
+    return -(F.log_softmax(logits.float(), dim=1) * target).sum(1).mean()
+
+
 def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """Share [B] of true words among as many most probable ones, and loss [B], from scores and true words [B, C]."""
     words = words.float()
-    number = words.sum(1).clamp(min=1)
+    number = words.sum(1)
     loss = -(logits.float().log_softmax(1) * words).sum(1) / number
     rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (words * (rank < number[:, None])).sum(1) / number, loss

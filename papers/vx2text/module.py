@@ -7,8 +7,8 @@ speech, history and question, and the cross-entropy of the answer trains everyth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,7 @@ from papers.vx2text.data import VideoTextData
 from papers.vx2text.fusion import VX2Text
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import OptionClassifier
-from papers.vx2text.loss import per_answer, text_loss, words_loss
+from papers.vx2text.loss import per_answer, text_loss
 from papers.vx2text.miniature import token_precision
 from papers.vx2text.weights import load_classifier, load_language_model
 
@@ -36,8 +36,7 @@ class VX2TextModule(pl.LightningModule):
     """Training and test of VX2TEXT ([6] to [8]).
 
     Args:
-        auxiliary_weight: of a classification loss on the true categories, which only a miniature knows; ignores clips
-            that lack the modality.
+        auxiliary_weight: of a classification loss, which no source mentions; recipes record it.
         protocols: of the caption metrics; metric names of the first don't contain it.
         meteor: compute METEOR, which needs Java and 1.5 GB.
         learning_rate: of the language model; `table_learning_rate` is of category tables and projections.
@@ -51,7 +50,7 @@ class VX2TextModule(pl.LightningModule):
     def __init__(
         self,
         model: VX2Text,
-        auxiliary_weight: NonNegativeFloat = 0.0,
+        auxiliary_weight: Literal[0] = 0,
         protocols: Sequence[Protocol] = ("coco",),
         meteor: bool = True,
         learning_rate: PositiveFloat = 1e-4,
@@ -82,9 +81,6 @@ class VX2TextModule(pl.LightningModule):
         for name, (_, scores) in named.items():
             log_probability = scores.detach().float().log_softmax(-1)
             logs[f"train/{name}_entropy"] = -(log_probability.exp() * log_probability).sum(-1).mean()
-            if self.hparams["auxiliary_weight"] > 0:
-                marks = batch[f"{name}_words"] & batch[f"{name}_present"][:, None]
-                loss = loss + self.hparams["auxiliary_weight"] * words_loss(scores.mean(1), marks)
         self.log_dict(logs, batch_size=len(mask))
         return loss
 
@@ -147,29 +143,15 @@ class VX2TextModule(pl.LightningModule):
 
     def _check_data(self) -> None:
         data, tokens = self.data, self.model.tokens
-        if set(tokens) != set(data.modalities):
-            raise ValueError(
-                f"the model reads {_listed(tokens)}, the data brings {_listed(data.modalities)}: give "
-                "model.model.modalities and data.modalities the same"
-            )
-        for name in tokens:
-            if self.hparams["auxiliary_weight"] > 0 and name not in data.categories:
-                raise ValueError(
-                    f"model.auxiliary_weight is {self.hparams['auxiliary_weight']}, but the data does not know the "
-                    f"true categories of its {name}: set it to 0, or give data.{name}_categories of a miniature"
-                )
-            room = getattr(data.prompt.limits, f"{name}_tokens")
-            if tokens[name].tokens != room:
-                raise ValueError(
-                    f"model.model.{name}_tokens is {tokens[name].tokens}, but data.prompt.{name}_tokens makes room for "
-                    f"{room} a clip: give both the same"
-                )
+        limits = {name: getattr(data.prompt.limits, f"{name}_tokens") for name in tokens}
         decides = isinstance(self.model.language_model, OptionClassifier)
-        if decides != (data.scoring == "position"):
-            raise ValueError(
-                f"model.model.language_model {'picks a position' if decides else 'writes'}, but data.scoring is "
-                f"{data.scoring}: give an OptionClassifier and position together, or neither"
-            )
+        for ours, theirs, field in (
+            (sorted(tokens), sorted(data.modalities), "modalities"),
+            *((part.tokens, limits[name], f"{name}_tokens") for name, part in tokens.items()),
+            (decides, data.scoring == "position", "language_model as OptionClassifier and data.scoring as position"),
+        ):
+            if ours != theirs:
+                raise ValueError(f"model.model.{field} is {ours}, but {theirs} in data: give both the same")
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
@@ -205,7 +187,3 @@ class VX2TextModule(pl.LightningModule):
             metrics["speech_cut"] = cut["speech_cut"].float()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self.shift.draw(self.test)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names) or "neither video nor audio"

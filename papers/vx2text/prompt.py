@@ -5,14 +5,18 @@ All wording, order and limits are here; the model only replaces reserved ids wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from common.data.text import learn_pieces
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from common.data.text import VocabularyError
+from common.files import parsing
 from common.types import NonNegativeInt, PositiveInt
 
 #: Reserved ids: token j of the video has -1 - j, token j of the audio -101 - j.
@@ -29,15 +33,15 @@ TASK_WORDS: dict[Task, str] = {
 }
 LETTERS = ("a", "b", "c", "d", "e")
 
-_MODEL_FILE, _TOKENIZER_FILE = "spiece.model", "tokenizer.json"
+VOCABULARY = "tokenizer.json"
 
 
 class TextTokenizer:
     """Word pieces with T5's numbering: 0 pads, 1 ends a text, 2 is unknown.
 
     Args:
-        pretrained: folder of T5 with `spiece.model` or `tokenizer.json`; None makes a vocabulary of whole words from
-            the texts of the narrated miniature, which are the same for every seed.
+        pretrained: folder of T5 with `tokenizer.json`; None makes a vocabulary of whole words from the texts of the
+            narrated miniature, which are the same for every seed.
         vocabulary_size: rows of the language model's embedding; T5 has more than pieces.
 
     Source: [5] and [6].
@@ -51,114 +55,64 @@ class TextTokenizer:
         self.pretrained = pretrained
         self.vocabulary_size = vocabulary_size
 
-    def read(self, name: str, content: bytes) -> TextTokenizer:
+    def read(self, content: bytes) -> TextTokenizer:
         """Use a vocabulary from `content` instead of `pretrained`; returns self."""
-        self.content = name, content
+        self.content = content
         return self
 
     @cached_property
-    def content(self) -> tuple[str, bytes]:
-        """Name and content of the vocabulary file, for `read`."""
+    def content(self) -> bytes:
+        """Content of the vocabulary file, for `read`."""
         if self.pretrained is None:
             from common.data.worlds.narrated import sentences
 
-            return _MODEL_FILE, word_model([*sentences(), *LETTERS, *_prompt_words()])
-        folder = Path(self.pretrained)
-        for name in (_MODEL_FILE, _TOKENIZER_FILE):
-            if (folder / name).is_file():
-                return name, (folder / name).read_bytes()
-        raise FileNotFoundError(
-            f"data.tokenizer.pretrained: {folder} holds neither {_MODEL_FILE} nor {_TOKENIZER_FILE}. Nothing is "
-            "downloaded: put the files of T5 there, or set it to null for the miniature's own words"
-        )
+            return word_vocabulary([*sentences(), *LETTERS, *_prompt_words()])
+        path = Path(self.pretrained) / VOCABULARY
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"data.tokenizer.pretrained: {path} does not exist. Nothing is downloaded: put the files of T5 there, "
+                "or set it to null for the miniature's own words"
+            )
+        return path.read_bytes()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end token."""
-        return self._pieces.encode(_clean(text))
+        """Ids of a text, without an end token and without lone surrogates, which no vocabulary accepts."""
+        plain = " ".join(text.encode("utf-8", "ignore").decode().split())
+        return self._pieces.encode(plain, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids up to the first end token; skips padding, places and ids without a piece."""
         text = takewhile(lambda number: number != self.eos_id, ids)
-        return self._pieces.decode([number for number in text if self.pad_id < number < self._pieces.size])
+        return self._pieces.decode([number for number in text if self.pad_id < number < self._pieces.get_vocab_size()])
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
         """The id for each option letter, (a) to (e): its last piece, which follows T5's word start mark."""
-        found = tuple(self.encode(letter)[-1] for letter in LETTERS)
-        if len(set(found)) < len(found) or self.unknown_id in found:
-            raise ValueError(
-                f"the vocabulary does not tell the letters {', '.join(LETTERS)} of the options apart; "
-                "score the answers themselves: data.scoring: loglik"
-            )
-        return found
+        return tuple(self.encode(letter)[-1] for letter in LETTERS)
 
     @cached_property
-    def _pieces(self) -> _Pieces:
-        name, content = self.content
-        try:
-            pieces = _pieces_of(name, content)
-        except Exception as error:  # The libraries raise nothing more special.
-            raise ValueError(f"data.tokenizer.pretrained: {name} of {self.pretrained} is damaged ({error})") from None
-        if pieces.specials != (self.pad_id, self.eos_id, self.unknown_id):
+    def _pieces(self) -> Tokenizer:
+        content = self.content
+        with parsing(Path(self.pretrained or "") / VOCABULARY, VocabularyError):
+            pieces = Tokenizer.from_buffer(content)
+        special = [pieces.token_to_id(token) for token in ("<pad>", "</s>")]
+        if special != [self.pad_id, self.eos_id] or pieces.get_vocab_size() > self.vocabulary_size:
             raise ValueError(
-                f"data.tokenizer: padding, end and unknown are {pieces.specials} in {self.pretrained}, but 0, 1 and 2 "
-                "in T5; give the folder of a T5"
-            )
-        if pieces.size > self.vocabulary_size:
-            raise ValueError(
-                f"data.tokenizer.vocabulary_size: {self.vocabulary_size} is less than the {pieces.size} pieces of the "
-                f"vocabulary; give at least that, as for the language model (32128 for T5)"
+                f"data.tokenizer: {self.pretrained} has {pieces.get_vocab_size()} pieces, with <pad> and </s> as "
+                f"{special}; a T5 has at most vocabulary_size ({self.vocabulary_size}), with 0 and 1"
             )
         return pieces
 
-    def __getstate__(self) -> dict[str, object]:
-        # A worker process reloads the vocabulary.
-        return {name: value for name, value in self.__dict__.items() if name != "_pieces"}
 
-
-class _Pieces(NamedTuple):
-    """A vocabulary; `specials` are its ids for padding, end and unknown."""
-
-    size: int
-    specials: tuple[int | None, ...]
-    encode: Callable[[str], list[int]]
-    decode: Callable[[list[int]], str]
-
-
-def _pieces_of(name: str, content: bytes) -> _Pieces:
-    if name == _MODEL_FILE:
-        from sentencepiece import SentencePieceProcessor
-
-        model = SentencePieceProcessor(model_proto=content)
-        return _Pieces(model.vocab_size(), (model.pad_id(), model.eos_id(), model.unk_id()), model.encode, model.decode)
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_buffer(content)
-    return _Pieces(
-        tokenizer.get_vocab_size(),
-        tuple(tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<unk>")),
-        lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-    )
-
-
-def _clean(text: str) -> str:
-    """Normalize whitespace and drop lone surrogates, which no vocabulary accepts."""
-    return " ".join(text.encode("utf-8", "ignore").decode().split())
-
-
-def word_model(lines: Sequence[str]) -> bytes:
-    """A SentencePiece model whose pieces are the lower-case words of nonempty lines."""
-    return learn_pieces(
-        lines,
-        model_type="word",
-        vocab_size=len({word for line in lines for word in line.casefold().split()}) + 3,
-        pad_id=TextTokenizer.pad_id,
-        eos_id=TextTokenizer.eos_id,
-        unk_id=TextTokenizer.unknown_id,
-        bos_id=-1,
-        normalization_rule_name="nmt_nfkc_cf",
-    )
+def word_vocabulary(lines: Sequence[str]) -> bytes:
+    """A `tokenizer.json` of the lower-case words of some lines, the most frequent first."""
+    counts = Counter(word for line in lines for word in line.casefold().split())
+    # Unknown words are written as SentencePiece writes them.
+    words = ["<pad>", "</s>", "\u2047", *sorted(counts, key=lambda word: (-counts[word], word))]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[2]))
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made.to_str().encode()
 
 
 # -- the prompt --------------------------------------------------------------------------------------------------------

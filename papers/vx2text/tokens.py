@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.data.text import pad_tokens
 from common.files import parsing
 from papers.vx2text.gumbel import Estimator, choose, draws_of
 from papers.vx2text.language_model import LanguageModel
@@ -32,35 +33,24 @@ Table = Literal["learned", "tied"]
 
 
 def category_names(categories: Sequence[str] | str | None) -> list[str]:
-    """Lower-cased category names, from a list or file (one per line, or AudioSet's `class_labels_indices.csv`).
+    """Lower-cased category names, from a list or AudioSet's `class_labels_indices.csv`.
 
     None means the 400 actions of Kinetics, in the order of torchvision's weights.
     """
     if categories is None:
         from torchvision.models.video import R2Plus1D_18_Weights
 
-        names = list(R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"])
+        names = R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"]
     elif isinstance(categories, str):
-        names = _names_in(Path(categories))
+        path = Path(categories)
+        with parsing(path, ValueError), path.open(encoding="utf-8", newline="") as file:
+            names = [row["display_name"] for row in csv.DictReader(file)]
     else:
-        names = list(categories)
+        names = categories
     names = [name.lower() for name in names]
     if not names or len(set(names)) != len(names):
         raise ValueError("model categories: a classifier needs at least one category, and no name twice")
     return names
-
-
-def _names_in(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"model categories: {path} does not exist; for AudioSet it is class_labels_indices.csv of its release, "
-            "else a text file with one name a line"
-        )
-    with parsing(path, ValueError):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if path.suffix == ".csv":
-            return [row["display_name"] for row in csv.DictReader(lines)]
-        return [line.strip() for line in lines if line.strip()]
 
 
 class ModalityClassifier(nn.Module):
@@ -126,8 +116,6 @@ class ModalityTokens(nn.Module):
     ) -> None:
         super().__init__()
         categories = len(classifier.names)
-        if tokenization != "continuous" and tokens > categories:
-            raise ValueError(f"{tokens} tokens cannot be chosen from {categories} categories")
         self.classifier = classifier
         self.tokens = tokens
         self.temperature = temperature
@@ -201,14 +189,8 @@ def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: Modality) -
 
 
 def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
-    """Word pieces of every name, padded with -1 [C, P]; the tokenizer may append an end token."""
-    special = (tokenizer.pad_id, tokenizer.eos_id)
-    # A name without pieces has no mean, so use the end token.
-    rows = [[piece for piece in tokenizer.encode(name) if piece not in special] or [tokenizer.eos_id] for name in names]
-    pieces = torch.full((len(rows), max(map(len, rows))), -1)
-    for row, found in zip(pieces, rows):
-        row[: len(found)] = torch.tensor(found)
-    return pieces
+    """Word pieces of every name, padded with -1 [C, P]."""
+    return pad_tokens([tokenizer.encode(name) for name in names], -1)
 
 
 def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:

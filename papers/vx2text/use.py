@@ -21,16 +21,14 @@ from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel,
 from common.stages.export import Modality as AnyModality
 from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import path_of
+from common.training.examples import Draw
 from papers.vx2text import fusion
-from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
+from papers.vx2text.clips import AudioInput, ClipReader, VideoInput, made_up_clips
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
 from papers.vx2text.language_model import LanguageModel, OptionClassifier
-from papers.vx2text.prompt import LETTERS, Prompt, PromptLimits, PromptText, Task, TextTokenizer
+from papers.vx2text.prompt import LETTERS, VOCABULARY, Prompt, PromptLimits, PromptText, Task, TextTokenizer
 from papers.vx2text.tokens import Modality, ModalityClassifier, SigmoidClassifier, category_names
-
-#: Names of prompt parts in messages.
-_PARTS = {"speech": "speech", "caption": "descriptions", "history": "earlier questions", "option": "options"}
 
 
 class VX2Text(fusion.VX2Text, TrainedModel):
@@ -61,10 +59,8 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         video = self.input(trained, "video", VideoInput | None)
         audio = self.input(trained, "audio", AudioInput | None)
         limits = self.input(trained, "prompt", PromptLimits)
-        if len(trained.files) != 1:
-            raise StageError(f"{trained.where}: files holds {len(trained.files)} vocabularies, not one")
-        (name,) = trained.files
-        self.tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int)).read(name, trained.file(name))
+        tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int))
+        self.tokenizer = tokenizer.read(trained.file(VOCABULARY))
         self.prompt = prompt_for(self.tokenizer, limits, video, audio)
         self.reader = ClipReader(video, audio, training=False)
         self.tie_tables(self.tokenizer)
@@ -88,9 +84,8 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             "prompt": asdict(data.prompt.limits),
             "vocabulary_size": data.tokenizer.vocabulary_size,
         }
-        name, content = data.tokenizer.content
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
-        return Trained({**model, "class_path": path_of(cls)}, inputs, weights, {name: content})
+        return Trained({**model, "class_path": path_of(cls)}, inputs, weights, {VOCABULARY: data.tokenizer.content})
 
     @torch.no_grad()
     def write(
@@ -106,28 +101,15 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
         A clip is a video file or a folder of numbered frames; sound or picture may be missing.
         """
-        given = {"speech": speech, "caption": known, "history": history, "option": options}
-        for part, content in given.items():
+        for part, content in {"speech": speech, "caption": known, "history": history}.items():
             if content and not getattr(self.prompt.limits, part):
-                raise StageError(
-                    f"this model was trained without {_PARTS[part]} (data.prompt.{part} was 0) and would not read "
-                    "what is given: leave it out"
-                )
-        if options and len(options) != len(LETTERS):
-            raise StageError(
-                f"a question has {len(LETTERS)} options to choose from; {len(options)} are given (--option, five times)"
-            )
+                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave it out")
+        if len(options) != (expected := len(LETTERS) if self.task == "question" else 0):
+            raise StageError(f"this model reads {expected} options (--option); {len(options)} are given")
         sample = self._read(clip)
         if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
             raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
-        text = PromptText(
-            self.task,
-            question=question,
-            speech=tuple(speech),
-            caption=known,
-            history=tuple(history),
-            options=tuple(options),
-        )
+        text = PromptText(self.task, question, tuple(speech), known, tuple(history), tuple(options))
         sample |= {"input_ids": self.prompt.encode(text)}
         if options:
             sample |= {"options": list(options), **option_targets(self.prompt, options, self.scoring)}
@@ -162,12 +144,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             )
         if self.task == "caption":
             raise StageError("this model learned to describe clips and not to answer: assemble caption vx2text CLIP")
-        if self.task == "question" and len(options) != 5:
-            raise StageError(
-                f"this model learned to choose among five options; {len(options)} are given (--option, five times)"
-            )
-        if self.task == "dialog" and options:
-            raise StageError("this model learned to answer freely; leave the options out (--option)")
         return self.write(clip, question, speech, known, history, options)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
@@ -181,9 +157,8 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     def words(self, clip: str | Path) -> dict[str, str]:
         """A clip's tokens in the prompt, by modality; skips missing modalities."""
         sample = self._read(clip)
-        embed = {"video": self.embed_video, "audio": self.embed_audio}
         return {
-            name: self.captions(name, embed[name]([sample[name]]))[0]
+            name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]]))[0]
             for name in self.tokens
             if sample[f"{name}_present"]
         }
@@ -227,8 +202,11 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         def probabilities(classifier: nn.Module, clips: Tensor) -> Tensor:
             return classifier(clips).float().softmax(-1)
 
+        clips = made_up_clips(self.reader.video, self.reader.audio, 1, Draw(empty=True))
+        if "video" in clips:
+            clips["video"] = clips["video"][:, 0]
         return {
-            name: Encoder(tokens.classifier, probabilities, noise_like(self.reader.empty(name)))
+            name: Encoder(tokens.classifier, probabilities, noise_like(clips[name][0]))
             for name, tokens in self.tokens.items()
         }
 

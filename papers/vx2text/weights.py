@@ -53,19 +53,14 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     Source: [6].
     """
     path = Path(path)
-    if path.is_file():
-        found = _trained(_named(path, field), "language_model")
-        if not found:
-            raise CheckpointError(
-                f"{field}: {path} holds no language model; give the checkpoint of a stage that has one"
-            )
-    else:
-        found = _weights_of_folder(path, field)
+    files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+    state = _named(files[0] if files else path, field)
+    found = _trained(state, "language_model") or state
     expected = language_model.t5.state_dict()
     # The single embedding matrix has several names, of which a file has at least one.
-    shared = found.get("shared.weight", found.get("encoder.embed_tokens.weight", found.get("lm_head.weight")))
     tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    found |= {name: shared for name in tied if name not in found and shared is not None}
+    shared = [found[name] for name in tied if name in found][:1]
+    found |= {name: value for name in tied if name not in found for value in shared}
     parts = {name.partition(".")[0] for name in expected}  # an option classifier has no decoder
     unused = "relative_attention_bias.weight"  # of all layers in old files, of the first here
     load_exactly(
@@ -78,16 +73,6 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
         f"{field}: the weights in {path} do not fit model.model.language_model",
         ". Its vocabulary_size, width, layers, attention_heads, key_width and feed_forward_width must be those of the "
         "weights; T5 v1.1 has another feed-forward network and does not fit.",
-    )
-
-
-def _weights_of_folder(path: Path, field: str) -> dict[str, Tensor]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
-            return _named(path / name, field)
-    raise CheckpointError(
-        f"{field}: {path} holds neither model.safetensors nor pytorch_model.bin. Nothing is downloaded: save T5 there "
-        "once, model and tokenizer, with save_pretrained of transformers, or set the field to null for random weights"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.stages.request import StageRequest
-from papers.vx2text.loss import text_loss, words_loss
+from papers.vx2text.loss import text_loss
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.stages import read_metrics, request
@@ -124,15 +124,3 @@ def test_answers_of_different_lengths_weigh_by_their_words(lengths: tuple[int, .
     assert sum(float(part[0]) for part in parts) / 2 == pytest.approx(loss.item(), rel=1e-5)
     for rank, (_, gradient) in enumerate(parts):
         torch.testing.assert_close(torch.as_tensor(gradient), whole.grad[rank::2])  # type: ignore[index]
-
-
-def _part_of_words(rank: int, logits: Tensor, words: Tensor) -> Tensor:
-    return words_loss(logits[rank::2], words[rank::2])
-
-
-def test_clips_without_words_weigh_nothing_on_any_process() -> None:
-    logits = torch.randn(5, 7)
-    words = torch.rand(5, 7) < 0.5
-    words[[0, 2]] = False  # two of the three of one process
-    parts = run_distributed(_part_of_words, 2, 60, logits, words)
-    assert sum(map(float, parts)) / 2 == pytest.approx(words_loss(logits, words).item(), rel=1e-5)

@@ -266,7 +266,7 @@ def test_an_export_from_a_stranger_runs_nothing(
         ("avid_cma", "inputs.audio_statistics", {"colour": [1.0]}, "config.json: "),
         ("xmc_gan", "files/vocab.txt", ..., "files has no vocab.txt"),
         ("mct", "inputs.image.crop", 5000, "inputs.image does not fit ImageTransform: resize"),
-        ("vx2text", "files/spiece.model", ..., "files holds 0 vocabularies"),
+        ("vx2text", "files/tokenizer.json", ..., "files has no tokenizer.json"),
     ],
 )
 def test_a_damaged_configuration_is_named_with_its_field(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from common.stages.run import run_stage
 from papers.vx2text import VX2Text
 from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav
+from tests.data.text_layouts import write_frames
 from tests.stages import request
 
 
@@ -41,86 +44,71 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000)
 
 
-def answer(trained: Path, clip: Path, question: str, **more: Any) -> str:
-    return VX2Text.from_export(trained).answer(clip, question, **more)
-
-
-def caption(trained: Path, clip: Path) -> str:
-    return VX2Text.from_export(trained).caption(clip)
+@pytest.fixture(scope="module")
+def model(stages: dict[str, tuple[StageRequest, Record]]) -> Callable[[str], VX2Text]:
+    """The model of a stage."""
+    return cache(lambda name: VX2Text.from_export(checkpoint(stages, name)))
 
 
 def checkpoint(stages: dict[str, tuple[StageRequest, Record]], name: str) -> Path:
     return stages[name][0].directory / "checkpoints" / "last.ckpt"
 
 
-def test_an_answer_is_text_and_always_the_same(stages: Any, clip: Path) -> None:
+def test_an_answer_is_text_and_always_the_same(model: Any, clip: Path) -> None:
     more: Any = {"speech": ["hello i am anna"], "history": [("a", "b")]}
-    first, second = (answer(checkpoint(stages, "avsd"), clip, "what is moving?", **more) for _ in range(2))
+    first, second = (model("avsd").answer(clip, "what is moving?", **more) for _ in range(2))
     assert isinstance(first, str)
     assert first == second
+    assert isinstance(model("avsd").answer(clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
 
 
-def test_a_clip_without_sound_and_a_question_in_other_letters(stages: Any, clip: Path) -> None:
-    assert isinstance(answer(checkpoint(stages, "avsd"), clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
-
-
-def test_words_that_the_model_does_not_know_are_named(stages: Any) -> None:
-    model = VX2Text.from_export(checkpoint(stages, "avsd"))
-    assert model.notes("where does it move ?") == []
-    assert model.notes("where does a zebra move ?") == ["the model does not know zebra"]
-    (note,) = model.notes("where does it move?")
+def test_words_that_the_model_does_not_know_are_named(model: Any) -> None:
+    assert model("avsd").notes("where does it move ?") == []
+    assert model("avsd").notes("where does a zebra move ?") == ["the model does not know zebra"]
+    (note,) = model("avsd").notes("where does it move?")
     assert note.startswith("the model does not know move?; try marks apart from words")
 
 
-def test_one_of_five_options(stages: Any, clip: Path) -> None:
+def test_one_of_five_options(model: Any, clip: Path) -> None:
     options = ["red", "green", "blue", "yellow", "white"]
     for name in ("tvqa", "tvqa_no_decoder"):
-        assert answer(checkpoint(stages, name), clip, "what color is it ?", options=options) in options
-    with pytest.raises(StageError, match="five options; 2 are given"):
-        answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options[:2])
-    with pytest.raises(StageError, match="five times"):
-        VX2Text.from_export(checkpoint(stages, "tvqa")).write(clip, "what color is it ?", options=options[:3])
-    with pytest.raises(StageError, match="leave the options out"):
-        answer(checkpoint(stages, "avsd"), clip, "what color is it ?", options=options)
+        assert model(name).answer(clip, "what color is it ?", options=options) in options
 
 
-def test_texts_that_the_model_would_not_read_are_refused(stages: Any, clip: Path) -> None:
-    given: tuple[tuple[str, dict[str, Any], str], ...] = (
-        ("avsd", {"known": "a man"}, "without descriptions"),
-        ("tvqa", {"history": [("a", "b")], "options": list("abcde")}, "without earlier questions"),
-    )
-    for name, more, message in given:
-        with pytest.raises(StageError, match=message):
-            answer(checkpoint(stages, name), clip, "what?", **more)
+def test_a_description_of_a_file_and_of_a_folder_of_frames(model: Any, clip: Path, tmp_path: Path) -> None:
+    for path in (clip, write_frames(tmp_path, range(1, 10))):
+        assert isinstance(model("tvc").caption(path), str)
 
 
-def test_a_clip_of_which_the_model_sees_and_hears_nothing_is_refused(stages: Any, clip: Path, tmp_path: Path) -> None:
-    sound = write_wav(tmp_path / "sound.wav", 1.5, 8_000)
-    with pytest.raises(MediaError, match=r"sound\.wav: has no video, and this model reads nothing else"):
-        caption(checkpoint(stages, "tvc"), sound)
-    assert isinstance(answer(checkpoint(stages, "avsd"), sound, "what?"), str)
+def test_a_sound_alone_is_answered_by_a_model_that_hears(model: Any, tmp_path: Path) -> None:
+    assert isinstance(model("avsd").answer(write_wav(tmp_path / "sound.wav", 1.5, 8_000), "what?"), str)
 
 
-def test_a_description_of_a_file_and_of_a_folder_of_frames(stages: Any, clip: Path, tmp_path: Path) -> None:
-    from PIL import Image
+FIVE: Any = {"options": list("abcde")}
+REFUSED: tuple[tuple[str, Callable[[VX2Text, Path], str], type[Exception], str], ...] = (
+    ("avsd", lambda model, clip: model.answer(clip, "  "), StageError, "question"),
+    ("avsd", lambda model, clip: model.answer(clip, "what?", **FIVE), StageError, "--option"),
+    ("avsd", lambda model, clip: model.answer(clip, "what?", known="a man"), StageError, "data.prompt.caption"),
+    ("avsd", lambda model, clip: model.caption(clip), StageError, "assemble answer"),
+    ("tvqa", lambda model, clip: model.answer(clip, "what?", options=["a", "b"]), StageError, "--option"),
+    ("tvqa", lambda model, clip: model.answer(clip, "what?", history=[("a", "b")], **FIVE), StageError, "history"),
+    ("tvc", lambda model, clip: model.answer(clip, "what?"), StageError, "assemble caption"),
+    ("tvc", lambda model, clip: model.caption(write_wav(clip.with_name("sound.wav"), 1.5, 8_000)), MediaError, "video"),
+    ("tvc", lambda model, clip: model.caption(clip.with_name("absent.mp4")), MediaError, "absent.mp4"),
+)
 
-    for number in range(1, 10):
-        Image.new("RGB", (24, 20), (10 * number, 0, 0)).save(tmp_path / f"{number:05d}.jpg")
-    for path in (clip, tmp_path):
-        assert isinstance(caption(checkpoint(stages, "tvc"), path), str)
+
+@pytest.mark.parametrize(("name", "use", "error", "named"), REFUSED)
+def test_what_a_model_cannot_do_is_refused(
+    name: str, use: Any, error: type[Exception], named: str, model: Any, clip: Path
+) -> None:
+    with pytest.raises(error, match=named):
+        use(model(name), clip)
 
 
-def test_what_a_stage_did_not_learn_is_refused(stages: Any, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="no question"):
-        answer(checkpoint(stages, "avsd"), clip, "  ")
-    with pytest.raises(StageError, match="learned to describe"):
-        answer(checkpoint(stages, "tvc"), clip, "what?")
-    with pytest.raises(StageError, match="learned to answer"):
-        caption(checkpoint(stages, "avsd"), clip)
-    with pytest.raises(StageError, match="writes no text about clips"):
-        caption(checkpoint(stages, "video_words"), clip)
-    with pytest.raises(MediaError):
-        caption(checkpoint(stages, "tvc"), tmp_path / "absent.mp4")
+def test_a_stage_that_writes_no_text_is_refused(model: Any) -> None:
+    with pytest.raises(StageError, match="writes no text"):
+        model("video_words")
 
 
 # -- what the stages measured and drew ---------------------------------------------------------------------------------

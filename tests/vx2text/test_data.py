@@ -31,7 +31,7 @@ from papers.vx2text.data import (
     collate,
 )
 from papers.vx2text.miniature import CategoryData, class_marks, noisy_words
-from papers.vx2text.prompt import PromptLimits, TextTokenizer, word_model
+from papers.vx2text.prompt import PromptLimits, TextTokenizer
 from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
 from tests.data.text_layouts import (
     CLIPS,
@@ -294,9 +294,6 @@ def test_words_are_replaced_as_often_as_asked() -> None:
 
 def test_only_the_miniature_knows_true_words(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     write_avsd(tmp_path)
-    data = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, slots="words", **WORDS)
-    with pytest.raises(ValueError, match=r"has no words\.jsonl"):
-        data.items("train", True)
     plain = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, **WORDS).items("train", True)[0]
     assert "video_words" not in plain
     assert plain["kind"] == ""
@@ -408,7 +405,6 @@ def test_a_clip_without_sound(tokenizer: TextTokenizer, tmp_path: Path) -> None:
 
 
 def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    letters = TextTokenizer().read("spiece.model", word_model(["who speaks"]))
     write_tvqa(tmp_path)
     (tmp_path / "tvqa_preprocessed_subtitles.jsonl").unlink()
     cases: list[tuple[str, Callable[[], Any]]] = [
@@ -416,7 +412,6 @@ def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTo
         ("102 tokens of the video", lambda: dialogs(world, tokenizer, video=VideoInput(clips=34))),
         ("lacks blue, circle", lambda: dialogs(world, tokenizer, video_categories=["red"]).items("train", True)),
         ("data.audio: bands", lambda: AudioInput(high=9000.0)),
-        ("data.scoring: loglik", lambda: QuestionAnsweringData(TVQA("x"), letters).setup("fit")),
         ("dialogues are missing", lambda: DialogData(AVSD("x"), tokenizer).items("train", True)),
         ("subtitles are missing", lambda: QuestionAnsweringData(TVQA(tmp_path), tokenizer).items("val", False)),
     ]

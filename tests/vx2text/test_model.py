@@ -44,13 +44,11 @@ class Pooled(nn.Module):
 
 
 class Words:
-    """Every word of NAMES has a piece of its own; the end of a text follows."""
-
-    pad_id, eos_id = 0, 1
+    """Every word of NAMES has a piece of its own."""
 
     def encode(self, text: str) -> list[int]:
         known = sorted({word for name in NAMES for word in name.split()})
-        return [*(known.index(word) + 3 for word in text.split()), self.eos_id]
+        return [known.index(word) + 3 for word in text.split()]
 
 
 def small() -> LanguageModel:
@@ -78,15 +76,12 @@ def test_a_row_is_the_mean_of_the_embeddings_of_its_pieces() -> None:
     model, words = small(), Words()
     table = table_of(pieces_of(NAMES, words), model)
     for row, name in zip(table, NAMES):
-        torch.testing.assert_close(row, model.t5.shared.weight[words.encode(name)[:-1]].mean(0))
+        torch.testing.assert_close(row, model.t5.shared.weight[words.encode(name)].mean(0))
 
 
 def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
     assert len(category_names(None)) == 400
     assert category_names(["Dog", "CAT"]) == ["dog", "cat"]
-    listed = tmp_path / "names.txt"
-    listed.write_text("Dog\n\n Cat \n", encoding="utf-8")
-    assert category_names(str(listed)) == ["dog", "cat"]
     indices = tmp_path / "class_labels_indices.csv"
     indices.write_text('index,mid,display_name\n0,/m/1,"Speech, human"\n1,/m/2,Dog\n', encoding="utf-8")
     assert category_names(str(indices)) == ["speech, human", "dog"]
@@ -95,15 +90,13 @@ def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
 def test_names_that_are_none_or_come_twice_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     path.write_text("index,name\n0,Speech\n")
-    for names, error, message in (
-        (str(path), ValueError, r"classes\.csv: KeyError: 'display_name'"),
-        (str(tmp_path / "absent.csv"), FileNotFoundError, r"class_labels_indices\.csv of its release"),
-        (["Dog", "dog"], ValueError, "no name twice"),
+    for names, named in (
+        (str(path), r"classes\.csv"),
+        (str(tmp_path / "absent.csv"), r"absent\.csv"),
+        (["Dog", "dog"], "categories"),
     ):
-        with pytest.raises(error, match=message):
+        with pytest.raises(ValueError, match=named):
             category_names(names)
-    with pytest.raises(ValueError, match="5 tokens cannot be chosen from 4"):
-        ModalityTokens(ModalityClassifier(Pooled(), NAMES), 8, 5)
 
 
 def test_sigmoids_share_what_they_sum_to() -> None:

@@ -1,13 +1,12 @@
 """The prompt: order, places, truncation; and the tokenizers of T5 and of the miniature."""
 
-import io
 import pickle
 from pathlib import Path
 
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import SentencePieceUnigramTokenizer
 
 from common.data.worlds.narrated import AUDIO_CATEGORIES, VIDEO_WORDS, sentences
 from papers.vx2text.prompt import (
@@ -16,7 +15,7 @@ from papers.vx2text.prompt import (
     PromptLimits,
     PromptText,
     TextTokenizer,
-    word_model,
+    word_vocabulary,
 )
 
 TEXT = [
@@ -34,24 +33,11 @@ def words() -> TextTokenizer:
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     """A small tokenizer of the kind that T5 has."""
-    return TextTokenizer(str(write_pieces(tmp_path_factory.mktemp("t5"))), vocabulary_size=256)
-
-
-def write_pieces(folder: Path, **options: int) -> Path:
-    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, **options}
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT * 10),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=80,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        minloglevel=2,
-        **special,
-    )
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    return folder
+    made = SentencePieceUnigramTokenizer()
+    made.train_from_iterator(TEXT * 10, 90, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
+    folder = tmp_path_factory.mktemp("t5")
+    made.save(str(folder / "tokenizer.json"))
+    return TextTokenizer(str(folder), vocabulary_size=256)
 
 
 def positions(ids: list[int], wanted: list[int]) -> int:
@@ -230,42 +216,21 @@ def test_any_text_can_be_encoded(words: TextTokenizer, pieces: TextTokenizer, te
         assert isinstance(tokenizer.decode(ids), str)
 
 
-def test_a_folder_of_the_other_format(pieces: TextTokenizer, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    assert pieces.pretrained is not None
-    saved = transformers.T5Tokenizer.from_pretrained(pieces.pretrained, local_files_only=True, extra_ids=0)
-    saved.save_pretrained(str(tmp_path))
-    assert not (tmp_path / "spiece.model").exists()
-    other = TextTokenizer(str(tmp_path), vocabulary_size=256)
-    for text in TEXT:
-        assert other.encode(text) == pieces.encode(text)
-        assert other.decode(other.encode(text)) == pieces.decode(pieces.encode(text))
-    assert other.letter_ids == pieces.letter_ids
-
-
-def test_folders_that_are_no_t5(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither spiece\.model nor tokenizer\.json"):
+def test_vocabularies_that_are_no_t5s(pieces: TextTokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer\.pretrained"):
         TextTokenizer(str(tmp_path)).encode("text")
-    for name in ("tokenizer.json", "spiece.model"):
-        (tmp_path / name).write_bytes(b"not a vocabulary")
-        with pytest.raises(ValueError, match=name):
-            TextTokenizer(str(tmp_path)).encode("text")
-    write_pieces(tmp_path, pad_id=3, bos_id=0)
-    with pytest.raises(ValueError, match="padding, end and unknown are"):
+    path.write_bytes(b"not a vocabulary")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
         TextTokenizer(str(tmp_path)).encode("text")
-
-
-def test_vocabularies_of_the_wrong_size(pieces: TextTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"data\.tokenizer\.vocabulary_size: 20 is less than"):
-        TextTokenizer(vocabulary_size=20).encode("red")
-    with pytest.raises(ValueError, match="less than the"):
-        TextTokenizer(pieces.pretrained, vocabulary_size=50).encode("red")
+    path.write_bytes(pieces.content.replace(b"</s>", b"<end>"))
+    for wrong in (TextTokenizer(str(tmp_path)), TextTokenizer(pieces.pretrained, vocabulary_size=50)):
+        with pytest.raises(ValueError, match=r"data\.tokenizer"):
+            wrong.encode("text")
 
 
 def test_a_vocabulary_that_is_given() -> None:
-    given = TextTokenizer().read("spiece.model", word_model(["a dog barks", "a Cat"]))
+    given = TextTokenizer().read(word_vocabulary(["a dog barks", "a Cat"]))
     assert given.decode(given.encode("a cat barks")) == "a cat barks"
     assert given.encode("mouse") == [2]
-    with pytest.raises(ValueError, match="does not tell the letters"):
-        _ = given.letter_ids
     assert pickle.loads(pickle.dumps(given)).encode("a dog") == given.encode("a dog")

@@ -144,13 +144,10 @@ def test_our_own_stage_with_a_language_model(prefix: str, tmp_path: Path) -> Non
 
 def test_language_models_that_do_not_fit(tmp_path: Path) -> None:
     language(layers=1).t5.save_pretrained(tmp_path / "t5")
-    with pytest.raises(CheckpointError, match=r"text_pretrained: the weights .* do not fit model.model.language_model"):
-        load_language_model(language(), tmp_path / "t5")
-    with pytest.raises(CheckpointError, match="Nothing is downloaded"):
-        load_language_model(language(), tmp_path / "t5-base")
     torch.save({"state_dict": {"classifier.fc.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="holds no language model"):
-        load_language_model(language(), tmp_path / "last.ckpt")
+    for name in ("t5", "t5-base", "last.ckpt"):
+        with pytest.raises(CheckpointError, match="text_pretrained"):
+            load_language_model(language(), tmp_path / name)
 
 
 # -- export ------------------------------------------------------------------------------------------------------------
@@ -175,9 +172,3 @@ def test_exported_parts_load_again(tmp_path: Path) -> None:
     again = language()
     load_language_model(again, folder)
     assert same(text, again)
-
-
-def test_a_part_that_is_not_there(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"language_model.t5.shared.weight": torch.zeros(2, 2)}}, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="holds no audio"):
-        export(tmp_path / "last.ckpt", tmp_path / "out.pth", "panns")
