@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -163,25 +164,15 @@ class TextToImageData(ShardedDataModule):
         self.test_batch_size = test_batch_size
         self.stores: dict[str, FeatureStore] = {}
 
-    # -- preparation ---------------------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        super().prepare_data()
-        for split in (self.split, self.test_split):
-            listing = self.dataset.listing(split)
-            annotations = self.dataset.annotations(split, listing)
-            require_captions(listing, annotations)
-            if split == self.split:
-                self._fit_tokenizer(annotations)
-
     def setup(self, stage: str) -> None:
         self.annotations: dict[str, ImageAnnotations] = {}
         self._items: dict[str, CaptionedItems] = {}
         for split in (self.split, self.test_split):
             listing = self.dataset.listing(split)
             own = self.annotations[split] = self.dataset.annotations(split, listing)
+            require_captions(listing, own)
             self._items[split] = CaptionedItems.of(listing, own, self.items, self.captions_per_image)
-        self._fit_tokenizer(self.annotations[self.split])
+        self.tokenizer.prepare(text for own in self.annotations[self.split].captions for text in own)
         if self.text_features is not None:
             # Open both now, so a missing store of the test split doesn't fail after days of training.
             try:
@@ -196,9 +187,6 @@ class TextToImageData(ShardedDataModule):
                     "text_encoder that computes the features while it trains"
                 ) from None
 
-    def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
-        self.tokenizer.prepare(text for own in annotations.captions for text in own)
-
     def items_of(self, role: Role) -> CaptionedItems:
         """The items of a role, known after setup."""
         if role == "train":
@@ -211,17 +199,6 @@ class TextToImageData(ShardedDataModule):
         else:
             start, wanted = len(order[: self.reference_samples]), self.test_samples or len(order)
         return items.subset(order[(start + np.arange(wanted)) % len(order)])
-
-    def require_two(self) -> None:
-        """Check before training that the test has enough images for its covariances."""
-        for field, items in (
-            ("test_samples", self.items_of("test")),
-            ("reference_samples", self.items_of("reference")),
-        ):
-            if len(items.first) < 2:
-                raise ValueError(
-                    f"data.{field}: {len(items.first)} of data.test_split; a covariance needs at least two"
-                )
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
@@ -251,8 +228,8 @@ class TextToImageData(ShardedDataModule):
         collate = self._collate(self.test_split)
         return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
 
-    def _collate(self, split: str) -> TextCollate:
-        return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
+    def _collate(self, split: str) -> Callable[[Sequence[Sample]], dict[str, Tensor]]:
+        return partial(collate, self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """One iteration of made-up minibatches with captions of maximum length, `size` per device; see `Example`."""
@@ -288,10 +265,7 @@ class TextToImageData(ShardedDataModule):
     def attributes(self, role: Role) -> Tensor:
         """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld):
-            raise ValueError(
-                "data.world must be a world with a thing on either side, such as two_objects or emoji_scenes: no other "
-                "pictures have attributes"
-            )
+            raise ValueError("data.world: only two_objects and emoji_scenes know what a picture shows")
         split = self.split if role == "train" else self.test_split
         return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role).rows])
 
@@ -305,21 +279,19 @@ class TextToImageData(ShardedDataModule):
         return described
 
 
-@dataclass
-class TextCollate:
-    """Batches samples and adds the tokens or features of their captions; without a `store` it adds tokens."""
-
-    texts: Rows[str]
-    tokenizer: CaptionTokenizer
-    store: FeatureStore | None
-    pool: SentencePool
-
-    def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
-        names = ("image", "index", "caption", "skipped")
-        batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
-        captions = batch["caption"].numpy()
-        if self.store is None:
-            tokens, length = encode_texts([self.texts.column[number] for number in captions.tolist()], self.tokenizer)
-            return {**batch, "tokens": tokens, "length": length}
-        words, sentence, length = self.store.read(captions, self.pool)
-        return {**batch, "words": words, "sentence": sentence, "length": length}
+def collate(
+    texts: Rows[str],
+    tokenizer: CaptionTokenizer,
+    store: FeatureStore | None,
+    pool: SentencePool,
+    samples: Sequence[Sample],
+) -> dict[str, Tensor]:
+    """Batch samples with the features of their captions, or with their tokens without a `store`."""
+    names = ("image", "index", "caption", "skipped")
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
+    captions = batch["caption"].numpy()
+    if store is None:
+        tokens, length = encode_texts([texts.column[number] for number in captions.tolist()], tokenizer)
+        return {**batch, "tokens": tokens, "length": length}
+    words, sentence, length = store.read(captions, pool)
+    return {**batch, "words": words, "sentence": sentence, "length": length}

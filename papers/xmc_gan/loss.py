@@ -7,7 +7,6 @@ in float32.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
@@ -81,7 +79,7 @@ class XMCGANLoss:
         temperature: of all contrastive losses but W.
         word_gammas: see `word_similarity`; the last is the inverse temperature of W.
         negatives_group: images that share negatives, on any number of devices; null for the whole batch.
-        captions_at_once: captions per part of W, recomputed for the gradient to save memory; null for all.
+        captions_at_once: all; recipes record it.
 
     Source: [5.7].
     """
@@ -95,7 +93,7 @@ class XMCGANLoss:
         temperature: PositiveFloat = 0.1,
         word_gammas: Gammas = (5.0, 5.0, 50.0),
         negatives_group: PositiveInt | None = None,
-        captions_at_once: PositiveInt | None = None,
+        captions_at_once: None = None,
     ) -> None:
         self.weights = {
             "real_sentence": weight_sentence,
@@ -108,7 +106,6 @@ class XMCGANLoss:
         self.temperature = temperature
         self.word_gammas = word_gammas
         self.negatives_group = negatives_group
-        self.captions_at_once = captions_at_once
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
         """Loss of the discriminator from outputs of all real, then all generated images; only contrasts real ones."""
@@ -150,7 +147,7 @@ class XMCGANLoss:
         groups = zip(
             negatives.here(regions), negatives.all(captions.words.float()), negatives.all(captions.length), strict=True
         )
-        similar = [word_similarity(*group, self.word_gammas, self.captions_at_once) for group in groups]
+        similar = [word_similarity(*group, self.word_gammas) for group in groups]
         if negatives.ranks is not None:
             similar = [gather_with_gradient(similar[0].T, negatives.ranks).T]
         return mean([contrast(logits) for logits in similar])
@@ -207,13 +204,7 @@ def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normaliz
         return contrast(left @ right.T / temperature)
 
 
-def word_loss(
-    regions: Tensor,
-    words: Tensor,
-    length: Tensor,
-    gammas: Gammas = (5.0, 5.0, 50.0),
-    captions_at_once: int | None = None,
-) -> Contrast:
+def word_loss(regions: Tensor, words: Tensor, length: Tensor, gammas: Gammas = (5.0, 5.0, 50.0)) -> Contrast:
     """Contrast of captions and images by `word_similarity`, one caption per image.
 
     Shapes:
@@ -221,16 +212,10 @@ def word_loss(
 
     Source: [5.6].
     """
-    return contrast(word_similarity(regions, words, length, gammas, captions_at_once))
+    return contrast(word_similarity(regions, words, length, gammas))
 
 
-def word_similarity(
-    regions: Tensor,
-    words: Tensor,
-    length: Tensor,
-    gammas: Gammas = (5.0, 5.0, 50.0),
-    captions_at_once: int | None = None,
-) -> Tensor:
+def word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: Gammas = (5.0, 5.0, 50.0)) -> Tensor:
     """Similarity of every caption to every image through the best matching regions of its words.
 
     Each word attends to the regions of an image by softmax. The similarity is a soft maximum over words of the cosine
@@ -246,18 +231,9 @@ def word_similarity(
     """
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = normalize(regions.float()), normalize(words.float())
-        sharp = (gammas[0] * regions).transpose(1, 2)
-
-        def similarity(words: Tensor, length: Tensor) -> Tensor:
-            flat = words.flatten(0, 1)
-            context = (flat @ sharp).softmax(dim=-1) @ regions
-            aligned = (flat * context).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8)
-            padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
-            scores = (gammas[1] * aligned).unflatten(1, words.shape[:2]).masked_fill(padded, -torch.inf)
-            return gammas[2] / gammas[1] * scores.logsumexp(dim=-1).T
-
-        if captions_at_once is None:
-            return similarity(words, length)
-        # Recompute intermediates for the gradient; keeping those of all parts would cancel the savings.
-        again: Any = functools.partial(checkpoint, similarity, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([again(*part) for part in zip(words.split(captions_at_once), length.split(captions_at_once))])
+        flat = words.flatten(0, 1)
+        context = (flat @ (gammas[0] * regions).transpose(1, 2)).softmax(dim=-1) @ regions
+        aligned = (flat * context).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8)
+        padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
+        scores = (gammas[1] * aligned).unflatten(1, words.shape[:2]).masked_fill(padded, -torch.inf)
+        return gammas[2] / gammas[1] * scores.logsumexp(dim=-1).T

@@ -248,7 +248,6 @@ class MiniatureClassification(pl.LightningModule):
 
 #: Metrics that can select a checkpoint.
 MINI_METRICS = ("mini_fd", "mini_r_precision", "mini_soa_i", "mini_soa_c", "mini_background")
-_NO_EVALUATOR = "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
 
 
 class MiniatureEvaluation(ImageEvaluation):
@@ -282,14 +281,13 @@ class MiniatureEvaluation(ImageEvaluation):
     def why_not(self, metric: str) -> str:
         if metric not in MINI_METRICS:
             return f"there is no such metric; there are {', '.join(MINI_METRICS)}"
-        if self.evaluator.pretrained is not None:
-            return ""
-        return _NO_EVALUATOR
+        named = self.evaluator.pretrained is not None
+        return "" if named else "evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
 
     def begin(self, module: pl.LightningModule) -> None:
         self.device = module.device
         if self.evaluator.pretrained is None:
-            print_once(_NO_EVALUATOR)
+            print_once(f"mini_* are left out: {self.why_not('mini_fd')}")
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
         self.evaluator.to(self.device).eval()

@@ -69,11 +69,6 @@ class XMCGANModule(pl.LightningModule):
             raise ValueError(
                 "model.image_network is null, but model.loss.weight_image_net is not 0: it compares its features"
             )
-        if generator.image_size != discriminator.image_size:
-            raise ValueError(
-                f"the generator makes images of {generator.image_size} pixels, the discriminator reads "
-                f"{discriminator.image_size}: their lists of channels need the same number of entries"
-            )
         if loss.weights["real_word"] == 0:
             discriminator.regions = None
         self.generators = MomentumPair(generator, copy_buffers=True)
@@ -191,15 +186,15 @@ class XMCGANModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        if self.data.image_size != self.generator.image_size:
+        sizes = self.data.image_size, self.generator.image_size, self.discriminator.image_size
+        if len(set(sizes)) > 1:
             raise ValueError(
-                f"data.image_size is {self.data.image_size}, the networks make images of {self.generator.image_size}: "
-                "a list of n channels means 4 * 2^(n - 1) pixels"
+                f"data.image_size, generator and discriminator have images of {sizes} pixels, which must be the same: "
+                "a list of n channels means 4 * 2^(n - 1)"
             )
         check_vocabulary(self, self.text_encoder)
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
-            self.data.require_two()
         if self.choice is not None:
             self.choice.require()
         if stage != "fit":
@@ -246,7 +241,7 @@ class XMCGANModule(pl.LightningModule):
             rows = slice(start, start + size)
             accuracy = {"sentence": pair_loss(output.pooled[rows], output.sentence[rows]).accuracy}
             if output.regions is not None:
-                words = captions.words[rows], captions.length[rows], self.loss.word_gammas, self.loss.captions_at_once
+                words = captions.words[rows], captions.length[rows], self.loss.word_gammas
                 accuracy["word"] = word_loss(output.regions[rows], *words).accuracy
             self._matched.update(batch["index"][rows], **{name: x.expand(size) for name, x in accuracy.items()})
 

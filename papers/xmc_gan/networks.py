@@ -6,7 +6,6 @@ Images are channels-first, [B, 3, S, S] with values in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import CheckpointError, load_exactly, named_tensors, read_checkpoint
+from common.encoders.checkpoint_files import load_exactly, named_tensors, read_checkpoint
 from common.types import PositiveFloat, PositiveInt
 from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
@@ -32,6 +31,12 @@ FIRST_SIDE = 4
 def image_side(channels: Sequence[int]) -> int:
     """Image side of a network with these channels, one entry per resolution from 4 pixels on."""
     return FIRST_SIDE * 2 ** (len(channels) - 1)
+
+
+def level_of(cond_size: int, sides: Sequence[int]) -> int:
+    if cond_size not in sides:
+        raise ValueError(f"cond_size is {cond_size}, the maps of these channels have sides {sides}")
+    return sides.index(cond_size)
 
 
 class Captions(NamedTuple):
@@ -114,8 +119,7 @@ class Generator(nn.Module):
         self.z_dim, self.gamma, self.batch_norm_group = z_dim, gamma, batch_norm_group
         self.image_size = image_side(channels)
         sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
-        if cond_size not in sides:
-            raise ValueError(f"generator.cond_size is {cond_size}, the maps of these channels have sides {sides}")
+        attending = level_of(cond_size, sides)
         widths = [width * multiple for multiple in channels]
         vector, places = 2 * z_dim, 2 * z_dim + embedding_dim
         self.sentence = nn.Linear(embedding_dim, z_dim)
@@ -126,9 +130,9 @@ class Generator(nn.Module):
             )
             for side, inputs, outputs in zip(sides, widths, widths[1:])
         ]
-        self.blocks = nn.ModuleList(blocks[: sides.index(cond_size)])
-        self.query = nn.Conv2d(widths[sides.index(cond_size)], embedding_dim, 1)
-        self.spatial_blocks = nn.ModuleList(blocks[sides.index(cond_size) :])
+        self.blocks = nn.ModuleList(blocks[:attending])
+        self.query = nn.Conv2d(widths[attending], embedding_dim, 1)
+        self.spatial_blocks = nn.ModuleList(blocks[attending:])
         self.norm = SpatialConditionalBatchNorm(widths[-1], places, batch_norm_group)
         self.image = nn.Conv2d(widths[-1], 3, 3, padding=1)
         initialize(self)
@@ -258,14 +262,12 @@ class Discriminator(nn.Module):
         super().__init__()
         self.image_size = image_side(channels)
         sides = [self.image_size // 2 ** (level + 1) for level in range(len(channels) - 1)]
-        if cond_size not in sides:
-            raise ValueError(f"discriminator.cond_size is {cond_size}, the maps of these channels have sides {sides}")
         widths = [width * multiple for multiple in channels]
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(inputs, outputs, first=level == 0, halve=level < len(channels) - 1)
             for level, (inputs, outputs) in enumerate(zip([3, *widths], widths))
         )
-        self._region_level = sides.index(cond_size)
+        self._region_level = level_of(cond_size, sides)
         self.regions: SpectralConv | None = SpectralConv(widths[self._region_level], embedding_dim, 1)
         self.logit = SpectralLinear(widths[-1], 1)
         self.sentence = SpectralLinear(embedding_dim, widths[-1])
@@ -333,14 +335,8 @@ class ImageNetFeatures(nn.Module):
         if self.pretrained is None:
             return
         field = "model.image_network.pretrained"
-        path = Path(self.pretrained)
-        if not path.is_file():
-            raise CheckpointError(
-                f"{field}: {path} does not exist. Nothing is downloaded: put torchvision's weights there, or set "
-                "model.loss.weight_image_net to 0"
-            )
-        weights = named_tensors(read_checkpoint(path, "the weights of torchvision"))
-        load_exactly(self.network, weights, f"{field}: {path} holds another network")
+        weights = named_tensors(read_checkpoint(self.pretrained, "the weights of torchvision"))
+        load_exactly(self.network, weights, f"{field}: {self.pretrained} holds another network")
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         return super().train(False)

@@ -43,13 +43,8 @@ class WantedStore:
     def path(self) -> Path:
         return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
 
-    @property
-    def bert(self) -> Path:
-        return Path(self.features.bert).expanduser()
-
     def captions(self) -> Rows[str]:
-        captions = self.dataset.annotations(self.split).captions
-        return Rows.texts(captions)
+        return Rows.texts(self.dataset.annotations(self.split).captions)
 
     def state(self) -> str:
         """Whether the store is "present", "missing", or what is wrong."""
@@ -67,7 +62,7 @@ class WantedStore:
 
     def make(self, device: str | None, batch_size: int, console: Console) -> None:
         self.tokenizer.prepare()
-        captions, digest = self.captions(), bert_digest(self.bert)
+        captions, digest = self.captions(), bert_digest(Path(self.features.bert).expanduser())
         encoder = BertText(self.features.bert)
         encoder.encoder.require_weights()
         try:
@@ -113,11 +108,7 @@ def report(data: Path, console: Console | None = None) -> None:
         table.add_row(*map(Text, (f"{store.title}, T {store.tokenizer.max_tokens}", state, str(store.path))))
     console.print(table)
     if set(stores.values()) != {"present"}:
-        console.print(
-            Text(f"`{COMMAND}` computes what can be computed, once: about 14 GB for COCO 2014, minutes on a GPU.")
-        )
-    for bert in dict.fromkeys(store.bert for store in stores if not store.bert.is_dir()):
-        console.print(Text(f"BERT is not at {bert}: `hf download google-bert/bert-base-uncased --local-dir {bert}`"))
+        console.print(Text(f"`{COMMAND}` computes what it can, once: about 14 GB for COCO 2014, minutes on a GPU."))
 
 
 def text_features(
@@ -129,12 +120,13 @@ def text_features(
 ) -> list[Path]:
     """Make missing or outdated stores of all available data sets; `bert` overrides the recipes' folder."""
     console = console or Console(stderr=True)
-    states = {store: store.state() for store in wanted_stores(data, bert)}
-    made = [store for store, state in states.items() if state not in ("present", NO_DATA)]
-    for store in made:
-        store.make(device, batch_size, console)
-    for title, state in {store.title: state for store, state in states.items() if store not in made}.items():
-        console.print(Text(f"{title}: {state}; see `assemble data xmc_gan`"))
+    made, states = [], {store: store.state() for store in wanted_stores(data, bert)}
+    for store, state in states.items():
+        if state in ("present", NO_DATA):
+            console.print(Text(f"{store.title}: {state}; see `assemble data xmc_gan`"))
+        else:
+            store.make(device, batch_size, console)
+            made.append(store.path)
     if NO_DATA in states.values() and not made:
         raise StageError("no store was made: the data sets of those that are not there are missing")
-    return [store.path for store in made]
+    return made

