@@ -71,8 +71,6 @@ class AudioInput:
                 f"data.audio: bands from {self.low} to {self.high} Hz must lie between 0 and half the sample rate, "
                 f"{self.sample_rate / 2:g}"
             )
-        if self.samples <= self.window // 2:
-            raise ValueError(f"data.audio.seconds: {self.seconds} is too short for a window of {self.window} samples")
 
     @property
     def samples(self) -> int:

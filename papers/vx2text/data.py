@@ -405,29 +405,28 @@ class DialogData(VideoTextData):
 
     Args:
         with_summary: append the summary of a video to its caption; `prompt.caption: 0` leaves out both.
-        every_turn: train on every turn, not only on the last one of each dialogue.
+        every_turn: train on all turns of each dialogue; recipes record it.
     """
+
+    rows_per_item = TURNS
 
     def __init__(
         self,
         dataset: AVSD,
         tokenizer: TextTokenizer,
         with_summary: bool = False,
-        every_turn: bool = True,
+        every_turn: Literal[True] = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
         self.with_summary = with_summary
-        self.every_turn = every_turn
-        self.rows_per_item = TURNS if every_turn else 1
 
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
         dialogs = self.dataset.dialogs(split)
-        every = self.every_turn and split != self.test_split
         pairs = [
             (number, turn)
             for number, dialog in enumerate(dialogs)
-            for turn in (range(len(dialog.turns)) if every else [len(dialog.turns) - 1])
+            for turn in range(len(dialog.turns) - 1 if split == self.test_split else 0, len(dialog.turns))
             if not training or dialog.turns[turn].answer is not None
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)

@@ -133,17 +133,14 @@ def draw_samples(
     table: list[list[str]] = []
     items: list[Described] = []
     for item, own in written.items():
-        found = {name: rows.get(item, ([], [])) for name, rows in tokens.items()}
-        described = [
-            f"{name}: " + " -> ".join(", ".join(words) for words in both if words) for name, both in found.items()
-        ]
-        content = [own.question, f"written: {own.text}", f"original: {own.answer}", *described]
+        found = {name: [", ".join(words) for words in rows.get(item, ([], []))] for name, rows in tokens.items()}
+        table.append(
+            [dataset.name(item), own.question, own.text, own.answer, *(w for both in found.values() for w in both)]
+        )
+        content = [own.question, f"written: {own.text}", f"original: {own.answer}"]
+        content += [f"{name}: " + " -> ".join(filter(None, both)) for name, both in found.items()]
         color = "black" if own.matches or not own.answer else WRONG
         items.append(Described(preview_of(dataset, item), [(line, color) for line in content if line]))
-        table.append(
-            [dataset.name(item), own.question, own.text, own.answer]
-            + [", ".join(words) for both in found.values() for words in both]
-        )
     title = "Categories before -> after end-to-end training, and what was written; red: not the original"
     save_figure(module, described_images(items, title, columns=2), folder / "samples.png")
     write_table(module, folder / "samples.csv", columns, table)

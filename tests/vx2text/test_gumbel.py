@@ -59,13 +59,6 @@ def test_hard_tokens_are_rows_and_gradients_sum_to_zero(batch: int, k: int, seed
         assert all(len(set(row)) == k for row in chosen.tolist())
 
 
-def test_one_token_of_both_estimators_is_the_same() -> None:
-    logits, table, noise = torch.randn(4, 7), torch.randn(7, 2), gumbel_noise(4, 1, 7)
-    assert torch.equal(
-        choose(logits, table, 1, "st_topk", 1.0, noise)[0], choose(logits, table, 1, "st_independent", 1.0, noise)[0]
-    )
-
-
 def test_draws_follow_the_probabilities() -> None:
     check = GOLDEN["meta"]["sampling_check"]
     probability = torch.tensor(check["p"])

@@ -120,16 +120,6 @@ def test_sigmoids_share_what_they_sum_to() -> None:
 
 
 @pytest.mark.parametrize("tokenization", get_args(Tokenization))
-def test_shapes_and_determinism_in_evaluation(tokenization: Tokenization) -> None:
-    made = tokens(tokenization).eval()
-    embeddings, chosen, scores = made(clips())
-    assert embeddings.shape == (3, 4, 8)
-    assert chosen.shape == ((3, 0) if tokenization == "continuous" else (3, 4))
-    assert scores.shape == (3, 2, 4)
-    assert torch.equal(embeddings, made(clips())[0])
-
-
-@pytest.mark.parametrize("tokenization", get_args(Tokenization))
 def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenization: Tokenization) -> None:
     made = tokens(tokenization).train()
     shape = made.noise_shape(2)
@@ -296,11 +286,3 @@ def test_the_label_is_the_most_probable_first_word_of_the_five() -> None:
     assert picked is not None
     assert picked.tolist() == first[:, 3:8].argmax(1).tolist()
     assert texts == ["abcde"[number] for number in picked.tolist()]
-
-
-def test_without_options_text_is_generated() -> None:
-    model, (embeddings, mask) = VX2Text(small().eval(), modalities=(), beams=2, max_answer_tokens=3), prompts()
-    texts, picked = model.texts({}, embeddings, mask, Letters())
-    rows = model.language_model.generate(embeddings, mask, 2, 3)
-    assert texts == [Letters().decode(row) for row in rows.tolist()]
-    assert picked is None

@@ -74,16 +74,6 @@ def test_the_order_of_the_parts(words: TextTokenizer) -> None:
     assert ids.count(words.eos_id) == 1
 
 
-@pytest.mark.parametrize(
-    ("task", "start"),
-    [("question", "answer the question :"), ("dialog", "continue the dialog :"), ("caption", "describe the video :")],
-)
-def test_the_task_comes_first_and_empty_parts_do_not_come(words: TextTokenizer, task: str, start: str) -> None:
-    ids = Prompt(words).encode(PromptText(task))  # type: ignore[arg-type]
-    assert words.decode(ids) == start
-    assert words.decode(Prompt(words, video_places=1).encode(PromptText(task))) == f"{start} video :"  # type: ignore[arg-type]
-
-
 def test_an_empty_dialogue_has_no_history(words: TextTokenizer) -> None:
     text = words.decode(Prompt(words).encode(PromptText("dialog", "who speaks ?")))
     assert text == "continue the dialog : question : who speaks ?"

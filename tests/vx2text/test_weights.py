@@ -61,18 +61,12 @@ def panns_file(tmp_path: Path) -> tuple[ModalityClassifier, Path]:
     return source, tmp_path / "Cnn14.pth"
 
 
-def test_a_released_video_network(kinetics_file: tuple[ModalityClassifier, Path]) -> None:
-    source, path = kinetics_file
-    target = video()
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_a_released_network(modality: Any, request: pytest.FixtureRequest) -> None:
+    source, path = request.getfixturevalue("kinetics_file" if modality == "video" else "panns_file")
+    target = video() if modality == "video" else audio()
     assert not same(source, target)
-    load_classifier(target, path, "video", "model.video_pretrained")
-    assert same(source, target)
-
-
-def test_a_released_audio_network(panns_file: tuple[ModalityClassifier, Path]) -> None:
-    source, path = panns_file
-    target = audio()
-    load_classifier(target, path, "audio", "model.audio_pretrained")
+    load_classifier(target, path, modality, f"model.{modality}_pretrained")
     assert same(source, target)
 
 

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014
@@ -25,10 +24,6 @@ from common.data.text_features import (
 )
 from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
-from papers.xmc_gan.loss import XMCGANLoss
-from papers.xmc_gan.miniature import NGramText
-from papers.xmc_gan.module import XMCGANModule
-from papers.xmc_gan.networks import Discriminator, Generator
 from papers.xmc_gan.text import BertText
 from tests.data.image_layouts import write_coco, write_ln_coco
 from tests.data.worlds import read_caption
@@ -324,36 +319,6 @@ def test_features_are_checked_before_training(world: TwoObjectsWorld, bert: Path
     other = TwoObjectsWorld(seed=2, train=24, test=12, captions_per_image=8, root=str(tmp_path / "worlds"))
     with pytest.raises(FeaturesError, match=r"coco_2014-train-16\.h5 was made of other captions"):
         attached(mini(other, **options))
-
-
-def trained(data: TextToImageData, encoder: nn.Module | None) -> dict[str, float]:
-    """Losses of the last of three iterations."""
-    torch.manual_seed(0)
-    sizes = {"width": 4, "cond_size": 8, "embedding_dim": 8}
-    generator = Generator(channels=[4, 4, 2, 1], z_dim=4, **sizes)  # type: ignore[arg-type]
-    discriminator = Discriminator(channels=[1, 2, 4, 4], **sizes)  # type: ignore[arg-type]
-    module = XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0), encoder)
-    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1}
-    trainer = pl.Trainer(**options, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)
-    trainer.fit(module, datamodule=data)
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-
-
-def test_stored_features_train_as_bert_itself(world: TwoObjectsWorld, bert: Path, tmp_path: Path) -> None:
-    options = stored(world, bert, tmp_path)
-    with_store = trained(mini(world, **options), None)
-    online = trained(mini(world, tokenizer=WordPieceTokenizer(str(bert), max_tokens=T)), BertText(str(bert)))
-    assert with_store.keys() == online.keys()
-    assert with_store["train/discriminator_loss"] == pytest.approx(online["train/discriminator_loss"], rel=5e-3)
-    assert with_store["train/generator_loss"] == pytest.approx(online["train/generator_loss"], rel=5e-3)
-
-
-def test_ngrams_train_the_networks_and_stay(world: TwoObjectsWorld) -> None:
-    encoder = NGramText(256, 8)
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    losses = trained(mini(world), encoder)
-    assert all(torch.isfinite(torch.tensor(value)) for value in losses.values())
-    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
 # -------------------------------------------------------------------------------------------------------------- faults

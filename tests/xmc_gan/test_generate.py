@@ -75,34 +75,14 @@ def test_unknown_words_and_long_captions_are_told(painter: XMCGAN) -> None:
     assert len(notes) == 1
     assert notes[0].startswith("too long by 6 tokens; what the model reads is 'a red circle left a red circle left a")
     assert painter.notes("RED!!") == []  # a mark is no word that one could miss
-    assert painter.notes("a red, purple circle.")[0].startswith("the model does not know purple; it learned from a,")
     for nothing in ("?!", "zebra !"):
         with pytest.raises(StageError, match=r"there is no caption|does not know zebra;"):
             painter.notes(nothing)
-    with pytest.raises(StageError, match="does not know zebra"):
-        painter.notes("zebra")
-    with pytest.raises(StageError, match="there is no caption"):
-        painter.notes("  ")
-
-
-def test_one_caption_is_not_taken_for_its_letters(painter: XMCGAN) -> None:
-    assert torch.equal(painter.generate(CAPTION, 2), painter.generate([CAPTION], 2))
 
 
 def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="makes no images"):
         XMCGAN.from_export(stages.checkpoint("mini_evaluator"))
-
-
-def test_networks_that_judge_and_teach_are_not_needed(stages: Stages, tmp_path: Path) -> None:
-    moved = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    moved.parent.mkdir(parents=True)
-    shutil.copy(stages.checkpoint("xmc_gan"), moved)
-    config = yaml.safe_load((stages.folder("xmc_gan") / "config.yaml").read_text(encoding="utf-8"))
-    config["model"]["init_args"]["image_network"]["init_args"]["pretrained"] = "/gone/network.ckpt"
-    config["model"]["init_args"]["evaluation"]["init_args"]["evaluator"]["init_args"]["pretrained"] = "/gone/judge.ckpt"
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    assert XMCGAN.from_export(moved).generate([CAPTION]).shape == (1, 1, 3, 32, 32)
 
 
 def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:

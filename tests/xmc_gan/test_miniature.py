@@ -186,16 +186,6 @@ def test_the_image_network_learns_the_thing_in_each_half() -> None:
     torch.testing.assert_close(found, loss)
 
 
-def test_a_frozen_image_network_gives_gradients_to_images_alone() -> None:
-    network = PictureNetwork().load_pretrained()
-    images = torch.rand(2, 3, 32, 32, requires_grad=True)
-    network(images).square().sum().backward()
-    assert images.grad is not None
-    assert images.grad.abs().sum() > 0
-    assert not network.training
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(
     ("world", "network", "least"),
     [

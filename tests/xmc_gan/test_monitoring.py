@@ -52,14 +52,6 @@ def test_all_stages_show_the_same_captions(stages: Stages) -> None:
     assert not np.array_equal(pictures[1], pictures[2])
 
 
-def test_the_noise_of_the_figures_is_that_of_every_stage() -> None:
-    module = SimpleNamespace(generator=SimpleNamespace(z_dim=6), device=torch.device("cpu"), hparams={"seed": 3})
-    first = monitoring._noise(module, 4, 0)
-    assert first.shape == (4, 6)
-    assert first[:2].equal(monitoring._noise(module, 2, 0))
-    assert len({tuple(row) for number in range(4) for row in monitoring._noise(module, 4, number).tolist()}) == 16
-
-
 def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> None:
     page = build(tmp_path / "report.html", ["xmc_gan"], "smoke", stages.runs).read_text(encoding="utf-8")
     assert "Captions: stages side by side" in page

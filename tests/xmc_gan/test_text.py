@@ -70,9 +70,6 @@ def test_the_official_pooling_is_the_official_codes(case: str) -> None:
     np.testing.assert_allclose(found.numpy(), arrays[f"{case}/sentence_from_words"], rtol=1e-6, atol=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------------- tokens
-
-
 # ------------------------------------------------------------------------------------------------------------ encoders
 def encoders(bert: Path) -> list[nn.Module]:
     torch.manual_seed(0)
