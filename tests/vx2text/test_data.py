@@ -228,7 +228,7 @@ def test_each_description_is_trained_on_and_all_are_references(
     assert hidden["references"] == [[]]
     write_tvqa(write_tvc(tmp_path))
     wide = VideoInput(fps=3.0, frames=3, clips=2, crop=8, resize=8)
-    sample = CaptioningData(TVC(tmp_path), tokenizer, video=wide).items("train", False)[0]
+    sample = CaptioningData(TVC(tmp_path, tmp_path), tokenizer, video=wide).items("train", False)[0]
     assert sample["video"].shape == (2, 3, 3, 8, 8)
 
 
