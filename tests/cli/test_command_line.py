@@ -50,18 +50,6 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[s
     assert done.stderr == ""
 
 
-def test_a_terminal_without_a_sign_gets_another() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "common.commands.main", "claims", "mct", "--scale", "mini"],
-        capture_output=True,
-        cwd=project_root(),
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.isascii()
-
-
 def test_the_slurm_plan_chains_stages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = "avid --scale paper --format slurm --hardware slurm --tables kinetics_transfer --rows AVID-CMA"
     assert main(["plan", *arguments.split(), "--runs", str(tmp_path)]) == 0
@@ -233,18 +221,6 @@ def test_the_content_of_weights_names_the_run(tmp_path: Path, monkeypatch: pytes
         assert before != after, flags
 
 
-def test_a_mapping_wins_over_the_tables_parent_as_its_fields_do(tmp_path: Path) -> None:
-    given = ["--model.image_network", "{init_args: {pretrained: mine.ckpt}}"]
-    request = find_request("xmc_gan/xmc_gan", Selection(runs=tmp_path), given)
-    assert "model.init_args.image_network.init_args.pretrained" not in request.parents
-
-
-def test_of_two_spellings_of_a_field_the_last_one_wins() -> None:
-    flags = ["--model.init_args.generator_learning_rate", "0.1", "--model.generator_learning_rate", "0.2"]
-    model = resolve("xmcgan", "xmc_gan", scale="smoke", arguments=flags).config["model"]["init_args"]
-    assert model["generator_learning_rate"] == 0.2
-
-
 def test_a_class_and_its_arguments_may_come_in_any_order() -> None:
     flags = [["--data.dataset", "folder"], ["--data.dataset.root", "/mine"]]
     for first, second in (flags, flags[::-1]):
@@ -254,13 +230,6 @@ def test_a_class_and_its_arguments_may_come_in_any_order() -> None:
     arguments = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "runs/tensorboard"]
     logger = resolve("avid", "avid", scale="smoke", arguments=arguments).config["trainer"]["logger"]
     assert logger == {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs/tensorboard"}}
-
-
-def test_a_logger_may_be_named_as_for_lightning(tmp_path: Path) -> None:
-    where = ["--scale", "smoke", "--runs", str(tmp_path / "runs")]
-    logger = ["--trainer.logger.save_dir", str(tmp_path / "mine"), "--trainer.logger", "CSVLogger"]
-    assert main(["fit", "avid/avid", *where, *logger]) == 0
-    assert list((tmp_path / "mine").rglob("metrics.csv"))
 
 
 def test_a_finished_record_stands_until_another_replaces_it(tmp_path: Path) -> None:
@@ -285,15 +254,6 @@ def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
     changed = [*machine, "--model.loss.temperature", "1"]
     trial = find_request("avid/avid", Selection(runs=tmp_path), changed).stage
     assert trial == find_request("avid/avid", Selection(runs=tmp_path), ["--model.loss.temperature=1"]).stage != "avid"
-
-
-def test_doctor_tells_what_does_not_import_also_where_much_needs_it() -> None:
-    code = "import sys; sys.modules['numpy'] = None; from common.commands.main import main; sys.exit(main(['doctor']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stderr
-    assert "does not import" in done.stdout
-    assert "missing packages: numpy" in done.stdout
-    assert "Traceback" not in done.stderr
 
 
 #: Runs a command and writes down every name that is looked up and every connection to another machine.

@@ -103,16 +103,3 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
     changed = store.path.stat().st_mtime_ns
     main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu"])
     assert store.path.stat().st_mtime_ns == changed
-
-
-def test_errors_say_what_to_do(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "mct", "--data", str(data), "--text-features"]) == 2
-    assert "mct stores no text features; xmcgan does" in capsys.readouterr().err
-    assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--batch-size", "0"]) == 2
-    assert "--batch-size: must be at least 1" in capsys.readouterr().err
-    assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--bert", str(tmp_path / "none")]) == 1
-    assert str(tmp_path / "none") in capsys.readouterr().err
-    assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty"), "--text-features"]) == 2
-    assert "the data sets of those that are not there are missing" in capsys.readouterr().err
-    assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty")]) == 0
-    assert "BERT is not at" in capsys.readouterr().out

@@ -56,7 +56,6 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
         (["fit", "avid/ucf_1"], "'ucf_1' measures a model: say which, as in avid/ucf_1@avid"),
         (["fit", "avid/avidd"], "did you mean 'avid'?"),
         (["fit", "avid/avid", "--temperature", "0.1"], "did you mean --model.loss.temperature?"),
-        (["fit", "avid/avid", "--model.temperature"], "--print_config shows every field"),
         (["plan", "avid", "--rows", "AVIDD"], "unknown row 'AVIDD': did you mean 'AVID'?"),
         (["tables", "avvid"], "assemble: unknown paper 'avvid'"),
         (["reproduce", "avid", "mct"], "unrecognized arguments: mct (it takes one paper"),
@@ -89,14 +88,6 @@ def test_titles_name_papers(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert lines[0].split() == ["draw", "stage", "recipe", "time", "why"]
     assert [line.split()[:4] for line in lines[1:4]] == [["run", "seed", seed, "avid"] for seed in "025"]
     assert "min" in lines[1]
-
-
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, words in ((["--version"], "assemble "), (["fit", "--help"], "assemble list PAPER")):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 0
-        assert words in capsys.readouterr().out
 
 
 def test_of_many_names_the_nearest_are_shown() -> None:

@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 from common.commands.main import main
-from common.data.datasets.folder import FolderOfImages
 from common.reporting.papers import project_root
 from common.reporting.records import find
 from common.stages.configuration import ConfigurationError, check_ranges, resolve
@@ -107,23 +106,14 @@ def test_another_root_is_another_run_wherever_it_is_written(tmp_path: Path) -> N
     ("paper", "recipe", "name"),
     [
         ("avid", "avid", "folder.FolderOfClips"),
-        ("avid", "ucf101_fine_tune", "folder.FolderOfClips"),
         ("avid", "esc50_svm", "folder.FolderOfAudio"),
         ("mct", "mct", "folder.FolderOfImages"),
-        ("mct", "voc07_svm", "folder.FolderOfImages"),
-        ("xmcgan", "baseline", "folder.FolderOfImages"),
     ],
 )
 def test_the_short_name_takes_the_class_that_holds_the_same(paper: str, recipe: str, name: str) -> None:
     data = resolve(paper, recipe, arguments=["--data.dataset", "folder"]).config["data"]["init_args"]
     assert data["dataset"] == {"class_path": f"{SETS}.{name}", "init_args": {"root": "$DATA"}}
     assert data["world"] is None
-
-
-def test_the_short_name_of_a_published_set_and_further_fields() -> None:
-    arguments = ["--data.dataset", "hmdb51", "--data.dataset.root", "/sets"]
-    dataset = resolve("avid", "ucf101_fine_tune", arguments=arguments).config["data"]["init_args"]["dataset"]
-    assert dataset == {"class_path": f"{SETS}.hmdb51.HMDB51", "init_args": {"root": "/sets"}}
 
 
 def test_a_set_among_several_takes_the_place_of_the_miniature() -> None:
@@ -168,12 +158,6 @@ def test_wrong_numbers_and_missing_captions_are_told(
     (tmp_path / "one" / "dog").mkdir()
     (tmp_path / "one" / "cat" / "0.png").rename(tmp_path / "one" / "dog" / "0.png")
     assert "set --model.num_classes 2" in fails("mct/imagenet_linear")
-
-
-def test_the_file_of_the_page_adds_a_set() -> None:
-    (content,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (own,) = yaml.safe_load(content)["data"]["init_args"]["sets"].values()
-    assert own["dataset"]["class_path"] == f"{FolderOfImages.__module__}.{FolderOfImages.__name__}"
 
 
 def test_the_line_for_xmc_gan_fits_together() -> None:

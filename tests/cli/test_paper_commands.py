@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from common.commands.main import main
-from common.reporting import records
 from common.stages.run import run_stage
-from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.weights import load_into_model
-from tests.m3p.stages import region_network
 from tests.stages import request
 from tests.xmc_gan.stages import Stages, finished
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stage = request("mct/moco_v2", tmp_path_factory.mktemp("runs"))
-    run_stage(stage)
-    return stage.directory / "checkpoints" / "last.ckpt"
-
-
-def export(checkpoint: Path, output: Path, *layout: str) -> int:
-    return main(["export", "mct", "--checkpoint", str(checkpoint), "--output", str(output), *layout])
-
-
-def test_export_in_the_layouts_of_other_libraries(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    prefix = "model.image.backbone."
-    trained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-    assert export(checkpoint, tmp_path / "named.pth", "--layout", "torchvision") == 0
-    assert f"written to {tmp_path / 'named.pth'}" in capsys.readouterr().out
-    assert export(checkpoint, tmp_path / "timm.safetensors", "--layout", "timm") == 0
-    for found in (
-        torch.load(tmp_path / "named.pth", weights_only=True),
-        load_file(tmp_path / "timm.safetensors"),
-    ):
-        assert found.keys() == trained.keys()
-        assert all(torch.equal(found[name], value) for name, value in trained.items())
-
-    assert export(checkpoint, tmp_path / "d2.pkl", "--layout", "detectron2") == 0
-    content = pickle.loads((tmp_path / "d2.pkl").read_bytes())
-    assert content["matching_heuristics"] is True
-    assert content["__author__"]
-    assert len(content["model"]) == len(trained)
-    np.testing.assert_array_equal(content["model"]["stem.conv1.weight"], trained["conv1.weight"])
-    np.testing.assert_array_equal(content["model"]["res2.0.conv1.weight"], trained["layer1.0.conv1.weight"])
 
 
 def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
@@ -92,48 +47,6 @@ def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFix
     }  # fmt: skip
     assert {name: model["loss"]["init_args"][name] for name in expected} == expected
     assert model["momentum"] == 0.999
-
-
-# The encoder of the smoke scale.
-SIZES = {
-    "vocabulary_size": 1002, "width": 16, "layers": 2, "attention_heads": 2, "feed_forward_width": 32, "positions": 128,
-    "languages": 6, "feature_dim": 64,
-}  # fmt: skip
-
-
-def model() -> M3P:
-    torch.manual_seed(4)
-    return M3P(M3PEncoder(**SIZES), 61)  # type: ignore[arg-type]
-
-
-def test_a_released_checkpoint_is_exported_and_searched_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    state = {f"model.{name}": value for name, value in model().state_dict().items()}
-    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    released = tmp_path / "released.pth"
-    export = ["export", "m3p", "--checkpoint", str(tmp_path / "last.ckpt"), "--output"]
-    assert main([*export, str(released), "--layout", "m3p"]) == 0
-    assert main([*export, str(tmp_path / "text.safetensors"), "--layout", "xlm_roberta"]) == 0
-    assert main([*export, str(tmp_path / "x.pth"), "--layout", "bert"]) != 0
-    assert "valid: m3p, safetensors, torch_export, xlm_roberta" in capsys.readouterr().err
-    again = M3P(M3PEncoder(**SIZES), 61)  # type: ignore[arg-type]
-    assert load_into_model(again, released) == []
-
-    runs = tmp_path / "runs"
-    fit = ["fit", "m3p/zero_shot", "--scale", "smoke", "--runs", str(runs), "--data", str(tmp_path / "none")]
-    network = region_network(tmp_path)
-    assert main([*fit, "--model.pretrained", str(released), "--data.region_network", str(network)]) == 0
-    assert "test/multi30k_en_mr" in capsys.readouterr().out
-    (path,) = runs.rglob("record.json")
-    record = records.read(path)
-    assert 0 <= record.metrics["test/coco_en_mr"] <= 100  # type: ignore[operator]
-    assert record.steps == 0
-    assert not list(runs.rglob("partial_scores/*"))
-
-    assert main([*fit, "--model.pretrained", str(tmp_path / "none.pth"), "--data.region_network", str(network)]) != 0
-    assert "none.pth: no such checkpoint file" in capsys.readouterr().err
 
 
 CAPTION = "a red circle left and a blue square right on white"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,31 +65,6 @@ def test_trains_without_broken_images_which_are_counted_and_named(coco: Path, tm
         run_stage(request("mct/mct", tmp_path / "strict", layer=with_root(coco, max_skipped_fraction=0.01)))
 
 
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _orphan(path: Path) -> None:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    document["annotations"][0]["image_id"] = 10**9
-    path.write_text(json.dumps(document), encoding="utf-8")
-
-
-def _without_annotations(path: Path) -> None:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    del document["annotations"]
-    path.write_text(json.dumps(document), encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", ["captions_train2017.json", "instances_train2017.json"])
-@pytest.mark.parametrize("damage", [_truncate, _orphan, _without_annotations])
-@pytest.mark.usefixtures("before_training")
-def test_damaged_annotations_are_named(coco: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
-    damage(coco / "annotations" / name)
-    with pytest.raises(ValueError, match=name):
-        run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco)))
-
-
 @pytest.mark.usefixtures("before_training")
 def test_missing_data_say_what_is_expected(coco: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"(?s)COCO 2017.*nothing at .*Expected layout.*captions_train2017"):
@@ -99,14 +72,6 @@ def test_missing_data_say_what_is_expected(coco: Path, tmp_path: Path) -> None:
     (coco / "annotations" / "captions_train2017.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"captions_train2017.json"):
         run_stage(request("mct/mct", tmp_path / "part", layer=with_root(coco)))
-
-
-@pytest.mark.usefixtures("before_training")
-def test_tags_without_a_file_of_instances(coco: Path, tmp_path: Path) -> None:
-    for path in (coco / "annotations").glob("instances_*"):
-        path.unlink()
-    with pytest.raises(ValueError, match=r"the data set has (0|no) tags"):
-        run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco)))
 
 
 def test_trains_on_coco_without_instances_where_no_loss_reads_tags(coco: Path, tmp_path: Path) -> None:

@@ -156,17 +156,6 @@ def test_protocols(recipe: str, module: type, arguments: dict[str, Any], tmp_pat
     assert_resumes([request(f"avid/{recipe}", tmp_path / name, layer=layer) for name in ("a", "b")], module, 7)
 
 
-def test_a_changed_configuration_starts_anew_and_keeps_the_old_run(tmp_path: Path) -> None:
-    run_stage(request("avid/avid", tmp_path))
-    stage = request("avid/avid", tmp_path, seed=0)
-    old = stage.directory
-    record = (old / "record.json").read_text(encoding="utf-8")
-    identity = old / "identity.json"
-    identity.write_text(identity.read_text(encoding="utf-8").replace('"lineage_hash": "', '"lineage_hash": "x'))
-    run_stage(stage)
-    assert (old.with_name("avid.previous") / "record.json").read_text(encoding="utf-8") == record
-
-
 def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = request("avid/avid", tmp_path)
     record = run_stage(stage)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from common.commands.main import main
 from common.errors import StageError
 from common.stages.encoder_programs import write_programs
 from common.stages.export import Encoder, trained_model
@@ -94,13 +93,3 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(StageError, match=r"video\.pt2: the program differs from the model by .*, more than 1e-05"):
         write_programs(model, checkpoint("avid_cma"), tmp_path / "programs")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_command_says_what_goes_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", "xmcgan", "--checkpoint", str(checkpoint("xmc_gan")), "--layout", "torch_export", "--output"]
-    assert main([*command, str(tmp_path / "programs")]) == 0
-    told = capsys.readouterr().out
-    assert "image.pt2: float32 [B, 3, " in told
-    assert "differs from the model by" in told
-    assert main([*command, str(tmp_path / "programs")]) == 2
-    assert "give another folder" in capsys.readouterr().err

@@ -126,14 +126,6 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
     assert not list(folder.parent.glob(".*"))
 
 
-def test_weights_that_go_by_several_names_are_stored_once(exports: Callable[[str], Path]) -> None:
-    folder = exports("vx2text")
-    with safe_open(folder / "model.safetensors", framework="pt") as opened:
-        shared = json.loads(opened.metadata()["shared"])
-    assert set(shared.values()) == {"language_model.t5.shared.weight"}
-    assert "language_model.t5.encoder.embed_tokens.weight" in shared
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -192,13 +184,6 @@ def test_weights_that_do_not_fit_are_named(damaged: Path) -> None:
     refused(damaged, r"does not fit its configuration: 1 missing: audio_proj.projection.0.bias; 1 unexpected")
 
 
-def test_an_export_builds_no_class_of_others(damaged: Path) -> None:
-    changed(damaged, lambda config: config["model"]["init_args"]["video_model"].update(class_path="subprocess.Popen"))
-    refused(damaged, r"config.json: model.init_args.video_model.class_path asks for 'subprocess.Popen'")
-    changed(damaged, lambda config: config["files"].update({"../outside": {"bytes": 1, "sha256": ""}}))
-    refused(damaged, r"\.\./outside: lies outside of the export")
-
-
 SYSTEM = "common.files.os.system"
 
 
@@ -221,17 +206,13 @@ def asking(path: str, **arguments: Any) -> dict[str, Any]:
     ("paper", "field", "value", "told"),
     [
         ("xmc_gan", "model.init_args.evaluation", asking(SYSTEM, command="touch {}"), " is no argument of XMCGAN"),
-        ("xmc_gan", "model.init_args.text_encoder", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
         ("xmc_gan", "model.init_args.generator.init_args.channels", [asking(SYSTEM, command="touch {}")], r"\.0 is"),
-        ("xmc_gan", "inputs.tokenizer", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
         ("mct", "inputs.tokenizer", asking("strangers_module.Tokenizer"), r"\.class_path asks for 'strangers_module"),
-        ("m3p", "inputs.detector", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
         ("avid_cma", "model.init_args.video_model", asking("common.encoders.video.nn.Identity"), ".class_path asks"),
         ("avid_cma", "model.class_path", "common.protocols.svm.SoundSVM", " asks for"),
         ("avid_cma", "model.init_args.warm_start", "/proc/self/environ", " is no argument of AVID"),
         ("avid_cma", "inputs.audio.statistics", "/proc/self/environ", " names a file"),
         ("vx2text", "model.init_args.video_classifier.init_args.categories", "/proc/self/environ", " names a file"),
-        ("vx2text", "model.init_args.language_model", asking("strangers_module.M"), r"\.class_path asks for"),
     ],
 )
 def test_an_export_from_a_stranger_runs_nothing(
@@ -258,12 +239,11 @@ def test_an_export_from_a_stranger_runs_nothing(
 @pytest.mark.parametrize(
     ("paper", "field", "value", "told"),
     [
-        ("avid_cma", "files", [], "files is .., which is no dict"),
         ("avid_cma", "files", ..., "config.json: KeyError: 'files'"),
         ("avid_cma", "files/model.safetensors", {"bytes": 1}, "files.model.safetensors does not fit"),
         ("avid_cma", "model", {}, "model does not fit AVID: .*video_model"),
         ("avid_cma", "inputs", {}, "inputs.video is missing"),
-        ("avid_cma", "inputs.audio_statistics", {"colour": [1.0]}, "config.json: "),
+        ("avid_cma", "files", {"../outside": {"bytes": 1, "sha256": ""}}, r"\.\./outside: lies outside of the export"),
         ("xmc_gan", "files/vocab.txt", ..., "files has no vocab.txt"),
         ("mct", "inputs.image.crop", 5000, "inputs.image does not fit ImageTransform: resize"),
         ("vx2text", "files/tokenizer.json", ..., "files has no tokenizer.json"),
@@ -302,19 +282,13 @@ def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path)
     with pytest.raises(StageError, match="holds something else and is not touched"):
         write_export(model, source, other, force=True)
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
-    for content in ("{}", '{"format": "another"}', "[" * 100_000):
-        (other / "config.json").write_text(content, encoding="utf-8")
-        with pytest.raises(StageError, match=r"config\.json: "):
-            write_export(model, source, other, force=True)
-    with pytest.raises(StageError, match=r"thesis\.txt"):
-        write_export(model, source, other / "thesis.txt", force=True)
+    (other / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(StageError, match=r"config\.json: "):
+        write_export(model, source, other, force=True)
 
 
 def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
     run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
-    (run / "record.json").write_bytes(b"\xff")
-    with pytest.raises(StageError, match=r"record\.json: "):
-        write_export(trained_model("avid_cma"), run / "checkpoints" / "last.ckpt", tmp_path / "export")
     (run / "record.json").unlink()
     with pytest.raises(StageError, match="has no record yet"):
         write_export(trained_model("avid_cma"), run / "checkpoints" / "last.ckpt", tmp_path / "export")
@@ -398,13 +372,6 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     skipped: list[tuple[int, str]] = []
     assert model.gallery("image", ["there", "absent"], skipped)[1] == [0]
     assert "absent" in skipped[0][1]
-    wide = Regions(np.zeros((5, 3), dtype=np.float32), own.boxes, own.labels, 8, 8)
-    write_regions(tmp_path / "wide.npz", [("there", wide)])
-    model.regions = RegionFeatures(tmp_path / "wide.npz")
-    with pytest.raises(StageError, match=r"--regions: the features there have 3 numbers, and this model reads \d+"):
-        model.match("there", "a cat")
-    model.regions, model.languages = None, []
-    with pytest.raises(StageError, match=r"--language de: .*fine-tune again with data\.languages"):
-        model.language = "de"
+    model.regions = None
     with pytest.raises(StageError, match="--extract-regions"):
         model.match("there", "a cat")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from common.commands.main import main
 from common.errors import StageError
 from common.reporting.papers import SCALES
 from common.reporting.records import Record
@@ -109,32 +108,6 @@ def test_what_cannot_be_fetched_is_told(server: HubStub, export: Path) -> None:
             fetch_export("someone/bad")
 
 
-def test_a_strangers_configuration_runs_nothing(server: HubStub, export: Path, tmp_path: Path) -> None:
-    """A model from the Hub is read as any export: no class but the listed ones, no pickle, no code."""
-    push_export(export, REPO)
-    marker = tmp_path / "it_ran"
-    config = json.loads((export / "config.json").read_bytes())
-    config["model"]["init_args"]["video_model"] = {
-        "class_path": "os.system",
-        "init_args": {"command": f"touch {marker}"},
-    }
-    config["auto_map"] = {"AutoModel": "modeling.Model"}
-    code = f"open({str(marker)!r}, 'w')".encode()
-    server.commit(REPO, {"config.json": json.dumps(config).encode(), "modeling.py": code, "pytorch_model.bin": code})
-    with pytest.raises(StageError, match=r"video_model\.class_path asks for 'os\.system'"):
-        trained_model("avid_cma").from_pretrained(REPO)
-    assert not marker.exists()
-    asked = {line.rpartition("/")[2] for line in server.requests}
-    assert not asked & {"modeling.py", "pytorch_model.bin"}
-
-
-def test_a_backbone_is_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--checkpoint", str(checkpoint("avid_cma")), "--output", str(tmp_path / "x.pth"), "--layout", "video"]
-    assert main(["export", "avid", *given, "--push", "a/b"]) == 2
-    assert "--push" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 # -- the card ----------------------------------------------------------------------------------------------------------
 
 
@@ -188,12 +161,3 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
     assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
         "paper": set(), "single": {"single"}, "mini": {"mini"}, "smoke": {"smoke"},
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("paper", "task"),
-    [("mct", "feature-extraction"), ("xmc_gan", "text-to-image"), ("vx2text", "video-text-to-text")],
-)
-def test_tasks_of_the_papers(paper: str, task: str, export: Path) -> None:
-    record = Record.from_json((export / "record.json").read_text(encoding="utf-8"))
-    assert metadata(record, "folder", trained_model(paper)).pipeline_tag == task

@@ -38,36 +38,6 @@ def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
     assert "papers/mct/use.py does not exist" in capsys.readouterr().err
 
 
-def test_a_paper_without_checkpoints_is_exported_in_the_layout_of_this_suite(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr("common.commands.models.optional_part", lambda paper, name: None)
-    written = []
-    monkeypatch.setattr("common.stages.export.write_export", lambda *arguments: written.append(arguments))
-    checkpoint = tmp_path / "last.ckpt"
-    checkpoint.touch()
-    export = ["export", "mct", "--checkpoint", str(checkpoint), "--output"]
-    assert main([*export, str(tmp_path / "folder")]) == 0
-    assert [arguments[1:3] for arguments in written] == [(checkpoint, tmp_path / "folder")]
-    assert main([*export, str(tmp_path / "x.pkl"), "--layout", "detectron2"]) == 2
-    assert "detectron2" not in capsys.readouterr().err.partition("valid:")[2]
-
-
-def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = optional_part
-    monkeypatch.setattr(
-        "common.stages.paper_modules.optional_part",
-        lambda paper, name: None if paper == "mct" else found(paper, name),
-    )
-    rehearsed: list[str] = []
-    monkeypatch.setattr("common.stages.rehearse.rehearse", lambda paper, *_, **__: rehearsed.append(paper) or [])
-    assert main(["rehearse"]) == 0
-    assert set(rehearsed) >= {"avid_cma", "xmc_gan", "m3p", "vx2text"}
-    assert "mct" not in rehearsed
-
-
 CODE = """
 import sys
 from common.stages.lightning_import import import_lightning

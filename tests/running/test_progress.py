@@ -15,7 +15,6 @@ import torch
 from common.commands.run import print_filled
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
-from common.stages import reproduce as schedule
 from common.stages.plan import seconds_left
 from common.stages.request import Selection
 from common.training.callbacks import Progress
@@ -81,30 +80,6 @@ def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path:
     assert watch.lines()[0].endswith(" s")
     watch.end("avid seed 0")
     assert watch.lines() == []
-
-
-def test_a_terminal_has_a_line_for_every_stage_that_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: list[list[str]] = []
-    watches: list[Watch] = []
-
-    def started(say: Callable[[str], None]) -> Watch:
-        watches.append(Watch(say, terminal=True))
-        return watches[-1]
-
-    def run(item: Any) -> SimpleNamespace:
-        seen.append(watches[0].lines())
-        return SimpleNamespace(wall_seconds=1.0)
-
-    monkeypatch.setattr(schedule, "Watch", started)
-    monkeypatch.setattr(schedule, "_run", run)
-    monkeypatch.setattr(schedule, "headline", lambda record: "done")
-    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
-    assert schedule.reproduce("mct", wanted, watch=True) == {}
-    assert seen == [["  moco_v2 seed 0: 0 s"]]
-    assert watches[0].lines() == []
-    assert "moco_v2 seed 0: done" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("project")

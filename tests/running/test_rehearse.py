@@ -30,10 +30,6 @@ from common.stages.request import Selection
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]
 
 
-def test_the_five_papers_can_be_rehearsed() -> None:
-    assert {"avid_cma", "mct", "xmc_gan", "m3p", "vx2text"} <= set(NAMES)
-
-
 @pytest.mark.parametrize("paper", NAMES)
 def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
     recipes = {instance.recipe for instance in expand(paper, "paper")}
@@ -127,14 +123,3 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
 class _Record:
     metrics: dict[str, float]
     steps: int
-
-
-def test_tables_read_metrics_of_every_kind_of_stage() -> None:
-    keys = rehearse.published_keys(rehearse.load("mct"), "paper")
-    assert "test/top1" in keys["imagenet_linear@mct"]
-    assert keys["detection@mct"]
-
-
-def test_stages_belong_to_one_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rehearse", "--stages", "mct"]) == 2
-    assert "name the paper, too" in capsys.readouterr().err

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -30,15 +29,6 @@ class Sizes:
     betas: tuple[float, float] = (0.9, 0.99)
 
 
-class Rate(float):
-    """A number with a range, as types of configurations are."""
-
-    def __new__(cls, value: float) -> Rate:
-        if not 0 <= value <= 1:
-            raise ValueError(f"{value} is not in [0, 1]")
-        return super().__new__(cls, value)
-
-
 builder = Builder("config.json", (AudioConvNet,), frozenset({"pretrained"}))
 
 
@@ -47,21 +37,16 @@ builder = Builder("config.json", (AudioConvNet,), frozenset({"pretrained"}))
     [
         (1, int, 1),
         (1, float, 1.0),
-        (True, bool, True),
-        ("a", str, "a"),
         (None, int | None, None),
         (3, float | str, 3.0),
-        ("const:0", float | str, "const:0"),
         (2, float | int, 2),
         ([1, 2], tuple[float, float], (1.0, 2.0)),
         ([1, 2, 3], tuple[int, ...], (1, 2, 3)),
         ([1, 2], Sequence[int], [1, 2]),
         ([0.5, 0.9], float | tuple[float, float], (0.5, 0.9)),
         ({"a": [1]}, dict[str, list[float]], {"a": [1.0]}),
-        ({"a": 1}, Mapping[str, Any], {"a": 1}),
         ("mean", Literal["mean", "sum"], "mean"),
         ({"width": 4, "betas": [0, 1]}, Sizes, Sizes(4, (0.0, 1.0))),
-        (0.5, Rate, Rate(0.5)),
     ],
 )
 def test_values_come_as_their_types(stated: Any, kind: Any, expected: Any) -> None:
@@ -74,24 +59,16 @@ def test_values_come_as_their_types(stated: Any, kind: Any, expected: Any) -> No
     ("stated", "kind", "message"),
     [
         ("1", int, "x is '1', which is no int"),
-        (1.5, int, "x is 1.5, which is no int"),
         (True, int, "x is True, which is no int"),
         (1, bool, "x is 1, which is no bool"),
-        (None, str, "x is None, which is no str"),
         ([1], tuple[int, int], "x is .1., which is no tuple"),
         ([1, "a"], list[int], "x.1 is 'a', which is no int"),
         ({1: 2}, dict[str, int], "x is {1: 2}, which is no dict"),
         ("max", Literal["mean", "sum"], "x is 'max', which is no .*Literal"),
-        (2.0, Rate, r"x does not fit Rate: 2.0 is not in \[0, 1\]"),
         ({"depth": 1}, Sizes, "x.depth is no argument of Sizes"),
-        ({"width": "a"}, Sizes, "x.width is 'a', which is no int"),
         ("torch.nn.Identity", nn.Module, "x is 'torch.nn.Identity', which is no Module"),
-        ("Identity", nn.Module | None, "x is 'Identity', which is no Module"),
         (f'{{"class_path": "{NETWORK}"}}', nn.Module, "x is .*, which is no Module"),
         ({"width": 4}, nn.Module, "x has no class_path"),
-        ({"class_path": "torch.nn.Identity"}, nn.Module, "x.class_path asks for 'torch.nn.Identity'"),
-        ({"class_path": "AudioConvNet"}, nn.Module, "x.class_path asks for 'AudioConvNet'"),
-        ({"class_path": ["os.system"]}, nn.Module, "x.class_path asks for"),
         ({"class_path": "common.encoders.audio.nn.Linear"}, nn.Module, "x.class_path asks for"),
         ({"class_path": "common.files.os.system"}, nn.Module | None, "x.class_path asks for"),
         ({"class_path": path_of(ImageResNet)}, nn.Module, "x.class_path asks for"),
@@ -106,15 +83,6 @@ def test_values_come_as_their_types(stated: Any, kind: Any, expected: Any) -> No
 def test_what_is_refused(stated: Any, kind: Any, message: str) -> None:
     with pytest.raises(StageError, match=f"^config.json: {message}"):
         builder.value(stated, kind, "x")
-
-
-def test_nothing_is_imported_that_a_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "strangers_module.py").write_text("raise SystemExit('it was imported')\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for path in ("strangers_module.Network", "strangers_module"):
-        with pytest.raises(StageError, match="asks for"):
-            builder.value({"class_path": path, "init_args": {}}, nn.Module, "x")
-    assert "strangers_module" not in sys.modules
 
 
 @pytest.mark.parametrize("paper", [one.name for one in existing_papers() if has_part(one.name, "use")])

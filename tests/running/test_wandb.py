@@ -43,14 +43,6 @@ def test_a_key_without_a_network_falls_back_within_seconds(monkeypatch: pytest.M
     assert run_stage(request("avid/avid", tmp_path)).metrics["test/retrieval_chance"] is not None
 
 
-def test_no_key_means_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert wandb_mode() == "offline"
-
-
 def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     logger = MetricsFile(path)
