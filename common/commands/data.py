@@ -64,14 +64,14 @@ def data(
             raise StageError("--extract-regions needs --output FILE, .h5 or .npz, and the weights of a --detector")
         return _extract(extract_regions, output, detector, regions, batch_size or 4, device, distribution)
     from common.data.prepare import report, report_files
-    from common.stages.paper_modules import has_part, optional_part
+    from common.stages.paper_modules import optional_part
     from common.stages.recipe_data import datasets_of, files_of
 
     name = paper_named(paper).name
     own = optional_part(name, "prepare")
     if text_features:
         if own is None:
-            able = ", ".join(one.short for one in existing_papers() if has_part(one.name, "prepare"))
+            able = ", ".join(one.short for one in existing_papers() if optional_part(one.name, "prepare"))
             raise StageError(f"--text-features: {name} stores no text features; {able} does")
         for path in own.text_features(root, bert, None if device == "auto" else device, batch_size or 256):
             print(f"written to {path}")

@@ -15,7 +15,7 @@ from common.commands.find import print_rows
 from common.commands.parsing import Option, PaperName, at_least
 from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, paper_named
-from common.stages.paper_modules import TRAINED, has_part, optional_part
+from common.stages.paper_modules import optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: Layouts of an export that every paper has: a folder for `from_export`, and encoders as programs of `torch.export`.
@@ -62,7 +62,7 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
     kind = trained_model(paper.name)
     _check_exists(options.checkpoint)
     if not able(kind):
-        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
+        usable = [one for one in existing_papers() if optional_part(one.name, "use")]
         others = ", ".join(one.short for one in usable if able(trained_model(one.name)))
         raise StageError(f"{paper.short} cannot {task}; {others} can")
     for option in OPTIONS:

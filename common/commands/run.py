@@ -140,7 +140,7 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
 
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
-        failed = reproduce(name, selection, jobs=side_by_side, finished=finished, watch=True)
+        failed = reproduce(name, selection, jobs=side_by_side, finished=finished)
         draws = [Draw(seed, selection.isa) for seed in selection.seeds]
         print_summary(name, selection.scale, selection.runs, draws, time.monotonic() - began, console())
     return 1 if failed else 0

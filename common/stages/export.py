@@ -26,7 +26,7 @@ from common.errors import StageError
 from common.files import parsing, put_back, whole_folder
 from common.reporting.papers import existing_papers
 from common.stages.finished_stage import FinishedStage, open_finished
-from common.stages.paper_modules import CARD, CONFIGURATION, TRAINED, part
+from common.stages.paper_modules import CARD, CONFIGURATION, part
 from common.stages.safe_builder import Builder
 from common.types import hints_of
 
@@ -49,10 +49,8 @@ class Trained:
     Attributes:
         model: `class_path` and `init_args` of the module.
         inputs: how files and texts become inputs of the model.
-        weights: tensors under the names of the usable model's state dict.
-        files: vocabularies and the like by name; content or path.
+        files: content or path of vocabularies and the like.
         record: JSON of the stage's record; None before it is finished.
-        origin: checkpoint or folder, for messages.
         step: of the checkpoint; None for an export.
     """
 
@@ -219,13 +217,9 @@ class TrainedModel(nn.Module):
     def embed(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
     ) -> tuple[Tensor, list[int]]:
-        """Embeddings on the CPU, one row per readable item, and the positions of these items.
+        """Embeddings on the CPU, one row per readable file or text, and the positions of these items.
 
-        Args:
-            modality: one of `embeds`.
-            items: paths, or texts.
-            skipped: collects position and reason of every unreadable item; None raises instead.
-            at_once: items per forward pass.
+        `skipped` collects position and reason of every unreadable item; None raises instead.
         """
         embed = getattr(self, f"embed_{modality}")
         rows: list[Tensor] = []
@@ -303,7 +297,7 @@ class TrainedModel(nn.Module):
 
 def trained_model(paper: str) -> type[TrainedModel]:
     """The class of a paper's trained models."""
-    model: type[TrainedModel] = part(paper, *TRAINED).MODEL
+    model: type[TrainedModel] = part(paper, "use", "has no trained models to use").MODEL
     return model
 
 
@@ -343,13 +337,7 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 def write_export(
     model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False, repo: str | None = None
 ) -> Path:
-    """Write the model of a stage or an export to a folder, atomically; returns the folder.
-
-    Args:
-        checkpoint: `checkpoints/last.ckpt` of a finished stage, or an export.
-        force: replace an existing export.
-        repo: its name on the Hub, for its card.
-    """
+    """Write the model of a stage or an export to a folder, atomically; `repo` is its name on the Hub, for its card."""
     from safetensors.torch import save_file
 
     from common.reporting.records import Record

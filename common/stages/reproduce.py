@@ -39,8 +39,7 @@ def reproduce(
     selection: Selection,
     *,
     jobs: int = 1,
-    finished: Callable[[str], None] | None = None,
-    watch: bool = False,
+    finished: Callable[[str], object] = lambda stage: None,
 ) -> dict[tuple[int, str], str]:
     """Run every stage without a current record; a failed stage only stops its descendants.
 
@@ -61,9 +60,8 @@ def reproduce(
 
     failed: dict[tuple[int, str], str] = {}
     running: dict[Future[records.Record], Planned] = {}
-    watching = Watch(say) if watch else nullcontext(None)
     workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
-    with stopping.listening(), workers, watching as shown, _pool(jobs) as pool:
+    with stopping.listening(), workers, Watch(say) as shown, _pool(jobs) as pool:
         try:
             checked = pool.submit(check_configurations, [item.run for item in waiting])
             while not wait([checked], timeout=0.5).done:
@@ -76,13 +74,12 @@ def reproduce(
                     why = "" if item.reason == NOT_RUN else f" ({item.reason})"
                     say(f"[{total - len(waiting)}/{total}] {_name(item)}{why}")
                     # Otherwise Lightning's bar shows the step.
-                    if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
+                    if not item.run.config["trainer"].get("enable_progress_bar", True):
                         shown.begin(_name(item), item.request.directory)
                     running[pool.submit(_run, item)] = item
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
-                    if shown is not None:
-                        shown.end(_name(item))
+                    shown.end(_name(item))
                     try:
                         record = future.result()
                     except BrokenExecutor:
@@ -98,8 +95,7 @@ def reproduce(
                     left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
                     told = f", about {duration(left)} left" if left else ""
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
-                    if finished is not None:
-                        finished(item.request.stage)
+                    finished(item.request.stage)
         except (Exception, Preempted) as error:
             if (number := stopping.received()) is not None:
                 if jobs > 1:

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from common.commands.main import main
 from common.errors import StageError
 from common.reporting.papers import project_root
 from common.stages.cli import StageCLI
-from common.stages.paper_modules import has_part, optional_part, part
+from common.stages.paper_modules import optional_part, part
 from common.stages.run import run_stage
 from tests.stages import request
 
@@ -22,20 +21,8 @@ from tests.stages import request
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
     assert part("mct", "loss", "learns nothing").__name__ == "papers.mct.loss"
     assert optional_part("mct", "prepare") is None
-    with pytest.raises(StageError, match=r"mct cannot fly: papers/mct/wings.py does not exist"):
+    with pytest.raises(StageError, match=r"mct cannot fly: it has no wings.py"):
         part("mct", "wings", "cannot fly")
-
-
-def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    found = has_part
-    monkeypatch.setattr(
-        "common.stages.paper_modules.has_part", lambda paper, name: paper != "mct" and found(paper, name)
-    )
-    command = ["embed", "mct", "--text", "a", "--checkpoint", "none.ckpt", "--output", str(tmp_path / "x.npz")]
-    assert main(command) == 2
-    assert "papers/mct/use.py does not exist" in capsys.readouterr().err
 
 
 CODE = """

@@ -16,7 +16,7 @@ from common.encoders.image import ImageResNet
 from common.errors import StageError
 from common.reporting.papers import existing_papers
 from common.stages.export import trained_model
-from common.stages.paper_modules import has_part
+from common.stages.paper_modules import optional_part
 from common.stages.safe_builder import Builder, path_of
 from common.types import hints_of
 
@@ -85,7 +85,7 @@ def test_what_is_refused(stated: Any, kind: Any, message: str) -> None:
         builder.value(stated, kind, "x")
 
 
-@pytest.mark.parametrize("paper", [one.name for one in existing_papers() if has_part(one.name, "use")])
+@pytest.mark.parametrize("paper", [one.name for one in existing_papers() if optional_part(one.name, "use")])
 def test_the_classes_of_trained_models_are_known(paper: str) -> None:
     """Defined where their path says, with types that are understood: the model, or the module that trained it."""
     model = trained_model(paper)
