@@ -110,7 +110,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         "callbacks": [fake_step.WithoutStorage(mode, meter), StopAfter(1)],
         "accumulate_grad_batches": 1,
     }
-    with _quiet(), fake_step.deep_copies_without_storage(), torch.random.fork_rng(devices=[]):
+    with _quiet(), fake_step.deep_copies_without_storage():
         training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode, meter))
         module, trainer = training.module, training.trainer
         gc.collect()

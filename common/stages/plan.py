@@ -25,10 +25,11 @@ NOT_RUN = "not run yet"
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, whether a record matches it (`done`), and why it runs or not."""
+    """A stage, the hash of its configuration and ancestors (`lineage`), and whether a record matches it (`done`)."""
 
     request: StageRequest
     run: RunConfiguration
+    lineage: str
     done: bool
     reason: str
 
@@ -40,7 +41,7 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
     if not instances and not any(selection.scale in table.scales for table in load(name).tables):
         raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
     requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
-    return [Planned(one, one.configuration, *state_of(one)) for one in requests]
+    return [Planned(one, one.configuration, one.lineage, *state_of(one)) for one in requests]
 
 
 def count_by_request(paper: str, selection: Selection) -> int:

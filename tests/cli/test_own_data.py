@@ -116,17 +116,6 @@ def test_the_short_name_takes_the_class_that_holds_the_same(paper: str, recipe: 
     assert data["world"] is None
 
 
-def test_a_set_among_several_takes_the_place_of_the_miniature() -> None:
-    recipe = resolve("m3p", "m3p", scale="mini").config["data"]["init_args"]
-    assert recipe["world"] is not None
-    name = next(iter(recipe["sets"]))
-    data = resolve("m3p", "m3p", scale="mini", arguments=[f"--data.sets.{name}.dataset", "folder"]).config["data"][
-        "init_args"
-    ]
-    assert data["world"] is None
-    assert "world" not in data["sets"][name]
-
-
 def test_short_names_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="is given an empty value"):
         resolve("avid", "avid", arguments=["--data.dataset", ""])

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.data.datasets.multi30k import Multi30K
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import DatasetMissing
 from common.data.regions import write_regions
-from papers.m3p.pairs import CaptionSet
 from tests.m3p.layouts import Layouts, pictures_of, regions_of, write_features
 
 
@@ -87,21 +85,6 @@ def test_images_without_regions_are_left_out_and_counted(layouts: Layouts) -> No
 def test_numbers_that_do_not_fit(layouts: Layouts, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         layouts.pretraining(**options)
-
-
-def test_what_does_not_fit_fine_tuning(layouts: Layouts) -> None:
-    japanese = {"multi30k_ja": CaptionSet(Multi30K(layouts.root / "multi30k"), "ja")}
-    german = {"train_sets": ["multi30k_de"], "code_switching": layouts.switcher()}
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"train_sets": []}, r"data\.train_sets"),
-        ({"train_sets": ["coco_en"]}, r"data\.train_sets: .*coco_en"),
-        ({"sets": japanese, "train_sets": [*japanese], "test_sets": [*japanese]}, "Multi30K has no captions in 'ja'"),
-        (german, r"data\.code_switching"),  # nothing to switch
-    ]
-    for options, message in cases:
-        with pytest.raises(ValueError, match=message):
-            layouts.retrieval(**options)
-    layouts.retrieval(**german | {"train_sets": ["multi30k_de", "multi30k_en"]})
 
 
 def test_processes_share_a_batch_evenly(layouts: Layouts) -> None:

@@ -341,21 +341,6 @@ def test_embeddings_of_sounds_and_pictures(exports: Callable[[str], Path], files
         model.embed("video", [files / "broken.mp4"], [])
 
 
-def test_a_model_of_images_alone_says_so(tmp_path: Path, files: Path) -> None:
-    from common.stages.run import run_stage
-    from tests.stages import request
-
-    stage = request("mct/moco_v2", tmp_path)
-    run_stage(stage)
-    folder = write_export(trained_model("mct"), stage.directory / "checkpoints" / "last.ckpt", tmp_path / "moco")
-    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors", "record.json"}
-    model: Any = trained_model("mct").from_export(folder)
-    assert model.embedding == "intra"
-    assert model.embed_image(files / "picture.png").shape == (1, 8)
-    with pytest.raises(StageError, match="without captions"):
-        model.embed_text("a dog")
-
-
 def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_path: Path) -> None:
     from common.data.regions import RegionFeatures, Regions, write_regions
 
