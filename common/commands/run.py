@@ -199,8 +199,8 @@ def rehearse(
 ) -> int:
     """Run every stage of the published recipes on tiny data in the layouts of the real sets.
 
-    Weights are random, in the layouts of the released ones: it shows whether the published recipes would run. What is
-    smaller than published is printed. Finished stages are skipped.
+    Weights are random, in the layouts of the released ones: it shows whether the published recipes would run.
+    configs/<paper>/rehearsal.yaml says what is smaller than published. Finished stages are skipped.
     """
     from common.reporting.progress import duration
     from common.stages import rehearse as rehearsal
