@@ -161,3 +161,12 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
     assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
         "paper": set(), "single": {"single"}, "mini": {"mini"}, "smoke": {"smoke"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("paper", "task"),
+    [("mct", "feature-extraction"), ("xmc_gan", "text-to-image"), ("vx2text", "video-text-to-text")],
+)
+def test_tasks_of_the_papers(paper: str, task: str, export: Path) -> None:
+    record = Record.from_json((export / "record.json").read_text(encoding="utf-8"))
+    assert metadata(record, "folder", trained_model(paper)).pipeline_tag == task

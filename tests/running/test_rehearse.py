@@ -123,3 +123,9 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
 class _Record:
     metrics: dict[str, float]
     steps: int
+
+
+def test_tables_read_metrics_of_every_kind_of_stage() -> None:
+    keys = rehearse.published_keys(rehearse.load("mct"), "paper")
+    assert "test/top1" in keys["imagenet_linear@mct"]
+    assert keys["detection@mct"]

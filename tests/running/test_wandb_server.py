@@ -77,11 +77,14 @@ def begin(folder: Path, run_id: str = "one", whole: bool = False) -> StageWandbL
     return logger
 
 
-def test_a_login_with_a_host_is_found(stub: WandbStub, home: Path) -> None:
+def test_a_login_with_a_host_is_found(stub: WandbStub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client("login", "--host", stub.address, KEY)
     assert server() == stub.address
     assert why_no_key() == ""
     assert why_unreachable() == ""
+    assert wandb_mode() == "online"
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "of an agent")
     assert wandb_mode() == "online"
 
 
