@@ -13,10 +13,10 @@ from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import short_name
 from common.reporting.tables import ROW, load
-from common.stages.configuration import Layer, leaves, merge, origin, place
+from common.stages.configuration import Layer, leaves, origin
 from common.stages.launch import is_main_process, require_processes
 from common.stages.request import StageRequest
-from common.stages.run import run_stage
+from common.stages.run import run_stage, stage_configuration
 
 
 def print_configuration(request: StageRequest) -> None:
@@ -95,7 +95,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
     if not run.trains:
         raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
-    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
+    config = stage_configuration(request, required=False)  # the weights lack metric networks; parents may be gone
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     require_processes(config["trainer"])
     if not weights.is_file():
@@ -114,10 +114,6 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
             )
     except CheckpointError as error:
         raise StageError(str(error)) from None
-    for name, parent in request.parents.items():
-        # The weights lack metric networks; the parents' files may be gone.
-        if parent.checkpoint(run.start_from).is_file():
-            config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
     # A test must not overwrite the record's images.
     folder = request.directory / "test"
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})

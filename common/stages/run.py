@@ -27,13 +27,7 @@ from common.reporting import records
 from common.reporting.draws import use
 from common.reporting.papers import checkout
 from common.stages import stopping
-from common.stages.configuration import (
-    check_ranges,
-    class_at,
-    merge,
-    place,
-    substitute,
-)
+from common.stages.configuration import check_ranges, class_at, merge, place
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
 from common.stages.recipe_data import dataset_entries
@@ -220,21 +214,21 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         yield
 
 
-def stage_configuration(request: StageRequest) -> dict[str, Any]:
-    """The merged configuration of a stage with parents' checkpoints and paths filled in."""
+def stage_configuration(request: StageRequest, required: bool = True) -> dict[str, Any]:
+    """The merged configuration of a stage with paths and parents' checkpoints, of which none may lack if `required`."""
     run = request.configuration
-    config = run.config
+    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
         path = parent.checkpoint(run.start_from)
-        if not path.is_file() or finished_record(parent) is None:
+        if required and (not path.is_file() or finished_record(parent) is None):
             raise StageError(
                 f"{request.stage} starts from {path} ({name}), which does not exist or is not of a finished stage with "
                 f"this configuration; run `assemble fit {request.paper}/{parent.stage}` first, at the same scale, "
                 "seed, hardware and runs"
             )
-        config = merge(config, place(config, name, str(path)))
-    values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
-    return substitute(config, values)
+        if path.is_file():
+            config = merge(config, place(config, name, str(path)))
+    return config
 
 
 def _require_files(section: object) -> None:
