@@ -54,7 +54,7 @@ def test_a_tokenizer_that_is_missing_or_damaged(layouts: Layouts) -> None:
     tokenizer = layouts.tokenizer
     path = Path(str(tokenizer.file))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"sentencepiece\.bpe"):
+    with pytest.raises(ValueError, match="vocabulary: "):
         layouts.pretraining(tokenizer=tokenizer)
     tokenizer.file = str(path.with_name("nothing.model"))
     with pytest.raises(FileNotFoundError, match="set model to null to learn one"):
