@@ -12,7 +12,6 @@ from common.data.image_transforms import ImageTransform, SquashTransform
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import FileCache, Pixels, read_image
-from common.data.sequences import Rows
 
 
 class ImageItems(ItemDataset):
@@ -67,9 +66,7 @@ class ImageItems(ItemDataset):
 
 def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
     """Raise if an image has no caption."""
-    captions = annotations.captions
-    lengths = np.diff(captions.starts) if isinstance(captions, Rows) else np.array([len(own) for own in captions])
-    without = np.flatnonzero(lengths == 0)
+    without = np.flatnonzero([not own for own in annotations.captions])
     if len(without):
         raise ValueError(
             f"{listing.root}: {len(without)} of {len(listing)} images have no caption, such as "

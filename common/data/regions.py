@@ -118,13 +118,9 @@ class RegionFeatures:
         first[1:] = ordered[1:] != ordered[:-1]
         self._sorted, self._places = ordered[first], order[first]
         self._starts = np.cumsum([0, *map(len, names)])
-        self.max_regions = max(file.max_regions for file in self._files)
 
     def __len__(self) -> int:
         return len(self._sorted)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._find(key) >= 0
 
     @property
     def keys(self) -> Texts:
@@ -181,8 +177,8 @@ class _RegionFile:
             for name in {*_COLUMNS[:5], "objects" if "distribution" not in columns else "distribution"} - set(columns):
                 raise ValueError(f"no column {name}")
             shapes = {name: tuple(column.shape) for name, column in columns.items()}
-            number, self.max_regions, self.feature_size = (*shapes["features"], 0, 0, 0)[:3]  # compared below
-            rows = (number, self.max_regions)
+            number, most, self.feature_size = (*shapes["features"], 0, 0, 0)[:3]  # compared below
+            rows = (number, most)
             expected = {
                 "image_id": (number,), "height_width": (number, 2), "num_boxes": (number,), "bbox": (*rows, 4),
                 "features": (*rows, self.feature_size), "objects": rows,
@@ -191,8 +187,8 @@ class _RegionFile:
             if any(shape != expected[name] for name, shape in shapes.items()):
                 raise ValueError(f"its columns do not fit each other: {shapes}")
             counts = np.asarray(columns["num_boxes"])
-            if not ((counts >= 0) & (counts <= self.max_regions)).all():
-                raise ValueError(f"num_boxes runs from {counts.min()} to {counts.max()} of {self.max_regions}")
+            if not ((counts >= 0) & (counts <= most)).all():
+                raise ValueError(f"num_boxes runs from {counts.min()} to {counts.max()} of {most}")
             names = np.asarray(columns["image_id"]).tolist()
             self.names = [_decoded(name) if isinstance(name, bytes) else str(name) for name in names]
 

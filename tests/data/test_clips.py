@@ -26,7 +26,7 @@ from common.data.clips import (
 )
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
-from common.data.media import FileCache, MediaError, MediaFile
+from common.data.media import MediaError, MediaFile
 from common.data.samplers import EpochSampler
 from common.data.transforms import AudioTransform, VideoTransform
 from tests.data.media_factory import numbered_frames, tone, write_audio, write_video, write_wav
@@ -178,21 +178,6 @@ def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: 
     loader = DataLoader(clips, batch_size=2, num_workers=workers, multiprocessing_context=context)
     assert sum(int(batch["skipped"].sum()) for batch in loader) == 4
     assert clips.skipped.names() == ["empty.mp4", "garbage.mp4"]
-
-
-def test_a_cache_is_filled_until_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = tuple(f"good{number}.mp4" for number in range(6))
-    monkeypatch.setattr(FileCache, "_shared", None)
-    one = FileCache(2**30)
-    MediaFile(folder / names[0], one)
-    asked: list[str] = []
-    get = FileCache.get
-    monkeypatch.setattr(
-        FileCache, "get", lambda cache, path, read: (asked.append(path.name), get(cache, path, read))[1]
-    )
-    clips = VideoClips(_listing(folder, *names), VIDEO, cache_bytes=int(3.5 * one.nbytes))
-    clips.fill_cache()
-    assert asked == list(names[:4])
 
 
 def test_random_clips_of_labeled_videos(folder: Path) -> None:

@@ -24,7 +24,6 @@ from common.data.media import (
     MediaError,
     MediaFile,
     frame_count,
-    open_media,
     probe,
     restrict,
     select_frames,
@@ -420,16 +419,3 @@ def test_the_cache_changes_nothing_and_spares_reading(tmp_path: Path) -> None:
     assert torch.equal(plain, again)
     again.zero_()
     assert levels(cached.read_video(0.0, 2.0, 3.0)[0]) == [1, 2, 3, 4]
-
-
-def test_open_media_tells_files_and_folders_apart(tmp_path: Path) -> None:
-    folder = write_frames(tmp_path / "clip", [1])
-    film = write_video(tmp_path / "clip.mp4", 0.5)
-    cache = FileCache(10**7)
-    for path, kind in ((folder, FrameFolder), (film, MediaFile)):
-        for own in (None, cache):
-            with open_media(path, own) as media:
-                assert isinstance(media, kind)
-                assert np.isfinite(media.video_limits or ()).all()
-    with pytest.raises(MediaError), open_media(tmp_path / "absent", cache):
-        pass

@@ -1,7 +1,5 @@
 """The emoji world: what the pack holds, what is made of it, and that it is passed on with its licenses."""
 
-import contextlib
-import io
 import json
 import re
 from collections import Counter
@@ -11,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from pycocotools.coco import COCO as PycocoCOCO
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
@@ -25,11 +21,8 @@ from common.data.worlds.emoji import (
     EmojiByDesigner,
     EmojiWorld,
     captions_of,
-    compose,
     pack,
     read_concepts,
-    read_drawings,
-    tag_vocabulary,
 )
 from tests.data.worlds import tiny
 
@@ -40,13 +33,8 @@ def world(rendered: Callable[[type[World]], Any]) -> EmojiWorld:
 
 
 @pytest.fixture(scope="module")
-def concepts() -> tuple[Concept, ...]:
-    return read_concepts()
-
-
-@pytest.fixture(scope="module")
-def core(concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-    return tuple(concept for concept in concepts if concept.core)
+def core() -> tuple[Concept, ...]:
+    return tuple(concept for concept in read_concepts() if concept.core)
 
 
 def load(path: Path) -> Any:
@@ -55,19 +43,6 @@ def load(path: Path) -> Any:
 
 def style_of(number: int) -> str:
     return tuple(STYLES)[number // 10_000 - 1]
-
-
-# ------------------------------------------------------------------------------------------------------------ the pack
-
-
-def test_tags_are_words_of_several_concepts(core: tuple[Concept, ...]) -> None:
-    counts = Counter(word for concept in core for word in set(concept.keywords["en"]))
-    vocabulary = tag_vocabulary(core)
-    assert list(vocabulary) == sorted(set(vocabulary))
-    fewest = min(counts[word] for word in vocabulary)
-    assert fewest > 1
-    assert {word for word, count in counts.items() if count >= fewest} == set(vocabulary)
-    assert EmojiWorld().concepts == core
 
 
 def test_every_file_of_the_attribution_is_there() -> None:
@@ -84,34 +59,6 @@ def test_every_file_of_the_attribution_is_there() -> None:
     assert CREDIT in text
 
 
-def test_drawings_lie_where_the_pack_says(concepts: tuple[Concept, ...]) -> None:
-    for style in STYLES:
-        cells = read_drawings(style, range(len(concepts)))
-        assert (cells.shape, cells.dtype) == ((len(concepts), 64, 64, 4), np.uint8)
-        filled = (cells[..., 3] > 25).any(axis=(1, 2))
-        assert filled.tolist() == [style in concept.styles for concept in concepts]
-    with Image.open(io.BytesIO((pack() / "noto.webp").read_bytes())) as sheet:
-        cell = np.asarray(sheet.convert("RGBA").crop((64 * (83 % 40), 64 * (83 // 40), 64 * (83 % 40 + 1), 64 * 3)))
-    assert (read_drawings("noto", [83])[0] == cell).all()
-
-
-# --------------------------------------------------------------------------------------------------- captions, pictures
-def test_captions_follow_their_template(core: tuple[Concept, ...]) -> None:
-    for language, comma in (("en", ", "), ("zh", "、")):
-        for concept in core[::20]:
-            name, known = concept.name[language], {*concept.keywords[language], concept.name[language]}
-            said = captions_of(np.random.default_rng(concept.index), concept, language)
-            assert len(said) == 5
-            assert said[0] == name
-            assert said[1].startswith(name)
-            assert said[2].startswith(name)
-            for caption, most in zip(said, (1, 2, 3, 2, 3)):
-                assert caption
-                if comma not in name:
-                    assert set(caption.split(comma)) <= known
-                    assert len(caption.split(comma)) <= most
-
-
 def test_a_concept_without_other_keywords_still_has_captions(core: tuple[Concept, ...]) -> None:
     alone = next(concept for concept in core if len(concept.keywords["en"]) == 1)
     said = captions_of(np.random.default_rng(0), alone)
@@ -120,94 +67,6 @@ def test_a_concept_without_other_keywords_still_has_captions(core: tuple[Concept
     rng = np.random.default_rng(1)
     bare = Concept(0, "", "", "", "train", (), {"en": "ink"}, {"en": ("Ink",)})
     assert captions_of(rng, bare) == ("ink",) * 5
-
-
-def test_compose_shows_the_ground_where_nothing_is_drawn() -> None:
-    drawing = np.zeros((64, 64, 4), dtype=np.uint8)
-    drawing[16:48, 16:48] = (255, 0, 0, 255)
-    ground = np.array([0.8, 0.9, 1.0])
-    full = compose(drawing, ground, 64)
-    assert full[0, 0].tolist() == [204, 230, 255]
-    assert full[32, 32].tolist() == [255, 0, 0]
-    for size in (16, 32, 96):
-        image = compose(drawing, ground, size)
-        assert (image.shape, image.dtype) == ((size, size, 3), np.uint8)
-        assert image[size // 2, size // 2].tolist() == [255, 0, 0]
-    drawing[..., 3] //= 2
-    assert compose(drawing, np.ones(3), 64)[32, 32, 0] == 255
-    assert 126 <= compose(drawing, np.ones(3), 64)[32, 32, 1] <= 129
-
-
-# ---------------------------------------------------------------------------------------------------------------- COCO
-def test_coco(world: EmojiWorld) -> None:
-    root = world.root_of("coco")
-    for split, styles in (("train2017", {"noto", "openmoji", "fluent_flat"}), ("val2017", {"twemoji"})):
-        document = load(root / "annotations" / f"captions_{split}.json")
-        assert CREDIT in document["info"]["description"]
-        images = document["images"]
-        assert [image["id"] for image in images] == sorted(image["id"] for image in images)
-        assert {style_of(image["id"]) for image in images} == styles
-        assert len(images) == 40 * len(styles) == len(list((root / split).iterdir()))
-        groups = Counter(image["group_id"] for image in images)
-        assert groups == {concept.index: len(styles) for concept in world.concepts}
-        licenses = {license["id"]: license["name"] for license in document["licenses"]}
-        for image in images:
-            assert licenses[image["license"]] == STYLES[style_of(image["id"])]
-        names = {concept.index: concept.name["en"] for concept in world.concepts}
-        group_of = {image["id"]: image["group_id"] for image in images}
-        captions: dict[int, list[str]] = {}
-        for entry in document["annotations"]:
-            captions.setdefault(entry["image_id"], []).append(entry["caption"])
-        for number, own in captions.items():
-            assert len(own) == 5
-            assert own[0] == names[group_of[number]]
-
-
-def test_instances_are_the_tags_of_the_concept(world: EmojiWorld) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = PycocoCOCO(str(world.root_of("coco") / "annotations" / "instances_val2017.json"))
-    names = {entry["id"]: entry["name"] for entry in coco.loadCats(coco.getCatIds())}
-    assert [names[number] for number in sorted(names)] == list(world.tag_names)
-    by_index = {concept.index: concept for concept in world.concepts}
-    for number in coco.getImgIds():
-        image = coco.loadImgs(number)[0]
-        own = coco.loadAnns(coco.getAnnIds(imgIds=number))
-        tags = [names[entry["category_id"]] for entry in own]
-        assert set(tags) == set(by_index[image["group_id"]].keywords["en"]) & set(world.tag_names)
-        assert len(set(tags)) == len(tags)
-        for entry in own:
-            left, top, width, height = entry["bbox"]
-            assert min(left, top) >= 0
-            assert max(left + width, top + height) <= 32
-            assert 0 < entry["area"] <= width * height + 1
-            assert coco.annToMask(entry).sum() == pytest.approx(width * height, rel=0.25)
-
-
-def test_boxes_enclose_the_drawing(world: EmojiWorld) -> None:
-    root = world.root_of("coco")
-    document = load(root / "annotations" / "instances_val2017.json")
-    names = {image["id"]: image["file_name"] for image in document["images"]}
-    for entry in document["annotations"]:
-        pixels = np.asarray(Image.open(root / "val2017" / names[entry["image_id"]])).astype(int)
-        left, top, width, height = entry["bbox"]
-        outside = np.ones((32, 32), dtype=bool)
-        outside[max(0, int(top) - 1) : int(top + height) + 2, max(0, int(left) - 1) : int(left + width) + 2] = False
-        if outside.sum() > 8:
-            ground = np.median(pixels[outside], axis=0)
-            assert np.abs(pixels[outside] - ground).max() < 40
-
-
-def test_coco_is_read_as_the_real_set(world: EmojiWorld) -> None:
-    dataset = COCO(world.root_of("coco"))
-    for split, count in (("train", 120), ("val", 40)):
-        listing, known = dataset.listing(split), dataset.annotations(split)
-        assert (len(listing), listing.missing, listing.notes) == (count, 0, ())
-        assert known.tag_names == world.tag_names
-        assert len(set(known.groups.tolist())) == 40
-        # Drawings of one thing share their tags.
-        for group in set(known.groups.tolist()):
-            assert len({row.tobytes() for row in known.tags[known.groups == group]}) == 1
-        assert {len(captions) for captions in known.captions} == {5}
 
 
 # ------------------------------------------------------------------------------------------------------------ Karpathy

@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
-from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
-from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.worlds.base import World
-from common.data.worlds.emoji import LANGUAGES, Concept, read_concepts
+from common.data.worlds.emoji import LANGUAGES, Concept
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
 from tests.data.worlds import tiny
 
@@ -64,25 +61,6 @@ def test_the_whole_world_has_the_sizes_it_says() -> None:
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
     assert min(coverage.values()) > 500
-
-
-def test_nothing_that_is_tested_looks_like_another() -> None:
-    whole = tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400)
-    names = {concept.name["en"] for concept in whole.test_concepts}
-    for alike in (
-        ("blue book", "green book", "orange book"),
-        ("pound banknote", "yen banknote", "euro banknote"),
-        ("first quarter moon", "first quarter moon face"),
-        ("dvd", "optical disk"),
-    ):
-        assert len(names.intersection(alike)) <= 1
-    said = [
-        {word for text in (c.name["en"], *c.keywords["en"]) for word in plain(text).split()} for c in whole.concepts
-    ]
-    tested = [own for own, concept in zip(said, whole.concepts) if concept.name["en"] in names]
-    assert max(len(one & two) / len(one | two) for n, one in enumerate(tested) for two in tested[:n]) < 0.4
-    with pytest.raises(ValueError, match=r"test: of 818 concepts 6\d\d do not look alike, 700 are asked for"):
-        tiny(EmojiLanguagesWorld, None, concepts=None, test=700, fine_tune=1)
 
 
 def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
@@ -161,59 +139,6 @@ def test_plain_text(text: str, expected: str) -> None:
     assert plain(expected) == expected
 
 
-def test_captions_are_a_name_and_some_keywords(world: EmojiLanguagesWorld) -> None:
-    for concept in world.test_concepts:
-        for language in LANGUAGES:
-            name = plain(concept.name[language])
-            rng = np.random.default_rng(concept.index)
-            said = world.captions_of(concept, language, 5, rng, first=True)
-            assert len(said) == 5
-            terms = [plain(word) for word in concept.keywords[language]]
-            others = list(dict.fromkeys(term for term in terms if term and term != name))
-            assert said[0] == " ".join([name, *others[:3]])
-            assert all(text == name or text.startswith(f"{name} ") for text in said)
-            assert all(text == plain(text) for text in said)
-    rich = max(world.pretraining_concepts, key=lambda concept: len(concept.keywords["en"]))
-    many = world.captions_of(rich, "en", 200, np.random.default_rng(0))
-    assert len(set(many)) > 20
-    assert plain(rich.name["en"]) in many
-    assert world.captions_of(rich, "en", 1, None, first=True)[0] not in many
-
-
-def test_sets_hold_as_many_captions_as_the_real_ones(sets: dict[str, Any]) -> None:
-    counts = {
-        (name, language): set(map(len, sets[name].captions("train", language).captions))
-        for name in ("conceptual_captions", "multi30k", "coco_karpathy", "stair_captions", "coco_cn")
-        for language in sets[name].languages
-    }
-    assert counts == {
-        ("conceptual_captions", "en"): {1},
-        ("multi30k", "en"): {5},
-        ("multi30k", "de"): {5},
-        ("multi30k", "fr"): {1},
-        ("multi30k", "cs"): {1},
-        ("coco_karpathy", "en"): {5},
-        ("stair_captions", "ja"): {5},
-        ("coco_cn", "zh"): {1},
-    }
-
-
-def test_every_picture_is_there(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
-    for name in ("conceptual_captions", "multi30k", "coco_karpathy", "stair_captions", "coco_cn"):
-        dataset: LanguageCaptioned = sets[name]
-        for split in ("train", "val") if name == "conceptual_captions" else ("train", "val", "test"):
-            for key in dataset.captions(split, dataset.languages[0]).keys:
-                with Image.open(dataset.image_path(key, split)) as image:
-                    assert image.size == (32, 32)
-    assert not sets["multi30k"].status().problem
-    assert len(sets["conceptual_captions"].captions("train")) == 2 * sum(
-        style in concept.styles for style in STYLES for concept in world.pretraining_concepts
-    )
-    classes = ImageNet(world.root_of("imagenet"))
-    assert set(classes.listing("train").labels) == set(range(len(world.class_names)))
-    assert len(classes.listing("val")) == len(world.text_concepts)
-
-
 # ---------------------------------------------------------------------------------------------------- dictionaries
 def concept(index: int, en: tuple[str, ...], de: tuple[str, ...]) -> Concept:
     name = {"en": en[0], "de": de[0]}
@@ -230,27 +155,6 @@ def test_dictionaries_are_induced_as_specified() -> None:
     found = induced_dictionary(concepts, "de")
     # Dice of dog and haustier is 2 * 2 / (2 + 3); one shared concept is too few for cat.
     assert found == {"dog": ["hund", "haustier"], "pet": ["haustier", "hund"]}
-
-
-def test_dictionary_files(world: EmojiLanguagesWorld) -> None:
-    folder = world.dictionary_folder
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"en-{code}.txt" for code in LANGUAGES[1:])
-    lines = (folder / "en-ja.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("\t") for line in lines]
-    assert all(len(pair) == 2 and " " not in pair[0] and pair[1] for pair in pairs)
-    assert pairs == [[word, text] for word, own in world.dictionaries["ja"].items() for text in own]
-    assert max(Counter(word for word, _ in pairs).values()) <= 3
-    # A word that one concept alone has is in none: its entry would say what one picture shows.
-    counts = Counter(
-        word
-        for concept in read_concepts()
-        if concept.group != "Flags"
-        for word in {word for text in (concept.name["en"], *concept.keywords["en"]) for word in plain(text).split()}
-    )
-    entries = {word for own in world.dictionaries.values() for word in own}
-    assert min(counts[word] for word in entries) >= 2
-    said = {word for concept in world.test_concepts for text in concept.keywords["en"] for word in plain(text).split()}
-    assert entries & said
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizer

@@ -2,39 +2,27 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from common.data.datasets.avsd import AVSD
-from common.data.datasets.esc50 import ESC50
-from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.media import open_media
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
     AUDIO_CATEGORIES,
-    COLOURS,
-    DIRECTIONS,
     PITCHES,
     QUESTIONS,
-    SHAPES,
-    SOURCE,
     SPEAKERS,
-    TARGET,
     TIMBRES,
     VIDEO_WORDS,
-    Domain,
     NarratedWorld,
     Scene,
     kind_of,
-    render_frames,
-    render_sound,
     sentences,
 )
 from common.reporting.papers import project_root
@@ -46,89 +34,6 @@ RED_CIRCLE = Scene("circle", "red", "left", "beep", "high", "anna")
 @pytest.fixture(scope="module")
 def world(rendered: Callable[[type[World]], Any]) -> NarratedWorld:
     return rendered(NarratedWorld)
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-# -- pictures and sounds -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("domain", [SOURCE, TARGET])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_objects_move_where_the_word_says(domain: object, direction: str) -> None:
-    scene = Scene("square", "red", direction, "beep", "high", "anna")
-    for seed in range(5):
-        frames = render_frames(scene, domain, 24, 9, rng(seed)).astype(float)  # type: ignore[arg-type]
-        assert frames.shape == (9, 24, 24, 3)
-        # Where the last frame differs from the first, red came on the side that the word names.
-        change = frames[-1, ..., 0] - frames[-1, ..., 1] - frames[0, ..., 0] + frames[0, ..., 1]
-        weight = np.maximum(change, 0) - np.maximum(-change, 0)
-        axis = 1 if direction in ("left", "right") else 0
-        moved = (weight.sum(axis=1 - axis) * np.arange(24)).sum()
-        assert (moved < 0) == (direction in ("left", "up"))
-
-
-@pytest.mark.parametrize("colour", COLOURS)
-def test_objects_have_the_colour_of_the_word(colour: str) -> None:
-    scene = Scene("square", colour, "left", "beep", "high", "anna")
-    frames = render_frames(scene, SOURCE, 24, 2, rng(1)).astype(float)
-    strong = frames[0].reshape(-1, 3)[np.argsort(frames[0].reshape(-1, 3).std(axis=1))[-40:]].mean(axis=0)
-    red, green, blue = strong
-    assert {
-        "red": red > 1.5 * max(green, blue),
-        "green": green > 1.5 * max(red, blue),
-        "blue": blue > 1.5 * max(red, green),
-        "yellow": min(red, green) > 1.5 * blue,
-    }[colour]
-
-
-def test_shapes_differ_in_their_outline() -> None:
-    areas = {}
-    plain = replace(SOURCE, background=0.0, pixel_noise=0.0, opacity=(1.0, 1.0), travel=(0.1, 0.1))
-    for shape in SHAPES:
-        frames = render_frames(Scene(shape, "red", "up", "beep", "high", "anna"), plain, 64, 2, rng(2)).astype(float)
-        inside = frames[0, ..., 0] - frames[0, ..., 2] > 80
-        rows = np.flatnonzero(inside.any(axis=1))
-        box = inside[rows[0] : rows[-1] + 1, inside.any(axis=0)]
-        areas[shape] = box.mean(), box[-len(box) // 3 :].sum() / box.sum()
-    assert areas["square"][0] > 0.95
-    assert 0.7 < areas["circle"][0] < 0.85
-    assert areas["triangle"][0] < 0.6
-    assert areas["triangle"][1] > 0.5
-
-
-@pytest.mark.parametrize(
-    ("domain", "pitch", "low", "high"),
-    [(SOURCE, "low", 180, 320), (SOURCE, "high", 800, 1400), (TARGET, "low", 500, 750), (TARGET, "high", 1300, 2100)],
-)
-def test_a_beep_has_the_pitch_of_the_word(domain: Domain, pitch: str, low: float, high: float) -> None:
-    scene = Scene("circle", "red", "left", "beep", pitch, "anna")
-    for seed in range(5):
-        samples = render_sound(scene, domain, 8000, 8000, rng(seed))
-        assert samples.dtype == np.float32
-        assert np.abs(samples).max() <= 1
-        loudest = np.abs(np.fft.rfft(samples))[50:].argmax() + 50
-        assert low - 2 <= loudest <= high + 2
-
-
-def test_timbres_differ_in_their_partials() -> None:
-    def share(timbre: str, partial: int) -> float:
-        found = []
-        for seed in range(8):
-            sound = render_sound(Scene("circle", "red", "left", timbre, "low", "anna"), SOURCE, 8000, 8000, rng(seed))
-            power = np.abs(np.fft.rfft(sound)) ** 2
-            base = int(power[150:350].argmax()) + 150
-            near = slice(partial * base - 5, partial * base + 6)
-            found.append(power[near].sum() / power[base - 5 : base + 6].sum())
-        return float(np.median(found))
-
-    assert share("buzz", 3) > 5 * share("beep", 3)
-    # Noise has no line at its strongest frequency.
-    hiss = render_sound(Scene("circle", "red", "left", "hiss", "low", "anna"), SOURCE, 8000, 8000, rng(0))
-    power = np.sort(np.abs(np.fft.rfft(hiss)) ** 2)
-    assert power[-3:].sum() < 0.2 * power.sum()
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -173,30 +78,6 @@ def test_the_sentences_hold_every_word_of_every_file(world: NarratedWorld) -> No
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
-
-
-def test_source_clips_in_the_layout_of_kinetics(world: NarratedWorld) -> None:
-    dataset = Kinetics400(world.root_of("kinetics400"))
-    listing = dataset.listing("train")
-    assert len(listing) == 48
-    assert set(np.bincount(listing.labels).tolist()) == {1}
-    assert len(listing.classes) == 48
-    for name in listing.classes:
-        colour, shape, direction = name.split()
-        assert (colour in COLOURS, shape in SHAPES, direction in DIRECTIONS) == (True, True, True)
-    assert len(dataset.listing("validation")) == 6
-    with open_media(listing[0].path) as media:
-        assert media.audio_limits is None
-        assert media.read_video(0.0, 1.5, 6.0)[0].shape == (9, 24, 24, 3)
-
-
-def test_source_sounds_in_the_layout_of_esc(world: NarratedWorld) -> None:
-    listing = ESC50(world.root_of("esc50")).listing("all")
-    assert len(listing) == 30
-    assert np.bincount(listing.numbers["fold"]).tolist() == [0] + [6] * 5
-    assert {frozenset(name.split("_")) for name in listing.classes} == {
-        frozenset((pitch, timbre)) for pitch in PITCHES for timbre in TIMBRES
-    }
 
 
 def test_dialogues(world: NarratedWorld) -> None:
@@ -246,19 +127,6 @@ def test_questions_with_options(world: NarratedWorld) -> None:
     with open_media(listing[0].path) as media:
         assert media.video_limits == (0.0, 4.0)
         assert media.audio_limits is None
-
-
-def test_moments(world: NarratedWorld) -> None:
-    dataset = TVC(world.root_of("tvc"))
-    assert dataset.status().present
-    subtitles = dataset.subtitles()
-    for split, count in (("train", 2), ("val", 4), ("test", 0)):
-        for moment in dataset.moments(split):
-            assert len(moment.descriptions) == count
-            speaker = next(line.text for line in subtitles[moment.clip] if line.overlaps(moment.span)).split()[-1]
-            for description in moment.descriptions:
-                assert (speaker in description.text.split()) == (description.kind == "vt")
-    assert {description.kind for description in dataset.moments("train")[0].descriptions} == {"v", "vt"}
 
 
 def test_moments_bring_the_films_that_they_describe(tmp_path: Path) -> None:

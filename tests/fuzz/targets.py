@@ -255,27 +255,6 @@ def _embed(folder: Path) -> int:
     return main(["embed", "mct", "--captions", captions, "--checkpoint", str(folder / "export"), "--output", output])
 
 
-def _write_trained(folder: Path) -> None:
-    shutil.copytree(checkpoint("mct").parents[1], folder / "stage", ignore=shutil.ignore_patterns("wandb", "media"))
-
-
-def _export(folder: Path) -> int:
-    shutil.rmtree(folder.parent / "export", ignore_errors=True)
-    trained = str(folder / "stage" / "checkpoints" / "last.ckpt")
-    return main(["export", "mct", "--checkpoint", trained, "--output", str(folder.parent / "export")])
-
-
-def _write_answering(folder: Path) -> None:
-    write_export(trained_model("vx2text"), checkpoint("vx2text"), folder / "export")
-    write_video(folder / "clip.mp4", audio=tone(1.0, 8_000), audio_rate=8_000)
-
-
-def _answer(folder: Path) -> int:
-    texts = ["--speech", "hello i am anna", "--turn", "who is there ?", "a circle"]
-    where = [str(folder / "clip.mp4"), "what is moving ?", "--checkpoint", str(folder / "export")]
-    return main(["answer", "vx2text", *where, *texts])
-
-
 def _write_promoted(folder: Path) -> None:
     """A run, and a project of one paper that holds an older record of it."""
     root = folder / "project" / "papers" / "avid_cma"
@@ -364,7 +343,5 @@ TARGETS: dict[str, Target] = {
     "assemble data --fetch": Target(_write_archive, _fetch),
     "assemble fit --config": Target(_write_config, _print_config),
     "assemble embed": Target(_write_export, _embed),
-    "assemble export": Target(_write_trained, _export),
-    "assemble answer": Target(_write_answering, _answer),
     "assemble promote": Target(_write_promoted, _promote),
 }

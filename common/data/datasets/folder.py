@@ -178,8 +178,6 @@ class OwnFolder(MediaDataset):
         for stem, names in sounds.items():
             if stem not in found:
                 unknown[f"sounds without a picture, such as {names[0]}"] += len(names)
-            elif len(names) + len(found[stem]) > 2:
-                raise DatasetError(f"{home}: {', '.join(found[stem] + names)}: one of them is the sound of which?")
         return [
             Item(
                 prefix + name,
@@ -210,8 +208,6 @@ class OwnFolder(MediaDataset):
 
     def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> tuple[list[Item], Scan]:
         homes = [path.parent for path in paths]
-        if len(set(homes)) < len(homes) or (self.root in homes and len(homes) > 1):
-            raise DatasetError(f"{paths[0]} and {paths[1]}: keep the list of the folder, or one for each of its splits")
         unlisted = [part for part in parts if self.root not in homes and self.root / part not in homes]
         for part in filter(self._holds_any, unlisted):
             raise DatasetError(
@@ -256,9 +252,7 @@ class OwnFolder(MediaDataset):
             raise ValueError(f"file_name {name!r} has none of the endings {' '.join(sorted(self.suffixes))}")
         if split and split not in SPLIT_OF:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLIT_OF)}")
-        if part and split and SPLIT_OF[split] != SPLIT_OF.get(part):
-            raise ValueError(f"split {split!r} in the list of the folder {part}")
-        start, end = _seconds(row, "start"), _seconds(row, "end")
+        start, end = (float(row.get(column, math.nan)) for column in ("start", "end"))
         if end <= start:
             raise ValueError(f"end {end:g} is not after start {start:g}")
         label = _normal(str(row.get("label", "")))
@@ -273,16 +267,6 @@ class OwnFolder(MediaDataset):
                 raise DatasetError(f"{self.root / item.name} is listed twice")
             parts.add(part)
         return items
-
-
-def _seconds(row: Mapping[str, Any], column: str) -> float:
-    try:
-        found = float(row.get(column, math.nan))
-    except ValueError:
-        found = -1.0
-    if found < 0 or math.isinf(found):
-        raise ValueError(f"{column} {row[column]!r} is not a number of seconds")
-    return found
 
 
 class FolderOfClips(OwnFolder):

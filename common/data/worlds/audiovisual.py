@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import itertools
 import json
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
+from common.data.datasets.base import write_lines
 from common.data.datasets.esc50 import write_esc50
 from common.data.datasets.hmdb51 import write_hmdb51
 from common.data.datasets.ucf101 import write_ucf101
@@ -110,31 +110,9 @@ class AudioVisualWorld(World):
             "audio": _AUDIO_OPTIONS,
         }
 
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        plans: dict[str, Callable[[Path, Write], None]] = {
-            "kinetics400": self._kinetics,
-            "audioset": self._audioset,
-            "ucf101": self._ucf,
-            "hmdb51": self._hmdb,
-            "esc50": self._esc,
-            "dcase2014": self._dcase,
-        }
-        plans[name](root, write)
-
-    def _files(self, name: str) -> int:
-        parameters = self.parameters
-        return {
-            "kinetics400": int(parameters["pretrain"] + parameters["validation"]),
-            "audioset": int(parameters["audioset"] + parameters["audioset_evaluation"]),
-            "ucf101": int(NUM_CLASSES * parameters["ucf_groups"] * parameters["ucf_clips_per_group"]),
-            "hmdb51": NUM_CLASSES * self._hmdb_clips(),
-            "esc50": int(NUM_CLASSES * 5 * parameters["esc_clips_per_fold"]),
-            "dcase2014": int(NUM_CLASSES * (parameters["dcase_train"] + parameters["dcase_test"])),
-        }[name]
-
     # -- layouts -------------------------------------------------------------------------------------------------------
 
-    def _kinetics(self, root: Path, write: Write) -> None:
+    def _kinetics400(self, root: Path, write: Write) -> None:
         for split, count in (("train", self._count("pretrain")), ("val", self._count("validation"))):
             number = _SPLIT_NUMBERS[f"kinetics400/{split}"]
             for index in range(count):
@@ -145,48 +123,38 @@ class AudioVisualWorld(World):
 
     def _audioset(self, root: Path, write: Write) -> None:
         identifiers = [f"/m/0{number:02d}toy" for number in range(NUM_CLASSES)]
-        _write_rows(
-            root / "class_labels_indices.csv",
-            [
-                ("index", "mid", "display_name"),
-                *((n, i, s) for n, (i, s) in enumerate(zip(identifiers, SOUND_CLASSES))),
-            ],
-        )
+        rows = (f"{n},{mid},{name}" for n, (mid, name) in enumerate(zip(identifiers, SOUND_CLASSES)))
+        write_lines(root / "class_labels_indices.csv", ["index,mid,display_name", *rows], "\r\n")
         for split, list_name, count in (
             ("train", "unbalanced_train_segments", self._count("audioset")),
             ("eval", "eval_segments", self._count("audioset_evaluation")),
         ):
             number = _SPLIT_NUMBERS[f"audioset/{split}"]
-            lines = ["# Segments of the audio-visual world\n", f"# num_ytids={count}, num_segs={count}\n"]
-            lines.append("# YTID, start_seconds, end_seconds, positive_labels\n")
+            lines = ["# Segments of the audio-visual world", f"# num_ytids={count}, num_segs={count}"]
+            lines.append("# YTID, start_seconds, end_seconds, positive_labels")
             for index in range(count):
                 begin, end = self._position_in_source(index)
                 video = _video_id(self.seed, number, index)
                 label = identifiers[self._generator.label(index)]
-                lines.append(f'{video}, {begin}.000, {end}.000, "{label}"\n')
+                lines.append(f'{video}, {begin}.000, {end}.000, "{label}"')
                 path = root / list_name / f"{video}_{begin}_{end}.mp4"
                 write(path, partial(self._clip, path, number, index))
-            (root / f"{list_name}.csv").write_text("".join(lines), encoding="utf-8")
+            write_lines(root / f"{list_name}.csv", lines)
 
-    def _ucf(self, root: Path, write: Write) -> None:
+    def _ucf101(self, root: Path, write: Write) -> None:
         groups = self._count("ucf_groups")
         clips, tested = self._count("ucf_clips_per_group"), max(1, round(groups * _UCF_TEST_SHARE))
         silent = self._silent_clips(write, self._generator, "ucf101")
         write_ucf101(root, [_camel(name) for name in VIDEO_CLASSES], groups, clips, tested, "\n", silent)
 
-    def _hmdb_clips(self) -> int:
-        """Clips per class: the three divisions test on different ones."""
+    def _hmdb51(self, root: Path, write: Write) -> None:
         train, test = self._count("hmdb_train"), self._count("hmdb_test")
-        return max(3 * test, train + test)
+        classes, name = [name.replace(" ", "_") for name in VIDEO_CLASSES], "world_{name}_u_cm_np1_fr_goo_{number}.avi"
+        # The three divisions test on different clips.
+        clips, silent = max(3 * test, train + test), self._silent_clips(write, self._with(_HARDER_PICTURE), "hmdb51")
+        write_hmdb51(root, classes, clips, train, test, name, write=silent)
 
-    def _hmdb(self, root: Path, write: Write) -> None:
-        write_hmdb51(
-            root, [name.replace(" ", "_") for name in VIDEO_CLASSES], self._hmdb_clips(), self._count("hmdb_train"),
-            self._count("hmdb_test"), "world_{name}_u_cm_np1_fr_goo_{number}.avi",
-            write=self._silent_clips(write, self._with(_HARDER_PICTURE), "hmdb51"),
-        )  # fmt: skip
-
-    def _esc(self, root: Path, write: Write) -> None:
+    def _esc50(self, root: Path, write: Write) -> None:
         number, seconds = itertools.count(), float(self.parameters["esc_seconds"])
 
         def sound(path: Path) -> None:
@@ -194,7 +162,7 @@ class AudioVisualWorld(World):
 
         write_esc50(root, SOUND_CLASSES, self._count("esc_clips_per_fold"), write=sound)
 
-    def _dcase(self, root: Path, write: Write) -> None:
+    def _dcase2014(self, root: Path, write: Write) -> None:
         generator = self._with(_HARDER_SOUND)
         seconds = float(self.parameters["dcase_seconds"])
         for split, folder in (("train", "scenes_stereo"), ("test", "scenes_stereo_testset")):
@@ -279,8 +247,3 @@ def _video_id(*numbers: int) -> str:
 
 def _camel(name: str) -> str:
     return "".join(word.capitalize() for word in name.split())
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)

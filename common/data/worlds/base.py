@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from common.files import cache_folder, exclusive
 
@@ -32,7 +32,7 @@ def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
 
 
-class World(ABC):
+class World:
     """Generated data as real files in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
@@ -83,10 +83,9 @@ class World(ABC):
             for leftover in self.folder.glob(".rendering-*") if locked else ():
                 # We hold the lock, so its process was killed. Without locks, another process may be writing it.
                 shutil.rmtree(leftover, ignore_errors=True)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=Console(stderr=True)) as progress:
+            with Console(stderr=True).status("") as status:
                 for name in missing:
-                    self._render(name, progress)
+                    self._render(name, status)
             description = json.dumps({"version": self.version, **self.parameters}, indent=2, sort_keys=True)
             (self.folder / "world.json").write_text(description + "\n", encoding="utf-8")
 
@@ -96,15 +95,15 @@ class World(ABC):
         for name, folder in folders.items():
             shutil.move(self.root_of(name), root / folder)
 
-    def _render(self, name: str, progress: Progress) -> None:
+    def _render(self, name: str, status: Status) -> None:
         final = self.root_of(name)
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".rendering-"))
-        task = progress.add_task(f"rendering {name} of the {self.title}", total=self._files(name))
+        written = itertools.count(1)
 
         def write(path: Path, render: Callable[[], None]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             render()
-            progress.advance(task)
+            status.update(f"rendering {name} of the {self.title}, file {next(written):,}")
 
         try:
             self._fill(name, scratch, write)
@@ -121,10 +120,9 @@ class World(ABC):
     def _folder_name(self, name: str) -> str:
         return name
 
-    @abstractmethod
-    def _files(self, name: str) -> int:
-        """Number of media files of a data set, for the progress bar."""
-
-    @abstractmethod
     def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder; call `write` for each media file: it makes the folder and counts."""
+        """Write a data set into an empty folder; call `write` for each media file: it makes the folder and counts.
+
+        The method with the name of the data set does it.
+        """
+        getattr(self, f"_{name}")(root, write)

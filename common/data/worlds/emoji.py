@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -43,10 +43,9 @@ TAG_FROM = 3  # concepts that must share a keyword for it to be a tag
 CLASS_FROM = 10  # concepts that must share a subgroup for it to be a class
 CAPTIONS_PER_IMAGE = 5
 
-_STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
-_IDS_PER_STYLE = 10_000
+STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
 _GROUND, _WORDS = 0, 1  # independent random streams of one picture
-_LIGHT = (0.75, 1.0)
+LIGHT = (0.75, 1.0)
 _OPAQUE = 0.1  # pixels with this opacity belong to a drawing's box
 
 
@@ -102,6 +101,10 @@ def read_drawings(style: str, indices: Sequence[int]) -> np.ndarray:
     return cells[np.asarray(indices, dtype=np.int64)]
 
 
+def picture_number(style: str, concept: Concept) -> int:
+    return 10_000 * STYLE_NUMBERS[style] + concept.index
+
+
 def check_designers(*styles: str) -> None:
     """Raise unless there are at least two designers, all known and different."""
     if len(styles) < 2 or len(set(styles)) < len(styles) or not set(styles) <= set(STYLES):
@@ -109,20 +112,6 @@ def check_designers(*styles: str) -> None:
             f"train_styles, test_style: at least two different ones of {', '.join(STYLES)} are needed, got "
             f"{', '.join(styles)}"
         )
-
-
-def tag_vocabulary(concepts: Iterable[Concept], language: str = "en") -> tuple[str, ...]:
-    """Keywords that at least three concepts share, sorted."""
-    counts = Counter(word for concept in concepts for word in set(concept.keywords[language]))
-    return tuple(sorted(word for word, count in counts.items() if count >= TAG_FROM))
-
-
-def subgroup_classes(concepts: Iterable[Concept]) -> tuple[str, ...]:
-    """Subgroups of at least ten concepts, the largest first."""
-    counts = Counter(concept.subgroup for concept in concepts)
-    return tuple(
-        sorted((name for name in counts if counts[name] >= CLASS_FROM), key=lambda name: (-counts[name], name))
-    )
 
 
 def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
@@ -187,7 +176,8 @@ class EmojiWorld(World):
         parameters = arguments_of(locals())
         check_designers(*train_styles, test_style)
         core = tuple(concept for concept in read_concepts() if concept.core)
-        subgroups = subgroup_classes(core)
+        sizes = Counter(concept.subgroup for concept in core)
+        subgroups = sorted((name for name in sizes if sizes[name] >= CLASS_FROM), key=lambda name: (-sizes[name], name))
         if concepts is not None and concepts > len(core):
             raise ValueError(f"concepts: there are {len(core)}, got {concepts}")
         parameters["concepts"] = len(core) if concepts is None else concepts
@@ -197,24 +187,18 @@ class EmojiWorld(World):
         self.size = size
         self.train_styles = tuple(train_styles)
         self.test_style = test_style
-        self.tag_names = tag_vocabulary(core, language)
+        uses = Counter(word for concept in core for word in set(concept.keywords[language]))
+        self.tag_names = tuple(sorted(word for word, count in uses.items() if count >= TAG_FROM))
         self.class_names = tuple(sorted(subgroups[:classes]))
         count = self.parameters["concepts"]
         self.concepts = tuple(core[row * len(core) // count] for row in range(count))
         self._classified = tuple(concept for concept in core if concept.subgroup in self.class_names)
 
-    def _files(self, name: str) -> int:
-        concepts = self._classified if name == "imagenet" else self.concepts
-        return len(concepts) * (len(self.train_styles) + 1)
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        {"coco": self._coco, "coco_karpathy": self._karpathy, "imagenet": self._imagenet}[name](root, write)
-
     def _rng(self, style: str, concept: Concept, seeded: bool, stream: int) -> np.random.Generator:
-        return np.random.default_rng([1 + self.seed if seeded else 0, _STYLE_NUMBERS[style], concept.index, stream])
+        return np.random.default_rng([1 + self.seed if seeded else 0, STYLE_NUMBERS[style], concept.index, stream])
 
     def _image(self, style: str, concept: Concept, drawing: np.ndarray, seeded: bool) -> np.ndarray:
-        ground = self._rng(style, concept, seeded, _GROUND).uniform(*_LIGHT, size=3)
+        ground = self._rng(style, concept, seeded, _GROUND).uniform(*LIGHT, size=3)
         return compose(drawing, ground, self.size)
 
     def _captioned(
@@ -228,7 +212,7 @@ class EmojiWorld(World):
     ) -> list[Annotated]:
         images = []
         for concept, drawing in zip(concepts, read_drawings(style, [concept.index for concept in concepts])):
-            number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index
+            number = picture_number(style, concept)
             path = folder / name_of(number)
             write(path, partial(write_jpeg, path, self._image(style, concept, drawing, seeded)))
             captions = captions_of(self._rng(style, concept, seeded, _WORDS), concept, self.language)
@@ -241,7 +225,7 @@ class EmojiWorld(World):
                     captions,
                     self._instances(concept, drawing),
                     concept.index,
-                    _STYLE_NUMBERS[style] - 1,
+                    STYLE_NUMBERS[style] - 1,
                 )
             )
         return images
@@ -272,7 +256,7 @@ class EmojiWorld(World):
             ]
             write_coco(root, split, sorted(images, key=lambda image: image.number), vocabulary)
 
-    def _karpathy(self, root: Path, write: Write) -> None:
+    def _coco_karpathy(self, root: Path, write: Write) -> None:
         *whole, last = self.train_styles
         # A small selection may have no val concept.
         chosen = [concept for concept in self.concepts if concept.split == "val"] or [self.concepts[-1]]
@@ -297,7 +281,7 @@ class EmojiWorld(World):
         for style in (*self.train_styles, self.test_style):
             for concept, drawing in zip(self._classified, read_drawings(style, indices)):
                 trained = self._trained(style, concept)
-                number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index
+                number = picture_number(style, concept)
                 label = self.class_names.index(concept.subgroup)
                 path = imagenet_path(root, "train" if trained else "val", label, number)
                 write(path, partial(write_jpeg, path, self._image(style, concept, drawing, trained)))

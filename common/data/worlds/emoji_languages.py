@@ -30,10 +30,12 @@ from common.data.worlds.emoji import (
     CELL,
     CREDIT,
     LANGUAGES,
-    STYLES,
+    LIGHT,
+    STYLE_NUMBERS,
     Concept,
     check_designers,
     compose,
+    picture_number,
     read_concepts,
     read_drawings,
 )
@@ -48,13 +50,10 @@ ALIKE = 0.4
 
 _CJK = re.compile(r"([\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _MARKS = re.compile(r"[,:、，：()（）\u201c\u201d\u201e\u2018\"«»「」]")
-_STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
-_PER_STYLE = 10_000
 _SENTENCES = 3  # sentences without pictures, per concept and language
 _HELD_OUT_SENTENCES = 20  # one in 20 is for validation
 _HELD_OUT_IMAGES = 40  # at most, for validation
 _IMAGE, _WORDS, _TEXT = range(3)  # independent random streams
-_LIGHT = (0.75, 1.0)
 _SMALLEST = 0.7  # smallest scale of a drawing in a training picture
 
 
@@ -269,13 +268,13 @@ class EmojiLanguagesWorld(World):
 
     def _rng(self, style: str, concept: Concept, stream: int, copy: int, seeded: bool) -> np.random.Generator:
         return np.random.default_rng(
-            [1 + self.seed if seeded else 0, _STYLE_NUMBERS[style], concept.index, 10 * copy + stream]
+            [1 + self.seed if seeded else 0, STYLE_NUMBERS[style], concept.index, 10 * copy + stream]
         )
 
     def _image(self, style: str, concept: Concept, drawing: np.ndarray, copy: int, trained: bool) -> np.ndarray:
         """Put a drawing on a light ground; training pictures also shrink and move it."""
         rng = self._rng(style, concept, _IMAGE, copy, trained)
-        ground = rng.uniform(*_LIGHT, size=3)
+        ground = rng.uniform(*LIGHT, size=3)
         if trained:
             side = round(CELL * rng.uniform(_SMALLEST, 1.0))
             left, top = (int(rng.integers(CELL - side + 1)) for _ in range(2))
@@ -326,27 +325,10 @@ class EmojiLanguagesWorld(World):
                     )
                     for language in languages
                 }
-                rows.append((_number(style, concept), concept, captions))
+                rows.append((picture_number(style, concept), concept, captions))
         return rows
 
     # -- layouts -------------------------------------------------------------------------------------------------------
-
-    def _files(self, name: str) -> int:
-        def drawn(styles: Sequence[str], concepts: Sequence[Concept]) -> int:
-            return sum(style in concept.styles for style in styles for concept in concepts)
-
-        if name == "conceptual_captions":
-            return self.pictures_per_drawing * drawn(self.train_styles, self.pretraining_concepts) + len(
-                self.held_out_concepts
-            )
-        if name in ("multi30k", "coco_karpathy"):
-            return sum(drawn(*self._split(split)) for split in ("train", "val", "test"))
-        if name == "imagenet":
-            return drawn(self.train_styles, self._shown) + drawn((self.test_style,), self.text_concepts)
-        return 0
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        getattr(self, f"_{name}")(root, write)
 
     def _conceptual_captions(self, root: Path, write: Write) -> None:
         captions: dict[str, list[str]] = {}
@@ -370,7 +352,7 @@ class EmojiLanguagesWorld(World):
         for split in ("train", "val", "test"):
             styles, concepts = self._split(split)
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, split == "train"):
-                path = root / "flickr30k-images" / f"{_number(style, concept)}.jpg"
+                path = root / "flickr30k-images" / f"{picture_number(style, concept)}.jpg"
                 write(path, partial(write_jpeg, path, pixels))
             rows = self._captioned(split, ("en", "de", "fr", "cs"))
             captions = {language: [own[language] for _, _, own in rows] for language in ("en", "de", "fr", "cs")}
@@ -382,7 +364,7 @@ class EmojiLanguagesWorld(World):
         for split in ("train", "val", "test"):
             styles, concepts = self._split(split)
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, split == "train"):
-                path = root / karpathy_folder(split) / karpathy_name(_number(style, concept), split)
+                path = root / karpathy_folder(split) / karpathy_name(picture_number(style, concept), split)
                 write(path, partial(write_jpeg, path, pixels))
         write_karpathy(root, {split: self._annotated(split, "en") for split in ("train", "val", "test")})
 
@@ -453,7 +435,7 @@ class EmojiLanguagesWorld(World):
         ):
             # The network augments the drawings itself.
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
-                path = imagenet_path(root, split, label_of[concept.index], _number(style, concept))
+                path = imagenet_path(root, split, label_of[concept.index], picture_number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))
         write_class_names(root, self.class_names)
 
@@ -476,7 +458,3 @@ def _english(concept: Concept) -> set[str]:
 
 def _ordered(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
     return tuple(sorted(concepts, key=lambda concept: concept.index))
-
-
-def _number(style: str, concept: Concept) -> int:
-    return _PER_STYLE * _STYLE_NUMBERS[style] + concept.index

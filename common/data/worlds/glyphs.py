@@ -32,6 +32,8 @@ SMALL_RADIUS, LARGE_RADIUS = 5.2 / 32, 6.6 / 32
 COUNTS = (2, 3, 4)
 TILT = 0.2
 GROUND_SHADE = 0.35
+MOST_MIXED, FAINT = 3, 0.06
+GRADIENT, NOISE = 0.06, 0.03
 
 _SCANLINES = 8  # per row of pixels; along a row the coverage is exact
 _ARRANGEMENTS, _TRIES, _ROUNDS = 64, 8, 200
@@ -167,12 +169,11 @@ class Picture:
     polygons: tuple[np.ndarray, ...]
 
 
-def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[Scene, Attributes]:
-    """Draw a scene of two to four copies of one glyph (None: a random one) in one color, and its attributes.
+def repeated_scene(rng: np.random.Generator, glyph: int) -> tuple[Scene, Attributes]:
+    """Draw a scene of two to four copies of one glyph in one color, and its attributes.
 
     Source: docs/papers/mct.md [13] ("glyph scenes").
     """
-    glyph = int(rng.integers(len(GLYPHS))) if glyph is None else glyph
     colour, ground = (int(number) for number in rng.choice(len(COLOURS), 2, replace=False))
     large, count = bool(rng.integers(2)), COUNTS[int(rng.integers(len(COUNTS)))]
     radii = (LARGE_RADIUS if large else SMALL_RADIUS,) * count
@@ -180,14 +181,14 @@ def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[
     return Scene(copies, dark_ground(ground)), Attributes(glyph, colour, ground, large, count)
 
 
-def mixed_scene(rng: np.random.Generator, objects: tuple[int, int] = (1, 3), faint: float = 0.0) -> Scene:
-    """Draw a scene of different glyphs in random colors and sizes; `faint` is the probability of a translucent one."""
-    count = int(rng.integers(objects[0], objects[1] + 1))
+def mixed_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene of one to three different glyphs in random colors and sizes, few of them faint."""
+    count = int(rng.integers(1, MOST_MIXED + 1))
     glyphs = [int(number) for number in rng.choice(len(GLYPHS), count, replace=False)]
     ground = int(rng.integers(len(COLOURS)))
     colours = [(ground + int(step)) % len(COLOURS) for step in rng.integers(1, len(COLOURS), count)]
     radii = [LARGE_RADIUS if large else SMALL_RADIUS for large in rng.integers(2, size=count)]
-    opacities = np.where(rng.uniform(size=count) < faint, 0.3, 1.0)
+    opacities = np.where(rng.uniform(size=count) < FAINT, 0.3, 1.0)
     return Scene(_copies(rng, glyphs, radii, colours, opacities.tolist()), dark_ground(ground))
 
 
@@ -232,19 +233,17 @@ def _copies(
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
-def draw(
-    scene: Scene, rng: np.random.Generator, size: int = 32, gradient: float = 0.06, noise: float = 0.03
-) -> Picture:
-    """Draw a scene with smooth edges, a random linear brightness `gradient` (maximum) and pixel `noise` (deviation)."""
+def draw(scene: Scene, rng: np.random.Generator, size: int) -> Picture:
+    """Draw a scene with smooth edges, a random linear gradient of brightness, and noise."""
     rings = [[_in_picture(ring, copy, size) for ring in OUTLINES[GLYPHS[copy.glyph]]] for copy in scene.copies]
     covered = coverage(rings, size)
-    direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, gradient)
+    direction, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, GRADIENT)
     position = (np.arange(size) + 0.5) / size * 2 - 1
     slope = strength * (np.cos(direction) * position[None, :] + np.sin(direction) * position[:, None])
     pixels = np.broadcast_to(np.array(scene.ground), (size, size, 3))
     for copy, share in zip(scene.copies, covered):
         pixels = pixels + (copy.opacity * share)[..., None] * (np.array(copy.colour) - pixels)
-    pixels = pixels + slope[..., None] + noise * rng.standard_normal((size, size, 3))
+    pixels = pixels + slope[..., None] + NOISE * rng.standard_normal((size, size, 3))
     polygons = tuple(_joined(own) for own in rings)
     boxes = np.array([[*own[0].min(axis=0), *own[0].max(axis=0)] for own in rings], dtype=np.float32).reshape(-1, 4)
     image = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)

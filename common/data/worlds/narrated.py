@@ -376,27 +376,9 @@ class NarratedWorld(World):
     def _count(self, name: str) -> int:
         return int(str(self.parameters[name]))
 
-    def _files(self, name: str) -> int:
-        if name == "tvqa":
-            return sum(map(self._count, ("moments", "moments_validation", "moments_test")))
-        if name == "avsd":
-            return sum(map(self._count, ("dialogs", "dialogs_validation", "dialogs_test")))
-        if name == "kinetics400":
-            return self._count("source_clips") + self._count("source_clips_validation")
-        return 5 * len(TIMBRES) * len(PITCHES) * self._count("source_sounds_per_fold") if name == "esc50" else 0
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        {
-            "kinetics400": self._kinetics,
-            "esc50": self._esc,
-            "avsd": self._avsd,
-            "tvqa": self._tvqa,
-            "tvc": self._tvc,
-        }[name](root, write)
-
     # -- source domain -------------------------------------------------------------------------------------------------
 
-    def _kinetics(self, root: Path, write: Write) -> None:
+    def _kinetics400(self, root: Path, write: Write) -> None:
         classes = list(itertools.product(SHAPES, COLOURS, DIRECTIONS))
         for folder, count in (("train", "source_clips"), ("val", "source_clips_validation")):
             split = f"kinetics400/{folder}"
@@ -406,7 +388,7 @@ class NarratedWorld(World):
                 path = root / folder / " ".join((scene.colour, scene.shape, scene.direction)) / name
                 write(path, partial(self._clip, path, scene, SOURCE, split, index, False))
 
-    def _esc(self, root: Path, write: Write) -> None:
+    def _esc50(self, root: Path, write: Write) -> None:
         scenes = [
             Scene(SHAPES[0], COLOURS[0], DIRECTIONS[0], *kind, SPEAKERS[0])
             for kind in itertools.product(TIMBRES, PITCHES)

@@ -76,8 +76,6 @@ _SPLITS = {
 }
 _PICTURE, _WORDS = 0, 1  # independent random streams of one scene
 _IDS_PER_SPLIT = 1_000_000
-_MAX_OBJECTS = 3
-_FAINT = 0.06  # fraction of faint glyphs in VOC
 _LICENCES = ("Apache License 2.0 (generated pictures)",)
 
 
@@ -193,16 +191,6 @@ class ShapesWorld(World):
     def _folder_name(self, name: str) -> str:
         return f"imagenet-{self.probe}" if name == "imagenet" else name
 
-    def _files(self, name: str) -> int:
-        prefixes = {"coco": "", "coco_karpathy": "karpathy_", "voc": "voc_", "imagenet": "probe_"}
-        prefix = prefixes[name]
-        return sum(self.parameters.get(prefix + part, 0) for part in ("train", "val", "test"))
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        {"coco": self._coco, "coco_karpathy": self._karpathy, "voc": self._voc, "imagenet": self._imagenet}[name](
-            root, write
-        )
-
     # -- scenes --------------------------------------------------------------------------------------------------------
 
     def _rng(self, split: str, index: int, stream: int) -> np.random.Generator:
@@ -239,7 +227,7 @@ class ShapesWorld(World):
             images = self._captioned(f"coco/{part}", self.parameters[part], root / split, coco_name, write)
             write_coco(root, split, images, vocabulary)
 
-    def _karpathy(self, root: Path, write: Write) -> None:
+    def _coco_karpathy(self, root: Path, write: Write) -> None:
         parts: dict[str, list[Annotated]] = {}
         for part in ("train", "val", "test"):
             folder, name_of = root / karpathy_folder(part), partial(karpathy_name, split=part)
@@ -254,7 +242,7 @@ class ShapesWorld(World):
         for split, count in (("trainval", self.parameters["voc_train"]), ("test", self.parameters["voc_test"])):
             for index in range(count):
                 rng = self._rng(f"voc/{split}", index, _PICTURE)
-                scene = mixed_scene(rng, (1, _MAX_OBJECTS), _FAINT)
+                scene = mixed_scene(rng)
                 picture = draw(scene, rng, self.voc_size)
                 number = len(images) + 1
                 path = folder / "JPEGImages" / f"{number:06d}.jpg"
