@@ -110,6 +110,9 @@ class AudioVisualWorld(World):
             "audio": _AUDIO_OPTIONS,
         }
 
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        getattr(self, f"_{name}")(root, write)
+
     # -- layouts -------------------------------------------------------------------------------------------------------
 
     def _kinetics400(self, root: Path, write: Write) -> None:

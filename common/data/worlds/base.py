@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
 
 
-class World:
+class World(ABC):
     """Generated data as real files in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
@@ -120,9 +121,6 @@ class World:
     def _folder_name(self, name: str) -> str:
         return name
 
+    @abstractmethod
     def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder; call `write` for each media file: it makes the folder and counts.
-
-        The method with the name of the data set does it.
-        """
-        getattr(self, f"_{name}")(root, write)
+        """Write a data set into an empty folder; call `write` for each media file: it makes the folder and counts."""

@@ -328,6 +328,9 @@ class EmojiLanguagesWorld(World):
                 rows.append((picture_number(style, concept), concept, captions))
         return rows
 
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        getattr(self, f"_{name}")(root, write)
+
     # -- layouts -------------------------------------------------------------------------------------------------------
 
     def _conceptual_captions(self, root: Path, write: Write) -> None:

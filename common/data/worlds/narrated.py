@@ -376,6 +376,9 @@ class NarratedWorld(World):
     def _count(self, name: str) -> int:
         return int(str(self.parameters[name]))
 
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        getattr(self, f"_{name}")(root, write)
+
     # -- source domain -------------------------------------------------------------------------------------------------
 
     def _kinetics400(self, root: Path, write: Write) -> None:

@@ -191,6 +191,9 @@ class ShapesWorld(World):
     def _folder_name(self, name: str) -> str:
         return f"imagenet-{self.probe}" if name == "imagenet" else name
 
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        getattr(self, f"_{name}")(root, write)
+
     # -- scenes --------------------------------------------------------------------------------------------------------
 
     def _rng(self, split: str, index: int, stream: int) -> np.random.Generator:
