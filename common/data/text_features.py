@@ -196,4 +196,7 @@ def make_store(
 
 
 def _half(features: Tensor) -> npt.NDArray[np.float16]:
-    return features.half().cpu().numpy()
+    halves = features.half().cpu().numpy()
+    if not np.isfinite(halves).all():
+        raise ValueError("BERT's features are not finite in half precision: its weights are damaged, get them anew")
+    return halves
