@@ -42,13 +42,7 @@ from papers.m3p.pairs import (
 )
 from papers.m3p.regions import prepare_regions
 from papers.m3p.search import CaptionItems, EvaluationSet, loader_roles
-from papers.m3p.streams import (
-    LanguageStream,
-    MultitaskSchedule,
-    MultitaskSteps,
-    language_probabilities,
-    one_relation,
-)
+from papers.m3p.streams import LanguageStream, MultitaskSteps, language_probabilities, one_relation
 
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
@@ -418,21 +412,17 @@ class PretrainingData(RegionTextData):
                     f"data.{name} ({getattr(self, name)}) is that of all processes and must be divisible by their "
                     f"number, {trainer.world_size}"
                 )
-        schedule = MultitaskSchedule(
-            list(self.probabilities.values()),
-            len(self.training_pairs),
-            self.xmlm_steps,
-            self.relation_steps,
-            self.steps_per_epoch,
-            self.seed,
-            self.text_groups,
-        )
         steps = MultitaskSteps(
-            schedule,
             self.streams,
+            list(self.probabilities.values()),
             self.training_pairs,
             PairCollator(self.tokenizer, self.masking, self.max_regions),
+            self.steps_per_epoch,
+            self.seed,
             self.batch_size,
+            self.xmlm_steps,
+            self.relation_steps,
+            self.text_groups,
             trainer.global_rank,
             trainer.world_size,
         )

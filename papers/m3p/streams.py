@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,98 +70,72 @@ Step = dict[str, Any]
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Streams or caption sets of an epoch's draws, and how often each was drawn before; int64 [steps, draws]."""
+class Draws(NamedTuple):
+    """Sources drawn in each step of an epoch, and how often each was drawn before; int64 [steps, draws]."""
 
     chosen: Ints
     turn: Ints
 
-    @classmethod
-    def of(cls, probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
-        """Sample with replacement; draws per step are limited to the number of choices."""
-        draws = min(draws, len(probabilities))
-        if not draws:
-            return cls(np.zeros((steps, 0), dtype=np.int64), np.zeros((steps, 0), dtype=np.int64))
+
+def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
+    """Sample with replacement; draws per step are limited to the number of sources."""
+    draws = min(draws, len(probabilities))
+    chosen = np.zeros(0, dtype=np.int64)
+    if draws:
         chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
-        turn = np.empty_like(chosen)
-        for number in range(len(probabilities)):
-            drawn = np.flatnonzero(chosen == number)
-            turn[drawn] = np.arange(len(drawn))
-        return cls(chosen.reshape(steps, draws), turn.reshape(steps, draws))
-
-
-@dataclass
-class MultitaskSchedule:
-    """Languages and caption sets of every step, as a function of (seed, epoch, step) alone.
-
-    Each group of rows draws its own languages, like each process of the released code. The number of groups is a
-    setting, so it doesn't depend on the number of processes here.
-
-    Args:
-        relations: number of caption sets, which are equally likely.
-        xmlm_steps, relation_steps: draws of each kind per step, at most the number of choices.
-
-    Source: [6.3].
-    """
-
-    languages: Sequence[float]
-    relations: int
-    xmlm_steps: int
-    relation_steps: int
-    steps: int
-    seed: int
-    text_groups: int = 1
-    _epoch: tuple[int, list[Draws], Draws] | None = None
-
-    def of(self, epoch: int) -> tuple[list[Draws], Draws]:
-        """Draws of languages per group of rows and of caption sets in an epoch; caches the last result."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            languages = [Draws.of(self.languages, self.steps, self.xmlm_steps, rng)]
-            uniform = [1 / max(self.relations, 1)] * self.relations
-            relations = Draws.of(uniform, self.steps, self.relation_steps, rng)
-            for group in range(1, self.text_groups):
-                own = np.random.default_rng((self.seed, epoch, group, 0, _LANGUAGES))
-                languages.append(Draws.of(self.languages, self.steps, self.xmlm_steps, own))
-            self._epoch = (epoch, languages, relations)
-        return self._epoch[1:]
+    turn = np.empty_like(chosen)
+    for number in range(len(probabilities)):
+        drawn = np.flatnonzero(chosen == number)
+        turn[drawn] = np.arange(len(drawn))
+    return Draws(chosen.reshape(steps, draws), turn.reshape(steps, draws))
 
 
 @dataclass
 class MultitaskSteps(Dataset[Step]):
-    """The steps of an epoch: some text blocks and some batches of pairs ([6.3]).
+    """The steps of an epoch: some text blocks and some batches of pairs.
 
     A step is a function of (seed, epoch, step). Row i of a text block belongs to group i mod `text_groups`, and each
-    group has its own languages. Rank r of W reads rows r, r + W, ... of a batch, so the joined batches of W ranks equal
-    that of one rank. With as many groups as ranks, every rank reads its own languages.
+    group draws its own languages, like each process of the released code. Rank r of W reads rows r, r + W, ... of a
+    batch, so the joined batches of W ranks equal that of one rank. With as many groups as ranks, every rank reads its
+    own languages.
 
     A text block has `tokens` int64 and `token_mask` bool [B, L], `languages` [B], `word_places` [K] among the B * L
     positions, and `word_targets` [K].
 
     Args:
         streams: text per language in blocks with the rows of one group, in the order of the language numbers.
+        languages: probability of each stream.
+        pairs: caption sets, which are equally likely.
         batch_size: pairs or groups of a batch over all ranks.
+        xmlm_steps, relation_steps: draws of each kind per step, at most the number of choices.
+
+    Source: [6.3].
     """
 
-    schedule: MultitaskSchedule
     streams: Sequence[LanguageStream]
+    languages: Sequence[float]
     pairs: Sequence[PairItems]
     collator: PairCollator
+    steps: int
+    seed: int
     batch_size: int
+    xmlm_steps: int
+    relation_steps: int
+    text_groups: int = 1
     rank: int = 0
     world_size: int = 1
+    _epoch: tuple[int, list[Draws], Draws] | None = None
     _orders: dict[tuple[int, int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.schedule.steps
+        return self.steps
 
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
-        languages, relations = self.schedule.of(epoch)
+        languages, relations = self.draws(epoch)
         samples = [
-            self._pairs(epoch, int(number), int(relations.turn[step, draw]))
-            for draw, number in enumerate(relations.chosen[step])
+            self._pairs(epoch, int(number), int(turn))
+            for number, turn in zip(relations.chosen[step], relations.turn[step])
         ]
         return {
             "xmlm": [
@@ -172,11 +146,24 @@ class MultitaskSteps(Dataset[Step]):
             "index": torch.tensor([int(sample["index"]) for batch in samples for sample in batch]),
         }
 
+    def draws(self, epoch: int) -> tuple[list[Draws], Draws]:
+        """Languages drawn by each group of rows, and caption sets, in an epoch; caches the last result."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            languages = [draw_sources(self.languages, self.steps, self.xmlm_steps, rng)]
+            uniform = [1 / max(len(self.pairs), 1)] * len(self.pairs)
+            relations = draw_sources(uniform, self.steps, self.relation_steps, rng)
+            for group in range(1, self.text_groups):
+                rng = np.random.default_rng((self.seed, epoch, group, 0, _LANGUAGES))
+                languages.append(draw_sources(self.languages, self.steps, self.xmlm_steps, rng))
+            self._epoch = (epoch, languages, relations)
+        return self._epoch[1:]
+
     def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
         """Order of the blocks or pairs of a source in its n-th pass of an epoch; caches the last result."""
         last = self._orders.get((kind, number, group))
         if last is None or last[0] != (epoch, again):
-            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind, *_unless_zero(group)))
+            rng = np.random.default_rng((self.seed, epoch, again, number, kind, *_unless_zero(group)))
             last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
         return last[1]
 
@@ -186,7 +173,7 @@ class MultitaskSteps(Dataset[Step]):
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
         # Drawn for the rows of all ranks, so masking doesn't depend on their number.
-        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE, *_unless_zero(group)))
+        rng = np.random.default_rng((self.seed, epoch, step, draw, _TEXT_NOISE, *_unless_zero(group)))
         masked, labels = mask_stream(
             tokens,
             rng.random((*tokens.shape, WORD_NOISE)),

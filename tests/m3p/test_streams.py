@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from common.data.text import XLMRTokenizer
 from common.files import write_whole
 from papers.m3p import captions
 from papers.m3p.captions import file_identity, stream_tokens
-from papers.m3p.streams import Draws, LanguageStream, MultitaskSchedule, language_probabilities
+from papers.m3p.streams import LanguageStream, MultitaskSteps, draw_sources, language_probabilities
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]
@@ -76,7 +77,7 @@ def test_languages_alike_and_wrong_numbers() -> None:
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int, seed: int) -> None:
-    found = Draws.of([1 / sources] * sources if sources else [], steps, draws, np.random.default_rng(seed))
+    found = draw_sources([1 / sources] * sources if sources else [], steps, draws, np.random.default_rng(seed))
     assert found.chosen.shape == found.turn.shape == (steps, min(draws, sources))
     seen: dict[int, int] = {}
     for number, turn in zip(found.chosen.ravel().tolist(), found.turn.ravel().tolist()):
@@ -85,17 +86,18 @@ def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int,
 
 
 def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
-    def schedule(seed: int = 0, groups: int = 1) -> MultitaskSchedule:
-        return MultitaskSchedule([0.5, 0.3, 0.2, 0.0], 2, 3, 3, 4000, seed, groups)
+    def schedule(seed: int = 0, groups: int = 1) -> MultitaskSteps:
+        nothing: Any = None
+        return MultitaskSteps([], [0.5, 0.3, 0.2, 0.0], [nothing] * 2, nothing, 4000, seed, 1, 3, 3, groups)
 
     one, other = schedule(), schedule()
-    _ = other.of(3), other.of(1)
+    _ = other.draws(3), other.draws(1)
     for epoch in (0, 1, 0):
-        (first,), pairs = one.of(epoch)
-        (second,), same_pairs = other.of(epoch)
+        (first,), pairs = one.draws(epoch)
+        (second,), same_pairs = other.draws(epoch)
         np.testing.assert_array_equal(first.chosen, second.chosen)
         np.testing.assert_array_equal(pairs.chosen, same_pairs.chosen)
-    (languages,), relations = one.of(0)
+    (languages,), relations = one.draws(0)
     assert languages.chosen.shape == (4000, 3)
     assert relations.chosen.shape == (4000, 2)  # never more draws than there are sets
     counts = np.bincount(languages.chosen.ravel(), minlength=4)
@@ -103,11 +105,11 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
     # With replacement: a step may read a language twice.
     assert (np.sort(languages.chosen, axis=1)[:, 1:] == np.sort(languages.chosen, axis=1)[:, :-1]).any()
-    assert (languages.chosen != one.of(1)[0][0].chosen).any()
-    assert (languages.chosen != schedule(1).of(0)[0][0].chosen).any()
+    assert (languages.chosen != one.draws(1)[0][0].chosen).any()
+    assert (languages.chosen != schedule(1).draws(0)[0][0].chosen).any()
 
     # Every group of rows draws for itself, and the first as one alone would.
-    several, same_pairs = schedule(groups=3).of(0)
+    several, same_pairs = schedule(groups=3).draws(0)
     np.testing.assert_array_equal(several[0].chosen, languages.chosen)
     np.testing.assert_array_equal(same_pairs.chosen, relations.chosen)
     for group, own in enumerate(several):
@@ -116,7 +118,7 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
         for other_group in several[:group]:
             agreement = (own.chosen == other_group.chosen).mean()
             assert agreement == pytest.approx(0.5**2 + 0.3**2 + 0.2**2, abs=0.03)
-    assert (several[1].chosen != schedule(groups=3).of(1)[0][1].chosen).any()
+    assert (several[1].chosen != schedule(groups=3).draws(1)[0][1].chosen).any()
 
 
 def test_tokens_of_texts(tokenizer: XLMRTokenizer) -> None:
