@@ -1,4 +1,4 @@
-"""Captions as tokens: in one language, pooled by image over several, and code-switched."""
+"""Captions as tokens: in one language, and pooled by image over several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 from common.data.annotations import LanguageCaptions
 from common.data.text import XLMRTokenizer
 from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
-from papers.m3p.code_switching import CodeSwitcher
 
 # Number of texts tokenized at a time.
 CHUNK = 10_000
@@ -31,6 +30,7 @@ class CaptionTokens:
         self.captions = captions
         self.language = captions.language
         self.texts: Sequence[str] = captions.captions.column
+        self.tokenizer = tokenizer
         self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
         # No piece has the id of the closing token, which follows every caption.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
@@ -42,6 +42,10 @@ class CaptionTokens:
         """Pieces of a caption, without boundary tokens."""
         first = self._ends[number - 1] + 1 if number else 0
         return self._tokens[first : self._ends[number]]
+
+    def pieces_of(self, text: str) -> Tokens:
+        """Pieces of another text."""
+        return np.array(self.tokenizer.pieces([text])[0], dtype=np.int64)
 
     def longest(self) -> int:
         """Largest number of pieces."""
@@ -98,24 +102,6 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
     """
     order = rng.permutation(count)[:wanted]
     return np.concatenate([order, rng.integers(count, size=max(wanted - count, 0))])
-
-
-class SwitchedCaptions:
-    def __init__(self, switcher: CodeSwitcher, tokenizer: XLMRTokenizer) -> None:
-        self.switcher = switcher
-        self.tokenizer = tokenizer
-        self._pieces: dict[str, list[int]] = {}
-
-    def pieces(self, text: str, rng: np.random.Generator) -> Tokens | None:
-        """Pieces of a code-switched caption; None if it is unchanged."""
-        switched = self.switcher.switch(text, rng)
-        if switched == text:
-            return None
-        words = switched.split(" ")
-        unknown = [word for word in words if word not in self._pieces]
-        if unknown:
-            self._pieces.update(zip(unknown, self.tokenizer.pieces(unknown)))
-        return np.array([piece for word in words for piece in self._pieces[word]], dtype=np.int64)
 
 
 def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,29 +20,14 @@ from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from papers.m3p.captions import (
-    CaptionPool,
-    CaptionTokens,
-    SwitchedCaptions,
-    file_identity,
-    stream_tokens,
-)
+from papers.m3p.captions import CaptionPool, CaptionTokens, file_identity, stream_tokens
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.pairs import (
-    Candidates,
-    CaptionSet,
-    PairCollator,
-    Pairing,
-    PairItems,
-    RegionItems,
-    find_pictures,
-    shown_images,
-)
+from papers.m3p.pairs import Candidates, CaptionSet, PairCollator, PairItems, RegionItems, find_pictures, shown_images
 from papers.m3p.regions import prepare_regions
 from papers.m3p.search import CaptionItems, EvaluationSet, loader_roles
-from papers.m3p.streams import LanguageStream, MultitaskSteps, language_probabilities, one_relation
+from papers.m3p.streams import LanguageStream, MultitaskSteps, language_probabilities
 
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
@@ -56,7 +41,7 @@ class RegionTextData(ShardedDataModule):
         sets: captioned sets by name, for search and fine-tuning; null leaves one out.
         languages: languages with numbers, which are positions in sorted order; None for those of the sets.
         world: miniature that replaces the files of the data sets and the tokenizer; None for real data.
-        candidates, vlm_candidates, exclude_siblings: see `Pairing`.
+        candidates, vlm_candidates, exclude_siblings: see `PairItems`.
         max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
             fewer. A smaller number saves time, but the model depends on it.
         validation_split: of the training sets, to compare weights on; None for none.
@@ -112,7 +97,7 @@ class RegionTextData(ShardedDataModule):
         self.train_split, self.test_split, self.validation_split = train_split, test_split, validation_split
         self.validation_items = validation_items
         self.test_batch_size = test_batch_size
-        self.pairing = Pairing(candidates, vlm_candidates, exclude_siblings)
+        self.candidates, self.vlm_candidates, self.exclude_siblings = candidates, vlm_candidates, exclude_siblings
         self.test_images, self.test_captions = test_images, test_captions
         self.cut_test_captions = cut_test_captions
         #: Tokens of a data set's captions, by its split and language.
@@ -232,15 +217,21 @@ class RegionTextData(ShardedDataModule):
         return PairItems(
             pictures,
             CaptionPool(captions, pictures.keys),
-            self.tokenizer,
-            self.pairing,
-            captions_per_image=captions_per_image,
-            switched=None if switcher is None else SwitchedCaptions(switcher, self.tokenizer),
-            masked=masked,
+            self.tokenizer.max_tokens - 2,
+            self.candidates,
+            self.vlm_candidates,
+            self.exclude_siblings,
+            captions_per_image,
+            switcher,
+            masked,
             max_regions=self.max_regions,
             distributions=self.distributions,
             **self.item_options,
         )
+
+    @property
+    def collator(self) -> PairCollator:
+        return PairCollator(self.tokenizer, None, self.max_regions)
 
     def validation_loader(self) -> DataLoader[Any]:
         """Validation pairs as training steps, each once over all processes."""
@@ -248,9 +239,7 @@ class RegionTextData(ShardedDataModule):
         assert self.trainer is not None
         count = min(len(self.validation), self.validation_items or len(self.validation))
         size = max(self.batch_size // self.trainer.world_size, 1)
-        collator = PairCollator(self.tokenizer, None, self.max_regions)
-        used = Subset(self.validation, range(count))
-        return self.evaluation_loader(used, size, "validation", partial(one_relation, collator))
+        return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.collator.step)
 
     def sets_to_search(self) -> list[EvaluationSet]:
         """The test sets; sets with the same images share them."""
@@ -501,8 +490,7 @@ class RetrievalData(RegionTextData):
             raise ValueError("data.train_sets: name at least one set to fine-tune on")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        collator = PairCollator(self.tokenizer, None, self.max_regions)
-        return self.training_loader(self.training_pairs[0], collate_fn=partial(one_relation, collator))
+        return self.training_loader(self.training_pairs[0], collate_fn=self.collator.step)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
@@ -521,9 +509,9 @@ def made_up_pairs(
     data: RegionTextData, model: M3P, size: int, draw: Draw, masking: Masking | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
     """A batch of pairs of maximum length, as `PairCollator` makes it, and facts of the data, for estimates."""
-    in_batch, length, count = data.pairing.vlm_candidates == "in_batch", data.tokenizer.max_tokens, data.max_regions
+    in_batch, length, count = data.vlm_candidates == "in_batch", data.tokenizer.max_tokens, data.max_regions
     width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
-    pairs = size if in_batch else size * data.pairing.candidates
+    pairs = size if in_batch else size * data.candidates
     group = {
         "tokens": draw.integers(*MADE_UP_WORDS, pairs, length),
         "token_mask": torch.ones(pairs, length, dtype=torch.bool),

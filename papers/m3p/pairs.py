@@ -22,15 +22,9 @@ from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures, Regions
 from common.data.sequences import Texts
 from common.data.text import XLMRTokenizer
-from papers.m3p.captions import (
-    CaptionPool,
-    CaptionTokens,
-    SwitchedCaptions,
-    Tokens,
-    forced_captions,
-    pad_captions,
-)
-from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Bools, Ints, Masking, mask_regions, mask_words
+from papers.m3p.captions import CaptionPool, CaptionTokens, Tokens, forced_captions, pad_captions
+from papers.m3p.code_switching import CodeSwitcher
+from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Ints, Masking, mask_regions, mask_words
 
 #: `groups`: N candidates for every image and caption; `in_batch`: the other pairs of the batch.
 Candidates = Literal["groups", "in_batch"]
@@ -153,10 +147,9 @@ class RegionItems(ItemDataset):
         return {"regions": self.regions(file)}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Batch of pictures: that of `region_batch`, and `index` and `skipped` [B]."""
-        return region_batch([sample["regions"] for sample in samples], self.max_regions) | {
-            name: torch.stack([sample[name] for sample in samples]) for name in ("index", "skipped")
-        }
+        """Batch of pictures: that of `region_batch`, and `index` [B]."""
+        index = torch.stack([sample["index"] for sample in samples])
+        return region_batch([sample["regions"] for sample in samples], self.max_regions) | {"index": index}
 
     def fill_cache(self) -> None:
         if self._cache is not None:
@@ -172,8 +165,8 @@ class RegionItems(ItemDataset):
         return {**super().describe(), **({"without_regions": missing} if missing else {})}
 
 
-def pad_regions(images: Sequence[Regions], width: int = 0) -> dict[str, npt.NDArray[Any]]:
-    """Regions of several pictures in one array, padded with zeros to at least `width` rows.
+def pad_regions(images: Sequence[Regions], rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Regions of several pictures in one array, padded with zeros to `rows` of each.
 
     Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
     pictures of a batch, process or data set.
@@ -182,16 +175,15 @@ def pad_regions(images: Sequence[Regions], width: int = 0) -> dict[str, npt.NDAr
         `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
         `distribution` float32 [P, R, C] if the pictures have one.
     """
-    counts = np.array([len(image) for image in images])
-    mask = np.arange(max(int(counts.max()), width)) < counts[:, None]
+    mask = np.arange(rows) < np.array([len(image) for image in images])[:, None]
     columns: dict[str, npt.NDArray[Any]] = {"mask": mask}
     for name, of in (
         ("features", "features"), ("boxes", "box_vectors"), ("classes", "labels"), ("distribution", "distribution")
     ):  # fmt: skip
-        rows = [getattr(image, of) for image in images]
-        if rows[0] is not None:
-            columns[name] = np.zeros((*mask.shape, *rows[0].shape[1:]), dtype=rows[0].dtype)
-            columns[name][mask] = np.concatenate(rows)
+        parts = [getattr(image, of) for image in images]
+        if parts[0] is not None:
+            columns[name] = np.zeros((*mask.shape, *parts[0].shape[1:]), dtype=parts[0].dtype)
+            columns[name][mask] = np.concatenate(parts)
     return columns
 
 
@@ -201,9 +193,9 @@ def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return features / np.maximum(lengths, np.float32(1e-12))
 
 
-def region_batch(images: Sequence[Regions], width: int) -> dict[str, Tensor]:
+def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
     """Encoder inputs of some pictures: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
-    columns = pad_regions(images, width)
+    columns = pad_regions(images, rows)
     return {
         "regions": torch.from_numpy(unit_length(columns["features"])),
         "boxes": torch.from_numpy(columns["boxes"]),
@@ -212,22 +204,6 @@ def region_batch(images: Sequence[Regions], width: int) -> dict[str, Tensor]:
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Which pairs are compared.
-
-    Args:
-        candidates: N, per image and per caption.
-        vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
-        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
-            match too. The released pre-training code only excludes the caption itself.
-    """
-
-    candidates: int = 4
-    vlm_candidates: Candidates = "groups"
-    exclude_siblings: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,26 +232,35 @@ class PairItems(RegionItems):
 
     Args:
         pool: captions in the order of `pictures`.
-        tokenizer: its `max_tokens` cuts captions.
+        max_pieces: longest caption, without boundary tokens.
+        candidates: N, per image and per caption.
+        vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
+        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
+            match too. The released pre-training code only excludes the caption itself.
         captions_per_image: per epoch; repeats captions of an image with fewer.
+        switch: translates words of a caption.
     """
 
     def __init__(
         self,
         pictures: Pictures,
         pool: CaptionPool,
-        tokenizer: XLMRTokenizer,
-        pairing: Pairing,
+        max_pieces: int,
+        candidates: int = 4,
+        vlm_candidates: Candidates = "groups",
+        exclude_siblings: bool = True,
         captions_per_image: int = 1,
-        switched: SwitchedCaptions | None = None,
+        switch: CodeSwitcher | None = None,
         masked: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(pictures, passes=captions_per_image, **options)
         self.pool = pool
-        self.max_pieces = tokenizer.max_tokens - 2
-        self.pairing = pairing
-        self.switched = switched
+        self.max_pieces = max_pieces
+        self.candidates = candidates
+        self.vlm_candidates = vlm_candidates
+        self.exclude_siblings = exclude_siblings
+        self.switch = switch
         self.masked = masked
 
     def __getitem__(self, key: Key) -> Sample:
@@ -286,20 +271,20 @@ class PairItems(RegionItems):
     def _pair(self, file: int, slot: int, epoch: int, rng: np.random.Generator) -> Sample:
         regions = self.regions(file)
         caption = self._chosen(file, slot, epoch)
-        if self.pairing.vlm_candidates == "in_batch":
+        if self.vlm_candidates == "in_batch":
             return {
                 "in_batch": PairGroup([self._pieces(caption, rng)], [regions], 0, self._noise(1, rng)),
                 "group": torch.tensor(int(self.pool.groups[file])),
             }
         # Order of the random numbers: images for the caption, then captions for the image.
-        positive = int(rng.integers(self.pairing.candidates))
+        positive = int(rng.integers(self.candidates))
         images = [image for _, image in self._negatives(file, caption, True, rng).values() if image is not None]
         images.insert(positive, regions)
-        noise = self._noise(self.pairing.candidates, rng)
+        noise = self._noise(self.candidates, rng)
         t2i = PairGroup([self._pieces(caption, rng)], images, positive, noise)
-        positive = int(rng.integers(self.pairing.candidates))
+        positive = int(rng.integers(self.candidates))
         others = [number for number, _ in self._negatives(file, caption, False, rng).values()]
-        noise = self._noise(self.pairing.candidates, rng)
+        noise = self._noise(self.candidates, rng)
         captions = [self._pieces(number, rng) for number in [*others, caption]]
         captions.insert(positive, captions.pop())
         return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
@@ -315,10 +300,9 @@ class PairItems(RegionItems):
 
     def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
         tokens, row = self.pool.caption(number)
-        pieces: Tokens | None = None
-        if self.switched is not None and tokens.language == self.switched.switcher.source:
-            pieces = self.switched.pieces(tokens.texts[row], rng)
-        return (tokens.pieces(row) if pieces is None else pieces)[: self.max_pieces]
+        if self.switch is not None and tokens.language == self.switch.source:
+            return tokens.pieces_of(self.switch.switch(tokens.texts[row], rng))[: self.max_pieces]
+        return tokens.pieces(row)[: self.max_pieces]
 
     def _negatives(
         self, file: int, caption: int, read: bool, rng: np.random.Generator
@@ -326,11 +310,11 @@ class PairItems(RegionItems):
         """Other images, each with a caption number and, if `read`, its regions; replaces and counts unreadable ones."""
         negatives: dict[int, tuple[int, Regions | None]] = {}
         error: MediaError | None = None
-        for _ in range(ATTEMPTS * self.pairing.candidates):
+        for _ in range(ATTEMPTS * self.candidates):
             other = int(rng.integers(len(self.pool)))
             theirs = self.pool.of(other)
             number = int(theirs[int(rng.random() * len(theirs))])
-            sibling = self.pairing.exclude_siblings and self.pool.groups[other] == self.pool.groups[file]
+            sibling = self.exclude_siblings and self.pool.groups[other] == self.pool.groups[file]
             if other in negatives or number == caption or sibling:
                 continue
             try:
@@ -338,7 +322,7 @@ class PairItems(RegionItems):
             except MediaError as problem:
                 error = problem
                 self.skipped.record(other, problem)
-            if len(negatives) == self.pairing.candidates - 1:
+            if len(negatives) == self.candidates - 1:
                 return negatives
         raise error or MediaError(f"{self.listing.name}: too few images that can be used to draw negatives from")
 
@@ -352,13 +336,18 @@ class PairItems(RegionItems):
         }
 
 
+@dataclass
 class PairCollator:
-    """Batches samples of `PairItems` with at least `max_regions` region rows; without `masking` it masks nothing."""
+    """Batches samples of `PairItems` with `max_regions` region rows; without `masking` it masks nothing."""
 
-    def __init__(self, tokenizer: XLMRTokenizer, masking: Masking | None, max_regions: int = 0) -> None:
-        self.tokenizer = tokenizer
-        self.masking = masking
-        self.max_regions = max_regions
+    tokenizer: XLMRTokenizer
+    masking: Masking | None
+    max_regions: int
+
+    def step(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """A batch as a step of training, see `MultitaskSteps`."""
+        index = torch.tensor([int(sample["index"]) for sample in samples])
+        return {"xmlm": [], "relations": [self(samples)], "index": index}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, dict[str, Tensor]]:
         """A batch for each kind of group in the samples; row g * N + n is pair n of group g.
@@ -366,7 +355,9 @@ class PairCollator:
         Returns:
             `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
             length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or `group`
-            int64 [P] for in-batch pairs. With masking also `predicted` of the true pairs.
+            int64 [P] for in-batch pairs. With masking also what to predict of the true pairs, K words or regions: their
+            places [K] in the joined G sequences of R + L, and `word_targets`, or `region_classes`, `region_features`
+            and possibly `region_distributions`.
         """
         batch: dict[str, dict[str, Tensor]] = {}
         for kind in ("t2i", "i2t", "in_batch"):
@@ -407,7 +398,7 @@ class PairCollator:
         regions: Mapping[str, npt.NDArray[Any]],
         masking: Masking,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Masked tokens and regions, and what to predict of the true pairs."""
+        """Masked tokens and regions, and what to predict of the true pairs, by position in their joined sequences."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
         position = np.arange(tokens.shape[1])
         masked_tokens, words = mask_words(
@@ -419,37 +410,22 @@ class PairCollator:
             masking,
         )
         features = regions["features"]
-        zeroed, classes = mask_regions(
-            regions["classes"], regions["mask"], noise["regions"][:, : features.shape[1]], masking
-        )
+        zeroed, classes = mask_regions(regions["classes"], regions["mask"], noise["regions"], masking)
         # A pair has masked words or masked regions, never both; only true pairs are predicted.
         masks_words = noise["text"] < masking.text_fraction
         true = np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]
-        predicted = predictions(words[true], classes[true], masks_words[true])
-        row, place = np.divmod(predicted["region_places"], features.shape[1] + tokens.shape[1])
-        predicted["region_features"] = features[true[row], place]
-        if "distribution" in regions:
-            predicted["region_distributions"] = regions["distribution"][true[row], place]
-        return {
+        row, word = np.nonzero((words[true] != NO_LABEL) & masks_words[true, None])
+        other, region = np.nonzero((classes[true] != NO_LABEL) & ~masks_words[true, None])
+        length = self.max_regions + tokens.shape[1]
+        columns = {
             "tokens": np.where(masks_words[:, None], masked_tokens, tokens),
             "regions": np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), features),
-            **predicted,
+            "word_places": row * length + self.max_regions + word,
+            "word_targets": words[true[row], word],
+            "region_places": other * length + region,
+            "region_classes": classes[true[other], region],
+            "region_features": features[true[other], region],
         }
-
-
-def predictions(words: Ints, classes: Ints, masks_words: Bools) -> dict[str, Ints]:
-    """What to predict of G true pairs, by labels of words [G, L] or regions [G, R] that are -1 elsewhere.
-
-    Returns:
-        `word_places` and `region_places` int64 [K], positions in the joined G sequences of R + L; the words there,
-        `word_targets`, and the classes, `region_classes`.
-    """
-    word_row, word = np.nonzero((words != NO_LABEL) & masks_words[:, None])
-    region_row, region = np.nonzero((classes != NO_LABEL) & ~masks_words[:, None])
-    length = classes.shape[1] + words.shape[1]
-    return {
-        "word_places": word_row * length + classes.shape[1] + word,
-        "word_targets": words[word_row, word],
-        "region_places": region_row * length + region,
-        "region_classes": classes[region_row, region],
-    }
+        if "distribution" in regions:
+            columns["region_distributions"] = regions["distribution"][true[other], region]
+        return columns

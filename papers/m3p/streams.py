@@ -210,9 +210,3 @@ class MultitaskSteps(Dataset[Step]):
 
 def _unless_zero(group: int) -> tuple[int, ...]:
     return (group,) if group else ()
-
-
-def one_relation(collator: PairCollator, samples: Sequence[Sample]) -> Step:
-    """A batch of pairs as a step."""
-    index = torch.tensor([int(sample["index"]) for sample in samples])
-    return {"xmlm": [], "relations": [collator(samples)], "index": index}
