@@ -107,6 +107,8 @@ class RegionTextData(ShardedDataModule):
         #: Pairs to compare weights on, and sets to search; made in setup.
         self.validation: PairItems | None = None
         self.searched: list[EvaluationSet] = []
+        #: Shares of the training captions' words that the dictionaries hold; measured in setup for training.
+        self.coverage: dict[str, Any] = {}
         if world is not None:
             for one in [*self.sets.values(), *self.training_sets]:
                 world.place(one.dataset)
@@ -131,16 +133,6 @@ class RegionTextData(ShardedDataModule):
     def prepare_data(self) -> None:
         if self.world is not None:
             self.world.prepare(self.world_parts(self.world))
-        self.find_regions()
-
-    def find_regions(self) -> None:
-        """Compute the regions with the miniature's network, if one is set."""
-        if self.region_network is None:
-            return
-        used = self.used_splits
-        for dataset in {id(dataset): dataset for dataset, _ in used}.values():
-            splits = [split for other, split in used if other is dataset]
-            dataset.regions_root = prepare_regions(dataset, splits, self.region_network)
 
     def prepare_tokenizer(self) -> None:
         if self.world is not None:
@@ -154,7 +146,9 @@ class RegionTextData(ShardedDataModule):
                 yield from captions
 
     def setup(self, stage: str) -> None:
-        self.find_regions()
+        if self.region_network is not None:
+            for dataset, split in self.used_splits:
+                dataset.regions_root = prepare_regions(dataset, split, self.region_network)
         self.prepare_tokenizer()
         if self.code_switching is not None:
             self.code_switching.prepare()
@@ -172,6 +166,7 @@ class RegionTextData(ShardedDataModule):
                     self.training_sets, self.shown_captions, masked=False, split=self.validation_split
                 )
             if self.code_switching is not None:
+                self.coverage = self.code_switching.coverage(self.switched_texts)
                 if not self.coverage["samples"]:
                     raise ValueError(
                         "data.code_switching switches no caption: no set to train on is in its source language; set it "
@@ -280,14 +275,9 @@ class RegionTextData(ShardedDataModule):
         rng, texts = np.random.default_rng(self.seed), self.switched_texts
         return [(texts[n], self.code_switching.switch(texts[n], rng)) for n in spread(len(texts), count)]
 
-    @cached_property
-    def coverage(self) -> dict[str, Any]:
-        assert self.code_switching is not None
-        return self.code_switching.coverage(self.switched_texts)
-
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
-        if self.code_switching is not None:
+        if self.code_switching is not None and self.coverage:
             version = f"{self.code_switching.source} to {','.join(self.code_switching.targets)}"
             described["code-switching (dictionaries)"] = {"version": version, **self.coverage}
         return described
@@ -566,10 +556,9 @@ def images_of_an_epoch(data: RetrievalData) -> int | None:
     """Published images per fine-tuning epoch, pooled as in `find_pictures`; None if unknown for a set."""
     counts: dict[str, int] = {}
     for one in data.training_sets:
-        dataset: Any = one.dataset
-        count: int | None = dataset.published_count(data.train_split)
+        count = one.dataset.published_count(data.train_split)
         if count is None:
             return None
-        images = shown_images(dataset)
+        images = shown_images(one.dataset)
         counts[images] = max(counts.get(images, 0), count)
     return sum(counts.values())

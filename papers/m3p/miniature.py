@@ -16,6 +16,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.worlds.base import World
 from common.metrics.classification import hits
+from common.metrics.gathering import OncePerSample
 from common.training.data_module import ShardedDataModule
 from common.training.optimizers import clip_by_norm, warm_up_then_cosine
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -51,7 +52,6 @@ class RegionClassifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.network = RegionNetwork(classes, channels, side)
-        self._hits: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -65,17 +65,15 @@ class RegionClassifier(pl.LightningModule):
         return loss
 
     def on_test_start(self) -> None:
-        self._hits = []
+        self.accuracy = OncePerSample("top1", "top5")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        scores = self.network(batch["image"])
-        first, five = hits(scores, batch["label"]), hits(scores, batch["label"], 5)
-        # A picture that replaces a broken one is a duplicate.
-        self._hits.append((torch.stack([torch.ones_like(first), first, five]) * (batch["skipped"] == 0)).sum(dim=1))
+        scores, labels = self.network(batch["image"]), batch["label"]
+        self.accuracy.update(batch["index"], top1=hits(scores, labels), top5=hits(scores, labels, 5))
 
     def on_test_epoch_end(self) -> None:
-        count, first, five = self.trainer.strategy.reduce(torch.stack(self._hits).sum(0), reduce_op="sum").tolist()
-        values = {"test/top1": 100 * first / count, "test/top5": 100 * five / count}
+        means = self.accuracy.compute(self.device)
+        values = {f"test/{name}": (100 * means[name]).float() for name in self.accuracy.names}
         self.log_dict(values, rank_zero_only=False, sync_dist=False)
 
     def configure_optimizers(self) -> Any:

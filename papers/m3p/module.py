@@ -26,9 +26,6 @@ from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
-#: When the weights are updated: `per_group` after every group of losses of an updating iteration, as in the released
-#: code; `per_cycle` once for all losses of a cycle of iterations.
-Updates = Literal["per_group", "per_cycle"]
 #: Losses of matching images and captions.
 MATCH = ("vlm_ce", "vlm_bce")
 
@@ -80,7 +77,7 @@ class M3PModule(pl.LightningModule):
         position_offset: NonNegativeInt = 2,
         learning_rate: PositiveFloat = 1e-4,
         warmup_steps: PositiveInt = 4000,
-        updates: Updates = "per_group",
+        updates: Literal["per_group", "per_cycle"] = "per_group",
         accumulate: PositiveInt = 4,
         clip_norm: PositiveFloat | None = 5.0,
         selection: Literal["best", "last"] = "last",

@@ -46,12 +46,11 @@ class CaptionSet:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """N pictures that have regions: `source` [N] is the position of theirs in `features`."""
+    """Pictures that have regions, which `features` holds by key."""
 
     listing: Listing
     keys: Sequence[str]
-    features: Sequence[RegionFeatures]
-    source: npt.NDArray[np.integer[Any]]
+    features: RegionFeatures
 
 
 def shown_images(dataset: Any) -> str:
@@ -73,7 +72,10 @@ def find_pictures(
     `max_missing` is the largest fraction of images without regions.
     """
     datasets: list[Any] = [one.dataset for one in sets]
-    features = [dataset.regions(split) for dataset in datasets]
+    paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
+    features = datasets[0].regions(split)
+    if paths != features.paths:
+        features = RegionFeatures(paths, datasets[0].region_keys)
     shown = {shown_images(dataset) for dataset in datasets if not dataset.own_splits}
     adding = [
         tokens.captions.keys
@@ -83,28 +85,23 @@ def find_pictures(
     # A single set keeps its `keys` object, which makes later comparisons fast.
     keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for some in adding for key in some))
     keys = keys[:first] if first is not None and first < len(keys) else keys
-    total, source = len(keys), np.zeros(len(keys), dtype=np.int16)
-    without = set(features[0].missing(keys))
-    rows = {key: row for row, key in enumerate(keys) if key in without} if without else {}
-    for number, others in enumerate(features[1:], 1):
-        for key in [key for key in rows if key in others]:
-            source[rows.pop(key)] = number
-    if rows:
-        source = np.delete(source, list(rows.values()))
-        keys = Texts(key for key in keys if key not in rows)
+    total, missing = len(keys), features.missing(keys)
+    if missing:
+        lacking = set(missing)
+        keys = Texts(key for key in keys if key not in lacking)
     name = "+".join(dict.fromkeys(dataset.name for dataset in datasets))
-    if len(rows) > max_missing * total or not len(keys):
+    if len(missing) > max_missing * total or not len(keys):
         raise TooManyBrokenFiles(
-            f"{name}, {split}: {len(rows)} of {total} images have no region features in "
-            f"{', '.join(str(path) for path in features[0].paths)}, more than max_skipped_fraction = {max_missing:g} "
-            f"allows; first {', '.join(list(rows)[:5])}. Extract them, or raise data.max_skipped_fraction"
+            f"{name}, {split}: {len(missing)} of {total} images have no region features in "
+            f"{', '.join(map(str, paths))}, more than max_skipped_fraction = {max_missing:g} allows; first "
+            f"{', '.join(missing[:5])}. Extract them, or raise data.max_skipped_fraction"
         )
     languages = ",".join(dict.fromkeys(one.language for one in sets))
     listing = Listing(
         name, f"{split}; {languages}", datasets[0].root, (), file_names(keys), np.full(len(keys), UNLABELED),
-        missing=len(rows), missing_names=tuple(list(rows)[:20]),
+        missing=len(missing), missing_names=tuple(missing[:20]),
     )  # fmt: skip
-    return Pictures(listing, keys, features, source)
+    return Pictures(listing, keys, features)
 
 
 class RegionItems(ItemDataset):
@@ -122,7 +119,7 @@ class RegionItems(ItemDataset):
         self.pictures = pictures
         self.max_regions = max_regions
         self.distributions = distributions
-        numbers = len(pictures.keys) * max_regions * (pictures.features[0].feature_size + 7)
+        numbers = len(pictures.keys) * max_regions * (pictures.features.feature_size + 7)
         self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
 
     def regions(self, file: int) -> Regions:
@@ -130,7 +127,7 @@ class RegionItems(ItemDataset):
             return self._cache[file]
         key = self.pictures.keys[file]
         try:
-            stored = self.pictures.features[int(self.pictures.source[file])][key]
+            stored = self.pictures.features[key]
         except RegionError as error:
             raise MediaError(f"{self.listing.name}, picture {key}: {error}") from error
         if self.distributions and stored.distribution is None:

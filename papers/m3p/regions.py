@@ -77,10 +77,8 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
     return network.eval()
 
 
-def prepare_regions(
-    dataset: LanguageCaptioned, splits: Iterable[str], checkpoint: str | Path, folder: Path | None = None
-) -> Path:
-    """Compute and cache region features of a data set's pictures in the published layout, `<split>.npz`.
+def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Path, folder: Path | None = None) -> Path:
+    """Compute and cache region features of a split's pictures in the published layout, `<split>.npz`.
 
     One process computes them while the others wait. Set the data set's `regions_root` to the returned folder, which is
     the same for data sets of the same pictures. `checkpoint` is of a `papers.m3p.miniature.RegionClassifier`.
@@ -88,18 +86,16 @@ def prepare_regions(
     network = read_region_network(checkpoint)
     pictures = getattr(dataset, "coco", dataset).root.resolve()
     digest = hashlib.sha256(f"{_VERSION}\0{pictures}\0".encode() + Path(checkpoint).read_bytes()).hexdigest()[:24]
-    folder = (folder or cache_folder() / "regions") / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in splits:
-        path = folder / f"{split}.npz"
-        keys = dict.fromkeys(key for language in dataset.languages for key in dataset.captions(split, language).keys)
-        with exclusive(folder / f".{split}.lock"):
-            # Another data set may split the same pictures differently.
-            known = dict.fromkeys(RegionFeatures(path).keys if path.is_file() else ())
-            if not keys.keys() <= known.keys():
-                pairs = ((key, dataset.image_path(key, split)) for key in {**known, **keys})
-                write_regions(path, region_rows(network, pairs))
-    return folder
+    path = (folder or cache_folder() / "regions") / digest / f"{split}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = dict.fromkeys(key for language in dataset.languages for key in dataset.captions(split, language).keys)
+    with exclusive(path.with_suffix(".lock")):
+        # Another data set may split the same pictures differently.
+        known = dict.fromkeys(RegionFeatures(path).keys if path.is_file() else ())
+        if not keys.keys() <= known.keys():
+            pairs = ((key, dataset.image_path(key, split)) for key in {**known, **keys})
+            write_regions(path, region_rows(network, pairs))
+    return path.parent
 
 
 @torch.inference_mode()

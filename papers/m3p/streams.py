@@ -25,8 +25,6 @@ class LanguageStream:
     """
 
     def __init__(self, tokens: npt.NDArray[Any], batch_size: int, bptt: int, end_id: int = 2) -> None:
-        if not len(tokens):
-            raise ValueError("a stream without tokens has no blocks")
         self.tokens = tokens
         self.batch_size = batch_size
         self.bptt = bptt
@@ -54,9 +52,6 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
-    empty = [language for language, count in counts.items() if count < 1]
-    if empty:
-        raise ValueError(f"data.languages: there is no text in {', '.join(empty)}; add it or leave the language out")
     weights = (np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())) ** alpha
     return dict(zip(counts, (weights / weights.sum()).tolist()))
 

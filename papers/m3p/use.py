@@ -67,17 +67,12 @@ class M3P(encoder.M3P, TrainedModel):
 
     @language.setter
     def language(self, name: str | None) -> None:
-        if name is None:
-            self._language = None
-            return
-        if not self.languages:
-            raise StageError(
-                f"--language {name}: this stage does not say which languages its model was pre-trained with; "
-                "leave the language out, take the stage of pre-training, or fine-tune again with data.languages"
+        if name is not None and name not in self.languages:
+            known = ", ".join(self.languages) or (
+                "no language: leave it out, take the stage of pre-training, or fine-tune again with data.languages"
             )
-        if name not in self.languages:
-            raise StageError(f"--language {name}: the model knows {', '.join(self.languages)}")
-        self._language = self.languages.index(name)
+            raise StageError(f"--language {name}: the model knows {known}")
+        self._language = None if name is None else self.languages.index(name)
 
     # -- use -----------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ Layout = Literal["m3p", "xlm_roberta"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 #: Unused first rows of XLM-R's position table: its positions start after its padding id.
 XLM_R_FIRST_POSITION = 2
-SUFFIXES = (".pt", ".pth", ".safetensors")
 _MOST_BLOCKS = 99
 
 
@@ -132,12 +131,8 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
 
     Layout `m3p` has the released code's names under the entry `model`, without the generation layers, which the
     released code fills from a fresh model. Layout `xlm_roberta` is the text encoder for `transformers.XLMRobertaModel`,
-    without regions and language embeddings. The output's suffix is one of `SUFFIXES`.
+    without regions and language embeddings. An output `.safetensors` has that format.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if Path(output).suffix not in SUFFIXES:
-        raise ValueError(f"output: the file must end in {' or '.join(SUFFIXES)}, got {str(output)!r}")
     state = tensors_in(read_checkpoint(checkpoint, "'model' or 'state_dict'"))
     names = _our_names(state)
     if not names:

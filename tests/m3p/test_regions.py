@@ -47,8 +47,8 @@ def test_the_five_boxes_cover_the_picture_once_and_its_quarters_once() -> None:
 
 
 def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
-    folder = prepare_regions(dataset, ["train", "test"], checkpoint, tmp_path / "kept")
-    dataset.regions_root = folder
+    for split in ("train", "test"):
+        dataset.regions_root = prepare_regions(dataset, split, checkpoint, tmp_path / "kept")
     network = read_region_network(checkpoint)
     expected = dict(region_rows(network, [(key, dataset.image_path(key, "train")) for key in COCO]))
     for split, keys in (("train", COCO[:2]), ("test", COCO[2:])):
@@ -68,7 +68,7 @@ def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpat
 def test_features_are_made_once(
     checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    folder = prepare_regions(dataset, "train", checkpoint, tmp_path / "kept")
     asked: list[Any] = []
 
     def counting(network: RegionNetwork, pictures: Any) -> Any:
@@ -77,14 +77,14 @@ def test_features_are_made_once(
         return region_rows(network, pictures)
 
     monkeypatch.setattr(regions, "region_rows", counting)
-    assert prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept") == folder
+    assert prepare_regions(dataset, "train", checkpoint, tmp_path / "kept") == folder
     assert asked == []
     # Another data set of the same pictures shares them, and adds those that it divides otherwise.
     chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"), dataset.root)
-    assert prepare_regions(chinese, ["train"], checkpoint, tmp_path / "kept") == folder
+    assert prepare_regions(chinese, "train", checkpoint, tmp_path / "kept") == folder
     assert asked == []
     few = COCOKarpathy(dataset.root)
-    other = prepare_regions(few, ["test"], checkpoint, tmp_path / "kept")
+    other = prepare_regions(few, "test", checkpoint, tmp_path / "kept")
     assert other == folder
     assert asked == [[COCO[2]]]
     # Another network has features of its own.
@@ -92,20 +92,20 @@ def test_features_are_made_once(
     content = torch.load(checkpoint, weights_only=False)
     content["state_dict"]["network.classifier.bias"] += 1
     torch.save(content, copy)
-    assert prepare_regions(dataset, ["train"], copy, tmp_path / "kept") != folder
+    assert prepare_regions(dataset, "train", copy, tmp_path / "kept") != folder
 
 
 def test_a_picture_that_cannot_be_read_is_named(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
     path = dataset.image_path(COCO[0], "train")
     path.write_bytes(b"no picture")
     with pytest.raises(MediaError, match=path.name):
-        prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+        prepare_regions(dataset, "train", checkpoint, tmp_path / "kept")
     assert not list((tmp_path / "kept").rglob("*.npz"))
 
 
 def test_checkpoints_of_something_else_are_refused(dataset: COCOKarpathy, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint file"):
-        prepare_regions(dataset, ["train"], tmp_path / "none.ckpt")
+        prepare_regions(dataset, "train", tmp_path / "none.ckpt")
     torch.save({"state_dict": {}, "hyper_parameters": {"classes": 3}}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"a\.ckpt: no checkpoint of papers\.m3p\.miniature\.RegionClassifier"):
         read_region_network(tmp_path / "a.ckpt")
