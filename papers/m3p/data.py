@@ -26,7 +26,7 @@ from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.masking import DEFAULT_MASKING, Masking
 from papers.m3p.pairs import Candidates, CaptionSet, PairCollator, PairItems, RegionItems, find_pictures, shown_images
 from papers.m3p.regions import prepare_regions
-from papers.m3p.search import CaptionItems, EvaluationSet, loader_roles
+from papers.m3p.search import EvaluationSet
 from papers.m3p.streams import LanguageStream, MultitaskSteps, language_probabilities
 
 #: Captions of a set used to measure dictionary coverage.
@@ -247,16 +247,16 @@ class RegionTextData(ShardedDataModule):
             key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
             if key not in images_of:
                 images_of[key] = RegionItems(pictures, max_regions=self.max_regions, **self.item_options)
-            width = self.tokenizer.max_tokens if self.cut_test_captions else None
-            items = CaptionItems(captions, pictures.keys, self.tokenizer, self.test_captions, width)
-            found.append(EvaluationSet(name, one, split, images_of[key], items))
+            longest = self.tokenizer.max_tokens if self.cut_test_captions else None
+            found.append(EvaluationSet(name, one, split, images_of[key], captions, self.test_captions, longest))
         return found
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return [
-            self.evaluation_loader(items, self.test_batch_size, role, items.collate)
-            for items, role in loader_roles(self.searched).items()
-        ]
+        """Loaders of the images; sets that share them are read once."""
+        roles: dict[RegionItems, str] = {}
+        for one in self.searched:
+            roles.setdefault(one.images, f"test {one.name}")
+        return [self.evaluation_loader(i, self.test_batch_size, role, i.collate) for i, role in roles.items()]
 
     # -- code-switching ------------------------------------------------------------------------------------------------
 
@@ -530,7 +530,7 @@ def made_up_pairs(
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     """Refuse an encoder that can't read the data; call after setup."""
-    longest = max([data.tokenizer.max_tokens, *(one.captions.width for one in data.searched)])
+    longest = max([data.tokenizer.max_tokens, *(one.tokens.shape[1] for one in data.searched)])
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),

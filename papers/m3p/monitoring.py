@@ -42,7 +42,7 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
             # As in the recalls, ties and NaN rank ahead of the caption's picture.
             rank = int((~(scores < scores[own])).sum())
-            text = one.set.captions.text(int(one.caption[column]))
+            text = one.set.texts[int(one.caption[column])]
             numbers = [int(one.image[row]) for row in best]
             rows.append([one.set.name, text, rank, " ".join(map(str, numbers))])
             colors = [RIGHT if row == own else None for row in best]

@@ -9,8 +9,9 @@ resumes.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from common.data.item_dataset import Sample
 from common.data.media import MediaError, read_image
-from common.data.text import XLMRTokenizer
 from common.encoders.checkpoint_files import read_checkpoint, write_torch
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
@@ -34,74 +32,48 @@ from papers.m3p.captions import CaptionTokens, pad_captions
 from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
 from papers.m3p.pairs import CaptionSet, RegionItems
 
-# -- what is searched --------------------------------------------------------------------------------------------------
 
-
-class CaptionItems(Dataset[Sample]):
-    """Captions of some images, to find.
+class EvaluationSet:
+    """Images and captions to search, in one language; sets may share images.
 
     Args:
-        images: keys of the images.
         each: the first so many captions of each image; None for all.
-        width: longest caption with its boundary tokens; None for the longest of all.
+        longest: longest caption with its boundary tokens; None for the longest of all.
+
+    Shapes:
+        numbers int64 [M] of the captions in `texts`; owner int64 [M], positions of their images
+        tokens int64 [M, W]; token_mask bool [M, W]
     """
 
     def __init__(
         self,
-        tokens: CaptionTokens,
-        images: Sequence[str],
-        tokenizer: XLMRTokenizer,
+        name: str,
+        source: CaptionSet,
+        split: str,
+        images: RegionItems,
+        captions: CaptionTokens,
         each: int | None = None,
-        width: int | None = None,
+        longest: int | None = None,
     ) -> None:
-        self.tokens = tokens
-        self.tokenizer = tokenizer
-        longest = tokens.longest() + 2
-        self.width = longest if width is None else min(longest, width)
-        image_of = {key: image for image, key in enumerate(images)}
-        starts = tokens.captions.captions.starts.tolist()
+        self.name = name
+        self.source = source
+        self.split = split
+        self.images = images
+        self.texts = captions.texts
+        image_of = {key: image for image, key in enumerate(images.pictures.keys)}
+        starts = captions.captions.captions.starts.tolist()
         chosen = [
             (number, image_of[key])
-            for row, key in enumerate(tokens.captions.keys)
+            for row, key in enumerate(captions.captions.keys)
             if key in image_of
             for number in range(starts[row], starts[row + 1])[:each]
         ]
-        #: Caption numbers in their set, and positions of their images.
-        self.numbers, self.images = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, item: int) -> Sample:
-        return {
-            "pieces": self.tokens.pieces(int(self.numbers[item]))[: self.width - 2],
-            "index": item,
-            "image_index": int(self.images[item]),
-        }
-
-    def text(self, item: int) -> str:
-        return self.tokens.texts[int(self.numbers[item])]
-
-    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Batch of captions: `tokens`, `token_mask` [B, W], `index` and `image_index` [B]; W is constant."""
-        tokens, lengths = pad_captions([sample["pieces"] for sample in samples], self.tokenizer, self.width)
-        return {
-            "tokens": torch.from_numpy(tokens),
-            "token_mask": torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None] + 2),
-            "index": torch.tensor([sample["index"] for sample in samples]),
-            "image_index": torch.tensor([sample["image_index"] for sample in samples]),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class EvaluationSet:
-    """Images and captions to search, in one language; sets may share images."""
-
-    name: str
-    source: CaptionSet
-    split: str
-    images: RegionItems
-    captions: CaptionItems
+        self.numbers, self.owner = torch.tensor(chosen).T
+        width = min(captions.longest() + 2, longest or sys.maxsize)
+        pieces = [captions.pieces(number)[: width - 2] for number, _ in chosen]
+        tokens, lengths = pad_captions(pieces, captions.tokenizer, width)
+        self.tokens = torch.from_numpy(tokens)
+        self.token_mask = torch.from_numpy(np.arange(width) < lengths[:, None] + 2)
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """An image by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
@@ -111,21 +83,10 @@ class EvaluationSet:
             return None
 
 
-def loader_roles(sets: Sequence[EvaluationSet]) -> dict[RegionItems | CaptionItems, str]:
-    """The items of each test loader, in order, and their role; equal images are read once."""
-    roles: dict[RegionItems | CaptionItems, str] = {}
-    for one in sets:
-        roles.setdefault(one.images, f"test {one.name}")
-        roles[one.captions] = f"test captions {one.name}"
-    return roles
-
-
 # -- scores of all pairs -----------------------------------------------------------------------------------------------
 
 #: Seconds between two saves of partial scores.
 SAVE_EVERY = 60.0
-#: What a test keeps of each image and caption.
-IMAGE, CAPTION = ("start", "region_mask"), ("tokens", "token_mask", "image_index")
 
 
 @dataclass(frozen=True)
@@ -212,7 +173,7 @@ class Searched:
 
 
 class RetrievalTest:
-    """Collects images and captions of all test sets, scores all pairs and computes the recalls.
+    """Collects the images of all test sets, scores them with the captions and computes the recalls.
 
     Args:
         captions_per_image: captions counted per image, see `exactly`; None uses them unchanged.
@@ -231,20 +192,13 @@ class RetrievalTest:
         """Begin a test of `module.model` on the sets of its data module."""
         self.module = module
         self.sets: list[EvaluationSet] = module.trainer.datamodule.searched
-        self.rows: dict[RegionItems | CaptionItems, RowsOncePerSample] = {
-            items: RowsOncePerSample(*(CAPTION if isinstance(items, CaptionItems) else IMAGE))
-            for items in loader_roles(self.sets)
-        }
+        self.rows = {one.images: RowsOncePerSample("start", "region_mask") for one in self.sets}
         self.found = []
 
     def update(self, batch: Mapping[str, Tensor], loader: int) -> None:
-        rows, encoder = list(self.rows.values())[loader], self.module.model.encoder
-        if rows.names == CAPTION:
-            rows.update(**batch)
-        else:
-            inputs = batch["regions"], batch["boxes"], batch["region_mask"]
-            start = encoder.mean_of_regions(*inputs)[:, None] if self.by_means else encoder.start_regions(*inputs)
-            rows.update(batch["index"], start=start, region_mask=batch["region_mask"])
+        encoder, inputs = self.module.model.encoder, (batch["regions"], batch["boxes"], batch["region_mask"])
+        start = encoder.mean_of_regions(*inputs)[:, None] if self.by_means else encoder.start_regions(*inputs)
+        list(self.rows.values())[loader].update(batch["index"], start=start, region_mask=batch["region_mask"])
 
     def compute(self) -> dict[str, Tensor]:
         """Recalls in percent, `<set>_mr`, `<set>_t2i_r1` etc., and `non_english_mr`; all processes must call this."""
@@ -253,14 +207,12 @@ class RetrievalTest:
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
         results: dict[str, Tensor] = {}
         for one in self.sets:
-            (image, of_image), (caption, of_caption) = rows[one.images], rows[one.captions]
-            image, caption = image.cpu(), caption.cpu()
-            # The features of an image may be broken.
-            owner, known = owner_rows(image, of_caption["image_index"].cpu())
-            texts = (of_caption[name].cpu()[known] for name in ("tokens", "token_mask"))
-            gallery = Gallery(of_image["start"], of_image["region_mask"], *texts)
+            image, inputs = rows[one.images]
+            image = image.cpu()
+            owner, known = owner_rows(image, one.owner)  # the features of an image may be broken
+            gallery = Gallery(inputs["start"], inputs["region_mask"], one.tokens[known], one.token_mask[known])
             scores = self._scores(gallery, one.name, folder / f"{one.name}.{rank()}.pt")
-            self.found.append(Searched(one, scores, owner, caption[known], image))
+            self.found.append(Searched(one, scores, owner, one.numbers[known], image))
             results |= {f"{one.name}_{key}": value for key, value in self._recalls(scores, owner).items()}
         for path in folder.glob(f"*.{rank()}.pt"):
             path.unlink()

@@ -393,27 +393,20 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
     assert [len(batch["index"]) for batch in images] == [3, 2]
     assert all(batch["regions"].shape[1:] == (4, WIDTH) for batch in images)
     assert [n for batch in images for n in pictures_of(batch)] == list(range(5))
-    for position, one in enumerate(data.searched):
-        batches = list(loaders[1 + position])
-        widths = {batch["tokens"].shape[1] for batch in batches}
-        assert len(widths) == 1
-        index = torch.cat([batch["index"] for batch in batches])
-        owner = torch.cat([batch["image_index"] for batch in batches])
+    for one in data.searched:
         repeats = 5 if one.source.language in ("en", "de") else 1
-        assert index.tolist() == list(range(5 * repeats))
-        assert owner.tolist() == np.repeat(range(5), repeats).tolist()
-        texts = [text for batch in batches for text in texts_of(batch, data)]
+        assert one.numbers.tolist() == list(range(5 * repeats))
+        assert one.owner.tolist() == np.repeat(range(5), repeats).tolist()
         expected = [sentence(one.source.language, 8 * image + place) for image in range(5) for place in range(repeats)]
-        assert texts == expected
-        assert [one.captions.text(number) for number in range(len(expected))] == expected
+        assert texts_of({"tokens": one.tokens}, data) == list(one.texts) == expected
     assert data.searched[0].picture(0) is None
 
 
 def test_fewer_images_and_captions(layouts: Layouts) -> None:
     data = layouts.retrieval("test", test_images=3, test_captions=2)
-    loaders = data.test_dataloader()
-    assert [len(loader.dataset) for loader in loaders] == [3, 6, 6, 3, 3]
-    texts = [text for batch in loaders[1] for text in texts_of(batch, data)]
+    (images,) = data.test_dataloader()
+    assert [len(images.dataset), *(len(one.tokens) for one in data.searched)] == [3, 6, 6, 3, 3]
+    texts = texts_of({"tokens": data.searched[0].tokens}, data)
     assert texts == [sentence("en", 8 * image + place) for image in range(3) for place in range(2)]
 
 
@@ -436,12 +429,9 @@ def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
         layouts.retrieval(tokenizer=tokenizer, test_sets=["multi30k_en"], cut_test_captions=own)
         for own in (False, True)
     )
-    lengths = {}
-    for name, data in (("whole", whole), ("cut", cut)):
-        _, captions = data.test_dataloader()
-        lengths[name] = torch.cat([batch["token_mask"].sum(1) for batch in captions])
-    assert lengths["cut"].max() == 4 == cut.searched[0].captions.width
-    assert lengths["whole"].max() == whole.searched[0].captions.width > 4
+    (one,), (other,) = cut.searched, whole.searched
+    assert one.token_mask.sum(1).max() == 4 == one.tokens.shape[1]
+    assert other.token_mask.sum(1).max() == other.tokens.shape[1] > 4
     encoder = M3PEncoder(**tiny_sizes(vocabulary_size=160, feature_dim=WIDTH, positions=8, languages=4))
     check_sizes(encoder, cut)
     with pytest.raises(ValueError, match=r"model\.model\.encoder\.positions, which is 8"):

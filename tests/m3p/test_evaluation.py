@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.metrics.retrieval import score_retrieval
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.search import CaptionItems, Gallery, RetrievalTest, exactly, score_pairs
+from papers.m3p.search import Gallery, RetrievalTest, exactly, score_pairs
 from tests.distributed.harness import run_distributed
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 
@@ -155,36 +155,30 @@ def test_processes_share_the_pairs_and_all_have_the_whole_matrix() -> None:
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-5, atol=1e-6)
 
 
-def _module(root: Path, model: M3P) -> Any:
-    captions: list[Any] = [CaptionItems.__new__(CaptionItems) for _ in range(2)]
-    sets = [
-        SimpleNamespace(name=f"multi30k_{one}", source=SimpleNamespace(language=one), images=0, captions=items)
-        for one, items in zip(("en", "de"), captions)
-    ]
-    plugin = SimpleNamespace(forward_context=nullcontext)
-    trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(searched=sets), default_root_dir=str(root), progress_bar_callback=None,
-        strategy=SimpleNamespace(precision_plugin=plugin),
-    )  # fmt: skip
-    return SimpleNamespace(trainer=trainer, device=torch.device("cpu"), model=model)
-
-
 @pytest.mark.parametrize("by_means", [False, True])
 def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -> None:
     model, gallery = model_and_gallery()
     features, boxes = torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5)
+    owners = torch.arange(CAPTIONS) % IMAGES * 10
+    owners[5] = 35  # the features of this one are missing
+    captions = {"tokens": gallery.tokens, "token_mask": gallery.token_mask, "owner": owners}
+    sets = [
+        SimpleNamespace(
+            name=f"multi30k_{one}", source=SimpleNamespace(language=one), images=0, numbers=torch.arange(CAPTIONS),
+            **captions,
+        )
+        for one in ("en", "de")
+    ]  # fmt: skip
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(searched=sets), default_root_dir=str(tmp_path), progress_bar_callback=None,
+        strategy=SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext)),
+    )  # fmt: skip
     test = RetrievalTest(500, None, by_means)
-    test.reset(_module(tmp_path, model))
+    test.reset(SimpleNamespace(trainer=trainer, device=torch.device("cpu"), model=model))
     with torch.inference_mode():
         for rows in torch.arange(IMAGES).flip(0).split(3):  # in any order, under numbers with gaps
             images = {"regions": features[rows], "boxes": boxes[rows], "region_mask": gallery.image_mask[rows]}
             test.update({"index": rows * 10, **images}, 0)
-        owners = torch.arange(CAPTIONS) % IMAGES * 10
-        owners[5] = 35  # the features of this one are missing
-        captions = {"index": torch.arange(CAPTIONS), "image_index": owners, "tokens": gallery.tokens,
-                    "token_mask": gallery.token_mask}  # fmt: skip
-        for loader in (1, 2):
-            test.update(captions, loader)
         found = test.compute()
     assert found["multi30k_en_mr"] == found["multi30k_de_mr"] == found["non_english_mr"]
     assert {"multi30k_en_t2i_r1", "multi30k_de_i2t_r10", "multi30k_de_t2i_medr"} <= found.keys()
