@@ -72,8 +72,6 @@ class CaptionPool:
             new = np.flatnonzero((rows >= 0) & (groups[rows, 0] < 0))
             groups[rows[new]] = np.stack([np.full(len(new), number), tokens.captions.groups[new]], axis=1)
         self.groups = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
-        if not self.counts.all():
-            raise ValueError(f"the image {keys[int(self.counts.argmin())]} has no caption")
 
     def __len__(self) -> int:
         return len(self.counts)

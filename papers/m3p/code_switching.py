@@ -16,10 +16,6 @@ from common.types import Fraction
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["every_word", "one_word"]
-# Translations of a word into each language that has any, in the order of the languages.
-Entry = tuple[tuple[str, ...], ...]
-
 
 class CodeSwitcher:
     """Replaces words of captions with random translations.
@@ -44,7 +40,7 @@ class CodeSwitcher:
         dictionaries: str,
         targets: Sequence[str] | None = None,
         source: str = "en",
-        mode: Mode = "every_word",
+        mode: Literal["every_word", "one_word"] = "every_word",
         sentence_ratio: Fraction = 0.8,
         word_ratio: Fraction = 0.8,
         strip_punctuation: bool = True,
@@ -53,14 +49,15 @@ class CodeSwitcher:
         self.dictionaries = Path(dictionaries)
         self.targets = tuple(targets or ())
         self.source = source
-        self.mode: Mode = mode
+        self.mode = mode
         self.sentence_ratio = sentence_ratio
         self.word_ratio = word_ratio
         self.strip_punctuation = strip_punctuation
         self.lower_case = lower_case
         #: Translations of each word by language.
         self._words: dict[str, dict[str, list[str]]] = {}
-        self._entries: dict[str, Entry] = {}
+        #: Translations of a caption's word, with its punctuation, into each language that has any.
+        self._entries: dict[str, tuple[tuple[str, ...], ...]] = {}
 
     def prepare(self) -> None:
         if self._words:

@@ -54,8 +54,8 @@ class RegionTextData(ShardedDataModule):
             counts as broken.
     """
 
-    #: Captions per image when weights are compared.
-    shown_captions = 1
+    #: Captions of an image in an epoch of fine-tuning, and when weights are compared.
+    captions_per_image = 1
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class RegionTextData(ShardedDataModule):
             self.read_training()
             if self.validation_split is not None and self.validation is None:
                 self.validation = self.pairs_of(
-                    self.training_sets, self.shown_captions, masked=False, split=self.validation_split
+                    self.training_sets, self.captions_per_image, masked=False, split=self.validation_split
                 )
             if self.code_switching is not None:
                 self.coverage = self.code_switching.coverage(self.switched_texts)
@@ -286,16 +286,13 @@ class RegionTextData(ShardedDataModule):
 class PretrainingData(RegionTextData):
     """Three streams for pre-training: multilingual text, captions with regions, and code-switched captions.
 
-    An item of the training loader is one step: `xmlm`, up to `xmlm_steps` text blocks, each in a random language, and
-    `relations`, up to `relation_steps` batches of pairs, each of a random caption set (with replacement; at most as
-    many draws as languages or sets).
+    An item of the training loader is a step of `MultitaskSteps`.
 
     Args:
         language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 is uniform, which the
             released code writes as -1.
-        xmlm_steps: language draws per step; 0 disables text.
-        text_batch_size: rows of a text block, over all devices.
-        text_groups: groups of these rows with independent languages, like the processes of the released code.
+        xmlm_steps, relation_steps: draws of languages and caption sets per step; 0 disables text.
+        text_batch_size, text_groups: rows of a text block over all devices, and groups with independent languages.
         predicted_multiple: always 1; the released code cuts the masked words of a block to a multiple of 8 in half
             precision.
         kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has;
@@ -321,11 +318,6 @@ class PretrainingData(RegionTextData):
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, training_sets=captions, **kwargs)
-        if text_batch_size % text_groups:
-            raise ValueError(
-                f"data.text_batch_size ({text_batch_size}) is shared by data.text_groups ({text_groups}) and must be "
-                "divisible by their number"
-            )
         if xmlm_steps and text is None:
             raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
         if text is not None and self.world is not None:
@@ -354,12 +346,6 @@ class PretrainingData(RegionTextData):
             self.stated_languages = sorted(self.text.languages)
         return super().languages
 
-    def training_texts(self) -> Iterable[str]:
-        yield from super().training_texts()
-        if self.text is not None:
-            for language in self.languages:
-                yield from self.text.sentences(self.train_split, language)
-
     @cached_property
     def training_pairs(self) -> list[PairItems]:
         if not self.relation_steps:
@@ -385,12 +371,13 @@ class PretrainingData(RegionTextData):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
-        for name in ("batch_size", "text_batch_size"):
-            if getattr(self, name) % trainer.world_size:
-                raise ValueError(
-                    f"data.{name} ({getattr(self, name)}) is that of all processes and must be divisible by their "
-                    f"number, {trainer.world_size}"
-                )
+        ranks = f"processes ({trainer.world_size})"
+        for name, parts, what in (
+            ("batch_size", trainer.world_size, ranks), ("text_batch_size", trainer.world_size, ranks),
+            ("text_batch_size", self.text_groups, f"data.text_groups ({self.text_groups})"),
+        ):  # fmt: skip
+            if getattr(self, name) % parts:
+                raise ValueError(f"data.{name} ({getattr(self, name)}) is shared by {what} and must be divisible by it")
         steps = MultitaskSteps(
             self.streams,
             list(self.probabilities.values()),
@@ -442,10 +429,7 @@ class PretrainingData(RegionTextData):
 
 
 class RetrievalData(RegionTextData):
-    """Captioned images for fine-tuning and search, in one language or several pooled.
-
-    A training step has the format of `PretrainingData`, with empty `xmlm`, one batch of pairs in `relations`, and no
-    masking.
+    """Captioned images for fine-tuning and search, in one language or several pooled; masks nothing.
 
     Args:
         train_sets: sets to fine-tune on. Captions of an image in several sets are pooled.
@@ -467,7 +451,6 @@ class RetrievalData(RegionTextData):
         super().__init__(tokenizer, sets, **kwargs)
         self.training_sets = chosen_sets(self.sets, train_sets, "train_sets")
         self.captions_per_image = captions_per_image
-        self.shown_captions = captions_per_image
 
     @cached_property
     def training_pairs(self) -> list[PairItems]:

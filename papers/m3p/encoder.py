@@ -111,8 +111,6 @@ class M3PEncoder(nn.Module):
         joint_language_embedding: Literal[False] = False,
     ) -> None:
         super().__init__()
-        if width % attention_heads:
-            raise ValueError(f"encoder.attention_heads is {attention_heads}, which does not divide width {width}")
         self.vocabulary_size = vocabulary_size
         self.width = width
         self.positions = positions
@@ -142,13 +140,7 @@ class M3PEncoder(nn.Module):
         `first` is the position of the first token: 0 without regions, R after R regions. `languages` are ids [B]
         or [B, L] of embeddings to add.
         """
-        last = first + token_ids.shape[1]
-        if last > self.positions:
-            raise ValueError(
-                f"a sequence of {first} regions and {token_ids.shape[1]} tokens is longer than the {self.positions} "
-                "positions of the encoder: shorten data.max_tokens or the number of regions, or raise encoder.positions"
-            )
-        vectors = self.token(token_ids) + self.position.weight[first:last]
+        vectors = self.token(token_ids) + self.position.weight[first : first + token_ids.shape[1]]
         if languages is not None and self.languages > 1:
             vectors = vectors + self.language(languages if languages.ndim == 2 else languages[:, None])
         return self.dropout(self.norm(vectors)) * token_mask[..., None]

@@ -43,10 +43,6 @@ class Masking:
     kept_regions: Fraction = 0.1
     text_fraction: Fraction = 0.5
 
-    def __post_init__(self) -> None:
-        if self.mask + self.random > 1.0:
-            raise ValueError(f"masking: mask and random are shares of one whole, got {self.mask} and {self.random}")
-
 
 DEFAULT_MASKING = Masking()
 

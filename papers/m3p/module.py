@@ -226,17 +226,16 @@ class M3PModule(pl.LightningModule):
 
         Source: [10].
         """
-        strategy, found = self.trainer.strategy, torch.zeros(2, dtype=torch.float64)
+        strategy, hits, count = self.trainer.strategy, 0.0, 0.0
         precision = strategy.precision_plugin
         with precision.forward_context():
             for batch in self.data.validation_loader():
                 (relation,) = strategy.batch_to_device(precision.convert_input(batch))["relations"]
                 for kind, group in relation.items():
-                    accuracy = pair_terms(self.model, group, MATCH_ALONE)["accuracy"]
                     groups = len(group["group" if kind == "in_batch" else "positive"])
-                    found += torch.tensor([float(accuracy) * groups, groups], dtype=torch.float64)
-        # Some accelerators lack doubles.
-        hits, count = strategy.reduce(found.float().to(self.device), reduce_op="sum").tolist()
+                    hits += float(pair_terms(self.model, group, MATCH_ALONE)["accuracy"]) * groups
+                    count += groups
+        hits, count = strategy.reduce(torch.tensor([hits, count], device=self.device), reduce_op="sum").tolist()
         return {"accuracy": 100 * hits / count}
 
     def start_without_files(self) -> None:

@@ -1,8 +1,7 @@
 """The miniature's detector: a small classifier that describes a picture and its quarters.
 
-`papers.m3p.miniature` trains the network as a separate stage. Its features are written once, in the layout of published
-region features, so the same class reads them. At paper scale, regions come from a real detector (`assemble data m3p
---extract-regions`) or from third-party files.
+`papers.m3p.miniature` trains it; its features are written once, in the layout of published ones. At paper scale,
+regions come from a real detector (`assemble data m3p --extract-regions`) or from third-party files.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from common.data.media import read_image
 from common.data.regions import RegionFeatures, Regions, write_regions
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
-from common.files import cache_folder, exclusive
+from common.files import cache_folder, exclusive, parsing
 
 #: Regions per picture: the whole picture and its quarters.
 REGIONS = 5
@@ -36,7 +35,7 @@ class RegionNetwork(nn.Module):
     """A residual network and a linear classifier; `channels` are those of the four stages.
 
     Shapes:
-        [B, 3, side, side] -> scores [B, classes]; `features` -> [B, channels[-1]].
+        [B, 3, side, side] -> scores [B, classes]
     """
 
     def __init__(self, classes: int, channels: Sequence[int], side: int) -> None:
@@ -55,25 +54,17 @@ class RegionNetwork(nn.Module):
         self.side = side
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images))
-
-    def features(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+        return self.classifier(self.encoder(images))
 
 
 def read_region_network(checkpoint: str | Path) -> RegionNetwork:
     """The trained network of a `papers.m3p.miniature.RegionClassifier` checkpoint, in evaluation mode."""
     content = read_checkpoint(checkpoint)
-    settings = content.get("hyper_parameters") or {}
-    try:
+    with parsing(Path(checkpoint), CheckpointError):
+        settings = content["hyper_parameters"]
         network = RegionNetwork(settings["classes"], settings["channels"], settings["side"])
         weights = {name.removeprefix("network."): value for name, value in named_tensors(content["state_dict"]).items()}
         network.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: no checkpoint of papers.m3p.miniature.RegionClassifier ({error}); the stage `regions` "
-            "makes one"
-        ) from error
     return network.eval()
 
 
@@ -111,7 +102,7 @@ def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) ->
         images = [read_image(path) for _, path in some]
         boxes = [region_boxes(image.height, image.width) for image in images]
         parts = [image.crop(tuple(box)) for image, own in zip(images, boxes) for box in own.astype(int).tolist()]
-        features = network.features(torch.stack([transform(part)[0] for part in parts]).to(device))
+        features = network.encoder(torch.stack([transform(part)[0] for part in parts]).to(device))
         probabilities = network.classifier(features).softmax(-1).cpu().split(REGIONS)
         for (key, _), image, box, feature, shares in zip(
             some, images, boxes, features.cpu().split(REGIONS), probabilities

@@ -1,9 +1,8 @@
 """Retrieval with a cross-encoder: scores of all pairs of images and captions, and their recalls.
 
-There are no separate towers, so 1,000 images and 5,000 captions need five million forward passes per language. To save
-time, regions are embedded once per image and words once per caption, captions of similar length share a batch, the last
-block computes only the position that the match head reads, processes share the work, and an interrupted evaluation
-resumes.
+There are no separate towers, so 1,000 images and 5,000 captions need five million forward passes per language. Regions
+are embedded once per image, captions of similar length share a batch, the last block computes only the position that
+the match head reads, processes share the work, and an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -144,9 +143,8 @@ def score_pairs(
 def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
     """Columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
 
-    The released code also makes exactly k, by random choice. A single French or Czech caption is in its gallery five
-    times, and the best K results count all copies. `caption_image` int64 [M] is each caption's image row and contains
-    every row.
+    The released code chooses k at random. The best K results count all copies of a caption. `caption_image` int64 [M]
+    is the row of each caption's image and contains every row.
 
     Source: [8] and [10].
     """
@@ -160,10 +158,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class Searched:
-    """Scores [N, M] of a set's images by its captions.
-
-    `caption_image` [M] is the row of each caption's image; `caption` [M] and `image` [N] are the numbers in the set.
-    """
+    """Scores [N, M]; `caption_image` [M] is the row of each caption's image, `caption` and `image` are numbers."""
 
     set: EvaluationSet
     scores: Tensor

@@ -58,8 +58,7 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
-#: Batch of a training step: `xmlm`, a list of text blocks; `relations`, a list of `PairCollator` batches; `index`, the
-#: positions of their images in the listings, to report a non-finite loss.
+#: `xmlm`, text blocks; `relations`, `PairCollator` batches; `index` of their images, to report a non-finite loss.
 Step = dict[str, Any]
 #: Independent random streams of an epoch.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
@@ -120,7 +119,7 @@ class MultitaskSteps(Dataset[Step]):
     rank: int = 0
     world_size: int = 1
     _epoch: tuple[int, list[Draws], Draws] | None = None
-    _orders: dict[tuple[int, int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
+    _orders: dict[tuple[int, int, tuple[int, ...]], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.steps
@@ -132,9 +131,10 @@ class MultitaskSteps(Dataset[Step]):
             self._pairs(epoch, int(number), int(turn))
             for number, turn in zip(relations.chosen[step], relations.turn[step])
         ]
+        # The random numbers of the first group are seeded without its number.
         return {
             "xmlm": [
-                self._rows([self._block(epoch, step, draw, group, own) for group, own in enumerate(languages)])
+                self._rows([self._block(epoch, step, draw, (n,) if n else (), own) for n, own in enumerate(languages)])
                 for draw in range(languages[0].chosen.shape[1])
             ],
             "relations": [self.collator(batch) for batch in samples],
@@ -154,21 +154,21 @@ class MultitaskSteps(Dataset[Step]):
             self._epoch = (epoch, languages, relations)
         return self._epoch[1:]
 
-    def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
+    def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: tuple[int, ...] = ()) -> Ints:
         """Order of the blocks or pairs of a source in its n-th pass of an epoch; caches the last result."""
         last = self._orders.get((kind, number, group))
         if last is None or last[0] != (epoch, again):
-            rng = np.random.default_rng((self.seed, epoch, again, number, kind, *_unless_zero(group)))
+            rng = np.random.default_rng((self.seed, epoch, again, number, kind, *group))
             last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
         return last[1]
 
-    def _block(self, epoch: int, step: int, draw: int, group: int, draws: Draws) -> dict[str, Any]:
+    def _block(self, epoch: int, step: int, draw: int, group: tuple[int, ...], draws: Draws) -> dict[str, Any]:
         number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
         # Drawn for the rows of all ranks, so masking doesn't depend on their number.
-        rng = np.random.default_rng((self.seed, epoch, step, draw, _TEXT_NOISE, *_unless_zero(group)))
+        rng = np.random.default_rng((self.seed, epoch, step, draw, _TEXT_NOISE, *group))
         masked, labels = mask_stream(
             tokens,
             rng.random((*tokens.shape, WORD_NOISE)),
@@ -201,7 +201,3 @@ class MultitaskSteps(Dataset[Step]):
         rows = order[first + self.rank : first + self.batch_size : self.world_size]
         # Random numbers of an item also depend on the pass: an epoch passes a small set many times.
         return [pairs[(epoch << 16) + again, int(row)] for row in rows]
-
-
-def _unless_zero(group: int) -> tuple[int, ...]:
-    return (group,) if group else ()

@@ -138,8 +138,3 @@ def test_text_has_the_rates_of_the_released_code() -> None:
         found = (masked[chosen] == (MASK if name == "mask" else tokens[chosen])).mean()
         assert found == pytest.approx(rate, abs=four_errors(rate, int(chosen.sum())))
         assert golden[name] == pytest.approx(rate, abs=0.01)
-
-
-def test_shares_out_of_range() -> None:
-    with pytest.raises(ValueError, match="mask and random are shares of one whole"):
-        Masking(mask=0.8, random=0.3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,12 +101,3 @@ def test_parameters_of_the_full_size() -> None:
     assert counts["region_heads"] == sum(per_module[name] for name in of_regions)
     assert counts["vocabulary_head"] == per_module["pred_layer_bias_only"]
     assert sum(counts.values()) == 283347667
-
-
-def test_a_sequence_that_is_too_long_is_an_error() -> None:
-    model = tiny_model()
-    with pytest.raises(ValueError, match="5 regions and 28 tokens is longer than the 32 positions"):
-        model.encoder(torch.full((1, 28), 5), torch.ones(1, 28, dtype=torch.bool), torch.zeros(1, 5, 2048),
-                      torch.zeros(1, 5, 5))  # fmt: skip
-    with pytest.raises(ValueError, match="does not divide"):
-        M3PEncoder(**tiny_sizes(attention_heads=3))
