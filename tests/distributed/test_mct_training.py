@@ -103,15 +103,11 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("group", [4, 16])
-def test_groups_of_batch_normalization_are_the_same_on_two_processes(tmp_path: Path, group: int) -> None:
-    """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses.
-
-    Two groups of 4 lie on each process, one of 16 on both.
-    """
-    layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=group)
+def test_a_group_of_batch_normalization_over_two_processes(tmp_path: Path) -> None:
+    """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses."""
+    layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=16)
     del layer["model"]["init_args"]["image_encoder"], layer["model"]["init_args"]["text_encoder"]
-    layer["trainer"]["precision"] = "64-true"  # four samples a group at the last, smallest maps blow up every rounding
+    layer["trainer"]["precision"] = "64-true"  # few values of the last, smallest maps blow up every rounding
     ranks = train_on_two(request("mct/moco_v2", tmp_path / "two", layer=over(layer, 2)))
     one = train(request("mct/moco_v2", tmp_path / "one", layer=over(layer, 1)))
     place, compared = _rank_major(64) % 64, 0
@@ -123,8 +119,3 @@ def test_groups_of_batch_normalization_are_the_same_on_two_processes(tmp_path: P
         expected = torch.as_tensor(expected)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert compared
-    # Other groups are another experiment.
-    layer["model"]["init_args"]["batch_norm_group"] = 8
-    other = train(request("mct/moco_v2", tmp_path / "other", layer=over(layer, 1)))["state"]
-    name = "model.image.heads.intra.projection.0.weight"
-    assert not torch.allclose(torch.as_tensor(other[name]), torch.as_tensor(one["state"][name]), rtol=1e-3, atol=1e-5)

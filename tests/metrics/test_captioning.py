@@ -208,14 +208,10 @@ def test_order_of_items_and_references_does_not_matter(corpus: list, random: obj
         np.testing.assert_allclose(second.items[metric], first.items[metric][order], atol=1e-12)  # type: ignore[index,call-overload]
 
 
-# Bad input
-
-
 def test_captions_without_a_partner_are_refused() -> None:
-    with pytest.raises(ValueError, match="references: 1 items for 2 candidates"):
-        CaptionSet(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="every item needs at least one reference"):
-        CaptionSet(["a"], [[]])
+    for candidates, references in ((["a", "b"], [["a"]]), (["a"], [[]])):
+        with pytest.raises(ValueError, match="reference"):
+            CaptionSet(candidates, references)
 
 
 # METEOR where Java is missing

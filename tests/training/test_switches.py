@@ -177,10 +177,8 @@ def test_bfloat16_stays_close_and_criteria_compute_in_float32(paper: str) -> Non
     assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    "paper",
-    ["xmc_gan", "m3p", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avid_cma", "mct", "vx2text"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", RECIPES)
 def test_compiled(paper: str) -> None:
     """With the whole of torch.compile but its last part, which needs a compiler of C++ on the machine."""
     found = Trained(paper, "--compiled", "aot_eager")
