@@ -1,32 +1,20 @@
-"""What is looked at after pre-training: numbers by hand, and pictures of few, equal and untagged images."""
+"""What is looked at after pre-training, by hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from papers.mct import monitoring
-from papers.mct.monitoring import draw_map, draw_retrieval, tagged_neighbors, uniformity
-from tests.monitoring.loggers import Kept
-
-QUIET: Any = SimpleNamespace(loggers=[])
+from papers.mct.monitoring import tagged_neighbors, uniformity
 
 
 def on_a_circle(*degrees: float) -> Tensor:
     angles = torch.tensor(degrees) * math.pi / 180
     return torch.stack([angles.cos(), angles.sin()], dim=1)
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 def test_neighbors_by_hand() -> None:
@@ -66,40 +54,3 @@ def test_uniformity_by_hand() -> None:
     assert float(uniformity(on_a_circle(0, 90, 180))) == pytest.approx(expected, rel=1e-5)
     assert float(uniformity(on_a_circle(0, 90).half())) == pytest.approx(-4, rel=1e-2)
     assert uniformity(on_a_circle(0)).isnan()
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
-
-
-def picture(row: int) -> np.ndarray:
-    return np.full((6, 8, 3), 20 * row % 256, dtype=np.uint8)
-
-
-def embeddings(images: int, each: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    image = torch.nn.functional.normalize(torch.randn(images, 4, generator=draw), dim=1)
-    return image, image.repeat_interleave(each, 0), torch.arange(images).repeat_interleave(each)
-
-
-def draw(folder: Path, text: Sequence[str], images: int, each: int, module: Any = QUIET, **fields: Any) -> None:
-    draw_retrieval(module, *embeddings(images, each), picture, text, folder, **fields)
-    for name in ("image_to_captions.png", "caption_to_images.png"):
-        with Image.open(folder / name) as image:
-            image.load()
-            assert min(image.size) > 100
-
-
-def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
-    logger = Kept()
-    module = SimpleNamespace(loggers=[logger])
-    draw(tmp_path, [f"caption {n}" for n in range(6)], 3, 2, module=module, queries=2, found=5)
-    assert logger.images == ["image_to_captions", "caption_to_images"]
-    columns, rows = logger.tables["image_to_captions_table"]
-    assert columns == ["image", *(f"caption {n}" for n in range(1, 6))]
-    assert [len(row) for row in rows] == [6, 6]
-    assert set(rows[0][1:3]) == {"caption 0", "caption 1"}
-    columns, rows = logger.tables["caption_to_images_table"]
-    assert columns == ["caption", "image 1", "image 2", "image 3"]
-    assert [row[:2] for row in rows] == [["caption 0", 0], ["caption 5", 2]]
-    draw_map(module, torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), ["a"] * 9, tmp_path / "map.png")  # type: ignore[arg-type]
-    assert logger.images[-1] == "map"
