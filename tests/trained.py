@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -35,3 +36,10 @@ def checkpoint(paper: str) -> Path:
     stage = _stage(paper, Path(_folder().name) / "runs")
     run_stage(stage)
     return stage.directory / "checkpoints" / "last.ckpt"
+
+
+def copied_avid(runs: Path) -> StageRequest:
+    """AVID's finished stage in another folder of runs."""
+    checkpoint("avid_cma")
+    shutil.copytree(Path(_folder().name) / "runs", runs, dirs_exist_ok=True)
+    return _stage("avid_cma", runs)

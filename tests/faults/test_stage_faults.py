@@ -27,6 +27,7 @@ from common.stages.run import run_stage
 from common.training.callbacks import StopOnNonFiniteLoss, WholeCheckpoints
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request
+from tests.trained import copied_avid
 
 REAL = {"data": {"init_args": {"world": None}}}
 
@@ -81,8 +82,7 @@ def test_a_warm_start_that_is_none_names_its_field(tmp_path: Path) -> None:
 
 
 def test_banks_of_another_listing_on_resume(tmp_path: Path) -> None:
-    stage = request("avid/avid", tmp_path)
-    run_stage(stage)
+    stage = copied_avid(tmp_path)
     path = stage.directory / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)
     state["listing_fingerprint"] = "0" * 64
@@ -206,8 +206,7 @@ def test_the_command_line_names_what_is_wrong(
 
 
 def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = request("avid/avid", tmp_path)
-    run_stage(stage)
+    stage = copied_avid(tmp_path)
     (stage.directory / "record.json").unlink()
     checkpoint = stage.directory / "checkpoints" / "last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:20_000])

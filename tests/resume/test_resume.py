@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,13 +25,14 @@ from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
 from tests.resume.killing import LAYER, assert_equal, assert_resumes, compare, kill_at, kill_when
 from tests.stages import callbacks, request
+from tests.trained import copied_avid
 
 
 # Seven steps an epoch and a checkpoint every four: step 10 goes on from 8, step 14 from 12. Every step, the last of an
 # epoch among them, is gone on from in tests/running/test_preemption.py.
 # Loader processes start before Lightning tells the sampler its epoch, so they are tried too.
 # A warm-up asks the trainer for the number of steps: Lightning then makes the loader before it reads the checkpoint.
-@pytest.mark.parametrize(("killed_at", "workers", "warmup"), [(5, 0, 3), (10, 0, 0), (14, 0, 3), (14, 1, 0)])
+@pytest.mark.parametrize(("killed_at", "workers", "warmup"), [(5, 0, 3), (10, 0, 0), (14, 1, 3)])
 def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None:
     layer = {
         **LAYER,
@@ -43,8 +43,14 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     assert assert_resumes(stages, AVIDModule, killed_at)[0].steps == 21
 
 
-@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 14}], ids=["epochs", "steps"])
-@pytest.mark.parametrize(("owner", "method"), [(ApplySwitches, "on_train_end"), (AVIDModule, "test_step")])
+@pytest.mark.parametrize(
+    ("owner", "method", "length"),
+    [
+        (ApplySwitches, "on_train_end", {"max_epochs": 2}),
+        (AVIDModule, "test_step", {"max_epochs": -1, "max_steps": 14}),
+    ],
+    ids=["ending", "testing"],
+)
 def test_a_run_killed_after_its_last_step_logs_and_saves_what_an_uninterrupted_one_does(
     owner: type, method: str, length: dict[str, int], tmp_path: Path
 ) -> None:
@@ -110,24 +116,13 @@ def test_a_session_with_changes_that_were_not_committed_makes_no_clean_record(
     assert run_stage(stage).git == record.git  # tested again
 
 
-@pytest.fixture(scope="module")
-def runs_with_avid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with a finished AVID; copy it."""
-    runs = tmp_path_factory.mktemp("avid")
-    run_stage(request("avid/avid", runs))
-    return runs
-
-
-@pytest.mark.parametrize("killed_at", [10, 14])
-def test_cma_with_a_set_mined_in_between(
-    tmp_path: Path, killed_at: int, runs_with_avid: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cma_with_a_set_mined_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = {**LAYER, "model": {"init_args": {"refresh_every": 1}}}
     stages = []
     for name in ("whole", "resumed"):
-        runs = shutil.copytree(runs_with_avid, tmp_path / name)
-        stages.append(request("avid/avid_cma", runs, layer=layer))
-    kill_at(stages[1], AVIDModule, killed_at)
+        copied_avid(tmp_path / name)
+        stages.append(request("avid/avid_cma", tmp_path / name, layer=layer))
+    kill_at(stages[1], AVIDModule, 10)
     mined: list[int] = []
     original = BankLoss.mine
 

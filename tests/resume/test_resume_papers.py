@@ -50,7 +50,7 @@ def test_noise_dropout_averages_and_spectral_vectors(recipe: str, module: type, 
 
 # Four steps an epoch and a checkpoint every three: step 5 goes on from 3, in the middle of epoch 0; step 10 from 9, in
 # the middle of epoch 2; the queue of 24 wraps in between, in the middle of a batch of 16.
-@pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 0), (10, 1)])
+@pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 1)])
 def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer: dict[str, Any] = {
         "trainer": {**LAYER["trainer"], "callbacks": callbacks(3)},
@@ -124,11 +124,13 @@ def test_m3p_in_the_middle_of_a_cycle_of_tasks(
 
 
 @pytest.mark.parametrize(
-    ("owner", "method", "when"),
-    [(BestWeights, "compare", lambda *_, at_end=False: at_end), (M3PModule, "test_step", lambda *_: True)],
+    ("owner", "method", "when", "length"),
+    [
+        (BestWeights, "compare", lambda *_, at_end=False: at_end, {"max_epochs": -1, "max_steps": 8}),
+        (M3PModule, "test_step", lambda *_: True, {"max_epochs": 1}),
+    ],
     ids=["ending", "testing"],
 )
-@pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 8}, {"max_epochs": 1}], ids=["steps", "epochs"])
 def test_a_run_killed_after_its_last_step_tests_the_best_weights(
     length: dict[str, int], owner: type, method: str, when: Callable[..., bool], tmp_path: Path
 ) -> None:
