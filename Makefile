@@ -124,8 +124,12 @@ gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data "$(DATA)"
 
-test: $(STAMP) ## Run the test suite (no network, no GPU); it ends with what was skipped, and what would run it
-	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs
+# What FAST=1 runs: units and contracts; nothing there trains.
+UNITS := $(addprefix tests/,architecture encoders losses memory metrics data reporting test_files.py test_types.py) \
+  $(wildcard tests/*/test_loss*.py)
+
+test: $(STAMP) ## Run the tests, without network and GPU; ends with those skipped and why; FAST=1: units and contracts alone
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs $(if $(FAST),$(UNITS))
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers"

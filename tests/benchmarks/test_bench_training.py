@@ -1,4 +1,4 @@
-"""Whole training steps: of every paper on made-up batches, of AVID with its data, and what a second process brings.
+"""Whole training steps: of every paper on made-up batches, and what a second process brings to AVID.
 
 Wall time of steps alone: what comes before the first ones (start, decoding, process groups) is left out.
 """
@@ -41,15 +41,11 @@ LAYER: dict[str, Any] = {
 
 
 class StepClock(Callback):
-    """Seconds of every step after the first ones, and how much of each was waiting for its batch."""
+    """Seconds of every step after the first ones."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.waited: list[float] = []
-        self._ended = self._began = 0.0
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        self._began = time.perf_counter()
+        self._ended = 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,7 +53,6 @@ class StepClock(Callback):
         now = time.perf_counter()
         if batch_idx >= WARM_UP:
             self.seconds.append(now - self._ended)
-            self.waited.append(self._began - self._ended)
         self._ended = now
 
 
@@ -87,19 +82,6 @@ def test_a_step_of_every_miniature(paper: str) -> None:
     what = f"a step of {recipe} at mini, {size} samples, {size / seconds:.0f} a second"
     ratio = seconds / arithmetic
     add(Line(what, "its arithmetic alone", amount(seconds), amount(arithmetic), ratio, ratio * noise))
-
-
-def test_share_of_a_step_spent_waiting_for_data(tmp_path: Path) -> None:
-    """Baseline: the same with a loader process."""
-    _steps(tmp_path, "--data.num_workers", "0")  # decodes and caches
-    clocks = [_steps(tmp_path, "--data.num_workers", str(workers)) for workers in (0, 1)]
-    mine, other = (statistics.median(clock.seconds) for clock in clocks)
-    shares = [sum(clock.waited) / sum(clock.seconds) for clock in clocks]
-    peer = "one loader process"
-    add(Line("AVID's step with its data, no loader process", peer, amount(mine), amount(other), mine / other))
-    per_second = [f"{BATCH / seconds:.0f} a second" for seconds in (mine, other)]
-    add(Line("clips", peer, *per_second))
-    add(Line("share of it that waits for data", peer, *(f"{share:.1%}" for share in shares)))
 
 
 def _median_step(rank: int, folder: str, world: int) -> float:

@@ -128,9 +128,10 @@ def test_the_query_encoder_is_taken_not_the_momentum_encoder(tmp_path: Path) -> 
 RECIPES = ["imagenet_linear", "in_sup", "voc07_svm", "coco_tagging", "cross_modal_search", "bridge", "voc_detection"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_protocols_read_whatever_holds_the_encoder(tmp_path: Path, recipe: str, moco_file: Path) -> None:
-    prefixes = resolve("mct", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"]
+def test_protocols_read_whatever_holds_the_encoder(tmp_path: Path, moco_file: Path) -> None:
+    configured = [resolve("mct", recipe, scale="paper").config["model"]["init_args"] for recipe in RECIPES]
+    prefixes = configured[0]["encoder_prefixes"]
+    assert all(arguments["encoder_prefixes"] == prefixes for arguments in configured)
     tower = {"state_dict": state_of(Tower(small(), intra_dim=4, inter_dim=4), "model.image.")}
     own = [{"state_dict": state_of(small(), prefix)} for prefix in ("image_encoder.", "encoder.", "")]
     for number, content in enumerate((tower, *own, small().state_dict())):
