@@ -122,7 +122,7 @@ def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffli
         torch.testing.assert_close(kept[first::2], plain(rows[first::2])["intra"])
 
 
-# -- shuffling in one process ------------------------------------------------------------------------------------------
+# -- recipes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", scales_of("mct"))

@@ -158,7 +158,7 @@ class SameOnAll(pl.Callback):
     """Checks at the end of training that all processes hold the same weights."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, value in pl_module.state_dict().items():
+        for name, value in pl_module.named_parameters():
             copies = gather_rows(value.detach().double().flatten()[None])
             assert torch.equal(copies[0], copies[1]), name
 
