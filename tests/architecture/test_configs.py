@@ -20,7 +20,7 @@ from common.stages.configuration import family_of, leaves, load_yaml, recipes_of
 
 
 def names_a_class(paper: str, recipe: str) -> bool:
-    """Whether a recipe says more than numbers; those that do not are checked at the small scales alone."""
+    """Whether a recipe says more than numbers; those that do not are checked at one scale alone."""
     text = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8")
     return "class_path" in text or "extends: null" in text
 
@@ -30,7 +30,7 @@ CASES = [
     for p in existing_papers()
     for recipe in recipes_of(p.name)
     for scale in scales_of(p.name)
-    if scale in ("mini", "smoke") or names_a_class(p.name, recipe)
+    if scale == "mini" or names_a_class(p.name, recipe)
     if scale != "single" or recipe in {instance.recipe for instance in expand(p.name, "single")}
 ]
 OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.name) if scale != "paper"]
