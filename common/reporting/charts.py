@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.reporting.aggregate import TableResult
-from common.reporting.claims import interval_of
+from common.reporting.claims import FAILS, HOLDS, Judged, interval_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,6 +102,35 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
         _strokes(axis, [(v, y - 0.4, v, y + 0.4) for y, dot in spots for v in dot.published], ORANGE, 3)
         _strokes(axis, [(v, y, v, y) for y, dot in spots if (v := dot.yours) is not None], GREEN, 7)
     return _svg(figure, title)
+
+
+def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
+    """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; linear within 1 of zero."""
+    rows = [(name, judged) for name, found in groups.items() for judged in found]
+    labels = _WIDTH / 2
+    figure = _figure(_WIDTH, _ROW * (len(rows) + len(groups)) + 40)
+    axis = _axes(figure, labels, 4, _WIDTH - labels - 12, _ROW * (len(rows) + len(groups)))
+    axis.set_xscale("symlog", linthresh=1)
+    ticks = (-10, -1, 0, 1, 10, 50)
+    axis.set_xticks(ticks, [f"{tick:+}" for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_ylim(len(rows) + len(groups) - 0.5, -0.5)
+    axis.yaxis.set_visible(False)
+    axis.axvline(0, color=LINE, linewidth=1)
+    place = 0
+    for name, found in groups.items():
+        _text(figure, 8, 4 + _ROW * (place + 0.5) + 4, name, fontweight="bold")
+        for judged in found:
+            place += 1
+            color = {HOLDS: GREEN, FAILS: ORANGE}.get(judged.verdict, DIM)
+            _text(figure, 8, 4 + _ROW * (place + 0.5) + 4, _cut(judged.check.text, 62))
+            ours, papers = judged.difference or 0.0, float(judged.paper)
+            low, high = judged.interval or (ours, ours)
+            _strokes(axis, [(low, place, high, place)], color, 2)
+            _strokes(axis, [(ours, place, ours, place)], color, 7)
+            _strokes(axis, [(papers, place - 0.3, papers, place + 0.3)], INK, 3)
+        place += 1
+    return _svg(figure, "Margins of the papers' claims: the paper's, and ours at mini scale")
 
 
 def curve(result: TableResult) -> str:

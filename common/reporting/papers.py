@@ -24,6 +24,7 @@ class Paper:
 
     Args:
         short: the name in `make reproduce-<short>`.
+        about: the method in a few words, for the overview.
         without_files: values, for training without files, of the dotted configuration fields that name files;
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
     """
@@ -33,6 +34,7 @@ class Paper:
     title: str
     order: int
     recipe: str
+    about: str = ""
     without_files: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 DASH = "–"
+#: Claims of a paper in the README's figure.
+MARGINS_SHOWN = 6
 _PLURAL = {HOLDS: "hold", FAILS: "fail"}
 _MEANINGS = {
     "paper": "the published recipe on the published data",
@@ -359,20 +362,21 @@ def overview_row(source: Tables, records: Sequence[Record]) -> dict[str, str]:
 
 
 def overview_markdown() -> str:
-    lines = [
-        "| paper | status | headline | published | measured at paper scale | claims |",
-        "|---|---|---|---:|---:|---|",
-    ]
+    lines = ["| paper | what it does | its claims |", "|---|---|---|"]
     for paper in existing_papers():
-        cells = [f"[{paper.title}](papers/{paper.name}/README.md)"]
-        cells += overview_row(load(paper.name), records_of(paper.name)).values()
-        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
-    lines += [
-        "",
-        "The scale mini is a miniature of data and model: it shows whether a paper's orderings hold, and its values "
-        "are on the papers' pages alone.",
-    ]
+        claims = overview_row(load(paper.name), records_of(paper.name))["claims"]
+        lines.append(f"| [{paper.title}](papers/{paper.name}/README.md) | {_escape(paper.about)} | {claims} |")
     return "\n".join(lines)
+
+
+def margins_figure() -> str | None:
+    """The first claims of each paper that state one margin, with ours at mini scale; None if none was measured."""
+    shown = {}
+    for paper in existing_papers():
+        judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
+        found = [j for j in judged if j.interval is not None and re.fullmatch(r"[+-]?[\d.]+", j.paper)]
+        shown[paper.title] = found[:MARGINS_SHOWN]
+    return charts.margins(shown) if any(shown.values()) else None
 
 
 # ---- files
@@ -401,6 +405,7 @@ def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
                 drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
                 found[paper.readme.parent / _figure_name(f.result)] = drawn
     top = project_root() / "README.md"
+    found[project_root() / "docs" / "images" / "claims.svg"] = margins_figure()
     return found | {top: marked(top, overview=overview_markdown())}
 
 

@@ -13,7 +13,7 @@ from common.reporting.papers import existing_papers
 from common.reporting.records import Record
 
 TABLES = """
-paper: {short: mct, title: MCT, order: 1, recipe: base}
+paper: {short: mct, title: MCT, about: contrast, order: 1, recipe: base}
 headline: {table: transfer, row: New-One, metric: ucf}
 stages:
   base: {recipe: base, job: pretrain}

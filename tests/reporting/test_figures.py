@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -130,3 +132,18 @@ def test_pages_and_figures_are_checked_together(drawn: Path, saved: Saved) -> No
     assert "](results/mini/transfer.svg)" in readme.read_text()
     drawn.write_text(drawn.read_text().replace("score", "other"))
     assert out_of_date() == [drawn]
+
+
+def test_margins_show_ours_and_the_papers_on_one_axis() -> None:
+    def judged(paper: str, verdict: str, difference: float) -> Any:
+        interval = (difference - 1, difference + 1)
+        check = SimpleNamespace(text=f"A beats B by {paper}")
+        return SimpleNamespace(check=check, paper=paper, verdict=verdict, difference=difference, interval=interval)
+
+    drawn = charts.margins({"One": [judged("+2", "holds", 2.0)], "Two": [judged("+0.5", "fails", -5.0)]})
+    assert {"One", "Two", "A beats B by +2", "A beats B by +0.5"} <= set(words(drawn))
+    (_, (ours, *_)), (_, (behind, *_)) = paths(drawn, charts.GREEN), paths(drawn, charts.ORANGE)
+    first, second = (path[0][0] for path in paths(drawn, charts.INK) if len(path) == 2)
+    zero = next(path[0][0] for path in paths(drawn, charts.LINE) if path[0][0] == path[-1][0])
+    assert behind[0] < zero < second < ours[0] == first
+    assert behind[1] > ours[1]
