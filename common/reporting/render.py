@@ -339,32 +339,22 @@ def tables_markdown(filled: Sequence[Filled]) -> str:
     return "\n\n".join(parts)
 
 
-def overview_row(source: Tables, records: Sequence[Record]) -> dict[str, str]:
-    """A paper in one line: status, headline, its published and measured value, verdicts on the claims."""
-    filled = {scale: fill(source, scale, records) for scale in PROMOTED_SCALES}
-    measured = [scale for scale in PROMOTED_SCALES if any(f.result.measured for f in filled[scale])]
-    found = dict.fromkeys(("status", "headline", "published", "measured", "claims"), DASH)
-    found["status"] = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
-    if measured:
-        counts = Counter(claim.verdict for f in filled[measured[0]] for claim in f.claims)
-        counted = ", ".join(f"{counts[one]} {_PLURAL.get(one, one)}" for one in VERDICTS if counts[one])
-        found["claims"] = f"{counted} ({measured[0]})"
-    if headline := source.headline:
-        table = source.table(headline.table)
-        metric = table.metric(headline.metric)
-        published = Cell(table.row(headline.row).published.get(metric.id))
-        # Never show a number of the miniature next to a published one.
-        own = next((f.result.cells for f in filled["paper"] if f.result.table is table), {})
-        found["headline"] = f"{headline.row}, {metric.title}"
-        found["published"] = published_text(published, metric.decimals)
-        found["measured"] = measured_text(own.get((headline.row, metric.id), Cell()), metric.decimals)
-    return found
+def counted_claims(source: Tables, records: Sequence[Record]) -> str:
+    """How many claims hold, fail, or else at the largest measured scale: `3 hold, 1 not separable (mini)`."""
+    for scale in PROMOTED_SCALES:
+        filled = fill(source, scale, records)
+        if any(f.result.measured for f in filled):
+            counts = Counter(claim.verdict for f in filled for claim in f.claims)
+            return (
+                ", ".join(f"{counts[one]} {_PLURAL.get(one, one)}" for one in VERDICTS if counts[one]) + f" ({scale})"
+            )
+    return "not measured yet"
 
 
 def overview_markdown() -> str:
     lines = ["| paper | what it does | its claims |", "|---|---|---|"]
     for paper in existing_papers():
-        claims = overview_row(load(paper.name), records_of(paper.name))["claims"]
+        claims = counted_claims(load(paper.name), records_of(paper.name))
         lines.append(f"| [{paper.title}](papers/{paper.name}/README.md) | {_escape(paper.about)} | {claims} |")
     return "\n".join(lines)
 

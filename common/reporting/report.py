@@ -147,7 +147,6 @@ class _Section:
         ]
         self.claims = [pair for table in filled if table.scale == self.best for pair in table.claims]
         self.counts = {v: sum(judged.verdict == v for judged, _ in self.claims) for v in VERDICTS}
-        self.overview = render.overview_row(self.source, self.recorded or self.fresh)
         self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])
         self.comparisons = comparisons(
             (r.run.record.scale, r.run.record.stage, r.gallery) for r in self._shown_runs if r.run.record

@@ -28,7 +28,7 @@ from common.files import read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named
 from common.reporting.predicates import CellName, Predicate, parse
 from common.reporting.records import JOBS
-from common.reporting.schema import Line, Part, Text, among, known, one_of, told
+from common.reporting.schema import Line, Part, Text, known, one_of, told
 
 ROW = "$row"
 UNTRAINED = "untrained"
@@ -302,14 +302,6 @@ class Table(Part):
         return scale in (*self.by_request, *row.by_request)
 
 
-class Headline(Part):
-    """The number of a paper that the overview shows."""
-
-    table: StrictStr
-    row: StrictStr
-    metric: StrictStr
-
-
 class Tables(Part):
     """A paper's tables file; of the block `paper:` only the package name."""
 
@@ -317,7 +309,6 @@ class Tables(Part):
     path: Path
     stages: dict[str, Stage] = Field(default_factory=dict)
     tables: tuple[Table, ...] = ()
-    headline: Headline | None = None
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -338,13 +329,8 @@ class Tables(Part):
         return stages
 
     @model_validator(mode="after")
-    def _has_its_headline(self) -> Self:
+    def _has_each_table_once(self) -> Self:
         _once((table.id for table in self.tables), "tables: table id")
-        if headline := self.headline:
-            among(headline.table, [table.id for table in self.tables], "headline.table")
-            table = self.table(headline.table)
-            among(headline.row, [row.label for row in table.rows], "headline.row")
-            among(headline.metric, [metric.id for metric in table.metrics], "headline.metric")
         return self
 
     def table(self, name: str) -> Table:

@@ -61,23 +61,17 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
 
 
 def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> wr.Report:
-    """The report of all papers: headlines, claims with verdicts, and panels of each headline's table."""
+    """The report of all papers: claims with verdicts, and panels of each paper's first table."""
     blocks: list[Any] = [wr.TableOfContents()]
     for paper, records in papers:
         source = load(paper.name)
-        row, headline = render.overview_row(source, records), source.headline
         blocks.append(wr.H2(paper.title))
-        if headline:
-            blocks.append(
-                wr.P(f"{row['headline']}: published {row['published']}, measured at paper scale {row['measured']}.")
-            )
         if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
             claims = [(j.scale, *render.judged_cells(j).values()) for f in filled for j in f.claims]
             told: list[Any] = [
                 f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims
             ]
-            panels = next((f for f in filled if headline and f.result.table.id == headline.table), filled[0])
-            blocks += [wr.UnorderedList(items=told), _table_panels(source, panels)]
+            blocks += [wr.UnorderedList(items=told), _table_panels(source, filled[0])]
         else:
             blocks.append(wr.P("Nothing was measured yet."))
     return _report("Representation Assemble: overview", entity, blocks)

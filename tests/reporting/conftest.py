@@ -14,7 +14,6 @@ from common.reporting.records import Record
 
 TABLES = """
 paper: {short: mct, title: MCT, about: contrast, order: 1, recipe: base}
-headline: {table: transfer, row: New-One, metric: ucf}
 stages:
   base: {recipe: base, job: pretrain}
   better: {recipe: better, job: pretrain, from: {model.init_args.warm_start: base}}

@@ -125,7 +125,7 @@ def test_readmes_follow_the_promoted_records(project: Path, saved: Saved) -> Non
     assert rendered()
     assert out_of_date() == []
     assert not rendered()
-    assert "| [MCT](papers/mct/README.md) | contrast | – |" in top.read_text()
+    assert "| [MCT](papers/mct/README.md) | contrast | not measured yet |" in top.read_text()
 
     saved("ucf_1@base", 0, 50.0)
     saved("ucf_1@better", 0, 60.0)
