@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from common.data.datasets.base import write_lines
 from common.data.datasets.conceptual_captions import ConceptualCaptions, write_conceptual_captions
@@ -18,7 +20,9 @@ from common.data.regions import Regions, write_regions
 from common.data.text import XLMRTokenizer
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.data import PretrainingData, RetrievalData
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.pairs import CaptionSet
+from tests.m3p.tiny import tiny_sizes
 
 WIDTH = 6
 WORDS = {
@@ -137,6 +141,21 @@ class Layouts:
             "max_regions": 4,
         }
         return attached(RetrievalData(**chosen | options), stage)
+
+
+def small_model(**changes: Any) -> M3P:
+    """A model of the layouts' width."""
+    torch.manual_seed(0)
+    sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
+    return M3P(M3PEncoder(**tiny_sizes(**sizes | changes)), 12)
+
+
+def quiet_trainer(folder: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
+    """A trainer of one epoch on the CPU."""
+    return pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
+    )  # fmt: skip
 
 
 class RankedTrainer(pl.Trainer):

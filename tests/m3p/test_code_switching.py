@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from papers.m3p.code_switching import CodeSwitcher, read_dictionary
+from tests.m3p.tiny import four_errors, values
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "golden" / "m3p" / "masking_and_codeswitch_stats.json").read_text(encoding="utf-8")
-)
+GOLDEN = values("masking_and_codeswitch_stats")
 TRANSLATIONS: dict[str, dict[str, list[str]]] = GOLDEN["dictionary_used"]["en"]
 TARGETS = ("de", "fr", "ja", "zh")
 CAPTIONS = 4000
@@ -36,10 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def switcher(folder: Path, **options: Any) -> CodeSwitcher:
     return CodeSwitcher(str(folder), TARGETS, **options)
-
-
-def four_errors(rate: float, count: int) -> float:
-    return 4 * math.sqrt(rate * (1 - rate) / count)
 
 
 @pytest.mark.parametrize("name", ["clag_sent0.8_word0.8", "clag_sent1.0_word1.0", "clag_sent0.5_word0.3"])

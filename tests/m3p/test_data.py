@@ -36,11 +36,6 @@ from tests.m3p.tiny import labels_of, tiny_sizes
 PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
 
 
-@pytest.fixture(scope="module")
-def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
-    return Layouts.write(tmp_path_factory.mktemp("m3p"))
-
-
 def steps(data: Any, count: int = 1) -> list[dict[str, Any]]:
     """The first training steps."""
     loader = iter(data.train_dataloader())

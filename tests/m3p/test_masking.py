@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,16 +9,11 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from papers.m3p.masking import Masking, mask_regions, mask_stream, mask_words
+from tests.m3p.tiny import four_errors, values
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "golden" / "m3p" / "masking_and_codeswitch_stats.json").read_text(encoding="utf-8")
-)
+GOLDEN = values("masking_and_codeswitch_stats")
 VOCABULARY = 500
 MASK = VOCABULARY - 1
-
-
-def four_errors(rate: float, count: int) -> float:
-    return 4 * math.sqrt(rate * (1 - rate) / count)
 
 
 @pytest.mark.parametrize("length", [1, 5, 10, 20, 40])

@@ -14,23 +14,12 @@ from common.reporting.tables import load
 from common.stages.configuration import resolve
 from common.stages.finished_stage import instantiate
 from common.training.optimizers import warm_up_then_inverse_sqrt
-from papers.m3p.data import RetrievalData, images_of_an_epoch
-from papers.m3p.encoder import M3P, M3PEncoder
+from papers.m3p.data import RetrievalData, check_sizes, images_of_an_epoch
+from papers.m3p.encoder import M3P
 from papers.m3p.miniature import WarmStart
 from papers.m3p.module import M3PModule, adam
-from tests.m3p.layouts import WIDTH, Layouts
-from tests.m3p.tiny import tiny_sizes, values
-
-
-@pytest.fixture(scope="module")
-def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
-    return Layouts.write(tmp_path_factory.mktemp("layouts"))
-
-
-def model(**changes: Any) -> M3P:
-    torch.manual_seed(0)
-    sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
-    return M3P(M3PEncoder(**tiny_sizes(**sizes | changes)), 12)
+from tests.m3p.layouts import WIDTH, Layouts, quiet_trainer, small_model
+from tests.m3p.tiny import values
 
 
 def fine_tuning(model: M3P, **options: Any) -> M3PModule:
@@ -41,10 +30,7 @@ def fine_tuning(model: M3P, **options: Any) -> M3PModule:
 
 def trained(module: pl.LightningModule, data: Any, folder: Path, steps: int = 2) -> dict[str, float]:
     """Metrics of a few steps and of the test."""
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, limit_train_batches=steps, logger=False, enable_checkpointing=False,
-        default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(folder, limit_train_batches=steps)
     trainer.fit(module, datamodule=data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     trainer.test(module, datamodule=data, verbose=False)
@@ -91,7 +77,7 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
         vlm_candidates=vlm_candidates, code_switching=layouts.switcher(sentence_ratio=1.0), distributions=False
     )
     module = M3PModule(
-        model(), alignment_weight=0.1, itm_weight=1.0, contrast_weight=1.0, learning_rate=0.01, warmup_steps=1
+        small_model(), alignment_weight=0.1, itm_weight=1.0, contrast_weight=1.0, learning_rate=0.01, warmup_steps=1
     )
     before = {name: value.clone() for name, value in module.named_parameters()}
     metrics = trained(module, data, tmp_path)
@@ -119,7 +105,7 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
     ],
 )
 def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) -> None:
-    module = M3PModule(model(), **weights)  # type: ignore[arg-type]
+    module = M3PModule(small_model(), **weights)  # type: ignore[arg-type]
     found = {name for name, parameter in module.model.named_parameters() if not parameter.requires_grad}
     assert {
         ".".join(name.split(".")[:2]) if name.startswith("encoder") else name.split(".")[0] for name in found
@@ -129,7 +115,7 @@ def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) 
 def test_a_model_without_any_task_is_an_error() -> None:
     names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
     with pytest.raises(ValueError, match="no task is on"):
-        M3PModule(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
+        M3PModule(small_model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
 
 
 def test_fine_tuning_is_as_long_as_published() -> None:
@@ -153,7 +139,7 @@ def test_fine_tuning_is_as_long_as_published() -> None:
 
 
 def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, tmp_path: Path) -> None:
-    module = WarmStart(model(), learning_rate=0.01, warmup_steps=1)
+    module = WarmStart(small_model(), learning_rate=0.01, warmup_steps=1)
     before = {name: value.clone() for name, value in module.named_parameters()}
     data = layouts.pretraining(vlm_candidates="in_batch", masking=None, xmlm_steps=0, text=None, languages=None)
     metrics = trained(module, data, tmp_path)
@@ -162,7 +148,7 @@ def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, t
     assert "test/multi30k_en_mr" in metrics
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": module.state_dict()}, path)
-    after = fine_tuning(model(), pretrained=str(path), learning_rate=1e-12)
+    after = fine_tuning(small_model(), pretrained=str(path), learning_rate=1e-12)
     trained(after, layouts.retrieval(test_sets=["multi30k_en"]), tmp_path, steps=1)
     torch.testing.assert_close(after.model.encoder.token.weight, module.model.encoder.token.weight)
 
@@ -179,14 +165,12 @@ def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, t
         ({"feature_dim": 9}, f"have {WIDTH} dimensions"),
     ],
 )
-def test_a_model_too_small_for_the_data_is_named(
-    changes: dict[str, int], words: str, layouts: Layouts, tmp_path: Path
-) -> None:
+def test_a_model_too_small_for_the_data_is_named(changes: dict[str, int], words: str, layouts: Layouts) -> None:
     with pytest.raises(ValueError, match=words):
-        trained(fine_tuning(model(**changes)), layouts.retrieval(), tmp_path)
+        check_sizes(small_model(**changes).encoder, layouts.retrieval())
 
 
 def test_a_detector_with_more_classes_than_the_model_is_named(layouts: Layouts, tmp_path: Path) -> None:
-    small = M3P(model().encoder, region_classes=2)
+    small = M3P(small_model().encoder, region_classes=2)
     with pytest.raises(ValueError, match=r"a region is of class \d+ and model\.model\.region_classes is 2: give it"):
         trained(M3PModule(small), layouts.pretraining(), tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from common.files import write_whole
 from papers.m3p import captions
 from papers.m3p.captions import file_identity, stream_tokens
 from papers.m3p.streams import LanguageStream, MultitaskSteps, draw_sources, language_probabilities
+from tests.m3p.tiny import GOLDEN, values
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]
 
 
@@ -61,7 +60,7 @@ def test_blocks_hold_every_token_once(count: int, batch: int, bptt: int) -> None
 
 @pytest.mark.parametrize("alpha", ["0.3", "0.5", "0.7", "1.0"])
 def test_languages_are_drawn_as_by_the_released_code(alpha: str) -> None:
-    golden = json.loads((GOLDEN / "sampling_and_optim.json").read_text(encoding="utf-8"))
+    golden = values("sampling_and_optim")
     found = language_probabilities(golden["language_counts"], float(alpha))
     assert found == pytest.approx(golden["language_probs_by_factor"][alpha], abs=1e-12)
 

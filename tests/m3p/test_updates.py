@@ -12,12 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from common.training.optimizers import warm_up_then_inverse_sqrt
-from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
 from papers.m3p.module import M3PModule
 from papers.m3p.pairs import PairCollator
-from tests.m3p.layouts import WIDTH, Layouts
-from tests.m3p.tiny import tiny_sizes
+from tests.m3p.layouts import Layouts, quiet_trainer, small_model
 
 #: Fine-tuning reads two groups an iteration, t2i and i2t; pre-training three blocks of text more.
 KINDS = {"fine_tuning": 2, "pre_training": 5}
@@ -30,24 +28,15 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
 
 
 def module(kind: str, **options: Any) -> M3PModule:
-    torch.manual_seed(0)
-    sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
     off = {f"weight_{name}": 0.0 for name in ("xmlm", "mlm", "mrm_class", "mrm_regression")}
     chosen: dict[str, Any] = {"learning_rate": RATE, "warmup_steps": WARM_UP, "clip_norm": CLIP, **options}
-    return M3PModule(M3P(M3PEncoder(**tiny_sizes(**sizes)), 12), **(off if kind == "fine_tuning" else {}), **chosen)
+    return M3PModule(small_model(), **(off if kind == "fine_tuning" else {}), **chosen)
 
 
 def data(kind: str, layouts: Layouts) -> Any:
     if kind == "fine_tuning":
         return layouts.retrieval(test_sets=["multi30k_fr"])
     return layouts.pretraining(steps_per_epoch=20, test_sets=["multi30k_fr"])
-
-
-def trainer(folder: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=folder,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
-    )  # fmt: skip
 
 
 class Watch(Callback):
@@ -84,7 +73,7 @@ class Watch(Callback):
 def test_every_group_of_an_updating_iteration_makes_an_update(kind: str, layouts: Layouts, tmp_path: Path) -> None:
     """In fine-tuning two of four iterations, of which the first carries seven losses and the second its own."""
     groups, watch, own = KINDS[kind], Watch(), module(kind)
-    run = trainer(tmp_path, watch, limit_train_batches=11)
+    run = quiet_trainer(tmp_path, watch, limit_train_batches=11)
     run.fit(own, datamodule=data(kind, layouts))
     alone = [1] * (groups - 1)
     carried = [1, *alone, 3 * groups + 1, *alone, 3 * groups + 1, *alone]
@@ -97,7 +86,7 @@ def test_every_group_of_an_updating_iteration_makes_an_update(kind: str, layouts
 
 def test_a_cycle_makes_one_update_at_its_end(layouts: Layouts, tmp_path: Path) -> None:
     watch, own = Watch(), module("pre_training", updates="per_cycle")
-    run = trainer(tmp_path, watch, limit_train_batches=11)
+    run = quiet_trainer(tmp_path, watch, limit_train_batches=11)
     run.fit(own, datamodule=data("pre_training", layouts))
     assert watch.updates == [(3, 20), (7, 20)]
     assert run.global_step == 2
@@ -105,7 +94,7 @@ def test_a_cycle_makes_one_update_at_its_end(layouts: Layouts, tmp_path: Path) -
 
 
 def test_a_length_is_counted_in_updates(layouts: Layouts, tmp_path: Path) -> None:
-    run = trainer(tmp_path, max_steps=6)
+    run = quiet_trainer(tmp_path, max_steps=6)
     run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
     assert (run.global_step, run.fit_loop.total_batch_idx) == (6, 8)
 
@@ -115,7 +104,7 @@ def test_a_length_is_counted_in_updates(layouts: Layouts, tmp_path: Path) -> Non
 def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: Layouts, tmp_path: Path) -> None:
     own = module(kind, updates=updates)
     expected = copy.deepcopy(own.model)
-    trainer(tmp_path, limit_train_batches=10).fit(own, datamodule=data(kind, layouts))
+    quiet_trainer(tmp_path, limit_train_batches=10).fit(own, datamodule=data(kind, layouts))
 
     optimizer = torch.optim.Adam([p for p in expected.parameters() if p.requires_grad], RATE, (0.9, 0.98), 1e-8)
     rate = warm_up_then_inverse_sqrt(WARM_UP, 1e-7 / RATE)
@@ -163,11 +152,13 @@ def test_a_cycle_that_is_stopped_goes_on(updates: str, after: int, layouts: Layo
     """Bit for bit, though the state is saved where gradients have gathered and no update has followed."""
     path = tmp_path / "stopped.ckpt"
     whole, resumed = module("pre_training", updates=updates), module("pre_training", updates=updates)
-    trainer(tmp_path, Watch(after, path), limit_train_batches=11).fit(whole, datamodule=data("pre_training", layouts))
+    quiet_trainer(tmp_path, Watch(after, path), limit_train_batches=11).fit(
+        whole, datamodule=data("pre_training", layouts)
+    )
     held = torch.load(path, weights_only=True)["gathered"]
     assert bool(held) == (updates == "per_cycle" or after == 5)
     watch = Watch()
-    run = trainer(tmp_path, watch, limit_train_batches=11)
+    run = quiet_trainer(tmp_path, watch, limit_train_batches=11)
     run.fit(resumed, datamodule=data("pre_training", layouts), ckpt_path=path, weights_only=True)
     assert {at for at, _ in watch.updates} == ({8} if updates == "per_group" else {7})
     for name, value in whole.state_dict().items():
@@ -177,12 +168,12 @@ def test_a_cycle_that_is_stopped_goes_on(updates: str, after: int, layouts: Layo
 def test_a_group_whose_weights_are_zero_makes_no_update(layouts: Layouts, tmp_path: Path) -> None:
     watch = Watch()
     own = module("fine_tuning", weight_t2i=0.0)
-    trainer(tmp_path, watch, limit_train_batches=9).fit(own, datamodule=data("fine_tuning", layouts))
+    quiet_trainer(tmp_path, watch, limit_train_batches=9).fit(own, datamodule=data("fine_tuning", layouts))
     assert [at for at, _ in watch.updates] == [0, 4, 8]
 
 
 def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
-    run = trainer(tmp_path, precision="16-true")
+    run = quiet_trainer(tmp_path, precision="16-true")
     with pytest.raises(ValueError, match=r"trainer\.precision 16 needs scaled losses"):
         run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
 
@@ -206,7 +197,7 @@ def test_the_best_weights_are_left(
     given = iter(accuracies)
     monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": next(given)})
     own, seen = selecting(), Watch()
-    run = trainer(tmp_path, seen, limit_train_batches=7)
+    run = quiet_trainer(tmp_path, seen, limit_train_batches=7)
     run.fit(own, datamodule=validated(layouts))
     assert next(given, None) is None
     for name, value in own.model.state_dict().items():
@@ -230,9 +221,9 @@ def test_a_selection_that_is_stopped_goes_on(
     path = tmp_path / "stopped.ckpt"
     scripted(10.0, 90.0, 20.0, 30.0)
     whole, resumed = selecting(), selecting()
-    trainer(tmp_path, Watch(after, path), limit_train_batches=7).fit(whole, datamodule=validated(layouts))
+    quiet_trainer(tmp_path, Watch(after, path), limit_train_batches=7).fit(whole, datamodule=validated(layouts))
     left = scripted(*((90.0,) if after == 3 else ()), 20.0, 30.0)
-    trainer(tmp_path, limit_train_batches=7).fit(
+    quiet_trainer(tmp_path, limit_train_batches=7).fit(
         resumed, datamodule=validated(layouts), ckpt_path=path, weights_only=True
     )
     assert not left
@@ -245,7 +236,7 @@ def test_a_selection_that_is_stopped_goes_on(
 def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_path: Path) -> None:
     own = selecting(select_every=100)
     used = validated(layouts, validation_items=7)
-    trainer(tmp_path, limit_train_batches=3).fit(own, datamodule=used)
+    quiet_trainer(tmp_path, limit_train_batches=3).fit(own, datamodule=used)
     assert own.best is not None
     hits = count = 0.0
     own.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def arrays(name: str) -> dict[str, Tensor]:
 
 def values(name: str) -> Any:
     return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def four_errors(rate: float, count: int) -> float:
+    """Four standard errors of a rate."""
+    return 4 * math.sqrt(rate * (1 - rate) / count)
 
 
 def tiny_sizes(**changes: Any) -> dict[str, Any]:
