@@ -67,7 +67,7 @@ class EvaluationSet:
             if key in image_of
             for number in range(starts[row], starts[row + 1])[:each]
         ]
-        self.numbers, self.owner = torch.tensor(chosen).T
+        self.numbers, self.owner = torch.tensor(chosen).T.contiguous()
         width = min(captions.longest() + 2, longest or sys.maxsize)
         pieces = [captions.pieces(number)[: width - 2] for number, _ in chosen]
         tokens, lengths = pad_captions(pieces, captions.tokenizer, width)
