@@ -18,8 +18,8 @@ from common.reporting.papers import existing_papers, paper_named
 from common.stages.paper_modules import optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
-#: Layouts of an export that every paper has: a folder for `from_export`, and encoders as programs of `torch.export`.
-OWN_LAYOUT, PROGRAMS = "safetensors", "torch_export"
+#: The layout of an export that every paper has: a folder for `from_export`.
+OWN_LAYOUT = "safetensors"
 KINDS = ("video", "audio", "image", "text")
 #: Letters and digits of a caption in the name of its files, at most.
 NAME_LENGTH = 60
@@ -378,13 +378,12 @@ def export(
     The folder needs nothing else: weights (safetensors), configuration, vocabularies, the record, and a model card;
     without queues, banks or optimizer. Other layouts write the backbone alone, as other libraries read it.
     """
-    from common.stages.encoder_programs import write_programs
     from common.stages.export import trained_model, write_export
     from common.stages.hub import push_export
 
     name = paper_named(paper).name
     weights = optional_part(name, "weights")
-    layouts = (OWN_LAYOUT, PROGRAMS, *(weights.LAYOUTS if weights else ()))
+    layouts = (OWN_LAYOUT, *(weights.LAYOUTS if weights else ()))
     if layout not in layouts:
         raise StageError(f"--layout {layout}: {nearest(layout, layouts)}")
     if push and layout != OWN_LAYOUT:
@@ -395,9 +394,6 @@ def export(
     files.require_writable(output.parent, "--output")
     if layout == OWN_LAYOUT:
         written = write_export(trained_model(name), checkpoint, output, force, push)
-    elif layout == PROGRAMS:
-        written, told = write_programs(trained_model(name), checkpoint, output)
-        print("\n".join(told))
     else:
         written = weights.export(checkpoint, output, layout)
     print(f"written to {written}")

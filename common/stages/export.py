@@ -74,34 +74,6 @@ class Trained:
         return found.read_bytes() if isinstance(found, Path) else found
 
 
-class Encoder(nn.Module):
-    """From tensors of one modality to vectors [B, D]; see `common.stages.encoder_programs`.
-
-    Args:
-        embed: takes the network and its inputs.
-        inputs: an example of two rows; for integers and booleans the second dimension is a length.
-    """
-
-    def __init__(self, network: nn.Module, embed: Callable[..., Tensor], *inputs: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.embed = embed
-        self.inputs = inputs
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.embed(self.network, *inputs)
-
-    @property
-    @torch.no_grad()
-    def width(self) -> int:
-        return int(self(*self.inputs).shape[-1])
-
-
-def noise_like(example: Tensor) -> Tensor:
-    """Two rows of noise with an example's shape and type."""
-    return torch.randn(2, *example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-
-
 class TrainedModel(nn.Module):
     """A trained model with methods for its use; each paper has one such class.
 
@@ -268,10 +240,6 @@ class TrainedModel(nn.Module):
     def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
         """Embeddings [N, ...] in words, one line each; None if they can't be described."""
         return None
-
-    def encoders(self) -> dict[str, Encoder]:
-        """Encoders that take only tensors, by modality; equal to `embed_<modality>` on one clip."""
-        return {}
 
     # -- retrieval -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.data.clip_inputs import AudioInput, VideoInput
@@ -19,7 +19,7 @@ from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from common.stages.export import Encoder, Items, Modality, Trained, TrainedModel, noise_like
+from common.stages.export import Items, Modality, Trained, TrainedModel
 from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import path_of
 from papers.avid_cma import networks
@@ -110,23 +110,10 @@ class AVID(networks.AVID, TrainedModel):
         """Unit embeddings [B, d] of sounds, comparable with those of `embed_video`."""
         return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
 
-    def encoders(self) -> dict[str, Encoder]:
-        side, frames = self.video.crop, frame_count(self.video.duration, self.video.fps)
-        clip = self._pixels(torch.zeros(frames, side, side, 3, dtype=torch.uint8))
-        sound = self._spectrogram(torch.zeros(self._spectrogram.num_samples))
-        return {
-            "video": Encoder(nn.Sequential(self.video_model, self.video_proj), _unit, noise_like(clip)),
-            "audio": Encoder(nn.Sequential(self.audio_model, self.audio_proj), _unit, noise_like(sound)),
-        }
-
     def _means(self, encode: Callable[[Tensor], Tensor], samples: list[Tensor]) -> Tensor:
         rows = F.normalize(encode(torch.cat(samples).to(self.device)).float(), dim=1)
         means = [clips.mean(0) for clips in rows.split([len(sample) for sample in samples])]
         return F.normalize(torch.stack(means), dim=1)
-
-
-def _unit(network: nn.Module, clips: Tensor) -> Tensor:
-    return F.normalize(network(clips).float(), dim=1)
 
 
 MODEL = AVID

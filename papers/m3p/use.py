@@ -13,7 +13,6 @@ from common.data.regions import RegionFeatures, Regions, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
 from common.stages.export import (
-    Encoder,
     Items,
     Modality,
     Trained,
@@ -89,12 +88,6 @@ class M3P(encoder.M3P, TrainedModel):
         languages = None if self._language is None else torch.full((len(ids),), self._language, device=self.device)
         start = self.encoder.start_text(ids, mask, 0, languages)
         return self.encoder.encode(start, mask, True)[:, 0].float()
-
-    def encoders(self) -> dict[str, Encoder]:
-        def of_text(encoder: M3PEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-            return encoder.encode(encoder.start_text(ids, mask), mask, True)[:, 0].float()
-
-        return {"text": Encoder(self.encoder, of_text, *self._tokens(["a dog on a sofa", "ein Hund"]))}
 
     @torch.no_grad()
     def match(self, images: Items, texts: Items) -> Tensor:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.data.image_transforms import ImageTransform
 from common.data.media import read_image
@@ -25,12 +23,10 @@ from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder, GRUEncoder
 from common.errors import StageError
 from common.stages.export import (
-    Encoder,
     Items,
     Modality,
     Trained,
     TrainedModel,
-    noise_like,
     renamed,
     with_arguments,
     without_sources,
@@ -125,18 +121,6 @@ class MCT(networks.MCT, TrainedModel):
         if self.embedding not in embeddings:
             raise StageError(f"this model has no embedding {self.embedding!r}; it has {', '.join(embeddings)}")
         return embeddings[self.embedding].float()
-
-    def encoders(self) -> dict[str, Encoder]:
-        def embed(tower: Tower, inputs: Tensor) -> Tensor:
-            head = tower.heads["both" if "both" in tower.heads else self.embedding]
-            return F.normalize(head(tower.trunk(tower.features(inputs))).float(), dim=1)
-
-        picture = self.pixels(Image.new("RGB", (64, 64)))[0]
-        found = {"image": Encoder(self.image, embed, noise_like(picture))}
-        if self.text is not None and self.tokenizer is not None:
-            rows = [self.tokenizer.encode(text) for text in ("a dog on a sofa", "a cat")]
-            found["text"] = Encoder(self.text, embed, pad_tokens(rows, self.tokenizer.pad_id))
-        return found
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
         """Cosine scores [N] of a query with the gallery."""

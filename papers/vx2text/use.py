@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.data.item_dataset import Sample
 from common.data.listing import Clip
@@ -17,13 +17,12 @@ from common.data.media import MediaError
 from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
-from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel, noise_like, with_arguments
+from common.stages.export import SOURCES, Items, Trained, TrainedModel, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import path_of
-from common.training.examples import Draw
 from papers.vx2text import fusion
-from papers.vx2text.clips import AudioInput, ClipReader, VideoInput, made_up_clips
+from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
 from papers.vx2text.language_model import LanguageModel, OptionClassifier
@@ -197,18 +196,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         """Probabilities [B, 1, C] of the categories of sound."""
         windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
         return self.tokens["audio"](windows[:, None])[2].float().softmax(-1)
-
-    def encoders(self) -> dict[str, Encoder]:
-        def probabilities(classifier: nn.Module, clips: Tensor) -> Tensor:
-            return classifier(clips).float().softmax(-1)
-
-        clips = made_up_clips(self.reader.video, self.reader.audio, 1, Draw(empty=True))
-        if "video" in clips:
-            clips["video"] = clips["video"][:, 0]
-        return {
-            name: Encoder(tokens.classifier, probabilities, noise_like(clips[name][0]))
-            for name, tokens in self.tokens.items()
-        }
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
         """Each file's tokens in the prompt: the most probable categories of each clip."""

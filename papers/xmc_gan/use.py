@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,12 +23,10 @@ from common.data.text import (
 from common.data.text_features import encode_texts
 from common.errors import StageError
 from common.stages.export import (
-    Encoder,
     Items,
     Modality,
     Trained,
     TrainedModel,
-    noise_like,
     renamed,
     with_arguments,
     without_sources,
@@ -171,10 +168,6 @@ class XMCGAN(TrainedModel):
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
         pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
         return _features(self.discriminator, pictures)
-
-    def encoders(self) -> dict[str, Encoder]:
-        picture = self._pixels(Image.new("RGB", (64, 64)))[0]
-        return {"image": Encoder(self.discriminator, _features, noise_like(picture))}
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
