@@ -31,7 +31,7 @@ from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.media import MediaError, read_image
 from common.data.regions import REGION_SUFFIXES, RegionFeatures, Regions, picture_key, write_regions
 from common.encoders.checkpoint_files import named_tensors, read_checkpoint
-from common.errors import StageError
+from common.errors import StageError, printable
 from common.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def extract_regions(
                 try:
                     images[key] = to_tensor(read_image(pictures[key]))
                 except MediaError as error:
-                    logger.warning("skipped %s", error)
+                    logger.warning("skipped %s", printable(str(error)))
             if not images:
                 continue
             rows = zip(images, extractor(list(images.values())))
