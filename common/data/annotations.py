@@ -34,11 +34,7 @@ KEEP_FROM_BYTES = 2**24
 class ImageAnnotations:
     """Annotations of N pictures, row by row.
 
-    Args:
-        image_ids, caption_ids: the set's own numbers.
-        tags: categories of each picture, bool [N, T]; all False without tags.
-        tag_names: names of the T categories; empty if the set has none.
-        groups: pictures with the same number show the same thing, int64 [N].
+    `tags` is bool [N, T]. Pictures with the same number in `groups`, int64 [N], show the same thing.
     """
 
     image_ids: npt.NDArray[np.int64]

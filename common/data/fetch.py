@@ -107,7 +107,6 @@ def _download(address: str, path: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path, strip: int) -> None:
-    """Unpack an archive next to its destination, then move its files there."""
     unpacking = folder / f".unpacking-{archive.name}"
     shutil.rmtree(unpacking, ignore_errors=True)
     unpacking.mkdir(parents=True)

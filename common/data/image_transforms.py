@@ -106,12 +106,9 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class SquashTransform:
-    """One picture to a square tensor in [0, 1], whatever its aspect, then a flip.
+    """One RGB picture to float32 [3, size, size] in [0, 1], whatever its aspect, then a flip.
 
     Bilinear without antialiasing, as TensorFlow resizes by default.
-
-    Shapes:
-        RGB picture -> float32 [3, size, size] in [0, 1].
 
     Source: docs/papers/xmc_gan.md [7] ("image path").
     """

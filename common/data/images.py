@@ -18,7 +18,6 @@ class ImageItems(ItemDataset):
     """One picture per item; subclasses override :meth:`_sample`, or set `annotations` to read captions or tags.
 
     Args:
-        seed, max_skipped_fraction: see :class:`ItemDataset`.
         cache_bytes: bound of the decoded pictures in memory, per process; 0 = no cache.
     Returns of an item:
         `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files passed over to get

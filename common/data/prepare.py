@@ -46,7 +46,6 @@ def report(
 
 
 def _prepared(dataset: MediaDataset, samples: int) -> DatasetStatus:
-    """Status after decoding some files of a data set and comparing checksums."""
     status = dataset.status()
     verified, corrupt = [], []
     for name, published in dataset.checksums().items():

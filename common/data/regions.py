@@ -52,12 +52,11 @@ def picture_key(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The R regions of one picture, in the detector's order.
+    """The R regions of one picture, in the detector's order; label 0 is the background.
 
     Args:
         features: not normalized, float32 [R, F].
         boxes: left, top, right, bottom in pixels, float32 [R, 4].
-        labels: int64 [R]; 0 = background.
         distribution: class probabilities [R, C], if the file has them.
     """
 

@@ -63,7 +63,6 @@ class VideoTransform:
 
     Args:
         frames: minimum length of the result; 0 leaves it to the data set.
-        crop: side of the result in pixels.
         resize: shorter side before a plain crop; None = `int(crop / 0.875)`.
         keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
         min_area: smallest fraction of the frame that "msc" crops.
@@ -243,10 +242,7 @@ def shift_hue(colors: Pixels, shift: float) -> None:
 
 
 def pad_clip(clip: Tensor, frames: int) -> Tensor:
-    """Loop a clip until it has enough frames: [3, T, H, W] -> [3, >= frames, H, W].
-
-    Source: docs/papers/avid_cma.md [2.2], "pad".
-    """
+    """Loop a clip [3, T, H, W] until it has enough frames. Source: docs/papers/avid_cma.md [2.2], "pad"."""
     length = clip.shape[1]
     if length >= frames:
         return clip

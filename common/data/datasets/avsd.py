@@ -35,13 +35,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialog:
-    """A dialogue about a video.
+    """A dialogue about a video; `references` are answers to the last question, empty without their file.
 
-    Args:
-        video: the release's `image_id`.
-        caption: sentence about the video, known before the dialogue.
-        summary: what the questioner wrote about the video afterwards.
-        references: ways to answer the last question; empty without their file.
+    `video` is the release's `image_id`. The questioner knows `caption` before the dialogue and writes `summary` after
+    it.
     """
 
     video: str
@@ -56,10 +53,8 @@ class AVSD(MediaDataset):
 
     A listing has one row per dialogue with a video, including silent ones. The test split withholds the last answer of
     each dialogue; two optional files of the challenges have the original answers and six references each.
-    `subtitles.jsonl`, in TVQA's format, may hold the speech; the release has no such file.
-
-    Args:
-        videos: folder with the videos of Charades; None = the root.
+    `subtitles.jsonl`, in TVQA's format, may hold the speech; the release has no such file. The folder `videos` (None:
+    the root) has the videos of Charades.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -185,10 +180,7 @@ def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]
 
 
 def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dialog]:
-    """Insert the references of the last answers into the test dialogues.
-
-    As in the challenge's script, order identifies the dialogues; the names `<video>_<turn>` are checked.
-    """
+    """Insert the references of the last answers into the test dialogues, by order as in the challenge's script."""
     with parsing(references, DatasetError):
         document = read_json(references)
         names = {image["id"]: image.get("name", "") for image in document["images"]}

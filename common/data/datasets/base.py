@@ -35,10 +35,8 @@ class Scan:
     """Result of reading a folder, before it becomes a :class:`Listing`.
 
     Args:
-        layout: the layout that was found, in words.
         watched: folders and list files that invalidate the index when they change.
         missing_names: items that the official lists name but the folder lacks.
-        notes: remarks for the overview.
         rows: names, numbers as in `NUMBERS`, and files with the sound, in any order; see :meth:`add`.
         in_order: keep the order; otherwise a listing is sorted by name.
     """
@@ -252,7 +250,6 @@ class MediaDataset(ABC):
         return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)))
 
     def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
-        """A note if the number of items differs from the published one."""
         if published is None or abs(found - published) <= self.count_tolerance * published:
             return []
         return [f"{part}: {found:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
@@ -262,12 +259,8 @@ class MediaDataset(ABC):
 class DatasetStatus:
     """Status of a data set's folder, for the overview of ``make data-<paper>``.
 
-    Args:
-        layout: layout found, or "" if missing.
-        counts: items per available split (and fold), in the set's `unit`.
-        problems: full message for each missing split.
-        broken, checked: files that failed to decode, with the reason, and number of files tried.
-        verified, corrupt: files with the published checksum, and with another.
+    `counts` has the items per available split (and fold). `checked` is the number of files that we tried to decode;
+    `verified` files have the published checksum, `corrupt` ones another.
     """
 
     dataset: MediaDataset

@@ -28,11 +28,7 @@ _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 
 
 class LanguageCaptioned(MediaDataset):
-    """Base of sets with captions by language and region features of the same pictures.
-
-    Args:
-        regions: folder of the region features; None = `regions` in the root.
-    """
+    """Base of sets with captions by language and region features; `regions` is by default a folder in the root."""
 
     num_classes = 0
     streams = ("image",)

@@ -114,10 +114,7 @@ def fill_scan(
 ) -> None:
     """Add the images with captions and a file to a scan; count the others as missing.
 
-    Args:
-        files: existing file names, as spelled in the annotations.
-        prefix: makes a name relative to the root.
-        rows: positions of images; None = all.
+    `files` are spelled as in the annotations; `prefix` makes a name relative to the root.
     """
     rows = range(len(images.names)) if rows is None else rows
     lengths = np.diff(images.captions.starts)
@@ -147,11 +144,8 @@ class Instances:
     """The M objects of an annotation file as columns, in its order.
 
     Args:
-        categories: names, in file order.
-        image_ids: int64 [M].
         labels: positions in `categories`, int64 [M].
         boxes: left, top, right, bottom, float32 [M, 4].
-        crowd: whether it is a crowd, bool [M].
     """
 
     categories: tuple[str, ...]

@@ -49,15 +49,13 @@ _DEALT = (2, 1, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Item:
-    """A file, or a part of it, as described by the folder or a list.
+    """A file, or a part of it, as described by the folder or a list; paths are relative to the root.
 
     Args:
-        name: relative to the root.
-        label: class name, or "".
         split: "train", "validation" or "test"; "" without splits.
-        sound: file with the sound, relative to the root; "" for the file itself.
-        start, end: limits of the part in seconds; NaN for the file's own.
-        captions: texts by language; "" is the data set's default language.
+        sound: "" for the sound of the file itself.
+        start, end: in seconds; NaN for the file's own.
+        captions: by language; "" is the data set's default language.
     """
 
     name: str
@@ -136,7 +134,6 @@ class OwnFolder(MediaDataset):
     # -- reading the folder --------------------------------------------------------------------------------------------
 
     def _contents(self) -> tuple[list[Item], Scan]:
-        """What the folder holds, sorted by name, and a scan to add it to."""
         self.require_folder()
         folders, _ = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]

@@ -65,7 +65,6 @@ class LocalizedNarratives(MediaDataset):
         return scan
 
     def _paths(self, split: str) -> list[Path]:
-        """Files of narratives of a split: one file or all its parts."""
         stem = self.files[split]
         for folder in (self.root / name for name in _FOLDERS):
             paths = sorted(folder.glob(f"{stem}.jsonl")) or sorted(folder.glob(f"{stem}-?????-of-?????.jsonl"))
@@ -87,10 +86,7 @@ class LocalizedNarratives(MediaDataset):
 
 
 class LocalizedNarrativesCOCO(LocalizedNarratives):
-    """Localized Narratives of COCO 2017: 134,272 narratives to train on, 8,573 to validate.
-
-    Source: docs/papers/xmc_gan.md [7] ("LN-COCO").
-    """
+    """LN-COCO: narratives of COCO 2017, 134,272 to train on, 8,573 to validate. Source: docs/papers/xmc_gan.md [7]."""
 
     name = "ln_coco"
     title = "Localized Narratives, COCO 2017"
@@ -116,10 +112,7 @@ class LocalizedNarrativesCOCO(LocalizedNarratives):
 
 
 class LocalizedNarrativesOpenImages(LocalizedNarratives):
-    """Localized Narratives of Open Images: one narrative for most images.
-
-    Source: docs/papers/xmc_gan.md [7] ("LN-OpenImages").
-    """
+    """LN-OpenImages: one narrative for most images of Open Images. Source: docs/papers/xmc_gan.md [7]."""
 
     name = "ln_open_images"
     title = "Localized Narratives, Open Images V6"

@@ -43,11 +43,7 @@ class Subtitle:
 
 
 class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
-    """The subtitles of every clip in order of time.
-
-    Args:
-        path: one JSON object per line: `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`.
-    """
+    """Subtitles by clip, in order of time, from lines `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`."""
 
     def __init__(self, path: Path) -> None:
         lines = dict(read_json_lines(path, _speech))

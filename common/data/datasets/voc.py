@@ -35,13 +35,10 @@ _STATES = {"1": 1, "-1": 0, "0": -1}
 
 
 class PascalVOC(MediaDataset):
-    """Pascal VOC of one or several years, in the layout of the development kit.
+    """Pascal VOC of one or several years, in the layout of the development kit; `root` may be `VOCdevkit` itself.
 
-    Classes are those in the lists of the first year, in alphabetical order. A year without labels for
-    the test images (2012) is not in "test".
-
-    Args:
-        root: folder that holds `VOCdevkit`, or that folder itself.
+    Classes are those in the lists of the first year, in alphabetical order. A year without labels for the test images
+    (2012) is not in "test".
 
     Source: docs/papers/mct.md [9], "VOC07 linear SVM" and "VOC07+12 detection".
     """

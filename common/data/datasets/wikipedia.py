@@ -65,10 +65,7 @@ def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 class WikipediaText(MediaDataset):
-    """Sentences of several languages, one per line.
-
-    Args:
-        languages: codes of the required languages; None = those with files.
+    """Sentences of several languages, one per line; by default of all languages that have files.
 
     Source: docs/papers/m3p.md [6.1] and [8]. The official code reads `{lang}.{train,valid}.pth`, which are such files
     after its tokenizer.

@@ -56,10 +56,8 @@ class Nuisance:
 class Shared:
     """What picture and sound of a clip share besides the class.
 
-    Args:
-        tempo: in hertz, log-uniform in [1, 3].
-        phase: of motion and envelope at the start of the clip, in radians.
-        size: uniform in [0, 1], from largest and loudest to smallest and softest.
+    `tempo` is in hertz, log-uniform in [1, 3]; `phase` is in radians, at the start of the clip. `size` in [0, 1] goes
+    from largest and loudest to smallest and softest.
     """
 
     tempo: float

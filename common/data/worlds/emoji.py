@@ -52,13 +52,10 @@ _OPAQUE = 0.1  # pixels with this opacity belong to a drawing's box
 # ------------------------------------------------------------------------------------------------------------ the pack
 @dataclass(frozen=True)
 class Concept:
-    """One thing with its drawings and names.
+    """One thing with its drawings and names; `styles` are the designers who drew it.
 
-    Args:
-        index: its row in the pack and its cell in every sheet.
-        code_points: hexadecimal, joined by "-".
-        split: `train`, `val` or `test`, for tasks with new test concepts.
-        styles: designers who drew it.
+    `index` is its row in the pack and its cell in every sheet; `code_points` are hexadecimal, joined by "-". `split`
+    (`train`, `val` or `test`) is for tasks with new test concepts.
     """
 
     index: int

@@ -287,7 +287,6 @@ class EmojiLanguagesWorld(World):
     def _pictures(
         self, styles: Sequence[str], concepts: Sequence[Concept], copies: int, trained: bool
     ) -> Iterable[tuple[str, Concept, int, np.ndarray]]:
-        """Yield designer, concept, copy and pixels of every picture; skips what a designer did not draw."""
         for style in styles:
             if style not in self._sheets:
                 # Decoding a sheet takes as long as writing three hundred pictures.

@@ -170,10 +170,7 @@ class Picture:
 
 
 def repeated_scene(rng: np.random.Generator, glyph: int) -> tuple[Scene, Attributes]:
-    """Draw a scene of two to four copies of one glyph in one color, and its attributes.
-
-    Source: docs/papers/mct.md [13] ("glyph scenes").
-    """
+    """A scene of two to four equal glyphs, and its attributes. Source: docs/papers/mct.md [13] ("glyph scenes")."""
     colour, ground = (int(number) for number in rng.choice(len(COLOURS), 2, replace=False))
     large, count = bool(rng.integers(2)), COUNTS[int(rng.integers(len(COUNTS)))]
     radii = (LARGE_RADIUS if large else SMALL_RADIUS,) * count

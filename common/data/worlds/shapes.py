@@ -99,10 +99,7 @@ _STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
 
 
 def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
-    """Draw a caption of a scene; nouns stay singular, so every word has one form.
-
-    Source: docs/papers/mct.md [13] ("glyph scenes").
-    """
+    """Draw a caption of a scene; nouns stay singular. Source: docs/papers/mct.md [13] ("glyph scenes")."""
     count, size, colour, ground, glyph, group = rng.uniform(size=6)
     name = GLYPHS[attributes.glyph]
     spoken = ["a"]

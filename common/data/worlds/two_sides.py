@@ -45,7 +45,6 @@ class Things:
         colours: in [0, 1], [N, 2, size, size, 3] or broadcastable.
         coverage: fraction of each pixel that a thing covers, [N, 2, size, size].
         boxes: left, top, right, bottom in pixels, [N, 2, 4].
-        licences: index into the world's licences for each picture.
     """
 
     colours: Floats
@@ -62,7 +61,6 @@ class Pictures:
         attributes: int64 [N, A], see ``TwoSidesWorld``.
         boxes: left, top, right, bottom of both things in pixels, float64 [N, 2, 4].
         areas: pixels that each thing covers, float64 [N, 2].
-        licences: index into the world's licences for each picture.
     """
 
     images: npt.NDArray[np.uint8]
