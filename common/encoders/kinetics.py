@@ -19,11 +19,9 @@ class KineticsR2Plus1D(nn.Module):
     momentum.
 
     Args:
-        layers: blocks of the stages.
         stem_channels: channels between the spatial and the temporal convolution of the stem.
         stem_kernel, stem_stride: of the stem's spatial convolution.
         wide_second: the middle width described above; False is torchvision's rule (61,831,661 parameters).
-        norm_epsilon, norm_momentum: of batch normalization.
 
     Shapes:
         [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.

@@ -41,7 +41,6 @@ class PANNsCNN14(nn.Module):
     sigmoid behind `fc_audioset` is left out. 79,673,792 parameters without that layer, 80,753,615 with its 527 classes.
 
     Args:
-        channels: of the blocks.
         mel_bins: mel bands, which are normalized separately.
         hidden_dim: features after the last linear layer; the width of the last block by default.
         dropout: share dropped after every block; two and a half times as much, at most all, before and after the linear

@@ -21,9 +21,7 @@ class BertEncoder(nn.Module):
         pretrained: folder with released weights, or a name in the local cache of transformers; None starts from random
             weights. The sizes below must match the files.
         hidden_size: width of the hidden states, the `feature_dim`.
-        intermediate_size: width of the feed-forward layers.
         max_tokens: number of position embeddings.
-        dropout: of hidden states and attention.
         initializer_range: deviation of random weights. BERT's fits its width; in a narrow network such a small one
             leaves the first token without a trace of the others.
 
@@ -161,12 +159,8 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
 class GRUEncoder(nn.Module):
     """VSE++'s encoder of captions: word embeddings, a recurrent network, and its state after the last word.
 
-    Args:
-        embedding_dim: width of a word embedding.
-        hidden_size: width of the state, the `feature_dim`.
-
     Shapes:
-        tokens int64 [B, L], lengths int64 [B] -> unit vectors [B, feature_dim]
+        tokens int64 [B, L], lengths int64 [B] -> unit vectors [B, hidden_size]
 
     Source: docs/papers/mct.md [9], cross-modal search.
     """

@@ -77,7 +77,6 @@ def transport_plan(
     Args:
         cost: zero if masked out.
         beta: step; a smaller one needs fewer iterations and gives a harder plan.
-        iterations: proximal steps.
 
     Shapes:
         cost [B, L, R]; word_mask bool [B, L]; region_mask bool [B, R] -> [B, R, L]

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
-    """Move every average toward its source: average <- momentum * average + (1 - momentum) * source.
-
-    Source: docs/papers/mct.md [6].
-    """
+    """Apply average <- momentum * average + (1 - momentum) * source. Source: docs/papers/mct.md [6]."""
     averages = list(averages)
     if averages:
         torch._foreach_lerp_(averages, list(sources), 1.0 - momentum)

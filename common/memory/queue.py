@@ -27,7 +27,6 @@ class KeyQueue(Replicated):
     Args:
         size: number of keys, K.
         tag_count: tags kept with every key; 0 for none.
-        seed: of the initial vectors.
 
     Attributes:
         vectors: the keys, unit rows [K, d].

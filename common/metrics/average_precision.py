@@ -7,14 +7,10 @@ from sklearn.metrics import average_precision_score
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the precision-recall curve of one class, as a sum over the recalls (no interpolation).
 
-    Equal scores are taken together, so one score for all gives the share of positives.
+    Equal scores are taken together, so one score for all gives the share of positives. NaN without a positive sample.
 
     Args:
-        scores: [N].
         labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.
-
-    Returns:
-        A value up to 1; NaN if no sample is positive.
 
     Source: docs/papers/mct.md [9].
     """

@@ -60,13 +60,7 @@ def classify_windowed(
 
 @dataclass(frozen=True)
 class ClassVerdict:
-    """Result for one class of a multi-label task.
-
-    Attributes:
-        average_precision: on the test samples, up to 1; NaN if the class was left out.
-        cost: the C that cross-validation chose; NaN if the class was left out.
-        left_out: why the class cannot be measured, or empty.
-    """
+    """Result for one class. If `left_out` gives a reason, its average precision and the chosen C are NaN."""
 
     average_precision: float
     cost: float

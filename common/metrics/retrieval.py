@@ -43,9 +43,8 @@ def caption_ranks(
         max_scores: scores compared at a time, to bound the memory; one query is always compared as a whole.
 
     Returns:
-        Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best. The rank of a
-            query
-        without a valid own score is the size of the gallery.
+        Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best.
+        The rank of a query without a valid own score is the size of the gallery.
     """
     own = _checked_owners(image, captions, caption_image)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
@@ -181,7 +180,6 @@ def score_retrieval(
 
     Args:
         scores: [N, M], images by captions.
-        block: queries ranked at a time; bounds the memory.
 
     Source: docs/papers/m3p.md [10].
     """

@@ -39,12 +39,7 @@ class NGrams:
 
 
 class CaptionSet:
-    """Candidates and references of N items as the metrics read them.
-
-    Args:
-        candidates: one tokenized caption per item, tokens separated by white space.
-        references: at least one tokenized reference per item.
-    """
+    """N tokenized candidates, each with at least one reference; white space separates tokens."""
 
     def __init__(
         self,

@@ -96,7 +96,6 @@ def _field(text: str) -> str:
 
 
 def _last_line(output: bytes) -> str:
-    """The last line of a program's output, for a message."""
     lines = output.decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 

@@ -1,7 +1,4 @@
-"""What each benchmark does to captions before they are tokenized.
-
-Source: docs/papers/vx2text.md [11] (table of protocols, AVSD traps 1 and 2).
-"""
+"""What each benchmark does to captions before tokenizing. Source: docs/papers/vx2text.md [11] (protocols, traps)."""
 
 from __future__ import annotations
 

@@ -28,10 +28,8 @@ class CaptionScores:
     """Scores as fractions; CIDEr times ten, as usual.
 
     Attributes:
-        ids: the items, in the order of the scores per item.
         corpus: score of all items for each of `METRICS`; NaN without items, None if not measured.
         items: the same per item, [N].
-        notes: why something was not measured, a line each.
     """
 
     ids: tuple[Any, ...]

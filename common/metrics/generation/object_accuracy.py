@@ -203,12 +203,7 @@ def object_captions(
 
 
 def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
-    """SOA-C (mean over classes with an image) and SOA-I (mean over images) in percent.
-
-    Args:
-        images: images whose caption names the class [C].
-        hits: those in which the detector finds it [C].
-    """
+    """SOA-C (mean over classes with an image) and SOA-I (mean over images) in percent, from counts per class [C]."""
     images, hits = images.double(), hits.double()
     known = images > 0
     return float(100 * (hits[known] / images[known]).mean()), float(100 * hits.sum() / images.sum())
