@@ -129,9 +129,7 @@ def mean_average_precision(
 ) -> dict[str, Tensor]:
     """Mean over the measured classes, in percent; `media/average_precision.csv` lists every class.
 
-    Args:
-        average: average precision of every class [C], NaN if left out.
-        details: more columns of every class; `left_out` says why.
+    `average` [C] is NaN for a class whose `details` give a reason under `left_out`.
     """
     judged = ~np.isnan(average)
     names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))

@@ -82,7 +82,6 @@ class BridgedRetrieval(EncoderModule):
     Args:
         image_encoder, text_encoder: have `feature_dim`; the latter takes tokens [B, L].
         pretrained: checkpoint with both encoders; None measures the initial weights.
-        encoder_prefixes, text_encoder_prefixes: of each in that file; see `load_encoder`.
         hidden_dim: units of the bridge's hidden layer; None for a linear one.
         learning_rates: of Adam, a bridge for each.
         lengths: steps after which the bridge is kept, ascending; the last is the length of the training.

@@ -80,7 +80,6 @@ class CaptionData(ImageData):
 
     Args:
         tokenizer: one with its own vocabulary builds it from the training captions; None leaves captions out.
-        split, held_out_split: listings to train on and to measure on.
         held_out_batch_size: images or captions per step, per device.
     """
 

@@ -31,8 +31,6 @@ class Classification(EncoderModule):
     """Base of the protocols: heads on an encoder, their training, and hits that count every sample once.
 
     Args:
-        heads: from features to logits, by name.
-        num_classes: checked against the data module.
         learning_rates: of each head; the encoder's is the first.
         weight_decay: L2 in the gradient.
         schedule: `steps` at the milestones (epochs, factor `gamma`), or a `cosine` over the whole training.
@@ -276,7 +274,6 @@ class LinearProbes(Classification):
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
         layers: stage -> side of the grid; time is reduced to one.
-        learning_rate: of Adam.
         official_quirks: run the frozen encoder in training mode, as the released code does by accident: its batch
             normalization then uses, and drifts to, the statistics of the probed data.
 

@@ -192,7 +192,6 @@ class VideoClassificationData(AudioVisualData):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Convert byte clips to floats on the device."""
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video_transform(training=False).normalized(batch["video"])
             # Lightning gives a batch the precision of the weights before this, and leaves bytes as they are.

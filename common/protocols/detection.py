@@ -159,8 +159,7 @@ class Detection(pl.LightningModule):
     # -- the detector --------------------------------------------------------------------------------------------------
 
     def forward(self, images: Sequence[Tensor], targets: list[Objects] | None = None) -> tuple[list[Objects], Objects]:
-        """Losses in training, else per image `boxes` [D, 4] in pixels of the tensor, `labels` [D] and `scores`
-        [D].
+        """Losses in training, else per image `boxes` [D, 4] in pixels of the tensor, `labels` [D], `scores` [D].
 
         `images` are normalized, each [3, H, W]; training needs `targets` with `boxes` and `labels`.
         """

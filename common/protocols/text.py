@@ -16,13 +16,7 @@ from common.metrics.gathering import OncePerSample, gather_objects
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What a model wrote or picked for a sample, and the reference.
-
-    Attributes:
-        answer: the original one; "" if withheld.
-        question: "" for a caption.
-        kind: of the question; "" if there are no kinds.
-    """
+    """A generated or picked text and its references; `answer` is the original one. Missing texts are ""."""
 
     text: str
     answer: str

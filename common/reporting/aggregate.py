@@ -14,12 +14,7 @@ from common.reporting.tables import Published, Row, Table, Tables
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table at one scale.
-
-    Args:
-        values: draw to measured value, the mean over the cell's stages.
-        instances: ids of the stages that fill it; empty if nothing is run for it.
-    """
+    """A cell of a table at one scale; `values` are means over the cell's stages, whose ids are `instances`."""
 
     published: Published | None = None
     values: dict[Draw, float] = field(default_factory=dict)
@@ -46,12 +41,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table filled from the records of one scale.
-
-    Args:
-        cells: (row label, metric id) to cell, for the rows shown at this scale.
-        notes: caveats for the reader, such as records left out.
-    """
+    """A table filled from the records of one scale; `cells` are by row label and metric id, for the rows shown."""
 
     table: Table
     scale: str

@@ -17,12 +17,7 @@ QUIET = 60.0
 
 
 class Watch:
-    """Shows running stages: a line that updates in place on a terminal, else a line per quarter.
-
-    Args:
-        say: prints plain lines.
-        terminal: whether to draw on a terminal; None to detect it.
-    """
+    """Shows running stages: a line that updates in place on a terminal, else a line per quarter."""
 
     def __init__(self, say: Callable[[str], None], terminal: bool | None = None) -> None:
         self._say = say

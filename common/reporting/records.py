@@ -121,11 +121,9 @@ class Record:
 
     Args:
         stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
-        recipe: name of the recipe under `configs/<paper>/`.
         row: the model stage that the row measures.
         metrics: accuracies in percent; a value that isn't finite is null.
         selection: which weights were measured: `last`, or the module's `selected_by`, such as `best on validation`.
-        config: the whole resolved configuration.
         ours: values that no source of the paper gives.
         deviations: what the scale changes beyond sizes; at the scale `paper`, what a rehearsal changes.
         parents: configuration field to the stage whose checkpoint it takes.

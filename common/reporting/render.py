@@ -291,7 +291,6 @@ def remarks_markdown(filled: Sequence[Filled]) -> list[str]:
 
 
 def _figure_name(result: TableResult) -> str:
-    """File of a table's figure, from the paper's folder."""
     return f"results/{result.scale}/{result.table.id}.svg"
 
 

@@ -112,14 +112,9 @@ class _Table:
 
 
 class _Section:
-    """What the page says about one paper; the template reads its attributes.
+    """What the page says about one paper, for the template; `tables` are by measured scale.
 
-    Attributes:
-        best: the largest measured scale.
-        tables: measured scale to its tables.
-        waiting: tables measured at no scale.
-        claims: those of the best scale, judged on the recorded runs and, if there are any, on yours.
-        remarks: deviations and values of ours.
+    Its claims are those of `best`, the largest measured scale: on the recorded runs and, if there are any, on yours.
     """
 
     def __init__(self, paper: Paper, scales: Sequence[str], folder: Path, budget: Budget) -> None:

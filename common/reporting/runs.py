@@ -47,10 +47,8 @@ class Run:
 
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
-        record: None until the run is finished.
         state: `done`, `running` or `stopped`.
         told: progress of a running one, see `common.reporting.progress.read`.
-        overrides: changes from the command line.
     """
 
     name: str

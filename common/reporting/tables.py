@@ -137,7 +137,6 @@ class Row(Part):
         published: metric id to value.
         source: of the published values, if it isn't the table's.
         ours: not in the paper; added for a fair comparison.
-        untrained: measures a network that was never pre-trained.
         metrics: the metrics it fills; None for all.
         stages: metric id to the stages whose mean fills it, where they differ from the column's.
         by_request: scales at which its stages run only when the table, the row or a stage is named.
@@ -359,8 +358,6 @@ class StageInstance:
     Args:
         id: `ucf_1` or `ucf_1@avid_cma`.
         row: the row's model stage, `untrained`, or None for a stage without a row.
-        parents: configuration field to the instance whose checkpoint it takes.
-        overrides: configuration field to value.
     """
 
     id: str

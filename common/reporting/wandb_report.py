@@ -139,7 +139,6 @@ def media_keys(records: Iterable[Record]) -> tuple[list[str], list[str]]:
 
 
 def _media(records: Iterable[Record]) -> list[Any]:
-    """A panel for each kind of logged picture, clip and table."""
     seen, tables = media_keys(records)
     panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in seen]
     return panels + [wr.WeavePanelSummaryTable(table_name=name) for name in tables]

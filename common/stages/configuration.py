@@ -436,7 +436,6 @@ def resolve(
 
 
 def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:
-    """Every field that a rehearsal changes, as deviations."""
     before, after = dict(leaves(published)), dict(leaves(rehearsed))
     return [
         {"field": field, "reason": f"{REHEARSED}{before.get(field, 'not set')} -> {after.get(field, 'not set')}"}

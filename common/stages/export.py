@@ -80,7 +80,6 @@ class TrainedModel(nn.Module):
     `embed_<modality>` takes what `read_<modality>` reads, one item at a time, and gives one row each.
 
     Attributes:
-        paper: package of the paper.
         kinds: import paths of the modules whose checkpoints can be used.
         classes: all classes of a trained model: modules, networks, readers. No other is built, whatever a configuration
             asks for.
@@ -376,8 +375,6 @@ def check_free(output: Path, force: bool = False) -> None:
 
 @dataclass(frozen=True)
 class _Content:
-    """A file's entry in the configuration."""
-
     bytes: int
     sha256: str
 

@@ -41,11 +41,7 @@ def reproduce(
     jobs: int = 1,
     finished: Callable[[str], object] = lambda stage: None,
 ) -> dict[tuple[int, str], str]:
-    """Run every stage without a current record; a failed stage only stops its descendants.
-
-    Returns:
-        The reason of every failure, by seed and stage.
-    """
+    """Run every stage without a current record; a failed one stops only its descendants. Returns why stages failed."""
     planned = plan(paper, selection)
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
@@ -120,7 +116,6 @@ def say(text: str) -> None:
 
 
 def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int) -> None:
-    """Say what is skipped and what runs, and for how long."""
     if more := count_by_request(paper.name, selection):
         say(f"{more} more tables, whole or in part: --everything")
     waiting = [item for item in planned if not item.done]

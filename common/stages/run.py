@@ -180,7 +180,6 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
 
 
 def _lost_a_process(error: RuntimeError) -> bool:
-    """Whether another process left a collective."""
     import torch.distributed as dist
 
     # Gloo's errors have no class, but start with a source path.

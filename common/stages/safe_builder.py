@@ -28,7 +28,6 @@ class Builder:
     """Makes objects of plain data, with types checked.
 
     Args:
-        where: the file that holds the data, for messages.
         classes: all classes that `class_path` may name.
         no_files: arguments that are files if they are text, which is refused.
     """

@@ -115,10 +115,7 @@ def synthetic_training(
 ) -> SyntheticTraining:
     """Build a stage's module and optimizer with random weights, and made-up batches for them.
 
-    Args:
-        trainer_arguments: override those of the recipe.
-        size: samples of a batch; None for a device's share of the recipe's batch.
-        build_in: contexts in which the module is built.
+    `size` is in samples of a batch; None takes a device's share of the recipe's batch.
     """
     size = size_per_device(run) if size is None else size
     config = without_files(run)

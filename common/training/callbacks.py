@@ -179,7 +179,6 @@ class Sessions(Callback):
     """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints.
 
     Args:
-        git: the revision of this session.
         resumed: called by rank 0 with the optimizer step and the batch to resume from; they differ if a batch makes
             several updates.
     """
@@ -260,12 +259,7 @@ class Progress(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Replaces a checkpoint atomically; Lightning's writer leaves half a file after a kill or on a full disk.
-
-    Args:
-        module: class name to store in the checkpoint.
-        before: called before a checkpoint is written.
-    """
+    """Replaces a checkpoint atomically; Lightning's writer leaves half a file after a kill or on a full disk."""
 
     def __init__(self, module: str, before: Callable[[], None] = lambda: None) -> None:
         self.module = module

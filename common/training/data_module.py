@@ -47,7 +47,6 @@ class ShardedDataModule(pl.LightningDataModule):
         world: miniature that replaces the files of the data set; None for real data.
         batch_size: global batch; the per-device batch is derived.
         num_workers: loader processes per device.
-        seed: of order and augmentation.
         cache_bytes: memory for decoded files; 0 decodes them every time.
         in_flight_bytes: memory for the batches that one device's loader processes prepare (`loader_processes`).
         max_skipped_fraction: the run stops if more than this share of the files is broken.
@@ -105,7 +104,6 @@ class ShardedDataModule(pl.LightningDataModule):
 
         Args:
             dataset: takes `(epoch, item)` keys, like every `ItemDataset`.
-            collate_fn: None stacks samples.
             batches_at_once: batches that a training step splits again.
         """
         trainer = self.trainer
@@ -160,14 +158,7 @@ class ShardedDataModule(pl.LightningDataModule):
     def evaluation_loader(
         self, dataset: Dataset[Any], batch_size: int, role: str = "test", collate_fn: Collate | None = None
     ) -> DataLoader[Any]:
-        """Loader that shows every item once over all ranks, in order.
-
-        Args:
-            dataset: takes int items.
-            batch_size: per device.
-            role: name for the record.
-            collate_fn: None stacks samples.
-        """
+        """Loader that shows every item once over all ranks, in order; `batch_size` is per device."""
         trainer = self.trainer
         assert trainer is not None
         self._used[role] = dataset

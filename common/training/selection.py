@@ -24,7 +24,6 @@ class BestWeights:
     first step after a period and at the end of training, then `restore`; checkpoints keep `state`.
 
     Args:
-        score: the metric to select by.
         place: what counts the places where weights are compared, such as `epoch`.
     """
 
