@@ -124,9 +124,9 @@ gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data "$(DATA)"
 
-# What FAST=1 runs: units and contracts. Nothing there trains or renders a world.
+# What FAST=1 runs: units and contracts, without training and media.
 UNITS := $(addprefix tests/,architecture encoders losses memory metrics reporting test_files.py test_types.py) \
-  $(filter-out tests/data/test_worlds%,$(wildcard tests/data/test_*.py tests/*/test_loss*.py)) \
+  $(wildcard tests/data/test_dataset*.py tests/*/test_loss*.py) \
   --deselect tests/architecture/test_configs.py::test_a_recipe_instantiates
 
 test: $(STAMP) ## Run the tests, without network and GPU; ends with those skipped and why; FAST=1: units and contracts alone
