@@ -116,6 +116,12 @@ class RegionExtractor:
     def _chosen(
         self, boxes: Tensor, features: Tensor, scores: Tensor, shown: tuple[int, int], size: tuple[int, int]
     ) -> Regions:
+        if not len(boxes):
+            # Without proposals, the whole picture is one region with zero features.
+            head = np.zeros((1, features.shape[-1]), dtype=np.float32)
+            whole = np.array([[0, 0, size[1], size[0]]], dtype=np.float32)
+            shares = np.eye(1, scores.shape[1], dtype=np.float32)
+            return Regions(head, whole, np.zeros(1, dtype=np.int64), *size, shares)
         own = scores[:, 1:]
         rows, classes = torch.nonzero(own >= _LEAST_SCORE, as_tuple=True)
         kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)

@@ -320,6 +320,10 @@ class PretrainingData(RegionTextData):
         super().__init__(tokenizer, training_sets=captions, **kwargs)
         if xmlm_steps and text is None:
             raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
+        if text_batch_size % text_groups:
+            raise ValueError(
+                f"data.text_batch_size ({text_batch_size}) must be divisible by data.text_groups ({text_groups})"
+            )
         if text is not None and self.world is not None:
             self.world.place(text)
         #: Text in use.
@@ -340,6 +344,12 @@ class PretrainingData(RegionTextData):
     def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
         return [*super().world_parts(world), *([] if self.text is None else [self.text.name])]
 
+    def training_texts(self) -> Iterable[str]:
+        yield from super().training_texts()
+        if self.text is not None:
+            for language in self.languages:
+                yield from self.text.sentences(self.train_split, language)
+
     @property
     def languages(self) -> list[str]:
         if self.stated_languages is None and self.text is not None:
@@ -356,6 +366,8 @@ class PretrainingData(RegionTextData):
         if self.text is not None and not self.streams:
             for language in self.languages:
                 lines = self.text.sentences(self.train_split, language)
+                if not len(lines):
+                    raise ValueError(f"{lines.path}: holds no text; add it, or leave {language} out of data.languages")
                 tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
                 self.sentences[language] = len(lines)
                 rows = self.text_batch_size // self.text_groups
@@ -374,7 +386,6 @@ class PretrainingData(RegionTextData):
         ranks = f"processes ({trainer.world_size})"
         for name, parts, what in (
             ("batch_size", trainer.world_size, ranks), ("text_batch_size", trainer.world_size, ranks),
-            ("text_batch_size", self.text_groups, f"data.text_groups ({self.text_groups})"),
         ):  # fmt: skip
             if getattr(self, name) % parts:
                 raise ValueError(f"data.{name} ({getattr(self, name)}) is shared by {what} and must be divisible by it")

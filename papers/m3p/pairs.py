@@ -72,6 +72,8 @@ def find_pictures(
     `max_missing` is the largest fraction of images without regions.
     """
     datasets: list[Any] = [one.dataset for one in sets]
+    if len({dataset.region_keys for dataset in datasets}) > 1:
+        raise ValueError("data.train_sets: sets with numbered and with named pictures cannot be pooled")
     paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
     features = datasets[0].regions(split)
     if paths != features.paths:
@@ -259,6 +261,12 @@ class PairItems(RegionItems):
         self.exclude_siblings = exclude_siblings
         self.switch = switch
         self.masked = masked
+        others = len(pool) - (int(np.bincount(pool.groups).max()) if exclude_siblings else 1)
+        if vlm_candidates == "groups" and not 2 <= candidates <= others + 1:
+            raise ValueError(
+                f"data.candidates is {candidates}, but must be from 2 to {others + 1}: {pictures.listing.name}, "
+                f"{pictures.listing.version}, has {len(pool)} images; or set data.vlm_candidates to in_batch"
+            )
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, item = key if isinstance(key, tuple) else (0, key)

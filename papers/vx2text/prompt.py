@@ -95,6 +95,8 @@ class TextTokenizer:
         content = self.content
         with parsing(Path(self.pretrained or "") / VOCABULARY, VocabularyError):
             pieces = Tokenizer.from_buffer(content)
+        pieces.no_truncation()  # save_pretrained also stores the limits of earlier calls
+        pieces.no_padding()
         special = [pieces.token_to_id(token) for token in ("<pad>", "</s>")]
         if special != [self.pad_id, self.eos_id] or pieces.get_vocab_size() > self.vocabulary_size:
             raise ValueError(

@@ -54,6 +54,8 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     """
     path = Path(path)
     files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+    if path.is_dir() and not files:
+        raise CheckpointError(f"{field}: {path} holds neither model.safetensors nor pytorch_model.bin")
     state = _named(files[0] if files else path, field)
     found = _trained(state, "language_model") or state
     expected = language_model.t5.state_dict()

@@ -195,6 +195,9 @@ class XMCGANModule(pl.LightningModule):
         check_vocabulary(self, self.text_encoder)
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
+            for role in ("test", "reference"):
+                if len(self.data.items_of(role).first) < 2:
+                    raise ValueError(f"data.{role}_samples: a covariance needs at least two images of data.test_split")
         if self.choice is not None:
             self.choice.require()
         if stage != "fit":

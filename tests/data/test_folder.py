@@ -79,6 +79,8 @@ class TestClassFolders:
             (("train/cat/a.png", "test/cat/b.png", "extra/c.png"), "test, train and beside them extra"),
             (("val/cat/a.png", "test/cat/b.png"), "none to train on"),
             (("cat/a.png", "loose.png"), r"loose\.png: no label"),
+            (("a.png", "metadata.csv", "metadata.jsonl"), r"metadata\.csv and .*metadata\.jsonl: keep"),
+            (("test/a.png", "metadata.csv", "test/metadata.csv"), r"metadata\.csv and .*test/metadata\.csv: keep"),
         ],
     )
     def test_contradicting_folders_are_refused(self, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -121,6 +123,11 @@ class TestSounds:
         listing = FolderOfClips(tmp_path).listing("all")
         assert [clip.sound for clip in listing] == [tmp_path / "dog/a.wav", None]
         assert "left.ogg" in " ".join(listing.notes)
+
+    def test_two_sounds_of_a_video_are_refused(self, tmp_path: Path) -> None:
+        touch(tmp_path, "dog/a.mp4", "dog/a.wav", "dog/a.flac")
+        with pytest.raises(DatasetError, match=r"dog/a\.(wav|flac).* the sound of dog/a\.mp4"):
+            FolderOfClips(tmp_path).listing("all")
 
     def test_the_paired_sound_is_what_is_heard(self, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", with_audio=False)
@@ -210,7 +217,8 @@ class TestLists:
             ("file_name,split\na.mp4,train\na.mp4,test\n", r"a\.mp4 is listed twice"),
             ("file_name,label,label\na.mp4,x,y\n", "a column stands twice"),
             ("file_name,start\na.mp4,soon\n", "line 2: .*'soon'"),
-            ("file_name,start,end\na.mp4,3,2\n", "line 2: end 2"),
+            ("file_name,start,end\na.mp4,3,2\n", "line 2: start 3 and end 2"),
+            ("file_name,start\na.mp4,-3\n", "line 2: start -3"),
             ("file_name,split\na.mp4,train\nb.mp4,\n", r"b\.mp4: no split"),
             ("file_name,split\na.mp4,tarin\n", "line 2: split 'tarin'"),
             ("file_name,label\na.mp4,x\nb.mp4,\n", r"b\.mp4: no label"),

@@ -186,8 +186,14 @@ def test_rows_of_text_are_of_languages_of_their_own(layouts: Layouts) -> None:
     for step, own in enumerate(steps(layouts.pretraining(text_groups=2), 5)):
         for draw, block in enumerate(own["xmlm"]):
             assert block["languages"].tolist() == languages[:, step, draw].tolist() * 2
-    with pytest.raises(ValueError, match=r"text_batch_size \(4\) is shared by data.text_groups \(3\)"):
-        layouts.pretraining(text_groups=3).train_dataloader()
+    with pytest.raises(ValueError, match=r"text_batch_size \(4\) .* data.text_groups \(3\)"):
+        layouts.pretraining(text_groups=3)
+
+
+@pytest.mark.parametrize("candidates", [1, 13])
+def test_candidates_must_be_in_the_set(layouts: Layouts, candidates: int) -> None:
+    with pytest.raises(ValueError, match=rf"data\.candidates is {candidates}, but must be from 2 to "):
+        layouts.pretraining(**PLAIN, candidates=candidates)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

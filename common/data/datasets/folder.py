@@ -175,6 +175,8 @@ class OwnFolder(MediaDataset):
         for stem, names in sounds.items():
             if stem not in found:
                 unknown[f"sounds without a picture, such as {names[0]}"] += len(names)
+            elif len(names) > 1:
+                raise DatasetError(f"{home}: {', '.join(names)}: only one can be the sound of {found[stem][0]}")
         return [
             Item(
                 prefix + name,
@@ -205,6 +207,8 @@ class OwnFolder(MediaDataset):
 
     def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> tuple[list[Item], Scan]:
         homes = [path.parent for path in paths]
+        if len(set(homes)) < len(homes) or (self.root in homes and len(homes) > 1):
+            raise DatasetError(f"{paths[0]} and {paths[1]}: keep the list of the folder, or one for each of its splits")
         unlisted = [part for part in parts if self.root not in homes and self.root / part not in homes]
         for part in filter(self._holds_any, unlisted):
             raise DatasetError(
@@ -250,8 +254,8 @@ class OwnFolder(MediaDataset):
         if split and split not in SPLIT_OF:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLIT_OF)}")
         start, end = (float(row.get(column, math.nan)) for column in ("start", "end"))
-        if end <= start:
-            raise ValueError(f"end {end:g} is not after start {start:g}")
+        if start < 0 or end <= start or math.inf in (start, end):
+            raise ValueError(f"start {start:g} and end {end:g} must be seconds, in this order")
         label = _normal(str(row.get("label", "")))
         return Item(name, label, SPLIT_OF.get(split, ""), file("sound"), start, end, _captions(row), _tags(row))
 
