@@ -198,15 +198,20 @@ def revision_text(record: Record) -> str:
 def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
     """A table as Markdown: cells, figure, notes that the page hasn't `said`, draws and source.
 
-    Only cells at paper scale have the published value.
+    Only cells at paper scale have the published value; below it, rows and columns without a value are left out.
     """
     shown, comparable = view(result), result.scale == "paper"
+    partial = result.measured and not comparable
+    if partial:
+        filled = {key for key, cell in result.cells.items() if cell.values}
+        metrics = [metric for metric in shown.metrics if any((row.label, metric.id) in filled for row in result.rows)]
+        shown = view(replace(result, table=result.table.model_copy(update={"metrics": tuple(metrics)})))
     title = shown.title if comparable else f"{shown.title} ({shown.scale})"
     lines = [f"### {title}", "", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
     lines.append("|---|" + "---:|" * len(shown.metrics))
     paired = comparable and any(PUBLISHED in kinds for kinds in shown.kinds.values())
     for row, cells in shown.rows:
-        if comparable or row.measured:
+        if not partial or any(value.cell.values for values in cells for value in values):
             texts = [_pair(values) if paired else values[-1].text for values in cells]
             counts = {len(value.cell.values) for values in cells for value in values if value.cell.values}
             draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
@@ -219,8 +224,8 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     if notes := [note for note in shown.notes if note not in said]:
         lines += ["", *[f"- {note}" for note in notes]]
-    listed = told(record.draw for record in result.records)
-    facts = [f"{_draws(result).capitalize()}: {listed}"] if result.measured else []
+    draws = usual_draws(result)
+    facts = ["One draw" if draws == 1 else f"{draws} draws"] if draws else []
     facts += ["Cells are *published / measured*"] if paired else []
     return "\n".join([*lines, "", f"<sub>{html.escape('. '.join([*facts, _origin(result)]), quote=False)}.</sub>"])
 
@@ -269,7 +274,7 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
 
 
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
-    """Deviations beyond sizes, then values of ours, for each scale; heading to lines."""
+    """Deviations beyond sizes with their reasons, then values of ours, for each scale; heading to lines."""
     found: dict[str, list[str]] = {}
     for scale in SCALES:
         by_reason: dict[str, list[str]] = {}
@@ -277,17 +282,22 @@ def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
             by_reason.setdefault(deviation["reason"], []).append(f"`{short_name(deviation['field'])}`")
         lines = [f"{', '.join(fields)}: {reason}" for reason, fields in by_reason.items()]
         found[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
+    return {heading: lines for heading, lines in found.items() if lines} | _values_of_ours(filled)
+
+
+def _values_of_ours(filled: Sequence[Filled]) -> dict[str, list[str]]:
+    found = {}
     for scale in ("paper", "single"):  # all values of a miniature are ours
         values: dict[str, dict[str, None]] = {}
         for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
             values.setdefault(short_name(entry["field"]), {})[entry["value"]] = None
-        lines = [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]
-        found[f"Values that are ours at {scale} scale, in no source of the paper"] = lines
-    return {heading: lines for heading, lines in found.items() if lines}
+        if lines := [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]:
+            found[f"Values that are ours at {scale} scale, in no source of the paper"] = lines
+    return found
 
 
-def remarks_markdown(filled: Sequence[Filled]) -> list[str]:
-    return [f"### {heading}\n\n" + "\n".join(f"- {line}" for line in ls) for heading, ls in remarks(filled).items()]
+def remarks_markdown(remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) for heading, lines in remarks.items()]
 
 
 def _figure_name(result: TableResult) -> str:
@@ -320,19 +330,42 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
+    """A line for each scale on the fields that deviate from the paper beyond sizes."""
+    lines = []
+    for scale in SCALES:
+        records = [record for f in filled if f.result.scale == scale for record in f.result.records]
+        if names := [f"`{short_name(deviation['field'])}`" for deviation in deviations_of(records)]:
+            reasons = f"`assemble show {records[0].paper}/RECIPE` gives the reasons"
+            lines.append(f"Besides sizes, {scale} deviates from the paper in {', '.join(names)}; {reasons}.")
+    return lines
+
+
+def _is_minor(f: Filled) -> bool:
+    """Whether a table is made by request, has a row of one or two draws, and has neither claims nor checks."""
+    result = f.result
+    few = any(len(cell.values) in (1, 2) for cell in result.cells.values())
+    return few and result.scale in result.table.by_request and not (f.claims or f.checks)
+
+
 def tables_markdown(filled: Sequence[Filled]) -> str:
-    """Tables as Markdown, with notes that several share once; then the remarks, and what is not measured yet."""
-    measured = [f.result for f in filled if f.result.measured]
+    """Tables as Markdown, with notes that several share once; then deviations, and tables that are not shown."""
+    minor = [f.result for f in filled if _is_minor(f)]
+    measured = [f.result for f in filled if f.result.measured and f.result not in minor]
     parts = []
     if measured:
         scales = dict.fromkeys(result.scale for result in measured)
         meanings = "".join(f" {scale.capitalize()}: {_MEANINGS[scale]}." for scale in scales)
         counts = Counter(note for result in measured for note in notes_of(result))
         shared = [note for note, count in counts.items() if count > 1]
-        first = "Cells are means over draws; *n* marks another number of draws than most cells of the table have."
+        first = "Mean ± standard deviation over draws; *n* marks another number of draws than most cells have."
         parts = ["\n".join([first + meanings, *(["", *(f"- {note}" for note in shared)] if shared else [])])]
         parts += [table_markdown(result, shared) for result in measured]
-    parts += remarks_markdown(filled)
+    parts += _changes_markdown(filled)
+    parts += remarks_markdown(_values_of_ours(filled))
+    if minor:
+        titles = "; ".join(result.table.title for result in minor)
+        parts.append(f"`assemble tables {minor[0].records[0].paper}` also prints, from one or two draws: {titles}.")
     if waiting := [f.result.table.title for f in filled if not f.result.measured]:
         parts.append(f"Not measured yet: {'; '.join(waiting)}.")
     return "\n\n".join(parts)

@@ -45,7 +45,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
         blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text="\n".join([body.strip(), *judged]))]
         if f.result.measured:
             blocks.append(_table_panels(source, f))
-    blocks += [wr.MarkdownBlock(text=text) for text in render.remarks_markdown(filled)]
+    blocks += [wr.MarkdownBlock(text=text) for text in render.remarks_markdown(render.remarks(filled))]
     if scales := list(dict.fromkeys(f.result.scale for f in filled if f.result.measured)):
         runs = [_runset(f"{paper.title}, {scale}", paper.name, scale) for scale in scales]
         # The names of losses differ between papers, and a stage logs those of its own objective.
