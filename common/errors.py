@@ -62,4 +62,4 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if len(names) > 20:
         near = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
         return f"{hint}the nearest of {len(names)} are: {', '.join(near)}"
-    return f"{hint}valid: {', '.join(names)}"
+    return f"{hint}valid: {', '.join(names) or '(none)'}"

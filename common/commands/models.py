@@ -153,6 +153,8 @@ def embed(
         raise StageError(f"--output {output}: give a file that ends in .npz")
     files.require_writable(output.parent, "--output")
     texts = [*text, *(_lines(captions) if captions else [])]
+    if clash := next((one for one in text if Path(one).exists()), None):
+        raise StageError(f"--text {clash}: this is a file; give files before --text")
     if not media and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
     of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)

@@ -71,11 +71,11 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Takes whole numbers from a least one."""
+    """Takes whole numbers from a least one; NumPy's seeds end below 2**32."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        if not text.isdecimal() or not least <= int(text) < 2**32:
+            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2**32, got {text}")
         return int(text)
 
     return parse
@@ -118,8 +118,14 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
             flag = parameter.kind is parameter.KEYWORD_ONLY
             _add(parser, parameter.name, hint, parameter.default, flag)
             places += [] if flag else [parameter.name]
-    # LightningCLI spells flags with underscores, as in `--print_config`.
-    given = [dashed if (dashed := one.replace("_", "-")) in parser._option_string_actions else one for one in given]
+
+    def dashed(one: str) -> str:
+        """A flag as it is defined; LightningCLI spells them with underscores, as in `--print_config`."""
+        name, equals, value = one.partition("=")
+        flag = name.replace("_", "-")
+        return f"{flag}{equals}{value}" if flag in parser._option_string_actions else one
+
+    given = [dashed(one) for one in given]
     # Before Python 3.12.7, `parse_known_args` leaves over the arguments of a list that come after a flag.
     found, rest = (parser.parse_known_args if overrides else parser.parse_known_intermixed_args)(given)
     values = vars(found)

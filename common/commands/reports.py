@@ -54,6 +54,8 @@ def tables(
 
     names = _names(papers)
     if check:
+        if checkout() is None:
+            raise ReportingError("--check compares the READMEs of a clone: run it in one, or name it in ASSEMBLE_ROOT")
         stale = render.stale(render.pages(existing_papers()))
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")

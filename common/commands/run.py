@@ -73,6 +73,11 @@ def fit(
 
     `assemble list PAPER` names stages and recipes; --print_config shows every field that may be set.
     """
+    if any(one.partition("=")[0] == "--checkpoint" for one in overrides):
+        raise StageError(
+            "--checkpoint goes with `test`; a fit resumes by itself, or starts from --model.warm_start or "
+            "--model.pretrained"
+        )
     request = _one_stage(name, overrides, options)
     from common.stages import modes
 

@@ -148,8 +148,10 @@ def extract_regions(
     A rerun resumes from `<output>.parts`; `<output>.skipped.txt` lists unreadable pictures. `distribution` also stores
     the class probabilities.
     """
-    if output.suffix.lower() not in REGION_SUFFIXES or output.exists():
-        raise StageError(f"--output {output}: name a new file that ends with {', '.join(REGION_SUFFIXES)}")
+    if output.exists():
+        raise StageError(f"--output {output} exists: name a new file, or delete it")
+    if output.suffix.lower() not in REGION_SUFFIXES:
+        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if not folder.is_dir():
         raise StageError(f"--extract-regions {folder}: no such folder")
     pictures = _pictures(folder)

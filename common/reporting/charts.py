@@ -112,7 +112,7 @@ def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
     axis = _axes(figure, labels, 4, _WIDTH - labels - 12, _ROW * (len(rows) + len(groups)))
     axis.set_xscale("symlog", linthresh=1)
     ticks = (-10, -1, 0, 1, 10, 50)
-    axis.set_xticks(ticks, [f"{tick:+}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:+}" if tick else "0" for tick in ticks])
     axis.set_xticks([], minor=True)
     axis.set_ylim(len(rows) + len(groups) - 0.5, -0.5)
     axis.yaxis.set_visible(False)

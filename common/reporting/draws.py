@@ -53,12 +53,12 @@ class Draw(NamedTuple):
 
 
 def told(draws: Iterable[Draw]) -> str:
-    """Draws in a few words: `seeds 0, 1; 0, 1 (sse41)`."""
+    """Draws in a few words: `seeds 0, 1; seeds 0, 1 (sse41)`; empty without draws."""
     by_isa: dict[str, list[int]] = {}
     for seed, isa in sorted(set(draws), key=lambda d: (list(INSTRUCTION_SETS).index(d.isa), d.seed)):
         by_isa.setdefault(isa, []).append(seed)
     listed = {isa: ", ".join(map(str, seeds)) for isa, seeds in by_isa.items()}
-    return "seeds " + "; ".join(seeds if isa == NATIVE else f"{seeds} ({isa})" for isa, seeds in listed.items())
+    return "; ".join(f"seeds {seeds}" if isa == NATIVE else f"seeds {seeds} ({isa})" for isa, seeds in listed.items())
 
 
 def cpu_info(field: str) -> str:

@@ -224,8 +224,8 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     if notes := [note for note in shown.notes if note not in said]:
         lines += ["", *[f"- {note}" for note in notes]]
-    draws = usual_draws(result)
-    facts = ["One draw" if draws == 1 else f"{draws} draws"] if draws else []
+    usual = usual_draws(result)
+    facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
     facts += ["Cells are *published / measured*"] if paired else []
     return "\n".join([*lines, "", f"<sub>{html.escape('. '.join([*facts, _origin(result)]), quote=False)}.</sub>"])
 
@@ -308,7 +308,8 @@ def caption(result: TableResult, yours: TableResult | None = None) -> str:
     """What the cells are, what the scale is, and where the published values come from."""
     parts = [f"{result.scale.capitalize()} scale, {_draws(result)}"] if result.measured else []
     parts += [f"Yours at {result.scale} scale, {_draws(yours)}"] if yours else []
-    return f"{'. '.join([*parts, _MEANINGS[result.scale].capitalize(), _origin(result)])}."
+    meaning = _MEANINGS[result.scale]
+    return f"{'. '.join([*parts, meaning[0].upper() + meaning[1:], _origin(result)])}."
 
 
 def _draws(result: TableResult) -> str:

@@ -322,7 +322,9 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
         key, equals, value = argument[2:].partition("=")
         if not equals:
             if not pending or (pending[0].startswith("--") and len(pending[0]) > 2):
-                raise ConfigurationError(f"--{key} needs a value (--print_config shows every field and its value)")
+                raise ConfigurationError(
+                    f"--{key} needs a value (`assemble fit ... --print_config` shows every field and its value)"
+                )
             value = pending.pop(0)
         if not value.strip():
             raise ConfigurationError(f"--{key} is given an empty value; null stands for none")

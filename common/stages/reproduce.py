@@ -127,6 +127,8 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     )
     if ours := max((item.run.describe_ours() for item in planned), key=len, default=""):
         say(f"  values that are ours, in no source of the paper (marked in configs/{paper.name}): {ours}")
+    if selection.scale == "paper" and waiting:
+        say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     for item in planned:
         if item.done:
             say(f"  skip  {_name(item)}: {item.reason}")

@@ -29,7 +29,7 @@ class Sentences(CaptionTokenizer):
     file_name = "none"
 
     def __init__(self) -> None:
-        super().__init__(None, 30, "")
+        super().__init__(None, 30)
         self.texts: list[str] = []
         self.vocabulary_size = 1
 
