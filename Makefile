@@ -27,9 +27,12 @@ reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
 .PHONY: help setup lock lock-check audit test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report dashboard wandb-report gpu-check doctor clean
 
+##@ Set up
+
 help: ## List the targets
-	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder TORCH=cpu"
+	@grep -hE '^##@ |^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) \
+	  | sed -E 's/^##@ (.*)/\n\1/; s/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
+	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder TORCH=cpu"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -76,6 +79,8 @@ audit: $(STAMP) ## Known weaknesses of the locked packages, by a public database
 	  "$$UV" tool run --quiet pip-audit --requirement requirements.lock --disable-pip --require-hashes --format json \
 	    --progress-spinner off 2>/dev/null | $(VENV)/bin/python .ci/audit.py
 
+##@ Run
+
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
 	$(ASSEMBLE) reproduce $* $(RUN)
 
@@ -95,6 +100,8 @@ data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the 
 
 plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 for memory and GPU hours
 	$(ASSEMBLE) plan $* $(RUN) $(if $(ESTIMATE),--estimate)
+
+##@ Results
 
 tables: $(STAMP) ## Render every table from stored records into the READMEs; never trains
 	$(ASSEMBLE) tables
@@ -118,11 +125,15 @@ dashboard: $(STAMP) ## W&B's dashboard for the terminal over all runs here, offl
 wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
 	$(ASSEMBLE) wandb-report
 
+##@ This machine
+
 gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data
 	$(ASSEMBLE) gpu-check $(PAPERS)
 
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data "$(DATA)"
+
+##@ Develop
 
 # What FAST=1 runs: units and contracts, without training and media.
 UNITS := $(addprefix tests/,architecture encoders losses memory metrics reporting test_files.py test_types.py) \
