@@ -35,7 +35,7 @@ def test_names() -> None:
     assert [Draw(0).folder, Draw(3, "sse41").folder] == ["seed0", "seed3-sse41"]
     assert [str(Draw(0)), str(Draw(3, "sse41"))] == ["seed 0", "seed 3 (sse41)"]
     assert told([Draw(1), Draw(0, "avx2"), Draw(0), Draw(1, "avx2"), Draw(0, "sse41")]) == (
-        "seeds 0, 1; 0 (sse41); 0, 1 (avx2)"
+        "seeds 0, 1; seeds 0 (sse41); seeds 0, 1 (avx2)"
     )
 
 
