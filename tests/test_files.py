@@ -20,7 +20,6 @@ from common.files import (
     cache_folder,
     exclusive,
     lock,
-    named,
     parse_yaml,
     parsing,
     put_back,
@@ -248,9 +247,3 @@ def test_what_cannot_be_written_is_found_without_making_anything(tmp_path: Path)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StageError, match=r"--output .*file/deeper"):
         require_writable(tmp_path / "file" / "deeper", "--output")
-
-
-def test_errors_of_the_system_name_the_file(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a")
-    with pytest.raises(OSError, match=r"list\.txt"), named(tmp_path / "list.txt"):
-        raise OSError(5, "Input/output error")

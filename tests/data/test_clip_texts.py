@@ -61,22 +61,6 @@ def test_blank_lines_and_byte_order_marks(tmp_path: Path) -> None:
     assert list(read_json_lines(path, dict)) == []
 
 
-def test_missing_parts_of_tvqa(tmp_path: Path) -> None:
-    dataset = TVQA(write_tvqa(tmp_path))
-    write_lines(tmp_path / "tvqa_preprocessed_subtitles.jsonl", [])
-    assert any("2 clips have no subtitles" in note for note in dataset.status().notes)
-    (tmp_path / "tvqa_preprocessed_subtitles.jsonl").unlink()
-    assert any("no speech" in note for note in dataset.status().notes)
-    with pytest.raises(DatasetMissing, match="the subtitles are missing"):
-        dataset.subtitles()
-    (tmp_path / "tvqa_val.jsonl").unlink()
-    with pytest.raises(DatasetMissing, match="the questions are missing"):
-        dataset.questions("val")
-    (tmp_path / "frames_hq").rename(tmp_path / "elsewhere")
-    with pytest.raises(DatasetMissing, match="the frames are missing"):
-        dataset.listing("train")
-
-
 def test_subtitles(tmp_path: Path) -> None:
     subtitles = TVQA(write_tvqa(tmp_path)).subtitles()
     assert len(subtitles) == 2
@@ -99,15 +83,6 @@ def test_subtitles(tmp_path: Path) -> None:
 )
 def test_overlap(line: tuple[float, float], limits: tuple[float, float], expected: bool) -> None:
     assert Subtitle(*line, "text").overlaps(limits) is expected
-
-
-def test_questions_hold_any_text(tmp_path: Path) -> None:
-    odd = question(1, CLIPS[0], q="¿Qué? 例 🙂", a0="", a4="\ud800")
-    questions = TVQA(write_tvqa(tmp_path, [odd])).questions("train")
-    assert questions[0].text == "¿Qué? 例 🙂"
-    assert (questions[0].options[0], questions[0].options[4]) == ("", "\ud800")
-    with pytest.raises(IndexError):
-        questions[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------- TVC
@@ -135,34 +110,6 @@ def test_rows_and_moments_are_aligned(tvc: TVC) -> None:
     assert tvc.words() == {}
     assert [own.descriptions for own in tvc.moments("test_public")] == [(), ()]
     assert tvc.status().counts == {"train": 4, "val": 4, "test": 2}
-
-
-def test_names_and_fingerprint_are_the_same_wherever_the_folders_lie(tmp_path: Path) -> None:
-    listings = []
-    for place in (tmp_path / "one", tmp_path / "two" / "deeper"):
-        write_tvqa(write_tvc(place / "tvc").parent / "tvqa")
-        listings.append(TVC(place / "tvc").listing("train"))
-    assert listings[0].fingerprint() == listings[1].fingerprint()
-    assert listings[0].names[0].startswith("../tvqa/")
-    # A link to the root does not change what lies beside it.
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "tvc").symlink_to(tmp_path / "one" / "tvc")
-    write_tvqa(linked / "tvqa")
-    assert str(TVC(linked / "tvc").listing("train")[0].path).startswith(str(linked / "tvqa"))
-
-
-def test_missing_parts_of_tvc(tmp_path: Path) -> None:
-    root = write_tvc(tmp_path / "tvc")
-    with pytest.raises(DatasetMissing, match=r"the frames are missing; looked in .*tvqa/frames_hq"):
-        TVC(root).listing("train")
-    with pytest.raises(DatasetMissing, match="the subtitles are missing"):
-        TVC(root).subtitles()
-    write_tvqa(tmp_path / "tvqa")
-    write_lines(root / "data/tvc_val_release.jsonl", [])
-    (root / "tvc_val_release.jsonl").unlink()
-    with pytest.raises(DatasetMissing, match="none of the clips of split 'val'"):
-        TVC(root).listing("val")
 
 
 # ---------------------------------------------------------------------------------------------------------------- AVSD

@@ -29,7 +29,7 @@ from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaFile
 from common.data.samplers import EpochSampler
 from common.data.transforms import AudioTransform, VideoTransform
-from tests.data.media_factory import numbered_frames, tone, write_audio, write_video, write_wav
+from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
 DRAW = st.floats(0.0, 1.0, exclude_max=True)
@@ -310,16 +310,6 @@ def test_training_windows_change_speed(sounds: Listing, wrap: float | None) -> N
     assert set((still[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 2_048).round().int().tolist()) == {1000}
 
 
-def test_sound_files_without_sound_are_skipped(folder: Path) -> None:
-    good = write_audio(folder / "good.flac", tone(2.0, 16_000), 16_000)
-    names = ["silent.mp4", "empty.mp4"]
-    clips = [*(Clip(folder / name, 0) for name in names), Clip(good, 1)]
-    listing = Listing.of("sounds", "1", clips, ("a", "b"), folder)
-    windows = SoundWindows(listing, AUDIO, training=False, windows=2, max_skipped_fraction=0.7)
-    assert [int(windows[item]["index"]) for item in range(3)] == [2, 2, 2]
-    assert windows.skipped.names() == names
-
-
 def test_dense_clips_as_bytes_are_the_same_clips(folder: Path) -> None:
     transform = dataclasses.replace(VIDEO, training=False)
     bare = dataclasses.replace(transform, normalize=False)
@@ -350,12 +340,6 @@ def test_dense_clips_equal_the_reference(case: dict) -> None:
     starts = dense_clip_starts(case["num_frames"], case["chunk"], case["clips"])
     # None in the reference: the video is not longer than a clip, and every clip is the whole of it.
     assert starts.tolist() == (case["starts"] or [0] * case["clips"])
-
-
-def test_streams_that_are_too_short_are_refused() -> None:
-    assert paired_window((0.0, 10.0), (0.0, 2.0), 0.5, 2.0, 0.5, (0.5, 0.5)) is None
-    assert paired_window((0.0, 0.4), (0.0, 10.0), 0.5, 2.0, 0.5, (0.5, 0.5)) is None
-    assert paired_window((0.0, 3.0), (3.0, 6.0), 0.5, 2.0, 0.5, (0.5, 0.5)) is None
 
 
 @given(LIMITS, LIMITS, st.floats(0.1, 3.0), st.floats(0.1, 3.0), st.floats(0.0, 1.0), DRAW, DRAW)

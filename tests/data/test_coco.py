@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from common.data import annotations as annotations_module
 from common.data.annotations import ImageAnnotations, kept_columns
 from common.data.datasets import coco as coco_module
 from common.data.datasets.coco import COCO, read_instances
-from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
@@ -242,16 +238,6 @@ def test_columns_of_a_large_file_are_kept_on_disk(tmp_path: Path, cache: Path, m
         assert columns["crowd"].shape == (3,)
 
 
-def test_listing_needs_no_torch(tmp_path: Path) -> None:
-    write_coco(tmp_path)
-    code = (
-        "import sys; from common.data.datasets.coco import COCO; import common.data.datasets.coco_karpathy, "
-        f"common.data.datasets.voc, common.data.datasets.imagenet; COCO({str(tmp_path)!r}).annotations('train').boxes()"
-        "; sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 # ------------------------------------------------------------------------------------------------------------ Karpathy
 def test_karpathys_splits(tmp_path: Path) -> None:
     root = write_karpathy(tmp_path)
@@ -285,14 +271,6 @@ def test_restval_can_join_train(tmp_path: Path) -> None:
     assert set(plain.listing("train").names) < set(joined.listing("train").names)
 
 
-def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
-    root = write_karpathy(tmp_path, restval=0)
-    assert COCOKarpathy(root).status().present
-    shutil.rmtree(root / "train2014")
-    with pytest.raises(DatasetMissing, match="train2014"):
-        COCOKarpathy(root).listing("train")
-
-
 def test_karpathys_groups(tmp_path: Path) -> None:
     root = write_karpathy(tmp_path)
     changed(root, "dataset_coco.json", lambda d: [entry.update(group_id=4) for entry in d["images"]])
@@ -300,11 +278,6 @@ def test_karpathys_groups(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- COCO 2014
-def test_coco_2014(tmp_path: Path) -> None:
-    found = COCO2014(write_coco(tmp_path, 3, year="2014")).annotations("train")
-    assert found.captions[0] == ("Image 9, caption 0.", "Image 9, caption 1.")
-    assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False]]
-    assert sum(COCO2014.published_counts.values()) == 123_287
 
 
 # ---------------------------------------------------------------------------------------------------------- narratives

@@ -4,61 +4,25 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.data.datasets.audioset import AudioSet, write_audioset
-from common.data.datasets.avsd import AVSD
 from common.data.datasets.base import MediaDataset, placeholder, video_id
-from common.data.datasets.coco import COCO
-from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_cn import COCOCN
-from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.dcase import DCASE2014, write_dcase
 from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400, write_kinetics
-from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
-from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.tvc import TVC
+from common.data.datasets.localized_narratives import LocalizedNarrativesOpenImages
 from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetMissing
-from tests.data.image_layouts import (
-    write_coco,
-    write_conceptual_captions,
-    write_imagenet,
-    write_karpathy,
-    write_ln_coco,
-    write_multi30k,
-    write_voc,
-)
-from tests.data.text_layouts import write_avsd, write_tvc, write_tvqa
+from tests.data.writers import WRITERS
 
-WRITERS: dict[type[MediaDataset], Callable[[Path], Path]] = {
-    Kinetics400: write_kinetics,
-    AudioSet: write_audioset,
-    UCF101: write_ucf101,
-    HMDB51: write_hmdb51,
-    ESC50: write_esc50,
-    DCASE2014: write_dcase,
-    COCO: write_coco,
-    COCO2014: lambda root: write_coco(root, year="2014"),
-    COCOKarpathy: write_karpathy,
-    PascalVOC: write_voc,
-    ImageNet: write_imagenet,
-    LocalizedNarrativesCOCO: write_ln_coco,
-    ConceptualCaptions: write_conceptual_captions,
-    Multi30K: write_multi30k,
-    TVQA: write_tvqa,
-    TVC: lambda root: write_tvqa(write_tvc(root / "tvc").parent / "tvqa").parent / "tvc",
-    AVSD: write_avsd,
-}
 ALL = (*WRITERS, COCOCN, LocalizedNarrativesOpenImages)
 
 
@@ -193,25 +157,6 @@ def test_kinetics_flat_counts_listed_clips_without_file_and_ignores_unlisted_fil
         Kinetics400(root).listing("train")
 
 
-def test_kinetics_hidden_and_foreign_files_and_links_in_a_circle(tmp_path: Path):
-    root = write_kinetics(tmp_path, clips_per_class=1)
-    placeholder(root / "train" / "abseiling" / ".half_loaded.mp4")
-    placeholder(root / "train" / "abseiling" / "abcdefghijk_000001_000011.mp4.part")
-    (root / "train" / "abseiling" / "again").symlink_to(root / "train" / "abseiling")
-    assert len(Kinetics400(root).listing("train")) == 2
-
-
-def test_unicode_names(tmp_path: Path):
-    classes = ["tango argentino ñ", "書道", "Straßenfußball"]
-    train = Kinetics400(write_kinetics(tmp_path / "kinetics ü", classes)).listing("train")
-    assert train.classes == tuple(sorted(classes))
-    assert all(clip.path.is_file() and clip.path.parent.name == train.classes[clip.label] for clip in train)
-    ucf = UCF101(write_ucf101(tmp_path / "ucf", classes)).listing("test", 2)
-    assert len(ucf) == 6
-    assert ucf.classes == tuple(classes)
-    assert HMDB51(write_hmdb51(tmp_path / "hmdb", classes)).listing("train", 1).missing == 0
-
-
 # ------------------------------------------------------------------------------------------------------------ AudioSet
 @pytest.mark.parametrize(
     "naming",
@@ -341,12 +286,12 @@ def test_esc50_folds(tmp_path: Path):
         assert len(train) + len(test) == 30
 
 
+# --------------------------------------------------------------------------------------------------------------- DCASE
 def test_esc50_archive_folder(tmp_path: Path):
     write_esc50(tmp_path / "ESC-50-master")
     assert len(ESC50(tmp_path).listing("all")) == 15
 
 
-# --------------------------------------------------------------------------------------------------------------- DCASE
 def test_dcase_scenes_are_the_names_without_their_numbers(tmp_path: Path):
     dataset = DCASE2014(write_dcase(tmp_path))
     train, test = dataset.listing("train"), dataset.listing("test")

@@ -129,12 +129,6 @@ class TestUnpack:
         fetch(data, tmp_path)
         assert len(Server.asked) == 1
 
-    def test_archives_join_in_one_folder(self, address: str, tmp_path: Path) -> None:
-        for name in ("train", "test"):
-            Server.body = packed("x.tar", {f"VOCdevkit/VOC2007/{name}.txt": b"ok"})
-            fetch(one(address, file=f"voc/{name}.tar", unpack="voc"), tmp_path)
-        assert sorted(path.name for path in (tmp_path / "voc/VOCdevkit/VOC2007").iterdir()) == ["test.txt", "train.txt"]
-
     def test_names_that_lead_out_of_the_folder_are_refused(self, address: str, tmp_path: Path) -> None:
         Server.body = packed("x.tar", {"../../out.txt": b"no"})
         with pytest.raises(StageError, match=r"x\.tar"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -159,18 +158,6 @@ def test_the_oldest_makes_room_and_a_large_one_is_not_kept(folder: Path, tmp_pat
     assert cache.dropped == 1
 
 
-def test_the_cache_of_the_process_grows_and_is_not_sent(folder: Path) -> None:
-    shared = FileCache.shared(1000)
-    assert shared is not None
-    assert FileCache.shared(5000) is FileCache.shared(10) is pickle.loads(pickle.dumps(shared)) is shared
-    assert shared.max_bytes == 5000
-    assert FileCache.shared(0) is None
-    own = FileCache(2**20)
-    read_image(folder / "good0.jpg", own)
-    copy = pickle.loads(pickle.dumps(own))
-    assert (len(copy), copy.max_bytes) == (0, 2**20)
-
-
 # --------------------------------------------------------------------------------------------------------------- items
 def test_what_a_sample_holds(folder: Path) -> None:
     items = ImageItems(good(folder), TRANSFORM, training=True)
@@ -191,49 +178,6 @@ def test_evaluation_is_not_random(folder: Path) -> None:
     assert equal(items[(0, 2)], items[(7, 2)])
     expected, _ = TRANSFORM.with_training(False)(read_image(folder / "good2.jpg"))
     assert torch.equal(items[2]["image"], expected)
-
-
-class WithItem(ImageItems):
-    """A subclass that makes samples of its own, from columns beside the listing."""
-
-    words = ("zero", "one", "two", "three")
-
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        view, flipped = self.transform(image, rng)
-        return {"view": view, "flipped": torch.tensor(flipped), "length": torch.tensor(len(self.words[item]))}
-
-
-def test_a_subclass_knows_which_picture_it_got(folder: Path) -> None:
-    listing = listing_of(folder, "good0.jpg", "empty.jpg", "good1.jpg", "good2.jpg")
-    items = WithItem(listing, TRANSFORM, training=True, max_skipped_fraction=1.0)
-    sample = items[1]
-    assert (int(sample["index"]), int(sample["length"])) == (2, len("two"))
-    assert sample.keys() == {"view", "flipped", "length", "index", "label", "skipped"}
-
-
-def test_filling_the_cache_stops_when_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = listing_of(folder, "empty.jpg", *(f"good{number}.jpg" for number in range(6)))
-    read: list[str] = []
-
-    def counted(self: ImageItems, item: int) -> Image.Image:
-        read.append(self.name(item))
-        return image(self, item)
-
-    image = ImageItems.image
-    monkeypatch.setattr(ImageItems, "image", counted)
-    whole = ImageItems(listing, TRANSFORM, training=True, cache_bytes=2**20)
-    assert whole.cache is not None
-    whole.fill_cache()
-    assert (len(read), len(whole.cache)) == (7, 6)
-    assert whole.skipped.count() == 0
-    read.clear()
-    monkeypatch.setattr(FileCache, "_shared", None)
-    part = ImageItems(listing, TRANSFORM, training=True, cache_bytes=3 * 24 * 20 * 3)
-    part.fill_cache()
-    # Three fit beside the failure; the fourth shows that the cache is full.
-    assert len(read) == 5
-    ImageItems(listing, TRANSFORM, training=True).fill_cache()
-    assert len(read) == 5
 
 
 def test_names_previews_and_the_record(folder: Path) -> None:

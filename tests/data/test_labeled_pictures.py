@@ -92,26 +92,6 @@ def test_two_years_are_joined(tmp_path: Path) -> None:
         PascalVOC(tmp_path, ["2012"]).listing("test")
 
 
-def test_years_are_checked(tmp_path: Path) -> None:
-    assert PascalVOC(tmp_path, [2007, 2012]).years == ("2007", "2012")  # type: ignore[list-item]
-    for years in ((), "2007", ("2007", "2007")):
-        with pytest.raises(ValueError, match="years must be a list"):
-            PascalVOC(tmp_path, years)
-
-
-def test_missing_parts_of_voc_are_named(tmp_path: Path) -> None:
-    root = write_voc(tmp_path)
-    voc = PascalVOC(root)
-    for name, read in (
-        ("VOCdevkit/VOC2007/Annotations/000012.xml", lambda: voc.boxes("test")),
-        (f"{LISTS}/train_test.txt", lambda: voc.labels("test")),
-        (f"{LISTS}/val.txt", lambda: voc.listing("val")),
-    ):
-        (root / name).unlink()
-        with pytest.raises(DatasetMissing, match=Path(name).name):
-            read()
-
-
 def test_lists_of_classes_that_do_not_name_an_image_once_are_refused(tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     for text in ("000010  1\n000011  1\n", "000010  1\n000011  1\n000012 -1\n000012  1\n"):

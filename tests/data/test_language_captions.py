@@ -209,22 +209,6 @@ def overview(*datasets: Any, **options: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_status_tells_what_is_missing(tmp_path: Path) -> None:
-    coco = write_coco_karpathy(tmp_path / "coco")
-    chinese, japanese = (
-        COCOCN(write_coco_cn(tmp_path / "coco_cn"), coco),
-        STAIRCaptions(write_stair(tmp_path / "stair"), coco),
-    )
-    assert chinese.status().present
-    assert "no caption of an image" in japanese.status().problem  # no image of the tiny COCO is for validation
-    for dataset in (chinese, japanese):
-        assert any("no region features; expected regions/<split>.h5" in note for note in dataset.status().notes)
-        assert dataset.title in overview(dataset, prepare=True)
-        missing = overview(type(dataset)(tmp_path / "nowhere"))
-        assert dataset.source.split(";")[0] in missing
-        assert "regions/<split>.h5" in missing
-
-
 def test_region_features_are_part_of_the_status(tmp_path: Path) -> None:
     dataset = Multi30K(write_multi30k(tmp_path, images=False))
     write_features(tmp_path / "regions" / "train.h5", FLICKR[:1])

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from common.data import released_files
-from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.base import placeholder
 from common.data.datasets.coco import COCO
 from common.data.datasets.dcase import DCASE2014, write_dcase
@@ -20,17 +19,12 @@ from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
-from common.data.prepare import check_samples, report, report_files
+from common.data.prepare import report, report_files
 from common.data.released_files import ReleasedFile, look_at
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write_sound(path: Path) -> None:
@@ -60,12 +54,6 @@ def test_report_shows_present_incomplete_and_missing(tmp_path: Path):
     assert all(line in text for line in UCF101.expected_layout.splitlines())
 
 
-def test_report_fits_a_narrow_terminal_and_keeps_brackets(tmp_path: Path):
-    text, _ = printed(AudioSet(tmp_path / "none"), width=60)
-    assert max(len(line) for line in text.splitlines()) <= 60
-    assert "[Y]<YTID>" in text
-
-
 def test_broken_files_are_named(tmp_path: Path):
     root = write_dcase(tmp_path / "dcase", ["bus", "park"], 2, write=write_sound)
     placeholder(root / "scenes_stereo" / "bus01.wav")
@@ -83,24 +71,6 @@ def test_video_without_sound_is_not_broken_but_counted(tmp_path: Path):
     text, (status,) = printed(Kinetics400(root), prepare=True)
     assert (status.checked, status.broken) == (4, ())
     assert "4 of 4 files tried have no sound" in text
-
-
-def test_sound_where_video_is_needed_is_broken(tmp_path: Path):
-    verdicts = check_samples(AudioSet(write_audioset(tmp_path, naming="{video}.wav", write=write_sound)), 2)
-    assert ["no video" in verdict for verdict in verdicts] == [True, True]
-
-
-def test_images_are_decoded_and_called_images(tmp_path: Path):
-    root = write_coco(tmp_path / "coco", train=4, val=3)
-    broken = root / "train2017" / "000000000016.jpg"
-    broken.write_bytes(broken.read_bytes()[:300])
-    (root / "val2017" / "000000005000.jpg").unlink()
-    text, (status,) = printed(COCO(root), prepare=True, samples=8)
-    assert (status.checked, len(status.broken)) == (6, 1)
-    assert "000000000016.jpg: " in status.broken[0]
-    assert "Images" in text
-    assert "Clips" not in text
-    assert "val: 1 listed images are missing, such as val2017/000000005000.jpg" in text
 
 
 def test_no_torch_before_something_is_decoded():

@@ -89,21 +89,6 @@ def test_features_are_the_box_head_s(extractor: RegionExtractor) -> None:
         np.testing.assert_allclose(net.roi_heads.box_head(pooled).numpy(), own.features, atol=1e-3)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".npz"])
-def test_a_folder_of_pictures(folder: Path, extractor: RegionExtractor, suffix: str) -> None:
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    output = folder.parent / f"a{suffix}"
-    result = extract_regions(folder, output, extractor, batch_size=2, distribution=True)
-    assert result.written == 5
-    assert len(result.skipped) == 1
-    assert "broken.jpg" in result.skipped[0]
-    found = RegionFeatures(output)
-    assert sorted(found.keys) == list("01234")
-    assert (found["3"].height, found["3"].width) == (30, 43)
-    assert found["3"].distribution is not None
-    assert {entry.name for entry in folder.parent.iterdir()} == {"images", output.name, f"{output.name}.skipped.txt"}
-
-
 def _counting(extractor: RegionExtractor, seen: list[int], stop_after: int | None = None) -> Any:
     def count(images: list[Tensor]) -> Any:
         if stop_after is not None and len(seen) >= stop_after:
@@ -145,6 +130,7 @@ def test_pictures_are_called_as_their_captions_call_them(folder: Path, extractor
     extract_regions(folder, output, extractor)
     found = RegionFeatures(output)
     assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9"])
+    assert (found["3"].height, found["3"].width) == (30, 43)
     assert b"broken\xe9.png" in output.with_name(f"{output.name}.skipped.txt").read_bytes()
     rows = "".join(json.dumps({"file_name": name, "caption": "one"}) + "\n" for name in names)
     (folder / "metadata.jsonl").write_text(rows)
@@ -208,16 +194,3 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     assert "broken.png" in listed.read_text()
     assert len(RegionFeatures(output)["0"]) == 3
     assert main([*command, "--detector", str(weights)]) == 2  # the file is there
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--extract-regions", "images"], "--output"),
-        (["--extract-regions", "images", "--output", "a.h5"], "--detector"),
-        (["--extract-regions", "images", "--output", "a.h5", "--regions", "0"], "--regions"),
-    ],
-)
-def test_the_command_names_the_flag(options: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "m3p", *options]) == 2
-    assert named in capsys.readouterr().err

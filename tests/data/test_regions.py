@@ -163,13 +163,6 @@ def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: Callable[[
         RegionFeatures(path)[KEYS[0]]
 
 
-def test_files_fit_each_other(tmp_path: Path) -> None:
-    wide = write(tmp_path / "b.npz", changed(features=np.zeros((3, 9), np.float32)), names=["b"])
-    for files in ([], [write(tmp_path / "a.npz"), wide]):
-        with pytest.raises(RegionError, match="one width"):
-            RegionFeatures(files)
-
-
 HOSTILE: dict[str, Callable[[h5py.File, Path], object]] = {
     "external storage": lambda file, folder: file.create_dataset(
         "objects", (3, 4), "u1", external=[(str(folder / "secret"), 0, 12)]

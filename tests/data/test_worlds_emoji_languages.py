@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sentencepiece import SentencePieceProcessor
 
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
@@ -21,8 +19,6 @@ from common.data.worlds.base import World
 from common.data.worlds.emoji import LANGUAGES, Concept
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
 from tests.data.worlds import tiny
-
-STYLES = ("noto", "openmoji", "fluent_flat")
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +109,6 @@ def rows_by_concept(captions: Any) -> dict[int, set[str]]:
     return found
 
 
-def test_designers_of_training_and_test_differ(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
-    keys = {split: sets["multi30k"].captions(split, "en").keys for split in ("train", "val", "test")}
-    styles = {split: {int(key) // 10_000 for key in own} for split, own in keys.items()}
-    assert styles == {"train": {1, 2, 3}, "val": {4}, "test": {4}}
-    counts = Counter(int(key) % 10_000 for key in keys["train"])
-    for concept in world.fine_tune_concepts:
-        assert counts[concept.index] == sum(style in concept.styles for style in STYLES)
-
-
 # ---------------------------------------------------------------------------------------------------- text
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -158,17 +145,6 @@ def test_dictionaries_are_induced_as_specified() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizer
-def test_the_tokenizer_knows_every_sign(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
-    tokenizer = SentencePieceProcessor(model_file=str(world.tokenizer_file))
-    assert [tokenizer.id_to_piece(number) for number in range(3)] == ["<unk>", "<s>", "</s>"]
-    assert tokenizer.get_piece_size() <= 1000
-    for name in ("multi30k", "stair_captions", "coco_cn"):
-        for language in sets[name].languages:
-            for texts in sets[name].captions("test", language).captions:
-                assert tokenizer.unk_id() not in tokenizer.encode(texts[0])
-    # A Chinese sign is one piece, wherever it stands.
-    sign = next(s for text in sets["coco_cn"].captions("test").captions for s in text[0] if s > "\u4e00")
-    assert tokenizer.encode(f"dog {sign}", out_type=str)[-1] == f"▁{sign}"
 
 
 # ---------------------------------------------------------------------------------------------------- the same again

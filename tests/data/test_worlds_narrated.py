@@ -1,6 +1,5 @@
 """The narrated world: what is drawn is what the words say, and every file lies where the real sets have it."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import yaml
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
-from common.data.media import open_media
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
     AUDIO_CATEGORIES,
@@ -22,7 +20,6 @@ from common.data.worlds.narrated import (
     VIDEO_WORDS,
     NarratedWorld,
     Scene,
-    kind_of,
     sentences,
 )
 from common.reporting.papers import project_root
@@ -78,55 +75,6 @@ def test_the_sentences_hold_every_word_of_every_file(world: NarratedWorld) -> No
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
-
-
-def test_dialogues(world: NarratedWorld) -> None:
-    dataset = AVSD(world.root_of("avsd"))
-    status = dataset.status()
-    assert status.present
-    assert status.counts == {"train": 12, "valid": 3, "test": 28}
-    subtitles, words = dataset.subtitles(), dataset.words()
-    assert subtitles is not None
-    for split in ("train", "valid", "test"):
-        for place, dialog in enumerate(dataset.dialogs(split)):
-            scene = world.scene(f"avsd/{split}", place)
-            assert words[dialog.video] == (scene.video_words, (scene.audio_category,))
-            assert subtitles[dialog.video][0].text == f"hello i am {scene.speaker}"
-            kinds = [kind_of(turn.question) for turn in dialog.turns]
-            assert len(set(kinds)) == len(kinds)
-            assert [turn.answer for turn in dialog.turns] == [scene.answer(kind) for kind in kinds]
-            assert len(dialog.turns) == 4 or split == "test"
-    tested = dataset.dialogs("test")
-    # Each question is asked last, after none to three others.
-    asked = {(kind_of(dialog.turns[-1].question), len(dialog.turns)) for dialog in tested}
-    assert asked == {(kind, turns) for kind in QUESTIONS for turns in range(1, 5)}
-    assert all(len(set(dialog.references)) == 6 for dialog in tested)
-    assert all(dialog.references[0] == dialog.turns[-1].answer for dialog in tested)
-    raw = json.loads((world.root_of("avsd") / "test_set4DSTC7-AVSD.json").read_text())
-    assert {dialog["dialog"][-1]["answer"] for dialog in raw["dialogs"]} == {"__UNDISCLOSED__"}
-    with open_media(dataset.listing("train")[0].path) as media:
-        assert media.audio_limits is not None
-        assert media.read_audio(0.0, 1.0, 8000).shape == (8000,)
-
-
-def test_questions_with_options(world: NarratedWorld) -> None:
-    dataset = TVQA(world.root_of("tvqa"))
-    assert dataset.status().present
-    listing, questions, subtitles = dataset.listing("train"), dataset.questions("train"), dataset.subtitles()
-    assert len(listing) == 20
-    assert not any(question.clip.startswith("bbt") for question in questions)
-    assert any(question.clip.startswith("s01") for question in questions)
-    for question in questions:
-        assert len(set(question.options)) == 5
-        if question.text.startswith("who speaks"):
-            heard = [line.text for line in subtitles[question.clip]]
-            assert f"hello i am {question.options[question.answer]}" in heard
-        else:
-            assert question.options[question.answer] in dataset.words()[question.clip][0]
-    assert dataset.listing("test").labels.tolist() == [-1] * 10
-    with open_media(listing[0].path) as media:
-        assert media.video_limits == (0.0, 4.0)
-        assert media.audio_limits is None
 
 
 def test_moments_bring_the_films_that_they_describe(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO as PycocoCOCO
 
 from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.voc import PascalVOC
 from common.data.worlds.base import World
 from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, Attributes, coverage, draw, mixed_scene, repeated_scene
 from common.data.worlds.shapes import GROUP_OF, NOUNS, CaptionWords, ShapesWorld, caption
@@ -58,15 +56,6 @@ def check_caption(sentence: str, attributes: Attributes) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ captions
-SOME = Attributes(GLYPHS.index("heart"), COLOUR_NAMES.index("red"), COLOUR_NAMES.index("blue"), True, 3)
-
-
-def test_captions_can_leave_the_glyph_out(tmp_path: Path) -> None:
-    words = CaptionWords(count=1.0, size=0.0, colour=1.0, ground=0.0, glyph=0.0, group=0.0)
-    assert caption(np.random.default_rng(0), SOME, words) == "a three red thing"
-    other = tiny(ShapesWorld, tmp_path, words=words)
-    assert other.key() != tiny(ShapesWorld, tmp_path).key()
-    assert tiny(ShapesWorld, tmp_path, words=CaptionWords()).key() == tiny(ShapesWorld, tmp_path).key()
 
 
 @settings(max_examples=30, deadline=None)
@@ -78,16 +67,6 @@ def test_captions_are_true(seed: int) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- VOC
-def test_voc_is_read_as_the_real_set(world: ShapesWorld) -> None:
-    dataset = PascalVOC(world.root_of("voc"))
-    for split, count in (("train", 20), ("val", 20), ("trainval", 40), ("test", 24)):
-        listing, labels, boxes = dataset.listing(split), dataset.labels(split), dataset.boxes(split)
-        assert (len(listing), listing.missing) == (count, 0)
-        assert listing.classes == tuple(sorted(GLYPHS))
-        assert labels.shape == (count, 16)
-        for row, own in zip(labels, boxes):
-            assert sorted(np.flatnonzero(row)) == sorted(own["labels"])
-            assert (row[own["labels"]] == np.where(own["difficult"], -1, 1)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------ ImageNet

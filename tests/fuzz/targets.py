@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
-import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,29 +16,11 @@ import torch
 from PIL import Image
 
 from common.commands.main import main
-from common.data.datasets.audioset import AudioSet, write_audioset
-from common.data.datasets.avsd import AVSD
 from common.data.datasets.base import MediaDataset, write_lines
-from common.data.datasets.coco import COCO
-from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_cn import COCOCN
-from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.conceptual_captions import ConceptualCaptions
-from common.data.datasets.dcase import DCASE2014, write_dcase
-from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.folder import FolderOfClips, FolderOfImages
-from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
-from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.kinetics import Kinetics400, write_kinetics
-from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
-from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.stair_captions import STAIRCaptions
-from common.data.datasets.tvc import TVC
-from common.data.datasets.tvqa import TVQA
-from common.data.datasets.ucf101 import UCF101, write_ucf101
-from common.data.datasets.voc import PascalVOC
-from common.data.datasets.wikipedia import WikipediaText as Wikipedia
-from common.data.fetch import OpenData, OpenFile, fetch
+from common.data.datasets.wikipedia import WikipediaText
 from common.data.listing import DatasetMissing
 from common.data.media import MediaFile, read_image
 from common.data.regions import RegionFeatures, write_regions
@@ -50,13 +29,13 @@ from common.data.text_features import FeatureStore, SentencePool
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
 from common.reporting import records, tables
 from common.reporting.curves import read_curves
-from common.reporting.papers import paper_named, project_root
-from common.reporting.results import find_promoted, place_of, write_results
+from common.reporting.papers import project_root
+from common.reporting.results import find_promoted
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
-from tests.data import image_layouts, region_layouts, text_layouts
-from tests.data.image_layouts import write_ln_coco
+from tests.data import image_layouts, region_layouts
 from tests.data.media_factory import tone, write_video, write_wav
+from tests.data.writers import WRITERS
 from tests.trained import checkpoint
 
 
@@ -179,20 +158,6 @@ def _compare(folder: Path) -> int:
     return 0  # it leaves out what it cannot read, and its status says something else
 
 
-def _write_archive(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
-        archive.writestr("a/list.txt", "a\nb\n")
-
-
-def _fetch(folder: Path) -> None:
-    own = folder.parent / "fetched"  # what is wrong is moved aside
-    shutil.rmtree(own, ignore_errors=True)
-    shutil.copytree(folder, own, symlinks=True) if not any(p.is_fifo() for p in folder.iterdir()) else own.mkdir()
-    address = (folder.parent / "archive.zip").as_uri()  # nothing is got over a network
-    file = OpenFile(address, "archive.zip", unpack="set")
-    fetch(OpenData("set", "A set", "CC0", "https://example.org", "1 kB", (file,)), own)
-
-
 def _write_words(folder: Path) -> None:
     captions = ["a red circle", "a blue square", "two dogs on a green field", "nobody is there"]
     for kind in (WordPieceTokenizer, SentencePieceTokenizer, XLMRTokenizer):
@@ -255,36 +220,6 @@ def _embed(folder: Path) -> int:
     return main(["embed", "mct", "--captions", captions, "--checkpoint", str(folder / "export"), "--output", output])
 
 
-def _write_promoted(folder: Path) -> None:
-    """A run, and a project of one paper that holds an older record of it."""
-    root = folder / "project" / "papers" / "avid_cma"
-    root.mkdir(parents=True)
-    (root / "tables.yaml").write_bytes((project_root() / "papers" / "avid_cma" / "tables.yaml").read_bytes())
-    _write_runs(folder)
-    (path,) = (folder / "runs").rglob("record.json")
-    document = json.loads(path.read_text(encoding="utf-8"))
-    older = records.Record(**{**document, "started": "2020-01-01T00:00:00Z"})
-    os.environ["ASSEMBLE_ROOT"] = str(folder / "project")
-    curves = {place_of(older): {"train/loss": [(0.0, 4.0)]}}
-    write_results(paper_named("avid_cma"), [older], curves)
-    del os.environ["ASSEMBLE_ROOT"]
-
-
-def _promote(folder: Path) -> int:
-    own = folder.parent / "project"
-    shutil.rmtree(own, ignore_errors=True)
-    shutil.copytree(folder / "project", own, symlinks=True, copy_function=_copy_anything)
-    os.environ["ASSEMBLE_ROOT"] = str(own)  # of the process of this case alone
-    return main(["promote", "avid", "--runs", str(folder / "runs")])
-
-
-def _copy_anything(source: str, target: str) -> None:
-    if Path(source).is_fifo():
-        os.mkfifo(target)
-    else:
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
 def _write_own_clips(root: Path) -> None:
     for name in ("dog/1.mp4", "dog/1.wav", "cat/2.mp4"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -306,28 +241,10 @@ def _write_own_images(root: Path) -> None:
 TARGETS: dict[str, Target] = {
     "own clips": _dataset(_write_own_clips, FolderOfClips),
     "own images": _dataset(_write_own_images, FolderOfImages),
-    "AudioSet": _dataset(write_audioset, AudioSet),
-    "Kinetics": _dataset(lambda root: write_kinetics(root, flat=True), Kinetics400),
-    "UCF101": _dataset(write_ucf101, UCF101),
-    "HMDB51": _dataset(write_hmdb51, HMDB51),
-    "ESC50": _dataset(write_esc50, ESC50),
-    "DCASE": _dataset(write_dcase, DCASE2014),
-    "COCO": _dataset(image_layouts.write_coco, COCO),
-    "Karpathy": _dataset(image_layouts.write_karpathy, COCOKarpathy),
-    "VOC": _dataset(image_layouts.write_voc, PascalVOC),
-    "ImageNet": _dataset(image_layouts.write_imagenet, ImageNet),
-    "CC": _dataset(image_layouts.write_conceptual_captions, ConceptualCaptions),
-    "Multi30K": _dataset(image_layouts.write_multi30k, Multi30K),
+    **{kind.__name__: _dataset(write, kind) for kind, write in WRITERS.items()},
     "STAIR": _dataset(image_layouts.write_stair, STAIRCaptions),
     "COCO-CN": _dataset(image_layouts.write_coco_cn, COCOCN),
-    "Wikipedia": _dataset(image_layouts.write_wikipedia, Wikipedia),
-    "COCO 2014": _dataset(lambda root: image_layouts.write_coco(root, year="2014"), COCO2014),
-    "Localized Narratives": _dataset(write_ln_coco, LocalizedNarrativesCOCO),
-    "TVQA": _dataset(text_layouts.write_tvqa, TVQA),
-    "TVC": _dataset(
-        lambda root: (text_layouts.write_tvc(root), text_layouts.write_tvqa(root)), lambda root: TVC(root, root)
-    ),
-    "AVSD": _dataset(text_layouts.write_avsd, AVSD),
+    "Wikipedia": _dataset(image_layouts.write_wikipedia, WikipediaText),
     "media": Target(_write_media, _read_media),
     "pictures": Target(_write_pictures, _read_pictures),
     "regions": Target(_write_regions, _read_regions),
@@ -340,8 +257,6 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(_write_checkpoint, _read_checkpoint),
     "assemble report": Target(_write_runs, _report),
     "assemble compare": Target(_write_runs, _compare),
-    "assemble data --fetch": Target(_write_archive, _fetch),
     "assemble fit --config": Target(_write_config, _print_config),
     "assemble embed": Target(_write_export, _embed),
-    "assemble promote": Target(_write_promoted, _promote),
 }

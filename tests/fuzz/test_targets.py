@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import __main__ as fuzz
 from tests.fuzz.__main__ import judge
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import TARGETS
 
 
 # One trains a stage first.
@@ -23,27 +20,3 @@ def test_good_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     path = next(path for path in sorted(folder.rglob("*")) if path.is_file())
     came, text = judge(TARGETS[name], folder, path)
     assert came == "read", text
-
-
-def test_what_is_no_good_end_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "files" / "list.txt"
-    path.parent.mkdir()
-    path.write_text("a")
-
-    def ended(read: object) -> str:
-        return judge(Target(lambda _: None, read), path.parent, path)[0]  # type: ignore[arg-type]
-
-    def refused(folder: Path) -> None:
-        raise ValueError(f"{path}: no list")
-
-    def unnamed(folder: Path) -> None:
-        raise ValueError("damaged")
-
-    def bug(folder: Path) -> None:
-        raise KeyError("a")
-
-    assert ended(refused) == "told"
-    assert [ended(read) for read in (unnamed, bug, lambda _: path.write_text("b"))] == ["FOUND"] * 3
-    assert ended(lambda _: os._exit(3)) == "FOUND"
-    monkeypatch.setattr(fuzz, "PATIENCE", 1.0)
-    assert ended(lambda _: time.sleep(60)) == "FOUND"
