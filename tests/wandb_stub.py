@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import re
 import threading
@@ -14,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import wandb
-import yaml
 from wandb.sdk.lib import wbauth
 
 KEY = "1" * 40
@@ -83,13 +81,9 @@ class WandbStub:
         self.address = ""
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: list[StoredArtifact] = []
-        self.operations: list[str] = []
         self.unknown: list[str] = []
-        self.requests: list[str] = []
         self.views: dict[str, dict[str, Any]] = {}
         self.refusing = 200
-        self.sweep = ""
-        self.trials: list[dict[str, Any]] = []
         self.lock = threading.RLock()
 
     def run(self, run_id: str) -> StoredRun:
@@ -104,7 +98,6 @@ class WandbStub:
         """The data of a GraphQL operation."""
         found = re.search(r"\b(query|mutation)\s+(\w+)", query)
         name = found.group(2) if found else "anonymous"
-        self.operations.append(name)
         handler = getattr(self, f"on_{name}", None)
         if handler is None:
             self.unknown.append(f"{name} {query[:2000]} {variables}")
@@ -255,35 +248,6 @@ class WandbStub:
 
     on_UpsertView2 = on_upsertView
 
-    def on_UpsertSweep(self, variables: dict[str, Any]) -> dict[str, Any]:
-        self.sweep = variables["config"]
-        fields = {name: spec["values"] for name, spec in yaml.safe_load(self.sweep)["parameters"].items()}
-        self.trials = [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
-        project = {"id": "p1", "name": variables["projectName"], "entity": {"id": "1", "name": ENTITY}}
-        return {"upsertSweep": {"sweep": {"name": "grid", "project": project}, "configValidationWarnings": []}}
-
-    def on_SweepWithRuns(self, variables: dict[str, Any]) -> dict[str, Any]:
-        sweep = {"id": "s1", "name": "grid", "method": "grid", "state": "RUNNING", "config": self.sweep}
-        return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
-
-    def on_GetSweepState(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"project": {"sweep": {"state": "RUNNING"}}}
-
-    def on_CreateAgent(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"createAgent": {"agent": {"id": "a1"}}}
-
-    def on_Heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Gives an agent that runs nothing the next trial, and ends it after the last."""
-        commands: list[dict[str, Any]] = []
-        if not json.loads(variables["runState"]):
-            if self.trials:
-                arguments = {name: {"value": value} for name, value in self.trials.pop(0).items()}
-                run_id = f"trial{len(self.trials)}"
-                commands = [{"type": "run", "run_id": run_id, "program": "assemble", "args": arguments}]
-            else:
-                commands = [{"type": "exit"}]
-        return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}
-
     def stream(self, run_id: str, sent: dict[str, Any]) -> None:
         """Take what a run streams: lines of files from an offset on, and its end."""
         run = self.run(run_id)
@@ -327,7 +291,6 @@ class _Handler(BaseHTTPRequestHandler):
         return content
 
     def do_GET(self) -> None:
-        self.stub.requests.append(self.path)
         self._reply({})
 
     def do_PUT(self) -> None:

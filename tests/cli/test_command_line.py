@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from common.commands.main import main
-from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
 from common.stages.configuration import resolve
 from common.stages.request import Selection, find_request
@@ -99,26 +98,6 @@ def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture
     assert "2 stages, 2 done, 0 to run" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("error", "hint"),
-    [
-        (DatasetMissing("nothing at data/coco"), False),
-        (FileNotFoundError(2, "No such file or directory", "weights"), True),
-        (ValueError("not enough values to unpack"), True),
-    ],
-)
-def test_the_place_of_an_error_is_offered_where_no_message_explains_it(
-    error: Exception, hint: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: Any) -> int:
-        raise error
-
-    monkeypatch.delenv("ASSEMBLE_TRACEBACK", raising=False)
-    monkeypatch.setattr("common.reporting.records.hardware", fail)
-    assert main(["doctor"]) == 1
-    assert capsys.readouterr().err == f"assemble: {error}\n" + "(ASSEMBLE_TRACEBACK=1 shows where)\n" * hint
-
-
 def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,14 +141,6 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "within_negatives: 8   # configs/avid_cma/smoke.yaml [cma]\n" in output
     assert "batch_norm_group: null   # configs/avid_cma/smoke.yaml\n" in output
     assert yaml.safe_load(output)["model"]["class_path"] == "papers.avid_cma.module.AVIDModule"
-
-
-def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    where = ["--scale", "smoke", "--runs", str(tmp_path)]
-    assert main(["fit", "avid/avid", *where, "--model.loss.temperature", "0.1"]) == 0
-    (folder,) = (path for path in (tmp_path / "avid_cma" / "smoke" / "seed0").iterdir() if path.is_dir())
-    assert folder.name.startswith("avid+")
-    assert "temperature: 0.1" in (folder / "config.yaml").read_text(encoding="utf-8")
 
 
 def test_a_file_of_overrides_wins_over_the_tables_parent_and_names_the_run(tmp_path: Path) -> None:

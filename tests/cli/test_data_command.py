@@ -40,15 +40,6 @@ def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
     assert not any(status.present for own in named.values() for status in own.values())
 
 
-def test_the_command_lists_sets_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["data", "m3p", "--data", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    for word in ("Multi30K", "STAIR Captions", "Weights and other files", "XLM-R base", "Dictionaries from English"):
-        assert word in printed
-    assert "Lacks: en-de.txt, en-fr.txt, en-cs.txt, en-ja.txt, en-zh.txt" in printed
-    assert f"hf download FacebookAI/xlm-roberta-base --local-dir {tmp_path}/weights/xlm-roberta-base" in printed
-
-
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for package in ("h5py", "wandb_workspaces"):
         monkeypatch.setitem(sys.modules, package, None)

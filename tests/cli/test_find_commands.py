@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from common.commands.main import main
-from common.errors import nearest
-from common.reporting.papers import existing_papers
 from common.reporting.tables import expand, load
 from common.stages.configuration import recipes_of
 from common.stages.modes import _missing_weights
@@ -19,11 +17,6 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -
     assert main(list(arguments)) == status
     captured = capsys.readouterr()
     return captured.err if status else captured.out
-
-
-def test_list_names_every_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = said(capsys, "list").splitlines()
-    assert [line.split()[0] for line in lines[1 : 1 + len(existing_papers())]] == [p.short for p in existing_papers()]
 
 
 def test_list_names_every_table_stage_and_recipe_of_a_paper(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -54,9 +47,7 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
         (["fitt", "avid"], "there is no command 'fitt': did you mean 'fit'?"),
         (["fit", "avid"], "`assemble list avid` shows them"),
         (["fit", "avid/ucf_1"], "'ucf_1' measures a model: say which, as in avid/ucf_1@avid"),
-        (["fit", "avid/avidd"], "did you mean 'avid'?"),
         (["fit", "avid/avid", "--temperature", "0.1"], "did you mean --model.loss.temperature?"),
-        (["plan", "avid", "--rows", "AVIDD"], "unknown row 'AVIDD': did you mean 'AVID'?"),
         (["tables", "avvid"], "assemble: unknown paper 'avvid'"),
         (["reproduce", "avid", "mct"], "unrecognized arguments: mct (it takes one paper"),
     ],
@@ -80,18 +71,3 @@ def test_a_bare_recipe_that_measures_a_model_warns_of_random_weights(
     )
     # A row that says so by its name needs no warning.
     assert _missing_weights(find_request("avid/esc@untrained", Selection(scale="mini", runs=tmp_path))) == ""
-
-
-def test_titles_name_papers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["plan", "AVID-CMA", "--seeds", "0", "2", "5", "--stages", "avid", "--runs", str(tmp_path)]
-    lines = said(capsys, *arguments).splitlines()
-    assert lines[0].split() == ["draw", "stage", "recipe", "time", "why"]
-    assert [line.split()[:4] for line in lines[1:4]] == [["run", "seed", seed, "avid"] for seed in "025"]
-    assert "min" in lines[1]
-
-
-def test_of_many_names_the_nearest_are_shown() -> None:
-    names = [f"stage_{number}" for number in range(100)]
-    assert nearest("stage_42x", names).startswith("did you mean 'stage_42'? the nearest of 100 are: stage_42, ")
-    assert nearest("stage_42x", names).count(",") == 4
-    assert nearest("b", ["a", "c"]) == "valid: a, c"

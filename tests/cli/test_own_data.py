@@ -73,17 +73,6 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert records["imagenet_linear"].metrics["test/images"] == 6
 
 
-def test_another_folder_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from common.stages.request import Selection, find_request
-
-    arguments = ["--data.dataset", "folder"]
-    stages = [
-        find_request("avid/avid", Selection(scale="smoke", runs=tmp_path, data=tmp_path / name), arguments).stage
-        for name in ("a", "b", "a")
-    ]
-    assert stages[0] == stages[2] != stages[1]
-
-
 def test_another_root_is_another_run_wherever_it_is_written(tmp_path: Path) -> None:
     from common.stages.request import Selection, find_request
 

@@ -77,22 +77,6 @@ def test_generate_writes_png_files(stages: Stages, tmp_path: Path, capsys: pytes
     assert lines[-1] == f"written to {tmp_path / 'grid.png'}"
 
 
-@pytest.mark.parametrize(
-    ("caption", "stage", "message"),
-    [
-        ("zebra", "xmc_gan", "the model does not know zebra"),
-        (CAPTION, "mini_image_network", "makes no images"),
-        (CAPTION, "absent", "does not exist: give checkpoints/last.ckpt"),
-    ],
-)
-def test_generate_says_what_is_wrong(
-    stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str], caption: str, stage: str, message: str
-) -> None:
-    assert generate(stages, tmp_path / "out", caption, stage=stage) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_stage_is_measured_again_with_what_measured_it(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "xmc_gan/baseline", "--scale", "smoke", "--runs", str(stages.runs)]) == 0
     output = capsys.readouterr().out

@@ -83,17 +83,3 @@ def test_files_may_come_after_a_flag() -> None:
 def test_errors_name_the_flag_and_the_nearest_value(given: list[str], words: str) -> None:
     with pytest.raises(StageError, match=words):
         call(command, "command", given)
-
-
-def test_an_unknown_flag_names_the_nearest() -> None:
-    with pytest.raises(StageError, match="did you mean '--check'"):
-        call(other, "other", ["--need", "n", "--chekc"])
-
-
-def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        call(command, "command", ["--help"])
-    told = capsys.readouterr().out
-    assert "Do something." in told
-    assert "More about it." in told
-    assert "rows; default: 4" in told

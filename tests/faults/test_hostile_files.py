@@ -18,8 +18,8 @@ from common.data.media import MediaFile, read_image
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeaturesError, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
-from common.errors import ReportingError, StageError, printable
-from common.reporting import papers, records
+from common.errors import StageError, printable
+from common.reporting import records
 from common.stages.configuration import load_yaml
 from common.training.callbacks import WholeCheckpoints
 
@@ -72,21 +72,6 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "store.h5")
     with pytest.raises(FeaturesError, match="is no regular file"):
         FeatureStore(tmp_path / "store.h5")
-
-
-@pytest.mark.parametrize("damage", ["utf-16", "pipe"])
-def test_the_tables_of_a_paper_that_are_no_text_are_named(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
-    path = tmp_path / "papers" / "mct" / "tables.yaml"
-    path.parent.mkdir(parents=True)
-    if damage == "pipe":
-        os.mkfifo(path)
-    else:
-        path.write_text("paper: {short: mct}\n", encoding="utf-16")
-    with pytest.raises((OSError, ReportingError), match=r"tables\.yaml"):
-        papers.existing_papers()
 
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from common.data.item_dataset import TooManyBrokenFiles
 from common.errors import Preempted, StageError
 from common.stages import reproduce as schedule
 from common.stages import run as running
@@ -140,21 +139,6 @@ def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: 
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2", "in_sup"))
     with pytest.raises(StageError, match=r"killed, .* memory runs out\. .*`--jobs 1`"):
         schedule.reproduce("mct", wanted, jobs=2)
-
-
-@pytest.mark.parametrize(("error", "shown"), [(TooManyBrokenFiles("2 of 3 files"), False), (KeyError("a bug"), True)])
-def test_only_what_no_message_explains_is_shown_with_its_place(
-    error: Exception, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(item: object) -> None:
-        raise error
-
-    monkeypatch.setattr(schedule, "_run", fail)
-    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
-    assert schedule.reproduce("mct", wanted) == {(0, "moco_v2"): str(error)}
-    told = capsys.readouterr()
-    assert f"FAILED moco_v2 seed 0: {error}" in told.out
-    assert ("Traceback" in told.err) == shown
 
 
 def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:

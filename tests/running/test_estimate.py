@@ -186,8 +186,3 @@ def test_the_plan_shows_an_estimate_of_every_configuration_once(
     assert "41.1 GB" in first
     assert len(calls) == 1
     assert main([*command, "--utilization", "3"]) == 2
-
-
-def test_a_stage_that_cannot_be_estimated_says_why() -> None:
-    with pytest.raises(StageError, match="trains nothing"):
-        estimate(resolve("avid_cma", "esc50_svm", scale="smoke"))

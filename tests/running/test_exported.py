@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import re
@@ -17,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import StageError
@@ -114,14 +112,10 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
     assert (folder / "model.safetensors").stat().st_size < checkpoint(paper).stat().st_size
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"{NAMES[paper]}.from_export(" in card
-    assert "It is a smoke test" in card
     assert f"`{record.config_hash}`" in card
-    assert record.started in card
     assert all(name in card for name in record.metrics)
     assert all(one["field"] in card and one["reason"] in card for one in record.deviations)
-    assert bool(record.ours) == (paper != "avid_cma")
     assert all(f"`{one['field']}`: {one['value']}" in card for one in record.ours)
-    assert "CVPR 2021" in card
     assert ("Twemoji (CC-BY-4.0)" in card) == (paper == "m3p")
     assert not list(folder.parent.glob(".*"))
 
@@ -170,18 +164,6 @@ def test_files_of_two_exports_and_other_models_are_told_apart(damaged: Path, exp
     refused(exports("mct"), "is a model of mct and not of avid")
     shutil.copyfile(exports("mct") / "config.json", damaged / "config.json")
     refused(damaged, "model.safetensors", "mct")
-
-
-def test_weights_that_do_not_fit_are_named(damaged: Path) -> None:
-    path = damaged / "model.safetensors"
-    with safe_open(path, framework="pt") as opened:
-        metadata = opened.metadata()
-    weights = load_file(path)
-    weights["audio_proj.extra"] = weights.pop("audio_proj.projection.0.bias")
-    save_file(weights, path, metadata=metadata)
-    entry = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    changed(damaged, lambda config: config["files"].update({"model.safetensors": entry}))
-    refused(damaged, r"does not fit its configuration: 1 missing: audio_proj.projection.0.bias; 1 unexpected")
 
 
 SYSTEM = "common.files.os.system"
@@ -239,12 +221,8 @@ def test_an_export_from_a_stranger_runs_nothing(
 @pytest.mark.parametrize(
     ("paper", "field", "value", "told"),
     [
-        ("avid_cma", "files", ..., "config.json: KeyError: 'files'"),
-        ("avid_cma", "files/model.safetensors", {"bytes": 1}, "files.model.safetensors does not fit"),
         ("avid_cma", "model", {}, "model does not fit AVID: .*video_model"),
-        ("avid_cma", "inputs", {}, "inputs.video is missing"),
         ("avid_cma", "files", {"../outside": {"bytes": 1, "sha256": ""}}, r"\.\./outside: lies outside of the export"),
-        ("xmc_gan", "files/vocab.txt", ..., "files has no vocab.txt"),
         ("mct", "inputs.image.crop", 5000, "inputs.image does not fit ImageTransform: resize"),
         ("vx2text", "files/tokenizer.json", ..., "files has no tokenizer.json"),
     ],
@@ -285,14 +263,6 @@ def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path)
     (other / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(StageError, match=r"config\.json: "):
         write_export(model, source, other, force=True)
-
-
-def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
-    run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
-    (run / "record.json").unlink()
-    with pytest.raises(StageError, match="has no record yet"):
-        write_export(trained_model("avid_cma"), run / "checkpoints" / "last.ckpt", tmp_path / "export")
-    assert not (tmp_path / "export").exists()
 
 
 def test_the_record_of_another_step_is_not_given_to_a_kept_checkpoint(tmp_path: Path) -> None:

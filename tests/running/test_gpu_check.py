@@ -34,15 +34,6 @@ def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.Captur
     assert "gpu_check_moco_v2" in capsys.readouterr().out
 
 
-def test_a_machine_without_a_gpu_is_told_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["gpu-check", "avid"]) == 1
-    assert "finds no GPU" in capsys.readouterr().out
-    assert main(["gpu-check", "--recipe", "avid"]) == 2
-
-
 def test_samples_are_read(tmp_path: Path) -> None:
     told = measure_loading(resolve("avid_cma", "avid", scale="smoke"), tmp_path, seconds=0.1)
     assert re.match(r"\d.* samples a second on a core, .* MB read for each", told)

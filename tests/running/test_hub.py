@@ -111,25 +111,6 @@ def test_what_cannot_be_fetched_is_told(server: HubStub, export: Path) -> None:
 # -- the card ----------------------------------------------------------------------------------------------------------
 
 
-def front_matter(card: str) -> dict[str, Any]:
-    start, text, _ = card.split("---\n", 2)
-    assert start == ""
-    return dict(yaml.safe_load(text))
-
-
-def test_the_card_says_to_the_hub_what_the_record_says(export: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    text = (export / "README.md").read_text(encoding="utf-8")
-    found = front_matter(text)
-    assert found["license"] == "apache-2.0"  # made of generated clips
-    assert found["library_name"] == "representation-assemble"
-    assert {"avid-cma", "video", "audio", "safetensors", "smoke"} <= set(found["tags"])
-    assert "model-index" not in found  # a smoke test has learned nothing
-    assert "datasets" not in found
-    assert ModelCard(text).data.pipeline_tag == "feature-extraction"
-
-
 def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -> None:
     from dataclasses import replace
 
@@ -161,12 +142,3 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
     assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
         "paper": set(), "single": {"single"}, "mini": {"mini"}, "smoke": {"smoke"},
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("paper", "task"),
-    [("mct", "feature-extraction"), ("xmc_gan", "text-to-image"), ("vx2text", "video-text-to-text")],
-)
-def test_tasks_of_the_papers(paper: str, task: str, export: Path) -> None:
-    record = Record.from_json((export / "record.json").read_text(encoding="utf-8"))
-    assert metadata(record, "folder", trained_model(paper)).pipeline_tag == task

@@ -10,20 +10,10 @@ from typing import Any
 
 import pytest
 
-from common.errors import StageError
 from common.reporting.papers import project_root
 from common.stages.cli import StageCLI
-from common.stages.paper_modules import optional_part, part
 from common.stages.run import run_stage
 from tests.stages import request
-
-
-def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
-    assert part("mct", "loss", "learns nothing").__name__ == "papers.mct.loss"
-    assert optional_part("mct", "prepare") is None
-    with pytest.raises(StageError, match=r"mct cannot fly: it has no wings.py"):
-        part("mct", "wings", "cannot fly")
-
 
 CODE = """
 import sys

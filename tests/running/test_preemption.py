@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import Preempted, StageError
+from common.errors import Preempted
 from common.stages import loggers
 from common.stages import preempt as preemption
 from common.stages import run as running
@@ -241,15 +241,6 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
         time.sleep(0.05)
 
 
-def test_a_process_that_is_gone_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: object) -> None:
-        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error: reset by peer.")
-
-    monkeypatch.setattr(running, "_run_claimed", lost)
-    with pytest.raises(StageError, match=r"avid: another of its processes is gone.*goes on from the last checkpoint"):
-        run_stage(request("avid/avid", tmp_path))
-
-
 def test_a_rank_beside_the_main_one_leaves_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its launcher would end rank 0 before it has saved, or asked for the job to be queued again."""
 
@@ -278,9 +269,3 @@ def test_a_job_is_queued_again_once_and_before_its_run_is_closed(
         with pytest.raises(Preempted):
             run_stage(request("avid/avid_joint", tmp_path, layer=_layer(1)))
     assert order == ["requeue", "finish"]
-
-
-def test_a_job_that_cannot_be_queued_again_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**SLURM, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "PATH": str(tmp_path)}.items():
-        monkeypatch.setenv(name, value)
-    assert "job 12_3 could not be queued again" in preemption.requeue()

@@ -15,7 +15,6 @@ import torch
 from common.commands.run import print_filled
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
-from common.stages import reproduce as schedule
 from common.stages.plan import seconds_left
 from common.stages.request import Selection
 from common.training.callbacks import Progress
@@ -81,17 +80,6 @@ def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path:
     assert watch.lines()[0].endswith(" s")
     watch.end("avid seed 0")
     assert watch.lines() == []
-
-
-def test_a_stage_without_a_bar_is_watched_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(Watch, "begin", lambda self, name, folder: seen.append(f"{name} in {folder.name}"))
-    monkeypatch.setattr(Watch, "end", lambda self, name: seen.append(f"{name} ended"))
-    monkeypatch.setattr(schedule, "_run", lambda item: seen.append("ran") or SimpleNamespace(wall_seconds=1.0))
-    monkeypatch.setattr(schedule, "headline", lambda record: "done")
-    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
-    assert schedule.reproduce("mct", wanted) == {}
-    assert seen == ["moco_v2 seed 0 in moco_v2", "ran", "moco_v2 seed 0 ended"]
 
 
 @pytest.mark.usefixtures("project")

@@ -56,14 +56,6 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
         assert not [note for note in status.notes if "no region features" in note], status.notes
 
 
-def test_changes_are_the_deviations_of_a_rehearsal() -> None:
-    run = resolve("avid_cma", "cma", scale="paper", rehearsal=True)
-    reasons = {entry["field"]: entry["reason"] for entry in run.deviations}
-    assert reasons["data.init_args.batch_size"] == "rehearsal: 1024 -> 2"
-    assert reasons["trainer.limit_train_batches"] == "rehearsal: not set -> 2"
-    assert not [field for field in reasons if "negatives" in field]
-
-
 def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,9 +115,3 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
 class _Record:
     metrics: dict[str, float]
     steps: int
-
-
-def test_tables_read_metrics_of_every_kind_of_stage() -> None:
-    keys = rehearse.published_keys(rehearse.load("mct"), "paper")
-    assert "test/top1" in keys["imagenet_linear@mct"]
-    assert keys["detection@mct"]

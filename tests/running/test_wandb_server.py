@@ -19,7 +19,7 @@ from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
 from common.stages.configuration import check_ranges
-from common.stages.loggers import StageWandbLogger, own_id, run_name, wandb_logger, wandb_mode
+from common.stages.loggers import StageWandbLogger, own_id, wandb_logger, wandb_mode
 from common.stages.request import Selection, find_request
 from common.stages.run import run_stage
 from tests.stages import request
@@ -181,22 +181,6 @@ def test_a_resumed_run_goes_on_over_one_axis(keyed: WandbStub, tmp_path: Path) -
     assert [row["_step"] for row in run.history] == sorted({row["_step"] for row in run.history})
 
 
-@pytest.mark.parametrize(("asked", "whole"), [("0", False), ("1", False)])
-def test_console_and_machine_are_logged_at_paper_scale_or_when_asked_for(
-    asked: str, whole: bool, keyed: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ASSEMBLE_WANDB_SYSTEM", asked)
-    logger = begin(tmp_path, whole=whole)
-    settings = logger.experiment.settings
-    logger.log_metrics({"train/loss": 1.0}, step=0)
-    logger.experiment.finish()
-    expected = whole or asked == "1"
-    assert (settings.console != "off") == expected
-    assert settings.x_disable_stats != expected
-    assert ("wandb-metadata.json" in keyed.runs["one"].uploads) == expected
-    assert settings.disable_code
-
-
 def test_an_offline_run_is_synced_with_its_lineage(
     stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,12 +282,6 @@ def test_a_client_that_was_killed_is_started_again(tmp_path: Path, monkeypatch: 
     second.log_metrics({"train/loss": 1.0}, step=0)
     second.finish(0)
     assert list((tmp_path / "second").glob("wandb/offline-run-*/*.wandb"))
-
-
-def test_a_run_with_overrides_is_named_by_them() -> None:
-    assert run_name("avid", "mini", "s0", ()) == "avid-mini-s0"
-    changed = ("--model.loss.temperature", "0.1", "--trainer.max_epochs=3", "--data.crops", "a", "b")
-    assert run_name("avid+3f9a1c", "mini", "s1", changed) == "avid-mini-s1 temperature=0.1 max_epochs=3 crops=a b"
 
 
 def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
