@@ -58,14 +58,6 @@ def test_a_line_for_every_measured_row(drawn: Path, make_record: MakeRecord) -> 
     assert "against steps & more" in charts.caption(filled.result)
 
 
-def test_nothing_to_draw(drawn: Path, project: Path) -> None:
-    for text in (None, TABLES):
-        if text:
-            (project / "papers" / "mct" / "tables.yaml").write_text(text)
-        (filled,) = render.fill(load("mct"), "mini", [])
-        assert charts.curve(filled.result) == charts.dots(filled.result) == charts.caption(filled.result) == ""
-
-
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_dots_show_means_intervals_draws_and_yours(project: Path, make_record: MakeRecord, scale: str) -> None:
     (project / "papers" / "mct" / "tables.yaml").write_text(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ReportingError
 from common.reporting.live import LiveReport
 from common.reporting.report import page
 from tests.chromium import needed, opened, until
@@ -83,12 +82,6 @@ def test_a_failure_to_render_is_told_and_ends_nothing(project: Path, run: Path) 
         broken = False
         assert get(server)[::2] == (200, "fine")
         server.shutdown()
-
-
-def test_a_port_that_is_taken_is_named(server: LiveReport, project: Path) -> None:
-    for port in (server.server_address[1], 70_000):
-        with pytest.raises(ReportingError, match=f"--port {port}"):
-            LiveReport(str, project / "runs", port)
 
 
 @needed

@@ -88,12 +88,6 @@ def test_what_has_no_published_value_is_never_taken_for_one(project: Path, make_
     assert "| New | 81.5 / – | – / 30.0 |" in drawn()
 
 
-def test_nothing_measured(project: Path) -> None:
-    filled = render.fill_best(load("mct"), [])
-    assert render.tables_markdown(filled) == "Not measured yet: Transfer."
-    assert not render.claims_markdown(filled)
-
-
 def test_markers_are_idempotent(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("a\n<!-- begin:x -->old<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n")

@@ -126,35 +126,6 @@ def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
     assert "99.0</button>" in alone
 
 
-def test_what_does_not_fit_is_named(project: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media, "MAX_FILE_BYTES", 100)
-    for seed in (0, 1):
-        for stage in ("esc@base", "esc@better"):
-            folder = saved(stage, seed, media=["media/a.png", "media/large.png"])
-            (folder / "media").mkdir()
-            (folder / "media" / "a.png").write_bytes(PIXEL)
-            (folder / "media" / "large.png").write_bytes(PIXEL * 2)
-    monkeypatch.setattr(media, "MAX_PAGE_BYTES", 2 * len(PIXEL) + 5)
-    text = written(project)
-    assert text.count("<img") == 2
-    # The first seed of every stage comes before a second seed of any.
-    assert re.findall(r'alt="a of (\S+), mini scale, seed (\d)"', text) == [("esc@base", "0"), ("esc@better", "0")]
-    assert text.count("large.png (0.0 MiB, more than 0)") == 4
-    assert text.count("a.png (the page is full)") == 2
-
-
-def test_rows_of_pictures_stand_side_by_side(project: Path, saved: Saved) -> None:
-    for stage in ("esc@better", "esc@base", "ucf_1@base"):
-        folder = saved(stage, media=["media/words.row.png", "media/words.row.json"])
-        (folder / "media").mkdir()
-        (folder / "media" / "words.row.png").write_bytes(PIXEL)
-        (folder / "media" / "words.row.json").write_text('["a cat", "a dog"]' if "esc" in stage else '["a cow"]')
-    text = written(project)
-    assert text.count("Words: stages side by side") == 2
-    assert text.index("<tr><td>esc@base</td>") < text.index("<tr><td>esc@better</td>")
-    assert text.count("<li>a cat</li>") == 1
-
-
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -257,15 +228,3 @@ def test_yours_stand_beside_what_is_recorded(project: Path, saved: Saved) -> Non
     assert re.search(r'class="yours"><button[^>]*>40.0</button>', text)
     assert "+10 (n=1)" in text
     assert "-10 (n=1)" in text
-
-
-def test_a_running_stage_is_shown(project: Path, saved: Saved) -> None:
-    saved("esc@base", 0)
-    folder = project / "runs" / "mct" / "mini" / "seed3" / "base"
-    folder.mkdir(parents=True)
-    (folder / "identity.json").write_text("{}")
-    (folder / "progress.json").write_text('{"step": 3, "share": 0.5, "loss": 1.0, "left": 60.0}')
-    (folder / "metrics.csv").write_text("step,name,value\n0,train/loss,3\n5,train/loss,1\n")
-    text = written(project)
-    assert "<b>mct/mini/seed3/base</b> is running: 50 %, 60 s left" in text
-    assert ">train/loss</text>" in text

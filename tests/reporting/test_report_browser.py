@@ -162,21 +162,6 @@ def test_a_clip_plays_and_a_picture_is_enlarged(tab: Any) -> None:
     assert dialog.get_attribute("open") is None
 
 
-def test_colors_follow_the_reader(tab: Any) -> None:
-    def brightness(what: str) -> float:
-        color = tab.execute_script(
-            f"return getComputedStyle(document.body).{what}.match(/\\d+/g).slice(0, 3).map(Number)"
-        )
-        return float(sum(color)) / 3
-
-    assert brightness("backgroundColor") > 200 > 100 > brightness("color")
-    scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    tab.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-    assert brightness("backgroundColor") < 60 < 180 < brightness("color")
-    chart = tab.execute_script("return getComputedStyle(document.querySelector('.figure svg text')).fill")
-    assert min(map(int, chart.removeprefix("rgb(").removesuffix(")").split(","))) > 180
-
-
 def test_it_prints_with_everything_unfolded(tab: Any) -> None:
     folded = "return document.querySelectorAll('details:not([open])').length"
     before = tab.execute_script(folded)
@@ -187,13 +172,3 @@ def test_it_prints_with_everything_unfolded(tab: Any) -> None:
     tab.execute_script("dispatchEvent(new Event('afterprint'))")
     tab.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert tab.execute_script(folded) == before > 0
-
-
-def test_the_reader_sees_where_they_are(tab: Any) -> None:
-    def current() -> str:
-        text: str = tab.execute_script("return document.querySelector('nav [aria-current]').textContent")
-        return text
-
-    assert current() == "Overview"
-    tab.execute_script("document.getElementById('m3p').scrollIntoView()")
-    until(lambda: current() == "M3P", "the paper is marked")

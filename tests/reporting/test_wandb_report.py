@@ -19,8 +19,7 @@ from common.reporting.records import short_name
 from common.reporting.render import fill_best, row_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
-from common.reporting.wandb_server import within
-from tests.reporting.conftest import Capsys, MakeRecord, Saved
+from tests.reporting.conftest import Capsys, Saved
 from tests.reporting.test_commands import run
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
@@ -118,11 +117,6 @@ def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables(tmp_pat
                 assert json.dumps(claim.check.text, ensure_ascii=False)[1:-1] in text
 
 
-def test_numbered_files_share_a_key(make_record: MakeRecord) -> None:
-    names = ["media/clip_1.mp4", "media/clip_2.mp4", "media/words.row.png", "media/samples.csv", "media/other.json"]
-    assert wandb_report.media_keys([make_record(media=names)]) == (["clip", "words.row"], ["samples_table"])
-
-
 def test_without_a_key_the_reports_are_files(project: Path, capsys: Capsys) -> None:
     assert run("wandb-report") == 0
     out = capsys.readouterr().out
@@ -137,29 +131,6 @@ def test_without_a_key_the_reports_are_files(project: Path, capsys: Capsys) -> N
     assert not (project / "runs" / "wandb-report.json").exists()  # that is the report of all
 
 
-def test_offline_asks_for_no_server(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "no address")
-    assert run("wandb-report", "mct", "--offline") == 0
-    assert (project / "runs" / "mct" / "wandb-report.json").is_file()
-
-
-def test_a_server_that_does_not_answer_costs_seconds(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")  # nobody listens there any more
-    clock = time.monotonic()
-    assert run("wandb-report", "mct") == 2
-    assert time.monotonic() - clock < 5
-    error = capsys.readouterr().err
-    assert error.startswith("assemble: W&B: 127.0.0.1 does not answer")
-    assert "the reports are written and not sent" in error
-    assert error.count("\n") == 1
-    assert (project / "runs" / "mct" / "wandb-report.json").is_file()
-
-
 def test_a_server_that_is_silent_is_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(wandb_report, "SEND_SECONDS", 0.3)
@@ -171,14 +142,6 @@ def test_a_server_that_is_silent_is_given_up(project: Path, monkeypatch: pytest.
         with pytest.raises(ReportingError, match=r"W&B (did not answer within|refused)"):
             next(wandb_report.send([report], project / "sent.json", "someone"))
         assert time.monotonic() - clock < 10
-
-
-def test_what_the_client_raises_is_one_line() -> None:
-    def refuse() -> str:
-        raise ValueError("project not found")
-
-    with pytest.raises(ReportingError, match="W&B refused: ValueError: project not found"):
-        within(5, refuse)
 
 
 @pytest.fixture
