@@ -349,9 +349,9 @@ def _is_minor(f: Filled) -> bool:
     return few and result.scale in result.table.by_request and not (f.claims or f.checks)
 
 
-def tables_markdown(filled: Sequence[Filled]) -> str:
+def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
     """Tables as Markdown, with notes that several share once; then deviations, and tables that are not shown."""
-    minor = [f.result for f in filled if _is_minor(f)]
+    minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
     measured = [f.result for f in filled if f.result.measured and f.result not in minor]
     parts = []
     if measured:
@@ -421,7 +421,9 @@ def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
     found: dict[Path, str | None] = {}
     for paper in papers:
         filled = fill_best(load(paper.name), find_promoted(paper.name))
-        found[paper.readme] = marked(paper.readme, claims=claims_markdown(filled), tables=tables_markdown(filled))
+        found[paper.readme] = marked(
+            paper.readme, claims=claims_markdown(filled), tables=tables_markdown(filled, minor_tables=False)
+        )
         found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
         for f in filled:
             if charts.caption(f.result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,15 @@ def test_what_has_no_published_value_is_never_taken_for_one(project: Path, make_
     tables.write_text(ours.replace(', esc: {value: 70, mark: "*"}', ""))
     assert "Cells are *published / measured*" in drawn()
     assert "| New | 81.5 / – | – / 30.0 |" in drawn()
+
+
+def test_a_page_names_a_table_by_request_of_one_draw(project: Path, make_record: MakeRecord) -> None:
+    (judged,) = render.fill(load("mct"), "mini", [make_record("ucf_1@base", 0, 49.0)])
+    table = judged.result.table.model_copy(update={"by_request": ("mini",)})
+    filled = [render.Filled(replace(judged.result, table=table), [], [])]
+    assert "### Transfer (mini)" in render.tables_markdown(filled)
+    assert render.tables_markdown(filled, minor_tables=False).endswith("also prints, from one or two draws: Transfer.")
+    assert "### Transfer (mini)" in render.tables_markdown([judged], minor_tables=False)
 
 
 def test_markers_are_idempotent(tmp_path: Path) -> None:
