@@ -17,7 +17,8 @@ class StageCLI(LightningCLI):
     """Builds trainer, model and data of one stage from a config without placeholders; runs nothing."""
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
-        self._trainer_arguments = trainer_arguments or {}
+        self._limits = _whole_limits(config.get("trainer") or {})
+        self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
         switches, without = take_switches(config)
         self.switches = Switches(**switches)  # type: ignore[arg-type]
         super().__init__(
@@ -60,6 +61,7 @@ class StageCLI(LightningCLI):
         on = {name: value for name, value in self.switches._asdict().items() if value}
         model = self.config_dump["model"]
         model["init_args"] = {**(model.get("init_args") or {}), **on}
+        self.config_dump["trainer"].update(self._limits)
         return self.config_dump
 
 
@@ -85,6 +87,15 @@ _WORDS = {
     "Expected a <class 'str'>": "expected a text",
     "typing.Literal": "one of ",
 }
+
+
+def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
+    """Limits in batches: jsonargparse makes floats of them, and 1.0 means a whole epoch."""
+    return {
+        name: value
+        for name, value in trainer.items()
+        if name.startswith("limit_") and isinstance(value, int) and not isinstance(value, bool)
+    }
 
 
 class _Parsed(StageCLI):
