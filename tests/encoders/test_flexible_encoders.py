@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.encoders.audio import AudioConvNet
-from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 
 
@@ -50,42 +47,3 @@ def test_audio_stage_shapes(small: bool, size: tuple[int, int], expected: list[t
     names = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x")
     assert [tuple(stages[name].shape[2:]) for name in names] == expected
     assert stages["pool"].shape == (1, 16, 1, 1)
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    frames=st.integers(1, 9),
-    side=st.integers(8, 33),
-    batch=st.integers(2, 3),
-    width=st.sampled_from([1, 2, 3]),
-    pool=st.booleans(),
-)
-def test_any_video_size_gives_one_vector(frames: int, side: int, batch: int, width: int, pool: bool) -> None:
-    encoder = R2Plus1D(depth=10, width=width, stem_pool=pool).eval()
-    with torch.no_grad():
-        features = encoder(torch.randn(batch, 3, frames, side, side))
-    assert features.shape == (batch, 8 * width)
-    assert torch.isfinite(features).all()
-
-
-@pytest.mark.parametrize("encoder", [R2Plus1D(depth=10, width=4, stem_pool=False), AudioConvNet(width=4, small=True)])
-def test_every_parameter_gets_a_gradient(encoder: torch.nn.Module) -> None:
-    torch.manual_seed(0)
-    clip = torch.randn(4, 3, 8, 24, 24) if isinstance(encoder, R2Plus1D) else torch.randn(4, 1, 32, 33)
-    encoder(clip).square().sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
-
-
-def test_projection_head_layers() -> None:
-    head = ProjectionHead(8, 16, 4, layers=3, batch_norm=True)
-    assert [type(layer).__name__ for layer in head.projection] == [
-        "Linear",
-        "BatchNorm1d",
-        "ReLU",
-        "Linear",
-        "BatchNorm1d",
-        "ReLU",
-        "Linear",
-    ]
-    assert head(torch.randn(3, 8)).shape == (3, 4)
-    assert list(ProjectionHead().state_dict()) == [f"projection.{i}.{n}" for i in (0, 2, 4) for n in ("weight", "bias")]

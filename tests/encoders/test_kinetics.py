@@ -41,9 +41,3 @@ def test_equals_torchvision_without_the_changes() -> None:
     with torch.no_grad():
         scores = nn.functional.linear(ours(video), head["fc.weight"], head["fc.bias"])
         torch.testing.assert_close(scores, theirs(video))
-
-
-def test_small_and_odd_sizes() -> None:
-    encoder = KineticsR2Plus1D((1, 2), (4, 8), stem_channels=3, stem_kernel=3, stem_stride=1)
-    assert encoder.feature_dim == 8
-    assert encoder(torch.randn(1, 3, 1, 5, 7)).shape == (1, 8)

@@ -20,16 +20,6 @@ def test_parameters_with_and_without_the_head_of_527() -> None:
         assert count(encoder) + count(nn.Linear(encoder.feature_dim, 527)) == 80_753_615
 
 
-def test_names_of_the_released_weights() -> None:
-    with torch.device("meta"):
-        state = PANNsCNN14().state_dict()
-    assert state["bn0.weight"].shape == (64,)
-    assert state["conv_block1.conv1.weight"].shape == (64, 1, 3, 3)
-    assert state["conv_block6.bn2.running_var"].shape == (2048,)
-    assert state["fc1.weight"].shape == (2048, 2048)
-    assert {name.split(".")[0] for name in state} == {"bn0", "fc1", *(f"conv_block{n}" for n in range(1, 7))}
-
-
 def plain(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
     """The network in evaluation mode, step by step."""
 

@@ -158,16 +158,6 @@ def test_the_state_after_the_last_word_as_by_packing(lengths: list[int], layers:
         torch.testing.assert_close(encoder(tokens), expected)
 
 
-def test_the_recurrent_encoder_of_the_recipe() -> None:
-    encoder = GRUEncoder(11)
-    assert encoder.feature_dim == 1024
-    assert encoder.embed.weight.shape == (11, 300)
-    assert encoder.embed.weight.abs().max() <= 0.1
-    assert (encoder.rnn.hidden_size, encoder.rnn.num_layers) == (1024, 1)
-    features = encoder(torch.tensor([[1, 2], [0, 0]]), torch.tensor([2, 0]))
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
-
-
 def test_the_recurrent_encoder_in_bfloat16_gives_float32() -> None:
     encoder = GRUEncoder(20, 5, 6)
     tokens = torch.tensor([[1, 4, 2]])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch import Tensor
 
 from common.data.annotations import LanguageCaptions
 from common.data.item_dataset import TooManyBrokenFiles
@@ -40,15 +39,6 @@ def steps(data: Any, count: int = 1) -> list[dict[str, Any]]:
     """The first training steps."""
     loader = iter(data.train_dataloader())
     return [next(loader) for _ in range(count)]
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two nested batches hold the same numbers."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    return len(one) == len(other) and all(equal(*both) for both in zip(one, other))
 
 
 def number_of(text: str) -> int:
@@ -372,14 +362,6 @@ def test_groups_of_several_sets_do_not_mix() -> None:
     assert len({a, c, d}) == 3  # d has the number 1 in its own set
 
 
-def test_loader_processes_give_the_same(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    options: dict[str, Any] = {"code_switching": layouts.switcher(), "cache_bytes": 10**6}
-    expected = steps(layouts.pretraining(**options), 5)
-    data = layouts.pretraining(num_workers=2, **options)
-    assert all(equal(*both) for both in zip(steps(data, 5), expected))
-
-
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
@@ -407,17 +389,6 @@ def test_fewer_images_and_captions(layouts: Layouts) -> None:
     assert [len(images.dataset), *(len(one.tokens) for one in data.searched)] == [3, 6, 6, 3, 3]
     texts = texts_of({"tokens": data.searched[0].tokens}, data)
     assert texts == [sentence("en", 8 * image + place) for image in range(3) for place in range(2)]
-
-
-def test_long_captions_are_cut(layouts: Layouts) -> None:
-    data = layouts.retrieval()
-    data.tokenizer.max_tokens = 5
-    pairs = layouts.retrieval(tokenizer=data.tokenizer)
-    step = steps(pairs)[0]["relations"][0]["t2i"]
-    assert step["tokens"].shape[1] == 5
-    lengths = step["token_mask"].sum(1)
-    assert (step["tokens"][torch.arange(16), lengths - 1] == 2).all()
-    assert pairs.tokenizer.decode(step["tokens"][0].tolist())
 
 
 def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:

@@ -112,12 +112,6 @@ def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) 
     } == frozen
 
 
-def test_a_model_without_any_task_is_an_error() -> None:
-    names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
-    with pytest.raises(ValueError, match="no task is on"):
-        M3PModule(small_model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
-
-
 def test_fine_tuning_is_as_long_as_published() -> None:
     """150 epochs of 3,125 iterations, whatever the set, with two updates in the first of every four."""
     updates = 2 * math.ceil(150 * 3125 / 4)

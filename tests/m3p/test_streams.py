@@ -65,10 +65,6 @@ def test_languages_are_drawn_as_by_the_released_code(alpha: str) -> None:
     assert found == pytest.approx(golden["language_probs_by_factor"][alpha], abs=1e-12)
 
 
-def test_languages_alike() -> None:
-    assert language_probabilities({"en": 5, "cs": 500}, 0.0) == {"en": 0.5, "cs": 0.5}
-
-
 @given(
     sources=st.integers(0, 5), steps=st.integers(1, 30), draws=st.integers(0, 4), seed=st.integers(0, 99),
 )  # fmt: skip

@@ -84,15 +84,6 @@ def test_every_group_of_an_updating_iteration_makes_an_update(kind: str, layouts
     assert all(parameter.grad is None for parameter in own.parameters()), "what came after the last update is dropped"
 
 
-def test_a_cycle_makes_one_update_at_its_end(layouts: Layouts, tmp_path: Path) -> None:
-    watch, own = Watch(), module("pre_training", updates="per_cycle")
-    run = quiet_trainer(tmp_path, watch, limit_train_batches=11)
-    run.fit(own, datamodule=data("pre_training", layouts))
-    assert watch.updates == [(3, 20), (7, 20)]
-    assert run.global_step == 2
-    assert own.batches_per_update == 4
-
-
 def test_a_length_is_counted_in_updates(layouts: Layouts, tmp_path: Path) -> None:
     run = quiet_trainer(tmp_path, max_steps=6)
     run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))

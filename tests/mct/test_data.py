@@ -119,14 +119,3 @@ def test_batches_of_pretraining(tmp_path: Path) -> None:
     held_out = list(captions)
     assert sum(len(batch["index"]) for batch in held_out) == 6
     assert torch.cat([batch["image_index"] for batch in held_out]).tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_without_a_tokenizer_there_are_no_captions(tmp_path: Path) -> None:
-    coco(tmp_path)
-    data = attached(pretraining(tmp_path))
-    assert data.vocabulary_size == 0
-    (batch,) = data.train_dataloader()
-    assert not [name for name in batch if "tokens" in name or "lengths" in name]
-    assert set(next(iter(data.test_dataloader()))) == {"image", "label", "index", "skipped"}
-    with pytest.raises(ValueError, match=r"data.tokenizer is null, but the model reads captions"):
-        _ = data.words

@@ -78,17 +78,6 @@ def test_embeddings_are_normalized_in_float32_under_autocast() -> None:
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_follow_the_average_and_have_no_gradient() -> None:
-    pair = MomentumPair(tower())
-    rows = torch.randn(6, 5)
-    expected = copy.deepcopy(pair.key)(rows)
-    keys = encode_keys(pair.key, rows)
-    for name, key in keys.items():
-        assert torch.equal(key, expected[name])
-        assert not key.requires_grad
-    assert pair(rows)["intra"].requires_grad
-
-
 @pytest.mark.parametrize("group", [6, 3, 2])
 def test_groups_of_a_random_order_are_normalized_by_themselves_and_put_back(group: int) -> None:
     torch.manual_seed(0)

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.training.batch_norm import GroupedBatchNorm, normalize_in_groups
 from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCTModule
 from papers.mct.networks import Heads
@@ -236,23 +235,6 @@ def test_every_choice_of_losses(weights: tuple[float, ...], shared: bool) -> Non
         assert (parameter.grad is not None) == name.startswith("model."), name
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"inter_loss": "infonce", "temperature_cross": 0.1},
-        {"inter_reduction": "max", "queue_warm": "masked"},
-        {"mask_same_image": False},
-        {"queue_size": 5},
-        {"epsilon": 1.5, "heads": Heads(shared=True), "inter_dim": 5},
-    ],
-    ids=str,
-)
-def test_other_options(fields: dict[str, Any]) -> None:
-    watch = train(module(**fields), epochs=2)
-    assert all(torch.isfinite(terms["loss"]) for terms in watch.terms)
-    assert watch.terms[-1]["queue_fill"] == 1
-
-
 def test_the_image_term_alone_needs_no_captions() -> None:
     data = Data()
     for name in ("tokens_query", "tokens_key", "tags"):
@@ -389,12 +371,3 @@ def test_settings_that_cannot_work(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         train(module(**fields), Data(**data), **options)
-
-
-def test_groups_reach_queries_and_keys() -> None:
-    model = module(heads=Heads(batch_norm=True, hidden_dim=3))
-    normalize_in_groups(model, 4, BATCH, 1)
-    for tower in (model.model.image, model.average.image):
-        assert sum(isinstance(layer, GroupedBatchNorm) for layer in tower.modules()) == 3
-    watch = train(model)
-    assert all(torch.isfinite(terms["loss"]) for terms in watch.terms)

@@ -70,12 +70,6 @@ def test_ranks_agree_with_sorting_for_any_block(seed: int, queries: int, extra: 
         )
 
 
-def test_identity_is_perfect_and_collapse_is_worthless() -> None:
-    assert recall_at(torch.eye(6), torch.eye(6), 1).item() == 100
-    assert recall_at(torch.ones(6, 3), torch.ones(6, 3), 5).item() == 0
-    assert recall_at(torch.full((6, 3), float("nan")), torch.ones(6, 3), 5).item() == 0
-
-
 def naive_caption_ranks(scores: np.ndarray, caption_image: list[int], text: list[int]) -> tuple[list[int], list[int]]:
     """Ranks by the definition, one query at a time."""
     images, captions = scores.shape
@@ -139,16 +133,6 @@ class TestCaptions:
         found = caption_retrieval(image, half_broken, torch.arange(2))
         assert found["t2i_r1"].item() == 50
         assert found["i2t_r1"].item() == 0  # the broken caption counts as better than the sound one
-
-    def test_equal_texts_count_as_hits_when_asked(self) -> None:
-        # Images 0 and 1 have the same caption; only image 1 lies near it.
-        image = torch.tensor([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-        caption = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-        plain = caption_retrieval(image, caption, torch.arange(3))
-        equal = caption_retrieval(image, caption, torch.arange(3), equal_text=torch.tensor([5, 5, -1]))
-        assert plain["i2t_r1"].item() == pytest.approx(100 / 3)  # the two captions tie, which is not rewarded
-        assert plain["t2i_r1"].item() == pytest.approx(200 / 3)
-        assert equal["i2t_r1"].item() == equal["t2i_r1"].item() == 100
 
     def test_equal_texts_count_within_a_fold_only(self) -> None:
         image = torch.eye(2)

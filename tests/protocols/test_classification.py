@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from common.encoders.video import R2Plus1D
 from common.errors import NonFiniteLossError
@@ -121,26 +121,6 @@ class TestActionRecognition:
         metrics = results_of(trainer(tmp_path), module, loader(Given(logits, labels, "video"), 3))
         assert metrics["test/video_top1"] == pytest.approx(expected)
         assert "test/clip_top1" not in metrics
-
-    def test_random_clips_may_come_one_by_one(self, tmp_path: Path) -> None:
-        several = Videos(5, clips=3)
-
-        class Single(Dataset[dict[str, Tensor]]):
-            """As the clips of a training set: item i shows video i modulo the number of videos."""
-
-            def __len__(self) -> int:
-                return 3 * len(several)
-
-            def __getitem__(self, item: int) -> dict[str, Tensor]:
-                sample = several[item % len(several)]
-                return {**sample, "video": sample["video"][item // len(several)]}
-
-        module = ActionRecognition(video_encoder(), CLASSES)
-        results = [
-            results_of(trainer(tmp_path), module, [loader(several), loader(clips)]) for clips in (several, Single())
-        ]
-        assert results[0] == pytest.approx(results[1])
-        assert 0 < results[0]["test/clip_top1"] < 100
 
 
 class TestLinearProbes:

@@ -291,13 +291,6 @@ def test_words_are_replaced_as_often_as_asked() -> None:
     assert noisy_words(("red",), 0, VIDEO_WORDS, 0.15, rng) == []
 
 
-def test_only_the_miniature_knows_true_words(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    write_avsd(tmp_path)
-    plain = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, **WORDS).items("train", True)[0]
-    assert "video_words" not in plain
-    assert plain["kind"] == ""
-
-
 # -- classifiers -------------------------------------------------------------------------------------------------------
 
 

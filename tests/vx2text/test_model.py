@@ -87,18 +87,6 @@ def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
     assert category_names(str(indices)) == ["speech, human", "dog"]
 
 
-def test_names_that_are_none_or_come_twice_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "classes.csv"
-    path.write_text("index,name\n0,Speech\n")
-    for names, named in (
-        (str(path), r"classes\.csv"),
-        (str(tmp_path / "absent.csv"), r"absent\.csv"),
-        (["Dog", "dog"], "categories"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            category_names(names)
-
-
 def test_sigmoids_share_what_they_sum_to() -> None:
     class Scores(nn.Module):
         feature_dim = 4

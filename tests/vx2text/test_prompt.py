@@ -15,7 +15,6 @@ from papers.vx2text.prompt import (
     PromptLimits,
     PromptText,
     TextTokenizer,
-    word_vocabulary,
 )
 
 TEXT = [
@@ -196,16 +195,6 @@ def test_the_pieces_of_t5(pieces: TextTokenizer) -> None:
     assert len(set(pieces.letter_ids)) == 5
 
 
-@pytest.mark.parametrize("text", ["Späť, œuvre 例 🙂", "a\u2028b\r\n\tc", "\ud800 lone", "\u200b", "ﬁ ²"])
-def test_any_text_can_be_encoded(words: TextTokenizer, pieces: TextTokenizer, text: str) -> None:
-    for tokenizer in (words, pieces):
-        ids = tokenizer.encode(text)
-        assert all(0 < number < tokenizer.vocabulary_size for number in ids)
-        prompt = Prompt(tokenizer, video_places=2)
-        assert prompt.encode(PromptText("question", text, (text,), text, ((text, text),), (text,) * 5))[-1] == 1
-        assert isinstance(tokenizer.decode(ids), str)
-
-
 def test_vocabularies_that_are_no_t5s(pieces: TextTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with pytest.raises(FileNotFoundError, match=r"data\.tokenizer\.pretrained"):
@@ -217,10 +206,3 @@ def test_vocabularies_that_are_no_t5s(pieces: TextTokenizer, tmp_path: Path) -> 
     for wrong in (TextTokenizer(str(tmp_path)), TextTokenizer(pieces.pretrained, vocabulary_size=50)):
         with pytest.raises(ValueError, match=r"data\.tokenizer"):
             wrong.encode("text")
-
-
-def test_a_vocabulary_that_is_given() -> None:
-    given = TextTokenizer().read(word_vocabulary(["a dog barks", "a Cat"]))
-    assert given.decode(given.encode("a cat barks")) == "a cat barks"
-    assert given.encode("mouse") == [2]
-    assert pickle.loads(pickle.dumps(given)).encode("a dog") == given.encode("a dog")

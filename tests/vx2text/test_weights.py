@@ -70,15 +70,6 @@ def test_a_released_network(modality: Any, request: pytest.FixtureRequest) -> No
     assert same(source, target)
 
 
-def test_one_classifier_is_not_written_as_that_of_the_other_modality(tmp_path: Path) -> None:
-    for source, layout, other in ((video(), "kinetics", "panns"), (audio(), "panns", "kinetics")):
-        state = {f"classifier.{name}": value for name, value in source.state_dict().items()}
-        torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-        assert export(tmp_path / "last.ckpt", tmp_path / f"{layout}.pth", layout).is_file()
-        with pytest.raises(CheckpointError, match=r"holds a classifier, but not one of (audio|video)"):
-            export(tmp_path / "last.ckpt", tmp_path / f"{other}.pth", other)
-
-
 @pytest.mark.parametrize("prefix", ["classifier.", "model.tokens.audio.classifier."])
 def test_our_own_stages(prefix: str, tmp_path: Path) -> None:
     source, target = audio(), audio()

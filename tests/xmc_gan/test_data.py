@@ -144,11 +144,6 @@ def test_captions_are_drawn_anew_from_seed_epoch_and_item(world: TwoObjectsWorld
         assert counts.min() > 10  # 25 are expected of each
 
 
-def test_only_the_first_captions_count(world: TwoObjectsWorld) -> None:
-    images = attached(mini(world, captions_per_image=2)).train_dataloader().dataset
-    assert {int(images[epoch, 3]["caption"]) for epoch in range(40)} == {24, 25}
-
-
 def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> None:
     for quirks in (True, False):
         data = attached(small(tmp_path / str(quirks), flip=1.0, official_quirks=quirks))
@@ -194,15 +189,6 @@ def test_what_is_measured_on_does_not_depend_on_the_seed(world: TwoObjectsWorld)
     for mine, theirs in zip(first.test_dataloader(), second.test_dataloader(), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_captions_alone(world: TwoObjectsWorld) -> None:
-    data = attached(mini(world))
-    assert data.caption_count == 96
-    batches = list(data.caption_loader([3, 95, 3, 0, 1, 2]))
-    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3, 4], [5]]
-    assert torch.cat([batch["caption"] for batch in batches]).tolist() == [3, 95, 3, 0, 1, 2]
-    assert all(batch.keys() == {"index", "caption", "tokens", "length"} for batch in batches)
 
 
 def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import CheckpointError
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import (
     BatchNorm,
@@ -89,14 +88,6 @@ def test_a_layer_equals_the_official_one(name: str) -> None:
     assert all(torch.equal(value, layer_state(name, "")[key]) for key, value in layer.state_dict().items())
     torch.testing.assert_close(layer.train()(*given), expected("out_train"), rtol=1e-6, atol=4e-6)
     torch.testing.assert_close(layer.state_dict(), layer_state(name, "new/"), rtol=1e-6, atol=5e-7)
-
-
-def test_resampling_is_the_official_one() -> None:
-    x = channels_first(tensor("layers", "x"))
-    up = channels_first(tensor("layers", "upsample"))
-    down = channels_first(tensor("layers", "dsample"))
-    torch.testing.assert_close(F.interpolate(x, scale_factor=2.0, mode="nearest"), up)
-    torch.testing.assert_close(F.avg_pool2d(x, 2), down, rtol=1e-6, atol=3e-7)
 
 
 def check_mean_and_deviation(images: Tensor, key: str) -> None:
@@ -257,11 +248,6 @@ def test_attention_over_words_sums_to_one_and_skips_the_padding() -> None:
     assert (weights[0, 1:] == 0).all()
 
 
-def test_a_map_of_no_such_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="cond_size is 10"):
-        Generator(width=4, channels=[4, 4, 2, 1], cond_size=10)
-
-
 def test_weights_go_to_the_official_names_and_back() -> None:
     generator, discriminator = networks()
     for network, prefix in ((generator, "G/"), (discriminator, "D/")):
@@ -330,16 +316,3 @@ def test_the_averaged_generator_is_exported_in_both_layouts(checkpoint: Path, tm
         assert arrays["params/Conv_1/bias"].tolist() == [1.0, 1.0, 1.0]
         back = from_official(module.generator, arrays)
     assert all(torch.equal(value, own[name]) for name, value in back.items())
-
-
-def test_the_discriminator_is_exported(checkpoint: Path, tmp_path: Path) -> None:
-    module = tiny()
-    module.discriminator.load_state_dict(
-        torch.load(export(checkpoint, tmp_path / "d.pt", "discriminator"), weights_only=True)
-    )
-
-
-def test_what_holds_no_such_network_is_refused(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"network.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match=r"holds no generator: is it of a stage that trains XMC-GAN"):
-        export(tmp_path / "other.ckpt", tmp_path / "out.pt")

@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.text import WordPieceTokenizer
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.monitoring.image_rows import Shown, write_row
 from common.reporting.report import build
 from papers.xmc_gan import monitoring
-from papers.xmc_gan.monitoring import slerp, words_of
+from papers.xmc_gan.monitoring import slerp
 from tests.monitoring.loggers import Kept
 from tests.xmc_gan.stages import Stages, finished
 
@@ -81,13 +80,6 @@ def test_the_path_between_noise_vectors_keeps_their_length() -> None:
     angles = torch.atan2(path[:, 1], path[:, 0])
     torch.testing.assert_close(angles, torch.linspace(0, math.pi / 2, 5))
     torch.testing.assert_close(slerp(start, start, 3), start.expand(3, 2))
-
-
-def test_every_token_of_a_caption_has_a_name() -> None:
-    tokenizer = WordPieceTokenizer(None, 60, 8)
-    tokenizer.prepare(["a red circle at left and a blue square"])
-    assert words_of("a red square", tokenizer) == ["[start]", "a", "red", "square", "[end]"]
-    assert len(words_of("a red circle and a blue circle and a red one", tokenizer)) == 8
 
 
 def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path) -> None:
