@@ -23,6 +23,7 @@ from papers.m3p.data import PretrainingData, RetrievalData
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.pairs import CaptionSet
 from tests.m3p.tiny import tiny_sizes
+from tests.protocols.parts import attached, trainer
 
 WIDTH = 6
 WORDS = {
@@ -152,33 +153,7 @@ def small_model(**changes: Any) -> M3P:
 
 def quiet_trainer(folder: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
     """A trainer of one epoch on the CPU."""
-    return pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=folder,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
-    )  # fmt: skip
-
-
-class RankedTrainer(pl.Trainer):
-    """A trainer that says it is one of several."""
-
-    ranks: tuple[int, int] = (0, 1)
-
-    @property
-    def global_rank(self) -> int:
-        return self.ranks[0]
-
-    @property
-    def world_size(self) -> int:
-        return self.ranks[1]
-
-
-def attached(data: Any, stage: str, rank: int = 0, world_size: int = 1) -> Any:
-    trainer = RankedTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.ranks = (rank, world_size)
-    data.trainer = trainer
-    data.prepare_data()
-    data.setup(stage)
-    return data
+    return trainer(folder, max_epochs=1, callbacks=list(callbacks), **options)
 
 
 def pictures_of(batch: Mapping[str, Any]) -> list[int]:

@@ -13,8 +13,9 @@ from PIL import Image
 from common.data.datasets.coco import COCO
 from common.data.text import CaptionTokenizer, WordVocabulary
 from papers.mct.data import CaptionedViews, PretrainingData
+from tests.protocols.parts import attached
 from tests.protocols.test_captions import SIDED, Sentences, coco
-from tests.protocols.test_data import SMALL, attached
+from tests.protocols.test_data import SMALL
 
 
 class Spy:

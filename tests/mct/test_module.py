@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCTModule
 from papers.mct.networks import Heads
+from tests.protocols.parts import trainer
 
 QUEUE, BATCH, TAGS, VOCABULARY = 64, 16, 4, 20
 # Weights of J_ii, J_tag, J_cc and of the two image-caption losses.
@@ -184,16 +185,7 @@ def train(
     model: MCTModule, data: Data | None = None, epochs: int = 1, watch: Callback | None = None, **fields: Any
 ) -> Watch:
     watch = watch or Watch()
-    options: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": epochs,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = pl.Trainer(callbacks=[watch], **{**options, **fields})
-    trainer.fit(model, datamodule=data or Data())
+    trainer(None, max_epochs=epochs, callbacks=[watch], **fields).fit(model, datamodule=data or Data())
     assert isinstance(watch, Watch)
     return watch
 

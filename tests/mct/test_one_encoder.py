@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,15 +185,6 @@ def test_two_processes_have_the_gradient_of_the_joined_batch() -> None:
     for name, gradient in expected.items():
         mean = sum(part[name] for part in parts) / 2
         np.testing.assert_allclose(mean, gradient.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 10), (4, 8), (2, 12)])
-def test_groups_that_do_not_fit(devices: int, batch_size: int) -> None:
-    found = module()
-    data = SimpleNamespace(batch_size=batch_size, vocabulary_size=VOCABULARY)
-    found._trainer = SimpleNamespace(ckpt_path=None, world_size=devices, datamodule=data)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"model\.candidates"):
-        found.setup("fit")
 
 
 # -- retrieval ---------------------------------------------------------------------------------------------------------

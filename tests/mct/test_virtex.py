@@ -28,8 +28,8 @@ from papers.mct.baselines.virtex import (
     token_losses,
 )
 from tests.distributed.harness import run_distributed
+from tests.protocols.parts import attached, trainer
 from tests.protocols.test_captions import coco
-from tests.protocols.test_data import attached
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mct"
 SMALL: dict[str, Any] = {
@@ -182,13 +182,6 @@ class SquareData(pl.LightningDataModule):
         return DataLoader(Squares(24, self.tokenizer), batch_size=self.batch_size, collate_fn=collate)
 
 
-def trainer(folder: Path, steps: int, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu", default_root_dir=folder, logger=False, enable_checkpointing=False, max_steps=steps,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
-    )  # fmt: skip
-
-
 def quick(**options: Any) -> VirTex:
     return small_module(
         **{"image_learning_rate": 0.1, "learning_rate": 0.1, "warmup_steps": 4, "dropout": 0.0, **options}
@@ -205,7 +198,7 @@ def test_the_test_weighs_tokens_and_counts_a_repeated_caption_once(tmp_path: Pat
         losses = token_losses(module.textual, grid, batch["tokens"])
         expected = losses.sum() / (batch["tokens"][:, 1:] != 0).sum()
     repeated = DataLoader([dataset[item] for item in (0, 1, 2, 2, 3, 4, 5, 6, 6)], batch_size=4, collate_fn=collate)  # type: ignore[arg-type]
-    (metrics,) = trainer(tmp_path, 1).test(module, repeated, verbose=False)
+    (metrics,) = trainer(tmp_path, max_steps=1).test(module, repeated, verbose=False)
     assert metrics["test/captions"] == 7
     assert metrics["test/forward_loss"] == pytest.approx(float(expected), rel=1e-5)
 
@@ -248,7 +241,9 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
             if grads:
                 norms.append(float(torch.nn.utils.get_total_norm(grads)))
 
-    trainer(tmp_path, 3, callbacks=[Watcher()]).fit(quick(clip_norm=0.01, warmup_steps=0), datamodule=SquareData())
+    trainer(tmp_path, max_steps=3, callbacks=[Watcher()]).fit(
+        quick(clip_norm=0.01, warmup_steps=0), datamodule=SquareData()
+    )
     assert norms
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
@@ -271,15 +266,6 @@ def test_captions_of_two_processes_weigh_by_their_tokens() -> None:
     parts = run_distributed(_trained_on, 2, 60, [[0, 2], [1, 3]])
     for expected, *found in zip(whole, *parts, strict=True):
         torch.testing.assert_close(sum(map(torch.as_tensor, found)) / 2, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_the_tokenizer_must_fit_the_model(tmp_path: Path) -> None:
-    for field, options, data in (
-        ("vocabulary_size", {"vocabulary_size": 9}, SquareData()),
-        ("max_tokens", {"max_tokens": 7}, SquareData(max_tokens=8)),
-    ):
-        with pytest.raises(ValueError, match=rf"model\.{field}"):
-            trainer(tmp_path, 1).fit(quick(**options), datamodule=data)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

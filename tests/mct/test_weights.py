@@ -12,17 +12,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
 from common.stages.configuration import resolve
 from papers.mct.networks import Tower
-from papers.mct.weights import (
-    detectron2_name,
-    export,
-    load_backbone,
-)
+from papers.mct.weights import detectron2_name, export, load_backbone
+from tests.encoders.test_checkpoint_files import network, saved, state_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mct" / "ckpt_layout.json").read_text(encoding="utf-8"))
 MOCO, VIRTEX = GOLDEN["moco_v2_resnet50"], GOLDEN["virtex_bicaptioning_R50_L1_H1024"]
@@ -52,21 +49,6 @@ def virtex() -> dict[str, Any]:
     model = {name: filled(shape, position) for position, (name, _, _, shape) in enumerate(VIRTEX["visual"])}
     model |= {name: filled(shape, 0.5) for name, shape in VIRTEX["text"].items()}
     return {"model": model, "optimizer": {}, "scheduler": {}, "scaler": {}, "iteration": 500_000}
-
-
-def saved(path: Path, content: Any, **options: Any) -> Path:
-    torch.save(content, path, **options)
-    return path
-
-
-def small(seed: int = 1, **options: Any) -> ImageResNet:
-    torch.manual_seed(seed)
-    miniature: dict[str, Any] = {"layers": (1, 1, 1, 1), "bottleneck": False, "channels": (4, 4, 8, 8)}
-    return ImageResNet(**{**miniature, "stem_channels": 4, "stem_kernel": 3, "stem_pool": False, **options})
-
-
-def state_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in module.state_dict().items()}
 
 
 def require_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -111,15 +93,15 @@ def test_virtex(tmp_path: Path) -> None:
     ],
 )
 def test_own_checkpoints_however_they_were_wrapped(tmp_path: Path, prefix: str) -> None:
-    state = state_of(small(), prefix)
+    state = state_of(network(), prefix)
     if "image" in prefix:
         state |= {"model.text.backbone.word.weight": torch.zeros(2), "loss.queues.ii.vectors": torch.zeros(3, 4)}
     path = saved(tmp_path / "last.ckpt", {"state_dict": state, "epoch": 1, "hyper_parameters": {"seed": 0}})
-    require_equal(load_backbone(path), small().state_dict())
+    require_equal(load_backbone(path), network().state_dict())
 
 
 def test_the_query_encoder_is_taken_not_the_momentum_encoder(tmp_path: Path) -> None:
-    tower = Tower(small(), intra_dim=4, inter_dim=4)
+    tower = Tower(network(), intra_dim=4, inter_dim=4)
     average = {name: torch.zeros_like(value) for name, value in state_of(tower, "average.image.").items()}
     path = saved(tmp_path / "last.ckpt", {"state_dict": {**average, **state_of(tower, "model.image.")}})
     require_equal(load_backbone(path), tower.backbone.state_dict())
@@ -132,12 +114,12 @@ def test_protocols_read_whatever_holds_the_encoder(tmp_path: Path, moco_file: Pa
     configured = [resolve("mct", recipe, scale="paper").config["model"]["init_args"] for recipe in RECIPES]
     prefixes = configured[0]["encoder_prefixes"]
     assert all(arguments["encoder_prefixes"] == prefixes for arguments in configured)
-    tower = {"state_dict": state_of(Tower(small(), intra_dim=4, inter_dim=4), "model.image.")}
-    own = [{"state_dict": state_of(small(), prefix)} for prefix in ("image_encoder.", "encoder.", "")]
-    for number, content in enumerate((tower, *own, small().state_dict())):
-        encoder = small(2)
+    tower = {"state_dict": state_of(Tower(network(), intra_dim=4, inter_dim=4), "model.image.")}
+    own = [{"state_dict": state_of(network(), prefix)} for prefix in ("image_encoder.", "encoder.", "")]
+    for number, content in enumerate((tower, *own, network().state_dict())):
+        encoder = network(2)
         load_encoder(encoder, saved(tmp_path / f"{number}.ckpt", content), prefixes)
-        require_equal(dict(encoder.state_dict()), small().state_dict())
+        require_equal(dict(encoder.state_dict()), network().state_dict())
     encoder = ImageResNet()
     for path in (moco_file, saved(tmp_path / "virtex.pth", virtex())):
         load_encoder(encoder, path, prefixes)
@@ -200,10 +182,7 @@ def test_detectron2_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp
 
 
 def test_export_refuses_what_it_cannot_write(tmp_path: Path) -> None:
-    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(), "image_encoder.")})
+    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(network(), "image_encoder.")})
     with pytest.raises(ValueError, match="detectron2"):
         export(source, tmp_path / "a.pth", "detectron2")
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-# -- files of no use ---------------------------------------------------------------------------------------------------

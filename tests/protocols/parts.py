@@ -128,7 +128,7 @@ def no_encoder(width: int) -> nn.Module:
     return module
 
 
-def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+def trainer(tmp_path: Path | None, **options: Any) -> pl.Trainer:
     return pl.Trainer(
         **{
             "accelerator": "cpu",
@@ -141,6 +141,29 @@ def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
             **options,
         }
     )
+
+
+class RankedTrainer(pl.Trainer):
+    """A trainer that says it is one of several."""
+
+    ranks: tuple[int, int] = (0, 1)
+
+    @property
+    def global_rank(self) -> int:
+        return self.ranks[0]
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks[1]
+
+
+def attached(data: Any, stage: str = "fit", rank: int = 0, world_size: int = 1) -> Any:
+    """A data module as a trainer uses it."""
+    data.trainer = RankedTrainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    data.trainer.ranks = (rank, world_size)
+    data.prepare_data()
+    data.setup(stage)
+    return data
 
 
 def results_of(run: pl.Trainer, module: pl.LightningModule, loaders: Any) -> dict[str, float]:

@@ -16,9 +16,9 @@ from common.encoders.checkpoint_files import CheckpointError
 from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence
 from common.stages.loggers import MetricsFile
 from common.training.data_module import ShardedDataModule
-from tests.protocols.parts import results_of, trainer
+from tests.protocols.parts import attached, results_of, trainer
 from tests.protocols.test_captions import coco
-from tests.protocols.test_data import SMALL, attached
+from tests.protocols.test_data import SMALL
 from tests.stages import read_metrics
 
 WIDTH, HIDDEN_WIDTH = 6, 8

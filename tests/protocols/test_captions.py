@@ -18,7 +18,8 @@ from common.protocols.search import SearchData
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_karpathy
 from tests.data.text_layouts import write_json
-from tests.protocols.test_data import SMALL, attached
+from tests.protocols.parts import attached
+from tests.protocols.test_data import SMALL
 
 SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
 
@@ -107,20 +108,6 @@ def test_every_caption_is_searched_once_an_epoch(tmp_path: Path) -> None:
     for gallery, images in ((data.val_dataloader(), 2), (data.test_dataloader(), 3)):
         assert [len(loader.dataset) for loader in gallery] == [images, 5 * images]
     assert data.test_dataloader()[1].dataset is data.test_dataloader()[1].dataset
-
-
-def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
-    coco(tmp_path)
-    data = attached(
-        SearchData(
-            COCO(tmp_path), WordVocabulary(min_count=1), test_split="val", captions_per_image=2, image=SMALL,
-            batch_size=6, num_workers=0,
-        )
-    )  # fmt: skip
-    assert len(data.train_dataloader().dataset) == 12
-    texts = {data.words.decode(row.tolist()) for batch in data.train_dataloader() for row in batch["tokens"]}
-    assert len(texts) == 2
-    assert len(data.test_dataloader()[1].dataset) == 6
 
 
 @pytest.mark.parametrize("kind", [SearchData, BridgeData])

@@ -51,12 +51,6 @@ def pretrained_video(tmp_path: Path) -> str:
     return checkpoint(tmp_path / "pretrained.ckpt", encoder=R2Plus1D(depth=10, width=2, stem_pool=False, stem_kernel=3))
 
 
-@pytest.fixture
-def pretrained(tmp_path: Path) -> str:
-    """A checkpoint with the weights of ``image_encoder(7)``."""
-    return checkpoint(tmp_path / "pretrained.ckpt", encoder=image_encoder(7))
-
-
 class Recorder(pl.Callback):
     """Keeps the weights, learning rate and gradients at the end of every epoch."""
 

@@ -25,16 +25,9 @@ from common.protocols.data import ClassificationData, MultiLabelData, SoundClass
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
 from tests.data.media_factory import write_wav
+from tests.protocols.parts import attached
 
 SMALL = ImageTransform(crop=8, resize=8)
-
-
-def attached(data: Any) -> Any:
-    """A data module as a trainer uses it."""
-    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    data.prepare_data()
-    data.setup("fit")
-    return data
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])

@@ -19,7 +19,6 @@ from tests.protocols.parts import (
     Sounds,
     audio_encoder,
     average_precisions_of,
-    checkpoint,
     image_encoder,
     loader,
     results_of,
@@ -93,12 +92,6 @@ class TestSoundSVM:
             loaders = [loader(Sounds(24, 2, 2, noise)) for noise in (1, 2)]
             results.append(results_of(trainer(tmp_path), module, loaders))
         assert results[0] == results[1]
-
-
-@pytest.fixture
-def pretrained(tmp_path: Path) -> str:
-    """A checkpoint with the weights of ``image_encoder(7)``."""
-    return checkpoint(tmp_path / "pretrained.ckpt", encoder=image_encoder(7))
 
 
 class TestMultiLabelSVM:

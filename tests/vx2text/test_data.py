@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -27,7 +26,6 @@ from papers.vx2text.data import (
     CaptioningData,
     DialogData,
     QuestionAnsweringData,
-    VideoTextData,
     collate,
 )
 from papers.vx2text.miniature import CategoryData, class_marks, noisy_words
@@ -42,6 +40,7 @@ from tests.data.text_layouts import (
     write_tvc,
     write_tvqa,
 )
+from tests.protocols.parts import attached
 
 VIDEO = VideoInput(fps=6.0, frames=6, clips=1, crop=24, resize=24)
 FRAMES = VideoInput(fps=3.0, frames=6, clips=1, crop=24, resize=24)
@@ -77,14 +76,6 @@ def tokenizer() -> TextTokenizer:
 def dialogs(world: NarratedWorld, tokenizer: TextTokenizer, **changes: Any) -> DialogData:
     settings = {"world": world, "video": VIDEO, "audio": AUDIO, "prompt": LIMITS, "batch_size": 4, "num_workers": 0}
     return DialogData(AVSD("unused"), tokenizer, **{**settings, **WORDS, **changes})
-
-
-def attached(data: VideoTextData | CategoryData) -> Any:
-    """The data module as a trainer on one process sees it."""
-    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    data.prepare_data()
-    data.setup("fit")
-    return data
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -27,6 +25,7 @@ from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.text import BertText
 from tests.data.image_layouts import write_coco, write_ln_coco
 from tests.data.worlds import read_caption
+from tests.protocols.parts import attached
 
 T = 16
 
@@ -36,24 +35,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TwoObjectsWorld:
     made = TwoObjectsWorld(seed=1, train=24, test=12, captions_per_image=8, root=str(tmp_path_factory.mktemp("worlds")))
     made.prepare()
     return made
-
-
-def attached(data: TextToImageData, rank: int = 0, processes: int = 1) -> TextToImageData:
-    """A data module as a trainer uses it."""
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-
-    class Position:
-        """A trainer of another process."""
-
-        global_rank, world_size = rank, processes
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(trainer, name)
-
-    data.trainer = Position() if processes > 1 else trainer  # type: ignore[assignment]
-    data.prepare_data()
-    data.setup("fit")
-    return data
 
 
 def mini(world: TwoObjectsWorld, **changes: Any) -> TextToImageData:
@@ -111,7 +92,10 @@ def test_batches_hold_several_minibatches(world: TwoObjectsWorld) -> None:
 
 def test_halves_of_a_batch_are_the_same_minibatches_for_any_number_of_processes(world: TwoObjectsWorld) -> None:
     whole = next(iter(attached(mini(world)).train_dataloader()))["index"].split(4)
-    ranks = [next(iter(attached(mini(world), rank, 2).train_dataloader()))["index"].split(2) for rank in (0, 1)]
+    ranks = [
+        next(iter(attached(mini(world), rank=rank, world_size=2).train_dataloader()))["index"].split(2)
+        for rank in (0, 1)
+    ]
     for minibatch, first, second in zip(whole, *ranks):
         assert torch.stack([first, second], 1).flatten().tolist() == minibatch.tolist()
 
@@ -203,18 +187,6 @@ def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:
         for index, image in zip(batch["index"].tolist(), batch["image"]):
             row = data.items_of("reference").rows[index]
             assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == expected[row].tolist()
-
-
-def test_the_record_says_what_was_read(world: TwoObjectsWorld, tmp_path: Path) -> None:
-    data = attached(mini(world))
-    data.train_dataloader(), data.test_dataloader(), data.reference_loader()
-    described = data.describe()
-    assert list(described) == ["training (coco_2014)", "test (coco_2014)", "reference (coco_2014)"]
-    assert [entry["samples"] for entry in described.values()] == [24, 7, 12]
-    assert all(len(entry["annotations"]) == 16 for entry in described.values())
-    assert described["training (coco_2014)"]["annotations"] != described["test (coco_2014)"]["annotations"]
-    assert json.dumps(described)
-    assert data.credit == ""
 
 
 # ----------------------------------------------------------------------------------------------------------- narratives

@@ -125,14 +125,6 @@ def test_a_thing_of_one_attribute_is_right_or_wrong_as_a_whole(tmp_path: Path) -
     assert found["mini_background"] == 100
 
 
-def test_no_evaluator_leaves_the_metrics_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation = MiniatureEvaluation(AttributeClassifier())
-    evaluation.begin(module(None, COUNT))
-    evaluation.update(torch.rand(2, 3, 8, 8), {})
-    assert evaluation.compute() == {}
-    assert "mini_* are left out" in capsys.readouterr().out
-
-
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
