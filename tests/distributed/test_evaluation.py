@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from common.metrics.gathering import OncePerSample, RowsOncePerSample, gather_rows
+from common.metrics.gathering import OncePerSample, gather_rows
 from common.protocols.classification import (
     ActionRecognition,
     LinearClassification,
@@ -60,21 +60,6 @@ def test_rows_of_uneven_processes_are_joined_in_rank_order() -> None:
 def test_odd_number_of_samples_is_counted_exactly_once() -> None:
     for result in run_distributed(mean_of_uneven):
         assert result == [7, 3.0, 4, pytest.approx(9 / 4)]
-
-
-def rows_of_uneven(rank: int) -> Any:
-    rows, silent = RowsOncePerSample("embedding"), RowsOncePerSample("embedding")
-    index = torch.tensor([[4, 0], [3, 0]][rank])
-    rows.update(index, embedding=index[:, None].float())
-    if rank == 0:
-        silent.update(index, embedding=index[:, None].half())
-    return [[index.tolist(), rows["embedding"].tolist()] for index, rows in (rows.compute(), silent.compute("cpu"))]
-
-
-def test_rows_of_several_processes_come_once_in_order() -> None:
-    for all_rows, of_one in run_distributed(rows_of_uneven):
-        assert all_rows == [[0, 3, 4], [[0.0], [3.0], [4.0]]]
-        assert of_one == [[0, 4], [[0.0], [4.0]]]
 
 
 def test_fine_tuning_is_trained_and_tested_alike(tmp_path: Path) -> None:

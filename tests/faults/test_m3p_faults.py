@@ -31,7 +31,7 @@ def test_images_without_regions_are_left_out_and_counted(layouts: Layouts) -> No
 
 
 def test_regions_of_another_width_or_without_distributions(layouts: Layouts) -> None:
-    found = regions_of(0, False)
+    found = regions_of(3)
     (layouts.root / "conceptual_captions/regions/train.npz").unlink()
     plain = type(found)(found.features, found.boxes, found.labels, found.height, found.width)
     write_regions(layouts.root / "conceptual_captions/regions/train.npz", [(str(n), plain) for n in range(12)])

@@ -41,9 +41,9 @@ def sentence(language: str, number: int, length: int = 3) -> str:
     return " ".join(words[number // len(words) ** place % len(words)] for place in range(length))
 
 
-def regions_of(number: int, ragged: bool) -> Regions:
+def regions_of(number: int) -> Regions:
     """Regions of a picture; their features tell its number, and class 0 is among them."""
-    count = 1 + number % 4 if ragged else 4
+    count = 1 + number % 4
     features = np.zeros((count, WIDTH), dtype=np.float32)
     features[:, 0], features[:, 1], features[:, 2] = 2, 2 * (number + 1), np.arange(count)
     boxes = np.array([[0, 0, 10 + place, 20] for place in range(count)], dtype=np.float32)
@@ -52,9 +52,9 @@ def regions_of(number: int, ragged: bool) -> Regions:
     return Regions(features, boxes, classes, 40, 50, distribution)
 
 
-def write_features(folder: Path, split: str, keys: Sequence[str], ragged: bool = True) -> Path:
+def write_features(folder: Path, split: str, keys: Sequence[str]) -> Path:
     path = folder / "regions" / f"{split}.npz"
-    write_regions(path, ((key, regions_of(number, ragged)) for number, key in enumerate(keys)))
+    write_regions(path, ((key, regions_of(number)) for number, key in enumerate(keys)))
     return path
 
 
@@ -67,12 +67,12 @@ class Layouts:
     test_images: int
 
     @classmethod
-    def write(cls, root: Path, images: int = 12, test_images: int = 5, ragged: bool = True) -> Layouts:
+    def write(cls, root: Path, images: int = 12, test_images: int = 5) -> Layouts:
         """Write the data sets."""
         captions = root / "conceptual_captions"
         captions.mkdir(parents=True)
         write_conceptual_captions(captions, {"train": [sentence("en", number) for number in range(images)]})
-        write_features(captions, "train", [str(number) for number in range(images)], ragged)
+        write_features(captions, "train", [str(number) for number in range(images)])
         multi30k = root / "multi30k"
         for split, count in (("train", images), ("val", test_images), ("test", test_images)):
             stems = [f"{split}_{number}" for number in range(count)]
@@ -84,7 +84,7 @@ class Layouts:
                 for language in WORDS
             }
             write_multi30k(multi30k, split, stems, by_language)
-            write_features(multi30k, split, stems, ragged)
+            write_features(multi30k, split, stems)
         text = root / "wikipedia"
         text.mkdir()
         for place, language in enumerate(LANGUAGES):

@@ -98,7 +98,7 @@ def test_groups_hold_the_true_pair_once(layouts: Layouts, exclude: bool) -> None
 def test_regions_and_boxes_as_the_model_wants_them(layouts: Layouts) -> None:
     group = steps(layouts.pretraining(**PLAIN))[0]["relations"][0]["t2i"]
     for row, picture in enumerate(pictures_of(group)):
-        true = regions_of(picture, True)
+        true = regions_of(picture)
         count = len(true)
         assert group["region_mask"][row].tolist() == [place < count for place in range(group["region_mask"].shape[1])]
         expected = torch.nn.functional.normalize(torch.from_numpy(true.features), dim=1)
@@ -134,7 +134,7 @@ def test_masking_of_pairs(layouts: Layouts) -> None:
             for row, target, place in zip(rows.tolist(), group["region_features"], regions.nonzero()[:, 1].tolist()):
                 assert classes[row, place] > 0
                 if pictures[row] >= 0:
-                    expected = regions_of(pictures[row], True)
+                    expected = regions_of(pictures[row])
                     assert torch.equal(target, torch.from_numpy(expected.features[place]))
                     assert classes[row, place] == expected.labels[place]
             read_text += int(words.any(1).sum())
@@ -184,32 +184,6 @@ def test_rows_of_text_are_of_languages_of_their_own(layouts: Layouts) -> None:
 def test_candidates_must_be_in_the_set(layouts: Layouts, candidates: int) -> None:
     with pytest.raises(ValueError, match=rf"data\.candidates is {candidates}, but must be from 2 to "):
         layouts.pretraining(**PLAIN, candidates=candidates)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_ranks_share_the_schedule_and_divide_the_samples(groups: int, layouts: Layouts) -> None:
-    whole = steps(layouts.pretraining(text_groups=groups), 4)
-    halves = [steps(layouts.pretraining(text_groups=groups, rank=rank, world_size=2), 4) for rank in range(2)]
-    for one, first, second in zip(whole, *halves):
-        for joined, *parts in zip(one["xmlm"], first["xmlm"], second["xmlm"]):
-            row, column = joined["word_places"] // 6, joined["word_places"] % 6
-            for rank, part in enumerate(parts):
-                for name in ("tokens", "token_mask", "languages"):
-                    assert torch.equal(joined[name][rank::2], part[name])
-                own = row % 2 == rank
-                assert torch.equal(row[own] // 2 * 6 + column[own], part["word_places"])
-                assert torch.equal(joined["word_targets"][own], part["word_targets"])
-        for relations in zip(one["relations"], first["relations"], second["relations"]):
-            for side, joined in relations[0].items():
-                for rank, half in enumerate(relations[1:]):
-                    assert torch.equal(joined["positive"][rank::2], half[side]["positive"])
-                    for name in ("tokens", "regions", "word", "boxes"):
-                        all_rows, found = (
-                            labels_of(batch, name) if name == "word" else batch[name] for batch in (joined, half[side])
-                        )
-                        own = all_rows.unflatten(0, (4, 4))[rank::2].flatten(0, 1)
-                        # Captions are padded to the longest of a process, which moves none of them.
-                        assert torch.equal(own[:, : found.shape[1]], found)
 
 
 def test_small_sets_are_gone_through_again(layouts: Layouts) -> None:
@@ -299,23 +273,15 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
             assert same.sum() == 4
 
 
-def test_siblings_may_be_negatives(layouts: Layouts) -> None:
-    pairs = layouts.retrieval(exclude_siblings=False).training_pairs[0]
+@pytest.mark.parametrize("exclude", [True, False])
+def test_negatives_are_uniform_and_siblings_among_them_where_they_may_be(layouts: Layouts, exclude: bool) -> None:
+    pairs = layouts.retrieval(exclude_siblings=exclude).training_pairs[0]
     rng = np.random.default_rng(0)
-    found = [image for _ in range(200) for image in pairs._negatives(3, 15, False, rng)]
-    assert chisquare(np.bincount(found, minlength=12)[[0, 1, 2, 4, 5]]).pvalue > 1e-3
-    assert 3 in found
-    captions = [number for _ in range(200) for number, _ in pairs._negatives(3, 15, False, rng).values()]
-    assert 15 not in captions
-
-
-def test_negatives_are_uniform(layouts: Layouts) -> None:
-    pairs = layouts.retrieval().training_pairs[0]
-    rng = np.random.default_rng(0)
-    found = [image for _ in range(1000) for image in pairs._negatives(3, 15, False, rng)]
-    counts = np.bincount(found, minlength=12)
-    assert counts[3] == 0
+    drawn = [pairs._negatives(3, 15, False, rng) for _ in range(1000)]
+    counts = np.bincount([image for own in drawn for image in own], minlength=12)
+    assert (counts[3] == 0) == exclude
     assert chisquare(np.delete(counts, 3)).pvalue > 1e-3
+    assert exclude or 15 not in [caption for own in drawn for caption, _ in own.values()]
 
 
 def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from common.metrics.retrieval import score_retrieval
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.search import Gallery, RetrievalTest, exactly, score_pairs
-from tests.distributed.harness import run_distributed
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 
 IMAGES, CAPTIONS, REGIONS, WIDTH = 7, 13, 3, 9
@@ -131,18 +130,6 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     other = Gallery(gallery.image, gallery.image_mask, gallery.tokens.flip(0), gallery.token_mask.flip(0))
     found = score_pairs(model, other, 10**6, partial, captions_together=3)
     torch.testing.assert_close(found, whole.flip(1) + 1, rtol=1e-4, atol=1e-5)
-
-
-def _scores_of_rank(rank: int) -> Any:
-    model, gallery = model_and_gallery()
-    return score_pairs(model, gallery, 60, captions_together=4)
-
-
-def test_processes_share_the_pairs_and_all_have_the_whole_matrix() -> None:
-    model, gallery = model_and_gallery()
-    expected = score_pairs(model, gallery, 60, captions_together=4)
-    for found in run_distributed(_scores_of_rank, 2, 60):
-        torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("by_means", [False, True])

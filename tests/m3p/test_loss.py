@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
-from common.memory.collective import share_of_mean
 from papers.m3p.loss import PairTasks, _pairs, pair_terms, text_terms
 from papers.m3p.weights import RELEASED
 from tests.m3p.tiny import arrays, placed, tiny_model, valid, values
@@ -209,25 +208,6 @@ def test_texts_are_read_in_their_languages() -> None:
     hidden = model.encoder(tokens, mask, languages=block["languages"])
     torch.testing.assert_close(found, F.cross_entropy(model.words(hidden[:, 1]), tokens[:, 1]))
     assert (hidden - model.encoder(tokens, mask)).abs().max() > 1e-3
-
-
-def test_means_over_masked_things_are_over_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, group = tiny_model(), golden_group()
-    text, relation = block_of(group["tokens"], group["token_mask"], group["word_labels"]), placed(group)
-    alone = text_terms(model, text) | pair_terms(model, relation, PairTasks())
-    monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
-    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count + 1)
-    together = text_terms(model, text) | pair_terms(model, relation, PairTasks())
-    words, regions = len(relation["word_places"]), len(relation["region_places"])
-    for name, count in (
-        ("xmlm", len(text["word_places"])), ("mlm", words), ("mrm_class", regions), ("mrm_regression", regions),
-    ):  # fmt: skip
-        torch.testing.assert_close(together[name], alone[name] * count / (count + 1))
-    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count)
-    assert share_of_mean(0, torch.device("cpu")) == 0
-    assert share_of_mean(1, torch.device("cpu")) == 1
-    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count / 2)
-    assert share_of_mean(1, torch.device("cpu")) == 2
 
 
 def test_nothing_masked_costs_nothing_and_keeps_the_graph() -> None:

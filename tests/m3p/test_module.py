@@ -95,23 +95,6 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
     assert any(word in fed for word in ("Hund", "chien", "rot", "bleu"))
 
 
-@pytest.mark.parametrize(
-    ("weights", "frozen"),
-    [
-        ({"weight_xmlm": 0.0}, {"encoder.language"}),
-        ({"weight_xmlm": 0.0, "weight_mlm": 0.0}, {"encoder.language", "vocabulary_head"}),
-        ({"weight_mrm_class": 0.0, "weight_mrm_regression": 0.0}, {"region_heads"}),
-        ({"weight_t2i": 0.0, "weight_i2t": 0.0}, {"match_head"}),
-    ],
-)
-def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) -> None:
-    module = M3PModule(small_model(), **weights)  # type: ignore[arg-type]
-    found = {name for name, parameter in module.model.named_parameters() if not parameter.requires_grad}
-    assert {
-        ".".join(name.split(".")[:2]) if name.startswith("encoder") else name.split(".")[0] for name in found
-    } == frozen
-
-
 def test_fine_tuning_is_as_long_as_published() -> None:
     """150 epochs of 3,125 iterations, whatever the set, with two updates in the first of every four."""
     updates = 2 * math.ceil(150 * 3125 / 4)

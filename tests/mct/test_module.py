@@ -113,30 +113,19 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.terms: list[dict[str, Tensor]] = []
         self.rates: list[list[float]] = []
-        self.counts = {"update_average": 0, "enqueue": 0, "optimizer": 0}
         self.norms: list[dict[str, dict[str, float]]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         pl_module.loss.register_forward_hook(self._keep)
-        for owner, name in ((pl_module, "update_average"), (pl_module.loss, "enqueue")):
-            setattr(owner, name, self._counted(getattr(owner, name), name))
 
     def _keep(self, objective: nn.Module, given: Any, out: dict[str, Tensor]) -> None:
         self.terms.append({name: value.detach() for name, value in out.items()})
-
-    def _counted(self, function: Any, name: str) -> Any:
-        def call(*args: Any) -> Any:
-            self.counts[name] += 1
-            return function(*args)
-
-        return call
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
         self.before = {name: _state(tower) for name, tower in _towers(pl_module)}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.counts["optimizer"] += 1
         self.norms.append({"before": _norms(pl_module)})
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
@@ -150,18 +139,6 @@ class Watch(Callback):
                 torch.testing.assert_close(value, moved, rtol=1e-6, atol=1e-7, msg=f"{name} {parameter}")
                 assert value.grad is None
                 assert not value.requires_grad
-
-
-class Accumulating(Watch):
-    """As `Watch`, for batches without an update of the averages in half of them."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx % 2 == 0:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            return
-        for name, tower in _towers(pl_module):
-            for value, kept in zip(tower[1].parameters(), self.before[name][1]):
-                assert torch.equal(value, kept)
 
 
 def _towers(pl_module: MCTModule) -> list[tuple[str, tuple[nn.Module, nn.Module]]]:
@@ -181,12 +158,9 @@ def _norms(pl_module: MCTModule) -> dict[str, float]:
     }
 
 
-def train(
-    model: MCTModule, data: Data | None = None, epochs: int = 1, watch: Callback | None = None, **fields: Any
-) -> Watch:
-    watch = watch or Watch()
+def train(model: MCTModule, data: Data | None = None, epochs: int = 1, **fields: Any) -> Watch:
+    watch = Watch()
     trainer(None, max_epochs=epochs, callbacks=[watch], **fields).fit(model, datamodule=data or Data())
-    assert isinstance(watch, Watch)
     return watch
 
 
@@ -294,13 +268,6 @@ def test_keys_wait_in_the_queue_until_the_next_step() -> None:
     assert int(queue.pointer) == 32
 
 
-def test_accumulated_gradients() -> None:
-    data = Data(images=5 * BATCH)
-    watch = train(module(), data, epochs=2, watch=Accumulating(), accumulate_grad_batches=2)
-    # Five batches: two pairs and one left over, in either epoch.
-    assert watch.counts == {"update_average": 6, "enqueue": 10, "optimizer": 6}
-
-
 def test_the_text_gradient_is_clipped_and_the_image_gradient_is_not() -> None:
     watch = train(module(text_clip_norm=1e-3))
     assert len(watch.norms) == 4
@@ -313,20 +280,15 @@ def test_the_text_gradient_is_clipped_and_the_image_gradient_is_not() -> None:
         assert norms["after"] == pytest.approx(norms["before"], rel=1e-6)
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_learning_rates(accumulated: int) -> None:
+def test_learning_rates() -> None:
     # Four steps in each of three epochs.
-    data = Data(images=4 * BATCH * accumulated)
     model = module(image_warmup_epochs=0.5, text_warmup_epochs=1.5)
-    watch = Accumulating() if accumulated > 1 else Watch()
-    train(model, data, epochs=3, watch=watch, accumulate_grad_batches=accumulated)
+    watch = train(model, Data(images=4 * BATCH), epochs=3)
     cosine = [0.5 * (1 + math.cos(math.pi * epoch / 3)) for epoch in range(3) for _ in range(4)]
     image = [0.05 * c * min(1, (step + 1) / 2) for step, c in enumerate(cosine)]
     text = [0.01 * c * min(1, (step + 1) / 6) for step, c in enumerate(cosine)]
-    found = watch.rates[::accumulated]
-    assert [rates[0] for rates in found] == pytest.approx(image)
-    assert [rates[1] for rates in found] == pytest.approx(text)
-    assert [rates[2] for rates in found] == pytest.approx(text)
+    for found, expected in zip(zip(*watch.rates, strict=True), (image, text, text), strict=True):
+        assert found == pytest.approx(expected)
 
 
 def test_weight_decay_spares_what_has_one_dimension() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.metrics.average_precision import average_precision, average_precisions
+from common.metrics.average_precision import average_precision
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "voc_svm.npz"
 
@@ -41,16 +41,6 @@ def test_equal_scores_are_worth_the_share_of_positives() -> None:
 def test_without_positives_it_is_undefined() -> None:
     assert np.isnan(average_precision(np.arange(3.0), np.array([0, 0, -1])))
     assert np.isnan(average_precision(np.zeros(0), np.zeros(0, dtype=int)))
-
-
-def test_every_class() -> None:
-    draw = np.random.default_rng(0)
-    scores, labels = draw.standard_normal((20, 3)).astype(np.float16), draw.integers(-1, 2, (20, 3)).astype(np.int8)
-    labels[:, 1] = 0
-    found = average_precisions(scores, labels)
-    assert found.shape == (3,)
-    assert np.isnan(found).tolist() == [False, True, False]
-    assert found[2] == average_precision(scores[:, 2], labels[:, 2])
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:

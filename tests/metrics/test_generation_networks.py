@@ -10,7 +10,7 @@ import torch
 
 from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError
-from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
+from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector
 
 
 def test_inception(tmp_path: Path) -> None:
@@ -81,13 +81,3 @@ def test_clip(tmp_path: Path) -> None:
     torch.testing.assert_close(clip.texts(["a red dog"]), texts[:1])
     with pytest.raises(CheckpointError, match="holds no CLIP model"):
         ClipEmbeddings(tmp_path / "absent")
-
-
-def test_the_other_inception_names_a_file_of_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: object) -> torch.nn.Module:
-        raise RuntimeError("Missing key(s) in state_dict")  # as load_state_dict of torch-fidelity's network
-
-    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", refuses)
-    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other\.pth: weights of another network: Missing key"):
-        TensorFlowInception(tmp_path / "other.pth")

@@ -54,12 +54,18 @@ def checkpoint(stages: dict[str, tuple[StageRequest, Record]], name: str) -> Pat
     return stages[name][0].directory / "checkpoints" / "last.ckpt"
 
 
-def test_an_answer_is_text_and_always_the_same(model: Any, clip: Path) -> None:
+def test_every_task_writes_text_and_always_the_same(model: Any, clip: Path, tmp_path: Path) -> None:
     more: Any = {"speech": ["hello i am anna"], "history": [("a", "b")]}
     first, second = (model("avsd").answer(clip, "what is moving?", **more) for _ in range(2))
     assert isinstance(first, str)
     assert first == second
     assert isinstance(model("avsd").answer(clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
+    assert isinstance(model("avsd").answer(write_wav(tmp_path / "sound.wav", 1.5, 8_000), "what?"), str)
+    options = ["red", "green", "blue", "yellow", "white"]
+    for name in ("tvqa", "tvqa_no_decoder"):
+        assert model(name).answer(clip, "what color is it ?", options=options) in options
+    for path in (clip, write_frames(tmp_path, range(1, 10))):
+        assert isinstance(model("tvc").caption(path), str)
 
 
 def test_words_that_the_model_does_not_know_are_named(model: Any) -> None:
@@ -67,21 +73,6 @@ def test_words_that_the_model_does_not_know_are_named(model: Any) -> None:
     assert model("avsd").notes("where does a zebra move ?") == ["the model does not know zebra"]
     (note,) = model("avsd").notes("where does it move?")
     assert note.startswith("the model does not know move?; try marks apart from words")
-
-
-def test_one_of_five_options(model: Any, clip: Path) -> None:
-    options = ["red", "green", "blue", "yellow", "white"]
-    for name in ("tvqa", "tvqa_no_decoder"):
-        assert model(name).answer(clip, "what color is it ?", options=options) in options
-
-
-def test_a_description_of_a_file_and_of_a_folder_of_frames(model: Any, clip: Path, tmp_path: Path) -> None:
-    for path in (clip, write_frames(tmp_path, range(1, 10))):
-        assert isinstance(model("tvc").caption(path), str)
-
-
-def test_a_sound_alone_is_answered_by_a_model_that_hears(model: Any, tmp_path: Path) -> None:
-    assert isinstance(model("avsd").answer(write_wav(tmp_path / "sound.wav", 1.5, 8_000), "what?"), str)
 
 
 FIVE: Any = {"options": list("abcde")}

@@ -11,24 +11,6 @@ import torch
 from tests.vx2text.stages import batch_of, gradients, started
 
 
-def test_the_noise_is_that_of_the_joint_batch_whatever_the_number_of_processes(tmp_path: Path) -> None:
-    cli = started("avsd", tmp_path)
-    batch = batch_of(cli)
-    joint = cli.model.noise(batch)
-    assert joint["video"].shape == (4, 2, 1, 11)
-    assert joint["audio"].shape == (4, 1, 1, 6)
-    half = {name: value[:2] for name, value in batch.items()}
-    for rank in range(2):
-        cli.model.trainer.global_rank, cli.model.trainer.world_size = rank, 2
-        for name, noise in cli.model.noise(half).items():
-            assert torch.equal(noise, joint[name][rank::2])
-    cli.model.trainer.global_rank, cli.model.trainer.world_size = 0, 1
-    torch.rand(7)  # no other draw moves it
-    assert torch.equal(cli.model.noise(batch)["video"], joint["video"])
-    cli.model.trainer.fit_loop.total_batch_idx = 1
-    assert not torch.equal(cli.model.noise(batch)["video"], joint["video"])
-
-
 @pytest.mark.parametrize("name", ["video", "audio"])
 def test_a_clip_without_a_modality_has_no_tokens_of_it(name: str, tmp_path: Path) -> None:
     cli = started("avsd", tmp_path)

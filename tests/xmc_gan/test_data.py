@@ -26,6 +26,7 @@ from papers.xmc_gan.text import BertText
 from tests.data.image_layouts import write_coco, write_ln_coco
 from tests.data.worlds import read_caption
 from tests.protocols.parts import attached
+from tests.xmc_gan.test_text import write_bert
 
 T = 16
 
@@ -219,18 +220,9 @@ def test_every_narrative_is_an_item(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ features
 @pytest.fixture(scope="module")
 def bert(world: TwoObjectsWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("bert")
-    data = attached(mini(world))
-    tokenizer: Any = data.tokenizer
+    tokenizer: Any = attached(mini(world)).tokenizer
     pieces = tokenizer._vocabulary.get_vocab()
-    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__)))
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    config = BertConfig(vocab_size=len(pieces), max_position_embeddings=T, **sizes, initializer_range=0.5)
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("bert"), sorted(pieces, key=pieces.__getitem__))
 
 
 def stored(world: TwoObjectsWorld, bert: Path, folder: Path, splits: tuple[str, ...] = ("train", "val")) -> Any:
@@ -260,7 +252,7 @@ def test_stored_features_are_those_of_the_model(world: TwoObjectsWorld, bert: Pa
     loaders = ("train_dataloader", "test_dataloader")
     for mine, theirs in zip(*([b for name in loaders for b in getattr(module, name)()] for module in (data, plain))):
         assert "tokens" not in mine
-        assert mine["words"].shape == (len(mine["index"]), T, 8)
+        assert mine["words"].shape == (len(mine["index"]), T, 12)
         for name in ("image", "index", "caption", "length"):
             assert torch.equal(mine[name], theirs[name])
         words, sentence = encoder(theirs["tokens"], theirs["length"])

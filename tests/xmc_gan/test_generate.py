@@ -15,6 +15,7 @@ from common.commands.models import write_images
 from common.errors import StageError
 from papers.xmc_gan import XMCGAN
 from tests.xmc_gan.stages import Stages, finished
+from tests.xmc_gan.test_text import write_bert
 
 CAPTION = "a red circle left and a blue square right on white"
 
@@ -86,8 +87,6 @@ def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> N
 
 
 def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel
-
     moved, bert = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "bert-base-uncased"
     moved.parent.mkdir(parents=True)
     shutil.copy(stages.checkpoint("xmc_gan"), moved)
@@ -98,19 +97,12 @@ def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stag
     data["dataset"]["init_args"]["root"] = "/gone/coco"
     data["tokenizer"]["init_args"]["vocabulary"] = str(tmp_path / "vocab.txt")
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["a", "red", "circle", "left", "and", "blue", "square", "on", "white"],
-    ]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += ["a", "red", "circle", "left", "and", "blue", "square", "on", "white"]
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="bert-base-uncased"):
         XMCGAN.from_export(moved)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)).save_pretrained(bert)
+    write_bert(bert, words)
     painter = XMCGAN.from_export(moved)
     assert painter.generate(["a red circle", "a blue square left and a"], 2).shape == (2, 2, 3, 32, 32)
     assert painter.notes("a red zebra") == ["the model does not know zebra"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +12,8 @@ import torch
 from PIL import Image
 
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
-from common.monitoring.image_rows import Shown, write_row
-from common.reporting.report import build
-from papers.xmc_gan import monitoring
+from common.monitoring.image_rows import write_row
 from papers.xmc_gan.monitoring import slerp
-from tests.monitoring.loggers import Kept
 from tests.xmc_gan.stages import Stages, finished
 
 
@@ -51,16 +46,6 @@ def test_all_stages_show_the_same_captions(stages: Stages) -> None:
     assert not np.array_equal(pictures[1], pictures[2])
 
 
-def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> None:
-    page = build(tmp_path / "report.html", ["xmc_gan"], "smoke", stages.runs).read_text(encoding="utf-8")
-    assert "Captions: stages side by side" in page
-    part = page[page.index("Captions: stages side by side") : page.index('<h3 id="xmc_gan-runs">')]
-    places = [part.index(f"<tr><td>{name}</td>") for name in ("real_images", "xmc_gan", "baseline")]
-    assert places == sorted(places)  # the order of the paper's stages
-    assert part.count("data:image/png;base64,") == 3
-    assert part.count("<li>") == 8
-
-
 def test_a_credit_stands_below_a_row(tmp_path: Path) -> None:
     images = np.zeros((8, 32, 32, 3), dtype=np.uint8)
     plain = np.asarray(Image.open(write_row(list("abcdefgh"), images, tmp_path)))
@@ -80,16 +65,3 @@ def test_the_path_between_noise_vectors_keeps_their_length() -> None:
     angles = torch.atan2(path[:, 1], path[:, 0])
     torch.testing.assert_close(angles, torch.linspace(0, math.pi / 2, 5))
     torch.testing.assert_close(slerp(start, start, 3), start.expand(3, 2))
-
-
-def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path) -> None:
-    logger = Kept()
-    shown = Shown(["a $1 circle", "b"], {"image": torch.rand(2, 3, 8, 8)})
-    generated = [np.zeros((2, 8, 8, 3), dtype=np.uint8)] * 2
-    module: Any = SimpleNamespace(loggers=[logger], trainer=SimpleNamespace(datamodule=None))
-    monitoring.draw_grid(module, shown, generated, tmp_path)
-    assert logger.images == ["caption_grid"]
-    columns, data = logger.tables["caption_grid_table"]
-    assert columns == ["caption", "real", "generated 1", "generated 2"]
-    assert data[0][0] == "a $1 circle"
-    assert [type(cell).__name__ for cell in data[1][1:]] == ["Image"] * 3

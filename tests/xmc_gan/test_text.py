@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ CAPTIONS = Rows.texts(
 T = 8
 
 
-def write_bert(folder: Path) -> Path:
+def write_bert(folder: Path, words: Sequence[str] = WORDS) -> Path:
     """A BERT of the released layout, tiny and random."""
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
     BertModel(
-        BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes, initializer_range=0.5)
+        BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes, initializer_range=0.5)
     ).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     return folder
 
 
