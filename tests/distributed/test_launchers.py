@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from common.commands.main import main
-from common.reporting.papers import existing_papers, project_root
+from common.reporting.papers import project_root
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over, train
 from tests.stages import request
@@ -91,46 +90,6 @@ def _plan(paper: str, *options: str, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(["plan", paper, "--format", "slurm", *options]) == 0
     return capsys.readouterr().out
-
-
-def _options(line: str) -> dict[str, str]:
-    words = shlex.split(line.split("=$(", 1)[1].removesuffix(")"))
-    return dict(word.removeprefix("--").partition("=")[::2] for word in words[1:])
-
-
-@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
-def test_every_stage_is_submitted_with_what_it_can_use(
-    paper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seeds = ("0", "1") if paper == "xmc_gan" else ("0",)
-    selected = ["--scale", "paper", "--hardware", "slurm", "--runs", str(tmp_path), "--seeds", *seeds]
-    script = _plan(paper, *selected, capsys=capsys)
-    lines = [line for line in script.splitlines() if "$(sbatch " in line]
-    known: dict[str, str] = {}
-    for line in lines:
-        variable, options = line.split("=", 1)[0], _options(line)
-        seed = options["job-name"].rpartition("-s")[2]
-        for parent in re.findall(r"\$(\w+)", options["dependency"]):
-            assert known[parent] == seed  # submitted before, and of the same seed
-        known[variable] = seed
-        assert options["dependency"].endswith("singleton")
-        assert options["signal"] == "USR1@120"
-        assert options["kill-on-invalid-dep"] == "yes"
-        assert {"requeue", "parsable"} <= options.keys()
-        assert options["gres"] == f"gpu:{options['ntasks-per-node']}"
-        assert f"--seed {seed} " in options["wrap"]
-        assert options["wrap"].startswith(f"srun --cpus-per-task={options['cpus-per-task']} --kill-on-bad-exit=1 ")
-        if re.search(r"(esc|dcase|voc07_svm)@|-(esc|dcase|voc07_svm)", options["job-name"]):
-            assert options["ntasks-per-node"] == "1"
-    names = [_options(line)["job-name"] for line in lines]
-    assert len(set(names)) == len(names) > 1
-    assert len({_options(line)["output"].replace("%x", name) for line, name in zip(lines, names)}) == len(names)
-    four = {name for name, line in zip(names, lines) if _options(line)["nodes"] == "4"}
-    if paper in {"avid_cma", "xmc_gan"}:
-        assert four
-    if paper in {"m3p", "mct", "vx2text"}:
-        assert not four
-    assert not [name for name in four if "@" in name]  # what is measured on top of a model takes one node
 
 
 SBATCH = """#!/bin/sh

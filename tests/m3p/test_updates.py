@@ -198,32 +198,6 @@ def test_the_best_weights_are_left(
     assert run.callback_metrics["test/validation_accuracy"] == max(accuracies)
 
 
-@pytest.mark.parametrize("after", [3, 4])
-def test_a_selection_that_is_stopped_goes_on(
-    after: int, layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped before its second comparison or behind it: each is made once, and the best of all is left."""
-
-    def scripted(*accuracies: float) -> list[float]:
-        left = list(accuracies)
-        monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": left.pop(0)})
-        return left
-
-    path = tmp_path / "stopped.ckpt"
-    scripted(10.0, 90.0, 20.0, 30.0)
-    whole, resumed = selecting(), selecting()
-    quiet_trainer(tmp_path, Watch(after, path), limit_train_batches=7).fit(whole, datamodule=validated(layouts))
-    left = scripted(*((90.0,) if after == 3 else ()), 20.0, 30.0)
-    quiet_trainer(tmp_path, limit_train_batches=7).fit(
-        resumed, datamodule=validated(layouts), ckpt_path=path, weights_only=True
-    )
-    assert not left
-    assert resumed.best is not None
-    assert (resumed.best.place, resumed.best.score) == (4, 90.0)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
-
-
 def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_path: Path) -> None:
     own = selecting(select_every=100)
     used = validated(layouts, validation_items=7)

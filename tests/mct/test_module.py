@@ -201,17 +201,6 @@ def test_every_choice_of_losses(weights: tuple[float, ...], shared: bool) -> Non
         assert (parameter.grad is not None) == name.startswith("model."), name
 
 
-def test_the_image_term_alone_needs_no_captions() -> None:
-    data = Data()
-    for name in ("tokens_query", "tokens_key", "tags"):
-        del data.rows[name]
-    fields = {"weight_tag": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}
-    watch = train(module(**fields, text_encoder=None), data)
-    assert len(watch.terms) == 4
-    # An encoder that no loss reads is left out, too.
-    assert module(**fields, text_encoder=Texts()).model.text is None
-
-
 # -- the step ----------------------------------------------------------------------------------------------------------
 
 

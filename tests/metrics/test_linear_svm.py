@@ -17,15 +17,6 @@ def samples(noise: int, label: np.ndarray) -> np.ndarray:
     return (5 + center[label] + 0.3 * draw.standard_normal((len(label), 4, 6))).astype(np.float32)
 
 
-def test_learns_from_the_chosen_and_judges_the_chosen() -> None:
-    label = np.arange(30) % 3
-    train, test = samples(1, label), samples(2, label)
-    wrong = label.copy()
-    wrong[:10] = 0  # never looked at
-    guess = classify_windowed(train, test, wrong, np.arange(30) >= 10, np.arange(30) < 9, 0.01, OPTIONS)
-    assert guess.tolist() == label[:9].tolist()
-
-
 def test_labels_need_not_be_positions() -> None:
     label = np.arange(12) % 3
     everyone = np.ones(12, dtype=bool)

@@ -202,9 +202,7 @@ def test_object_accuracy_generates_images_of_its_own(tiny: dict[str, str]) -> No
 
 
 @pytest.mark.parametrize("copies", [0, 2])
-def test_captions_without_objects_leave_object_accuracy_out(
-    copies: int, tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_captions_without_objects_leave_object_accuracy_out(copies: int, tiny: dict[str, str]) -> None:
     class NoObjects(TinyData):
         def texts(self, role: str, captions: list[int]) -> list[str]:
             return ["a red flower"] * len(captions)
@@ -219,24 +217,15 @@ def test_captions_without_objects_leave_object_accuracy_out(
     for repeat in range(2):
         update(evaluation, IMAGES, repeat)
     assert evaluation.compute().keys() == {"fid", "fid_spread", "inception_score", "inception_score_spread"}
-    assert capsys.readouterr().out.count("no caption names a class of COCO") == 1
 
 
-def test_what_is_missing_is_left_out_and_said_once(
-    tiny: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_what_is_missing_is_left_out(tiny: dict[str, str], tmp_path: Path) -> None:
     evaluation = GenerationEvaluation(
         inception=str(tmp_path / "absent.pth"), clip=None, detector=str(tmp_path / "also.pth"), object_copies=3
     )
     evaluation.begin(module(TinyData(), len(IMAGES)))
     update(evaluation, IMAGES)
     assert evaluation.compute() == {}
-    evaluation.begin(module(TinyData(), len(IMAGES)))  # the test of a run that trained
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert "fid and inception_score will be left out" in lines[0]
-    assert "absent.pth does not exist" in lines[0]
-    assert "evaluation.clip is null" in lines[2]
 
 
 @pytest.mark.parametrize("options", [{"repeats": 3, "object_copies": 0}, {"repeats": 1, "object_copies": 3}])

@@ -80,15 +80,6 @@ def test_an_empty_dialogue_has_no_history(words: TextTokenizer) -> None:
     assert words.decode(Prompt(words).encode(blank)) == text
 
 
-def test_words_in_the_places_of_tokens(words: TextTokenizer) -> None:
-    prompt = Prompt(words, video_places=3, audio_places=2)
-    ids = prompt.encode(FULL, ("red", "circle", "left"), ("beep", "high"))
-    places = prompt.encode(FULL)
-    assert len(ids) == len(places)
-    assert [a for a, b in zip(ids, places) if b < 0] == words.encode("red circle left beep high")
-    assert all(a == b for a, b in zip(ids, places) if b >= 0)
-
-
 @pytest.mark.parametrize(("limit", "cut"), [(9, False), (8, False), (7, True), (0, False)])
 def test_speech_that_does_not_fit_is_counted(words: TextTokenizer, limit: int, cut: bool) -> None:
     assert len(words.encode("hello i am anna")) == 4

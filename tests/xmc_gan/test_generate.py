@@ -5,13 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
-from common.commands.models import write_images
 from common.errors import StageError
 from papers.xmc_gan import XMCGAN
 from tests.xmc_gan.stages import Stages, finished
@@ -42,48 +39,16 @@ def test_images_follow_seed_and_caption(painter: XMCGAN) -> None:
     assert not images[0].equal(painter.generate([CAPTION], number=3, seed=2)[0])
 
 
-def test_the_averaged_generator_makes_them(painter: XMCGAN, stages: Stages) -> None:
-    state = torch.load(stages.checkpoint("xmc_gan"), weights_only=True)["state_dict"]
-    for name, value in painter.generator.state_dict().items():
-        assert value.equal(state[f"generators.key.{name}"])
-    assert not painter.generator.training
-
-
-def test_files_of_every_image_and_a_grid(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    painter = XMCGAN.from_export(stages.checkpoint("baseline"))
-    files = write_images(painter, [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
-    assert [path.name for path in files] == [
-        "01-a-red-circle-left-and-a-blue-square-right-on-white-1-seed5.png",
-        "01-a-red-circle-left-and-a-blue-square-right-on-white-2-seed5.png",
-        "02-a-yellow-square-right-1-seed5.png",
-        "02-a-yellow-square-right-2-seed5.png",
-        "grid.png",
-    ]
-    assert all(Image.open(path).size == (32, 32) for path in files[:4])
-    assert Image.open(files[-1]).size == (2 * 34 + 2, 2 * 34 + 2)
-    before = [np.asarray(Image.open(path)) for path in files]
-    again = write_images(painter, [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
-    assert all(np.array_equal(np.asarray(Image.open(path)), old) for path, old in zip(again, before))
-    single = write_images(painter, [CAPTION], tmp_path / "one")
-    assert [path.name for path in single] == [path.name for path in (tmp_path / "one").iterdir()]
-
-
 def test_unknown_words_and_long_captions_are_told(painter: XMCGAN) -> None:
     assert painter.notes(CAPTION) == []
-    note = painter.notes("a purple circle left and a blue elephant")[0]
-    assert note.startswith("the model does not know purple, elephant; it learned from a, and, at, black, blue,")
-    notes = painter.notes(" ".join(["a red circle left"] * 5))
-    assert len(notes) == 1
-    assert notes[0].startswith("too long by 6 tokens; what the model reads is 'a red circle left a red circle left a")
+    (unknown,) = painter.notes("a purple circle left and a blue elephant")
+    assert "purple, elephant" in unknown
+    (long,) = painter.notes(" ".join(["a red circle left"] * 5))
+    assert "by 6 tokens" in long
     assert painter.notes("RED!!") == []  # a mark is no word that one could miss
     for nothing in ("?!", "zebra !"):
         with pytest.raises(StageError, match=r"there is no caption|does not know zebra;"):
             painter.notes(nothing)
-
-
-def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="makes no images"):
-        XMCGAN.from_export(stages.checkpoint("mini_evaluator"))
 
 
 def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:

@@ -237,15 +237,6 @@ def test_images_do_not_see_the_padding_and_follow_the_order_of_the_batch() -> No
     torch.testing.assert_close(generator(z[order], words[order], sentence[order], length[order]), images[order])
 
 
-def test_weights_go_to_the_official_names_and_back() -> None:
-    generator, discriminator = networks()
-    for network, prefix in ((generator, "G/"), (discriminator, "D/")):
-        arrays = to_official(network.state_dict(), network is discriminator)
-        expected = below("net128", prefix)
-        assert arrays.keys() == expected.keys()
-        assert all((arrays[name] == value).all() for name, value in expected.items())
-
-
 @pytest.mark.parametrize("network", ["resnet50", "vgg19"])
 def test_the_network_of_imagenet_reaches_the_images(network: Any) -> None:
     encoder = ImageNetFeatures(network, size=32).train()

@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.data.listing import DatasetMissing
 from common.data.sequences import Rows
 from common.data.text import WordPieceTokenizer
-from common.data.text_features import FeatureStore, StoredFeatures, encode_texts, pool_sentence
-from common.errors import StageError
-from papers.xmc_gan import prepare
+from common.data.text_features import encode_texts, pool_sentence
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.text import BertText
 
@@ -141,44 +138,3 @@ def test_features_are_the_same_where_the_rest_trains_in_half_precision(bert: Pat
         mixed = encoder(tokens, length)
     for mine, theirs in zip(mixed, encoder(tokens, length)):
         assert torch.equal(mine, theirs)
-
-
-# ------------------------------------------------------------------------------------------------------------- command
-class Captions:
-    """A data set of captions alone."""
-
-    name = "coco"
-    title = "COCO"
-
-    def __init__(self, missing: bool = False) -> None:
-        self.missing = missing
-
-    def annotations(self, split: str) -> Any:
-        if self.missing:
-            raise DatasetMissing("nothing there")
-        return type("Annotations", (), {"captions": CAPTIONS})()
-
-
-def test_the_command_makes_what_is_missing(
-    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wanted(folder: Path, *missing: bool) -> None:
-        features, tokenizer = StoredFeatures(str(tmp_path), str(folder)), WordPieceTokenizer(str(bert), max_tokens=T)
-        stores = [prepare.WantedStore(Captions(one), f"{one}", tokenizer, features) for one in missing]
-        monkeypatch.setattr(prepare, "wanted_stores", lambda *_: stores)
-
-    wanted(tmp_path / "nowhere", False)
-    with pytest.raises(FileNotFoundError, match=r"must hold config\.json and model\.safetensors.*hf download"):
-        prepare.text_features(tmp_path)
-    wanted(bert, False, True)
-    with pytest.raises(StageError, match="--device nonsense"):
-        prepare.text_features(tmp_path, device="nonsense")
-    (path,) = prepare.text_features(tmp_path, batch_size=2)
-    store = FeatureStore(path)
-    assert (store.about["dataset"], store.about["split"], store.width) == ("coco", "False", 12)
-    prepare.report(tmp_path)
-    assert "present" in capsys.readouterr().out
-    with pytest.raises(StageError, match="no store was made"):
-        prepare.text_features(tmp_path)
-    wanted(bert, False)
-    assert prepare.text_features(tmp_path) == []
