@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -15,23 +14,16 @@ from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.media import MediaError
 from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p import regions
-from papers.m3p.miniature import RegionClassifier
 from papers.m3p.regions import RegionNetwork, prepare_regions, read_region_network, region_boxes, region_rows
 from tests.data.image_layouts import COCO, write_coco_cn, write_coco_karpathy
+from tests.m3p.stages import region_network
 
-CLASSES = 7
+CLASSES, WIDTH = 60, 64
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """What Lightning keeps of an untrained classifier."""
-    torch.manual_seed(0)
-    module = RegionClassifier(classes=CLASSES, channels=[4, 4, 4, 6], side=16)
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
-    trainer.strategy.connect(module)
-    path = tmp_path / "last.ckpt"
-    trainer.save_checkpoint(path)
-    return path
+    return region_network(tmp_path)
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpat
     for split, keys in (("train", COCO[:2]), ("test", COCO[2:])):
         found = dataset.regions(split)
         assert list(found.keys) == list(keys)
-        assert found.feature_size == 6
+        assert found.feature_size == WIDTH
         for key in keys:
             np.testing.assert_allclose(found[key].features, expected[key].features, atol=1e-5)
             own = found[key]

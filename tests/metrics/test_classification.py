@@ -29,12 +29,6 @@ def test_dense_evaluation_equals_the_official_one() -> None:
         assert top_k_accuracy(scores, labels, 3).item() == golden["dense_top3"][0]
 
 
-def test_mean_of_probabilities_is_not_the_mean_of_logits() -> None:
-    logits = torch.tensor([[[9.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]])
-    assert logits.mean(1).argmax().item() == 0
-    assert mean_clip_probability(logits).argmax().item() == 1
-
-
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_classifier_without_opinion_is_right_about_nothing(value: float) -> None:
     scores = torch.full((4, 10), value)
