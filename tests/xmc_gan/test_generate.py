@@ -67,7 +67,7 @@ def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stag
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="bert-base-uncased"):
         XMCGAN.from_export(moved)
-    write_bert(bert, words)
+    write_bert(bert, words, 16)
     painter = XMCGAN.from_export(moved)
     assert painter.generate(["a red circle", "a blue square left and a"], 2).shape == (2, 2, 3, 32, 32)
     assert painter.notes("a red zebra") == ["the model does not know zebra"]

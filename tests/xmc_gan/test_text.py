@@ -25,11 +25,11 @@ CAPTIONS = Rows.texts(
 T = 8
 
 
-def write_bert(folder: Path, words: Sequence[str] = WORDS) -> Path:
+def write_bert(folder: Path, words: Sequence[str] = WORDS, width: int = 12) -> Path:
     """A BERT of the released layout, tiny and random."""
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
     BertModel(
         BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes, initializer_range=0.5)
