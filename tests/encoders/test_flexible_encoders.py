@@ -10,9 +10,6 @@ from common.encoders.video import R2Plus1D
 @pytest.mark.parametrize(
     ("encoder", "frames", "side", "expected"),
     [
-        (R2Plus1D(width=4), 8, 224, [(8, 56), (8, 56), (4, 28), (2, 14), (1, 7)]),
-        (R2Plus1D(width=4), 32, 64, [(32, 16), (32, 16), (16, 8), (8, 4), (4, 2)]),
-        (R2Plus1D(depth=10, width=4, stem_pool=False), 8, 112, [(8, 56), (8, 56), (4, 28), (2, 14), (1, 7)]),
         (R2Plus1D(depth=10, width=4, stem_pool=False), 8, 24, [(8, 12), (8, 12), (4, 6), (2, 3), (1, 2)]),
         (
             R2Plus1D(depth=10, width=4, stem_pool=False, stem_kernel=3, stem_stride=1, spatial_strides=(2, 2, 2, 1)),
@@ -32,18 +29,10 @@ def test_video_stage_shapes(encoder: R2Plus1D, frames: int, side: int, expected:
     assert stages["pool"].shape == (1, encoder.feature_dim, 1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("small", "size", "expected"),
-    [
-        (False, (200, 257), [(100, 129), (50, 65), (25, 33), (13, 17), (13, 17)]),
-        (False, (100, 129), [(50, 65), (25, 33), (13, 17), (7, 9), (7, 9)]),
-        (True, (100, 129), [(50, 65), (50, 65), (25, 33), (13, 17), (13, 17)]),
-    ],
-)
-def test_audio_stage_shapes(small: bool, size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
-    encoder = AudioConvNet(width=2, small=small).eval()
+def test_audio_stage_shapes() -> None:
+    encoder = AudioConvNet(width=2, small=True).eval()
     with torch.no_grad():
-        stages = encoder.forward_stages(torch.zeros(1, 1, *size))
+        stages = encoder.forward_stages(torch.zeros(1, 1, 100, 129))
     names = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x")
-    assert [tuple(stages[name].shape[2:]) for name in names] == expected
+    assert [tuple(stages[name].shape[2:]) for name in names] == [(50, 65), (50, 65), (25, 33), (13, 17), (13, 17)]
     assert stages["pool"].shape == (1, 16, 1, 1)

@@ -192,12 +192,6 @@ class TestLinearClassification:
         trainer(tmp_path, max_epochs=3, **options).fit(module, loader(Pictures(12)))
         return module
 
-    def test_classifiers_do_not_notice_each_other(self, tmp_path: Path) -> None:
-        together = self.fitted(tmp_path, [0.3, 3.0])
-        for position, rate in enumerate((0.3, 3.0)):
-            alone = self.fitted(tmp_path, [rate])
-            torch.testing.assert_close(alone.heads[0].weight, together.heads[position].weight)
-
     @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 1e3}])
     def test_a_rate_that_diverges_leaves_the_others_alone_and_is_not_chosen(
         self, tmp_path: Path, options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Optimizers made of optimizers: the same steps as by hand, one closure, exact restore, and clipping."""
+"""Optimizers made of optimizers: the same steps as by hand, one closure, and exact restore."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.stages.configuration import resolve
-from common.stages.synthetic import StopAfter, synthetic_training
-from common.training.examples import Draw
 from common.training.optimizers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
 
 
@@ -237,28 +234,3 @@ def test_warm_up_then_cosine() -> None:
     assert [warm_up_then_cosine(3, 3)(step) for step in (0, 2)] == [1 / 3, 1.0]
     with pytest.raises(ValueError, match="warmup_steps"):
         warm_up_then_cosine(5, 4)
-
-
-# -- clipping ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_m3p_clips_in_every_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning refuses fused optimizers under bfloat16."""
-    norms: list[float] = []
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def watched(parameters: Any, largest: float, **options: Any) -> torch.Tensor:
-        parameters = list(parameters)
-        before = clip(parameters, largest, **options)
-        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
-        return before
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
-    run = resolve("m3p", "fine_tune", scale="smoke", arguments=("--model.clip_norm", "0.01"))
-    arguments = {"accelerator": "cpu", "precision": precision, "callbacks": [StopAfter(2)]}
-    training = synthetic_training(run, arguments, Draw(), 4)
-    training.run()
-    assert all(group["fused"] for group in training.trainer.optimizers[0].param_groups)
-    # Two groups in the first of two iterations that are accumulated.
-    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)

@@ -70,12 +70,18 @@ def test_a_released_network(modality: Any, request: pytest.FixtureRequest) -> No
     assert same(source, target)
 
 
-@pytest.mark.parametrize("prefix", ["classifier.", "model.tokens.audio.classifier."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["classifier.", "model.tokens.audio.classifier.", "language_model.", "model.language_model."],
+)
 def test_our_own_stages(prefix: str, tmp_path: Path) -> None:
-    source, target = audio(), audio()
+    source, target = (language() if "language" in prefix else audio() for _ in range(2))
     state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 3}, tmp_path / "last.ckpt")
-    load_classifier(target, tmp_path / "last.ckpt", "audio", "model.audio_pretrained")
+    if isinstance(target, LanguageModel):
+        load_language_model(target, tmp_path / "last.ckpt")
+    else:
+        load_classifier(target, tmp_path / "last.ckpt", "audio", "model.audio_pretrained")
     assert same(source, target)
 
 
@@ -86,11 +92,7 @@ def test_what_does_not_fit_is_named(
         (video(5), kinetics_file[1], "video", r"other shape: fc.weight \[4, 8\] instead of \[5, 8\]"),
         (video(width=6), kinetics_file[1], "video", r"do not fit model.model.video_classifier: .*other shape"),
         (video(), panns_file[1], "video", r"do not fit model.model.video_classifier: .*missing"),
-        (video(), tmp_path / "absent.pth", "video", r"model.video_pretrained: .*no such checkpoint file"),
     ]
-    damaged = tmp_path / "damaged.pth"
-    damaged.write_bytes(kinetics_file[1].read_bytes()[:500])
-    cases.append((video(), damaged, "video", "model.video_pretrained: .*damaged"))
     for target, path, modality, message in cases:
         with pytest.raises(CheckpointError, match=message):
             load_classifier(target, path, modality, f"model.{modality}_pretrained")
@@ -115,15 +117,6 @@ def test_an_old_file_of_t5_with_an_unused_bias(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
     load_language_model(target, tmp_path)
-    assert same(source, target)
-
-
-@pytest.mark.parametrize("prefix", ["language_model.", "model.language_model."])
-def test_our_own_stage_with_a_language_model(prefix: str, tmp_path: Path) -> None:
-    source, target = language(), language()
-    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
-    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    load_language_model(target, tmp_path / "last.ckpt")
     assert same(source, target)
 
 
