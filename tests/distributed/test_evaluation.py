@@ -18,15 +18,15 @@ from common.protocols.classification import (
 from tests.distributed.harness import run_distributed
 from tests.protocols.parts import (
     CLASSES,
-    Pictures,
     SameOnAll,
-    Videos,
     distributed_trainer,
     image_encoder,
     loader,
+    pictures,
     results_of,
     trainer,
     video_encoder,
+    videos,
 )
 
 
@@ -64,8 +64,8 @@ def test_odd_number_of_samples_is_counted_exactly_once() -> None:
 
 def test_fine_tuning_is_trained_and_tested_alike(tmp_path: Path) -> None:
     module = ActionRecognition(video_encoder(), CLASSES, warmup_epochs=1, learning_rate=1e-2)
-    distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()]).fit(module, loader(Videos(8), 2))
-    loaders = [loader(Videos(7, clips=2), 2), loader(Videos(7, clips=3), 2)]
+    distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()]).fit(module, loader(videos(8), 2))
+    loaders = [loader(videos(7, clips=2), 2), loader(videos(7, clips=3), 2)]
     one = results_of(trainer(tmp_path), module, loaders)
     two = results_of(distributed_trainer(tmp_path), module, loaders)
     assert one["test/videos"] == 7
@@ -73,20 +73,20 @@ def test_fine_tuning_is_trained_and_tested_alike(tmp_path: Path) -> None:
 
 
 def probes() -> tuple[pl.LightningModule, Any]:
-    return LinearProbes(video_encoder(), CLASSES, layers={"conv2x": 2, "conv5x": 1}), loader(Videos(9, clips=2), 2)
+    return LinearProbes(video_encoder(), CLASSES, layers={"conv2x": 2, "conv5x": 1}), loader(videos(9, clips=2), 2)
 
 
 def linear() -> tuple[pl.LightningModule, Any]:
     module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 1.0, 10.0])
-    return module, [loader(Pictures(5), 2), loader(Pictures(9, 1), 2)]
+    return module, [loader(pictures(5), 2), loader(pictures(9, 1), 2)]
 
 
 def supervised() -> tuple[pl.LightningModule, Any]:
-    return SupervisedClassification(image_encoder(), CLASSES), loader(Pictures(9), 2)
+    return SupervisedClassification(image_encoder(), CLASSES), loader(pictures(9), 2)
 
 
 def tagging() -> tuple[pl.LightningModule, Any]:
-    return MultiLabelTagging(image_encoder(), CLASSES), loader(Pictures(9, tags=True), 2)
+    return MultiLabelTagging(image_encoder(), CLASSES), loader(pictures(9, tags=True), 2)
 
 
 @pytest.mark.parametrize("protocol", [probes, linear, supervised, tagging])
@@ -99,4 +99,4 @@ def test_protocols_are_tested_alike(protocol: Any, tmp_path: Path) -> None:
 def test_linear_classifiers_are_trained_alike(tmp_path: Path) -> None:
     module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 3e38])
     run = distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()])
-    run.fit(module, loader(Pictures(8), 2))
+    run.fit(module, loader(pictures(8), 2))

@@ -17,25 +17,20 @@ from common.metrics.gathering import gather_rows
 CLASSES = 3
 
 
-class Videos(Dataset[dict[str, Tensor]]):
-    """Videos whose class is a color; with ``clips`` above 0 every item holds several clips."""
+Samples = list[dict[str, Tensor]]
 
-    def __init__(self, size: int, clips: int = 0, side: int = 16) -> None:
-        self.size, self.clips, self.side = size, clips, side
 
-    def __len__(self) -> int:
-        return self.size
+def videos(size: int, clips: int = 0, side: int = 16) -> Samples:
+    """Videos whose class is a color; with `clips` above 0 every item holds several clips."""
 
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
+    def sample(item: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(item)
         label = item % CLASSES
-        video = 0.5 * torch.randn(max(self.clips, 1), 3, 4, self.side, self.side, generator=draw)
+        video = 0.5 * torch.randn(max(clips, 1), 3, 4, side, side, generator=draw)
         video[:, label] += 1.5
-        return {
-            "video": video if self.clips else video[0],
-            "label": torch.tensor(label),
-            "index": torch.tensor(item),
-        }
+        return {"video": video if clips else video[0], "label": torch.tensor(label), "index": torch.tensor(item)}
+
+    return [sample(item) for item in range(size)]
 
 
 class Sounds(Dataset[dict[str, Tensor]]):
@@ -60,49 +55,29 @@ class Sounds(Dataset[dict[str, Tensor]]):
         }
 
 
-class Pictures(Dataset[dict[str, Tensor]]):
-    """Pictures whose class is a color channel; ``tags`` gives several labels instead, one for every channel."""
+def pictures(size: int, noise: int = 0, tags: bool = False) -> Samples:
+    """Pictures whose class is a color channel; `tags` gives several labels instead, one for every channel."""
 
-    def __init__(self, size: int, noise: int = 0, tags: bool = False, side: int = 8) -> None:
-        self.size, self.noise, self.tags, self.side = size, noise, tags, side
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        draw = torch.Generator().manual_seed(1000 * self.noise + item)
-        image = 0.2 * torch.randn(3, self.side, self.side, generator=draw)
+    def sample(item: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(1000 * noise + item)
+        image = 0.2 * torch.randn(3, 8, 8, generator=draw)
         label = item % CLASSES
         present = torch.tensor([(item >> channel) & 1 for channel in range(CLASSES)], dtype=torch.int8)
-        image += 1.5 * (present if self.tags else torch.eye(CLASSES)[label])[:, None, None]
-        sample = {"image": image, "index": torch.tensor(item)}
-        return sample | ({"labels": present} if self.tags else {"label": torch.tensor(label)})
+        image += 1.5 * (present if tags else torch.eye(CLASSES)[label])[:, None, None]
+        found = {"image": image, "index": torch.tensor(item)}
+        return found | ({"labels": present} if tags else {"label": torch.tensor(label)})
+
+    return [sample(item) for item in range(size)]
 
 
-class Relabeled(Dataset[dict[str, Tensor]]):
-    """Pictures with other labels."""
-
-    def __init__(self, pictures: Dataset[dict[str, Tensor]], labels: Tensor) -> None:
-        self.pictures, self.labels = pictures, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return {**self.pictures[item], "labels": self.labels[item]}
+def relabeled(samples: Samples, labels: Tensor) -> Samples:
+    return [{**sample, "labels": own} for sample, own in zip(samples, labels)]
 
 
-class Given(Dataset[dict[str, Tensor]]):
+def of_features(features: Tensor, labels: Tensor, kind: str = "image") -> Samples:
     """Features in the place of images or videos."""
-
-    def __init__(self, features: Tensor, labels: Tensor, kind: str = "image") -> None:
-        self.features, self.labels, self.kind = features, labels, kind
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return {self.kind: self.features[item], "label": self.labels[item], "index": torch.tensor(item)}
+    rows = enumerate(zip(features, labels, strict=True))
+    return [{kind: own, "label": label, "index": torch.tensor(item)} for item, (own, label) in rows]
 
 
 def video_encoder() -> R2Plus1D:
@@ -173,7 +148,7 @@ def results_of(run: pl.Trainer, module: pl.LightningModule, loaders: Any) -> dic
     return {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("test/")}
 
 
-def loader(dataset: Dataset[dict[str, Tensor]], batch: int = 4, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
+def loader(dataset: Any, batch: int = 4, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
     return DataLoader(dataset, batch_size=batch, shuffle=shuffle, generator=torch.Generator().manual_seed(0))
 
 

@@ -26,9 +26,6 @@ from common.stages.configuration import resolve
 from common.training.callbacks import StopOnNonFiniteLoss
 from tests.protocols.parts import (
     CLASSES,
-    Given,
-    Pictures,
-    Videos,
     assert_same,
     average_precisions_of,
     checkpoint,
@@ -36,9 +33,12 @@ from tests.protocols.parts import (
     image_encoder,
     loader,
     no_encoder,
+    of_features,
+    pictures,
     results_of,
     trainer,
     video_encoder,
+    videos,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "probe_and_dense_eval.npz"
@@ -77,7 +77,7 @@ class TestActionRecognition:
         options: dict[str, Any] = {"learning_rate": 1e-2, "warmup_epochs": 2, "milestones": [1, 2], "gamma": 0.3}
         module = ActionRecognition(video_encoder(), CLASSES, pretrained=pretrained_video, **options)
         record = Recorder()
-        trainer(tmp_path, max_epochs=5, callbacks=[record]).fit(module, loader(Videos(8)))
+        trainer(tmp_path, max_epochs=5, callbacks=[record]).fit(module, loader(videos(8)))
         start = torch.load(pretrained_video, weights_only=True)["state_dict"]
         names = dict(module.encoder.named_parameters())
         for epoch in range(2):
@@ -95,9 +95,9 @@ class TestActionRecognition:
             video_encoder(), CLASSES, dropout=0.1, learning_rate=1e-2, warmup_epochs=1, milestones=[12]
         )
         run = trainer(tmp_path, max_epochs=16)
-        run.fit(module, loader(Videos(24), 8, shuffle=True))
+        run.fit(module, loader(videos(24), 8, shuffle=True))
         last = copy_of(module)
-        metrics = results_of(run, module, [loader(Videos(10, clips=3), 4), loader(Videos(10, clips=5), 4)])
+        metrics = results_of(run, module, [loader(videos(10, clips=3), 4), loader(videos(10, clips=5), 4)])
         assert_same(last, module)
         assert metrics["test/videos"] == 10
         assert metrics["test/video_top1"] >= 90
@@ -112,7 +112,7 @@ class TestActionRecognition:
         module = ActionRecognition(no_encoder(5), 5)
         nn.init.eye_(module.heads[0][1].weight)
         nn.init.zeros_(module.heads[0][1].bias)
-        metrics = results_of(trainer(tmp_path), module, loader(Given(logits, labels, "video"), 3))
+        metrics = results_of(trainer(tmp_path), module, loader(of_features(logits, labels, "video"), 3))
         assert metrics["test/video_top1"] == pytest.approx(expected)
         assert "test/clip_top1" not in metrics
 
@@ -150,7 +150,7 @@ class TestLinearProbes:
         module = LinearProbes(video_encoder(), CLASSES, self.layers, pretrained=pretrained_video, **options)
         start = torch.load(pretrained_video, weights_only=True)["state_dict"]
         run = trainer(tmp_path, max_epochs=2)
-        run.fit(module, loader(Videos(12)))
+        run.fit(module, loader(videos(12)))
         for name, value in module.encoder.named_parameters():
             assert torch.equal(value, start[f"encoder.{name}"]), name
         drifted = not torch.equal(module.encoder.conv1[1].running_mean, start["encoder.conv1.1.running_mean"])
@@ -159,9 +159,9 @@ class TestLinearProbes:
     def test_every_stage_and_the_best_are_reported(self, tmp_path: Path) -> None:
         module = LinearProbes(video_encoder(), CLASSES, layers=self.layers, learning_rate=2e-2, milestones=[12])
         run = trainer(tmp_path, max_epochs=16)
-        run.fit(module, loader(Videos(24), 8, shuffle=True))
+        run.fit(module, loader(videos(24), 8, shuffle=True))
         assert set(run.logged_metrics) >= {"train/loss", "train/conv2x_loss", "train/pool_loss"}
-        metrics = results_of(run, module, loader(Videos(11, clips=2), 4))
+        metrics = results_of(run, module, loader(videos(11, clips=2), 4))
         accuracies = [metrics[f"test/{layer}_top1"] for layer in self.layers]
         assert metrics["test/best_top1"] == max(accuracies) >= 70  # chance: 33
         assert metrics["test/videos"] == 11
@@ -189,7 +189,7 @@ class TestLinearClassification:
         module = LinearClassification(image_encoder(), CLASSES, learning_rates=rates, milestones=[2])
         for classifier in module.heads:
             nn.init.zeros_(classifier.weight)
-        trainer(tmp_path, max_epochs=3, **options).fit(module, loader(Pictures(12)))
+        trainer(tmp_path, max_epochs=3, **options).fit(module, loader(pictures(12)))
         return module
 
     @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 1e3}])
@@ -204,7 +204,7 @@ class TestLinearClassification:
         # It is not chosen even where no other is right about anything.
         nn.init.constant_(module.heads[1].bias, torch.finfo().min / 10)
         nn.init.zeros_(module.heads[1].weight)
-        metrics = results_of(trainer(tmp_path), module, [loader(Pictures(5)), loader(Pictures(6))])
+        metrics = results_of(trainer(tmp_path), module, [loader(pictures(5)), loader(pictures(6))])
         assert metrics["test/learning_rate"] == pytest.approx(0.3)
         assert metrics["test/top1"] == metrics["test/validation_top1_lr_0.3"] == 0
 
@@ -215,7 +215,7 @@ class TestLinearClassification:
         for classifier in module.heads:
             nn.init.constant_(classifier.weight, torch.nan)
         with pytest.raises(ValueError, match="learning_rates"):
-            results_of(trainer(tmp_path), module, [loader(Pictures(4)), loader(Pictures(4))])
+            results_of(trainer(tmp_path), module, [loader(pictures(4)), loader(pictures(4))])
 
     def test_held_out_images_choose_and_test_images_judge(self, tmp_path: Path) -> None:
         module = LinearClassification(no_encoder(6), 6, learning_rates=[0.3, 3, 30])
@@ -225,7 +225,7 @@ class TestLinearClassification:
         features, labels = torch.eye(6), torch.arange(6)
         # Rate 3 (shifted by one) is right about the held-out labels; in the test it is right about one in six.
         test_labels = torch.where(labels == 0, 1, labels)
-        held_out, test = Given(features, (labels + 1) % 6), Given(features, test_labels)
+        held_out, test = of_features(features, (labels + 1) % 6), of_features(features, test_labels)
         metrics = results_of(trainer(tmp_path), module, [loader(held_out), loader(test)])
         assert metrics == pytest.approx(
             {
@@ -248,10 +248,10 @@ class TestLinearClassification:
             image_encoder(), CLASSES, pretrained=pretrained, learning_rates=[0.03, 0.3, 3], milestones=[15]
         )
         run = trainer(tmp_path, max_epochs=20)
-        run.fit(module, loader(Pictures(24), 8, shuffle=True))
+        run.fit(module, loader(pictures(24), 8, shuffle=True))
         assert_same(image_encoder(7).state_dict(), module.encoder)
         Path(pretrained).unlink()  # not read once more, for then the weights come from the checkpoint
-        held_out, test = Pictures(9, noise=1), Pictures(13, noise=2)
+        held_out, test = pictures(9, noise=1), pictures(13, noise=2)
         metrics = results_of(run, module, [loader(held_out), loader(test)])
         assert metrics["test/top1"] > 80
         assert metrics["test/top5"] == 100
@@ -265,7 +265,7 @@ class TestLinearClassification:
         for run, start in ((begun, None), (resumed, tmp_path / "step=1.ckpt")):
             module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
             with pytest.raises(RuntimeError, match=r"encoder\.bn1\.running_mean"):
-                run.fit(module, loader(Pictures(8)), ckpt_path=start, weights_only=True)
+                run.fit(module, loader(pictures(8)), ckpt_path=start, weights_only=True)
 
     def test_schedules(self, tmp_path: Path) -> None:
         for schedule, expected in (
@@ -276,7 +276,7 @@ class TestLinearClassification:
             module = LinearClassification(
                 image_encoder(), CLASSES, learning_rates=[0.3, 30], schedule=schedule, milestones=[1, 2]
             )
-            trainer(tmp_path, max_epochs=3, callbacks=[record]).fit(module, loader(Pictures(8)))
+            trainer(tmp_path, max_epochs=3, callbacks=[record]).fit(module, loader(pictures(8)))
             np.testing.assert_allclose(record.rates, np.outer(expected, [0.3, 30]), atol=1e-12)
 
     def test_normalized_features(self) -> None:
@@ -294,12 +294,12 @@ class TestLinearClassification:
             num_classes = 1000
 
             def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-                return loader(Pictures(4))
+                return loader(pictures(4))
 
         module = LinearClassification(image_encoder(), CLASSES)
         with pytest.raises(ValueError, match="learning_rates"):
             LinearClassification(image_encoder(), CLASSES, learning_rates=[0.3, 0.3])
-        for parts in (loader(Pictures(4)), [loader(Pictures(0)), loader(Pictures(4))]):
+        for parts in (loader(pictures(4)), [loader(pictures(0)), loader(pictures(4))]):
             with pytest.raises(ValueError, match="test_dataloaders"):
                 results_of(trainer(tmp_path), module, parts)
         with pytest.raises(ValueError, match="num_classes"):
@@ -312,13 +312,13 @@ class TestSupervisedClassification:
         module = SupervisedClassification(image_encoder(), CLASSES, learning_rate=0.05, milestones=[10])
         start = copy_of(module)
         run = trainer(tmp_path, max_epochs=12, callbacks=[record])
-        run.fit(module, loader(Pictures(24), 8, shuffle=True))
+        run.fit(module, loader(pictures(24), 8, shuffle=True))
         assert [rates[0] for rates in record.rates] == pytest.approx([0.05] * 30 + [0.005] * 6)
         assert not torch.equal(start["encoder.conv1.weight"], module.encoder.conv1.weight)
         assert not torch.equal(start["encoder.bn1.running_mean"], module.encoder.bn1.running_mean)
         assert {name.split(".")[0] for name in module.state_dict()} == {"encoder", "heads"}
         last = copy_of(module)
-        metrics = results_of(run, module, loader(Pictures(13, noise=1)))
+        metrics = results_of(run, module, loader(pictures(13, noise=1)))
         assert_same(last, module)
         assert set(metrics) == {"test/top1", "test/top5", "test/images"}
         assert metrics["test/images"] == 13
@@ -329,9 +329,9 @@ class TestMultiLabelTagging:
     def test_learns_and_reports_the_mean_average_precision(self, tmp_path: Path, pretrained: str) -> None:
         module = MultiLabelTagging(image_encoder(), CLASSES, pretrained=pretrained, learning_rate=0.3, milestones=[15])
         run = trainer(tmp_path, max_epochs=20)
-        run.fit(module, loader(Pictures(24, tags=True), 8, shuffle=True))
+        run.fit(module, loader(pictures(24, tags=True), 8, shuffle=True))
         assert_same(image_encoder(7).state_dict(), module.encoder)
-        test = Pictures(21, 1, tags=True)
+        test = pictures(21, 1, tags=True)
         metrics = results_of(run, module, loader(Subset(test, [0, 0, *range(21), 5])))
         samples = [test[item] for item in range(21)]
         labels = torch.stack([sample["labels"] for sample in samples]).numpy()

@@ -22,12 +22,12 @@ from common.training.callbacks import StepSeed
 from common.training.data_module import ShardedDataModule
 from tests.protocols.parts import (
     CLASSES,
-    Pictures,
     assert_same,
     checkpoint,
     copy_of,
     image_encoder,
     loader,
+    pictures,
     results_of,
     trainer,
 )
@@ -48,7 +48,7 @@ class Captioned(Dataset[dict[str, Tensor]]):
     """Pictures with a caption each, for training; takes the keys of an epoch sampler."""
 
     def __init__(self, size: int) -> None:
-        self.pictures = Pictures(size)
+        self.pictures = pictures(size)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -95,7 +95,7 @@ class SearchData(ShardedDataModule):
         return self.training_loader(Captioned(self.sizes[0]))
 
     def _pair(self, images: int, noise: int) -> list[DataLoader[Any]]:
-        parts = Pictures(images, noise), Captions(images)
+        parts = pictures(images, noise), Captions(images)
         return [self.evaluation_loader(part, 3, f"{images} {type(part).__name__}") for part in parts]
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -263,8 +263,8 @@ class TestCrossModalSearch:
         with pytest.raises(ValueError, match="embedding_dim"):
             CrossModalSearch(image_encoder(), words(16))
         with pytest.raises(ValueError, match="data: CrossModalSearch"):
-            trainer(tmp_path, max_epochs=1).fit(search(), loader(Pictures(4)))
+            trainer(tmp_path, max_epochs=1).fit(search(), loader(pictures(4)))
         with pytest.raises(ValueError, match="test_dataloaders: CrossModalSearch"):
-            results_of(trainer(tmp_path), search(), loader(Pictures(4)))
+            results_of(trainer(tmp_path), search(), loader(pictures(4)))
         with pytest.raises(ValueError, match="fold_size"):
             results_of(trainer(tmp_path), search(fold_size=1000), SearchData())

@@ -14,13 +14,13 @@ from common.metrics.linear_svm import evaluate_class
 from common.protocols.svm import MultiLabelSVM, SoundSVM
 from tests.protocols.parts import (
     CLASSES,
-    Pictures,
-    Relabeled,
     Sounds,
     audio_encoder,
     average_precisions_of,
     image_encoder,
     loader,
+    pictures,
+    relabeled,
     results_of,
     trainer,
 )
@@ -97,23 +97,21 @@ class TestSoundSVM:
 class TestMultiLabelSVM:
     @pytest.mark.parametrize("pool", [1, 2])
     def test_equals_the_protocol_written_plainly(self, tmp_path: Path, pretrained: str, pool: Any) -> None:
-        labels = torch.stack([Pictures(40, tags=True)[item]["labels"] for item in range(40)])
+        labels = torch.stack([one["labels"] for one in pictures(40, tags=True)])
         labels[::7, 0] = -1
-        train = Relabeled(Pictures(40, 1, tags=True), labels)
-        test = Relabeled(Pictures(23, 2, tags=True), labels[:23])
+        train = relabeled(pictures(40, 1, tags=True), labels)
+        test = relabeled(pictures(23, 2, tags=True), labels[:23])
         module = MultiLabelSVM(image_encoder(), pretrained=pretrained, pool=pool, costs=[0.1, 1])
         metrics = results_of(trainer(tmp_path), module, [loader(train, 7), loader(test, 5)])
 
-        def features(part: Relabeled) -> np.ndarray:
+        def features(part: list[dict[str, Tensor]]) -> np.ndarray:
             with torch.no_grad():
                 maps = image_encoder(7).eval().forward_map(torch.stack([item["image"] for item in part]))
                 rows = nn.functional.adaptive_avg_pool2d(maps, pool).flatten(1)
             return nn.functional.normalize(rows).numpy()
 
         verdicts = [
-            evaluate_class(
-                features(train), train.labels.numpy()[:, c], features(test), test.labels.numpy()[:, c], [0.1, 1]
-            )
+            evaluate_class(features(train), labels.numpy()[:, c], features(test), labels[:23].numpy()[:, c], [0.1, 1])
             for c in range(CLASSES)
         ]
         average = [100 * verdict.average_precision for verdict in verdicts]
@@ -128,11 +126,11 @@ class TestMultiLabelSVM:
         assert [entry["C"] for entry in listed] == [verdict.cost for verdict in verdicts]
 
     def test_classes_that_cannot_be_judged_are_left_out_and_named(self, tmp_path: Path) -> None:
-        labels = torch.stack([Pictures(24, tags=True)[item]["labels"] for item in range(24)])
+        labels = torch.stack([one["labels"] for one in pictures(24, tags=True)])
         train, test = labels.clone(), labels.clone()
         train[:, 0] = 0  # never seen in training
         test[:, 1] = torch.where(test[:, 1] == 1, -1, 0)  # only difficult ones in the test
-        loaders = [loader(Relabeled(Pictures(24, n, tags=True), part)) for n, part in enumerate((train, test))]
+        loaders = [loader(relabeled(pictures(24, n, tags=True), part)) for n, part in enumerate((train, test))]
 
         class Data(pl.LightningDataModule):
             class_names = ("cat", "dog", "cow")
@@ -151,8 +149,8 @@ class TestMultiLabelSVM:
         assert listed[1]["C"] is None
 
     def test_mistakes(self, tmp_path: Path) -> None:
-        module, part = MultiLabelSVM(image_encoder()), Pictures(12, tags=True)
-        narrow, empty = (Relabeled(part, torch.zeros(12, width, dtype=torch.int8)) for width in (2, 3))
+        module, part = MultiLabelSVM(image_encoder()), pictures(12, tags=True)
+        narrow, empty = (relabeled(part, torch.zeros(12, width, dtype=torch.int8)) for width in (2, 3))
         for parts, named in (([part], "test_dataloaders"), ([part, narrow], "labels"), ([empty, empty], "labels")):
             with pytest.raises(ValueError, match=named):
                 results_of(trainer(tmp_path), module, [loader(one) for one in parts])

@@ -73,16 +73,6 @@ def test_draws_follow_the_probabilities() -> None:
         assert measured == pytest.approx(share, abs=0.012), pair
 
 
-def test_without_noise_it_is_deterministic_and_gives_no_gradient_to_the_scores() -> None:
-    table, logits = torch.randn(5, 3, requires_grad=True), torch.randn(4, 5, requires_grad=True)
-    tokens, chosen = choose(logits, table, 2)
-    assert torch.equal(tokens, choose(logits, table, 2)[0])
-    assert torch.equal(chosen, logits.topk(2).indices)
-    tokens.sum().backward()
-    assert logits.grad is None
-    assert table.grad is not None
-
-
 def test_ties_go_to_the_lower_category() -> None:
     assert choose(torch.zeros(1, 6), torch.eye(6), 3)[1].tolist() == [[0, 1, 2]]
 
