@@ -33,6 +33,12 @@ def test_in_batch_hinge_equals_the_released_code(kind: str, name: str, margin: f
         np.testing.assert_allclose(text.grad, golden[f"grad_text_{kind}_{name}"], rtol=0, atol=tolerance)
 
 
+def test_in_batch_hinge_sums_unless_asked_for_the_hardest() -> None:
+    scores = torch.zeros(3, 3)
+    assert in_batch_hinge(scores, 0.25).item() == 12 * 0.25
+    assert in_batch_hinge(scores, 0.25, hardest=True).item() == 6 * 0.25
+
+
 def test_one_mask_for_all_anchors_may_have_one_dimension() -> None:
     positive, negatives = torch.tensor([0.5, 0.0]), torch.tensor([[0.5, 9.0, 0.75], [1.0, 9.0, 0.0]])
     loss = queue_hinge(positive, negatives, 0.25, "mean", torch.tensor([True, False, True]))

@@ -102,6 +102,10 @@ def test_half_precision_is_raised() -> None:
     assert torch.isfinite(masked_region_kl(logits, torch.full((2, 3), 1 / 3)))
 
 
+def test_one_number_is_its_own_mean() -> None:
+    assert masked_region_regression(torch.tensor([[3.0]]), torch.tensor([[1.0]])) == 4
+
+
 def test_classes_have_the_leading_dimensions_of_the_distribution() -> None:
     distribution = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], [[0.2, 0.7, 0.1], [0.4, 0.1, 0.5]]])
     assert foreground_classes(distribution).tolist() == [[1, 2], [1, 2]]

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.losses.info_nce import info_nce
-from common.losses.nce import estimate_normalizer, nce
+from common.losses.info_nce import info_nce, info_nce_per_anchor
+from common.losses.nce import estimate_normalizer, nce, nce_per_anchor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "nce_core.npz"
 
@@ -100,6 +100,16 @@ def test_no_gradient_flows_through_the_normalizer() -> None:
     assert normalizer.grad is None
     negatives = torch.zeros(1, 3, requires_grad=True)
     assert not estimate_normalizer(negatives).requires_grad
+
+
+def test_per_anchor_losses_take_leading_dimensions() -> None:
+    generator = torch.Generator().manual_seed(2)
+    positives, negatives = torch.randn(4, 2, 3, generator=generator), torch.randn(4, 2, 5, generator=generator)
+    for direction in range(2):
+        ours = nce_per_anchor(positives, negatives, 1.5)[:, direction].mean()
+        torch.testing.assert_close(ours, nce(positives[:, direction], negatives[:, direction], 1.5))
+        ours = info_nce_per_anchor(positives, negatives)[:, direction].mean()
+        torch.testing.assert_close(ours, info_nce(positives[:, direction], negatives[:, direction]))
 
 
 def test_a_normalizer_that_is_a_number_has_the_precision_of_the_scores() -> None:

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
+from common.memory.collective import share_of_mean
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import PairTasks, _pairs, pair_terms, text_terms
 from papers.m3p.weights import RELEASED
-from tests.m3p.tiny import arrays, placed, tiny_model, valid, values
+from tests.m3p.tiny import arrays, placed, tiny_model, tiny_sizes, valid, values
 
 
 def golden_group() -> dict[str, torch.Tensor]:
@@ -208,6 +211,48 @@ def test_texts_are_read_in_their_languages() -> None:
     hidden = model.encoder(tokens, mask, languages=block["languages"])
     torch.testing.assert_close(found, F.cross_entropy(model.words(hidden[:, 1]), tokens[:, 1]))
     assert (hidden - model.encoder(tokens, mask)).abs().max() > 1e-3
+
+
+def test_means_over_masked_things_are_over_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, group = tiny_model(), golden_group()
+    text, relation = block_of(group["tokens"], group["token_mask"], group["word_labels"]), placed(group)
+    alone = text_terms(model, text) | pair_terms(model, relation, PairTasks())
+    monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count + 1)
+    together = text_terms(model, text) | pair_terms(model, relation, PairTasks())
+    words, regions = len(relation["word_places"]), len(relation["region_places"])
+    for name, count in (
+        ("xmlm", len(text["word_places"])), ("mlm", words), ("mrm_class", regions), ("mrm_regression", regions),
+    ):  # fmt: skip
+        torch.testing.assert_close(together[name], alone[name] * count / (count + 1))
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count)
+    assert share_of_mean(0, torch.device("cpu")) == 0
+    assert share_of_mean(1, torch.device("cpu")) == 1
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count / 2)
+    assert share_of_mean(1, torch.device("cpu")) == 2
+
+
+@pytest.mark.parametrize("kind", ["t2i", "in_batch"])
+def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean(count: torch.Tensor) -> torch.Tensor:
+        assert count.device.type == "cuda"
+        return count
+
+    monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", mean)
+    group = golden_group() if kind == "t2i" else in_batch_group()
+    found = placed(group)
+    with FakeTensorMode() as mode:  # knows shapes and devices, computes nothing
+        with torch.device("cuda"):
+            model = M3P(M3PEncoder(**tiny_sizes()))
+        there = {name: mode.from_tensor(value).to("cuda") for name, value in found.items()}
+        temperature = 0.1 if kind == "in_batch" else None
+        tasks = PairTasks(alignment=True, contrast_temperature=temperature)
+        for term in pair_terms(model, there, tasks).values():
+            assert term.device.type == "cuda"
+        block = {"tokens": there["tokens"], "token_mask": there["token_mask"], "word_places": there["word_places"]}
+        block["word_targets"] = there["word_targets"]
+        assert text_terms(model, block)["xmlm"].device.type == "cuda"
 
 
 def test_nothing_masked_costs_nothing_and_keeps_the_graph() -> None:
