@@ -70,6 +70,12 @@ def test_ranks_agree_with_sorting_for_any_block(seed: int, queries: int, extra: 
         )
 
 
+def test_identity_is_perfect_and_collapse_is_worthless() -> None:
+    assert recall_at(torch.eye(6), torch.eye(6), 1).item() == 100
+    assert recall_at(torch.ones(6, 3), torch.ones(6, 3), 5).item() == 0
+    assert recall_at(torch.full((6, 3), float("nan")), torch.ones(6, 3), 5).item() == 0
+
+
 def naive_caption_ranks(scores: np.ndarray, caption_image: list[int], text: list[int]) -> tuple[list[int], list[int]]:
     """Ranks by the definition, one query at a time."""
     images, captions = scores.shape

@@ -110,6 +110,20 @@ def test_every_caption_is_searched_once_an_epoch(tmp_path: Path) -> None:
     assert data.test_dataloader()[1].dataset is data.test_dataloader()[1].dataset
 
 
+def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
+    coco(tmp_path)
+    data = attached(
+        SearchData(
+            COCO(tmp_path), WordVocabulary(min_count=1), test_split="val", captions_per_image=2, image=SMALL,
+            batch_size=6, num_workers=0,
+        )
+    )  # fmt: skip
+    assert len(data.train_dataloader().dataset) == 12
+    texts = {data.words.decode(row.tolist()) for batch in data.train_dataloader() for row in batch["tokens"]}
+    assert len(texts) == 2
+    assert len(data.test_dataloader()[1].dataset) == 6
+
+
 @pytest.mark.parametrize("kind", [SearchData, BridgeData])
 def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -> None:
     coco(tmp_path)

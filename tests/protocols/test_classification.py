@@ -116,6 +116,17 @@ class TestActionRecognition:
         assert metrics["test/video_top1"] == pytest.approx(expected)
         assert "test/clip_top1" not in metrics
 
+    def test_random_clips_may_come_one_by_one(self, tmp_path: Path) -> None:
+        several = videos(5, clips=3)
+        # As the clips of a training set: item i shows video i modulo the number of videos.
+        single = [{**one, "video": one["video"][clip]} for clip in range(3) for one in several]
+        module = ActionRecognition(video_encoder(), CLASSES)
+        results = [
+            results_of(trainer(tmp_path), module, [loader(several), loader(clips)]) for clips in (several, single)
+        ]
+        assert results[0] == pytest.approx(results[1])
+        assert 0 < results[0]["test/clip_top1"] < 100
+
 
 class TestLinearProbes:
     layers = {"conv2x": 2, "conv5x": 1, "pool": 1}  # noqa: RUF012
