@@ -130,6 +130,8 @@ def test_a_submitted_plan_runs_through(
     submitted = log.read_text(encoding="utf-8").splitlines()
     names = [re.search(r"--job-name=(\S+)", line)[1] for line in submitted]  # type: ignore[index]
     assert names == ["avid_cma-avid-smoke-s0", "avid_cma-esc@avid-smoke-s0"]
+    for line in submitted:  # what a job needs to be stopped, queued again, and never to wait for one that failed
+        assert {"--requeue", "--signal=USR1@120", "--kill-on-invalid-dep=yes"} <= set(line.split())
     found = [re.search(r"--dependency=(\S+)", line)[1] for line in submitted]  # type: ignore[index]
     assert found == ["singleton", "afterok:101,singleton"]
     assert (runs / "avid_cma" / "smoke" / "slurm").is_dir()
