@@ -25,7 +25,7 @@ export WANDB_SILENT ?= true
 reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
-.PHONY: help setup lock lock-check audit test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report dashboard wandb-report gpu-check doctor clean
+.PHONY: help setup lock lock-check test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report dashboard wandb-report gpu-check doctor clean
 
 ##@ Set up
 
@@ -72,12 +72,6 @@ lock-check: ## Whether the lock can be installed from wheels on every system, Py
 	    then echo "$$platform, Python $$python: $$(grep -c '^ + ' <<< "$$told") packages"; \
 	    else failed=1; echo "$$platform, Python $$python: $$told"; fi; \
 	  done; done; exit $$failed
-
-# pip-audit is no dependency: it runs in an environment of its own.
-audit: $(STAMP) ## Known weaknesses of the locked packages, by a public database; says what it could not ask
-	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
-	  "$$UV" tool run --quiet pip-audit --requirement requirements.lock --disable-pip --require-hashes --format json \
-	    --progress-spinner off 2>/dev/null | $(VENV)/bin/python .ci/audit.py
 
 ##@ Run
 

@@ -22,7 +22,6 @@ from common.data.clips import (
     clip_start,
     dense_clip_starts,
     paired_window,
-    repeated,
 )
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
@@ -219,17 +218,6 @@ def test_dense_clips_cover_the_video(folder: Path) -> None:
         assert torch.equal(EXACT.adapted(False, 4)(frames[start : start + 4]), clip)
 
 
-def test_dense_clips_at_random(folder: Path) -> None:
-    clips = DenseVideoClips(
-        _good(folder), EXACT, clips=25, random_starts=True, video_duration=0.5, video_fps=8.0, cache_bytes=2**24
-    )
-    numbers = ((clips[2]["video"].mean((1, 3, 4)) * 255 - 8) / 3).round().int()
-    assert torch.equal(numbers, numbers[:, :1] + torch.arange(4))
-    assert len(set(numbers[:, 0].tolist())) > 6
-    assert int(numbers.max()) <= 15
-    assert _equal(clips[2], clips[2])
-
-
 def test_listed_segments_are_respected(folder: Path) -> None:
     segment = Clip(folder / "good0.mp4", label=0, start=0.5, end=1.25)
     listing = Listing.of("test", "1", [segment], ("a",), folder)
@@ -382,7 +370,3 @@ def test_a_clip_ends_before_the_file_where_it_can(limits: tuple[float, float], d
     start = clip_start(limits, 4.1, draw)
     assert limits[0] <= start
     assert start + 4.1 <= max(limits[1], limits[0] + 4.1) + 1e-9
-
-
-def test_a_sound_that_is_too_short_starts_over() -> None:
-    assert repeated(torch.arange(5), 3, 6).tolist() == [3, 4, 0, 1, 2, 3]

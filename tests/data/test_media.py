@@ -27,7 +27,7 @@ from common.data.media import (
     restrict,
     select_frames,
 )
-from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video, write_wav
+from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video
 from tests.data.text_layouts import write_frames
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
@@ -219,26 +219,6 @@ def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> Non
         assert torch.equal(media.read_audio(0.5, 0.5, 16_000), expected.read_audio(0.5, 0.5, 16_000))
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
-def test_no_file_stays_open(folder: Path) -> None:
-    good = write_video(folder / "handles.mp4")
-    bad = folder / "truncated.mp4"
-    bad.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    no_frames = write_wav(folder / "handles.wav")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        with MediaFile(good) as media:
-            media.read_video(0.5, 0.5, 16.0)
-            media.read_audio(0.5, 0.5, 8_000)
-        with pytest.raises(MediaError):
-            MediaFile(bad)
-        with pytest.raises(MediaError), MediaFile(no_frames) as media:
-            media.read_video(0.0, 0.5, 16.0)
-        MediaFile(good, FileCache(2**22))
-        probe(good)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
 def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(folder / "overshoot.mp4", seconds=4.0, key_frame_every=25)
     frames_from = MediaFile._frames
@@ -290,12 +270,6 @@ def test_a_clip_that_begins_with_a_frame_skips_none(fps: float, origin: float) -
         indices, actual = select_frames(start, 8 / fps, fps, fps, end, origin)
         assert indices.tolist() == list(range(first, min(first + 8, 400)))
         assert actual == pytest.approx(start)
-
-
-def test_frame_counts_survive_rounding() -> None:
-    assert frame_count(0.29, 100.0) == 29
-    assert frame_count(0.5, 16.0) == 8
-    assert frame_count(0.99, 1.0) == 0
 
 
 def test_listed_segments_restrict_the_stream() -> None:

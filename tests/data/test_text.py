@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,15 +80,6 @@ def ends(tokenizer: CaptionTokenizer) -> tuple[int, int]:
 )
 def test_normal_form(text: str, expected: str) -> None:
     assert normalize_caption(text) == expected
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text())
-def test_normal_form_is_stable_and_free_of_what_it_removes(text: str) -> None:
-    normal = normalize_caption(text)
-    assert normalize_caption(normal) == normal
-    assert normal == normal.lower() == " ".join(normal.split())
-    assert not any(unicodedata.combining(sign) for sign in normal)
 
 
 # -- left and right ----------------------------------------------------------------------------------------------------
@@ -244,14 +234,6 @@ def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
         expected = theirs(normalize_caption(text), truncation=True, max_length=12)["input_ids"]
         assert ours.encode(text) == expected
     assert ours.encode("a") == [3, 6, 4]
-
-
-@pytest.mark.parametrize("kind", [WordPieceTokenizer, SentencePieceTokenizer])
-def test_few_captions_give_a_smaller_vocabulary(kind: Callable[..., CaptionTokenizer]) -> None:
-    tokenizer = kind(vocabulary_size=10_000)
-    tokenizer.prepare(["a cat", "a hat", "🙂", "x" * 10_000])
-    assert 10 < tokenizer.vocabulary_size < 100
-    assert tokenizer.decode(tokenizer.encode("a hat")) == "a hat"
 
 
 def test_sentence_pieces_are_numbered_as_virtex_does() -> None:

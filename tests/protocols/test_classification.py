@@ -22,7 +22,6 @@ from common.protocols.classification import (
     SupervisedClassification,
     probe,
 )
-from common.stages.configuration import resolve
 from common.training.callbacks import StopOnNonFiniteLoss
 from tests.protocols.parts import (
     CLASSES,
@@ -116,17 +115,6 @@ class TestActionRecognition:
         assert metrics["test/video_top1"] == pytest.approx(expected)
         assert "test/clip_top1" not in metrics
 
-    def test_random_clips_may_come_one_by_one(self, tmp_path: Path) -> None:
-        several = videos(5, clips=3)
-        # As the clips of a training set: item i shows video i modulo the number of videos.
-        single = [{**one, "video": one["video"][clip]} for clip in range(3) for one in several]
-        module = ActionRecognition(video_encoder(), CLASSES)
-        results = [
-            results_of(trainer(tmp_path), module, [loader(several), loader(clips)]) for clips in (several, single)
-        ]
-        assert results[0] == pytest.approx(results[1])
-        assert 0 < results[0]["test/clip_top1"] < 100
-
 
 class TestLinearProbes:
     layers = {"conv2x": 2, "conv5x": 1, "pool": 1}  # noqa: RUF012
@@ -146,12 +134,6 @@ class TestLinearProbes:
             torch.testing.assert_close(mean, given["running_mean_after"], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(var, given["running_var_after"], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(head.eval()(given["feat"]), given["logits_eval"], rtol=1e-5, atol=1e-6)
-
-    def test_sizes_of_the_paper(self) -> None:
-        layers = resolve("avid_cma", "kinetics_linear", scale="paper").config["model"]["init_args"]["layers"]
-        module = LinearProbes(R2Plus1D(), 400, layers)
-        sizes = {layer: head[3].in_features for layer, head in module.named_heads()}
-        assert sizes == {"conv2x": 9216, "conv3x": 8192, "conv4x": 9216, "conv5x": 8192}
 
     @pytest.mark.parametrize("official_quirks", [False, True])
     def test_encoder_stays_frozen_but_for_the_quirk(
@@ -289,16 +271,6 @@ class TestLinearClassification:
             )
             trainer(tmp_path, max_epochs=3, callbacks=[record]).fit(module, loader(pictures(8)))
             np.testing.assert_allclose(record.rates, np.outer(expected, [0.3, 30]), atol=1e-12)
-
-    def test_normalized_features(self) -> None:
-        images = 5 * torch.rand(64, 4)
-        for kind, width in (("l2", 1.0), ("batch_norm", 2.0)):
-            module = LinearClassification(no_encoder(4), 4, learning_rates=[1], normalize_features=kind)
-            nn.init.eye_(module.heads[0].weight)
-            with torch.no_grad():
-                (logits,) = module(images).values()
-            assert logits.norm(dim=1).square().mean().sqrt().item() == pytest.approx(width, rel=0.01)
-        assert not list(module.norm.parameters())
 
     def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
         class Data(pl.LightningDataModule):

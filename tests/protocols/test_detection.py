@@ -371,13 +371,6 @@ def test_a_box_outside_the_image_names_the_file(tmp_path: Path, box: tuple[int, 
         module.training_images[0, 0]
 
 
-def test_a_box_one_pixel_too_far_is_cut(tmp_path: Path) -> None:
-    write_voc(tmp_path, [((32, 32), [("disc", (0, 1, 33, 20), False)])] * 2, SCENE[:1])
-    module = data(tmp_path, image=BoxTransform(sizes=(32,), test_size=32, max_size=64, flip=0.0))
-    module.setup("fit")
-    assert module.training_images[0, 0]["target"]["boxes"].tolist() == [[0, 0, 32, 20]]
-
-
 # -- the detector ------------------------------------------------------------------------------------------------------
 
 
@@ -558,13 +551,6 @@ def test_statistics_are_made_with_the_synchronization_of_training(
     monkeypatch.setattr("common.protocols.detection.recompute_batch_statistics", lambda *_: called.append("made"))
     run.test(detector(pictures=0), datamodule=data(voc), verbose=False)
     assert called == ["on", "made", "off"]
-
-
-def test_a_detector_that_finds_nothing_scores_zero(voc: Path, tmp_path: Path) -> None:
-    module = detector(score_threshold=1.1, pictures=0)
-    metrics = trainer(tmp_path).test(module, datamodule=data(voc), verbose=False)[0]
-    assert all(metrics[name] == 0.0 for name in METRICS - {"test/images"})
-    assert not (tmp_path / "media").exists()
 
 
 def test_wrong_settings_stop_before_training(voc: Path, tmp_path: Path) -> None:

@@ -235,13 +235,6 @@ def test_a_damaged_configuration_is_named_with_its_field(
     refused(folder, told, paper)
 
 
-def test_an_export_written_twice_is_the_same(exports: Callable[[str], Path], tmp_path: Path) -> None:
-    first = (exports("vx2text") / "model.safetensors").read_bytes()
-    for again in range(2):
-        folder = write_export(trained_model("vx2text"), checkpoint("vx2text"), tmp_path / str(again))
-        assert (folder / "model.safetensors").read_bytes() == first
-
-
 def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path) -> None:
     model, source = trained_model("avid_cma"), checkpoint("avid_cma")
     (damaged / "model.safetensors").write_bytes(b"")
