@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from papers.mct import monitoring
 from papers.mct.monitoring import tagged_neighbors, uniformity
 
 
@@ -34,15 +33,6 @@ def test_neighbors_without_tags_are_nan() -> None:
     assert tagged_neighbors(features, torch.zeros(6, 0, dtype=torch.bool)).isnan()
     # An image alone has no neighbor.
     assert tagged_neighbors(features[:1], torch.ones(1, 2, dtype=torch.bool)).isnan()
-
-
-def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitoring, "LARGEST_SEARCH", 3)
-    monkeypatch.setattr(monitoring, "LARGEST_UNIFORMITY", 2)
-    features = on_a_circle(0, 10, 90, 91)
-    tags = torch.tensor([[1], [0], [1], [1]]).bool()
-    assert float(tagged_neighbors(features, tags, 1)) == 0
-    assert float(uniformity(features)) == pytest.approx(-2 * (2 - 2 * math.cos(math.pi / 18)), rel=1e-4)
 
 
 def test_uniformity_by_hand() -> None:

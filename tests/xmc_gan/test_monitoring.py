@@ -11,8 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.worlds.emoji_scenes import EmojiScenesWorld
-from common.monitoring.image_rows import write_row
 from papers.xmc_gan.monitoring import slerp
 from tests.xmc_gan.stages import Stages, finished
 
@@ -44,17 +42,6 @@ def test_all_stages_show_the_same_captions(stages: Stages) -> None:
     pictures = [np.asarray(Image.open(path.with_suffix(".row.png"))) for path in rows]
     assert {picture.shape for picture in pictures} == {(96, 8 * 96 + 7 * 4, 3)}
     assert not np.array_equal(pictures[1], pictures[2])
-
-
-def test_a_credit_stands_below_a_row(tmp_path: Path) -> None:
-    images = np.zeros((8, 32, 32, 3), dtype=np.uint8)
-    plain = np.asarray(Image.open(write_row(list("abcdefgh"), images, tmp_path)))
-    credited = np.asarray(Image.open(write_row(list("abcdefgh"), images, tmp_path, EmojiScenesWorld.credit)))
-    assert (credited[: len(plain)] == plain).all()
-    below = credited[len(plain) :]
-    assert len(below) < 40
-    assert ((below < 128).any(2).sum(1) > 0).any()
-    assert (below[:, -4:] == 255).all()  # it fits
 
 
 def test_the_path_between_noise_vectors_keeps_their_length() -> None:
