@@ -89,7 +89,7 @@ rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data
 rehearse: $(STAMP) ## The same for all papers, one after the other
 	$(ASSEMBLE) rehearse $(REHEARSED)
 
-data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
+data-%: $(STAMP) ## What a paper's data sets are, which are found, how to get the rest
 	$(ASSEMBLE) data $* --data "$(DATA)" $(if $(PREPARE),--prepare)
 
 plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 for memory and GPU hours

@@ -52,7 +52,7 @@ def data(
     ] = None,
     device: Annotated[str, "cpu, cuda or auto"] = "auto",
 ) -> int:
-    """Say what a paper's data sets and weights are, what is there, and how to get the rest.
+    """Say what a paper's data sets and weights are, which were found, and how to get the rest.
 
     Nothing is downloaded but by --fetch.
     """

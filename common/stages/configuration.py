@@ -407,7 +407,7 @@ def resolve(
         config = merge(config, {"trainer": {"strategy": "auto"}})
     for switch in SWITCHES:
         switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
-        if isinstance(config.get("model", {}), dict):  # whoever gave something else is told so below
+        if isinstance(config.get("model", {}), dict):  # anything else is refused below
             config = merge(config, switched)
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
     ours = tuple(config.get("ours") or ())

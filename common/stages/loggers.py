@@ -159,7 +159,7 @@ class StageWandbLogger(WandbLogger):
         except Exception as error:
             if not self._failed:
                 _say(
-                    f"W&B: {type(error).__name__}: {one_line(error)}; the stage goes on, and its values are in "
+                    f"W&B: {type(error).__name__}: {one_line(error)}; the stage continues, and its values are in "
                     "metrics.csv and record.json"
                 )
             self._failed = True

@@ -164,7 +164,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
             if isinstance(error, RuntimeError) and _lost_a_process(error):
                 raise StageError(
                     f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran "
-                    "out; its own messages, if any, say why. The same command goes on from the last checkpoint"
+                    "out; its own messages, if any, say why. The same command resumes from the last checkpoint"
                 ) from error
             if str(error).startswith("Expected more than 1 value per channel"):
                 raise StageError(
@@ -389,7 +389,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     metrics_file = MetricsFile(directory / "metrics.csv")
 
     def resumed(step: int, batches: int) -> None:
-        print(f"  {request.stage}: goes on from step {step} ({last})")
+        print(f"  {request.stage}: resumes from step {step} ({last})")
         metrics_file.drop_after(batches)
 
     sessions = Sessions(git, resumed)

@@ -281,7 +281,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
             raise StageError(
                 f"could not write {path}: {reason}. The checkpoint that was there before, if any, is unchanged; free "
-                "space or fix the permissions, and the same command goes on from it"
+                "space or fix the permissions, and the same command resumes from it"
             ) from error
 
     def load_checkpoint(self, path: str | Path, *options: Any, **named: Any) -> dict[str, Any]:

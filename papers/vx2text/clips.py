@@ -124,7 +124,7 @@ class LogMel:
 
 
 class ClipReader:
-    """Cuts the clips and the window of sound of a video; a modality that is None is left out.
+    """Cuts the clips and the window of sound of a video; None leaves a modality out.
 
     In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips;
     otherwise clips and crops are centered. A video with too few frames is looped; too short sound is padded with

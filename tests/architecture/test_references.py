@@ -68,3 +68,15 @@ def test_links_of_pages_lead_to_files() -> None:
                 assert (page.parent / target).exists(), (
                     f"{page.relative_to(ROOT)} links to {target}, which is not there"
                 )
+
+
+#: Phrases that took readers a second reading; docs, help and docstrings do without them.
+OPAQUE = re.compile(
+    r"stands? beside|\bgoes on\b|comes? out\b|whoever|what is there|that is none|of one's own", re.IGNORECASE
+)
+
+
+def test_prose_is_free_of_opaque_phrases() -> None:
+    for path in [*texts("common", "papers", "configs", "docs"), *ROOT.glob("*.md"), ROOT / "Makefile"]:
+        found = OPAQUE.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{path.relative_to(ROOT)}: {found and found.group()!r}"

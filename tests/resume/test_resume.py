@@ -180,6 +180,6 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
 def test_a_stopped_stage_whose_configuration_changed_is_planned_anew(tmp_path: Path) -> None:
     stage = request("avid/avid", tmp_path, layer=LAYER)
     kill_at(stage, AVIDModule, 7)
-    assert state_of(stage) == (False, "was stopped, goes on from its last checkpoint")
+    assert state_of(stage) == (False, "was stopped, resumes from its last checkpoint")
     changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
     assert state_of(changed)[1].endswith("changed: starts anew")

@@ -264,7 +264,7 @@ def test_a_client_that_dies_ends_no_stage(
     assert record.media
     out = capsys.readouterr().out
     assert out.count("W&B: ") == 1
-    assert "ConnectionResetError: Connection lost; the stage goes on" in out
+    assert "ConnectionResetError: Connection lost; the stage continues" in out
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the client's process by /proc")

@@ -210,7 +210,7 @@ class MediaDataset(ABC):
             f"  Expected layout:\n{layout}\n"
             f"  Size: {self.size}. License: {self.license}.\n"
             f"  Get it from: {self.source}.\n"
-            "  `make data-<paper>` prints what is there and what is missing."
+            "  `make data-<paper>` prints what is found and what is missing."
         )
 
     def status(self) -> DatasetStatus:
