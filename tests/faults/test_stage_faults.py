@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
     assert run_stage(stage).steps == 2
 
 
-@pytest.mark.parametrize(("number", "saved"), [(signal.SIGINT, False), (signal.SIGHUP, True)])
+@pytest.mark.parametrize(("number", "saved"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
 def test_a_stopped_stage_says_where_it_resumes(
     number: int, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
