@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import differences
-from common.losses.info_nce import info_nce
 from common.losses.nce import estimate_normalizer, nce
 from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, mean_over_ranks, rank
@@ -34,7 +33,6 @@ class BankLoss(nn.Module):
         instance_cross, instance_within, positive_cross, positive_within: weights of the terms. AVID's first two are
             (1, 0) for Cross (the method), (0, 1) for Self and (1, 1) for Joint; CMA is (1, 0, 0, 1).
         bank_momentum: share of the old row that an update keeps; a pair gives (video, audio).
-        estimator: `nce` (the paper's) or `info_nce`.
         official_quirks: allow a clip as its own negative with mined positives, as in the released code.
 
     Source: [4] to [7].
@@ -57,7 +55,6 @@ class BankLoss(nn.Module):
         positive_within: NonNegativeFloat = 0.0,
         temperature: PositiveFloat = 0.07,
         bank_momentum: Fraction | tuple[Fraction, Fraction] = 0.5,
-        estimator: Literal["nce", "info_nce"] = "nce",
         official_quirks: bool = False,
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -77,7 +74,7 @@ class BankLoss(nn.Module):
         if within_negatives is not None and within_negatives > negatives:
             raise ValueError(f"{within_negatives=} must be at most {negatives=}, or null for all of them")
         self.negatives, self.within_negatives, self.positives = negatives, within_negatives, positives
-        self.agreement, self.temperature, self.estimator = agreement, temperature, estimator
+        self.agreement, self.temperature = agreement, temperature
         self.bank_momentum = bank_momentum if isinstance(bank_momentum, tuple | list) else (bank_momentum,) * 2
         self.official_quirks, self.seed = official_quirks, seed
         self.weights = {name: weight for name, weight in weights.items() if weight}
@@ -130,9 +127,6 @@ class BankLoss(nn.Module):
                 picked = own if kind == "instance" else mined
                 if query == bank:
                     drawn = drawn[:, : self.within_negatives]
-                if self.estimator == "info_nce":
-                    terms[name] = info_nce(picked, drawn)
-                    continue
                 if self.step == 0 and normalizer < 0:  # later steps don't wait for the device
                     normalizer = estimate_normalizer(drawn)
                     if update:  # frozen from here on; a validation keeps nothing, as it may differ between ranks

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
 from common.training.optimizers import fused, refuse_half_weights
-from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
 from papers.avid_cma.loss import BankLoss
@@ -30,8 +30,7 @@ class AVIDModule(pl.LightningModule):
         video_encoder, audio_encoder: backbones with a `feature_dim`.
         hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads ([3.3]).
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
-        lr_warmup_steps, lr_final_fraction: linear warm-up, and cosine decay to a share of the rate; none in the paper.
-        lr_milestones: epochs that divide the rate by 10 ([11]), without warm-up and decay.
+        lr_milestones: epochs that divide the rate by 10 ([11]).
         warm_start: AVID checkpoint, required by CMA: loads model, banks and normalizer, not optimizer or epoch.
         refresh_every: epochs between minings; 0 for never.
         mined: positives per instance in the diagnosis after a training without mining; 0 for none.
@@ -50,8 +49,6 @@ class AVIDModule(pl.LightningModule):
         learning_rate: PositiveFloat = 2e-4,
         betas: tuple[Momentum, Momentum] = (0.9, 0.999),
         weight_decay: NonNegativeFloat = 1e-5,
-        lr_warmup_steps: NonNegativeInt = 0,
-        lr_final_fraction: Fraction = 1.0,
         lr_milestones: Sequence[NonNegativeInt] = (),
         warm_start: str | None = None,
         refresh_every: NonNegativeInt = 5,
@@ -91,22 +88,8 @@ class AVIDModule(pl.LightningModule):
             self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay,
             **fused(self, on_cpu=False),
         )  # fmt: skip
-        if h.lr_milestones and (h.lr_warmup_steps or h.lr_final_fraction != 1.0):
-            raise ValueError(
-                "model.lr_milestones does not go with lr_warmup_steps or lr_final_fraction; choose one schedule"
-            )
-        if h.lr_milestones:
-            steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(h.lr_milestones), gamma=0.1)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "epoch"}}
-        if h.lr_warmup_steps == 0 and h.lr_final_fraction == 1.0:
-            return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(h.lr_warmup_steps, 1), 1.0, h.lr_warmup_steps)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(total - h.lr_warmup_steps, 1), h.learning_rate * h.lr_final_fraction
-        )
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [h.lr_warmup_steps])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(h.lr_milestones), gamma=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": steps}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Batch 0 comes once per epoch, also after a resume at its boundary; mid-epoch the checkpoint has the positives.

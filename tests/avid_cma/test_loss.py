@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.losses.info_nce import info_nce
 from common.losses.nce import nce
 from papers.avid_cma.loss import BankLoss, skip_rows
 
@@ -163,10 +162,9 @@ def test_training_draws_anew_in_every_step_and_validation_never() -> None:
 # -- the written formulas ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", ["nce", "info_nce"])
-def test_loss_is_the_written_formula(estimator: str) -> None:
+def test_loss_is_the_written_formula() -> None:
     weights = {"instance_cross": 1.0, "instance_within": 0.5, "positive_cross": 2.0, "positive_within": 3.0}
-    objective = cma(estimator=estimator, **weights)
+    objective = cma(**weights)
     objective.normalizer.fill_(2.2)
     video, audio, index = batch()
     negative_index = torch.randint(ITEMS, (6, 16), generator=torch.Generator().manual_seed(2))
@@ -179,7 +177,7 @@ def test_loss_is_the_written_formula(estimator: str) -> None:
             torch.einsum("bd,bkd->bk", embeddings[embedding], banks[bank][rows]) / 0.07
             for rows in (positive_rows, negative_rows)
         ]
-        return nce(*scores, 2.2) if estimator == "nce" else info_nce(*scores)
+        return nce(*scores, 2.2)
 
     expected = {
         "instance_v2a": term("v", "a", own, negative_index),

@@ -31,14 +31,9 @@ from tests.trained import copied_avid
 # Seven steps an epoch and a checkpoint every four: step 10 goes on from 8, step 14 from 12. Every step, the last of an
 # epoch among them, is gone on from in tests/running/test_preemption.py.
 # Loader processes start before Lightning tells the sampler its epoch, so they are tried too.
-# A warm-up asks the trainer for the number of steps: Lightning then makes the loader before it reads the checkpoint.
-@pytest.mark.parametrize(("killed_at", "workers", "warmup"), [(5, 0, 3), (10, 0, 0), (14, 1, 3)])
-def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None:
-    layer = {
-        **LAYER,
-        "model": {"init_args": {"lr_warmup_steps": warmup}},
-        "data": {"init_args": {"num_workers": workers}},
-    }
+@pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 0), (14, 1)])
+def test_avid(tmp_path: Path, killed_at: int, workers: int) -> None:
+    layer = {**LAYER, "data": {"init_args": {"num_workers": workers}}}
     stages = [request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
     assert assert_resumes(stages, AVIDModule, killed_at)[0].steps == 21
 
