@@ -227,7 +227,8 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
     usual = usual_draws(result)
     facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
     facts += ["Cells are *published / measured*"] if paired else []
-    return "\n".join([*lines, "", f"<sub>{html.escape('. '.join([*facts, _origin(result)]), quote=False)}.</sub>"])
+    facts += [_origin(result)] if comparable or result.table.ours or not facts else []
+    return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
 
 
 def _pair(values: Sequence[Value]) -> str:

@@ -34,7 +34,7 @@ TABLE = """\
 
 - (*) a slip
 
-<sub>2 draws. Published values: a made-up page.</sub>"""
+<sub>2 draws.</sub>"""
 
 
 @pytest.fixture
