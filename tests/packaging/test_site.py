@@ -66,13 +66,10 @@ def test_equations_have_our_code_and_a_golden_test(paper: str, folder: Path) -> 
     assert len(snippets) >= marked
     for one in snippets:
         ast.parse(one)
-
-
-def test_equations_of_the_first_loss_are_shown(folder: Path) -> None:
-    page = (folder / "equations" / "avid_cma.md").read_text(encoding="utf-8")
-    shown = page.partition("## 6. NCE objective")[2].partition("\n## ")[0]
-    for part in ("Lneg_b = sum_k", "NOT divided by K", "def nce_per_anchor(", "test_nce_equals_the_released_code"):
-        assert part in shown
+    if paper == "avid_cma":
+        shown = page.partition("## 6. NCE objective")[2].partition("\n## ")[0]
+        for part in ("Lneg_b = sum_k", "NOT divided by K", "def nce_per_anchor(", "test_nce_equals_the_released_code"):
+            assert part in shown
 
 
 @pytest.mark.parametrize(
