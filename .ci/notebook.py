@@ -61,7 +61,7 @@ def notebook(text: str) -> dict[str, Any]:
 
 def written() -> str:
     """The notebook's file, as it has to be."""
-    pointer = re.compile(r"The same is a \[notebook\].*?\n\n", re.DOTALL)
+    pointer = re.compile(r"This page is also a \[notebook\].*?\n\n", re.DOTALL)
     text = pointer.sub("", TOUR.read_text(encoding="utf-8"), count=1)
     return json.dumps(notebook(text), ensure_ascii=False, indent=1) + "\n"
 

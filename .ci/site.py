@@ -1,23 +1,36 @@
 """Build the site: `python .ci/site.py [OUTPUT]`. Needs the extra `docs` and no network.
 
 The pages lie all over the repository and link to each other and to source files. They are put together in a folder in
-the same places, with what they link to and a reference made from the docstrings; any link that leads nowhere stops the
-build.
+the same places, with what they link to, a reference made from the docstrings, and a page of each paper's equations with
+our code; any link that leads nowhere stops the build.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "docs/**/*.md", "papers/*/README.md", "tests/golden/*/README.md")
+PAPERS = ("avid_cma", "mct", "xmc_gan", "m3p", "vx2text")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+#: After an equation in docs/papers: our code for it and the golden test of that code, as in
+#: `<!-- common.losses.nce:nce tests/losses/test_nce.py::test_nce -->`.
+MARKER = re.compile(r" ?<!-- (\w+(?:\.\w+)+:[^>]*) -->")
+#: Where an equation begins that isn't a block of its own: a bold name, a numbered paragraph, an item of a list.
+BEGINS = re.compile(r"(?P<bold>\*\*[A-Z])|(?P<number>\d+\.\d+) | *(?:-|\d+\.) ")
+#: Sentences on how released code, paper and ours differ.
+DIFFERS = re.compile(
+    r"\b(?:ours?|official|releases?|quirk|bug|code(?![:-])|poster (?:prints|writes|shows))\b", re.IGNORECASE
+)
 #: Pages of the reference: title, a sentence, and what is on them; a package stands for its modules.
 REFERENCE = {
     "models": (
@@ -55,12 +68,91 @@ def modules(name: str) -> list[str]:
     return [".".join(path.parts) for path in inside]
 
 
+def definition(file: Path, name: str) -> ast.FunctionDef | ast.ClassDef:
+    """The function, class or method that a file defines, or an error that names both."""
+    node: ast.AST = ast.parse(file.read_text(encoding="utf-8"))
+    for part in name.split("."):
+        inside = [one for one in ast.iter_child_nodes(node) if getattr(one, "name", "") == part]
+        if not inside:
+            raise ValueError(f"{file.relative_to(ROOT)} has no {name}")
+        node = inside[0]
+    return node
+
+
+def source(file: Path, node: ast.FunctionDef | ast.ClassDef) -> str:
+    """Lines of a definition without docstrings."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    described = [
+        one.body[0]
+        for one in ast.walk(node)
+        if isinstance(one, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(one) is not None
+    ]
+    hidden = {number for one in described for number in range(one.lineno, one.end_lineno + 1)}
+    first = min(one.lineno for one in (node, *node.decorator_list))
+    return textwrap.dedent("\n".join(lines[n - 1] for n in range(first, node.end_lineno + 1) if n not in hidden))
+
+
+def equations(paper: str) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Heading, text, differences and marker of each marked equation of a paper's page."""
+    lines = (ROOT / "docs" / "papers" / f"{paper}.md").read_text(encoding="utf-8").splitlines()
+    heading = ""
+    for number, line in enumerate(lines):
+        heading = line.lstrip("# ").partition(" (")[0] if line.startswith("#") else heading
+        if not (found := MARKER.search(line)):
+            continue
+        last = number if line[: found.start()] else number - 2
+        first = last
+        while not BEGINS.match(lines[first]) and lines[first - 1]:
+            first -= 1
+        text = MARKER.split("\n".join(lines[first : number + 1]))[0].rstrip()
+        if not text or text.startswith("#"):
+            raise ValueError(f"docs/papers/{paper}.md:{number + 1} marks no equation")
+        kind = BEGINS.match(lines[first])
+        end = number + 1
+        while end < len(lines) and not lines[end].startswith("#") and not MARKER.search(lines[end]):
+            if kind and kind.lastgroup and (after := BEGINS.match(lines[end])) and after.lastgroup == kind.lastgroup:
+                break
+            end += 1
+        about = "\n".join(MARKER.sub("", one) for one in lines[first:end] if not one.startswith("|"))
+        sentences = re.split(r"(?<=[.)])\s(?=[A-Z])|\n\n|\n *(?=- |\d+\. |\*\*[A-Z])", about)
+        if kind and kind["number"]:
+            cites = re.compile(rf"(?<![\d.,]){re.escape(kind['number'])}(?!\d)")
+            sentences += [one for one in [*lines[:first], *lines[end:]] if cites.search(one)]
+        yield heading, text, [" ".join(one.split()) for one in sentences if DIFFERS.search(one)], found[1].split()
+
+
+def equation_page(paper: str) -> str:
+    """A paper's equations: what differs in the released code, our lines, and the golden test that covers them."""
+    said = f"docs/papers/{paper}.md"
+    title = (ROOT / said).read_text(encoding="utf-8").partition(":")[0]
+    parts = [f"{title}: equations and code", f"Made from [what the paper says](../{said}) and the source."]
+    for heading, text, differences, names in equations(paper):
+        parts += [f"## {heading}", text, "**What differs**"]
+        parts += ["\n".join(f"- {one.removeprefix('- ')}" for one in differences or ["Nothing is noted."])]
+        for name in names:
+            place, _, part = name.replace("::", ":").partition(":")
+            path = place if place.endswith(".py") else place.replace(".", "/") + ".py"
+            node = definition(ROOT / path, part)
+            link = f"`{part}`, [{path}](../{path}), line {node.lineno}"
+            if not path.startswith("tests/"):
+                parts += [f"**Our code:** {link}", f"```python\n{source(ROOT / path, node)}\n```"]
+            elif "golden" in (ROOT / path).read_text(encoding="utf-8").lower():
+                parts += [f"**Golden test:** {link}"]
+            else:
+                raise ValueError(f"{said}: {path} reads no golden numbers")
+        if "tests/" not in names[-1]:
+            raise ValueError(f"{said}: {names[-1]} needs a golden test after it")
+    return "\n\n".join(parts) + "\n"
+
+
 def put_together(folder: Path) -> None:
     """Copy the pages and the files that they link to, and write the reference.
 
     A link to a folder becomes one to its README, or its name alone, where it has none.
     """
-    for page in pages():
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages()}
+    texts |= {Path("equations", f"{paper}.md"): equation_page(paper) for paper in PAPERS}
+    for page, text in texts.items():
         target = folder / page
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -77,7 +169,7 @@ def put_together(folder: Path) -> None:
                 shutil.copyfile(place, copy)
             return found[0]
 
-        target.write_text(LINK.sub(checked, (ROOT / page).read_text(encoding="utf-8")), encoding="utf-8")
+        target.write_text(LINK.sub(checked, text), encoding="utf-8")
     (folder / "api").mkdir()
     for name, (title, text, parts) in REFERENCE.items():
         lines = [f"# {title}", "", text, ""]

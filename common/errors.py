@@ -57,9 +57,10 @@ def printable(text: str) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelled name: `did you mean 'x'? valid: ...`; of more than 20 names only the nearest five."""
     names = sorted(set(valid))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    cased = {one.lower(): one for one in names}
+    close = difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)
+    hint = f"did you mean {cased[close[0]]!r}? " if close else ""
     if len(names) > 20:
-        near = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
-        return f"{hint}the nearest of {len(names)} are: {', '.join(near)}"
+        near = difflib.get_close_matches(name.lower(), cased, n=5, cutoff=0.0)
+        return f"{hint}the nearest of {len(names)} are: {', '.join(cased[one] for one in near)}"
     return f"{hint}valid: {', '.join(names) or '(none)'}"

@@ -16,7 +16,7 @@ COMMANDS: dict[str, Command] = {
     command.__name__.strip("_").replace("_", "-"): command
     for command in (
         *(run.fit, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
-        *(reports.tables, reports.claims, reports.compare, reports.report, reports.promote),
+        *(reports.tables, reports.claims, reports.compare, reports.power, reports.report, reports.promote),
         *(reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
         *(run.rehearse, doctor.doctor),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common import files
-from common.commands.parsing import ExistingRuns, OneScale, Option, PaperNames, existing_folder
+from common.commands.parsing import ExistingRuns, OneScale, Option, PaperName, PaperNames, Runs, Scale, existing_folder
 from common.errors import ReportingError, optional_package
 from common.reporting.papers import (
     PROMOTED_SCALES,
@@ -103,6 +103,60 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
         if not shown:
             console.print("nothing measured yet")
     console.print(LEGEND, style="dim", markup=False)
+    return 0
+
+
+def power(
+    paper: PaperName,
+    *,
+    row: Annotated[str, "label or model of a row"],
+    over: Annotated[str, "the row it is compared with"],
+    metric: Annotated[str, "id or label of a column"],
+    table: Annotated[str, "id of the table, if several have the metric"] = "",
+    gap: Annotated[float | None, "difference to separate; default: the recorded mean"] = None,
+    power: Annotated[float, "probability of separating it, from 0.1 to 0.99"] = 0.8,
+    scale: Scale = "mini",
+    runs: Runs = None,
+) -> int:
+    """Tell how many paired runs separate two rows, and how long they take here.
+
+    Separated means that the 95 % interval of the claims, over runs of both rows with the same seed and rounding, is
+    beyond zero. The spread comes from the recorded runs.
+    """
+    import statistics
+
+    from common.reporting import power as planning
+    from common.reporting.aggregate import collect
+    from common.reporting.claims import interval_of
+    from common.reporting.progress import duration
+    from common.reporting.records import expected_seconds, find
+    from common.reporting.results import find_promoted
+    from common.reporting.tables import expand, load
+    from common.stages.plan import default_jobs, side_by_side
+
+    if not 0.1 <= power <= 0.99:
+        raise ReportingError(f"--power is a probability from 0.1 to 0.99, got {power}")
+    source, recorded = load(paper), find_promoted(paper, scale)
+    pair = planning.find_pair(collect(source, scale, recorded, [table] if table else None), row, over, metric)
+    differences = pair.differences
+    mean, spread, count = statistics.fmean(differences), statistics.stdev(differences), len(differences)
+    interval = " to ".join(f"{end:+.3g}" for end in interval_of(differences) or ())
+    wanted = abs(mean if gap is None else gap)
+    needed, *ends = (planning.runs_for(wanted, one, power) for one in (spread, *planning.spread_range(spread, count)))
+    told = [f"{one:,}" if one <= planning.MOST_RUNS else f"over {planning.MOST_RUNS:,}" for one in (needed, *ends)]
+    print(f"{pair.result.table.id} ({scale}), {pair.metric.title}: {pair.row.label} over {pair.over.label}")
+    print(f"recorded: {mean:+.3g} ({interval}; n={count}), standard deviation over runs {spread:.3g}")
+    least = planning.smallest_gap(spread, count, power)
+    print(f"{count} runs separate a gap of {least:.3g} or more with {100 * power:.0f} % power")
+    print(f"a gap of {wanted:.3g} needs {told[0]} paired runs (95 % range of the spread: {told[1]} to {told[2]})")
+    if needed > planning.MOST_RUNS:
+        return 0
+    stages = expand(source, scale, [pair.result.table.id], [pair.row.label, pair.over.label], pair.stages)
+    parents = {one.id: one.parents.values() for one in stages}
+    expected = zip(parents, expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded))
+    known, jobs = {stage: seconds for stage, seconds in expected if seconds is not None}, default_jobs("cpu")
+    took = max(side_by_side(known, parents, jobs), needed * sum(known.values()) / jobs)
+    print(f"time here: {duration(took)} for {needed} runs of {len(parents)} stages, {jobs} at a time")
     return 0
 
 

@@ -29,8 +29,8 @@ COLORS = {
 LIGHT = [light for light, _ in COLORS.values()]
 INK, DIM, LINE, GROUND, BLUE, ORANGE, GREEN, *_ = LIGHT
 SERIES = (*LIGHT[4:], INK)
-#: Pixels: the width of a figure, of the labels of rows in it, and of a training curve; the height of a row.
-_WIDTH, _LABELS, _SMALL, _ROW = 760, 260, 320, 18
+#: Pixels: the width of a figure and of a training curve, the height of a row, the width of a letter and of a bold one.
+_WIDTH, _SMALL, _ROW, _LETTER, _BOLD = 760, 320, 18, 6, 7
 _ACROSS = 3
 
 
@@ -77,18 +77,19 @@ def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tupl
 @functools.lru_cache(1000)
 def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
     labels = list(dict.fromkeys(dot.row for _, found in panels for dot in found))
-    across = min(len(panels), _ACROSS)
-    width, height = (_WIDTH - _LABELS) / across, _ROW * len(labels) + 56
+    left = _LETTER * max(map(len, labels)) + 14
+    across = min(len(panels), _ACROSS, max(1, int((_WIDTH - left) / (_BOLD * max(len(name) for name, _ in panels)))))
+    width, height = (_WIDTH - left) / across, _ROW * len(labels) + 56
     figure = _figure(_WIDTH, height * math.ceil(len(panels) / across))
     for number, (name, found) in enumerate(panels):
         line, column = divmod(number, across)
-        axis = _axes(figure, _LABELS + width * column, height * line + 26, width - 16, height - 56)
+        axis = _axes(figure, left + width * column, height * line + 26, width - 16, height - 56)
         axis.set_ylim(len(labels) - 0.5, -0.5)
         axis.yaxis.set_visible(False)
-        _text(figure, _LABELS + width * column, height * line + 18, _cut(name, int(width / 7)), fontweight="bold")
+        _text(figure, left + width * column, height * line + 18, name, fontweight="bold")
         for place, label in enumerate(labels if column == 0 else ()):
             top = height * line + 26 + _ROW * (place + 0.5) + 4
-            _text(figure, _LABELS - 7, top, _cut(label, 44), horizontalalignment="right")
+            _text(figure, left - 7, top, label, horizontalalignment="right")
         values = [v for dot in found for v in (*dot.draws, dot.mean, *dot.published, dot.yours) if v is not None]
         room = 0.12 * (max(values) - min(values)) or 1.0
         low, high = min(values) - room, max(values) + room
@@ -107,9 +108,9 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
 def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
     """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; linear within 1 of zero."""
     rows = [(name, judged) for name, found in groups.items() for judged in found]
-    labels = _WIDTH / 2
-    figure = _figure(_WIDTH, _ROW * (len(rows) + len(groups)) + 40)
-    axis = _axes(figure, labels, 4, _WIDTH - labels - 12, _ROW * (len(rows) + len(groups)))
+    labels = _LETTER * max(len(judged.check.text) for _, judged in rows) + 20
+    figure = _figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
+    axis = _axes(figure, labels, 4, _WIDTH + 88 - labels, _ROW * (len(rows) + len(groups)))
     axis.set_xscale("symlog", linthresh=1)
     ticks = (-10, -1, 0, 1, 10, 50)
     axis.set_xticks(ticks, [f"{tick:+}" if tick else "0" for tick in ticks])
@@ -123,8 +124,8 @@ def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
         for judged in found:
             place += 1
             color = {HOLDS: GREEN, FAILS: ORANGE}.get(judged.verdict, DIM)
-            _text(figure, 8, 4 + _ROW * (place + 0.5) + 4, _cut(judged.check.text, 62))
-            ours, papers = judged.difference or 0.0, float(judged.paper)
+            _text(figure, 8, 4 + _ROW * (place + 0.5) + 4, judged.check.text)
+            ours, papers = judged.difference or 0.0, judged.paper_margin or 0.0
             low, high = judged.interval or (ours, ours)
             _strokes(axis, [(low, place, high, place)], color, 2)
             _strokes(axis, [(ours, place, ours, place)], color, 7)
@@ -133,17 +134,52 @@ def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
     return _svg(figure, "Margins of the papers' claims: the paper's, and ours at mini scale")
 
 
+def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
+    """A line of a dot plot for each claim, all on the axis of `margins`, zoomed; none for checks.
+
+    Dot and line are our mean and interval, the tick is the paper's margin; the second of a pair is yours.
+    """
+
+    def bent(value: float) -> float:
+        return value if abs(value) <= 1 else math.copysign(1 + math.log10(abs(value)), value)
+
+    def x(value: float) -> str:
+        return f"{2 + 96 * (bent(value) - low) / (high - low):.1f}%"
+
+    def line(kind: str, left: float, right: float, y: tuple[int, int] = (50, 50)) -> str:
+        return f'<line class="{kind}" x1="{x(left)}" x2="{x(right)}" y1="{y[0]}%" y2="{y[1]}%"/>'
+
+    judged = [one for pair in claims for one in pair if one and one.paper]
+    if all(one.difference is None for one in judged):
+        return []
+    known = [v for j in judged for v in (0.0, j.difference, j.paper_margin, *(j.interval or ())) if v is not None]
+    low, high = bent(min(known)), bent(max(known) or 1.0)
+    drawn = []
+    for ours, yours in claims:
+        parts = [line("zero", 0, 0, (0, 100))]
+        if ours.interval:
+            parts.append(line("interval", *ours.interval))
+        if ours.paper_margin is not None:
+            parts.append(line("paper", ours.paper_margin, ours.paper_margin, (15, 85)))
+        for kind, one in (("ours", ours), ("yours", yours)):
+            if one and one.difference is not None:
+                parts.append(f'<circle class="{kind}" cx="{x(one.difference)}" cy="50%" r="5"/>')
+        drawn.append(f'<svg class="strip {ours.verdict.replace(" ", "-")}" aria-hidden="true">{"".join(parts)}</svg>')
+    return drawn
+
+
 def curve(result: TableResult) -> str:
     """The curve of a table: a line for every row that was measured at two places, with its spread as a band."""
     drawn, lines = result.table.curve, _curve_lines(result)
     if drawn is None or not lines:
         return ""
     figure = _figure(_WIDTH, 300)
-    axis = _axes(figure, 52, 14, _WIDTH - 52 - 150, 240)
+    right = _WIDTH - _LETTER * max(map(len, lines)) - 14
+    axis = _axes(figure, 52, 14, right - 64, 240)
     axis.set_xscale("log")
     places = sorted({place for line in lines.values() for place, _, _ in line})
     # As many places as have room for their numbers.
-    shown = places[:: math.ceil(len(places) * 38 / (_WIDTH - 202))]
+    shown = places[:: math.ceil(len(places) * 38 / (right - 64))]
     axis.set_xticks(shown, [f"{place:g}" for place in shown])
     axis.set_xticks([], minor=True)
     axis.set_xlabel(drawn.x, color=INK)
@@ -153,7 +189,7 @@ def curve(result: TableResult) -> str:
         x = [place for place, _, _ in line]
         _band(axis, [(place, mean - spread, mean + spread) for place, mean, spread in line], color, 0.2)
         axis.plot(x, [mean for _, mean, _ in line], color=color, linewidth=2, clip_on=False)
-        _text(figure, _WIDTH - 138, 26 + 18 * number, _cut(label, 24), color=color)
+        _text(figure, right, 26 + 18 * number, label, color=color)
     return _svg(figure, f"{result.table.title} ({result.scale})")
 
 
@@ -178,7 +214,7 @@ def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float
 def _training(title: str, lines: tuple[tuple[str, Points], ...], band: tuple[tuple[float, float, float], ...]) -> str:
     figure = _figure(_SMALL, 180)
     axis = _axes(figure, 50, 24, _SMALL - 62, 132)
-    _text(figure, 4, 14, _cut(title, 50), fontweight="bold")
+    _text(figure, 4, 14, title, fontweight="bold")
     if band:
         _band(axis, band, LINE)
     for number, (_, points) in enumerate(lines):
@@ -227,10 +263,6 @@ def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], c
 def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, alpha: float = 1.0) -> None:
     outline = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in reversed(points)]
     axis.fill(*zip(*outline, strict=True), color=color, alpha=alpha, linewidth=0, clip_on=False)
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def _svg(figure: Figure, label: str) -> str:

@@ -7,6 +7,7 @@ threshold, fail when it is on the other side, and are otherwise not separable. O
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,11 @@ class Judged:
     excess: float = -math.inf
     passes: bool = False
     detail: str = ""
+
+    @property
+    def paper_margin(self) -> float | None:
+        """The paper's margin if it is one number."""
+        return float(self.paper) if re.fullmatch(r"[+-]?[\d.]+", self.paper) else None
 
     @property
     def label(self) -> str:

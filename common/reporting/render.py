@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 DASH = "–"
-#: Claims of a paper in the README's figure.
+#: Claims of a paper in the README's figure and at the head of the report.
 MARGINS_SHOWN = 6
 _PLURAL = {HOLDS: "hold", FAILS: "fail"}
 _MEANINGS = {
@@ -156,7 +155,7 @@ def heading(metric: Metric) -> str:
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
     """Whether the cells of a metric show published values next to the measured ones."""
-    return metric.published and (not result.table.ours or any(metric.id in row.published for row in result.rows))
+    return metric.published and any(metric.id in row.published for row in result.rows)
 
 
 def row_text(row: Row) -> str:
@@ -227,7 +226,8 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
     usual = usual_draws(result)
     facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
     facts += ["Cells are *published / measured*"] if paired else []
-    return "\n".join([*lines, "", f"<sub>{html.escape('. '.join([*facts, _origin(result)]), quote=False)}.</sub>"])
+    facts += [_origin(result)] if comparable or result.table.ours or not facts else []
+    return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
 
 
 def _pair(values: Sequence[Value]) -> str:
@@ -378,10 +378,12 @@ def counted_claims(source: Tables, records: Sequence[Record]) -> str:
         filled = fill(source, scale, records)
         if any(f.result.measured for f in filled):
             counts = Counter(claim.verdict for f in filled for claim in f.claims)
-            return (
-                ", ".join(f"{counts[one]} {_PLURAL.get(one, one)}" for one in VERDICTS if counts[one]) + f" ({scale})"
-            )
+            return ", ".join(counted(counts[one], one) for one in VERDICTS if counts[one]) + f" ({scale})"
     return "not measured yet"
+
+
+def counted(count: int, verdict: str) -> str:
+    return f"{count} {verdict if count == 1 else _PLURAL.get(verdict, verdict)}"
 
 
 def overview_markdown() -> str:
@@ -397,7 +399,7 @@ def margins_figure() -> str | None:
     shown = {}
     for paper in existing_papers():
         judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
-        found = [j for j in judged if j.interval is not None and re.fullmatch(r"[+-]?[\d.]+", j.paper)]
+        found = [j for j in judged if j.interval is not None and j.paper_margin is not None]
         shown[paper.title] = found[:MARGINS_SHOWN]
     return charts.margins(shown) if any(shown.values()) else None
 

@@ -1,7 +1,8 @@
-"""One self-contained page: claims, tables, charts, training curves, pictures, clips, provenance. Works offline."""
+"""One self-contained page: verdicts, claims, tables, curves, pictures, clips, provenance. Works offline."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -11,7 +12,7 @@ from typing import Any
 from common.files import write_atomically
 from common.reporting import charts, media, render
 from common.reporting.aggregate import Cell
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
 from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
 from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root, runs_root
@@ -43,8 +44,9 @@ def page(
     newest = max((r.started for s in sections for r in (*s.recorded, *s.fresh)), default="")
     text: str = _template().render(
         sections=sections,
-        verdicts=VERDICTS,
         marks=MARKS,
+        strips=charts.strips,
+        tally=_tally,
         judged_cells=render.judged_cells,
         row_text=render.row_text,
         newest=newest[:10],
@@ -141,7 +143,8 @@ class _Section:
             by_id[t.id] for t in self.source.tables if t.id in by_id and t.id not in {m.id for m in measured}
         ]
         self.claims = [pair for table in filled if table.scale == self.best for pair in table.claims]
-        self.counts = {v: sum(judged.verdict == v for judged, _ in self.claims) for v in VERDICTS}
+        self.headline = [pair for pair in self.claims if pair[0].difference is not None][: render.MARGINS_SHOWN]
+        self.first = next((table for table in filled if table.measured and table.claims), None)
         self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])
         self.comparisons = comparisons(
             (r.run.record.scale, r.run.record.stage, r.gallery) for r in self._shown_runs if r.run.record
@@ -239,6 +242,12 @@ class _Section:
         for section in sections:
             section["open"] = section is first[0] or bool(section["states"])
         return sections
+
+
+def _tally(pairs: Sequence[tuple[Judged, Judged | None]]) -> dict[str, str]:
+    """How many have each verdict, in words."""
+    counts = Counter(judged.verdict for judged, _ in pairs)
+    return {verdict: render.counted(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict]}
 
 
 def _from_here(path: Path) -> str:

@@ -169,7 +169,7 @@ class PictureNetwork(PretrainedNetwork):
         task: what its stage learns: the thing in each half of a picture, like networks for photos of one thing.
         pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
 
-    Source: [14.4]b and 14.8.
+    Source: [14.4]b.
     """
 
     def __init__(

@@ -77,15 +77,6 @@ def test_generate_writes_png_files(stages: Stages, tmp_path: Path, capsys: pytes
     assert lines[-1] == f"written to {tmp_path / 'grid.png'}"
 
 
-def test_a_stage_is_measured_again_with_what_measured_it(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["test", "xmc_gan/baseline", "--scale", "smoke", "--runs", str(stages.runs)]) == 0
-    output = capsys.readouterr().out
-    for name, value in stages.records["baseline"].metrics.items():
-        assert value is not None
-        assert f"{name:<40} {value:.4f}" in output
-    assert "test/mini_fd" in output
-
-
 def test_the_configuration_of_the_paper_names_its_judges(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["fit", "xmc_gan/xmc_gan", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
     output = capsys.readouterr().out

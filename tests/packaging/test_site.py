@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -54,6 +55,48 @@ def test_the_reference_names_what_is_there(folder: Path) -> None:
     for name in named_there:
         assert name in known or name.rpartition(".")[0] in known, name
     assert {"common.losses.nce", "common.memory.bank", "papers.avid_cma.use.AVID"} <= set(named_there)
+
+
+@pytest.mark.parametrize("paper", SITE["PAPERS"])
+def test_equations_have_our_code_and_a_golden_test(paper: str, folder: Path) -> None:
+    page = (folder / "equations" / f"{paper}.md").read_text(encoding="utf-8")
+    marked = (ROOT / "docs" / "papers" / f"{paper}.md").read_text(encoding="utf-8").count("<!-- ")
+    assert 5 <= marked == page.count("## ") == page.count("**Golden test:**") <= 10
+    snippets = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    assert len(snippets) >= marked
+    for one in snippets:
+        ast.parse(one)
+    if paper == "avid_cma":
+        shown = page.partition("## 6. NCE objective")[2].partition("\n## ")[0]
+        for part in ("Lneg_b = sum_k", "NOT divided by K", "def nce_per_anchor(", "test_nce_equals_the_released_code"):
+            assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "told"),
+    [
+        ("nce:nce_per_anchor", "nce:nce_of_anchors", "common/losses/nce.py has no nce_of_anchors"),
+        ("::test_nce_equals", "::test_nce_is", "tests/losses/test_nce.py has no test_nce_is"),
+        (" tests/losses/test_nce.py::test_nce_equals_the_released_code", "", "needs a golden test"),
+        (
+            "tests/losses/test_nce.py::test_nce_equals_the_released_code",
+            "tests/test_types.py::_classes",
+            "no golden numbers",
+        ),
+        ("    Zbar  = mean", "## Zbar  = mean", "marks no equation"),
+    ],
+)
+def test_a_marker_that_leads_nowhere_is_named(
+    now: str, then: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("common", "papers", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    page = tmp_path / "docs" / "papers" / "avid_cma.md"
+    page.parent.mkdir(parents=True)
+    page.write_text((ROOT / "docs" / "papers" / page.name).read_text(encoding="utf-8").replace(now, then))
+    monkeypatch.setitem(SITE["equation_page"].__globals__, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=told):
+        SITE["equation_page"]("avid_cma")
 
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:

@@ -53,11 +53,6 @@ def test_newest_configuration_counts_and_the_rest_is_said(project: Path, make_re
     assert f"seed 0 of `esc@base` is left out: configuration {old.configuration}" in result.notes[0]
 
 
-def test_of_two_records_of_one_run_the_newer_counts(project: Path, make_record: MakeRecord) -> None:
-    older = make_record("esc@base", 0, 1.0, started="2026-01-01T00:00:00Z")
-    assert table("mini", [make_record("esc@base", 0, 2.0), older]).cells["New", "esc"].values == {Draw(0): 2.0}
-
-
 def test_measured_on_another_parent(project: Path, make_record: MakeRecord) -> None:
     def child(lineage: str) -> Record:
         return make_record("esc@base", 0, 1.0, parents={"x": {"stage": "base", "lineage_hash": lineage}})

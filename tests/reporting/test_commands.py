@@ -34,6 +34,13 @@ def test_tables(project: Path, saved: Saved, capsys: Capsys) -> None:
     assert "12.5" not in out
     assert "wrote" in out
     assert run("tables", "--check") == 0
+    saved("ucf_1@base", 0, 50.0)
+    saved("ucf_1@better", 0, 60.0)
+    assert run("tables", "--check") == 0  # fresh records do not count before they are promoted
+    promote("mct")
+    assert run("tables", "--check") == 1
+    assert run("tables") == 0
+    assert "contrast | 1 not separable (mini) |" in (project / "README.md").read_text()
 
 
 def nested(depth: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from common.reporting import charts, render
+from common.reporting.claims import Judged
 from common.reporting.papers import paper_named
 from common.reporting.promote import promote
 from common.reporting.tables import load
@@ -127,15 +129,23 @@ def test_pages_and_figures_are_checked_together(drawn: Path, saved: Saved) -> No
 
 
 def test_margins_show_ours_and_the_papers_on_one_axis() -> None:
-    def judged(paper: str, verdict: str, difference: float) -> Any:
-        interval = (difference - 1, difference + 1)
-        check = SimpleNamespace(text=f"A beats B by {paper}")
-        return SimpleNamespace(check=check, paper=paper, verdict=verdict, difference=difference, interval=interval)
+    def judged(paper: str, verdict: str, difference: float) -> Judged:
+        check: Any = SimpleNamespace(text=f"A beats B by {paper}")
+        return Judged(check, "table", "mini", paper, verdict, difference, (difference - 1, difference + 1))
 
-    drawn = charts.margins({"One": [judged("+2", "holds", 2.0)], "Two": [judged("+0.5", "fails", -5.0)]})
+    held, failed = judged("+2", "holds", 2.0), judged("+0.5", "fails", -5.0)
+    drawn = charts.margins({"One": [held], "Two": [failed]})
     assert {"One", "Two", "A beats B by +2", "A beats B by +0.5"} <= set(words(drawn))
     (_, (ours, *_)), (_, (behind, *_)) = paths(drawn, charts.GREEN), paths(drawn, charts.ORANGE)
     first, second = (path[0][0] for path in paths(drawn, charts.INK) if len(path) == 2)
     zero = next(path[0][0] for path in paths(drawn, charts.LINE) if path[0][0] == path[-1][0])
     assert behind[0] < zero < second < ours[0] == first
     assert behind[1] > ours[1]
+
+    one, two = charts.strips([(held, None), (failed, held)])
+    assert 'class="strip holds"' in one
+    assert 'class="strip fails"' in two
+    places = {kind: float(x) for kind, x in re.findall(r'<(?:line|circle) class="(\w+)" c?x1?="([\d.]+)%', two)}
+    assert places["interval"] == 2 < places["ours"] < places["zero"] < places["paper"] < places["yours"] < 98
+    assert f'class="paper" x1="{places["yours"]}%"' in one
+    assert charts.strips([(replace(held, difference=None), None)]) == []

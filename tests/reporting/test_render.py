@@ -9,11 +9,10 @@ import pytest
 from rich.console import Console
 
 from common.reporting import render
-from common.reporting.promote import promote
 from common.reporting.records import Record
 from common.reporting.render import RenderError, marked, write
 from common.reporting.tables import load
-from tests.reporting.conftest import Capsys, MakeRecord, Saved, out_of_date, rendered
+from tests.reporting.conftest import Capsys, MakeRecord
 
 CLAIMS = """\
 | claim | paper | mini (95 %) | verdict |
@@ -34,7 +33,7 @@ TABLE = """\
 
 - (*) a slip
 
-<sub>2 draws. Published values: a made-up page.</sub>"""
+<sub>2 draws.</sub>"""
 
 
 @pytest.fixture
@@ -121,26 +120,6 @@ def test_markers_missing(tmp_path: Path, page: str) -> None:
     path.write_text(page)
     with pytest.raises(RenderError, match=r"README\.md"):
         marked(path, x="text")
-
-
-def test_readmes_follow_the_promoted_records(project: Path, saved: Saved) -> None:
-    paper, top = project / "papers" / "mct" / "README.md", project / "README.md"
-    assert out_of_date() == [paper, top]
-    assert rendered()
-    assert out_of_date() == []
-    assert not rendered()
-    assert "| [MCT](papers/mct/README.md) | contrast | not measured yet |" in top.read_text()
-
-    saved("ucf_1@base", 0, 50.0)
-    saved("ucf_1@better", 0, 60.0)
-    assert out_of_date() == []  # fresh records do not count before they are promoted
-    promote("mct")
-    assert out_of_date() == [paper, top]
-    rendered()
-    assert out_of_date() == []
-    assert paper.read_text().startswith("# MCT\n\nbefore\n")
-    assert paper.read_text().endswith("after\n")
-    assert "| contrast | 1 not separable (mini) |" in top.read_text()
 
 
 def test_deviations_stand_once_below_all_tables(project: Path, some_records: list[Record]) -> None:
