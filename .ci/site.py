@@ -127,7 +127,8 @@ def equation_page(paper: str) -> str:
     title = (ROOT / said).read_text(encoding="utf-8").partition(":")[0]
     parts = [f"{title}: equations and code", f"Made from [what the paper says](../{said}) and the source."]
     for heading, text, differences, names in equations(paper):
-        parts += [f"## {heading}", text, "**What differs**"]
+        ours = ", ".join(f"`{name.partition(':')[2]}`" for name in names[:-1])
+        parts += [f"## {heading}: {ours}", text, "**What differs**"]
         parts += ["\n".join(f"- {one.removeprefix('- ')}" for one in differences or ["Nothing is noted."])]
         for name in names:
             place, _, part = name.replace("::", ":").partition(":")

@@ -153,9 +153,11 @@ def power(
         return 0
     stages = expand(source, scale, [pair.result.table.id], [pair.row.label, pair.over.label], pair.stages)
     parents = {one.id: one.parents.values() for one in stages}
-    expected = zip(parents, expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded))
-    known, jobs = {stage: seconds for stage, seconds in expected if seconds is not None}, default_jobs("cpu")
-    took = max(side_by_side(known, parents, jobs), needed * sum(known.values()) / jobs)
+    expected = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
+    usual = statistics.fmean(seconds for seconds in expected if seconds is not None)
+    one_run = {stage: usual if seconds is None else seconds for stage, seconds in zip(parents, expected)}
+    jobs = default_jobs("cpu")
+    took = max(side_by_side(one_run, parents, jobs), needed * sum(one_run.values()) / jobs)
     print(f"time here: {duration(took)} for {needed} runs of {len(parents)} stages, {jobs} at a time")
     return 0
 
