@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from common.commands.parsing import Option, PaperName, at_least
+from common.commands.parsing import Option, PaperName, at_least, existing_folder
 from common.errors import StageError
 from common.reporting.papers import existing_papers, paper_named, working_folder
 
@@ -39,8 +39,11 @@ def data(
     bert: Annotated[Path | None, "BERT's released weights, for --text-features"] = None,
     extract_regions: Annotated[
         Path | None,
-        "find the regions of all images below a folder by a detector and write them into one file; a run that was "
-        "stopped resumes",
+        Option(
+            "find the regions of all images below a folder by a detector and write them into one file; a run that was "
+            "stopped resumes",
+            parse=existing_folder,
+        ),
     ] = None,
     detector: Annotated[Path | None, "weights of the detector; none are downloaded"] = None,
     output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
@@ -113,7 +116,12 @@ def _extract(
 
     from common.data.checksums import digest
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
+    from common.data.regions import REGION_SUFFIXES
 
+    if output.exists():
+        raise StageError(f"--output {output} exists: name a new file, or delete it")
+    if output.suffix.lower() not in REGION_SUFFIXES:
+        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     extractor = RegionExtractor(load_detector(weights), regions, device, {"detector": digest(weights, "sha256")})

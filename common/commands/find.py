@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from common import files
 from common.commands.parsing import PaperName, Runs, Scale, StageName
 from common.errors import printable
-from common.reporting.draws import told
 from common.reporting.papers import (
     Paper,
     existing_papers,
@@ -21,6 +20,7 @@ from common.reporting.progress import duration
 
 if TYPE_CHECKING:
     from common.reporting.records import Record
+    from common.reporting.tables import StageInstance
 
 
 def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
@@ -65,7 +65,6 @@ def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[R
 
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
-    from common.reporting.records import expected_seconds
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
 
@@ -83,8 +82,17 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     print_rows(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
 
     print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")
+    _print_stages(paper, scale, runs, expand(source, scale))
+
+    print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
+    print_rows(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+
+
+def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:
+    """A row for each stage: how long it takes, and the draws that have run."""
+    from common.reporting.records import expected_seconds
+
     here, promoted = _records(paper, scale, runs)
-    instances = list(expand(source, scale))
     rows = []
     for one, time in zip(instances, expected_seconds([one.id for one in instances], here, promoted)):
         parents = " ".join(dict.fromkeys(one.parents.values()))
@@ -95,9 +103,6 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
         rows.append((one.id, one.job, one.recipe, parents, "-" if time is None else duration(time), *draws))
     print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
-    print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
-    print_rows(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
-
 
 def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
     """The scales of a table; those at which it is made by request alone stand in brackets."""
@@ -107,11 +112,11 @@ def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
 def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """Show what a stage or recipe does and where it comes from, without running it.
 
-    The files that it is merged from, what it starts from, which cells of tables it fills, what its scale changes, and
-    the values that are ours.
+    The files that it is merged from, what it starts from, which cells of tables it fills, the stages of its recipe with
+    their runs, what its scale changes, and the values that are ours.
     """
     from common.reporting.records import short_name
-    from common.reporting.tables import entries, load
+    from common.reporting.tables import entries, expand, load
     from common.stages.request import Selection, find_request
 
     request = find_request(name, Selection(scale=scale, runs=runs or runs_root()))
@@ -124,21 +129,13 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
         print(f"starts from: {parent.stage} ({short_name(field)})")
     if not run.trains:
         print("trains nothing: it measures")
-    stages = load(request.paper).stages
-    using = [name for name, stage in stages.items() if stage.recipe == request.recipe]
-    print(f"stages of this recipe: {', '.join(using) or 'none, it is in no table'}")
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
-    is_stage = request.stage.partition("@")[0] in stages
-    by_stage: dict[str, list[Record]] = {}
-    for record in (one for found in _records(paper, request.scale, runs or runs_root()) for one in found):
-        if request.stage in (record.stage if is_stage else record.recipe, record.stage):
-            by_stage.setdefault(record.stage, []).append(record)
-    for stage, found in by_stage.items():
-        longest = duration(max(record.wall_seconds for record in found))
-        print(f"has run: {stage}, {told(record.draw for record in found)}, in at most {longest}")
-    if not by_stage:
-        print("has run: never, as far as the records know")
+    using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]
+    print("\nstages of this recipe:" if using else "\nno table has a stage of this recipe")
+    if using:
+        _print_stages(paper, request.scale, runs or runs_root(), using)
+    print(f"runs here, with changes too: assemble runs {paper.short} --where recipe={request.recipe}")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from common import files
 from common.commands.find import print_rows
-from common.commands.parsing import Option, PaperName, at_least
+from common.commands.parsing import Option, PaperName, at_least, parse_seed
 from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, paper_named
 from common.stages.paper_modules import optional_part
@@ -328,7 +328,7 @@ def generate(
     model: ModelOptions,
     output: Annotated[Path, "folder"] = Path("generated"),
     number: Annotated[int, Option("images of each caption", parse=at_least(1))] = 1,
-    seed: Annotated[int, Option("seed of the noise", parse=at_least(0))] = 0,
+    seed: Annotated[int, Option("seed of the noise", parse=parse_seed)] = 0,
 ) -> int:
     """Make images of captions with a trained model and write them as PNG files.
 

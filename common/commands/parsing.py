@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -70,15 +71,20 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Takes whole numbers from a least one; NumPy's seeds end below 2**32."""
+def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Takes whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) < 2**32:
-            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2**32, got {text}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            limit = "" if most == math.inf else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"must be at least {least}{limit}, got {text}")
         return int(text)
 
     return parse
+
+
+#: NumPy's seeds have 32 bits.
+parse_seed = at_least(0, 2**32 - 1)
 
 
 def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from common.commands.data import data_root
-from common.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least
+from common.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least, parse_seed
 from common.errors import StageError
 from common.files import console, usable_cores
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
@@ -37,7 +37,7 @@ class Where:
 class OneStage(Where):
     """Flags of the commands for one stage."""
 
-    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=at_least(0))] = 0
+    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=parse_seed)] = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrainedStage(OneStage):
 class ManyStages(Where):
     """Flags of the commands for the stages of a paper."""
 
-    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=at_least(0))] = (0,)
+    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=parse_seed)] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
@@ -146,8 +146,8 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
         failed = reproduce(name, selection, jobs=side_by_side, finished=finished)
-        draws = [Draw(seed, selection.isa) for seed in selection.seeds]
-        print_summary(name, selection.scale, selection.runs, draws, time.monotonic() - began, console())
+        rest = "were not run" if failed or options.everything else "need --everything"
+        print_summary(name, selection.scale, selection.runs, time.monotonic() - began, rest, console())
     return 1 if failed else 0
 
 

@@ -118,10 +118,10 @@ class Compared:
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
-    """Compare every cell of a paper at one scale, once, with its reference; worst first, without settled ones."""
+    """Compare every trained, unsettled cell of a paper at one scale, once, with its reference; worst first."""
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
     for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
-        for row in ours.rows:
+        for row in (row for row in ours.rows if not row.untrained):
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
                 if cell.values and metric.compared:
@@ -132,13 +132,13 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """The verdict, such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: ...`."""
+    """The verdict, such as `matches the recorded runs: 41 of 42 cells are within the expected range, worst: ...`."""
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     if not judged:
         return f"cannot be judged: no cell has a reference ({lacking} measured)"
     good = sum(c.verdict == REPRODUCED for c in judged)
-    cells = f"{good} of {len(judged)} cells reproduce the reference"
+    cells = f"{good} of {len(judged)} cells are within the expected range"
     if failure := strict_failure(compared):
         told = f"does not match the recorded runs: {failure}; {cells}"
     else:

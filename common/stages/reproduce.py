@@ -22,7 +22,6 @@ from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.stages import stopping
 from common.stages.plan import (
-    NOT_RUN,
     Planned,
     check_configurations,
     count_by_request,
@@ -67,10 +66,10 @@ def reproduce(
                 stopping.check()
                 for item in _startable(waiting, running, failed)[: jobs - len(running)]:
                     waiting.remove(item)
-                    why = "" if item.reason == NOT_RUN else f" ({item.reason})"
-                    say(f"[{total - len(waiting)}/{total}] {_name(item)}{why}")
-                    # Otherwise Lightning's bar shows the step.
-                    if not item.run.config["trainer"].get("enable_progress_bar", True):
+                    bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's, of the steps
+                    if bar or item.reason:
+                        say(f"  {_name(item)}: {item.reason or 'started'}")
+                    if not bar:
                         shown.begin(_name(item), item.request.directory)
                     running[pool.submit(_run, item)] = item
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
@@ -90,7 +89,8 @@ def reproduce(
                         continue
                     left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
                     told = f", about {duration(left)} left" if left else ""
-                    say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
+                    place = f"[{total - len(waiting) - len(running)}/{total}]"
+                    say(f"{place} {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
                     finished(item.request.stage)
         except (Exception, Preempted) as error:
             if (number := stopping.received()) is not None:
@@ -129,9 +129,6 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         say(f"  values that are ours, in no source of the paper (marked in configs/{paper.name}): {ours}")
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
-    for item in planned:
-        if item.done:
-            say(f"  skip  {_name(item)}: {item.reason}")
     if waiting:
         left = seconds_left(seconds_by_records(planned), waiting, jobs)
         expected = "unknown, no earlier record of this scale" if left is None else duration(left)
