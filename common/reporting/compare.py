@@ -132,13 +132,13 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """The verdict, such as `matches the recorded runs: 41 of 42 cells are within the expected range, worst: ...`."""
+    """The verdict, such as `matches the recorded runs: 41 of 42 cells in the expected range, worst: ...`."""
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     if not judged:
         return f"cannot be judged: no cell has a reference ({lacking} measured)"
     good = sum(c.verdict == REPRODUCED for c in judged)
-    cells = f"{good} of {len(judged)} cells are within the expected range"
+    cells = f"{good} of {len(judged)} cells in the expected range"
     if failure := strict_failure(compared):
         told = f"does not match the recorded runs: {failure}; {cells}"
     else:
