@@ -132,9 +132,8 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
     using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]
-    print("\nstages of this recipe:" if using else "\nno table has a stage of this recipe")
-    if using:
-        _print_stages(paper, request.scale, runs or runs_root(), using)
+    print(f"\nstages of this recipe: {len(using)}")
+    _print_stages(paper, request.scale, runs or runs_root(), using)
     print(f"runs here, with changes too: assemble runs {paper.short} --where recipe={request.recipe}")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
     for deviation in run.deviations:

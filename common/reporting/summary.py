@@ -58,15 +58,14 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, rest: str,
             lines.add_row(
                 *map(escape, (judged.check.text, *margins)), f"[{_COLORS.get(verdict, 'yellow')}]{verdict}[/]"
             )
-        console.print()
-        console.print(lines)
+        console.print("", lines, sep="\n")
     waiting = sum(scale in claim.scales for table in source.tables for claim in table.claims) - len(run)
     if waiting:
         console.print(f"{waiting} more claims {rest}", style="dim")
     if compared := compare(source, scale, mine, promoted):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
-    where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
-    options = f"{'' if scale == 'mini' else f' --scale {scale}'}{where}"
+    options = "" if scale == "mini" else f" --scale {scale}"
+    options += "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
     console.print(
         f"\n  tables       {path}\n"
         f"  report       assemble report {about.short}{options}   (--live follows your runs)\n"
