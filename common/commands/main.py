@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -22,6 +23,11 @@ COMMANDS: dict[str, Command] = {
         *(run.rehearse, doctor.doctor),
     )
 }
+
+
+def parser() -> argparse.ArgumentParser:
+    """What a shell completes: `shtab common.commands.main.parser` prints a script."""
+    return overview(COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if not given or given[0].startswith("-"):
-            overview(COMMANDS).parse_args(given)  # prints help or version, or says that a command is missing
+            parser().parse_args(given)  # prints help or version, or says that a command is missing
         elif given[0] not in COMMANDS:
             raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
         return call(COMMANDS[given[0]], given[0], given[1:])

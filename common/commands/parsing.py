@@ -88,7 +88,7 @@ parse_seed = at_least(0, 2**32 - 1)
 
 
 def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of `assemble --help` and `--version`."""
+    """The parser of `assemble --help` and `--version`, and of completion by a shell."""
     parser = _Parser(
         prog="assemble",
         description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
@@ -98,32 +98,16 @@ def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"assemble {common.__version__}")
     listed = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in commands.items():
-        listed.add_parser(name, help=_documentation(command)[0])
+        _fill(listed.add_parser(name, help=_documentation(command)[0]), command)
     return parser
 
 
 def call(command: Command, name: str, given: Sequence[str]) -> int:
     """Parse the arguments of a command and run it."""
-    hints = get_type_hints(command, include_extras=True)
     parameters = inspect.signature(command).parameters.values()
     about, *more = _documentation(command)
     parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(more))
-    places: list[str] = []
-    groups: dict[str, Any] = {}
-    overrides = False
-    for parameter in parameters:
-        hint = hints[parameter.name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            overrides = True
-        elif is_dataclass(hint):
-            groups[parameter.name] = hint
-            inner = get_type_hints(hint, include_extras=True)
-            for field in fields(hint):
-                _add(parser, field.name, inner[field.name], field.default, flag=True)
-        else:
-            flag = parameter.kind is parameter.KEYWORD_ONLY
-            _add(parser, parameter.name, hint, parameter.default, flag)
-            places += [] if flag else [parameter.name]
+    places, groups, overrides = _fill(parser, command)
 
     def dashed(one: str) -> str:
         """A flag as it is defined; LightningCLI spells them with underscores, as in `--print_config`."""
@@ -146,6 +130,28 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
     for group, kind in groups.items():
         values[group] = kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})
     return command(*positional, *rest, **values) or 0
+
+
+def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], dict[str, Any], bool]:
+    """Add a command's arguments; returns its positional ones, its dataclasses, and whether it takes what is left."""
+    hints = get_type_hints(command, include_extras=True)
+    places: list[str] = []
+    groups: dict[str, Any] = {}
+    overrides = False
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            overrides = True
+        elif is_dataclass(hint):
+            groups[parameter.name] = hint
+            inner = get_type_hints(hint, include_extras=True)
+            for field in fields(hint):
+                _add(parser, field.name, inner[field.name], field.default, flag=True)
+        else:
+            flag = parameter.kind is parameter.KEYWORD_ONLY
+            _add(parser, parameter.name, hint, parameter.default, flag)
+            places += [] if flag else [parameter.name]
+    return places, groups, overrides
 
 
 def _documentation(command: Command) -> list[str]:
@@ -190,6 +196,7 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, fl
             arguments["nargs"] = "?"
         if flag:
             arguments["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(hint, "TEXT")
+            arguments["choices"] = option.choices or None
     if flag:
         parser.add_argument(f"--{name.strip('_').replace('_', '-')}", dest=name, required=required, **arguments)
     else:

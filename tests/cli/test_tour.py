@@ -95,3 +95,4 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     written = {path.name for path in (tmp_path / "runs" / "tour").iterdir()}
     assert {"clips.npz", "words.npz", "generated", "avid", "mct"} <= written
     assert (tmp_path / "runs" / "tour" / "avid" / "model.safetensors").is_file()
+    assert all(space["axes"][name].has_data() for name in ("clip", "sound", "neighbors", "generated"))
