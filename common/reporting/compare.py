@@ -1,6 +1,6 @@
 """Compares a run's cells with the recorded mean and spread over draws, worst first.
 
-A cell is reproduced if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
+A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
 deviations for many draws, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit. So one
 cell in twenty is outside by chance, and the cells of one draw are correlated.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 OUTSIDE = "outside"
-REPRODUCED = "reproduced"
+REPRODUCED = "in range"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
 #: Share of an honest draw's cells outside, and of honest draws that may be refused for their worst cell.
@@ -86,7 +86,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `outside` or `no reference`; one draw has no spread to compare with."""
+        """`in range`, `outside` or `no reference`; one draw has no spread to compare with."""
         if self.difference is None:
             return NO_REFERENCE
         if self.ratio <= 1:
