@@ -168,6 +168,7 @@ def compare(
     scale: OneScale = None,
     runs: ExistingRuns = None,
     against: Annotated[Path | None, Option("another folder of runs, not the records", parse=existing_folder)] = None,
+    curves: Annotated[bool, "show where training leaves the recorded curves, and the likely cause"] = False,
     strict: Annotated[
         bool, "exit with 1 when more is outside than chance allows (docs/comparing-runs.md), or nothing compared"
     ] = False,
@@ -184,6 +185,9 @@ def compare(
 
     console, folder = files.console(), runs or runs_root()
     scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
+    if curves:
+        left = [_compare_curves(name, one, folder, against) for name in _names(papers) for one in scales]
+        return int(strict and any(left))
     everything: list[comparing.Compared] = []
     failed = False
     for name in _names(papers):
@@ -208,6 +212,37 @@ def compare(
         failed = True
         print("strict: nothing could be compared", file=sys.stderr)
     return int(failed)
+
+
+def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool:
+    """Print where the curves of one paper and scale leave the recorded ones; whether any does."""
+    from common.commands.find import print_rows
+    from common.reporting import divergence
+    from common.reporting.records import find
+
+    paper = paper_named(name)
+    mine = divergence.traced(find(folder, name, scale), folder)
+    if not mine:
+        return False
+    print(f"\n{paper.title}, {scale}")
+    found = divergence.diverging(mine, divergence.recorded(paper, scale, against))
+    if not found:
+        print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
+        return False
+    told = [one for one in found if one.told]
+    if told:
+        rows = []
+        for one in told:
+            left = "stays inside" if one.step is None else f"step {one.step:.0f} of {one.last:.0f}, {one.curve}"
+            also = [kind for kind in one.differences if kind != one.cause]
+            rows.append((one.stage, one.draw.label, left, one.reason, ", ".join(also)))
+        print_rows(("stage", "draw", "leaves the band", "likely cause", "also differs"), rows)
+    inside = len(found) - len(told)
+    chance = ": their differences are chance" if inside else ""
+    print(f"{inside} of {len(found)} stages stay inside the band{chance}")
+    if len(found) < len(mine):
+        print(f"without a band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)}")
+    return bool(told)
 
 
 def report(
