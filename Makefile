@@ -100,7 +100,7 @@ plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 fo
 tables: $(STAMP) ## Render every table from stored records into the READMEs; never trains
 	$(ASSEMBLE) tables
 
-check-tables: $(STAMP) ## Fail when a README does not hold what the records say
+check-tables: $(STAMP) ## Fail if a README does not match the records
 	$(ASSEMBLE) tables --check
 
 claims: $(STAMP) ## Judge the papers' claims over the stored records
@@ -124,7 +124,7 @@ wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files
 gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data
 	$(ASSEMBLE) gpu-check $(PAPERS)
 
-doctor: $(STAMP) ## What this machine has and lacks
+doctor: $(STAMP) ## Check this machine: GPU, keys, packages, data sets
 	$(ASSEMBLE) doctor --data "$(DATA)"
 
 ##@ Develop

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """List papers, tables, rows, stages and recipes, what has run and how long it takes.
 
-    Without a paper, the papers. With one, its tables, the rows and stages that can be run at a scale, which of them
-    have run here or have a promoted record, how long they took, and its recipes.
+    Without a paper, list the papers. With one, list its tables, the rows and stages of a scale, how long they take,
+    which have run here or have a promoted record, and its recipes.
     """
     if paper is None:
         _list_papers(scale, runs or runs_root())
@@ -52,7 +52,7 @@ def _list_papers(scale: str, runs: Path) -> None:
         time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
         rows.append((paper.short, paper.title, *counts, time))
     print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
-    print("stages and time are those of `make reproduce-<paper>`, without what is made by request")
+    print("stages and time are for `make reproduce-<paper>`, without what only runs on request")
     print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
 
 
@@ -69,10 +69,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     from common.stages.configuration import recipes_of
 
     source = load(paper.name)
-    print(f"{paper.title}: tables (--tables); at a scale in brackets only by request: --tables, --rows or --everything")
+    print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
     print_rows(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
 
-    print(f"\nrows that can be run at {scale} (--rows takes label or model); by request alone for tables in brackets")
+    print(f"\nrows at {scale} (--rows takes a label or model). For a table in brackets, a row runs only on request")
     models: dict[tuple[str, str], list[str]] = {}
     for table in source.tables:
         for row in table.rows:
@@ -105,15 +105,15 @@ def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[Stag
 
 
 def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
-    """The scales of a table; those at which it is made by request alone stand in brackets."""
+    """The scales of a table, in brackets if it runs only on request."""
     return " ".join(f"({scale})" if scale in by_request else scale for scale in scales)
 
 
 def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """Show what a stage or recipe does and where it comes from, without running it.
 
-    The files that it is merged from, what it starts from, which cells of tables it fills, the stages of its recipe with
-    their runs, what its scale changes, and the values that are ours.
+    Lists the files that are merged, the stages it starts from, the cells it fills, the stages of its recipe with their
+    runs, what its scale changes, and the values that are ours.
     """
     from common.reporting.records import short_name
     from common.reporting.tables import entries, expand, load
@@ -128,7 +128,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     for field, parent in request.parents.items():
         print(f"starts from: {parent.stage} ({short_name(field)})")
     if not run.trains:
-        print("trains nothing: it measures")
+        print("does not train, only tests")
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
     using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]

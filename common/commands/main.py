@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that lacks a sign, such as that between a mean and its spread, gets a question mark.
+        # Print a question mark for characters that the terminal cannot encode, such as ±.
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone, as `head` does; the interpreter must not try again when it ends.
+        # The reader closed the pipe, as `head` does. Keep the interpreter from flushing again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

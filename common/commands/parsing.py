@@ -1,7 +1,7 @@
 """Commands from typed functions: the signature is the parser, the docstring the help, an annotation the help of a flag.
 
 Parameters before `*` are positional, those after it flags (`batch_size` is `--batch-size` or `--batch_size`).
-`*overrides` takes what is left over. A keyword-only dataclass stands for the flags of its fields.
+`*overrides` takes the remaining arguments. A keyword-only dataclass adds a flag for each of its fields.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Option:
 
     Attributes:
         help: text, or a function that makes it when the parser is built.
-        choices: the values that are taken.
-        parse: makes a value of a text; default: by the type.
-        const: makes the value of a flag without one.
+        choices: the accepted values.
+        parse: converts the text; default: by the type.
+        const: makes the value if the flag is given without one.
     """
 
     help: str | Callable[[], str] = ""
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """Takes one of some names; an error says the nearest."""
+    """Takes one of `choices`; an error names the nearest."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -91,7 +91,7 @@ def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of `assemble --help` and `--version`, and of completion by a shell."""
     parser = _Parser(
         prog="assemble",
-        description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
+        description="Rerun CVPR 2021 papers on joint representations and regenerate their tables.",
         epilog=f"Papers: {names_of_papers()}. Scales: smoke (seconds), mini (minutes on a CPU), single (a day on one "
         "GPU), paper (the published recipe).",
     )
@@ -161,7 +161,7 @@ def _documentation(command: Command) -> list[str]:
 
 def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, flag: bool) -> None:
     option, several = Option(), False
-    # What is not given is left to the default of the function.
+    # An argument that is not given keeps the function's default.
     arguments: dict[str, Any] = {"default": argparse.SUPPRESS}
     while (origin := get_origin(hint)) is not None:
         if origin is Annotated:
