@@ -249,7 +249,7 @@ def _check(regions: Regions, where: str) -> None:
     if not len(regions):
         raise RegionError(f"{where}: no regions; at least one is needed")
     if not (np.isfinite(regions.features).all() and np.isfinite(regions.boxes).all()):
-        raise RegionError(f"{where}: features or boxes that are no finite numbers; extract them anew")
+        raise RegionError(f"{where}: features or boxes that are not finite; extract them again")
     if regions.height <= 0 or regions.width <= 0:
         raise RegionError(f"{where}: a picture of height {regions.height} and width {regions.width} has no size")
     right, bottom = float(regions.boxes[:, 2].max()), float(regions.boxes[:, 3].max())

@@ -264,7 +264,7 @@ def read_run(root: Path, folder: Path) -> Record:
     record = read(path)
     with files.parsing(path, RecordError):  # also whatever its draw has wrong
         if record.folder(root) != folder:
-            raise ValueError(f"by its content this record belongs into {record.folder(root)}; move or delete it")
+            raise ValueError(f"by its content this record belongs in {record.folder(root)}; move or delete it")
     return record
 
 

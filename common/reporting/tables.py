@@ -397,7 +397,7 @@ def _once(values: Iterable[str], what: str) -> None:
     seen: set[str] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{what} {value!r} stands twice")
+            raise ValueError(f"{what} {value!r} occurs twice")
         seen.add(value)
 
 

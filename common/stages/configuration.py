@@ -327,7 +327,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
                 )
             value = pending.pop(0)
         if not value.strip():
-            raise ConfigurationError(f"--{key} is given an empty value; null stands for none")
+            raise ConfigurationError(f"--{key} has an empty value; use null for none")
         if key in {"config", "c"}:
             files.append(Path(value))
         else:
@@ -373,7 +373,7 @@ def resolve(
         layers += _overlay_layers(paper, recipe, REHEARSAL)[0]
     overrides, files = parse_overrides(arguments)
     if any(key == "seed_everything" for key, _ in overrides):
-        raise ConfigurationError("--seed_everything is set by --seed, which also names the run's folder: use that one")
+        raise ConfigurationError("use --seed, which also names the run's folder, instead of --seed_everything")
     config: dict[str, Any] = {}
     for layer in layers:
         config = merge(config, layer.content)

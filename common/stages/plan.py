@@ -64,7 +64,7 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():
         if recorded_lineage(request.directory / "identity.json") != request.lineage:
-            return False, "was stopped, and its configuration or that of a stage it starts from changed: starts anew"
+            return False, "was stopped, and its configuration or that of a stage it starts from changed: starts again"
         return False, "was stopped, resumes from its last checkpoint"
     return False, ""
 

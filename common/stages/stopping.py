@@ -95,7 +95,7 @@ class _Listener:
 def _last_words() -> None:
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h")  # a live display hides the cursor
-    print("stopped at once; the same command resumes from the last checkpoints", flush=True)
+    print("stopped at once; rerun the command to resume from the last checkpoints", flush=True)
 
 
 _listener: _Listener | None = None

@@ -133,7 +133,7 @@ def synthetic_training(
             stack.enter_context(context)
         cli = build(run, config, {**quiet, **trainer_arguments})
     if not hasattr(cli.datamodule, "example_batch"):
-        raise StageError(f"no made-up batches: {type(cli.datamodule).__name__} has no method example_batch")
+        raise StageError(f"no synthetic batches: {type(cli.datamodule).__name__} has no method example_batch")
     made = cli.datamodule.example_batch(cli.model, size, draw)
     if hasattr(cli.model, "start_without_files"):
         cli.model.start_without_files()

@@ -110,7 +110,7 @@ def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
     assert main([*arguments, "--jobs", "1"]) == 1  # in this process, where the module is broken
     output = capsys.readouterr().out
     assert "FAILED avid seed 0: made to fail" in output
-    assert "left out, it starts from avid, which failed" in output
+    assert "skipped, it starts from avid, which failed" in output
 
 
 def test_fit_and_test(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

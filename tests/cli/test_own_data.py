@@ -106,7 +106,7 @@ def test_the_short_name_takes_the_class_that_holds_the_same(paper: str, recipe: 
 
 
 def test_short_names_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="is given an empty value"):
+    with pytest.raises(ConfigurationError, match="has an empty value"):
         resolve("avid", "avid", arguments=["--data.dataset", ""])
     with pytest.raises(ConfigurationError, match=r"--data.dataset foldr: did you mean 'folder'"):
         resolve("avid", "avid", arguments=["--data.dataset", "foldr"])

@@ -84,7 +84,7 @@ def test_retrieve_sounds_for_clips_and_the_other_way_round(run: Run, clips: Path
     assert [line[0] for line in ranked] == ["1", "2"]
     scores = [float(line[1]) for line in ranked]
     assert scores == sorted(scores, reverse=True)
-    assert "1 of 4 files passed over" in told
+    assert "1 of 4 files skipped" in told
     # Vectors that are kept give the same.
     run("embed", "avid", *last("avid_cma"), clips, "--output", tmp_path / "x.npz")
     again = run(*common, clips / "a.mp4", "--among", tmp_path / "x.npz", "--top", "2")

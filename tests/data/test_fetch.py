@@ -112,7 +112,7 @@ class TestDownload:
     @pytest.mark.parametrize("place", ["{address}/lost", "http://127.0.0.1:1/x"])
     def test_errors_name_the_address(self, address: str, tmp_path: Path, place: str) -> None:
         place = place.format(address=address)
-        with pytest.raises(StageError, match=f"^{re.escape(place)} cannot be got"):
+        with pytest.raises(StageError, match=f"^{re.escape(place)} cannot be downloaded"):
             fetch(one(place), tmp_path)
         assert list((tmp_path / "set").iterdir()) == []
 

@@ -230,4 +230,4 @@ def test_damaged_region_features_are_found_by_prepare(tmp_path: Path) -> None:
     dataset = Multi30K(write_multi30k(tmp_path))
     damaged = replace(regions(1), features=np.full((3, 6), np.nan, np.float32))
     write_regions(tmp_path / "regions" / "train.npz", zip(FLICKR, [regions(0), damaged]))
-    assert f"picture '{FLICKR[1]}': features or boxes that are no finite numbers" in overview(dataset, prepare=True)
+    assert f"picture '{FLICKR[1]}': features or boxes that are not finite" in overview(dataset, prepare=True)

@@ -35,7 +35,7 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("One helps", "One helps" + " more" * 20, r"claims\[0\] .*text: .*at most 90"),
         ("New.ucf + 1", "`New longer`.ucf + 1", r"transfer.*New longer.*'paper'"),
         ("scales: [mini]", "scales: [minni]", r"scales\[0\]: unknown scale 'minni': did you mean 'mini'"),
-        ("label: New-One", "label: New", r"label 'New' stands twice"),
+        ("label: New-One", "label: New", r"label 'New' occurs twice"),
         ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points\.2: .*'ufc'"),
     ],

@@ -160,7 +160,7 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     kill_at(changed, AVIDModule, 1)
     # What was begun is not gone on with, and what was finished is.
     done, reason = state_of(stage)
-    assert (done, "starts anew" in reason) == (False, False)
+    assert (done, "starts again" in reason) == (False, False)
 
     def other_rank() -> None:
         os.environ["RANK"] = "1"
@@ -182,4 +182,4 @@ def test_a_stopped_stage_whose_configuration_changed_is_planned_anew(tmp_path: P
     kill_at(stage, AVIDModule, 7)
     assert state_of(stage) == (False, "was stopped, resumes from its last checkpoint")
     changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
-    assert state_of(changed)[1].endswith("changed: starts anew")
+    assert state_of(changed)[1].endswith("changed: starts again")

@@ -88,7 +88,7 @@ def test_other_numbers_are_refused(
     under(monkeypatch, **variables)
     with pytest.raises(StageError) as caught:
         require_processes({"devices": devices, "num_nodes": nodes})
-    begins = f"{started} process{'es were' if started > 1 else ' was'} started, and the configuration wants"
+    begins = f"{started} process{'es were' if started > 1 else ' was'} started, but the configuration needs"
     assert str(caught.value).startswith(f"{begins} {devices * nodes}: --trainer.devices {devices}")
 
 
@@ -106,5 +106,5 @@ def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyP
 def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would start as many again: Lightning goes by the name of the job, which srun takes from the program."""
     under(monkeypatch, **{**STEP, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"})
-    with pytest.raises(StageError, match="give srun --job-name"):
+    with pytest.raises(StageError, match="give srun another --job-name"):
         require_processes({"devices": 8, "num_nodes": 1})

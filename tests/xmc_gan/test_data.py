@@ -267,7 +267,7 @@ def test_features_are_checked_before_training(world: TwoObjectsWorld, bert: Path
         attached(mini(world, **options))
     stored(world, bert, tmp_path)
     other = TwoObjectsWorld(seed=2, train=24, test=12, captions_per_image=8, root=str(tmp_path / "worlds"))
-    with pytest.raises(FeaturesError, match=r"coco_2014-train-16\.h5 was made of other captions"):
+    with pytest.raises(FeaturesError, match=r"coco_2014-train-16\.h5 was made from other captions"):
         attached(mini(other, **options))
 
 
