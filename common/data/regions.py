@@ -71,7 +71,7 @@ class Regions:
         return len(self.features)
 
     def first(self, count: int, distribution: bool = False) -> Regions:
-        """The first so many regions, without the distribution unless asked for."""
+        """The first `count` regions, with the `distribution` if asked for."""
         shares = self.distribution[:count] if distribution and self.distribution is not None else None
         return Regions(self.features[:count], self.boxes[:count], self.labels[:count], self.height, self.width, shares)
 

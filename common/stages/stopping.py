@@ -132,7 +132,7 @@ def check(error: BaseException | None = None) -> None:
 
 
 def postpone(seconds: float) -> None:
-    """Extend the deadline to so many seconds from now, as to save a checkpoint."""
+    """Set the deadline to `seconds` from now, for example to save a checkpoint."""
     if _listener is not None and _listener.received is not None:
         _listener.deadline = time.monotonic() + seconds
 

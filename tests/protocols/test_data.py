@@ -1,4 +1,4 @@
-"""Data modules of the protocols: what is held back, labels, statistics of sounds, and made-up batches."""
+"""Data modules of the protocols: what is held back, labels, statistics of sounds, and synthetic batches."""
 
 from __future__ import annotations
 
