@@ -21,7 +21,7 @@ class NonFiniteLossError(StageError):
 
 
 class Preempted(BaseException):
-    """A signal asked to stop. No `Exception`, since nothing failed; no `KeyboardInterrupt`, since Lightning would exit."""
+    """A signal asked to stop. No `Exception`: nothing failed. No `KeyboardInterrupt`: Lightning would exit."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
