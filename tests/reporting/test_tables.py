@@ -36,7 +36,7 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("New.ucf + 1", "`New longer`.ucf + 1", r"transfer.*New longer.*'paper'"),
         ("scales: [mini]", "scales: [minni]", r"scales\[0\]: unknown scale 'minni': did you mean 'mini'"),
         ("label: New-One", "label: New", r"label 'New' occurs twice"),
-        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
+        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' occurs twice"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points\.2: .*'ufc'"),
     ],
 )  # fmt: skip

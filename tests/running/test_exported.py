@@ -140,7 +140,7 @@ def test_damage_is_named(damaged: Path) -> None:
     whole = weights.read_bytes()
     for content in (whole[:-1000], whole + b"1", whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(content)
-        refused(damaged, "model.safetensors: has not the SHA-256")
+        refused(damaged, "model.safetensors: does not have the SHA-256")
     weights.unlink()
     refused(damaged, "model.safetensors: No such file")
     weights.write_bytes(whole)
