@@ -222,6 +222,9 @@ def test_a_stopped_stage_says_where_it_resumes(
     monkeypatch.setattr(runner, "_run_claimed", stopped)
     arguments = ["--scale", "smoke", "--runs", str(tmp_path)]
     assert main(["fit", "avid/avid", *arguments]) == 128 + number
-    resume, start = "rerun the command to resume from its last checkpoint", "no checkpoint was saved yet: rerun the command"
+    resume, start = (
+        "rerun the command to resume from its last checkpoint",
+        "no checkpoint was saved yet: rerun the command",
+    )
     told = f"avid: stopped by {signal.Signals(number).name}; {resume if saved else start}"
     assert told in capsys.readouterr().out
