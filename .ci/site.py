@@ -184,7 +184,8 @@ def put_together(folder: Path) -> None:
             return found[0]
 
         target.write_text(LINK.sub(checked, text), encoding="utf-8")
-    (folder / "wide.css").write_text(".md-grid { max-width: 90rem; }\n", encoding="utf-8")
+    style = ".md-grid { max-width: 90rem; }\n.md-typeset pre > code { white-space: pre-wrap; }\n"
+    (folder / "wide.css").write_text(style, encoding="utf-8")
     (folder / "api").mkdir()
     for name, (title, text, parts) in REFERENCE.items():
         lines = [f"# {title}", "", text, ""]
