@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from common.commands import data, doctor, find, measure, models, reports, run, runs
+from common.commands import data, doctor, explain, find, measure, models, reports, run, runs
 from common.commands.parsing import Command, call, overview
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 
@@ -17,8 +17,8 @@ COMMANDS: dict[str, Command] = {
     command.__name__.strip("_").replace("_", "-"): command
     for command in (
         *(run.fit, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
-        *(reports.tables, reports.claims, reports.compare, reports.power, reports.report, reports.promote),
-        *(reports.wandb_report, measure.gpu_check, data.data),
+        *(reports.tables, reports.claims, reports.compare, explain.explain, reports.power, reports.report),
+        *(reports.promote, reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
         *(run.rehearse, doctor.doctor),
     )

@@ -101,7 +101,7 @@ def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Sav
     for part in (
         "seed 0: 10, seed 1: 11, seed 2: 12", "2026-01-02", "aaaaaaaaaa", "Some CPU, 2 cores", "400 samples, 3 skipped",
         make_record().configuration, "papers/mct/results/mini/seed0.json papers/mct/results/mini/seed1.json",
-        "<dd>a.b</dd>",
+        "<dd>a.b</dd>", "<code>assemble explain mct transfer New esc --scale mini</code>",
     ):  # fmt: skip
         assert part in box.group()
     assert "11.0 ± 1.0</button>" in text
