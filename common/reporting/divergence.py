@@ -25,7 +25,7 @@ from common.reporting.results import find_promoted, place_of, promoted_curves
 from common.reporting.runs import flat, text_of
 
 #: Share of honest runs that may leave the band in any stage.
-CHANCE = 0.1
+CHANCE = 0.05
 #: Recorded runs that a band needs.
 LEAST = 3
 WINDOWS = 32

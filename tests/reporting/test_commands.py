@@ -77,7 +77,7 @@ def test_no_run_ends_a_command(payload: str, project: Path, saved: Saved, capsys
         if stopped and path.is_file():
             path.unlink()
         for command in (
-            ["tables", "mct"], ["claims", "mct"], ["report", "mct"], ["compare", "mct"],
+            ["tables", "mct"], ["claims", "mct"], ["report", "mct"], ["compare", "mct"], ["compare", "mct", "--curves"],
             ["wandb-report", "mct", "--offline"], ["runs"], ["runs", "--json"], ["runs", "--sort", "steps"],
         ):  # fmt: skip
             assert run(*command, "--runs", str(project / "runs")) == 0
