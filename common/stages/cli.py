@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -54,6 +55,11 @@ class StageCLI(LightningCLI):
                 f"trainer: {' '.join(str(error).split())} (devices and accelerator are set by --hardware, a file in "
                 "configs/hardware, and by --trainer.*)"
             ) from None
+
+    def _dump_config(self) -> None:
+        # Without another check of what `parse_arguments` checked, which takes a fifth of the time of building a stage.
+        self.parser.dump = functools.partial(self.parser.dump, skip_validation=True)
+        super()._dump_config()
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with every default filled in, as plain data."""
