@@ -134,6 +134,8 @@ UNITS := $(addprefix tests/,architecture encoders losses memory metrics reportin
   $(wildcard tests/data/test_dataset*.py tests/*/test_loss*.py) \
   --deselect tests/architecture/test_configs.py::test_a_recipe_instantiates
 
+# Compiled files are kept, even if the shell turns that off: compiling ours takes every process a second.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP) ## Run the tests, without network and GPU; FAST=1: only unit and contract tests
 	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs $(if $(FAST),$(UNITS))
 

@@ -46,7 +46,6 @@ def write_files(mine: Path) -> None:
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     write_files(tmp_path / "mine")
     text = PAGE.read_text(encoding="utf-8").replace("mini", "smoke").replace("/mine", str(tmp_path / "mine"))
@@ -117,7 +116,6 @@ def test_short_names_that_do_not_fit_are_refused() -> None:
 def test_wrong_numbers_and_missing_captions_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     for number in range(40):
         path = tmp_path / "one" / "cat" / f"{number}.png"
