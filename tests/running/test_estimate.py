@@ -67,25 +67,17 @@ class _Profiled(pl.Callback):
 @pytest.mark.parametrize(
     ("paper", "recipe", "overrides"),
     [
-        ("avid_cma", "avid", ("--model.video_encoder.width", "8", "--model.audio_encoder.width", "8")),
+        ("avid_cma", "avid", "--model.video_encoder.width 8 --model.audio_encoder.width 8"),
         (
             "m3p",
             "fine_tune",
-            (
-                "--model.model.encoder.width",
-                "64",
-                "--model.model.encoder.feed_forward_width",
-                "256",
-                "--model.updates",
-                "per_cycle",
-                "--model.accumulate",
-                "1",
-            ),
+            "--model.model.encoder.width 64 --model.model.encoder.feed_forward_width 256 "
+            "--model.updates per_cycle --model.accumulate 1",
         ),
     ],
 )
-def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str, overrides: tuple[str, ...]) -> None:
-    run = resolve(paper, recipe, scale="smoke", arguments=overrides)
+def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str, overrides: str) -> None:
+    run = resolve(paper, recipe, scale="smoke", arguments=overrides.split())
     found = estimate(run, size=8)
     watched = _Profiled(last=2)
     # Dropout keeps the CPU from fused attention, which a GPU has with it.

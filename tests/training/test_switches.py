@@ -31,6 +31,7 @@ from tests.distributed.stages import train
 from tests.m3p.stages import region_network
 from tests.stages import request
 
+ONE_UPDATE = ("--model.updates", "per_cycle", "--model.accumulate", "1")
 RECIPES = {"avid_cma": "avid", "mct": "mct", "xmc_gan": "xmc_gan", "m3p": "m3p", "vx2text": "avsd"}
 
 
@@ -41,14 +42,7 @@ class Trained:
         folder = _folder()
         given = {
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
-            "m3p": (
-                "--data.region_network",
-                str(region_network(folder)),
-                "--model.updates",
-                "per_cycle",
-                "--model.accumulate",
-                "1",
-            ),
+            "m3p": ("--data.region_network", str(region_network(folder)), *ONE_UPDATE),
             # Dropout on maps draws in the order of memory, which the layout changes.
             "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
