@@ -42,7 +42,8 @@ def explain(
     if run is not None:
         print(f"  this run   {measured_text(found.cell, decimals)}")
     draws = ", ".join(f"seed {draw.label}: {value:.{decimals}f}" for draw, value in sorted(found.cell.values.items()))
-    print(textwrap.indent(textwrap.fill(draws, 90), " " * 13))
+    if draws:
+        print(textwrap.indent(textwrap.fill(draws, 90), " " * 13))
 
     print(f"\nStages (configs/{found.source.paper}/RECIPE.yaml)")
     print_rows(("stage", "recipe", "starts from", "configuration", "minutes", "revision"), found.stage_rows())
