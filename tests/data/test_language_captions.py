@@ -26,6 +26,7 @@ from common.data.sequences import Packed, Rows, Texts
 from tests.data.image_layouts import (
     COCO,
     FLICKR,
+    regions,
     write_coco_cn,
     write_coco_karpathy,
     write_conceptual_captions,
@@ -34,7 +35,6 @@ from tests.data.image_layouts import (
     write_stair,
     write_wikipedia,
 )
-from tests.data.region_layouts import regions
 from tests.data.text_layouts import write_json
 
 
