@@ -146,8 +146,8 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
         failed = reproduce(name, selection, jobs=side_by_side, finished=finished)
-        rest = "were not run" if failed or options.everything else "need --everything"
-        print_summary(name, selection.scale, selection.runs, time.monotonic() - began, rest, console())
+        hint = "" if failed or options.everything else " (--everything runs all)"
+        print_summary(name, selection.scale, selection.runs, time.monotonic() - began, hint, console())
     return 1 if failed else 0
 
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _COLORS = {HOLDS: "green", FAILS: "red"}
 
 
-def print_summary(paper: str, scale: str, runs: Path, seconds: float, rest: str, console: Console) -> None:
+def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str, console: Console) -> None:
     """Print the screen, and write all measured tables to `runs/<paper>/<scale>/tables.md`.
 
-    `rest` says why some claims have no verdict: they `need --everything`.
+    `hint` says how to run claims that were not run.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -59,9 +59,9 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, rest: str,
                 *map(escape, (judged.check.text, *margins)), f"[{_COLORS.get(verdict, 'yellow')}]{verdict}[/]"
             )
         console.print("", lines, sep="\n")
-    waiting = sum(scale in claim.scales for table in source.tables for claim in table.claims) - len(run)
-    if waiting:
-        console.print(f"{waiting} more claims {rest}", style="dim")
+    total = sum(scale in claim.scales for table in source.tables for claim in table.claims)
+    if total > len(run):
+        console.print(f"not run: {total - len(run)} of {total} claims{hint}", style="dim", highlight=False)
     if compared := compare(source, scale, mine, promoted):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
     options = "" if scale == "mini" else f" --scale {scale}"
