@@ -154,9 +154,10 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     line = _named(f"row of {one.id}", one.rows, row, lambda r: r.label, lambda r: r.model or "")
     keys = (lambda m: m.id, lambda m: m.label, lambda m: m.key.removeprefix("test/"))
     column = _named(f"metric of {one.id}", one.metrics, metric, *keys)
-    scales = [each for each in SCALES if each in one.scales and each in line.scales and scale in (None, each)]
+    made = [each for each in SCALES if each in one.scales and each in line.scales]
+    scales = [each for each in made if scale in (None, each)]
     if not scales:
-        raise ReportingError(f"row {line.label!r} of {one.id} is not made at {scale}; scales: {', '.join(line.scales)}")
+        raise ReportingError(f"row {line.label!r} of {one.id} is not made at {scale}; scales: {', '.join(made)}")
     recorded = find_promoted(source.paper)
     records = recorded if run is None else _of_run(run, source.paper)
 
@@ -187,7 +188,8 @@ def _of_run(run: Path, paper: str) -> list[Record]:
     if not (folder / RECORD_FILE).is_file():
         return find(folder, paper)
     record = read(folder / RECORD_FILE)
-    return [one for one in find(folder.parents[3], paper, record.scale) if one.draw == record.draw]
+    # A copy of a run's folder may be anywhere.
+    return [one for one in find(folder.parents[:4][-1], paper, record.scale) if one.draw == record.draw] or [record]
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, str]:
