@@ -187,6 +187,9 @@ def compare(
     scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
     if curves:
         left = [_compare_curves(name, one, folder, against) for name in _names(papers) for one in scales]
+        if all(one is None for one in left):
+            print(f"no curves to compare at {' or '.join(scales)} scale under {folder}")
+            return int(strict)
         return int(strict and any(left))
     everything: list[comparing.Compared] = []
     failed = False
@@ -214,8 +217,8 @@ def compare(
     return int(failed)
 
 
-def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool:
-    """Print where the curves of one paper and scale leave the recorded ones; whether any does."""
+def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
+    """Print where the curves of one paper and scale leave the recorded ones; whether any does, None if unknown."""
     from common.commands.find import print_rows
     from common.reporting import divergence
     from common.reporting.records import find
@@ -223,12 +226,12 @@ def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -
     paper = paper_named(name)
     mine = divergence.traced(find(folder, name, scale), folder)
     if not mine:
-        return False
+        return None
     print(f"\n{paper.title}, {scale}")
     found = divergence.diverging(mine, divergence.recorded(paper, scale, against))
     if not found:
         print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
-        return False
+        return None
     told = [one for one in found if one.told]
     if told:
         rows = []

@@ -168,11 +168,12 @@ class Band:
     size: int
 
     def left_by(self, points: Points, cells: int) -> float | None:
-        """The first step at which a curve is outside, one of `cells` windows, or has other steps than recorded."""
+        """The first step at which a curve is outside, in one of `cells` windows, or which it lacks."""
         from scipy.special import stdtrit
 
-        other = min({step for step, _ in points} ^ set(self.steps), default=None)
-        before = [value for step, value in points if other is None or step < other]
+        known = dict(points)  # may have more steps: how often a run logs changes nothing
+        lacking = min(set(self.steps) - known.keys(), default=None)
+        before = [known[step] for step in self.steps if lacking is None or step < lacking]
         mine = _windows(np.array([before]), self.size)[0]
         values = self.values
         if mine.size and min(values.min(), mine.min()) > 0:
@@ -183,7 +184,7 @@ class Band:
         limit = stdtrit(2 * (draws - 1), 1 - CHANCE / 2 / cells)
         allowed = limit * np.sqrt((pooled + ROUNDING**2) * (1 + 1 / draws))
         outside = np.flatnonzero(abs(mine - values.mean(0)[: mine.size]) > allowed[: mine.size])
-        return self.steps[int(outside[0]) * self.size] if outside.size else other
+        return self.steps[int(outside[0]) * self.size] if outside.size else lacking
 
 
 def _bands(runs: Sequence[Curves]) -> dict[str, Band]:

@@ -97,6 +97,14 @@ def test_the_first_cause_in_order(
         assert found.reason.startswith(reason)
 
 
+def test_how_often_a_run_logs_changes_nothing(make_record: MakeRecord, reference: list[Record]) -> None:
+    loss = curve(99)["train/loss"]
+    often = {"train/loss": sorted([*loss, *((step + 5, 100 * value) for step, value in loss)])}
+    mine = make_record("base", 7, **{**LIKE, "started": "2026-02"})
+    (found,) = diverging([(mine, often)], recorded(paper_named("mct"), "mini", None))
+    assert not found.told
+
+
 def test_data_of_a_seed_are_compared_with_the_same_seed(make_record: MakeRecord) -> None:
     def one(seed: int, fingerprint: str, started: str) -> Traced:
         data = {"training": {"samples": 60, "fingerprint": fingerprint}}
@@ -127,7 +135,10 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     assert "ucf_1@base 7 step 610 of 800, train/loss parent: starts from base" in out
     assert "0 of 2 stages stay inside the band" in out
     write_results(paper_named("mct"), reference, {})
-    assert "cannot be judged: fewer than 3 recorded runs have curves" in told()[1]
+    status, out = told("--strict")
+    assert status == 1
+    assert "cannot be judged: fewer than 3 recorded runs have curves" in out
+    assert "no curves to compare at" in out
 
 
 #: 28 steps of the smoke scale, of which every second is logged.
