@@ -40,8 +40,7 @@ def data(
     extract_regions: Annotated[
         Path | None,
         Option(
-            "find the regions of all images below a folder by a detector and write them into one file; a run that was "
-            "stopped resumes",
+            "find the regions of all images below a folder with a detector and write them to one file; rerun to resume",
             parse=existing_folder,
         ),
     ] = None,

@@ -19,13 +19,13 @@ def explain(
     *,
     scale: OneScale = None,
     run: Annotated[
-        Path | None, Option("a run's folder, or a folder of runs, in place of the records", parse=existing_folder)
+        Path | None, Option("a run's folder, or a folder of runs, instead of the records", parse=existing_folder)
     ] = None,
     fields: Annotated[bool, "also list the sizes that differ from the paper"] = False,
 ) -> int:
     """Explain a number of a table: its draws, stages, code and command.
 
-    Without --scale, at the largest scale that is measured. Names may be in any case; `assemble list PAPER` shows them.
+    Without --scale, use the largest measured scale. `assemble list PAPER` shows the names; case does not matter.
     """
     from common.reporting.render import measured_text, published_text
     from common.stages import explain as explaining

@@ -42,7 +42,7 @@ class EncoderOptions(ModelOptions):
     """Flags of the commands that embed files or texts."""
 
     language: Annotated[str | None, "language of the texts, such as de"] = None
-    regions: Annotated[Path | None, "region features of the pictures, for a model without a detector"] = None
+    regions: Annotated[Path | None, "region features of the images, for a model without a detector"] = None
 
 
 SpecialPaper = Annotated[str, "a paper whose model can do this; any other paper lists them"]
