@@ -11,17 +11,17 @@ PYTHON ?= python3
 
 VENV := .venv
 STAMP := $(VENV)/.installed
-# Empty is what the lock says: CUDA builds on Linux. `cpu` takes PyTorch from its index of CPU builds; docs/platforms.md.
+# Empty: the lock's builds, with CUDA on Linux. `cpu`: PyTorch's CPU builds (docs/platforms.md).
 TORCH ?=
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
 RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
 
-# One thread per process is faster than two on small networks, and what the records state.
+# On small networks one thread per process is faster than two. The records were made with one.
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
-# By itself glibc gives large blocks back at once and gets them again, page by page, at the next step.
+# Keep large blocks: by default glibc returns them at once and maps them again, page by page, at the next step.
 reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
@@ -36,7 +36,7 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
-# uv is asked for by name; where it is missing, pip brings it into a folder of its own, which every system allows.
+# If uv is missing, pip installs it into .uv, because some systems do not allow pip outside a virtual environment.
 $(STAMP): requirements.lock pyproject.toml
 	@command -v uv >/dev/null || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); set -e; \
@@ -55,7 +55,7 @@ extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, extra-captioni
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock --editable ".[$*]"
 
-# One lock for all: markers say what is for which system. Versions stay as they are where they fit; UPGRADE=1 takes new ones.
+# One lock for all systems, by markers. Versions that still fit are kept; UPGRADE=1 takes the newest.
 lock: ## Rewrite requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
 	  "$$UV" pip compile pyproject.toml --quiet --extra dev --extra features --extra wandb-reports --universal \
@@ -63,7 +63,7 @@ lock: ## Rewrite requirements.lock from pyproject.toml (UPGRADE=1: newest versio
 
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
 
-# Nothing is installed. Of macOS the oldest that the wheels are for.
+# Installs nothing. 14.0 is the oldest macOS that the wheels support.
 lock-check: ## Check that the lock installs from wheels on every system, Python 3.11 to 3.13
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); failed=0; \
 	  for platform in $(PLATFORMS); do for python in 3.11 3.12 3.13; do \
@@ -78,7 +78,7 @@ lock-check: ## Check that the lock installs from wheels on every system, Python 
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
 	$(ASSEMBLE) reproduce $* $(RUN)
 
-# A paper that fails does not take the night from the others; who stops it (Ctrl-C, a closed terminal, TERM) stops all.
+# One failed paper does not stop the others; Ctrl-C, a closed terminal or TERM stops all.
 reproduce: $(STAMP) ## Train and evaluate all papers
 	@failed=0; for paper in $(PAPERS); do \
 	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; case $$status in 129|130|143) exit $$status;; esac; failed=1; }; done; exit $$failed
@@ -109,7 +109,7 @@ claims: $(STAMP) ## Judge the papers' claims over the stored records
 report: $(STAMP) ## Write one static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
 
-# One folder of links, since every stage has a folder of its own, and the dashboard takes one.
+# Every stage has its own folder, but the dashboard takes one: a folder of links.
 dashboard: $(STAMP) ## Open W&B's terminal dashboard over all runs here; needs no account
 	@mkdir -p runs/wandb && find runs/wandb -type l -delete
 	@for run in runs/*/*/seed*/*/wandb/*run-*; do \
@@ -134,7 +134,7 @@ UNITS := $(addprefix tests/,architecture encoders losses memory metrics reportin
   $(wildcard tests/data/test_dataset*.py tests/*/test_loss*.py) \
   --deselect tests/architecture/test_configs.py::test_a_recipe_instantiates
 
-# Compiled files are kept, even if the shell turns that off: compiling ours takes every process a second.
+# Keep compiled files even if the shell turns that off: compiling our code takes each process a second.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP) ## Run the tests, without network and GPU; FAST=1: only unit and contract tests
 	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs $(if $(FAST),$(UNITS))
@@ -150,7 +150,7 @@ docs: $(STAMP) $(VENV)/.docs ## Build the site of all pages in site/; a dead lin
 	$(VENV)/bin/python .ci/site.py site
 	@echo "site/index.html; with search: python -m http.server --directory site"
 
-# No dependency of the suite either.
+# Not a dependency of the suite.
 $(VENV)/.docs: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
@@ -158,7 +158,7 @@ $(VENV)/.docs: $(STAMP)
 bench: $(STAMP) $(VENV)/.bench ## Compare speed with other implementations, into docs/speed.md; on an idle machine
 	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s
 
-# What is compared with is no dependency of the suite; where it cannot be installed, its comparisons are skipped.
+# The peers are not dependencies of the suite. If one cannot be installed, its comparison is skipped.
 $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
@@ -180,7 +180,7 @@ else
 	  || echo "every change that was tried is noticed by a test"; }
 endif
 
-# No dependency of the suite either.
+# Not a dependency of the suite.
 $(VENV)/.mutation: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" "pytest-cov>=6" && touch $@
