@@ -156,7 +156,7 @@ $(VENV)/.docs: $(STAMP)
 	  "$$UV" pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
 bench: $(STAMP) $(VENV)/.bench ## Compare speed with other implementations, into docs/speed.md; on an idle machine
-	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s
+	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s -rs
 
 # The peers are not dependencies of the suite. If one cannot be installed, its comparison is skipped.
 $(VENV)/.bench: $(STAMP)
