@@ -31,6 +31,7 @@ FOUND = Estimate(
     accumulated=1,
     devices=8,
     precision="bf16-mixed",
+    loader_bytes=16_000_000_000,
 )
 
 
