@@ -177,5 +177,6 @@ def test_the_plan_shows_an_estimate_of_every_configuration_once(
     assert head.endswith("h H100 SXM")
     assert (first.split()[:3], second.split()[:3]) == (["moco_v2", "seed", "0"], ["moco_v2", "seed", "1"])
     assert "41.1 GB" in first
+    assert "16.0 GB" in first
     assert len(calls) == 1
     assert main([*command, "--utilization", "3"]) == 2
