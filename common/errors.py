@@ -12,6 +12,10 @@ class ReportingError(ValueError):
     """An invalid record, tables file or request; the message says where and what to do."""
 
 
+class ConfigurationError(ValueError):
+    """An invalid configuration; the message names the file, the field and what to do."""
+
+
 class StageError(RuntimeError):
     """A stage cannot run or continue; the message says why and what to do."""
 

@@ -7,7 +7,6 @@ import errno
 import functools
 import os
 import re
-import secrets
 import shutil
 import sys
 import tempfile
@@ -29,7 +28,7 @@ MOST_NODES = 100_000
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
 #: Keep them this long: another machine's process may have this number.
 _ABANDONED_SECONDS = 600.0
-_OWN = secrets.token_hex(4)
+_OWN = os.urandom(4).hex()
 #: Errors of disks without locks, as network disks without a lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 

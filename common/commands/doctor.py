@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
 import re
 import shutil
@@ -78,7 +77,9 @@ def _version(name: str) -> str | Exception:
     try:
         if name in COMPILED:
             return str(importlib.import_module(name).__version__)
-        return importlib.metadata.version(name)
+        from importlib.metadata import version
+
+        return version(name)
     except Exception as error:  # a library of another build may raise anything
         return error
 
@@ -92,8 +93,10 @@ def _gpus() -> list[str]:
 
 def _requirements() -> dict[str, list[str]]:
     """Packages that this distribution needs (first), and those of each extra of its users."""
+    from importlib.metadata import requires
+
     found: dict[str, list[str]] = {"": []}
-    for requirement in importlib.metadata.requires("representation-assemble") or []:
+    for requirement in requires("representation-assemble") or []:
         name, extra = re.match(r"([\w.-]+)(?:.*extra == ['\"]([\w-]+))?", requirement).groups("")  # type: ignore[union-attr]
         if extra not in DEVELOPING:
             found.setdefault(extra, []).append(name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from common.commands import data, doctor, explain, find, measure, models, reports, run, runs
 from common.commands.parsing import Command, call, overview
-from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
+from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, nearest, printable
 
 #: In the order of `assemble --help`.
 COMMANDS: dict[str, Command] = {
@@ -48,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from common.stages.configuration import ConfigurationError
-
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if not given or given[0].startswith("-"):

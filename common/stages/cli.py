@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from common.stages.configuration import ConfigurationError, RunConfiguration, check_ranges, take_switches
+from common.errors import ConfigurationError
+from common.stages.configuration import RunConfiguration, check_ranges, take_switches
 from common.training.callbacks import SamplesForAll
 from common.training.switches import ApplySwitches, Switches
 

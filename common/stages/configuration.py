@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from common.errors import nearest
+from common.errors import ConfigurationError, nearest
 from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.records import REHEARSED, short_name
@@ -43,10 +43,6 @@ _OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
 REHEARSAL = "rehearsal"
 #: Files in configs/<paper>/ other than recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
-
-
-class ConfigurationError(ValueError):
-    """An invalid configuration; the message names the file, the field and what to do."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

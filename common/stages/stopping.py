@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import select
 import signal
@@ -166,7 +165,9 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
     Otherwise a rank waits half an hour for the others and holds its memory and device. A rank blocked in a collective
     only responds to SIGKILL; SIGTERM saves a training stage.
     """
-    starter = multiprocessing.parent_process()  # known even where it is gone by now
+    from multiprocessing import parent_process
+
+    starter = parent_process()  # known even where it is gone by now
     parent = os.getppid() if starter is None else starter.pid
 
     def watch() -> None:

@@ -12,9 +12,10 @@ import yaml
 from PIL import Image
 
 from common.commands.main import main
+from common.errors import ConfigurationError
 from common.reporting.papers import project_root
 from common.reporting.records import find
-from common.stages.configuration import ConfigurationError, check_ranges, resolve
+from common.stages.configuration import check_ranges, resolve
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
