@@ -61,7 +61,8 @@ def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
         return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
     for found in re.finditer(rf"^from ([\w.]+) import (\([^)]*|.*)\b{name}\b.*", source, re.MULTILINE):
         (statement,) = ast.parse(found[0] + (")" if "(" in found[0] and ")" not in found[0] else "")).body
-        for alias in statement.names if isinstance(statement, ast.ImportFrom) else ():
+        assert isinstance(statement, ast.ImportFrom)
+        for alias in statement.names:
             if (alias.asname or alias.name) == name:
                 return _find(f"{statement.module}.{alias.name}")
     return None
