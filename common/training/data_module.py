@@ -235,7 +235,7 @@ class ShardedDataModule(pl.LightningDataModule):
             stacked = collate_fn is None and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(sample))
             budget = self.in_flight_bytes // self.trainer.num_devices
             workers, ahead, part, _ = loader_plan(budget, bytes_of(sample), batch_size or 1, workers, stacked)
-        options = {
+        options: dict[str, Any] = {
             "sampler": sampler,
             "batch_size": batch_size,
             "collate_fn": collate_fn,
@@ -245,7 +245,7 @@ class ShardedDataModule(pl.LightningDataModule):
             "prefetch_factor": ahead,
             "worker_init_fn": _leave_the_group,
         }
-        if batch_size is not None and part != batch_size:
+        if batch_size and part and part < batch_size:
             return PartsLoader(kind, dataset, part, stacked, **options)
         return kind(dataset, **options)
 
