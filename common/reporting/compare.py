@@ -157,12 +157,12 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
     worst = min(judged, key=lambda c: c.likelihood, default=None)
     if worst and worst.likelihood * len(judged) < CHANCE:
         return (
-            f"{worst.told} is {worst.ratio:.1f} times as far off as is allowed, further than the worst of "
+            f"{worst.told} is {worst.ratio:.1f} times as far off as allowed, further than the worst of "
             f"{len(judged)} cells in 19 of 20 recorded runs"
         )
     outside = sum(c.verdict == OUTSIDE for c in judged)
     if outside > max(1, CROWD * CHANCE * len(judged)):
-        return f"{outside} of {len(judged)} cells lie outside, where chance puts one of twenty"
+        return f"{outside} of {len(judged)} cells are outside; chance puts one of twenty there"
     return None
 
 
