@@ -93,12 +93,6 @@ class TestClassFolders:
         assert listing.labels.tolist() == [-1, -1, -1]
         assert listing.layout == "files without classes"
 
-    def test_other_kinds_are_told(self, tmp_path: Path) -> None:
-        touch(tmp_path, "cat/a.mp4", "cat/b.avi", "cat/notes.txt", "cat/.hidden.mp4")
-        listing = FolderOfClips(tmp_path).listing("all")
-        assert listing.names == ["cat/a.mp4", "cat/b.avi"]
-        assert ".txt" in " ".join(listing.notes)
-
     @pytest.mark.parametrize("kind", [FolderOfClips, FolderOfAudio, FolderOfImages])
     def test_empty_and_missing_folders(self, tmp_path: Path, kind: type[FolderOfClips]) -> None:
         with pytest.raises(DatasetMissing, match="it is empty"):

@@ -203,15 +203,6 @@ def test_the_test_weighs_tokens_and_counts_a_repeated_caption_once(tmp_path: Pat
     assert metrics["test/forward_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("field", ["vocabulary_size", "max_tokens"])
-def test_the_tokenizer_must_fit(field: str) -> None:
-    module = small_module()
-    tokenizer = SimpleNamespace(**{field: SMALL[field] + 1})
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=tokenizer))  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=rf"model\.{field} is {SMALL[field]}, but the tokenizer's is"):
-        module.setup("fit")
-
-
 def test_groups_of_the_optimizer(tmp_path: Path) -> None:
     module = small_module(warmup_steps=10)
     module._trainer = SimpleNamespace(estimated_stepping_batches=50)  # type: ignore[assignment]

@@ -258,10 +258,3 @@ def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     assert own == {"batch_norm_group": None}
     assert config == without  # nothing else has changed
     assert config_hash(run.config) != config_hash(plain)
-
-
-def test_a_wrong_switch_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="channels_last is 3"):
-        Trained("mct", "--channels_last", "3")
-    with pytest.raises(ConfigurationError, match=r"unknown key 'compile'.*compiled"):
-        resolve("mct", "mct", scale="smoke", arguments=["--compile", "true"])
