@@ -19,7 +19,6 @@ from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.encoders.text import BertEncoder
 from common.encoders.video import R2Plus1D
-from common.errors import ConfigurationError
 from common.reporting.records import config_hash
 from common.stages.cli import build
 from common.stages.configuration import SWITCHES, resolve, take_switches
