@@ -155,8 +155,8 @@ $(VENV)/.docs: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
-bench: $(STAMP) $(VENV)/.bench ## Compare speed with other implementations, into docs/speed.md; on an idle machine
-	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s -rs
+bench: $(STAMP) $(VENV)/.bench ## Compare speed with other implementations, into docs/speed.md; GROWTH=1: time and memory against N
+	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks$(if $(GROWTH),/test_growth.py) -o addopts="" -q -s -rs
 
 # The peers are not dependencies of the suite. If one cannot be installed, its comparison is skipped.
 $(VENV)/.bench: $(STAMP)
