@@ -11,17 +11,17 @@ PYTHON ?= python3
 
 VENV := .venv
 STAMP := $(VENV)/.installed
-# Empty is what the lock says: CUDA builds on Linux. `cpu` takes PyTorch from its index of CPU builds; docs/platforms.md.
+# Empty: the lock's builds, with CUDA on Linux. `cpu`: PyTorch's CPU builds (docs/platforms.md).
 TORCH ?=
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
 RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
 
-# One thread per process is faster than two on small networks, and what the records state.
+# On small networks one thread per process is faster than two. The records were made with one.
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
-# By itself glibc gives large blocks back at once and gets them again, page by page, at the next step.
+# Keep large blocks: by default glibc returns them at once and maps them again, page by page, at the next step.
 reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
@@ -36,7 +36,7 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
-# uv is asked for by name; where it is missing, pip brings it into a folder of its own, which every system allows.
+# If uv is missing, pip installs it into .uv, because some systems do not allow pip outside a virtual environment.
 $(STAMP): requirements.lock pyproject.toml
 	@command -v uv >/dev/null || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); set -e; \
@@ -51,20 +51,20 @@ $(STAMP): requirements.lock pyproject.toml
 	  fi
 	@touch $@
 
-extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, extra-captioning; pyproject.toml says what for)
+extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, extra-captioning; see pyproject.toml)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock --editable ".[$*]"
 
-# One lock for all: markers say what is for which system. Versions stay as they are where they fit; UPGRADE=1 takes new ones.
-lock: ## Write requirements.lock anew from pyproject.toml (UPGRADE=1)
+# One lock for all systems, by markers. Versions that still fit are kept; UPGRADE=1 takes the newest.
+lock: ## Rewrite requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
 	  "$$UV" pip compile pyproject.toml --quiet --extra dev --extra features --extra wandb-reports --universal \
 	    --python-version 3.11 --generate-hashes --no-header --no-annotate $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
 
-# Nothing is installed. Of macOS the oldest that the wheels are for.
-lock-check: ## Whether the lock can be installed from wheels on every system, Python 3.11 to 3.13
+# Installs nothing. 14.0 is the oldest macOS that the wheels support.
+lock-check: ## Check that the lock installs from wheels on every system, Python 3.11 to 3.13
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); failed=0; \
 	  for platform in $(PLATFORMS); do for python in 3.11 3.12 3.13; do \
 	    if told=$$(MACOSX_DEPLOYMENT_TARGET=14.0 "$$UV" pip install --dry-run --only-binary :all: --require-hashes \
@@ -78,21 +78,21 @@ lock-check: ## Whether the lock can be installed from wheels on every system, Py
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
 	$(ASSEMBLE) reproduce $* $(RUN)
 
-# A paper that fails does not take the night from the others; who stops it (Ctrl-C, a closed terminal, TERM) stops all.
-reproduce: $(STAMP) ## All papers that exist, one after the other
+# One failed paper does not stop the others; Ctrl-C, a closed terminal or TERM stops all.
+reproduce: $(STAMP) ## Train and evaluate all papers
 	@failed=0; for paper in $(PAPERS); do \
 	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; case $$status in 129|130|143) exit $$status;; esac; failed=1; }; done; exit $$failed
 
-rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
+rehearse-%: $(STAMP) ## Run a paper's published recipes on tiny data in the real layouts
 	$(ASSEMBLE) rehearse $* $(REHEARSED)
 
-rehearse: $(STAMP) ## The same for all papers, one after the other
+rehearse: $(STAMP) ## Rehearse all papers
 	$(ASSEMBLE) rehearse $(REHEARSED)
 
-data-%: $(STAMP) ## What a paper's data sets are, which are found, how to get the rest
+data-%: $(STAMP) ## List a paper's data sets, which were found, how to get the rest
 	$(ASSEMBLE) data $* --data "$(DATA)" $(if $(PREPARE),--prepare)
 
-plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 for memory and GPU hours
+plan-%: $(STAMP) ## Print a paper's stages and what is left to run; ESTIMATE=1: memory and GPU hours
 	$(ASSEMBLE) plan $* $(RUN) $(if $(ESTIMATE),--estimate)
 
 ##@ Results
@@ -100,23 +100,23 @@ plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 fo
 tables: $(STAMP) ## Render every table from stored records into the READMEs; never trains
 	$(ASSEMBLE) tables
 
-check-tables: $(STAMP) ## Fail when a README does not hold what the records say
+check-tables: $(STAMP) ## Fail if a README does not match the records
 	$(ASSEMBLE) tables --check
 
 claims: $(STAMP) ## Judge the papers' claims over the stored records
 	$(ASSEMBLE) claims
 
-report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
+report: $(STAMP) ## Write one static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
 
-# One folder of links, since every stage has a folder of its own, and the dashboard takes one.
-dashboard: $(STAMP) ## W&B's dashboard for the terminal over all runs here, offline ones too; needs no account
+# Every stage has its own folder, but the dashboard takes one: a folder of links.
+dashboard: $(STAMP) ## Open W&B's terminal dashboard over all runs here; needs no account
 	@mkdir -p runs/wandb && find runs/wandb -type l -delete
 	@for run in runs/*/*/seed*/*/wandb/*run-*; do \
 	  case "$$run" in *.previous/*) ;; *) if test -d "$$run"; then ln -s "$(CURDIR)/$$run" runs/wandb/; fi ;; esac; done
 	$(VENV)/bin/wandb leet runs/wandb
 
-wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
+wandb-report: $(STAMP) ## Publish W&B reports of all papers; without a key, write files to runs/
 	$(ASSEMBLE) wandb-report
 
 ##@ This machine
@@ -124,7 +124,7 @@ wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files
 gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data
 	$(ASSEMBLE) gpu-check $(PAPERS)
 
-doctor: $(STAMP) ## What this machine has and lacks
+doctor: $(STAMP) ## Check this machine: GPU, keys, packages, data sets
 	$(ASSEMBLE) doctor --data "$(DATA)"
 
 ##@ Develop
@@ -134,29 +134,31 @@ UNITS := $(addprefix tests/,architecture encoders losses memory metrics reportin
   $(wildcard tests/data/test_dataset*.py tests/*/test_loss*.py) \
   --deselect tests/architecture/test_configs.py::test_a_recipe_instantiates
 
-test: $(STAMP) ## Run the tests, without network and GPU; ends with those skipped and why; FAST=1: units and contracts alone
+# Keep compiled files even if the shell turns that off: compiling our code takes each process a second.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: $(STAMP) ## Run the tests, without network and GPU; FAST=1: only unit and contract tests
 	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs $(if $(FAST),$(UNITS))
 
-test-slow: $(STAMP) ## Tests that learn something for minutes
+test-slow: $(STAMP) ## Run the tests that train for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers"
 
-fuzz: $(STAMP) ## Damaged files for every reader: FUZZ_MINUTES=3 FUZZ_SEED=0 FUZZ_TARGET=media; docs/reliability.md
+fuzz: $(STAMP) ## Feed damaged files to every reader: FUZZ_MINUTES=3 FUZZ_SEED=0 FUZZ_TARGET=media; docs/reliability.md
 	$(VENV)/bin/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),3) --seed $(or $(FUZZ_SEED),0) \
 		$(if $(FUZZ_TARGET),--target "$(FUZZ_TARGET)")
 
-docs: $(STAMP) $(VENV)/.docs ## The pages as a site with search and a reference, in site/; a dead link stops it
+docs: $(STAMP) $(VENV)/.docs ## Build the site of all pages in site/; a dead link is an error
 	$(VENV)/bin/python .ci/site.py site
 	@echo "site/index.html; with search: python -m http.server --directory site"
 
-# No dependency of the suite either.
+# Not a dependency of the suite.
 $(VENV)/.docs: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
-bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named peers, written into docs/speed.md; on a quiet machine
-	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s
+bench: $(STAMP) $(VENV)/.bench ## Compare speed with other implementations, into docs/speed.md; GROWTH=1: time and memory against N
+	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks$(if $(GROWTH),/test_growth.py) -o addopts="" -q -s -rs
 
-# What is compared with is no dependency of the suite; where it cannot be installed, its comparisons are skipped.
+# The peers are not dependencies of the suite. If one cannot be installed, its comparison is skipped.
 $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
@@ -169,7 +171,7 @@ $(VENV)/.captioning: $(STAMP)
 	  "$$UV" pip install --quiet --constraint requirements.lock "pycocoevalcap>=1.2" && touch $@
 
 # SAMPLE is for the code outside the losses.
-mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py, SAMPLE=100)
+mutation: $(STAMP) $(VENV)/.mutation ## List changes to the losses that no test notices (FILE=common/losses/nce.py, SAMPLE=100)
 ifdef SAMPLE
 	$(VENV)/bin/python -m tests.mutation_sample --sample $(SAMPLE) --seed $(firstword $(SEEDS)) --jobs $(TEST_JOBS)
 else
@@ -178,17 +180,17 @@ else
 	  || echo "every change that was tried is noticed by a test"; }
 endif
 
-# No dependency of the suite either.
+# Not a dependency of the suite.
 $(VENV)/.mutation: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" "pytest-cov>=6" && touch $@
 
-lint: $(STAMP) ## Style and types
+lint: $(STAMP) ## Check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(STAMP) ## Put the code in the project's format
+format: $(STAMP) ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

@@ -31,20 +31,33 @@ BEGINS = re.compile(r"(?P<bold>\*\*[A-Z])|(?P<number>\d+\.\d+) | *(?:-|\d+\.) ")
 DIFFERS = re.compile(
     r"\b(?:ours?|official|releases?|quirk|bug|code(?![:-])|poster (?:prints|writes|shows))\b", re.IGNORECASE
 )
-#: Pages of the reference: title, a sentence, and what is on them; a package stands for its modules.
+AVID, MCT, XMC_GAN, M3P, VX2TEXT, MODEL = MODELS = (
+    "papers.avid_cma.use.AVID", "papers.mct.use.MCT", "papers.xmc_gan.use.XMCGAN", "papers.m3p.use.M3P",
+    "papers.vx2text.use.VX2Text", "common.stages.export.TrainedModel",
+)  # fmt: skip
+#: Pages of the reference by task: title, a sentence, and what is on them; a package stands for its modules.
 REFERENCE = {
-    "models": (
-        "Trained models",
-        "What `from_export` and `from_pretrained` give.",
+    "load": (
+        "Load a trained model",
+        "Every model loads from an export, a folder or a repository on the Hub.",
+        [f"{MODEL}.from_export", f"{MODEL}.from_pretrained"],
+    ),
+    "embed": (
+        "Embed clips, images and texts",
+        "Files or tensors in, one vector per item out.",
         [
-            "common.stages.export.TrainedModel",
-            "papers.avid_cma.use.AVID",
-            "papers.mct.use.MCT",
-            "papers.xmc_gan.use.XMCGAN",
-            "papers.m3p.use.M3P",
-            "papers.vx2text.use.VX2Text",
+            *(f"{model}.embed_{kind}" for model in (AVID, VX2TEXT) for kind in ("video", "audio")),
+            *(f"{model}.embed_{kind}" for model in (MCT, M3P, XMC_GAN) for kind in ("image", "text")),
+            f"{MCT}.features",
         ],
     ),
+    "search": ("Search", "Score queries against a gallery.", [f"{MODEL}.gallery", f"{MODEL}.compare", f"{M3P}.match"]),
+    "generate": (
+        "Generate, answer and caption",
+        "Images from a text, and text from a clip.",
+        [f"{XMC_GAN}.generate", f"{VX2TEXT}.answer", f"{VX2TEXT}.caption", f"{VX2TEXT}.words"],
+    ),
+    "models": ("All of a trained model", "Every method of the five models and their base class.", list(MODELS)),
     "losses": ("Losses", "Losses as functions and modules; they need PyTorch alone.", ["common.losses"]),
     "encoders": ("Encoders", "Networks, and what reads their weights.", ["common.encoders"]),
     "memory": ("Memories", "Banks, queues and momentum encoders.", ["common.memory"]),
@@ -127,7 +140,8 @@ def equation_page(paper: str) -> str:
     title = (ROOT / said).read_text(encoding="utf-8").partition(":")[0]
     parts = [f"{title}: equations and code", f"Made from [what the paper says](../{said}) and the source."]
     for heading, text, differences, names in equations(paper):
-        parts += [f"## {heading}", text, "**What differs**"]
+        ours = ", ".join(f"`{name.partition(':')[2]}`" for name in names[:-1])
+        parts += [f"## {heading}: {ours}", text, "**What differs**"]
         parts += ["\n".join(f"- {one.removeprefix('- ')}" for one in differences or ["Nothing is noted."])]
         for name in names:
             place, _, part = name.replace("::", ":").partition(":")
@@ -170,6 +184,8 @@ def put_together(folder: Path) -> None:
             return found[0]
 
         target.write_text(LINK.sub(checked, text), encoding="utf-8")
+    style = ".md-grid { max-width: 90rem; }\n.md-typeset pre > code { white-space: pre-wrap; }\n"
+    (folder / "wide.css").write_text(style, encoding="utf-8")
     (folder / "api").mkdir()
     for name, (title, text, parts) in REFERENCE.items():
         lines = [f"# {title}", "", text, ""]

@@ -12,6 +12,10 @@ class ReportingError(ValueError):
     """An invalid record, tables file or request; the message says where and what to do."""
 
 
+class ConfigurationError(ValueError):
+    """An invalid configuration; the message names the file, the field and what to do."""
+
+
 class StageError(RuntimeError):
     """A stage cannot run or continue; the message says why and what to do."""
 
@@ -21,7 +25,7 @@ class NonFiniteLossError(StageError):
 
 
 class Preempted(BaseException):
-    """A signal asked to end. No `Exception`: it is no failure; no `KeyboardInterrupt`: Lightning would exit."""
+    """A signal asked to stop. No `Exception`: nothing failed. No `KeyboardInterrupt`: Lightning would exit."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)

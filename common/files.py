@@ -7,7 +7,6 @@ import errno
 import functools
 import os
 import re
-import secrets
 import shutil
 import sys
 import tempfile
@@ -29,7 +28,7 @@ MOST_NODES = 100_000
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
 #: Keep them this long: another machine's process may have this number.
 _ABANDONED_SECONDS = 600.0
-_OWN = secrets.token_hex(4)
+_OWN = os.urandom(4).hex()
 #: Errors of disks without locks, as network disks without a lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -45,7 +44,7 @@ class AtomicWriteError(OSError):
 def named(path: Path) -> Iterator[None]:
     """Name the file in system errors, and refuse pipes and devices, which would block."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     try:
         yield
     except OSError as error:
@@ -59,7 +58,7 @@ def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
     """Turn any error from parsing an untrusted file into `wrong`, naming the file; refuses pipes, which would block."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError(errno.EINVAL, "is no regular file")
+            raise OSError(errno.EINVAL, "is not a regular file")
         yield
     except wrong:
         raise
@@ -164,8 +163,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise AtomicWriteError(
             error.errno,
-            f"could not write {path}: {error.strerror or error}. The file that was there before, if any, is "
-            "unchanged; free space or fix the permissions, then run the same command again",
+            f"could not write {path}: {error.strerror or error}. An earlier file, if any, is "
+            "unchanged; free space or fix the permissions, then rerun the command",
         ) from error
 
 
@@ -335,7 +334,7 @@ def _loader() -> Any:
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark
+                    None, None, f"key {key!r} occurs twice; the first would be lost", key_node.start_mark
                 )
             seen.add(key)
         return loader.construct_mapping(node, deep=True)

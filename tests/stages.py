@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.files import lock
 from common.stages.request import Selection, StageRequest, find_request
 
 
@@ -22,6 +26,16 @@ def request(
         arguments = (*arguments, "--config", str(path))
     selection = Selection(scale=scale, seeds=(seed,), runs=runs, data=runs / "no-data")
     return find_request(name, selection, arguments)
+
+
+@contextmanager
+def shared(name: str) -> Iterator[Path]:
+    """A folder of runs that is only read later, for the one process of this run of the tests that may train in it."""
+    folder = Path(os.environ["ASSEMBLE_TESTS"]) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
+        lock(file)
+        yield folder / "runs"
 
 
 def callbacks(every_n_train_steps: int) -> list[dict[str, Any]]:

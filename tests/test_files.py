@@ -17,7 +17,6 @@ import pytest
 from common.errors import Preempted, StageError
 from common.files import (
     AtomicWriteError,
-    cache_folder,
     exclusive,
     lock,
     parse_yaml,
@@ -32,14 +31,6 @@ from common.files import (
     write_whole,
 )
 from common.training.callbacks import WholeCheckpoints
-
-
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "here"))
-    assert cache_folder() == tmp_path / "here"
-    monkeypatch.delenv("ASSEMBLE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "representation-assemble"
 
 
 def test_writing_is_atomic_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,16 @@
-"""One finished stage of each paper at the smoke scale, run once for all tests of this process."""
+"""One finished stage of each paper at the smoke scale, run once for all tests."""
 
 from __future__ import annotations
 
 import functools
 import shutil
-import tempfile
 from pathlib import Path
 
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
 from tests.m3p import stages as m3p
-from tests.stages import request
+from tests.stages import request, shared
 from tests.xmc_gan import stages as xmc_gan
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()  # removed when the process ends
 
 
 def _stage(paper: str, runs: Path) -> StageRequest:
@@ -33,13 +27,13 @@ def checkpoint(paper: str) -> Path:
     """`last.ckpt` of a stage that can be used, trained for a few steps."""
     if paper == "xmc_gan":
         return xmc_gan.finished().checkpoint("xmc_gan")
-    stage = _stage(paper, Path(_folder().name) / "runs")
-    run_stage(stage)
+    with shared(paper) as runs:
+        stage = _stage(paper, runs)
+        run_stage(stage, unless_done=True)
     return stage.directory / "checkpoints" / "last.ckpt"
 
 
 def copied_avid(runs: Path) -> StageRequest:
     """AVID's finished stage in another folder of runs."""
-    checkpoint("avid_cma")
-    shutil.copytree(Path(_folder().name) / "runs", runs, dirs_exist_ok=True)
+    shutil.copytree(checkpoint("avid_cma").parents[5], runs, dirs_exist_ok=True)
     return _stage("avid_cma", runs)

@@ -28,7 +28,6 @@ class StoredRun:
         config: configuration, without the wrapping of values.
         files: lines of each streamed file by their number, such as `wandb-history.jsonl`.
         uploads: content of files that were put.
-        upserts: number of times that it was started.
         exit_code: None until it ended.
         used: names of artifacts that it took.
     """
@@ -37,7 +36,6 @@ class StoredRun:
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[int, str]] = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
-    upserts: int = 0
     exit_code: int | None = None
     used: list[str] = field(default_factory=list)
 
@@ -159,7 +157,6 @@ class WandbStub:
         run_id = variables.get("name") or str(variables.get("id", "")).removeprefix("id-")
         inserted = run_id not in self.runs
         run = self.run(run_id)
-        run.upserts += 1
         run.fields.update({key: value for key, value in variables.items() if value is not None})
         if variables.get("config"):
             run.config.update({key: value.get("value") for key, value in json.loads(variables["config"]).items()})

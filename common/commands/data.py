@@ -1,4 +1,4 @@
-"""The command `assemble data`: what data sets there are, their preparation, and features ahead of training."""
+"""The command `assemble data`: lists a paper's data sets, fetches and checks them, and computes features."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from common.commands.parsing import Option, PaperName, at_least
+from common.commands.parsing import Option, PaperName, at_least, existing_folder
 from common.errors import StageError
 from common.reporting.papers import existing_papers, paper_named, working_folder
 
 
 def data_root() -> Path:
-    """Folder of the data sets where no command names one: `$ASSEMBLE_DATA`, else `data` beside `runs`."""
+    """Default folder of the data sets: `$ASSEMBLE_DATA`, else `data` next to `runs`."""
     return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data")
 
 
@@ -20,18 +20,18 @@ def data(
     paper: PaperName,
     *,
     data: Annotated[Path | None, "folder of the data sets; default: data"] = None,
-    prepare: Annotated[bool, "decode a sample of files, compare checksums"] = False,
+    prepare: Annotated[bool, "decode a sample of files and compare checksums"] = False,
     fetch: Annotated[
         str | None,
-        "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from their publisher; "
-        "first, the terms are shown. An unknown name lists all",
+        "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from its publisher; "
+        "prints the terms first. An unknown name lists all",
     ] = None,
-    accept_license: Annotated[bool, "you accept the terms of --fetch"] = False,
+    accept_license: Annotated[bool, "accept the terms of --fetch"] = False,
     measure: Annotated[
         str | None,
         Option(
-            "read training samples of a recipe (default: the main one) at paper scale for 20 s of CPU time, and say "
-            "how many a core makes",
+            "read training samples of a recipe (default: the main one) at paper scale for 20 s of CPU time, and print "
+            "samples per second per core",
             const=lambda: "",
         ),
     ] = None,
@@ -39,8 +39,10 @@ def data(
     bert: Annotated[Path | None, "BERT's released weights, for --text-features"] = None,
     extract_regions: Annotated[
         Path | None,
-        "find the regions of all images below a folder by a detector and write them into one file; a run that was "
-        "stopped resumes",
+        Option(
+            "find the regions of all images below a folder with a detector and write them to one file; rerun to resume",
+            parse=existing_folder,
+        ),
     ] = None,
     detector: Annotated[Path | None, "weights of the detector; none are downloaded"] = None,
     output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
@@ -52,9 +54,9 @@ def data(
     ] = None,
     device: Annotated[str, "cpu, cuda or auto"] = "auto",
 ) -> int:
-    """Say what a paper's data sets and weights are, which were found, and how to get the rest.
+    """List a paper's data sets and weights, which were found, and how to get the rest.
 
-    Nothing is downloaded but by --fetch.
+    Only --fetch downloads anything.
     """
     root = (data or data_root()).resolve()
     if fetch is not None:
@@ -96,13 +98,11 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
     entry = open_data(name)
     print(entry.describe())
     if not accepted:
-        raise StageError(
-            f"nothing was fetched: read the terms, and give --accept-license if you accept them; it goes to {root}"
-        )
+        raise StageError(f"nothing was fetched: read the terms, then add --accept-license to download to {root}")
     fetch(entry, root)
     if entry.note:
         print(entry.note)
-    print(f"{entry.title} is in {root}; `assemble data {paper} --data {root} --prepare` looks at it")
+    print(f"{entry.title} is in {root}; `assemble data {paper} --data {root} --prepare` checks it")
     return 0
 
 
@@ -113,7 +113,12 @@ def _extract(
 
     from common.data.checksums import digest
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
+    from common.data.regions import REGION_SUFFIXES
 
+    if output.exists():
+        raise StageError(f"--output {output} exists: name a new file, or delete it")
+    if output.suffix.lower() not in REGION_SUFFIXES:
+        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     extractor = RegionExtractor(load_detector(weights), regions, device, {"detector": digest(weights, "sha256")})

@@ -1,9 +1,8 @@
-"""`assemble doctor`: what this machine has and lacks."""
+"""The command `assemble doctor`: checks this machine."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
 import re
 import shutil
@@ -14,16 +13,16 @@ from common import files
 from common.commands.data import data_root
 from common.reporting.papers import checkout, existing_papers, working_folder
 
-#: Packages with compiled parts, which are imported to see whether they fit together.
+#: Packages with compiled parts; importing them shows whether their versions fit together.
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
 #: Extras of developers.
 DEVELOPING = ("dev", "docs", "bench", "mutation")
 
 
 def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: data"] = None) -> int:
-    """Say what this machine has and lacks: devices, keys, packages, data sets.
+    """Check this machine: devices, keys, packages, data sets.
 
-    Exits with 1 when a package that every run needs is missing.
+    Exits with 1 if a package that every run needs is missing.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -62,14 +61,14 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
     from common.stages.recipe_data import datasets_of
 
     folder = (data or data_root()).resolve()
-    print(f"\ndata sets of the scale paper in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
+    print(f"\ndata sets for the paper scale in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
     for paper in existing_papers():
         states = {
             status.dataset.full_title: status.present
             for status in (one.status() for one in datasets_of(paper.name, folder))
         }
         absent = [title for title, present in states.items() if not present]
-        told = f"missing {'; '.join(absent)} (`assemble data {paper.short}` says more)" if absent else "all present"
+        told = f"missing {'; '.join(absent)} (see `assemble data {paper.short}`)" if absent else "all present"
         print(f"  {paper.short}: {told}", flush=True)
     return 0
 
@@ -78,8 +77,10 @@ def _version(name: str) -> str | Exception:
     try:
         if name in COMPILED:
             return str(importlib.import_module(name).__version__)
-        return importlib.metadata.version(name)
-    except Exception as error:  # a library of another build raises what it likes
+        from importlib.metadata import version
+
+        return version(name)
+    except Exception as error:  # a library of another build may raise anything
         return error
 
 
@@ -92,8 +93,10 @@ def _gpus() -> list[str]:
 
 def _requirements() -> dict[str, list[str]]:
     """Packages that this distribution needs (first), and those of each extra of its users."""
+    from importlib.metadata import requires
+
     found: dict[str, list[str]] = {"": []}
-    for requirement in importlib.metadata.requires("representation-assemble") or []:
+    for requirement in requires("representation-assemble") or []:
         name, extra = re.match(r"([\w.-]+)(?:.*extra == ['\"]([\w-]+))?", requirement).groups("")  # type: ignore[union-attr]
         if extra not in DEVELOPING:
             found.setdefault(extra, []).append(name)

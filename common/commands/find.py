@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from common import files
 from common.commands.parsing import PaperName, Runs, Scale, StageName
 from common.errors import printable
-from common.reporting.draws import told
 from common.reporting.papers import (
     Paper,
     existing_papers,
@@ -21,13 +20,14 @@ from common.reporting.progress import duration
 
 if TYPE_CHECKING:
     from common.reporting.records import Record
+    from common.reporting.tables import StageInstance
 
 
 def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """List papers, tables, rows, stages and recipes, what has run and how long it takes.
 
-    Without a paper, the papers. With one, its tables, the rows and stages that can be run at a scale, which of them
-    have run here or have a promoted record, how long they took, and its recipes.
+    Without a paper, list the papers. With one, list its tables, the rows and stages of a scale, how long they take,
+    which have run here or have a promoted record, and its recipes.
     """
     if paper is None:
         _list_papers(scale, runs or runs_root())
@@ -52,7 +52,7 @@ def _list_papers(scale: str, runs: Path) -> None:
         time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
         rows.append((paper.short, paper.title, *counts, time))
     print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
-    print("stages and time are those of `make reproduce-<paper>`, without what is made by request")
+    print("stages and time are for `make reproduce-<paper>`, without what only runs on request")
     print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
 
 
@@ -65,15 +65,14 @@ def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[R
 
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
-    from common.reporting.records import expected_seconds
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
 
     source = load(paper.name)
-    print(f"{paper.title}: tables (--tables); at a scale in brackets only by request: --tables, --rows or --everything")
+    print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
     print_rows(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
 
-    print(f"\nrows that can be run at {scale} (--rows takes label or model); by request alone for tables in brackets")
+    print(f"\nrows at {scale} (--rows takes a label or model). For a table in brackets, a row runs only on request")
     models: dict[tuple[str, str], list[str]] = {}
     for table in source.tables:
         for row in table.rows:
@@ -83,8 +82,17 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     print_rows(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
 
     print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")
+    _print_stages(paper, scale, runs, expand(source, scale))
+
+    print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
+    print_rows(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+
+
+def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:
+    """A row for each stage: how long it takes, and the draws that have run."""
+    from common.reporting.records import expected_seconds
+
     here, promoted = _records(paper, scale, runs)
-    instances = list(expand(source, scale))
     rows = []
     for one, time in zip(instances, expected_seconds([one.id for one in instances], here, promoted)):
         parents = " ".join(dict.fromkeys(one.parents.values()))
@@ -95,23 +103,20 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
         rows.append((one.id, one.job, one.recipe, parents, "-" if time is None else duration(time), *draws))
     print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
-    print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
-    print_rows(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
-
 
 def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
-    """The scales of a table; those at which it is made by request alone stand in brackets."""
+    """The scales of a table, in brackets if it runs only on request."""
     return " ".join(f"({scale})" if scale in by_request else scale for scale in scales)
 
 
 def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """Show what a stage or recipe does and where it comes from, without running it.
 
-    The files that it is merged from, what it starts from, which cells of tables it fills, what its scale changes, and
-    the values that are ours.
+    Lists the files that are merged, the stages it starts from, the cells it fills, the stages of its recipe with their
+    runs, what its scale changes, and the values that are ours.
     """
     from common.reporting.records import short_name
-    from common.reporting.tables import entries, load
+    from common.reporting.tables import entries, expand, load
     from common.stages.request import Selection, find_request
 
     request = find_request(name, Selection(scale=scale, runs=runs or runs_root()))
@@ -123,22 +128,13 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     for field, parent in request.parents.items():
         print(f"starts from: {parent.stage} ({short_name(field)})")
     if not run.trains:
-        print("trains nothing: it measures")
-    stages = load(request.paper).stages
-    using = [name for name, stage in stages.items() if stage.recipe == request.recipe]
-    print(f"stages of this recipe: {', '.join(using) or 'none, it is in no table'}")
+        print("does not train, only tests")
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
-    is_stage = request.stage.partition("@")[0] in stages
-    by_stage: dict[str, list[Record]] = {}
-    for record in (one for found in _records(paper, request.scale, runs or runs_root()) for one in found):
-        if request.stage in (record.stage if is_stage else record.recipe, record.stage):
-            by_stage.setdefault(record.stage, []).append(record)
-    for stage, found in by_stage.items():
-        longest = duration(max(record.wall_seconds for record in found))
-        print(f"has run: {stage}, {told(record.draw for record in found)}, in at most {longest}")
-    if not by_stage:
-        print("has run: never, as far as the records know")
+    using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]
+    print(f"\nstages of this recipe: {len(using)}")
+    _print_stages(paper, request.scale, runs or runs_root(), using)
+    print(f"runs here, with changes too: assemble runs {paper.short} --where recipe={request.recipe}")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")

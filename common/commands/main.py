@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import gc
 import io
 import os
 import sys
 from collections.abc import Sequence
 
-from common.commands import data, doctor, find, measure, models, reports, run, runs
+from common.commands import data, doctor, explain, find, measure, models, reports, run, runs
 from common.commands.parsing import Command, call, overview
-from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
+from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, nearest, printable
 
 #: In the order of `assemble --help`.
 COMMANDS: dict[str, Command] = {
     command.__name__.strip("_").replace("_", "-"): command
     for command in (
         *(run.fit, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
-        *(reports.tables, reports.claims, reports.compare, reports.power, reports.report, reports.promote),
-        *(reports.wandb_report, measure.gpu_check, data.data),
+        *(reports.tables, reports.claims, reports.compare, explain.explain, reports.power, reports.report),
+        *(reports.promote, reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
         *(run.rehearse, doctor.doctor),
     )
 }
 
+#: Looking for cycles while Python ends would take a tenth of a plan's time.
+atexit.register(gc.freeze)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What a shell completes: `shtab common.commands.main.parser` prints a script."""
+    return overview(COMMANDS)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that lacks a sign, such as that between a mean and its spread, gets a question mark.
+        # Print a question mark for characters that the terminal cannot encode, such as ±.
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
@@ -36,18 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone, as `head` does; the interpreter must not try again when it ends.
+        # The reader closed the pipe, as `head` does. Keep the interpreter from flushing again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from common.stages.configuration import ConfigurationError
-
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if not given or given[0].startswith("-"):
-            overview(COMMANDS).parse_args(given)  # prints help or version, or says that a command is missing
+            parser().parse_args(given)  # prints help or version, or says that a command is missing
         elif given[0] not in COMMANDS:
             raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
         return call(COMMANDS[given[0]], given[0], given[1:])

@@ -13,19 +13,19 @@ from common.reporting.papers import existing_papers, paper_named, runs_root
 def gpu_check(
     papers: PaperNames = (),
     *overrides: str,
-    recipe: Annotated[str | None, "a recipe of the paper instead of its main one"] = None,
+    recipe: Annotated[str | None, "another recipe than the paper's main one"] = None,
     device: Annotated[str, Option(choices=("cuda", "cpu"))] = "cuda",
-    small: Annotated[bool, "the smallest widths, to try the command"] = False,
-    precision: Annotated[str, "of the trainer"] = "bf16-mixed",
+    small: Annotated[bool, "tiny widths, to try the command"] = False,
+    precision: Annotated[str, "precision of the trainer"] = "bf16-mixed",
     batch_size: Annotated[
         int | None, Option("samples on the GPU; default: an eighth of the recipe's", parse=at_least(1))
     ] = None,
     runs: Runs = None,
 ) -> int:
-    """Measure every paper's training step on this machine's GPU, without data.
+    """Measure the papers' training steps on this machine's GPU, without data.
 
-    Every paper trains for some steps at its published width on made-up batches: time of a step, share of the card's own
-    rate, memory, kernels. Further --key value override the recipe.
+    Each paper trains a few steps at its published width on synthetic batches. Prints step time, share of the card's
+    rate, memory and kernels. Further --key value pairs override the recipe.
     """
     from rich.table import Table
 
@@ -34,8 +34,8 @@ def gpu_check(
 
     measured = [paper_named(name) for name in papers] or existing_papers()
     if recipe and len(measured) != 1:
-        raise StageError("--recipe goes with one paper")
-    heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's own", "peak GB", "idle", "waits")
+        raise StageError("--recipe needs one paper")
+    heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's rate", "peak GB", "idle", "waits")
     table, terminal, failed = Table(*heads), files.console(), False
     for paper in measured:
         try:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from common import files
 from common.commands.find import print_rows
-from common.commands.parsing import Option, PaperName, at_least
+from common.commands.parsing import Option, PaperName, at_least, parse_seed
 from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, paper_named
 from common.stages.paper_modules import optional_part
@@ -39,23 +39,24 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class EncoderOptions(ModelOptions):
-    """Also for models of many languages, and of regions alone."""
+    """Flags of the commands that embed files or texts."""
 
     language: Annotated[str | None, "language of the texts, such as de"] = None
-    regions: Annotated[Path | None, "region features of the pictures, for a model without a detector"] = None
+    regions: Annotated[Path | None, "region features of the images, for a model without a detector"] = None
 
 
-SpecialPaper = Annotated[str, "one whose model does; another one names it"]
+SpecialPaper = Annotated[str, "a paper whose model can do this; any other paper lists them"]
 Clip = Annotated[Path, "video file, with or without sound"]
-Speech = Annotated[Sequence[str], "the lines that are said in the clip, in their order"]
-Kind = Annotated[str | None, Option("what of the query is compared with what", choices=KINDS)]
+Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
+From = Annotated[str | None, Option("kind of the query", choices=KINDS)]
+To = Annotated[str | None, Option("kind of the results", choices=KINDS)]
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
 def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
-    """The class of a paper's trained models; an error if it is not `able` to do a task, or takes no option given."""
+    """The class of a paper's trained models, if it is `able` to do the task and takes the given options."""
     from common.stages.export import trained_model
 
     paper = paper_named(name)
@@ -77,7 +78,7 @@ def _check_exists(checkpoint: Path) -> None:
 
 
 def _loaded(kind: Any, options: EncoderOptions) -> Any:
-    """The trained model, with what the command line sets of it."""
+    """The trained model with the options of the command line."""
     model = kind.from_export(options.checkpoint, options.device)
     if options.regions is not None:
         from common.data.regions import RegionFeatures
@@ -95,7 +96,7 @@ def _suffixes(kind: str) -> frozenset[str]:
 
 
 def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
-    """Files, and the files below folders that can be of one of the kinds, sorted by name."""
+    """The given files, and the files of these kinds below the given folders, sorted by name."""
     from common.data.datasets.base import walk
 
     suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
@@ -112,15 +113,15 @@ def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The texts of a file, one a line."""
+    """The texts of a file, one per line."""
     with files.parsing(path, StageError):
         texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if not texts:
-            raise ValueError("holds no text: one is expected a line")
+            raise ValueError("holds no text: write one per line")
     return texts
 
 
-def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told: str = "passed over") -> None:
+def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told: str = "skipped") -> None:
     if skipped:
         print(f"{len({place for place, _ in skipped})} of {len(items)} files {told}:")
         reasons = dict.fromkeys(reason for _, reason in skipped)  # each kind reads a file anew
@@ -137,15 +138,14 @@ def embed(
     *,
     options: EncoderOptions,
     text: Annotated[Sequence[str], "texts"] = (),
-    captions: Annotated[Path | None, "a text file with one text a line"] = None,
+    captions: Annotated[Path | None, "a file with one text per line"] = None,
     output: Annotated[Path, ".npz file to write"],
     batch_size: Annotated[int, Option("rows at a time", parse=at_least(1))] = 16,
 ) -> int:
-    """Write vectors of files and texts, one row each, into an .npz file, by a trained model.
+    """Embed files and texts with a trained model and write the vectors to an .npz file.
 
-    Video, audio, images or texts, whatever the paper's model embeds; its README says so. For each of these the file has
-    two arrays, such as `video`, the vectors, and `video_names`. A file that cannot be read is skipped, counted and
-    named.
+    Takes video, audio, images or texts, depending on the paper's model (see its README). Each kind has two arrays, such
+    as `video` (one vector per row) and `video_names`. Unreadable files are skipped, counted and named.
     """
     import numpy as np
 
@@ -159,12 +159,12 @@ def embed(
         raise StageError("there is nothing to embed: give files, --text or --captions")
     of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)
     absent = next((path for path in media if not path.exists()), None)
-    if absent and options.regions is None:  # region features go by the names of pictures, which may be elsewhere
+    if absent and options.regions is None:  # region features use the names of images, which may be elsewhere
         raise StageError(f"{absent} does not exist")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
     paths = _found(media, kinds)
     model = _loaded(of_paper, options)
-    kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
+    kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none of them, `embed` says so
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []
     skipped: list[tuple[int, str]] = []
@@ -186,7 +186,7 @@ def embed(
             columns[f"{kind}_words"] = np.array(told)
             for name, words in zip(columns[f"{kind}_names"], told):
                 print(printable(f"{name}, {kind}: {words}"))
-    _tell_skipped(paths, skipped, "not read in every way")
+    _tell_skipped(paths, skipped, "not fully read")
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -207,15 +207,15 @@ def retrieve(
     query: Annotated[str, "a file, or a text in quotes"],
     among: Annotated[
         Path,
-        "what is searched: a folder of files, a text file with one text a line, or an .npz file of `assemble embed`",
+        "what to search: a folder, a file with one text per line, or an .npz file of `assemble embed`",
     ],
-    top: Annotated[int, Option("so many are shown", parse=at_least(1))] = 5,
-    from_: Kind = None,
-    to: Kind = None,
+    top: Annotated[int, Option("number of results", parse=at_least(1))] = 5,
+    from_: From = None,
+    to: To = None,
 ) -> int:
-    """Rank files or texts by how well they fit a query, with a trained model.
+    """Rank files or texts by how well they match a query, with a trained model.
 
-    Sounds for a video, images for a text and the reverse, whatever the paper's model compares.
+    Finds sounds for a video, images for a text or the reverse, depending on the paper's model.
     """
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
@@ -239,11 +239,11 @@ def retrieve(
 
 
 def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | None) -> tuple[str, str]:
-    """What of the query is compared with what: as asked for, or the first that the files allow."""
+    """Kinds of query and results: as asked for, or the first that the files allow."""
     path = Path(query)
     media = [kind for kind in of_paper.embeds if kind != "text"]
     like_media = [kind for kind in media if path.suffix.lower() in _suffixes(kind)]
-    # Unlike `Path.is_file`, it takes a text that is longer than a name can be.
+    # Unlike `Path.is_file`, this accepts a text longer than a file name can be.
     is_file = os.path.isfile(query)
     if like_media and not is_file and from_ is None:
         raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
@@ -258,14 +258,14 @@ def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | N
         known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves())
         what = f"the file {path}" if is_file else f"the text {query!r} (no file has that name)"
         raise StageError(
-            f"{of_paper.paper} cannot search {among} by {what}. It does {known}; --among takes a folder for files and "
-            "a text file for texts"
+            f"{of_paper.paper} cannot search {among} by {what}. It supports {known}; --among takes a folder for files "
+            "and a text file for texts"
         )
     return found[0]
 
 
 def _arrays_of(path: Path) -> list[str]:
-    """Names of what an .npz file holds."""
+    """Names of the arrays in an .npz file."""
     import numpy as np
 
     with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
@@ -273,23 +273,23 @@ def _arrays_of(path: Path) -> list[str]:
 
 
 def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
-    """Vectors and names out of a file of `assemble embed`."""
+    """Vectors and names from a file of `assemble embed`."""
     import numpy as np
     import torch
 
     if model.retrieval != "vectors":
-        raise StageError(f"{model.paper} reads every pair anew and cannot search {path}: give the folder of the files")
+        raise StageError(f"{model.paper} compares files, not vectors: give their folder, not {path}")
     with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
         if str(content["model"]) != model.fingerprint():
             raise ValueError("was embedded by another model: embed the files again with this one")
         return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()
 
 
-# -- the others --------------------------------------------------------------------------------------------------------
+# -- the other commands -----------------------------------------------------------------------------------------------
 
 
 def _special(command: str, paper: str, options: ModelOptions) -> Any:
-    """The trained model, for a command that is a method of it."""
+    """The trained model, for a command that is one of its methods."""
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
     return kind.from_export(options.checkpoint, options.device)
 
@@ -301,9 +301,7 @@ def answer(
     *,
     model: ModelOptions,
     option: Annotated[Sequence[str], "answers to choose from, for a model that chooses (tvqa): give five"] = (),
-    turn: Annotated[
-        Sequence[tuple[str, str]], "an earlier question and its answer; once for each, in their order"
-    ] = (),
+    turn: Annotated[Sequence[tuple[str, str]], "an earlier question and its answer; repeat it in order"] = (),
     known: Annotated[str, "a description of the clip"] = "",
     speech: Speech = (),
 ) -> int:
@@ -323,16 +321,16 @@ def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Spe
 
 def generate(
     paper: SpecialPaper,
-    captions: Annotated[Sequence[str], "what is to be seen, in quotes"],
+    captions: Annotated[Sequence[str], "what the image should show, in quotes"],
     *,
     model: ModelOptions,
     output: Annotated[Path, "folder"] = Path("generated"),
-    number: Annotated[int, Option("images of each caption", parse=at_least(1))] = 1,
-    seed: Annotated[int, Option("seed of the noise", parse=at_least(0))] = 0,
+    number: Annotated[int, Option("images per caption", parse=at_least(1))] = 1,
+    seed: Annotated[int, Option("seed of the noise", parse=parse_seed)] = 0,
 ) -> int:
-    """Make images of captions with a trained model and write them as PNG files.
+    """Generate images from captions with a trained model and write them as PNG files.
 
-    assemble generate PAPER "a red circle left of a blue square" --checkpoint
+    Example: assemble generate PAPER "a red circle left of a blue square" --checkpoint
     runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4
     """
     files.require_writable(output, "--output")
@@ -342,9 +340,9 @@ def generate(
 
 
 def write_images(model: Any, captions: Sequence[str], output: Path, number: int = 1, seed: int = 0) -> list[Path]:
-    """Write `number` images of each caption as PNG files, and `grid.png` with a line for each where there are several.
+    """Write `number` images per caption as PNG files, and `grid.png` with a row per caption if there are several.
 
-    Files are named by place, caption, number and seed; those of the same name are replaced.
+    Files are named by place, caption, number and seed; existing ones are replaced.
     """
     from torchvision.utils import make_grid, save_image
 
@@ -368,17 +366,17 @@ def write_images(model: Any, captions: Sequence[str], output: Path, number: int 
 def export(
     paper: PaperName,
     *,
-    checkpoint: Annotated[Path, f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"],
-    output: Annotated[Path, "folder, or file of a backbone, to write"],
-    layout: Annotated[str, f"default: {OWN_LAYOUT}, the folder; a wrong name lists all"] = OWN_LAYOUT,
-    force: Annotated[bool, "replace an export that is there"] = False,
+    checkpoint: Annotated[Path, f"{CHECKPOINT}; a backbone needs a last.ckpt or a released file"],
+    output: Annotated[Path, "folder to write, or file of a backbone"],
+    layout: Annotated[str, f"default: {OWN_LAYOUT}; others write a backbone; an unknown name lists all"] = OWN_LAYOUT,
+    force: Annotated[bool, "replace an existing export"] = False,
     push: Annotated[str | None, "also send the folder to this repository of the Hugging Face Hub"] = None,
     private: Annotated[bool, "with --push: make a new repository private"] = False,
 ) -> int:
     """Export a trained model as a folder, or its backbone as a file for other code.
 
-    The folder needs nothing else: weights (safetensors), configuration, vocabularies, the record, and a model card;
-    without queues, banks or optimizer. Other layouts write the backbone alone, as other libraries read it.
+    The folder has weights (safetensors), configuration, vocabularies, record and model card, but no queues, banks or
+    optimizer. Other layouts write only the backbone, for other libraries.
     """
     from common.stages.export import trained_model, write_export
     from common.stages.hub import push_export

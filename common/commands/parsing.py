@@ -1,13 +1,14 @@
 """Commands from typed functions: the signature is the parser, the docstring the help, an annotation the help of a flag.
 
 Parameters before `*` are positional, those after it flags (`batch_size` is `--batch-size` or `--batch_size`).
-`*overrides` takes what is left over. A keyword-only dataclass stands for the flags of its fields.
+`*overrides` takes the remaining arguments. A keyword-only dataclass adds a flag for each of its fields.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ class Option:
 
     Attributes:
         help: text, or a function that makes it when the parser is built.
-        choices: the values that are taken.
-        parse: makes a value of a text; default: by the type.
-        const: makes the value of a flag without one.
+        choices: the accepted values.
+        parse: converts the text; default: by the type.
+        const: makes the value if the flag is given without one.
     """
 
     help: str | Callable[[], str] = ""
@@ -60,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """Takes one of some names; an error says the nearest."""
+    """Takes one of `choices`; an error names the nearest."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -70,54 +71,43 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Takes whole numbers from a least one; NumPy's seeds end below 2**32."""
+def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Takes whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) < 2**32:
-            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2**32, got {text}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            limit = "" if most == math.inf else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"must be at least {least}{limit}, got {text}")
         return int(text)
 
     return parse
 
 
+#: NumPy's seeds have 32 bits.
+parse_seed = at_least(0, 2**32 - 1)
+
+
 def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of `assemble --help` and `--version`."""
+    """The parser of `assemble --help` and `--version`, and of completion by a shell."""
     parser = _Parser(
         prog="assemble",
-        description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
+        description="Rerun CVPR 2021 papers on joint representations and regenerate their tables.",
         epilog=f"Papers: {names_of_papers()}. Scales: smoke (seconds), mini (minutes on a CPU), single (a day on one "
         "GPU), paper (the published recipe).",
     )
     parser.add_argument("--version", action="version", version=f"assemble {common.__version__}")
     listed = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in commands.items():
-        listed.add_parser(name, help=_documentation(command)[0])
+        _fill(listed.add_parser(name, help=_documentation(command)[0]), command)
     return parser
 
 
 def call(command: Command, name: str, given: Sequence[str]) -> int:
     """Parse the arguments of a command and run it."""
-    hints = get_type_hints(command, include_extras=True)
     parameters = inspect.signature(command).parameters.values()
     about, *more = _documentation(command)
     parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(more))
-    places: list[str] = []
-    groups: dict[str, Any] = {}
-    overrides = False
-    for parameter in parameters:
-        hint = hints[parameter.name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            overrides = True
-        elif is_dataclass(hint):
-            groups[parameter.name] = hint
-            inner = get_type_hints(hint, include_extras=True)
-            for field in fields(hint):
-                _add(parser, field.name, inner[field.name], field.default, flag=True)
-        else:
-            flag = parameter.kind is parameter.KEYWORD_ONLY
-            _add(parser, parameter.name, hint, parameter.default, flag)
-            places += [] if flag else [parameter.name]
+    places, groups, overrides = _fill(parser, command)
 
     def dashed(one: str) -> str:
         """A flag as it is defined; LightningCLI spells them with underscores, as in `--print_config`."""
@@ -142,6 +132,28 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
     return command(*positional, *rest, **values) or 0
 
 
+def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], dict[str, Any], bool]:
+    """Add a command's arguments; returns its positional ones, its dataclasses, and whether it takes what is left."""
+    hints = get_type_hints(command, include_extras=True)
+    places: list[str] = []
+    groups: dict[str, Any] = {}
+    overrides = False
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            overrides = True
+        elif is_dataclass(hint):
+            groups[parameter.name] = hint
+            inner = get_type_hints(hint, include_extras=True)
+            for field in fields(hint):
+                _add(parser, field.name, inner[field.name], field.default, flag=True)
+        else:
+            flag = parameter.kind is parameter.KEYWORD_ONLY
+            _add(parser, parameter.name, hint, parameter.default, flag)
+            places += [] if flag else [parameter.name]
+    return places, groups, overrides
+
+
 def _documentation(command: Command) -> list[str]:
     """Paragraphs of a docstring, each in one line."""
     return [" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n")]
@@ -149,7 +161,7 @@ def _documentation(command: Command) -> list[str]:
 
 def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, flag: bool) -> None:
     option, several = Option(), False
-    # What is not given is left to the default of the function.
+    # An argument that is not given keeps the function's default.
     arguments: dict[str, Any] = {"default": argparse.SUPPRESS}
     while (origin := get_origin(hint)) is not None:
         if origin is Annotated:
@@ -184,6 +196,7 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, fl
             arguments["nargs"] = "?"
         if flag:
             arguments["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(hint, "TEXT")
+            arguments["choices"] = option.choices or None
     if flag:
         parser.add_argument(f"--{name.strip('_').replace('_', '-')}", dest=name, required=required, **arguments)
     else:

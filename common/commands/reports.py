@@ -21,19 +21,19 @@ from common.reporting.papers import (
 )
 
 LEGEND = """
-A claim is an ordering that the paper asserts, a check a sanity condition of ours. Both compare rows draw by draw; a
-draw is a seed and a rounding. They hold when the mean difference lies beyond what is asked with 95 % confidence, fail
-when it lies on the other side, and are not separable between; one draw alone never fails or holds."""
+A claim is an ordering that the paper asserts, a check a sanity condition of ours. Both compare rows within each draw
+(a seed and a rounding). They hold if the 95 % interval of the mean difference is beyond the threshold, fail if it is on
+the other side, and are not separable if it contains the threshold. One draw alone is not separable."""
 
 FreshRuns = Annotated[
     Path | None,
-    Option("take fresh records of this folder (default: runs) instead of the promoted ones",
+    Option("use the records of this folder (default: runs) instead of the promoted ones",
            const=runs_root, parse=existing_folder),
 ]  # fmt: skip
 
 
 def _names(papers: Sequence[str]) -> list[str]:
-    """The papers asked for; all that exist when none was."""
+    """The named papers, or all."""
     return [paper.name for paper in [paper_named(name) for name in papers] or existing_papers()]
 
 
@@ -42,12 +42,12 @@ def tables(
     *,
     scale: OneScale = None,
     tables: Annotated[Sequence[str], "only these (ids)"] = (),
-    check: Annotated[bool, "write nothing; exit with 1 when a README is out of date"] = False,
+    check: Annotated[bool, "write nothing; exit with 1 if a README is out of date"] = False,
     runs: FreshRuns = None,
 ) -> int:
     """Render the tables from stored records into the READMEs; never trains.
 
-    Those of fresh records, and of an installed package, are printed only.
+    With --runs, or in an installed package, they are only printed.
     """
     from common.reporting import render
     from common.reporting.tables import load
@@ -55,12 +55,12 @@ def tables(
     names = _names(papers)
     if check:
         if checkout() is None:
-            raise ReportingError("--check compares the READMEs of a clone: run it in one, or name it in ASSEMBLE_ROOT")
+            raise ReportingError("--check needs a clone: run it in one, or set ASSEMBLE_ROOT")
         stale = render.stale(render.pages(existing_papers()))
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
         if not stale:
-            print("up to date: every README holds what the records say")
+            print("up to date: all READMEs match the records")
         return 1 if stale else 0
     console = files.console()
     for name in names:
@@ -80,7 +80,7 @@ def tables(
     for path in written:
         print(f"wrote: {path}")
     if not written:
-        print("up to date: the READMEs hold what the records say")
+        print("up to date: the READMEs match the records")
     return 0
 
 
@@ -93,7 +93,7 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
     for name in _names(papers):
         records = render.records_of(name, runs)
         filled = [f for s in ([scale] if scale else SCALES) for f in render.fill(load(name), s, records)]
-        # Without --scale, a scale at which nothing was measured says nothing.
+        # Without --scale, show only the measured scales.
         measured = {f.result.scale for f in filled if f.result.measured}
         shown = [f for f in filled if scale or f.result.scale in measured]
         console.print(f"\n{paper_named(name).title}", style="bold")
@@ -153,9 +153,11 @@ def power(
         return 0
     stages = expand(source, scale, [pair.result.table.id], [pair.row.label, pair.over.label], pair.stages)
     parents = {one.id: one.parents.values() for one in stages}
-    expected = zip(parents, expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded))
-    known, jobs = {stage: seconds for stage, seconds in expected if seconds is not None}, default_jobs("cpu")
-    took = max(side_by_side(known, parents, jobs), needed * sum(known.values()) / jobs)
+    expected = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
+    usual = statistics.fmean(seconds for seconds in expected if seconds is not None)
+    one_run = {stage: usual if seconds is None else seconds for stage, seconds in zip(parents, expected)}
+    jobs = default_jobs("cpu")
+    took = max(side_by_side(one_run, parents, jobs), needed * sum(one_run.values()) / jobs)
     print(f"time here: {duration(took)} for {needed} runs of {len(parents)} stages, {jobs} at a time")
     return 0
 
@@ -165,14 +167,15 @@ def compare(
     *,
     scale: OneScale = None,
     runs: ExistingRuns = None,
-    against: Annotated[Path | None, Option("another folder of runs, not the records", parse=existing_folder)] = None,
+    against: Annotated[Path | None, Option("a folder of runs instead of the records", parse=existing_folder)] = None,
+    curves: Annotated[bool, "show where training leaves the recorded curves, and the likely cause"] = False,
     strict: Annotated[
-        bool, "exit with 1 when more is outside than chance allows (docs/comparing-runs.md), or nothing compared"
+        bool, "exit with 1 if more is outside than chance allows, or nothing could be compared (docs/comparing-runs.md)"
     ] = False,
 ) -> int:
     """Compare your runs with the recorded ones, cell by cell.
 
-    Without --scale, at the scales of the runs but for smoke.
+    Without --scale, compare at all scales of the runs except smoke.
     """
     from common.reporting import compare as comparing
     from common.reporting.draws import told
@@ -182,6 +185,12 @@ def compare(
 
     console, folder = files.console(), runs or runs_root()
     scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
+    if curves:
+        left = [_compare_curves(name, one, folder, against) for name in _names(papers) for one in scales]
+        if all(one is None for one in left):
+            print(f"no curves to compare at {' or '.join(scales)} scale under {folder}")
+            return int(strict)
+        return int(strict and any(left))
     everything: list[comparing.Compared] = []
     failed = False
     for name in _names(papers):
@@ -208,14 +217,45 @@ def compare(
     return int(failed)
 
 
+def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
+    """Print where the curves of one paper and scale leave the recorded ones; whether any does, None if unknown."""
+    from common.commands.find import print_rows
+    from common.reporting import divergence
+    from common.reporting.records import find
+
+    paper = paper_named(name)
+    mine = divergence.traced(find(folder, name, scale), folder)
+    if not mine:
+        return None
+    print(f"\n{paper.title}, {scale}")
+    found = divergence.diverging(mine, divergence.recorded(paper, scale, against))
+    if not found:
+        print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
+        return None
+    told = [one for one in found if one.told]
+    if told:
+        rows = []
+        for one in told:
+            left = "stays inside" if one.step is None else f"step {one.step:.0f} of {one.last:.0f}, {one.curve}"
+            also = [kind for kind in one.differences if kind != one.cause]
+            rows.append((one.stage, one.draw.label, left, one.reason, ", ".join(also)))
+        print_rows(("stage", "draw", "leaves the band", "likely cause", "also differs"), rows)
+    inside = len(found) - len(told)
+    chance = ": their differences are chance" if inside else ""
+    print(f"{inside} of {len(found)} stages stay inside the band{chance}")
+    if len(found) < len(mine):
+        print(f"without a band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)}")
+    return bool(told)
+
+
 def report(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
     output: Annotated[Path | None, "the file; default: runs/report.html"] = None,
     runs: ExistingRuns = None,
-    live: Annotated[bool, "serve the page to this machine, and follow running stages"] = False,
-    port: Annotated[int, "of --live; 0 takes any free one"] = 8321,
+    live: Annotated[bool, "serve the page on this machine and update it during runs"] = False,
+    port: Annotated[int, "port of --live; 0 takes any free port"] = 8321,
 ) -> int:
     """Write one static HTML page: claims, tables, charts, curves, media."""
     from common.reporting import report as pages
@@ -226,7 +266,7 @@ def report(
 
         folder = runs or runs_root()
         with LiveReport(lambda stamp: pages.page(names, scale, folder, stamp), folder, port) as server:
-            print(f"{server.address} shows {folder}; Ctrl-C ends it", flush=True)
+            print(f"{server.address} shows {folder}; Ctrl-C stops the server", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
         return 0
@@ -238,13 +278,13 @@ def report(
 def wandb_report(
     papers: PaperNames = (),
     *,
-    offline: Annotated[bool, "write the files only, send nothing"] = False,
-    entity: Annotated[str, "user or team on W&B; default: WANDB_ENTITY, or the key's own"] = "",
+    offline: Annotated[bool, "only write the files, send nothing"] = False,
+    entity: Annotated[str, "user or team on W&B; default: WANDB_ENTITY, or the owner of the key"] = "",
     runs: FreshRuns = None,
 ) -> int:
-    """Make a W&B report of each paper, and a view of the project whose runs table is the paper's table.
+    """Publish tables and claims of each paper as a W&B report and as a view of the project.
 
-    When no paper is named, also one report of all. Without a key, the reports are written to files.
+    Without a paper, also publish one report of all papers. Without a key, only write the reports to files.
     """
     from common.reporting import render
     from common.reporting.wandb_server import entity as entity_of_environment
@@ -266,9 +306,9 @@ def wandb_report(
         reporting.write(report, path)
         print(f"wrote: {path}")
     if unreachable:
-        raise ReportingError(f"W&B: {unreachable}; the reports are written and not sent")
+        raise ReportingError(f"W&B: {unreachable}; the reports were written but not sent")
     if missing:
-        print(f"not sent: {missing}; with a key, the same command sends them")
+        print(f"not sent: {missing}; rerun with a key to send them")
         return 0
     views = [view for paper, records in measured if (view := reporting.paper_workspace(paper, records, owner))]
     for address in reporting.send([*reports.values(), *views], runs_root() / "wandb-sent.json", owner):
@@ -283,11 +323,11 @@ def promote(
     runs: ExistingRuns = None,
     replace: Annotated[bool, "also replace records that another machine made"] = False,
 ) -> int:
-    """Copy the records of clean revisions into the papers' results; exits with 1 when one was refused."""
+    """Copy the records of clean revisions into the papers' results; exit with 1 if one was refused."""
     from common.reporting import promote as promoting
 
     if checkout() is None:
-        raise ReportingError("this writes into the repository: run it in a clone, or name one in ASSEMBLE_ROOT")
+        raise ReportingError("promote writes into the repository: run it in a clone, or set ASSEMBLE_ROOT")
     scales = (scale,) if scale else PROMOTED_SCALES
     done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
     for p in done:

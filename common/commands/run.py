@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from common.commands.data import data_root
-from common.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least
+from common.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least, parse_seed
 from common.errors import StageError
 from common.files import console, usable_cores
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """On what and from where a stage runs."""
+    """The scale, machine and folders of a run."""
 
     scale: Scale = "mini"
     hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
@@ -37,7 +37,7 @@ class Where:
 class OneStage(Where):
     """Flags of the commands for one stage."""
 
-    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=at_least(0))] = 0
+    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=parse_seed)] = 0
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class TrainedStage(OneStage):
 class ManyStages(Where):
     """Flags of the commands for the stages of a paper."""
 
-    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=at_least(0))] = (0,)
+    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=parse_seed)] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
-    everything: Annotated[bool, "also the tables and rows that are made by request (assemble list)"] = False
+    everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
 
 
 def fit(
@@ -64,19 +64,19 @@ def fit(
     *overrides: str,
     options: OneStage,
     print_config: Annotated[bool, "print the merged configuration and stop"] = False,
-    unless_done: Annotated[bool, "leave a finished stage as it is"] = False,
+    unless_done: Annotated[bool, "skip a finished stage"] = False,
 ) -> int:
-    """Run one stage: train it (where it trains), test it, write its record.
+    """Run one stage: train it (unless it only tests), test it, write its record.
 
     Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
     --config FILE adds a layer.
 
-    `assemble list PAPER` names stages and recipes; --print_config shows every field that may be set.
+    `assemble list PAPER` lists stages and recipes; --print_config shows every field that you can set.
     """
     if any(one.partition("=")[0] == "--checkpoint" for one in overrides):
         raise StageError(
-            "--checkpoint goes with `test`; a fit resumes by itself, or starts from --model.warm_start or "
-            "--model.pretrained"
+            "--checkpoint is a flag of `test`; `fit` resumes by itself and takes other weights from --model.warm_start "
+            "or --model.pretrained"
         )
     request = _one_stage(name, overrides, options)
     from common.stages import modes
@@ -88,7 +88,7 @@ def fit(
 
 
 def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
-    """Measure a trained stage again."""
+    """Test a trained stage again."""
     checkpoint = options.checkpoint
     request = _one_stage(name, overrides, options)
     from common.stages import modes
@@ -124,12 +124,12 @@ def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Select
 
 Jobs = Annotated[
     int,
-    Option("stages side by side, one thread each; default: the cores, at most 4, and 1 on GPUs", parse=at_least(1)),
+    Option("stages in parallel, one thread each; default: one per core, at most 4; 1 on GPUs", parse=at_least(1)),
 ]
 
 
 def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
-    """Run all stages of a paper that have not run, print each table once it is complete, and end with its claims."""
+    """Run the stages of a paper that have not run yet, print each table when it is complete, then the claims."""
     use(options.isa)
     from common.reporting.summary import print_summary
     from common.stages.plan import default_jobs
@@ -146,8 +146,8 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
         failed = reproduce(name, selection, jobs=side_by_side, finished=finished)
-        draws = [Draw(seed, selection.isa) for seed in selection.seeds]
-        print_summary(name, selection.scale, selection.runs, draws, time.monotonic() - began, console())
+        hint = "" if failed or options.everything else " (--everything runs all)"
+        print_summary(name, selection.scale, selection.runs, time.monotonic() - began, hint, console())
     return 1 if failed else 0
 
 
@@ -175,13 +175,13 @@ def plan(
     options: ManyStages,
     format_: Annotated[str, Option(choices=("text", "shell", "slurm"))] = "text",
     estimate: Annotated[bool, "memory, operations, steps and GPU hours of every stage, without a GPU"] = False,
-    utilization: Annotated[float, "share of a card's matrix rate that is assumed"] = 0.3,
+    utilization: Annotated[float, "assumed share of the card's matrix rate"] = 0.3,
 ) -> int:
-    """Print the stages and what is left to run, also as shell or SLURM lines."""
+    """Print a paper's stages, or those left to run as shell or SLURM commands."""
     from common.stages import plan
 
     if not 0 < utilization <= 1:
-        raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {utilization}")
+        raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
     planned = plan.plan(paper, _selection(options, options.seeds, options))
     if estimate:
         from common.stages import estimate as estimating
@@ -204,8 +204,8 @@ def rehearse(
 ) -> int:
     """Run every stage of the published recipes on tiny data in the layouts of the real sets.
 
-    Weights are random, in the layouts of the released ones: it shows whether the published recipes would run.
-    configs/<paper>/rehearsal.yaml says what is smaller than published. Finished stages are skipped.
+    Weights are random, in the layouts of the released ones, so this shows whether the published recipes would run.
+    configs/<paper>/rehearsal.yaml lists what is smaller than published. Finished stages are skipped.
     """
     from common.reporting.progress import duration
     from common.stages import rehearse as rehearsal
@@ -218,7 +218,7 @@ def rehearse(
         if optional_part(paper.name, "rehearsal") is not None and scale in scales_of(paper.name)
     ]
     if stages and len(names) > 1:
-        raise StageError("--stages names stages of one paper: name the paper, too")
+        raise StageError("--stages needs one paper: name it")
     failed, lines = 0, []
     with stopping.listening():
         for name in names:

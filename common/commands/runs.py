@@ -24,19 +24,19 @@ def runs(
     where: Annotated[Sequence[str], "FIELD=VALUE, != < <= > >= or ~ (contains); all must hold"] = (),
     columns: Annotated[Sequence[str], f"default: {' '.join(COLUMNS)}"] = (),
     sort: Annotated[str | None, "by this field; runs without it come last"] = None,
-    reverse: Annotated[bool, "the largest first"] = False,
-    fields: Annotated[bool, "name the fields that these runs have"] = False,
+    reverse: Annotated[bool, "largest first"] = False,
+    fields: Annotated[bool, "list the fields of these runs"] = False,
     diff: Annotated[
-        tuple[str, str] | None, "what differs between two: paper/scale/seed0/stage, or the end of it"
+        tuple[str, str] | None, "compare two runs, named paper/scale/seed0/stage or by the end of that"
     ] = None,
     json_: Annotated[bool, "print JSON"] = False,
     runs: ExistingRuns = None,
 ) -> int:
-    """List, filter and sort the runs here, or show what differs between two.
+    """List, filter and sort runs, or compare two.
 
-    Every run in the folder of runs, finished or not, from the files that runs write. A field is a metric (test/top1),
-    the last, smallest or largest value of a curve (train/loss, train/loss:min, train/loss:max), a field of the
-    configuration (model.loss.temperature) or one of those that `--fields` names.
+    Lists finished and unfinished runs. A field is a metric (test/top1), the last, smallest or largest value of a curve
+    (train/loss, train/loss:min, train/loss:max), a field of the configuration (model.loss.temperature) or another one
+    that --fields lists.
 
     Examples: assemble runs --where scale=mini 'test/top1>80' --sort test/top1 --reverse; assemble runs --columns run
     model.loss.temperature test/top1; assemble runs --diff seed0/STAGE seed1/STAGE
@@ -80,7 +80,7 @@ def _described(run: Run, columns: Sequence[str] | None) -> dict[str, object]:
 def _shown(runs: Sequence[Run], columns: Sequence[str]) -> None:
     from common.reporting.runs import text_of
 
-    # What no run has to say takes no room, unless it was asked for.
+    # Hide empty columns unless the user asked for them.
     heads = [
         name for name in columns if columns is not COLUMNS or any(run.value(name) not in (None, "") for run in runs)
     ]
@@ -100,7 +100,7 @@ def _diff(first: Run, second: Run) -> int:
     config, metrics = config_differences(first, second), metric_differences(first, second)
     for title, differing in (
         ("configuration", [d for d in config if d.counts]),
-        ("where and on what it ran, no part of the hash", [d for d in config if not d.counts]),
+        ("machine and paths, not part of the hash", [d for d in config if not d.counts]),
     ):
         print(f"{title}: {'' if differing else 'nothing differs'}")
         if differing:

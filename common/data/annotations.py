@@ -125,7 +125,7 @@ def read_csv(path: Path, parse: Callable[[Any], Value], **options: Any) -> Itera
         reader: csv.DictReader[str] = csv.DictReader(lines, **options)
         names = [name.strip() for name in reader.fieldnames or () if name]
         if len(set(names)) < len(names):
-            raise ValueError(f"a column stands twice in the heading {', '.join(names)}")
+            raise ValueError(f"a column occurs twice in the heading {', '.join(names)}")
         return reader
 
     return read_rows(path, rows, parse)

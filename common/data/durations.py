@@ -36,8 +36,8 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
         some = ", ".join(listing.names[row] for row in np.flatnonzero(broken)[:5])
         raise TooManyBrokenFiles(
             f"{listing.name}: {broken.sum():,} of {len(listing):,} files cannot be read, more than "
-            f"{MOST_UNREADABLE:.0%}. First: {some}. Repair or remove them, and delete {kept_at(listing)} to have them "
-            "looked at again"
+            f"{MOST_UNREADABLE:.0%}. First: {some}. Repair or remove them, and delete {kept_at(listing)} to check "
+            "them again"
         )
     kept = common > seconds
     if not kept.any():

@@ -56,7 +56,7 @@ class OpenData:
 def open_data(name: str) -> OpenData:
     table = read_yaml(TABLE, StageError)
     if name not in table:
-        raise StageError(f"--fetch {name}: nothing of that name may be fetched; {nearest(name, table)}")
+        raise StageError(f"--fetch {name}: unknown name; {nearest(name, table)}")
     entry = dict(table[name])
     files = tuple(OpenFile(**file) for file in entry.pop("files"))
     return OpenData(name=name, files=files, **entry)
@@ -75,17 +75,17 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
     # An empty file beside the archive, which may then be deleted.
     unpacked = path.with_name(f"{path.name}.unpacked")
     if unpacked.exists():
-        print(f"{file.file}: was fetched and unpacked before; to do so again, delete {unpacked}")
+        print(f"{file.file}: already fetched and unpacked; to do it again, delete {unpacked}")
         return
     if path.is_file():
-        print(f"{file.file}: is there already")
+        print(f"{file.file}: already exists")
     else:
         _download(file.address, path)
     problem = checksums.problem(path, file.checksum) if file.checksum else None
     if problem is not None:
         wrong = path.with_name(f"{path.name}.wrong")
         os.replace(path, wrong)
-        raise StageError(f"{path}: {problem}. It is kept as {wrong}; the same command gets it anew")
+        raise StageError(f"{path}: {problem}. It is kept as {wrong}; rerun the command to download it again")
     if file.unpack is not None:
         print(f"{file.file}: unpacking into {file.unpack}/")
         _unpack(path, root / file.unpack, file.strip)
@@ -103,7 +103,7 @@ def _download(address: str, path: Path) -> None:
     try:
         getter.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60))
     except OSError as error:
-        raise StageError(f"{address} cannot be got: {error}") from None
+        raise StageError(f"{address} cannot be downloaded: {error}") from None
 
 
 def _unpack(archive: Path, folder: Path, strip: int) -> None:
@@ -120,7 +120,7 @@ def _unpack(archive: Path, folder: Path, strip: int) -> None:
     except Exception as error:  # untrusted file: every format and compression raises other errors
         shutil.rmtree(unpacking, ignore_errors=True)
         raise StageError(
-            f"{archive} cannot be unpacked: {error}. If it came damaged, delete it and give the command again"
+            f"{archive} cannot be unpacked: {error}. If it is damaged, delete it and rerun the command"
         ) from None
     for path in sorted(unpacking.rglob("*")):
         parts = path.relative_to(unpacking).parts[strip:]

@@ -69,6 +69,6 @@ def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
     if len(without):
         raise ValueError(
             f"{listing.root}: {len(without)} of {len(listing)} images have no caption, such as "
-            f"{listing[int(without[0])].path}, and the model reads one of each: write them into a list "
-            "(docs/own-data.md), or take a recipe that reads images alone"
+            f"{listing[int(without[0])].path}, but the model needs one for each: write them into metadata.csv "
+            "(docs/own-data.md), or use a recipe that reads only images"
         )

@@ -254,7 +254,7 @@ class AudioTrack:
         length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN
         source = self.samples[max(first - lead, 0) : first + length]
         if source.dtype.kind == "f" and not np.isfinite(source).all():
-            raise MediaError.of(self.path, "its sound has values that are no finite numbers")
+            raise MediaError.of(self.path, "its sound has values that are not finite")
         with parsing(self.path, MediaError):
             window = self._resampled(source, sample_rate)[skip : skip + wanted] if len(source) else source
         if not len(window):

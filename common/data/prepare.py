@@ -63,7 +63,7 @@ def _prepared(dataset: MediaDataset, samples: int) -> DatasetStatus:
     notes = list(status.notes)
     silent = verdicts.count(_SILENT)
     if silent:
-        notes.append(f"{silent} of {len(verdicts)} files tried have no sound; they are passed over")
+        notes.append(f"{silent} of {len(verdicts)} files tried have no sound; they are skipped")
     if isinstance(dataset, LanguageCaptioned):
         notes += dataset.check_regions(samples)
     broken = tuple(verdict for verdict in verdicts if verdict not in ("", _SILENT))
@@ -178,11 +178,10 @@ def check_files(
         lines.append(f"  ... and {len(broken) - NAMED_BROKEN:,} more of {len(clips):,} files tried")
     if silent:
         lines.append(
-            f"  {len(silent):,} of {len(clips):,} files tried have no sound, such as {silent[0]}: training passes "
-            "over them"
+            f"  {len(silent):,} of {len(clips):,} files tried have no sound, such as {silent[0]}: training skips them"
         )
     if silent and bad + len(silent) == len(clips):
-        raise ValueError("\n".join(lines) + "\nno clip that can be read has sound, which this recipe learns from")
+        raise ValueError("\n".join(lines) + "\nno readable clip has sound, which this recipe needs")
     if bad > allowed * len(clips) or bad == len(clips):
         raise ValueError(
             "\n".join(lines) + f"\n{bad} of {len(clips)} files cannot be read, more than "

@@ -29,7 +29,7 @@ from torchvision.transforms.functional import to_tensor
 
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.media import MediaError, read_image
-from common.data.regions import REGION_SUFFIXES, RegionFeatures, Regions, picture_key, write_regions
+from common.data.regions import RegionFeatures, Regions, picture_key, write_regions
 from common.encoders.checkpoint_files import named_tensors, read_checkpoint
 from common.errors import StageError, printable
 from common.files import write_atomically
@@ -148,12 +148,6 @@ def extract_regions(
     A rerun resumes from `<output>.parts`; `<output>.skipped.txt` lists unreadable pictures. `distribution` also stores
     the class probabilities.
     """
-    if output.exists():
-        raise StageError(f"--output {output} exists: name a new file, or delete it")
-    if output.suffix.lower() not in REGION_SUFFIXES:
-        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
-    if not folder.is_dir():
-        raise StageError(f"--extract-regions {folder}: no such folder")
     pictures = _pictures(folder)
     keys = list(pictures)
     parts = output.with_name(f"{output.name}.parts")

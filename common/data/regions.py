@@ -71,7 +71,7 @@ class Regions:
         return len(self.features)
 
     def first(self, count: int, distribution: bool = False) -> Regions:
-        """The first so many regions, without the distribution unless asked for."""
+        """The first `count` regions, with the `distribution` if asked for."""
         shares = self.distribution[:count] if distribution and self.distribution is not None else None
         return Regions(self.features[:count], self.boxes[:count], self.labels[:count], self.height, self.width, shares)
 
@@ -249,7 +249,7 @@ def _check(regions: Regions, where: str) -> None:
     if not len(regions):
         raise RegionError(f"{where}: no regions; at least one is needed")
     if not (np.isfinite(regions.features).all() and np.isfinite(regions.boxes).all()):
-        raise RegionError(f"{where}: features or boxes that are no finite numbers; extract them anew")
+        raise RegionError(f"{where}: features or boxes that are not finite; extract them again")
     if regions.height <= 0 or regions.width <= 0:
         raise RegionError(f"{where}: a picture of height {regions.height} and width {regions.width} has no size")
     right, bottom = float(regions.boxes[:, 2].max()), float(regions.boxes[:, 3].max())

@@ -114,7 +114,7 @@ class CaptionTokenizer(ABC):
         path = path / self.file_name if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.field}: {path} is no regular file. Put the file there (nothing is downloaded), or set "
+                f"{self.field}: {path} is not a regular file. Put the file there (nothing is downloaded), or set "
                 f"{self.field} to null to learn one from the training captions"
             )
         with parsing(path, VocabularyError):
@@ -204,7 +204,7 @@ class WordPieceTokenizer(CaptionTokenizer):
         tokens = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         numbers = {token: number for number, token in enumerate(tokens)}
         if set(self.special) - set(numbers) or numbers["[PAD]"] != self.pad_id:
-            raise ValueError(f"one piece a line is expected, [PAD] first, among them {', '.join(self.special)}")
+            raise ValueError(f"expected one piece per line, [PAD] first, including {', '.join(self.special)}")
         self._vocabulary = _uncased(numbers)
         self.start_id, self.end_id = numbers["[CLS]"], numbers["[SEP]"]
         self.vocabulary_size = len(tokens)
@@ -378,7 +378,7 @@ class WordVocabulary(CaptionTokenizer):
     def _read(self, content: bytes) -> None:
         words = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         if tuple(words[:4]) != self.special:
-            raise ValueError(f"one word a line is expected, beginning with {', '.join(self.special)}")
+            raise ValueError(f"expected one word per line, beginning with {', '.join(self.special)}")
         self._words = words
         self._vocabulary = {word: number for number, word in enumerate(words)}
         self.vocabulary_size = len(words)

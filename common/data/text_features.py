@@ -115,7 +115,7 @@ class StoredFeatures:
         """The store of a split, checked against captions (in order), tokenizer and BERT."""
         store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
         if store.about.get("made_of") != digest_of(captions, tokenizer):
-            raise FeaturesError(f"{store.path} was made of other captions or another tokenizer: delete it")
+            raise FeaturesError(f"{store.path} was made from other captions or by another tokenizer: delete it")
         try:
             bert = bert_digest(Path(self.bert).expanduser())
         except FileNotFoundError:
@@ -198,5 +198,7 @@ def make_store(
 def _half(features: Tensor) -> npt.NDArray[np.float16]:
     halves = features.half().cpu().numpy()
     if not np.isfinite(halves).all():
-        raise ValueError("BERT's features are not finite in half precision: its weights are damaged, get them anew")
+        raise ValueError(
+            "BERT's features are not finite in half precision: its weights are damaged, download them again"
+        )
     return halves

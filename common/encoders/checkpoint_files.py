@@ -39,8 +39,8 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain data, or is no checkpoint, and is not opened for safety. If "
-            f"you trust it, save its {needed} alone into a new file."
+            f"{path}: holds more than tensors and plain data, or is no checkpoint, so it is not opened. If you trust "
+            f"it, save only its {needed} into a new file."
         ) from error
     except Exception as error:  # A damaged file can make its reader raise whatever the parsing meets.
         raise CheckpointError(f"{path}: damaged or no checkpoint ({error or type(error).__name__})") from error
@@ -144,8 +144,8 @@ def load_encoder(
     if not places:
         listed = ", ".join(f"{prefix}{next(iter(expected), '*')}" for prefix in prefixes)
         raise CheckpointError(
-            f"{field}: no encoder in {path}: expected names as one of {listed}; found "
-            f"{first_of(list(state) or list(content))}. If it lies elsewhere, add its prefix to encoder_prefixes."
+            f"{field}: no encoder in {path}: expected names like one of {listed}; found "
+            f"{first_of(list(state) or list(content))}. If it has another prefix, add that to encoder_prefixes."
         )
     prefix = places[0]
     found = {

@@ -18,7 +18,7 @@ from common.memory.collective import is_distributed, ranks_apart, world_size
 
 
 def require_groups(field: str, size: int | None, batch_size: int, devices: int) -> None:
-    """Refuse groups that a global batch cannot be divided into on so many devices; `size` None is the whole batch."""
+    """Raise if groups do not divide the global batch on this number of devices; `size` None is the whole batch."""
     if size is None:
         return
     if batch_size % size:

@@ -19,7 +19,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     if not (labels == 1).any():
         return float("nan")
     if not np.isfinite(scores[counted]).all():
-        raise ValueError("scores: some are not finite; is the checkpoint sound?")
+        raise ValueError("scores: some are not finite; is the checkpoint damaged?")
     return float(average_precision_score(labels[counted], scores[counted]))
 
 

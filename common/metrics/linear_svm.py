@@ -39,7 +39,7 @@ def classify_windowed(
     x = train_rows[train_mask].reshape(-1, dims)
     mean = x.mean(0, dtype=np.float64)
     if not np.isfinite(mean).all():
-        raise ValueError("features: some are not finite; is the checkpoint of the encoder sound?")
+        raise ValueError("features: some are not finite; is the encoder's checkpoint damaged?")
     # The sum of squares needs no second array of this size; float64 keeps it exact enough.
     variance = np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x) - mean**2
     shift = mean.astype(np.float32)
@@ -96,7 +96,7 @@ def evaluate_class(
     if folds < 2:
         raise ValueError(f"folds: a cross-validation needs at least 2, got {folds}")
     if not (np.isfinite(train_rows).all() and np.isfinite(test_rows).all()):
-        raise ValueError("features: some are not finite; is the checkpoint of the encoder sound?")
+        raise ValueError("features: some are not finite; is the encoder's checkpoint damaged?")
     target = np.where(np.asarray(train_labels) == 1, 1, -1)
     positives, negatives = int((target == 1).sum()), int((target == -1).sum())
     folds = min(folds, positives, negatives)

@@ -167,7 +167,7 @@ class VideoClassificationData(AudioVisualData):
         return self.training_loader(self.training_clips)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` clips for a module with `num_classes`."""
+        """A synthetic batch of `size` clips for a module with `num_classes`."""
         published = self.dataset.published_count(self.train_split, self.fold)
         items = 1000 if self.world is not None or published is None else published
         batch = {
@@ -298,7 +298,7 @@ class ImageData(ShardedDataModule):
         return {"transform": self.image, "training": training, **self.item_options}
 
     def example_images(self, size: int, draw: Draw) -> dict[str, Tensor]:
-        """`image` and `index` of a made-up batch of `size` images."""
+        """`image` and `index` of a synthetic batch of `size` images."""
         return {"image": draw.normal(size, 3, self.image.crop, self.image.crop), "index": torch.arange(size)}
 
 
@@ -346,7 +346,7 @@ class ClassificationData(ImageData):
         return self.training_loader(ImageItems(self.listing, **self.options(training=True)))
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images for a module with `num_classes`."""
+        """A synthetic batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw) | {"label": draw.integers(0, module.num_classes, size)}
         published = self.dataset.published_count(self.train_split)
         items = None if published is None else round(published * (1 - self.held_out_fraction))
@@ -424,7 +424,7 @@ class MultiLabelData(ImageData):
         return self.training_loader(self.images(self.train_split, training=True))
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A made-up batch of `size` images for a module with `num_classes`."""
+        """A synthetic batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw)
         batch["labels"] = draw.integers(-1, 2, size, module.num_classes).to(torch.int8)
         batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)

@@ -496,14 +496,8 @@ class DetectionData(ImageData):
         assert trainer is not None
         images = self.training_images
         sampler = EpochSampler(len(images), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
-        batch_size = self.batch_size // trainer.world_size
-        return DataLoader(
-            images,
-            sampler=sampler,
-            batch_size=batch_size,
-            collate_fn=collate_detection,
-            **self._workers(images, batch_size, (0, 0)),
-        )
+        size = self.batch_size // trainer.world_size
+        return self.loader(images, sampler, size, collate_detection, key=(0, 0))
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader(self.test_images, self.test_batch_size, collate_fn=collate_detection)

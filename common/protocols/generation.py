@@ -89,7 +89,7 @@ NETWORKS = {
         ObjectDetector, ("soa_c", "soa_i"), "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"
     ),
 }
-DISTANCES = {"inception": "fid", "inception_tv": "fid_tv"}
+DISTANCES = ("inception", "inception_tv")
 #: Metrics reported with their standard deviation over the repetitions.
 SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
 
@@ -119,6 +119,8 @@ class GenerationEvaluation(ImageEvaluation):
         object_copies, person_captions: of SOA, see `object_captions`, on separate images for all captions of the test
             split. 0 copies measure it on the images of the other metrics and count every caption.
         seed: of random choices and of the noise of SOA's images.
+
+    Source: docs/papers/xmc_gan.md [9].
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class GenerationEvaluation(ImageEvaluation):
         for repeat in range(self.repeats):
             for name, real in self._real.items():
                 distance = frechet_distance(self._features[name, repeat].compute(), real)
-                values.setdefault(DISTANCES[name], []).append(distance)
+                values.setdefault("fid" if name == "inception" else "fid_tv", []).append(distance)
             if "inception" in self.networks:
                 values.setdefault("inception_score", []).append(self._scores[repeat].compute()[0])
             if "clip" in self.networks:

@@ -36,7 +36,7 @@ class MachinesOnFeatures(EncoderModule):
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"trainer.devices: {type(self).__name__} runs on one device, got {self.trainer.world_size}; set "
-                "trainer.devices and trainer.num_nodes to 1, and model.jobs to the machines to fit at a time"
+                "trainer.devices and trainer.num_nodes to 1, and model.jobs to the number of parallel fits"
             )
         if self.pretrained is not None:
             self.load_pretrained(self.pretrained)

@@ -52,6 +52,8 @@ class TextTest:
 
     Attributes:
         texts: after `compute`, the generated texts of all processes by sample.
+
+    Source: docs/papers/vx2text.md [11].
     """
 
     def __init__(self, protocols: Sequence[Protocol] = (), meteor: bool = True) -> None:

@@ -37,7 +37,7 @@ class Judged:
         interval: 95 % confidence interval of the mean; None below two draws.
         draws: those with every cell of the deciding comparison.
         excess: how far the worse end of the interval passes the threshold.
-        passes: whether the mean difference does what is asked, whatever its interval.
+        passes: whether the mean difference is beyond the threshold, regardless of its interval.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
     """
 

@@ -1,6 +1,6 @@
 """Compares a run's cells with the recorded mean and spread over draws, worst first.
 
-A cell is reproduced if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
+A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
 deviations for many draws, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit. So one
 cell in twenty is outside by chance, and the cells of one draw are correlated.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 OUTSIDE = "outside"
-REPRODUCED = "reproduced"
+REPRODUCED = "in range"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
 #: Share of an honest draw's cells outside, and of honest draws that may be refused for their worst cell.
@@ -86,7 +86,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`reproduced`, `outside` or `no reference`; one draw has no spread to compare with."""
+        """`in range`, `outside` or `no reference`; one draw has no spread to compare with."""
         if self.difference is None:
             return NO_REFERENCE
         if self.ratio <= 1:
@@ -118,10 +118,10 @@ class Compared:
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
-    """Compare every cell of a paper at one scale, once, with its reference; worst first, without settled ones."""
+    """Compare every trained, unsettled cell of a paper at one scale, once, with its reference; worst first."""
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
     for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
-        for row in ours.rows:
+        for row in (row for row in ours.rows if not row.untrained):
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
                 if cell.values and metric.compared:
@@ -132,13 +132,13 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """The verdict, such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: ...`."""
+    """The verdict, such as `matches the recorded runs: 41 of 42 cells in the expected range, worst: ...`."""
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     if not judged:
         return f"cannot be judged: no cell has a reference ({lacking} measured)"
     good = sum(c.verdict == REPRODUCED for c in judged)
-    cells = f"{good} of {len(judged)} cells reproduce the reference"
+    cells = f"{good} of {len(judged)} cells in the expected range"
     if failure := strict_failure(compared):
         told = f"does not match the recorded runs: {failure}; {cells}"
     else:
@@ -157,12 +157,12 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
     worst = min(judged, key=lambda c: c.likelihood, default=None)
     if worst and worst.likelihood * len(judged) < CHANCE:
         return (
-            f"{worst.told} is {worst.ratio:.1f} times as far off as is allowed, further than the worst of "
+            f"{worst.told} is {worst.ratio:.1f} times as far off as allowed, further than the worst of "
             f"{len(judged)} cells in 19 of 20 recorded runs"
         )
     outside = sum(c.verdict == OUTSIDE for c in judged)
     if outside > max(1, CROWD * CHANCE * len(judged)):
-        return f"{outside} of {len(judged)} cells lie outside, where chance puts one of twenty"
+        return f"{outside} of {len(judged)} cells are outside; chance puts one of twenty there"
     return None
 
 

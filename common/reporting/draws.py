@@ -86,8 +86,8 @@ def use(isa: str) -> None:
             continue
         if given:
             raise StageError(
-                f"{name} is {given}, but --isa {isa} wants it {wanted or 'unset'}; unset it, and choose the rounding "
-                "with --isa, so that folder and record tell it"
+                f"{name} is {given}, but --isa {isa} wants it {wanted or 'unset'}; unset it and only use --isa, "
+                "so that folder and record name the rounding"
             )
         if "torch" in sys.modules:
             raise StageError(f"--isa {isa} must be known before torch is imported; give it on the command line")

@@ -210,20 +210,21 @@ def short_name(field: str) -> str:
 
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
     """Hash, in 12 hexadecimal digits, of a configuration without the `ignored` keys, which don't change results."""
-    canonical = json.dumps(_without(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
+    canonical = json.dumps(counted(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def _without(value: Any, ignored: frozenset[str]) -> Any:
+def counted(value: Any, ignored: frozenset[str]) -> Any:
+    """The part of a configuration that its hash covers."""
     if isinstance(value, dict):
         # A class counts by its name: moving it to another module is not a new experiment.
         return {
-            key: item.rpartition(".")[2] if key == "class_path" and isinstance(item, str) else _without(item, ignored)
+            key: item.rpartition(".")[2] if key == "class_path" and isinstance(item, str) else counted(item, ignored)
             for key, item in value.items()
             if key not in ignored
         }
     if isinstance(value, list):
-        return [_without(item, ignored) for item in value]
+        return [counted(item, ignored) for item in value]
     return value
 
 
@@ -263,7 +264,7 @@ def read_run(root: Path, folder: Path) -> Record:
     record = read(path)
     with files.parsing(path, RecordError):  # also whatever its draw has wrong
         if record.folder(root) != folder:
-            raise ValueError(f"by its content this record belongs into {record.folder(root)}; move or delete it")
+            raise ValueError(f"by its content this record belongs in {record.folder(root)}; move or delete it")
     return record
 
 
@@ -316,7 +317,7 @@ def expected_seconds(
     """How long stages take here, or None; recorded runs (same instruction set first) are scaled by `here`."""
     recorded = list(recorded)
     wanted = machine_isa() if isa == NATIVE else isa
-    known = _medians(recorded) | _medians(r for r in recorded if _instructions(r) == wanted)
+    known = _medians(recorded) | _medians(r for r in recorded if instructions(r) == wanted)
     own = _medians(r for r in here if r.draw.isa == isa)
     both = own.keys() & known.keys()
     pace = sum(own[stage] for stage in both) / (sum(known[stage] for stage in both) or 1.0) if both else 1.0
@@ -330,7 +331,7 @@ def _medians(records: Iterable[Record]) -> dict[str, float]:
     return {stage: statistics.median(found) for stage, found in seconds.items()}
 
 
-def _instructions(record: Record) -> str | None:
+def instructions(record: Record) -> str | None:
     return record.hardware.get("isa", {}).get("machine") if record.draw.isa == NATIVE else record.draw.isa
 
 

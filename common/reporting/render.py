@@ -373,13 +373,13 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
 
 
 def counted_claims(source: Tables, records: Sequence[Record]) -> str:
-    """How many claims hold, fail, or else at the largest measured scale: `3 hold, 1 not separable (mini)`."""
-    for scale in PROMOTED_SCALES:
-        filled = fill(source, scale, records)
-        if any(f.result.measured for f in filled):
-            counts = Counter(claim.verdict for f in filled for claim in f.claims)
-            return ", ".join(counted(counts[one], one) for one in VERDICTS if counts[one]) + f" ({scale})"
-    return "not measured yet"
+    """How many claims of the paper's page hold, fail, or else at its largest scale: `3 hold, 1 not run (mini)`."""
+    filled = fill_best(source, records)
+    measured = {f.result.scale for f in filled if f.result.measured}
+    scale = next((scale for scale in PROMOTED_SCALES if scale in measured), "")
+    counts = Counter(claim.verdict for f in filled if f.result.scale == scale for claim in f.claims)
+    told = ", ".join(counted(counts[one], one) for one in VERDICTS if counts[one])
+    return f"{told} ({scale})" if scale else "not measured yet"
 
 
 def counted(count: int, verdict: str) -> str:

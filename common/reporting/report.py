@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from common.reporting.progress import duration
 from common.reporting.records import RECORD_FILE, Record, short_name, warn_of
 from common.reporting.results import draw_file, find_promoted, place_of, promoted_curves
 from common.reporting.runs import RUNNING, Run, find_runs
-from common.reporting.tables import Tables, load
+from common.reporting.tables import Metric, Row, Tables, load
 
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
 
@@ -203,6 +204,11 @@ class _Section:
             "data": list(dict.fromkeys(data)),
             "deviations": sorted({short_name(d["field"]) for record in records for d in record.deviations}),
         }
+
+    def explain(self, table: _Table, row: Row, metric: Metric, kind: str) -> str:
+        """The command that explains a cell."""
+        words = ["assemble", "explain", self.paper.short, table.id, row.label, metric.id, "--scale", table.scale]
+        return shlex.join([*words, *(["--run", _from_here(self.folder)] if kind == render.YOURS else [])])
 
     def _runs(self) -> list[dict[str, Any]]:
         """Curves, pictures and clips per scale and stage, the draws together."""

@@ -141,7 +141,7 @@ def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
             for stage, packed in content["stages"].items()
         ]
         for record in found:
-            if record.paper != paper.name or draw_file(paper, record.scale, record.draw) != path:
+            if (record.paper, record.scale, record.draw.folder) != (paper.name, path.parent.name, path.stem):
                 raise ValueError(f"by its content {record.stage} belongs elsewhere; move or delete it")
     return found
 

@@ -213,8 +213,8 @@ def parse_condition(text: str) -> tuple[str, str, str]:
     match = _CONDITION.fullmatch(text)
     if match is None:
         raise ReportingError(
-            f"--where {text}: write FIELD=VALUE, such as scale=mini, 'test/top1>=80', state!=done or stage~esc, which "
-            "asks for a part of it"
+            f"--where {text}: write FIELD=VALUE, such as scale=mini, 'test/top1>=80', state!=done or "
+            "stage~esc (contains)"
         )
     return match["field"].strip(), match["sign"], match["value"].strip()
 
@@ -274,7 +274,7 @@ def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
         if len(some) == 1:
             found += some
         elif some:
-            wrong.append(f"{name!r} means several runs: {', '.join(run.name for run in some)}; say which")
+            wrong.append(f"{name!r} means several runs: {', '.join(run.name for run in some)}; name one")
         else:
             wrong.append(f"there is no run {name!r}: {nearest(name, [run.name for run in runs])}")
     if wrong:

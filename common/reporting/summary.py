@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.files import write_atomically
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, Judged
 from common.reporting.compare import compare, summary
-from common.reporting.draws import Draw, told
+from common.reporting.draws import told
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.records import find
@@ -25,8 +24,11 @@ if TYPE_CHECKING:
 _COLORS = {HOLDS: "green", FAILS: "red"}
 
 
-def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], seconds: float, console: Console) -> None:
-    """Print the screen, and write all measured tables to `runs/<paper>/<scale>/tables.md`."""
+def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str, console: Console) -> None:
+    """Print the screen, and write all measured tables to `runs/<paper>/<scale>/tables.md`.
+
+    `hint` says how to run claims that were not run.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -40,7 +42,8 @@ def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], sec
     write_atomically(path, f"{claims_markdown(filled)}\n\n{tables_markdown(filled)}\n")
     recorded = {(j.table, j.check.id): j for f in fill(source, scale, promoted) for j in f.claims}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
-    named = str(draws[0]) if len(draws) == 1 else told(draws)
+    draws = {record.draw for record in mine}
+    named = str(*draws) if len(draws) == 1 else told(draws)
     console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {named}[/]   {duration(seconds)}")
     if run:
         lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -55,20 +58,20 @@ def print_summary(paper: str, scale: str, runs: Path, draws: Sequence[Draw], sec
             lines.add_row(
                 *map(escape, (judged.check.text, *margins)), f"[{_COLORS.get(verdict, 'yellow')}]{verdict}[/]"
             )
-        console.print()
-        console.print(lines)
-    waiting = sum(scale in claim.scales for table in source.tables for claim in table.claims) - len(run)
-    if waiting:
-        console.print(f"{waiting} more claims were not run (--everything runs all rows)", style="dim")
+        console.print("", lines, sep="\n")
+    total = sum(scale in claim.scales for table in source.tables for claim in table.claims)
+    if total > len(run):
+        console.print(f"not run: {total - len(run)} of {total} claims{hint}", style="dim", highlight=False)
     if compared := compare(source, scale, mine, promoted):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
-    where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
-    at = f"{about.short}{'' if scale == 'mini' else f' --scale {scale}'}{where}"
+    options = "" if scale == "mini" else f" --scale {scale}"
+    options += "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
     console.print(
         f"\n  tables       {path}\n"
-        f"  report       assemble report {at}   (--live follows your runs)\n"
-        f"  details      assemble compare {at}\n"
-        f"  deviations   assemble show {about.short}/{about.recipe}, and the end of {path.name}",
+        f"  report       assemble report {about.short}{options}   (--live follows your runs)\n"
+        f"  records      {runs / paper / scale}/*/*/record.json\n"
+        f"  details      assemble compare {about.short}{options}\n"
+        f"  deviations   assemble show {about.short}/{about.recipe}{options}, and the end of {path.name}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 

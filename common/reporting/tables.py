@@ -397,7 +397,7 @@ def _once(values: Iterable[str], what: str) -> None:
     seen: set[str] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{what} {value!r} stands twice")
+            raise ValueError(f"{what} {value!r} occurs twice")
         seen.add(value)
 
 
@@ -416,7 +416,7 @@ def expand(
     """The stages that tables and claims need at a scale, in table order, parents before children.
 
     `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
-    `everything` adds what is made by request when nothing is named.
+    `everything` adds what only runs on request, if nothing is named.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
     kept = [source.table(name) for name in tables] if tables is not None else list(source.tables)

@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from common.errors import nearest
+from common.errors import ConfigurationError, nearest
 from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.records import REHEARSED, short_name
@@ -43,10 +43,6 @@ _OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
 REHEARSAL = "rehearsal"
 #: Files in configs/<paper>/ other than recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
-
-
-class ConfigurationError(ValueError):
-    """An invalid configuration; the message names the file, the field and what to do."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -327,7 +323,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
                 )
             value = pending.pop(0)
         if not value.strip():
-            raise ConfigurationError(f"--{key} is given an empty value; null stands for none")
+            raise ConfigurationError(f"--{key} has an empty value; use null for none")
         if key in {"config", "c"}:
             files.append(Path(value))
         else:
@@ -373,7 +369,7 @@ def resolve(
         layers += _overlay_layers(paper, recipe, REHEARSAL)[0]
     overrides, files = parse_overrides(arguments)
     if any(key == "seed_everything" for key, _ in overrides):
-        raise ConfigurationError("--seed_everything is set by --seed, which also names the run's folder: use that one")
+        raise ConfigurationError("use --seed, which also names the run's folder, instead of --seed_everything")
     config: dict[str, Any] = {}
     for layer in layers:
         config = merge(config, layer.content)

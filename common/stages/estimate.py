@@ -1,6 +1,7 @@
 """Memory, operations, steps and GPU hours of a stage, from one batch of its training on tensors without storage.
 
 - memory: tensors alive at once in a step after the first, without library workspaces and allocator fragmentation.
+- loaders: batches that the loader processes of a node prepare (`loader_plan`).
 - operations: matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
 - hours: operations by a card's rate and an assumed utilization.
@@ -26,6 +27,7 @@ from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from common.stages import fake_step
 from common.stages.configuration import RunConfiguration
 from common.stages.synthetic import StopAfter, devices_of, synthetic_training
+from common.training.data_module import bytes_of, loader_plan
 from common.training.examples import Draw
 
 
@@ -59,6 +61,7 @@ class Estimate:
         convolution_flops, other_flops: operations of an optimizer step on one device, two for a multiply-add.
         steps: optimizer steps of the whole training; None if the size of the data is not published.
         size: samples of a batch on one device.
+        loader_bytes: most memory of the batches that the loaders of a node prepare.
         accumulated: batches of an optimizer step; below 1 if one batch makes several steps.
     """
 
@@ -72,6 +75,7 @@ class Estimate:
     accumulated: float
     devices: int
     precision: str
+    loader_bytes: int
 
     @property
     def flops(self) -> int:
@@ -129,6 +133,12 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     copies = (devices > 1) + (accumulated != 1)
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
+    data, loader_bytes = training.data, 0
+    if data.num_workers:
+        per_node = max(devices // int(run.config["trainer"].get("num_nodes", 1)), 1)
+        sample = bytes_of(data.synthetic.batch) // training.size
+        budget = data.in_flight_bytes // per_node
+        loader_bytes = per_node * loader_plan(budget, sample, training.size, data.num_workers).held
     return Estimate(
         parameters=sum(p.numel() for p in module.parameters()),
         peak_bytes=meter.peak + copies * gradients,
@@ -140,6 +150,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         accumulated=accumulated,
         devices=devices,
         precision=str(run.config["trainer"].get("precision", "32-true")),
+        loader_bytes=loader_bytes,
     )
 
 
@@ -193,7 +204,10 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> 
     def line(name: str, values: Iterable[str]) -> str:
         return "  ".join([name.ljust(width), *(value.rjust(12) for value in values)])
 
-    heads = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "checkpoint", "TFLOP/step", "steps", "samples/s")
+    heads = (
+        "batch/GPU", "GPUs", "parameters", "memory/GPU", "checkpoint", "loaders/node", "TFLOP/step", "steps",
+        "samples/s",
+    )  # fmt: skip
     yield line("stage", [*heads, *(f"h {card.name}" for card in CARDS)])
     totals = dict.fromkeys(CARDS, 0.0)
     known: dict[str, Estimate] = {}
@@ -210,7 +224,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> 
         batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
         values = [
             f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M", size_text(found.memory),
-            size_text(found.checkpoint_bytes), f"{found.flops / 1e12:.3g}",
+            size_text(found.checkpoint_bytes), size_text(found.loader_bytes), f"{found.flops / 1e12:.3g}",
             "-" if found.steps is None else f"{found.steps:,}",
             f"{found.samples_per_second(CARDS[-1], utilization):,.0f}" if found.flops else "-",
         ]  # fmt: skip

@@ -315,13 +315,12 @@ def write_export(
     check_free(output, force)
     trained = model.read(checkpoint)
     if trained.record is None:
-        raise StageError(f"{checkpoint}: the stage has no record yet, which an export carries; let it finish first")
+        raise StageError(f"{checkpoint}: the stage has no record yet, which an export needs; let it finish first")
     with parsing(Path(checkpoint), StageError):
         record = Record.from_json(trained.record)
     if trained.step not in (None, record.steps):
         raise StageError(
-            f"{checkpoint} is of step {trained.step:,}, but the record beside it measured step {record.steps:,}: "
-            "export last.ckpt"
+            f"{checkpoint} is of step {trained.step:,}, but its record is of step {record.steps:,}: export last.ckpt"
         )
     # Build it once, so that every written folder can be read.
     model.of(trained)
@@ -363,9 +362,9 @@ def check_free(output: Path, force: bool = False) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / CONFIGURATION).is_file():
-        raise StageError(f"--output {output} holds something else and is not touched: give another folder")
+        raise StageError(f"--output {output} has other files: give another folder")
     if not force:
-        raise StageError(f"--output {output} holds an export already: give another folder, or --force to replace it")
+        raise StageError(f"--output {output} already has an export: give another folder, or --force to replace it")
     written = {CONFIGURATION, CARD, *_read_configuration(output).files}
     for path in output.rglob("*"):
         name = path.relative_to(output).as_posix()
@@ -409,7 +408,7 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     path = folder / CONFIGURATION
     if not path.is_file():
         raise StageError(
-            f"{folder} is no export, it holds no {CONFIGURATION}: give a folder of `assemble export`, or "
+            f"{folder} is not an export, it has no {CONFIGURATION}: give a folder of `assemble export`, or "
             "checkpoints/last.ckpt of a finished stage"
         )
     config = _read_configuration(folder)
@@ -419,9 +418,9 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     for name, expected in config.files.items():
         with parsing(folder / name, StageError):
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError("lies outside of the export")
+                raise ValueError("is outside the export")
             if _digest(folder / name) != expected.sha256:
-                raise ValueError(f"has not the SHA-256 of {CONFIGURATION}: copy it or export the model again")
+                raise ValueError(f"does not have the SHA-256 of {CONFIGURATION}: copy it or export the model again")
     with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         shared = json.loads((opened.metadata() or {}).get("shared", "{}"))

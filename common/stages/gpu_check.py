@@ -1,4 +1,4 @@
-"""Speed and kernels of a paper's training step on this machine's device, on made-up batches (`synthetic.py`)."""
+"""Speed and kernels of a paper's training step on this machine's device, on synthetic batches (`synthetic.py`)."""
 
 from __future__ import annotations
 

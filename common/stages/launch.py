@@ -38,8 +38,8 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
             return
     elif interactive and os.environ.get("SLURM_PROCID", "0") != "0" and "LOCAL_RANK" not in os.environ:
         raise StageError(
-            "srun started several processes of a program called bash, which Lightning takes for a shell in which it "
-            "starts the processes itself: give srun --job-name"
+            "srun started several processes of a job named bash, which Lightning takes for an interactive shell: "
+            "give srun another --job-name"
         )
     elif nodes == 1:
         return
@@ -47,7 +47,7 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
         started = 1
     if started != wanted:
         raise StageError(
-            f"{started} process{'es were' if started > 1 else ' was'} started, and the configuration wants {wanted}: "
-            f"--trainer.devices {devices} on each of --trainer.num_nodes {nodes}. Start as many, with srun or torchrun "
-            "(docs/cluster.md), or give these two as they are; --hardware names a file with both"
+            f"{started} process{'es were' if started > 1 else ' was'} started, but the configuration needs {wanted}: "
+            f"--trainer.devices {devices} on each of --trainer.num_nodes {nodes}. Start that many with srun or "
+            "torchrun (docs/cluster.md), or set these two to what is started, for example in a file for --hardware"
         )

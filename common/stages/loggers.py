@@ -126,7 +126,7 @@ def say_offline() -> None:
 
 
 def wandb_mode() -> str:
-    """The mode that is asked for; `offline` by default, and without a key or an answer of the server."""
+    """The requested mode; `offline` by default, and if there is no key or the server does not answer."""
     mode = _asked_mode()
     if mode:
         os.environ["WANDB_MODE"] = mode  # its client takes only this spelling

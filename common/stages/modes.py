@@ -26,7 +26,7 @@ def print_configuration(request: StageRequest) -> None:
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
     if run.describe_ours():
-        print(f"# ours, in no source of the paper: {run.describe_ours()}")
+        print(f"# values of ours that no source gives: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     for line in _with_origins(run.config, run.layers):
@@ -52,7 +52,7 @@ def fit(request: StageRequest, unless_done: bool) -> int:
     """Run a stage, write its record and print its metrics."""
     if is_main_process():
         if ours := request.configuration.describe_ours():
-            print(f"values that are ours, in no source of the paper: {ours}")
+            print(f"values of ours that no source gives: {ours}")
         if missing := _missing_weights(request):
             print(f"warning: {missing}", file=sys.stderr, flush=True)
     metrics = run_stage(request, unless_done).metrics
@@ -94,7 +94,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     run = request.configuration
     weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
     if not run.trains:
-        raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
+        raise StageError(f"{request.stage} does not train: `assemble fit` tests it and writes its record")
     config = stage_configuration(request, required=False)  # the weights lack metric networks; parents may be gone
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     require_processes(config["trainer"])
@@ -109,8 +109,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
         own = str(run.config["model"]["class_path"]).rpartition(".")[2]
         if content.get("module", own) != own:
             raise CheckpointError(
-                f"{weights} is of {content['module']}, and {request.stage} is of {own}: give a checkpoint of such a "
-                "stage"
+                f"{weights} is a checkpoint of {content['module']}, but {request.stage} needs one of {own}"
             )
     except CheckpointError as error:
         raise StageError(str(error)) from None

@@ -19,8 +19,6 @@ from common.stages.configuration import RunConfiguration
 from common.stages.request import Selection, StageRequest, finished_record, recorded_lineage, requests_for
 
 Key = TypeVar("Key", bound=Hashable)
-#: Why most stages run.
-NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():
         if recorded_lineage(request.directory / "identity.json") != request.lineage:
-            return False, "was stopped, and its configuration or that of a stage it starts from changed: starts anew"
+            return False, "was stopped, and its configuration or that of a stage it starts from changed: starts again"
         return False, "was stopped, resumes from its last checkpoint"
-    return False, NOT_RUN
+    return False, ""
 
 
 def seconds_by_records(planned: Sequence[Planned]) -> dict[str, float]:

@@ -90,11 +90,13 @@ class Preemption(Callback):
 
     def describe(self, stage: str, number: int) -> str:
         """What happened, and how to resume."""
-        where = "the same command starts anew: no checkpoint was saved yet"
+        where = "no checkpoint was saved yet: rerun the command to start again"
         if self.saved_step is not None:
-            where = f"after step {self.saved_step}, its state is in {self.checkpoint}; the same command resumes there"
+            where = (
+                f"after step {self.saved_step}, its state is in {self.checkpoint}; rerun the command to resume there"
+            )
         elif self.checkpoint.is_file():
-            where = "the same command resumes from its last checkpoint"
+            where = "rerun the command to resume from its last checkpoint"
         return f"{stage}: stopped by {signal.Signals(number).name}{' ' if self.saved_step is not None else '; '}{where}"
 
 

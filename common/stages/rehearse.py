@@ -72,7 +72,7 @@ def rehearse(
     stages: Sequence[str] | None = None,
     jobs: int = 1,
 ) -> list[Rehearsed]:
-    """Run every stage of a paper at a large scale on tiny data; finished ones are passed over."""
+    """Run every stage of a paper at a large scale on tiny data; skips finished ones."""
     name = paper_named(paper).name
     folder = folder.resolve()
     # A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold.
@@ -100,7 +100,7 @@ def _remove_spent(planned: Sequence[Planned]) -> None:
 
 
 def _forget_removed_parents(planned: Sequence[Planned]) -> None:
-    """Let stages run again whose checkpoint was removed and is needed after all, since a child of theirs changed."""
+    """Run stages again whose removed checkpoint is needed by a changed child."""
     needed: set[str] = set()
     for item in reversed(planned):
         if item.done and item.request.stage not in needed:

@@ -22,7 +22,6 @@ from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.stages import stopping
 from common.stages.plan import (
-    NOT_RUN,
     Planned,
     check_configurations,
     count_by_request,
@@ -67,10 +66,10 @@ def reproduce(
                 stopping.check()
                 for item in _startable(waiting, running, failed)[: jobs - len(running)]:
                     waiting.remove(item)
-                    why = "" if item.reason == NOT_RUN else f" ({item.reason})"
-                    say(f"[{total - len(waiting)}/{total}] {_name(item)}{why}")
-                    # Otherwise Lightning's bar shows the step.
-                    if not item.run.config["trainer"].get("enable_progress_bar", True):
+                    bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's, of the steps
+                    if bar or item.reason:
+                        say(f"  {_name(item)}: {item.reason or 'started'}")
+                    if not bar:
                         shown.begin(_name(item), item.request.directory)
                     running[pool.submit(_run, item)] = item
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
@@ -90,24 +89,25 @@ def reproduce(
                         continue
                     left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
                     told = f", about {duration(left)} left" if left else ""
-                    say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
+                    place = f"[{total - len(waiting) - len(running)}/{total}]"
+                    say(f"{place} {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
                     finished(item.request.stage)
         except (Exception, Preempted) as error:
             if (number := stopping.received()) is not None:
                 if jobs > 1:
                     _tell_workers(signal.SIGTERM)  # also those that began after the signal
                 pool.shutdown(wait=True, cancel_futures=True)
-                say("stopped; the same command resumes")
+                say("stopped; rerun the command to resume")
                 raise Preempted(number) from error
             if isinstance(error, BrokenExecutor):
                 raise StageError(
-                    "a process was killed, as systems do when memory runs out. The same command resumes; "
+                    "a process was killed, as systems do when memory runs out. Rerun the command to resume; "
                     f"`--jobs {max(1, jobs - 1)}` needs less memory"
                 ) from None
             raise
     if failed:
         others = "; the others are done" if len(failed) < total else ""
-        say(f"{len(failed)} of {total} stages failed{others}. Run the same command again to retry.")
+        say(f"{len(failed)} of {total} stages failed{others}. Rerun the command to retry.")
     return failed
 
 
@@ -117,7 +117,7 @@ def say(text: str) -> None:
 
 def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int) -> None:
     if more := count_by_request(paper.name, selection):
-        say(f"{more} more tables, whole or in part: --everything")
+        say(f"--everything adds {more} tables or parts of tables")
     waiting = [item for item in planned if not item.done]
     say(
         f"{paper.title} at scale {selection.scale}: {len(planned)} stages"
@@ -126,16 +126,13 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         + f", {len(planned) - len(waiting)} done, {len(waiting)} to run"
     )
     if ours := max((item.run.describe_ours() for item in planned), key=len, default=""):
-        say(f"  values that are ours, in no source of the paper (marked in configs/{paper.name}): {ours}")
+        say(f"  values of ours that no source gives (marked in configs/{paper.name}): {ours}")
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
-    for item in planned:
-        if item.done:
-            say(f"  skip  {_name(item)}: {item.reason}")
     if waiting:
         left = seconds_left(seconds_by_records(planned), waiting, jobs)
         expected = "unknown, no earlier record of this scale" if left is None else duration(left)
-        say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
+        say(f"  expected: {expected}" + (f", {jobs} stages in parallel" if jobs > 1 else ""))
 
 
 def _startable(
@@ -150,7 +147,7 @@ def _startable(
         if blocked:
             failed[seed, item.request.stage] = f"starts from {blocked[0]}, which failed"
             waiting.remove(item)
-            say(f"  {_name(item)}: left out, it {failed[seed, item.request.stage]}")
+            say(f"  {_name(item)}: skipped, it {failed[seed, item.request.stage]}")
     unfinished = {(item.request.seed, item.request.stage) for item in [*waiting, *running.values()]}
     return [
         item
@@ -229,5 +226,5 @@ def _run_listening(request: StageRequest) -> records.Record:
     record = finished_record(request)
     if status or record is None:
         ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise StageError(f"{request.stage} {ended}; see its messages above. The same command resumes")
+        raise StageError(f"{request.stage} {ended}; see its messages above. Rerun the command to resume")
     return record

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from common.data.checksums import digest
+from common.errors import ConfigurationError
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named
 from common.reporting.records import MACHINE_KEYS, short_name
 from common.reporting.tables import StageInstance, Tables, expand, load
 from common.stages.configuration import (
-    ConfigurationError,
     RunConfiguration,
     leaves,
     load_yaml,

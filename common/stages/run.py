@@ -163,8 +163,8 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
                 raise Preempted(number) from error
             if isinstance(error, RuntimeError) and _lost_a_process(error):
                 raise StageError(
-                    f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran "
-                    "out; its own messages, if any, say why. The same command resumes from the last checkpoint"
+                    f"{request.stage}: another process of the stage failed, was killed or ran out of memory; its "
+                    "messages, if any, say why. Rerun the command to resume from the last checkpoint"
                 ) from error
             if str(error).startswith("Expected more than 1 value per channel"):
                 raise StageError(
@@ -209,7 +209,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
                 "it, or stop it"
             ) from None
         if not held:
-            print(f"  {request.stage}: the disk of {path.parent} has no locks: start no second command on this stage")
+            print(f"  {request.stage}: the disk of {path.parent} has no locks: run this stage only once")
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import select
 import signal
@@ -95,7 +94,7 @@ class _Listener:
 def _last_words() -> None:
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h")  # a live display hides the cursor
-    print("stopped at once; the same command resumes from the last checkpoints", flush=True)
+    print("stopped at once; rerun the command to resume from the last checkpoints", flush=True)
 
 
 _listener: _Listener | None = None
@@ -132,7 +131,7 @@ def check(error: BaseException | None = None) -> None:
 
 
 def postpone(seconds: float) -> None:
-    """Extend the deadline to so many seconds from now, as to save a checkpoint."""
+    """Set the deadline to `seconds` from now, for example to save a checkpoint."""
     if _listener is not None and _listener.received is not None:
         _listener.deadline = time.monotonic() + seconds
 
@@ -166,7 +165,9 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
     Otherwise a rank waits half an hour for the others and holds its memory and device. A rank blocked in a collective
     only responds to SIGKILL; SIGTERM saves a training stage.
     """
-    starter = multiprocessing.parent_process()  # known even where it is gone by now
+    from multiprocessing import parent_process
+
+    starter = parent_process()  # known even where it is gone by now
     parent = os.getppid() if starter is None else starter.pid
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""A stage's module and optimizer, trained on made-up batches from its data module's `example_batch`."""
+"""A stage's module and optimizer, trained on synthetic batches from its data module's `example_batch`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class StopAfter(pl.Callback):
 
 @dataclass(frozen=True)
 class SyntheticTraining:
-    """A stage ready to train on made-up batches of `size` samples per device."""
+    """A stage ready to train on synthetic batches of `size` samples per device."""
 
     trainer: pl.Trainer
     module: pl.LightningModule
@@ -113,7 +113,7 @@ def synthetic_training(
     size: int | None = None,
     build_in: Sequence[AbstractContextManager[Any]] = (),
 ) -> SyntheticTraining:
-    """Build a stage's module and optimizer with random weights, and made-up batches for them.
+    """Build a stage's module and optimizer with random weights, and synthetic batches for them.
 
     `size` is in samples of a batch; None takes a device's share of the recipe's batch.
     """
@@ -133,7 +133,7 @@ def synthetic_training(
             stack.enter_context(context)
         cli = build(run, config, {**quiet, **trainer_arguments})
     if not hasattr(cli.datamodule, "example_batch"):
-        raise StageError(f"no made-up batches: {type(cli.datamodule).__name__} has no method example_batch")
+        raise StageError(f"no synthetic batches: {type(cli.datamodule).__name__} has no method example_batch")
     made = cli.datamodule.example_batch(cli.model, size, draw)
     if hasattr(cli.model, "start_without_files"):
         cli.model.start_without_files()

@@ -101,8 +101,8 @@ class StopOnNonFiniteLoss(Callback):
             raise NonFiniteLossError(f"the loss is not finite on another rank; its message has the samples. See {path}")
         raise NonFiniteLossError(
             f"the loss is not finite at batch {step} (rank {trainer.global_rank}); samples of that batch: {listed}. "
-            f"The state is kept in {path}; the last good checkpoint, if there is one yet, is beside it. Lower the "
-            f"learning rate{look}."
+            f"The state is saved in {path}; the last good checkpoint, if any, is next to it. Lower the learning "
+            f"rate{look}."
         )
 
 
@@ -280,8 +280,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             cause = error if isinstance(error, OSError) else error.__context__
             reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
             raise StageError(
-                f"could not write {path}: {reason}. The checkpoint that was there before, if any, is unchanged; free "
-                "space or fix the permissions, and the same command resumes from it"
+                f"could not write {path}: {reason}. An earlier checkpoint, if any, is unchanged; free space or fix "
+                "the permissions, then rerun the command to resume from it"
             ) from error
 
     def load_checkpoint(self, path: str | Path, *options: Any, **named: Any) -> dict[str, Any]:
@@ -291,4 +291,4 @@ class WholeCheckpoints(TorchCheckpointIO):
         except (PermissionError, MemoryError) as error:
             raise StageError(f"{path} cannot be read: {error}") from error
         except Exception as error:  # the reader of a damaged file raises anything
-            raise StageError(f"{path} is damaged ({error!s:.200}): delete it, and the stage starts anew") from error
+            raise StageError(f"{path} is damaged ({error!s:.200}): delete it, and the stage starts again") from error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.data.item_dataset import ItemDataset
@@ -23,8 +26,8 @@ from common.types import Fraction, NonNegativeInt, PositiveInt
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
 
-#: Batches that each loader process may prefetch; more didn't help.
-MOST_AHEAD = 4
+#: Batches that each loader process may prefetch: fewer make it wait while others finish, more didn't help.
+LEAST_AHEAD, MOST_AHEAD = 2, 4
 
 
 class LateLoader(DataLoader[Any]):
@@ -39,6 +42,57 @@ class LateLoader(DataLoader[Any]):
         return batches()
 
 
+class PartsLoader(DataLoader[Any]):
+    """Joins parts of batches from loader processes, one batch ahead: whole batches in each would take too much memory.
+
+    Args:
+        kind: class of the loader of parts.
+        part: samples of a part; divides the batch.
+        stacked: whether samples are equal tensors, which are copied into the batch as they arrive.
+        options: of the loader of whole batches.
+    """
+
+    def __init__(
+        self, kind: type[DataLoader[Any]], dataset: Dataset[Any], part: int, stacked: bool, **options: Any
+    ) -> None:
+        super().__init__(dataset, **options)
+        self.stacked = stacked
+        self.count = options["batch_size"] // part
+        of_parts = {"batch_size": part, "collate_fn": None if stacked else list, "pin_memory": False}
+        self.parts = kind(dataset, **{**options, **of_parts})
+
+    def __iter__(self) -> Any:
+        return self._batches(iter(self.parts))
+
+    def _batches(self, parts: Iterator[Any]) -> Iterator[Any]:
+        parts = itertools.chain(list(itertools.islice(parts, 1)), parts)  # starts the processes in this thread
+        with ThreadPoolExecutor(1) as thread:
+            done = [self._join(parts)]
+            while done[0] is not None:
+                ahead = thread.submit(self._join, parts)
+                yield done.pop()  # keeps no reference to it
+                done.append(ahead.result())
+
+    def _join(self, parts: Iterator[Any]) -> Any:
+        """The next batch, or None after the last one."""
+        parts = itertools.islice(parts, self.count)
+        if not self.stacked:
+            samples = list(itertools.chain.from_iterable(parts))
+            batch = self.collate_fn(samples) if samples else None
+            return tree_map_only(torch.Tensor, torch.Tensor.pin_memory, batch) if self.pin_memory else batch
+        rows: list[torch.Tensor] = []
+        filled = 0
+        for part in parts:
+            leaves, form = tree_flatten(part)
+            rows = rows or [
+                leaf.new_empty((self.batch_size, *leaf.shape[1:]), pin_memory=self.pin_memory) for leaf in leaves
+            ]
+            for row, leaf in zip(rows, leaves):
+                row[filled : filled + len(leaf)] = leaf
+            filled += len(leaves[0])
+        return tree_unflatten([row[:filled] for row in rows], form) if filled else None
+
+
 class ShardedDataModule(pl.LightningDataModule):
     """Base of the data modules: a data set or its miniature, and resumable loaders.
 
@@ -48,7 +102,7 @@ class ShardedDataModule(pl.LightningDataModule):
         batch_size: global batch; the per-device batch is derived.
         num_workers: loader processes per device.
         cache_bytes: memory for decoded files; 0 decodes them every time.
-        in_flight_bytes: memory for the batches that one device's loader processes prepare (`loader_processes`).
+        in_flight_bytes: memory for the batches that the loader processes of a node prepare (`loader_plan`).
         max_skipped_fraction: the run stops if more than this share of the files is broken.
 
     Attributes:
@@ -66,7 +120,7 @@ class ShardedDataModule(pl.LightningDataModule):
         num_workers: NonNegativeInt = 8,
         seed: NonNegativeInt = 0,
         cache_bytes: NonNegativeInt = 0,
-        in_flight_bytes: PositiveInt = 10_000_000_000,
+        in_flight_bytes: PositiveInt = 16_000_000_000,
         max_skipped_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__()
@@ -124,20 +178,13 @@ class ShardedDataModule(pl.LightningDataModule):
         self._goes_on(sampler)
         self._used["training"] = dataset
         batch_size = batches_at_once * self.batch_size // trainer.world_size
-        return LateLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=batch_size,
-            drop_last=True,
-            collate_fn=collate_fn,
-            **self._workers(dataset, batch_size, (0, 0)),
-        )
+        return self.loader(dataset, sampler, batch_size, collate_fn, LateLoader, (0, 0))
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         """Resumable loader of a data set of whole steps with `(epoch, step)` keys and one epoch's length."""
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._goes_on(sampler)
-        return LateLoader(dataset, sampler=sampler, batch_size=None, **self._workers(dataset, 1, (0, 0)))
+        return self.loader(dataset, sampler, None, None, LateLoader, (0, 0))
 
     def _goes_on(self, sampler: EpochSampler) -> None:
         trainer = self.trainer
@@ -164,32 +211,43 @@ class ShardedDataModule(pl.LightningDataModule):
         self._used[role] = dataset
         # Every item once over all ranks, which may differ by one: a step must not wait for other ranks.
         sampler = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=batch_size,
-            collate_fn=collate_fn,
-            **self._workers(dataset, batch_size, 0),
-        )
+        return self.loader(dataset, sampler, batch_size, collate_fn)
 
-    def _workers(self, dataset: Dataset[Any], batch_size: int, key: Any) -> dict[str, Any]:
-        workers, ahead = min(self.num_workers, usable_cores()), None
+    def loader(
+        self,
+        dataset: Dataset[Any],
+        sampler: Iterable[Any],
+        batch_size: int | None,
+        collate_fn: Collate | None,
+        kind: type[DataLoader[Any]] = DataLoader,
+        key: Any = 0,
+    ) -> DataLoader[Any]:
+        """Loader with as many processes as memory allows; `key` is of any sample."""
+        assert self.trainer is not None
+        workers, ahead, part = min(self.num_workers, usable_cores()), None, batch_size
         items = _items_of(dataset)
         if workers and items is not None:
             # A cache filled before the fork is shared by all workers and by all stages of this process.
             items.fill_cache()
         if workers:
             # A sample depends only on its key, so making one here changes no later one.
-            batch_bytes = batch_size * bytes_of(dataset[key])
-            workers, ahead = loader_processes(self.in_flight_bytes, batch_bytes, workers)
-        accelerator = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return {
+            sample = dataset[key]
+            stacked = collate_fn is None and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(sample))
+            budget = self.in_flight_bytes // self.trainer.num_devices
+            workers, ahead, part, _ = loader_plan(budget, bytes_of(sample), batch_size or 1, workers, stacked)
+        options: dict[str, Any] = {
+            "sampler": sampler,
+            "batch_size": batch_size,
+            "collate_fn": collate_fn,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "pin_memory": accelerator,
+            "pin_memory": self.trainer.strategy.root_device.type == "cuda",
             "prefetch_factor": ahead,
             "worker_init_fn": _leave_the_group,
         }
+        if batch_size and part and part < batch_size:
+            return PartsLoader(kind, dataset, part, stacked, **options)
+        return kind(dataset, **options)
 
     # -- record --------------------------------------------------------------------------------------------------------
 
@@ -221,11 +279,32 @@ def _leave_the_group(worker: int) -> None:
     os.setpgid(0, 0)
 
 
-def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, int]:
-    """How many loader processes fit into a budget, and how many batches each may prefetch, reduced first."""
-    batches = budget // max(batch_bytes, 1)
-    workers = max(min(workers, batches // 2), 1)
-    return workers, min(max(batches // workers - 1, 1), MOST_AHEAD)
+class LoaderPlan(NamedTuple):
+    """Processes of a loader, parts that each prepares ahead, samples of a part, and the bytes that all hold at most."""
+
+    workers: int
+    ahead: int
+    part: int
+    held: int
+
+
+def loader_plan(budget: int, sample_bytes: int, batch_size: int, workers: int, stacked: bool = True) -> LoaderPlan:
+    """Divide `budget` bytes of a device: a process holds what is ahead and what it makes.
+
+    If two whole batches ahead of each process do not fit, processes make parts of batches. The main process then holds
+    the batch it joins, and also its samples and a pinned copy if they are not `stacked`. Processes are reduced last.
+    """
+    sample, batch = max(sample_bytes, 1), max(batch_size * sample_bytes, 1)
+    whole = min(budget // (workers * batch) - 1, MOST_AHEAD)
+    if whole >= LEAST_AHEAD:
+        return LoaderPlan(workers, whole, batch_size, workers * (whole + 1) * batch)
+    joined = 0 if batch_size == 1 else batch if stacked else 3 * batch
+    for ahead in range(LEAST_AHEAD, 0, -1):
+        if most := max(budget - joined, 0) // (workers * (ahead + 1) * sample):
+            part = max(size for size in range(1, min(most, batch_size) + 1) if batch_size % size == 0)
+            return LoaderPlan(workers, ahead, part, workers * (ahead + 1) * part * sample + joined)
+    workers = max((budget - joined) // (2 * sample), 1)
+    return LoaderPlan(workers, 1, 1, workers * 2 * sample + joined)
 
 
 def bytes_of(sample: Any) -> int:

@@ -67,7 +67,7 @@ class BestWeights:
 
     def load(self, state: Mapping[str, Any]) -> None:
         if set(state) != set(self.state()):
-            raise StageError("the checkpoint is of an older version: delete it, and the stage starts anew")
+            raise StageError("the checkpoint is of an older version: delete it, and the stage starts again")
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
@@ -99,7 +99,7 @@ class CheckpointChoice:
         self.evaluation.load_pretrained()
         reason = self.evaluation.why_not(self.key)
         if reason:
-            raise ValueError(f"model.choice.key is {self.key}, which decides and cannot be measured: {reason}")
+            raise ValueError(f"model.choice.key is {self.key}, which decides but cannot be measured: {reason}")
 
     def files(self) -> list[Path]:
         if self.checkpoint is None:

@@ -209,9 +209,16 @@ class RegionTextData(ShardedDataModule):
         split = split or self.train_split
         captions = [self.captions_of(one.dataset, split, one.language) for one in sets]
         pictures = find_pictures(sets, captions, split, self.max_skipped_fraction)
+        pool = CaptionPool(captions, pictures.keys)
+        most = len(pool) + 1 - (int(np.bincount(pool.groups).max()) if self.exclude_siblings else 1)
+        if self.vlm_candidates == "groups" and not 2 <= self.candidates <= most:
+            raise ValueError(
+                f"data.candidates is {self.candidates}, but must be from 2 to {most}: {pictures.listing.name}, "
+                f"{pictures.listing.version}, has {len(pool)} images; or set data.vlm_candidates to in_batch"
+            )
         return PairItems(
             pictures,
-            CaptionPool(captions, pictures.keys),
+            pool,
             self.tokenizer.max_tokens - 2,
             self.candidates,
             self.vlm_candidates,

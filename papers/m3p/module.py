@@ -239,7 +239,7 @@ class M3PModule(pl.LightningModule):
         return {"accuracy": 100 * hits / count}
 
     def start_without_files(self) -> None:
-        """Train on made-up batches, which have no validation split to select weights on."""
+        """Train on synthetic batches, which have no validation split to select weights on."""
         self.best = None
 
     # -- start ---------------------------------------------------------------------------------------------------------

@@ -261,12 +261,6 @@ class PairItems(RegionItems):
         self.exclude_siblings = exclude_siblings
         self.switch = switch
         self.masked = masked
-        others = len(pool) - (int(np.bincount(pool.groups).max()) if exclude_siblings else 1)
-        if vlm_candidates == "groups" and not 2 <= candidates <= others + 1:
-            raise ValueError(
-                f"data.candidates is {candidates}, but must be from 2 to {others + 1}: {pictures.listing.name}, "
-                f"{pictures.listing.version}, has {len(pool)} images; or set data.vlm_candidates to in_batch"
-            )
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, item = key if isinstance(key, tuple) else (0, key)

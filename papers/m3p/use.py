@@ -61,7 +61,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     @property
     def language(self) -> str | None:
-        """Language of the texts to embed alone; None adds no embedding of one."""
+        """Language of texts that are embedded without an image; None adds no language embedding."""
         return None if self._language is None else self.languages[self._language]
 
     @language.setter

@@ -39,9 +39,9 @@ from papers.mct.networks import Tower
 
 
 class MCT(networks.MCT, TrainedModel):
-    """A trained `networks.MCT`; its `embedding` is that of one head ([3]).
+    """A trained `networks.MCT`; `embedding` names the heads to use ([3]).
 
-    `inter` compares images with captions and images with images, `intra`, which J_ii and J_tag trained, images alone.
+    `inter` compares images and captions; `intra`, which J_ii and J_tag trained, compares only images.
     """
 
     paper = "mct"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from common.reporting import render
 from common.reporting.papers import existing_papers, project_root
 from common.reporting.records import short_name
 from common.reporting.results import find_promoted
-from common.reporting.tables import expand, load
+from common.reporting.tables import expand
 from common.stages.configuration import family_of, leaves, load_yaml, recipes_of, resolve, scales_of
 
 
@@ -160,11 +159,3 @@ def test_promoted_records_come_from_clean_revisions() -> None:
     for paper in existing_papers():
         for record in find_promoted(paper.name):
             assert record.clean, f"{record.stage} seed {record.seed}: promoted from a changed tree"
-
-
-def test_a_claim_or_check_makes_sense_alone() -> None:
-    for paper in existing_papers():
-        for table in load(paper.name).tables:
-            for check in (*table.claims, *table.checks):
-                leans = re.search(r"^[A-Z]\d+:|^(The same|So do|It|They)\b", check.text)
-                assert not leans, f"{paper.name}, {table.id}.{check.id}: {check.text!r} leans on another text"

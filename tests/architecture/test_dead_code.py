@@ -26,8 +26,8 @@ CALLERS = (
     torch.nn.Module, torch.optim.Optimizer, DistributedSampler, pickle.Unpickler, pickle.Pickler,
     ThreadingHTTPServer, SimpleHTTPRequestHandler,
 )  # fmt: skip
-#: Methods that libraries look up without a base class of theirs.
-LOOKED_UP = {"readinto", "reducer_override"}
+#: Methods that libraries look up without a base class of theirs, and data sets that `--data.dataset folder` looks up.
+LOOKED_UP = {"readinto", "reducer_override", "FolderOfAudio", "FolderOfClips"}
 #: Rooms whose public functions are for others: losses to choose from, and released weights in and out.
 FOR_OTHERS = re.compile(r"common\.losses\.\w+|papers\.\w+\.weights")
 

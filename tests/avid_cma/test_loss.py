@@ -296,24 +296,3 @@ def test_warm_start_says_what_does_not_fit() -> None:
     objective = cma()
     objective.load_banks(trained_avid_state() | {"normalizer": torch.tensor(0.25)})
     assert objective.normalizer == 0.25
-
-
-# -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "named"),
-    [
-        ("avid", {"num_items": 1}, "num_items"),
-        ("avid", {"instance_cross": 0.0}, "instance_"),
-        ("avid", {"positive_within": 1.0}, "positive_within"),
-        ("avid", {"positive_cross": 1.0}, "positive_cross"),
-        ("cma", {"num_items": 6}, "num_items"),
-        ("cma", {"within_negatives": 17}, "within_negatives"),
-        ("cma", {"positives": 0}, "positives"),
-        ("cma", {"instance_cross": 0.0, "positive_within": 0.0}, "positive_"),
-    ],
-)
-def test_impossible_arguments_are_named(kind: str, changes: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        KINDS[kind](**changes)

@@ -1,4 +1,4 @@
-"""AVID as a stage: what its configuration can say."""
+"""AVID as a stage: what its configuration can say, and that it learns (`make test-slow`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 
 from common.stages.run import run_stage
 from tests.stages import request
+
+#: Half of the miniature's steps: enough to leave the plateau.
+LAYER = {"trainer": {"max_epochs": 12}}
 
 
 def test_the_ablation_setting_runs_on_the_miniature(tmp_path: Path) -> None:
@@ -23,3 +26,28 @@ def test_the_ablation_setting_runs_on_the_miniature(tmp_path: Path) -> None:
 def test_banks_are_not_rounded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision"):
         run_stage(request("avid/avid", tmp_path, "--trainer.precision", "bf16-true"))
+
+
+def sound_accuracy(runs: Path, recipe: str) -> float:
+    """Accuracy in percent of the SVM on the last audio stage, after a short pre-training at the mini scale."""
+    stage = request(f"avid/{recipe}", runs / recipe, layer=LAYER, scale="mini")
+    run_stage(stage)
+    checkpoint = str(stage.directory / "checkpoints" / "last.ckpt")
+    probe = request(
+        "avid/esc50_svm",
+        runs / recipe,
+        "--model.pretrained",
+        checkpoint,
+        "--data.audio.statistics",
+        checkpoint,
+        scale="mini",
+    )
+    value = run_stage(probe).metrics["test/conv5x_top1"]
+    assert value is not None
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_other_modality_teaches_more_than_ones_own(tmp_path: Path) -> None:
+    assert sound_accuracy(tmp_path, "avid") >= sound_accuracy(tmp_path, "avid_self") + 15

@@ -26,8 +26,5 @@ def pytest_sessionfinish(exitstatus: int) -> None:
     table, page = markdown(LINES), os.environ["BENCH"]
     print(f"\n\n{table}\n")
     if page != "1":
-        if exitstatus:
-            print(f"{page} stays as it is: something failed, see above")
-        else:
-            write({Path(page): marked(Path(page), speed=table)})
-            print(f"written to {page}")
+        write({Path(page): marked(Path(page), speed=table)})
+        print(f"written to {page}" + ("; something failed, see above" if exitstatus else ""))

@@ -103,13 +103,17 @@ def cells(line: Line) -> list[str]:
     return [line.what, line.peer, line.ours, line.theirs, ratio, "" if line.noise is None else f"± {line.noise:.2f}"]
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """The table, below a line with machine, versions and date."""
+def about_machine() -> str:
+    """Date, machine, versions and revision."""
     machine, versions, git = records.hardware(), records.versions(), records.git_state(checkout())
     revision = str(git.get("revision") or "unknown")[:12] + (", with changes" if git.get("dirty") else "")
-    about = (
+    return (
         f"{datetime.now(UTC):%Y-%m-%d}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, "
         f"torch {versions.get('torch', 'unknown')}, PyAV {versions.get('av', 'unknown')}, revision {revision}"
     )
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table, below a line with machine, versions and date."""
     rows = [f"| {' | '.join(cells(line))} |" for line in lines]
-    return "\n".join([about, "", f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|", *rows])
+    return "\n".join([about_machine(), "", f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|", *rows])

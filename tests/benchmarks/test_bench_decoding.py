@@ -65,12 +65,15 @@ def _bare_audio(path: Path, start: float, duration: float) -> np.ndarray:
     return np.concatenate(parts, axis=1)[0, : int(duration * 24_000)].astype(np.float32) / 32767
 
 
-def _torchcodec() -> Any:
+def _torchcodec(film: Path) -> Any:
     """Its decoders, or None where it or a shared FFmpeg is missing."""
     try:
-        return importlib.import_module("torchcodec.decoders")
-    except (ImportError, OSError, RuntimeError):
+        decoders = importlib.import_module("torchcodec.decoders")
+        decoders.VideoDecoder(str(film))  # FFmpeg is only loaded now
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"\ntorchcodec is skipped: {str(error).splitlines()[0]}")
         return None
+    return decoders
 
 
 @pytest.mark.parametrize("duration", [0.5, 2.0])
@@ -84,7 +87,7 @@ def test_video(film: Path, duration: float) -> None:
 
     assert np.array_equal(ours(), _bare_video(film, start, numbers))
     steps: dict[str, Callable[[], Any]] = {"ours": ours, "bare": lambda: _bare_video(film, start, numbers)}
-    if torchcodec := _torchcodec():
+    if torchcodec := _torchcodec(film):
 
         def other() -> Any:
             decoder = torchcodec.VideoDecoder(str(film), dimension_order="NHWC", seek_mode="approximate")
@@ -106,7 +109,7 @@ def test_audio(film: Path) -> None:
 
     assert len(ours()) == len(_bare_audio(film, 5.2, 2.0)) == 48_000
     steps: dict[str, Callable[[], Any]] = {"ours": ours, "bare": lambda: _bare_audio(film, 5.2, 2.0)}
-    if torchcodec := _torchcodec():
+    if torchcodec := _torchcodec(film):
 
         def other() -> Any:
             decoder = torchcodec.AudioDecoder(str(film), sample_rate=24_000, num_channels=1)

@@ -1,4 +1,4 @@
-"""Whole training steps: of every paper on made-up batches, and what a second process brings to AVID.
+"""Whole training steps: of every paper on synthetic batches, and what a second process brings to AVID.
 
 Wall time of steps alone: what comes before the first ones (start, decoding, process groups) is left out.
 """

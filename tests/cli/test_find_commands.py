@@ -35,8 +35,12 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
     assert "CMA: starts from AVID" in output
     assert "configs/avid_cma/base.yaml < configs/avid_cma/cma.yaml < configs/avid_cma/mini.yaml" in output
     assert "starts from: avid (model.warm_start)" in output
-    assert "has run: avid_cma, seeds 0" in output
-    assert "has run: avid_cma, seeds 0" in said(capsys, "show", "avid/cma", "--runs", str(tmp_path))
+    for name in ("avid_cma", "cma"):
+        output = said(capsys, "show", f"avid/{name}", "--runs", str(tmp_path))
+        (line,) = [line.split() for line in output.splitlines() if line.startswith("avid_cma ")]
+        assert line[:4] == ["avid_cma", "pretrain", "cma", "avid"]
+        assert line[-2] == "-"  # no run here, and the seeds of the promoted records
+        assert line[-1].startswith("0")
     assert "deviations of this scale" in output
     assert "fills: table kinetics_transfer, row AVID-CMA" in said(capsys, "show", "avid/esc@avid_cma")
 

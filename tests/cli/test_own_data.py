@@ -12,9 +12,10 @@ import yaml
 from PIL import Image
 
 from common.commands.main import main
+from common.errors import ConfigurationError
 from common.reporting.papers import project_root
 from common.reporting.records import find
-from common.stages.configuration import ConfigurationError, check_ranges, resolve
+from common.stages.configuration import check_ranges, resolve
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
@@ -46,7 +47,6 @@ def write_files(mine: Path) -> None:
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     write_files(tmp_path / "mine")
     text = PAGE.read_text(encoding="utf-8").replace("mini", "smoke").replace("/mine", str(tmp_path / "mine"))
@@ -106,7 +106,7 @@ def test_the_short_name_takes_the_class_that_holds_the_same(paper: str, recipe: 
 
 
 def test_short_names_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="is given an empty value"):
+    with pytest.raises(ConfigurationError, match="has an empty value"):
         resolve("avid", "avid", arguments=["--data.dataset", ""])
     with pytest.raises(ConfigurationError, match=r"--data.dataset foldr: did you mean 'folder'"):
         resolve("avid", "avid", arguments=["--data.dataset", "foldr"])
@@ -117,7 +117,6 @@ def test_short_names_that_do_not_fit_are_refused() -> None:
 def test_wrong_numbers_and_missing_captions_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     for number in range(40):
         path = tmp_path / "one" / "cat" / f"{number}.png"

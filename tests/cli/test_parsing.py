@@ -60,12 +60,6 @@ def test_a_signature_is_the_parser() -> None:
     }  # fmt: skip
 
 
-def test_what_is_not_given_has_the_defaults_of_the_function() -> None:
-    assert call(command, "command", ["x"]) == 3
-    assert seen["where"] == Where()
-    assert (seen["files"], seen["rows"], seen["batch_size"], seen["measure"]) == ((), (), 4, None)
-
-
 def test_files_may_come_after_a_flag() -> None:
     assert call(other, "other", ["--check", "--need", "n", "a"]) == 0
     assert call(other, "other", ["a", "--check", "--need", "n", "b"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache as cached
 from pathlib import Path
@@ -14,12 +15,12 @@ from tests.data.worlds import tiny
 
 
 @pytest.fixture(scope="session")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[type[World]], Any]:
+def rendered() -> Callable[[type[World]], Any]:
     """The small world of a kind with all its files; nobody changes them."""
 
     @cached
     def of(kind: type[World]) -> Any:
-        made = tiny(kind, tmp_path_factory.mktemp("worlds"))
+        made = tiny(kind, Path(os.environ["ASSEMBLE_TESTS"]) / "worlds")
         made.prepare()
         return made
 

@@ -13,9 +13,11 @@ from PIL import Image
 from common.data.datasets import coco, coco_cn, coco_karpathy, conceptual_captions, multi30k, stair_captions, voc
 from common.data.datasets.base import write_lines
 from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
-from common.data.regions import write_regions
-from tests.data.region_layouts import regions
+from common.data.regions import Regions, write_regions
 from tests.data.text_layouts import write_lines as _write_narratives
+
+#: Of the regions.
+HEIGHT, WIDTH, FEATURES, CLASSES = 30, 40, 6, 5
 
 CATEGORIES = ("person", "dog", "car")
 VOC_CLASSES = ("aeroplane", "bicycle", "train")
@@ -28,6 +30,21 @@ NARRATIVES = (
     (522418, 12, "A woman cuts a cake."),
     (391895, 13, "In the front a bike."),
 )
+
+
+def regions(number: int, count: int = 3, distribution: bool = False) -> Regions:
+    """Regions whose content depends on the number."""
+    rng = np.random.default_rng(number)
+    corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1) * (WIDTH, HEIGHT)
+    shares = rng.dirichlet(np.ones(CLASSES), count).astype(np.float32)
+    return Regions(
+        rng.normal(size=(count, FEATURES)).astype(np.float32),
+        corners.reshape(count, 4).astype(np.float32),
+        shares.argmax(1).astype(np.int64),
+        HEIGHT,
+        WIDTH,
+        shares if distribution else None,
+    )
 
 
 def write_image(path: Path, number: int = 0, size: tuple[int, int] = (24, 20)) -> Path:

@@ -298,16 +298,6 @@ def test_training_windows_change_speed(sounds: Listing, wrap: float | None) -> N
     assert set((still[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 2_048).round().int().tolist()) == {1000}
 
 
-def test_dense_clips_as_bytes_are_the_same_clips(folder: Path) -> None:
-    transform = dataclasses.replace(VIDEO, training=False)
-    bare = dataclasses.replace(transform, normalize=False)
-    numbers, pixels = (
-        DenseVideoClips(_good(folder), one, clips=3, video_duration=0.5, video_fps=8.0)[1] for one in (transform, bare)
-    )
-    assert pixels["video"].dtype == torch.uint8
-    assert torch.equal(bare.normalized(pixels["video"]), numbers["video"])
-
-
 # -- which moments -----------------------------------------------------------------------------------------------------
 
 

@@ -277,9 +277,6 @@ def test_karpathys_groups(tmp_path: Path) -> None:
     assert COCOKarpathy(root).annotations("train").groups.tolist() == [4, 4, 4]
 
 
-# ----------------------------------------------------------------------------------------------------------- COCO 2014
-
-
 # ---------------------------------------------------------------------------------------------------------- narratives
 @pytest.mark.parametrize("folder", ["", "annotations", "localized_narratives"])
 def test_narratives_are_the_captions_of_their_images(tmp_path: Path, folder: str) -> None:

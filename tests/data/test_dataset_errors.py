@@ -133,7 +133,7 @@ CASES: list[tuple[str, str, Damage, str]] = [
     ("imagenet", "classes.txt", "\n \n", "is empty"),
     ("imagenet", "classes.txt", "n01440764\nn00000000\n", "such as n00000000"),
     ("cc", "Train_GCC-training.tsv", "a\thttp\nno address\n", "line 2: 1 columns"),
-    ("cc", "Train_GCC-training.tsv", "\t\n \t \n", "holds no captions"),
+    ("cc", "Train_GCC-training.tsv", "\t\n \t \n", "has no captions; download"),
     ("cc", "Train_GCC-training.tsv", 'caption\turl\n" a cat\ta\na town\tb\nhe said "\tc\n', "a quote is not closed"),
     ("cc", "groups.json", '{"train": {"0": 4}}', "'1'"),
     ("multi30k", ENGLISH, gzip.compress(b"only one\n", mtime=0), "1 captions for the 2 images"),

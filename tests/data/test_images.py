@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -135,14 +134,6 @@ def test_the_cache_gives_what_the_file_holds(folder: Path) -> None:
     assert cache.nbytes == 24 * 20 * 3
     with pytest.raises(MediaError, match="No such file"):
         read_image(folder / "gone.jpg", cache)
-
-
-def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
-    cache, path = FileCache(2**20), tmp_path / "a.png"
-    for color in ((1, 2, 3), (4, 5, 6)):
-        Image.new("RGB", (4, 4), color).save(path)
-        os.utime(path, ns=(color[0], color[0]))
-        assert read_image(path, cache).getpixel((0, 0)) == color
 
 
 def test_the_oldest_makes_room_and_a_large_one_is_not_kept(folder: Path, tmp_path: Path) -> None:

@@ -141,23 +141,13 @@ def test_pictures_are_called_as_their_captions_call_them(folder: Path, extractor
 
 
 #: What lies in a folder that cannot be used, and what the message names.
-@pytest.mark.parametrize(
-    ("names", "output", "named"),
-    [
-        ([], "a.h5", "no images"),
-        (["a.jpg"], "a.h5", "a.jpg"),
-        (["a.jpg", "b/a.jpg"], "a.h5", "'a'"),
-        (["a.jpg"], "a.txt", "--output"),
-    ],
-)
-def test_folders_that_cannot_be_used(
-    tmp_path: Path, extractor: RegionExtractor, names: list[str], output: str, named: str
-) -> None:
+@pytest.mark.parametrize(("names", "named"), [([], "no images"), (["a.jpg"], "a.jpg"), (["a.jpg", "b/a.jpg"], "'a'")])
+def test_folders_that_cannot_be_used(tmp_path: Path, extractor: RegionExtractor, names: list[str], named: str) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(StageError, match=named):
-        extract_regions(tmp_path, tmp_path / output, extractor)
+        extract_regions(tmp_path, tmp_path / "a.h5", extractor)
 
 
 # -- weights, command --------------------------------------------------------------------------------------------------
@@ -193,4 +183,8 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     listed = output.with_name("a.h5.skipped.txt")
     assert "broken.png" in listed.read_text()
     assert len(RegionFeatures(output)["0"]) == 3
-    assert main([*command, "--detector", str(weights)]) == 2  # the file is there
+    # The output is checked before a detector is loaded.
+    assert main([*command, "--detector", "none.pth"]) == 2
+    assert "a.h5 exists" in capsys.readouterr().err
+    assert main([*command, "--detector", "none.pth", "--output", "a.txt"]) == 2
+    assert "--output a.txt" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.regions import RegionError, RegionFeatures, Regions, box_vectors, write_regions
-from tests.data.region_layouts import FEATURES, HEIGHT, WIDTH, regions
+from tests.data.image_layouts import FEATURES, HEIGHT, WIDTH, regions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "m3p" / "joint_forward.npz"
 KEYS = ("COCO_val2014_000000000042", "COCO_val2014_000000000007", "flickr_3")

@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from common.data.sequences import Rows
 from common.data.text_features import (
@@ -52,24 +51,6 @@ def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     with h5py.File(store.path) as file:
         assert file["words"].dtype == np.float16
         assert len(file["words"]) == store.starts[-1] == encode_texts(flat, tokenizer)[1].sum()
-
-
-class Interrupting(BertText):
-    """Stops like Ctrl-C after some batches."""
-
-    left = 2
-
-    def hidden_states(self, tokens: Tensor, length: Tensor) -> Tensor:
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return super().hidden_states(tokens, length)
-
-
-def test_an_interrupted_store_leaves_nothing(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        made(tmp_path / "store.h5", bert, encoder=Interrupting(str(bert)), batch_size=1)
-    assert not list(tmp_path.glob("store*"))
 
 
 def test_weights_that_give_no_numbers_are_found(bert: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from common.data.worlds.emoji import EmojiWorld
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.narrated import NarratedWorld
-from common.data.worlds.shapes import CaptionWords, ShapesWorld
+from common.data.worlds.shapes import ShapesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
 from tests.data.worlds import digest, media, tiny
 
@@ -33,7 +33,6 @@ class Contract:
         more: larger numbers of clips or pictures; none where each picture's use depends on the number of all.
         held: how the names of media files of `again` begin that every seed shares; None where names do not tell.
         apart: no two media files of the world are equal.
-        bad: arguments that are refused, and a parameter that the error names.
     """
 
     kind: type[World]
@@ -41,7 +40,6 @@ class Contract:
     more: dict[str, Any]
     held: tuple[str, ...] | None
     apart: bool
-    bad: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         return self.kind.kind
@@ -54,7 +52,6 @@ CONTRACTS = [
         {"pretrain": 56},
         held=(),
         apart=True,
-        bad=[({"ucf_groups": 3}, "ucf_groups")],
     ),
     Contract(
         EmojiWorld,
@@ -62,12 +59,6 @@ CONTRACTS = [
         {"concepts": 80},
         held=("val2017/",),
         apart=False,
-        bad=[
-            ({"concepts": 819}, "concepts"),
-            ({"train_styles": ()}, "train_styles"),
-            ({"train_styles": ("twemoji",)}, "train_styles"),
-            ({"test_style": "apple"}, "test_style"),
-        ],
     ),
     Contract(
         EmojiLanguagesWorld,
@@ -75,12 +66,6 @@ CONTRACTS = [
         {},
         held=None,
         apart=False,
-        bad=[
-            ({"concepts": 819}, "concepts"),
-            ({"concepts": 25}, "concepts"),
-            ({"test_style": "noto"}, "test_style"),
-            ({"train_styles": ("crayon",)}, "train_styles"),
-        ],
     ),
     Contract(
         NarratedWorld,
@@ -88,7 +73,6 @@ CONTRACTS = [
         {"dialogs": 14, "dialogs_validation": 4},
         held=(),
         apart=True,
-        bad=[({"turns": 8}, "turns")],
     ),
     Contract(
         ShapesWorld,
@@ -96,7 +80,6 @@ CONTRACTS = [
         {"train": 40, "karpathy_train": 30, "probe_test": 40},
         held=("val2017/", "val2014/", "val/"),
         apart=True,
-        bad=[({"caption_style": "full", "words": CaptionWords()}, "words")],
     ),
     *(
         Contract(
@@ -181,20 +164,6 @@ def test_a_second_call_leaves_the_files_alone(
     world.prepare()
     # The folders are readable by others who share the cache.
     assert all(world.root_of(name).stat().st_mode & 0o055 == 0o055 for name in world.names)
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "named"),
-    [(contract.kind, change, named) for contract in CONTRACTS for change, named in contract.bad],
-)
-def test_bad_arguments_are_named(kind: type[World], change: dict[str, Any], named: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=named):
-        tiny(kind, tmp_path, **change)
-
-
-def test_a_data_set_that_a_world_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'imagenet1k'; it has coco"):
-        tiny(ShapesWorld, tmp_path).root_of("imagenet1k")
 
 
 # ---------------------------------------------------------------------------------------------------- one cache for all

@@ -24,11 +24,7 @@ def over(layer: dict[str, Any], devices: int) -> dict[str, Any]:
 
 def train(stage: StageRequest) -> dict[str, Any]:
     """Run a stage: the `state` that it left, and `metrics`, `data` and `steps` of its record."""
-    os.environ["WANDB_MODE"] = "disabled"
-    try:
-        record = run_stage(stage)
-    finally:
-        os.environ["WANDB_MODE"] = "offline"
+    record = run_stage(stage)
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
     return {"state": state["state_dict"], "metrics": record.metrics, "data": record.data, "steps": record.steps}
 

@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsy
     path = saved(tmp_path / "last.ckpt", "SomethingElse")
     arguments = ["test", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path / "runs"), "--checkpoint", str(path)]
     assert main(arguments) == 2
-    assert f"{path} is of SomethingElse, and avid is of AVID" in capsys.readouterr().err
+    assert f"{path} is a checkpoint of SomethingElse, but avid needs one of AVID" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(60)
@@ -66,11 +66,11 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
         models._lines,
     )
     for read in readers:
-        with pytest.raises((OSError, ValueError, RuntimeError), match="is no regular file") as error:
+        with pytest.raises((OSError, ValueError, RuntimeError), match="is not a regular file") as error:
             read(path)
         assert str(tmp_path) in str(error.value)
     os.mkfifo(tmp_path / "store.h5")
-    with pytest.raises(FeaturesError, match="is no regular file"):
+    with pytest.raises(FeaturesError, match="is not a regular file"):
         FeatureStore(tmp_path / "store.h5")
 
 

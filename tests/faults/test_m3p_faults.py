@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.data.item_dataset import TooManyBrokenFiles
-from common.data.regions import write_regions
-from tests.m3p.layouts import Layouts, pictures_of, regions_of, write_features
+from tests.m3p.layouts import Layouts, pictures_of, write_features
 
 
 @pytest.fixture
@@ -28,17 +27,3 @@ def test_images_without_regions_are_left_out_and_counted(layouts: Layouts) -> No
     assert (described["samples"], described["without_regions"]) == (10, 2)
     with pytest.raises(TooManyBrokenFiles, match=r"2 of 12 images have no region features in .*train\.npz.*train_10"):
         layouts.retrieval(max_skipped_fraction=0.1)
-
-
-def test_regions_of_another_width_or_without_distributions(layouts: Layouts) -> None:
-    found = regions_of(3)
-    (layouts.root / "conceptual_captions/regions/train.npz").unlink()
-    plain = type(found)(found.features, found.boxes, found.labels, found.height, found.width)
-    write_regions(layouts.root / "conceptual_captions/regions/train.npz", [(str(n), plain) for n in range(12)])
-    with pytest.raises(ValueError, match=r"data\.distributions"):
-        next(iter(layouts.pretraining(distributions=True).train_dataloader()))
-    (layouts.root / "multi30k/regions/test.npz").unlink()
-    wide = type(found)(found.features[:, :4], found.boxes, found.labels, found.height, found.width)
-    write_regions(layouts.root / "multi30k/regions/test.npz", [(f"test_{number}", wide) for number in range(5)])
-    with pytest.raises(ValueError, match=r"must be of one width, found \[4, 6\]"):
-        layouts.retrieval()

@@ -47,7 +47,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
         process.terminate()
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 143
-        assert "stopped; the same command resumes" in output
+        assert "stopped; rerun the command to resume" in output
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:

@@ -222,6 +222,9 @@ def test_a_stopped_stage_says_where_it_resumes(
     monkeypatch.setattr(runner, "_run_claimed", stopped)
     arguments = ["--scale", "smoke", "--runs", str(tmp_path)]
     assert main(["fit", "avid/avid", *arguments]) == 128 + number
-    where = "resumes from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
-    told = f"avid: stopped by {signal.Signals(number).name}; the same command {where}\n"
+    resume, start = (
+        "rerun the command to resume from its last checkpoint",
+        "no checkpoint was saved yet: rerun the command",
+    )
+    told = f"avid: stopped by {signal.Signals(number).name}; {resume if saved else start}"
     assert told in capsys.readouterr().out

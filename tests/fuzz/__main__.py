@@ -160,7 +160,8 @@ def main(minutes: float, seed: int, only: int | None = None, names: Sequence[str
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     findings: list[str] = []
     with tempfile.TemporaryDirectory() as base:
-        os.environ.update(ASSEMBLE_CACHE=f"{base}/cache", WANDB_MODE="offline", OMP_NUM_THREADS="1")
+        own = {"ASSEMBLE_CACHE": f"{base}/cache", "ASSEMBLE_TESTS": f"{base}/trained"}
+        os.environ.update(own, WANDB_MODE="disabled", OMP_NUM_THREADS="1")
         good = {name: Path(base) / "good" / str(number) for number, name in enumerate(names)}
         case = 0 if only is None else only
         while time.monotonic() < end and (only is None or case == only):

@@ -33,7 +33,7 @@ from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
-from tests.data import image_layouts, region_layouts
+from tests.data import image_layouts
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.data.writers import WRITERS
 from tests.trained import checkpoint
@@ -113,7 +113,7 @@ def _read_pictures(folder: Path) -> None:
 
 
 def _write_regions(folder: Path) -> None:
-    found = [region_layouts.regions(number) for number in range(3)]
+    found = [image_layouts.regions(number) for number in range(3)]
     for name in ("a.npz", "b.h5"):
         write_regions(folder / name, zip("123", found))
 

@@ -281,22 +281,3 @@ def test_weight_decay_spares_what_has_one_dimension() -> None:
     assert all(parameter.ndim == 1 for parameter in spared["params"])
     assert model.model.text is not None
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.model.text.parameters()))
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "options", "named"),
-    [
-        ({"text_encoder": None}, {}, "model.text_encoder"),
-        ({"text_encoder": None, "weight_cc": 0.0}, {}, "model.text_encoder"),
-        ({"weight_ii": 0.0, "weight_tag": 0.0, "weight_cross": 0.0}, {}, "weight_ii"),
-        ({"tag_count": 0}, {}, "weight_tag"),
-        ({}, {"precision": "bf16-true"}, "trainer.precision"),
-    ],
-    ids=str,
-)
-def test_settings_that_cannot_work(fields: dict[str, Any], options: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        train(module(**fields), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,14 @@ def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
     for name, value in plain.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(masked[name])), name
     assert "image_key" not in data.collate([masked, masked])  # the one view that is never read
+
+
+def test_a_batch_is_whole_groups_on_each_device() -> None:
+    found = module(candidates=4)
+    data = SimpleNamespace(batch_size=8)
+    found._trainer = SimpleNamespace(datamodule=data, world_size=4, ckpt_path="last.ckpt")  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"model\.candidates is 4: data\.batch_size 8 .* each of 4 devices"):
+        found.setup("fit")
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

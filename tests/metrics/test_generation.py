@@ -153,7 +153,7 @@ def test_equal_texts_are_not_drawn_against_each_other() -> None:
     text = torch.eye(8)[identity]
     assert first_ranked(text, text, identity).all()
     assert not first_ranked(text, text, candidates=40).any()
-    with pytest.raises(ValueError, match="another text"):
+    with pytest.raises(ValueError, match="different texts"):
         first_ranked(text, text, torch.zeros(40))
 
 

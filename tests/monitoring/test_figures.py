@@ -25,10 +25,8 @@ from common.monitoring.figures import (
     NO_FONT,
     RIGHT,
     Cell,
-    Described,
     Row,
     chart,
-    described_images,
     embedding_map,
     image_grid,
     plain,
@@ -128,16 +126,6 @@ def test_a_grid_has_titles_texts_and_frames(tmp_path: Path) -> None:
     assert height > 200
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("count", [1, 4, 5])
-def test_every_image_has_its_own_place(tmp_path: Path, columns: int, count: int) -> None:
-    items = [Described(picture(), [(f"line {n}", "black"), ("wrong", "tab:red")]) for n in range(count)]
-    figure = described_images(items, "Found", columns)
-    assert len({tuple(image.get_extent()) for image in figure.axes[0].images}) == count
-    assert sum(text.startswith("line") for text in texts(figure)) == count
-    assert min(saved(figure, tmp_path / "described.png")) > 100
-
-
 # -- maps --------------------------------------------------------------------------------------------------------------
 
 
@@ -154,11 +142,6 @@ def test_a_clip_without_a_frame_is_shown_in_gray() -> None:
 
 def normal(rows: int, dim: int) -> Tensor:
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("rows", [7, 8])
-def test_a_map_needs_eight_rows(rows: int) -> None:
-    assert (embedding_map(normal(rows, 5), [str(n % 3) for n in range(rows)]) is not None) == (rows >= 8)
 
 
 @pytest.mark.parametrize("dim", [4, 60])

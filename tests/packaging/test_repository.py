@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from common.reporting.papers import existing_papers
 from tests.architecture.sources import ROOT
 
 
@@ -31,17 +30,9 @@ def test_what_is_copied_is_here_and_the_lock_is_what_is_installed() -> None:
 
 FOLDER = ROOT / "docs" / "images"
 SCRIPT: dict[str, Any] = runpy.run_path(str(FOLDER / "diagrams.py"))
-#: A method is drawn once somebody draws it: a new paper has none at first.
-PAPERS = [paper.name for paper in existing_papers() if paper.name in SCRIPT["DRAWINGS"]]
 
 
-def test_every_paper_has_one_on_its_page() -> None:
-    assert set(SCRIPT["DRAWINGS"]) == set(PAPERS)  # none of a paper that is not there
-    for paper in PAPERS:
-        assert f"images/{paper}.svg)" in (ROOT / "papers" / paper / "README.md").read_text(encoding="utf-8"), paper
-
-
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", SCRIPT["DRAWINGS"])
 def test_the_file_is_what_the_script_draws(paper: str) -> None:
     drawn = SCRIPT["DRAWINGS"][paper]().svg()
     assert (FOLDER / f"{paper}.svg").read_text(encoding="utf-8") == drawn, "run python docs/images/diagrams.py"

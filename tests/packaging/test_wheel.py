@@ -69,8 +69,10 @@ def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def assemble(site: Path, folder: Path, *arguments: str) -> str:
-    done = python(site, folder, "-m", "common.commands.main", *arguments)
+def assemble(site: Path, folder: Path, *commands: str, after: str = "") -> str:
+    """What commands and a line of code print in one process."""
+    program = f"from common.commands.main import main\nfor line in {commands}: assert main(line.split()) == 0\n{after}"
+    done = python(site, folder, "-c", program)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -91,7 +93,8 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
 def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: Path) -> None:
     (info,) = site.glob("*.dist-info")
     assert f"\nVersion: {common.__version__}\n" in (info / "METADATA").read_text(encoding="utf-8")
-    assert assemble(site, away, "--version") == f"assemble {common.__version__}\n"
+    done = python(site, away, "-m", "common.commands.main", "--version")
+    assert done.stdout == f"assemble {common.__version__}\n"
     entries = ConfigParser()
     entries.read(info / "entry_points.txt")
     module, _, function = entries["console_scripts"]["assemble"].partition(":")
@@ -99,10 +102,9 @@ def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: 
 
 
 def test_commands_that_do_not_train_work_without_a_checkout(site: Path, away: Path) -> None:
-    assert "ucf_1@avid_cma" in assemble(site, away, "plan", "avid")
-    assert "Transfer after pre-training on Kinetics" in assemble(site, away, "tables", "avid")
-    assert "holds" in assemble(site, away, "claims", "avid")
-    assemble(site, away, "report", "avid")
+    printed = assemble(site, away, "plan avid", "tables avid", "claims avid", "report avid")
+    for expected in ("ucf_1@avid_cma", "Transfer after pre-training on Kinetics", "holds"):
+        assert expected in printed
     page = (away / "runs" / "report.html").read_text(encoding="utf-8")
     assert "Transfer after pre-training on Kinetics" in page
     assert not (site / "runs").exists()
@@ -115,14 +117,12 @@ def test_what_writes_into_the_repository_asks_for_a_checkout(site: Path, away: P
 
 
 def test_training_export_and_use_work_without_a_checkout(site: Path, away: Path) -> None:
-    assemble(site, away, "fit", "avid/avid", "--scale", "smoke")
     run = away / "runs" / "avid_cma" / "smoke" / "seed0" / "avid"
+    export = f"export avid --checkpoint {run / 'checkpoints' / 'last.ckpt'} --output avid"
+    use = "from papers.avid_cma import AVID; print(AVID.from_export('avid').training, AVID.__module__)"
+    printed = assemble(site, away, "fit avid/avid --scale smoke", export, after=use)
+    assert printed.endswith("\nFalse papers.avid_cma.use\n")
     assert '"revision": null' in (run / "record.json").read_text(encoding="utf-8")
-    weights = str(run / "checkpoints" / "last.ckpt")
-    assemble(site, away, "export", "avid", "--checkpoint", weights, "--output", "avid")
-    program = "from papers.avid_cma import AVID; print(AVID.from_export('avid').training, AVID.__module__)"
-    done = python(site, away, "-c", program)
-    assert done.stdout == "False papers.avid_cma.use\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["common/__init__.py", "common.py"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from common.encoders.video import R2Plus1D
 from common.errors import NonFiniteLossError
@@ -271,22 +271,6 @@ class TestLinearClassification:
             )
             trainer(tmp_path, max_epochs=3, callbacks=[record]).fit(module, loader(pictures(8)))
             np.testing.assert_allclose(record.rates, np.outer(expected, [0.3, 30]), atol=1e-12)
-
-    def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
-        class Data(pl.LightningDataModule):
-            num_classes = 1000
-
-            def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-                return loader(pictures(4))
-
-        module = LinearClassification(image_encoder(), CLASSES)
-        with pytest.raises(ValueError, match="learning_rates"):
-            LinearClassification(image_encoder(), CLASSES, learning_rates=[0.3, 0.3])
-        for parts in (loader(pictures(4)), [loader(pictures(0)), loader(pictures(4))]):
-            with pytest.raises(ValueError, match="test_dataloaders"):
-                results_of(trainer(tmp_path), module, parts)
-        with pytest.raises(ValueError, match="num_classes"):
-            trainer(tmp_path, max_epochs=1).fit(module, datamodule=Data())
 
 
 class TestSupervisedClassification:

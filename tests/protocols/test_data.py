@@ -1,4 +1,4 @@
-"""Data modules of the protocols: what is held back, labels, statistics of sounds, and made-up batches."""
+"""Data modules of the protocols: what is held back, labels, statistics of sounds, and synthetic batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.clip_inputs import AudioInput, read_statistics
+from common.data.clip_inputs import AudioInput
 from common.data.datasets.coco import COCO
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.folder import FolderOfAudio
@@ -19,8 +19,6 @@ from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.worlds.audiovisual import AudioVisualWorld
-from common.encoders.checkpoint_files import CheckpointError
-from common.errors import StageError
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
@@ -63,13 +61,6 @@ def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path,
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (5, 3, 8, 8)
     assert batch["label"].dtype == torch.int64
-
-
-def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
-    write_imagenet(tmp_path, train=2)
-    data = ClassificationData(ImageNet(tmp_path), held_out_fraction=0.01, image=SMALL)
-    with pytest.raises(ValueError, match=r"data\.held_out_fraction"):
-        attached(data)
 
 
 @pytest.mark.parametrize("fit", [True, False])
@@ -147,13 +138,6 @@ def test_statistics_are_of_the_files_and_not_of_their_names(tmp_path: Path, monk
     for name in ("a/1", "a/2", "b/1", "b/2"):
         write_wav(tmp_path / "one" / f"{name}.wav", seconds=5.0, rate=8_000, frequency=2_000.0)
     np.testing.assert_allclose(means(tmp_path / "one"), second)
-
-
-@pytest.mark.parametrize("name", ["damaged.npz", "damaged.ckpt"])
-def test_a_damaged_file_of_statistics_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"no file of that kind")
-    with pytest.raises((StageError, CheckpointError), match=name):
-        read_statistics(tmp_path / name)
 
 
 class Model:

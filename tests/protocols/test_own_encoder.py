@@ -23,7 +23,6 @@ def blocks(kind: str) -> list[str]:
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     runs = ["--runs", str(tmp_path / "runs")]
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     for line in lines:

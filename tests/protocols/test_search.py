@@ -26,7 +26,6 @@ from tests.protocols.parts import (
     checkpoint,
     copy_of,
     image_encoder,
-    loader,
     pictures,
     results_of,
     trainer,
@@ -258,13 +257,3 @@ class TestCrossModalSearch:
         for left, number in zip(captions, numbers):
             for right, other in zip(captions, numbers):
                 assert (left == right) == (number == other)
-
-    def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="embedding_dim"):
-            CrossModalSearch(image_encoder(), words(16))
-        with pytest.raises(ValueError, match="data: CrossModalSearch"):
-            trainer(tmp_path, max_epochs=1).fit(search(), loader(pictures(4)))
-        with pytest.raises(ValueError, match="test_dataloaders: CrossModalSearch"):
-            results_of(trainer(tmp_path), search(), loader(pictures(4)))
-        with pytest.raises(ValueError, match="fold_size"):
-            results_of(trainer(tmp_path), search(fold_size=1000), SearchData())

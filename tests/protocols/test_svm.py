@@ -148,16 +148,6 @@ class TestMultiLabelSVM:
         assert listed[1]["left_out"] == "no positive test sample"
         assert listed[1]["C"] is None
 
-    def test_mistakes(self, tmp_path: Path) -> None:
-        module, part = MultiLabelSVM(image_encoder()), pictures(12, tags=True)
-        narrow, empty = (relabeled(part, torch.zeros(12, width, dtype=torch.int8)) for width in (2, 3))
-        for parts, named in (([part], "test_dataloaders"), ([part, narrow], "labels"), ([empty, empty], "labels")):
-            with pytest.raises(ValueError, match=named):
-                results_of(trainer(tmp_path), module, [loader(one) for one in parts])
-        nn.init.constant_(module.encoder.conv1.weight, torch.nan)
-        with pytest.raises(ValueError, match="features"):
-            results_of(trainer(tmp_path), module, [loader(part), loader(part)])
-
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
     module = SoundSVM(audio_encoder(), {"conv5x": 2}, folds=1)

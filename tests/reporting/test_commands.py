@@ -77,7 +77,7 @@ def test_no_run_ends_a_command(payload: str, project: Path, saved: Saved, capsys
         if stopped and path.is_file():
             path.unlink()
         for command in (
-            ["tables", "mct"], ["claims", "mct"], ["report", "mct"], ["compare", "mct"],
+            ["tables", "mct"], ["claims", "mct"], ["report", "mct"], ["compare", "mct"], ["compare", "mct", "--curves"],
             ["wandb-report", "mct", "--offline"], ["runs"], ["runs", "--json"], ["runs", "--sort", "steps"],
         ):  # fmt: skip
             assert run(*command, "--runs", str(project / "runs")) == 0
@@ -110,7 +110,7 @@ def test_a_trial_is_not_promoted(saved: Saved) -> None:
     assert {name: one.action for name, one in found.items()} == {
         "esc@base": "promoted", "esc@base+3f9a1c": "kept", "a_recipe_of_my_own": "kept",
     }  # fmt: skip
-    assert "no stage of the paper's tables" in found["esc@base+3f9a1c"].reason
+    assert "not a stage of the paper's tables" in found["esc@base+3f9a1c"].reason
     assert [record.stage for record in find_promoted("mct")] == ["esc@base"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from common.errors import StageError
 from common.reporting import draws, records
 from common.reporting.aggregate import collect
-from common.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, told, use
+from common.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, use
 from common.reporting.tables import load
 from tests.reporting.conftest import MakeRecord, Save, Saved
 
@@ -29,14 +29,6 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rounded(isa: str) -> dict[str, object]:
     return {**CPU, "isa": {"requested": isa, "machine": "avx512"}}
-
-
-def test_names() -> None:
-    assert [Draw(0).folder, Draw(3, "sse41").folder] == ["seed0", "seed3-sse41"]
-    assert [str(Draw(0)), str(Draw(3, "sse41"))] == ["seed 0", "seed 3 (sse41)"]
-    assert told([Draw(1), Draw(0, "avx2"), Draw(0), Draw(1, "avx2"), Draw(0, "sse41")]) == (
-        "seeds 0, 1; seeds 0 (sse41); seeds 0, 1 (avx2)"
-    )
 
 
 def test_a_record_without_rounding_is_native_and_others_lie_apart(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from common.reporting import render
 from common.reporting.records import Record
-from common.reporting.render import RenderError, marked, write
+from common.reporting.render import marked, write
 from common.reporting.tables import load
 from tests.reporting.conftest import Capsys, MakeRecord
 
@@ -105,21 +105,6 @@ def test_markers_are_idempotent(tmp_path: Path) -> None:
     assert once == "a\n<!-- begin:x -->\nnew | text\n\\1\n<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n"
     assert not write({path: marked(path, x="new | text\n\\1")})
     assert path.read_text() == once
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        "<!-- begin:x -->",
-        "<!-- end:x --><!-- begin:x -->",
-        "<!-- begin:x --><!-- begin:x --><!-- end:x -->",
-    ],
-)
-def test_markers_missing(tmp_path: Path, page: str) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(page)
-    with pytest.raises(RenderError, match=r"README\.md"):
-        marked(path, x="text")
 
 
 def test_deviations_stand_once_below_all_tables(project: Path, some_records: list[Record]) -> None:

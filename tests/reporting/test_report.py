@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.reporting import media
-from common.reporting.curves import MAX_POINTS, read_curves
+from common.reporting.curves import read_curves
 from common.reporting.papers import existing_papers
 from common.reporting.promote import promote
 from common.reporting.report import build
@@ -101,7 +101,7 @@ def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Sav
     for part in (
         "seed 0: 10, seed 1: 11, seed 2: 12", "2026-01-02", "aaaaaaaaaa", "Some CPU, 2 cores", "400 samples, 3 skipped",
         make_record().configuration, "papers/mct/results/mini/seed0.json papers/mct/results/mini/seed1.json",
-        "<dd>a.b</dd>",
+        "<dd>a.b</dd>", "<code>assemble explain mct transfer New esc --scale mini</code>",
     ):  # fmt: skip
         assert part in box.group()
     assert "11.0 ± 1.0</button>" in text
@@ -178,14 +178,6 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # too large to be drawn
     assert read_curves(path) == {"a": [(1.0, 2.0), (2.0, 1.0)]}
     assert read_curves(tmp_path / "none.csv") == {}
-
-
-def test_curves_are_thinned_by_means(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,name,value\n" + "".join(f"{i},a,{i % 2}\n" for i in range(10_000)))
-    points = read_curves(path)["a"]
-    assert len(points) <= MAX_POINTS
-    assert all(value == pytest.approx(0.5, abs=0.02) for _, value in points)
 
 
 def test_curves_lie_over_those_of_the_recorded_draws(project: Path, saved: Saved, tmp_path: Path) -> None:

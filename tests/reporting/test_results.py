@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -65,20 +64,6 @@ def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, 
     found = find_promoted("mct")
     assert sorted(found, key=str) == sorted(some, key=str)
     assert sorted(one.to_json() for one in found) == sorted(one.to_json() for one in some)
-
-
-def test_what_no_record_refers_to_any_more_goes(saved: Saved) -> None:
-    def promoted(rate: float, started: str) -> str:
-        saved(config={"model": {"rate": rate}}, started=started)
-        promote("mct")
-        return (paper_named("mct").results / "shared.json").read_text()
-
-    first = promoted(0.125, "2026-01-01T00:00:00Z")
-    second = promoted(0.25, "2026-01-02T00:00:00Z")
-    assert "0.125" in first
-    assert "0.125" not in second
-    assert "0.25" in second
-    assert list(json.loads(second)["config"].values()) == [{"rate": 0.25}]
 
 
 class Killed(BaseException):

@@ -13,7 +13,7 @@ import yaml
 from common.commands.main import main
 from common.reporting import runs as reading
 from common.reporting.curves import summaries
-from common.reporting.runs import DONE, RUNNING, STOPPED, find_runs, flat
+from common.reporting.runs import DONE, RUNNING, STOPPED, find_runs
 from tests.reporting.conftest import Capsys, Saved
 
 
@@ -113,12 +113,6 @@ def test_conditions_compare_numbers_as_numbers(folder: Path) -> None:
         ("overrides!=x", True),
     ):  # fmt: skip
         assert reading.matches(found, *reading.parse_condition(text)) is holds, text
-
-
-def test_lists_of_mappings_are_fields_and_plain_lists_are_values() -> None:
-    assert flat({"a": [1, 2], "c": [{"class_path": "x.Y", "init_args": {"k": 1}}], "e": {}, "n": None}) == {
-        "a": [1, 2], "c.0": "x.Y", "c.0.k": 1, "e": {}, "n": None,
-    }  # fmt: skip
 
 
 def test_the_smallest_value_is_of_all_points_and_not_of_the_thinned_ones(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from common.reporting import records
-from common.reporting.draws import Draw
 from common.reporting.promote import promote
 from common.reporting.summary import print_summary
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
@@ -27,15 +26,15 @@ def test_claims_stand_beside_the_recorded_ones(
             records.write(folder / records.RECORD_FILE, record)
     promote("mct", ["mini"], project / "recorded")
     console = Console(width=140)
-    print_summary("mct", "mini", project / "runs", [Draw(0)], 61.0, console)
+    print_summary("mct", "mini", project / "runs", 61.0, " (--everything runs all)", console)
     assert "nothing was measured" in capsys.readouterr().out
     for stage in CELLS[::2]:
         saved(stage, 0, metrics={"test/top1": 50.0, "test/loss": 1.0})
-    print_summary("mct", "mini", project / "runs", [Draw(0)], 61.0, console)
-    assert "1 more claims were not run" in capsys.readouterr().out
+    print_summary("mct", "mini", project / "runs", 61.0, " (--everything runs all)", console)
+    assert "not run: 1 of 1 claims (--everything runs all)" in capsys.readouterr().out
     for stage in CELLS[1::2]:
         saved(stage, 0, metrics={"test/top1": 50.5, "test/loss": 1.0})
-    print_summary("mct", "mini", project / "runs", [Draw(0)], 61.0, console)
+    print_summary("mct", "mini", project / "runs", 61.0, " (--everything runs all)", console)
     shown = capsys.readouterr().out
     assert "MCT at mini scale, seed 0   61 s" in shown
     (line,) = [line.split() for line in shown.splitlines() if line.startswith("One helps")]

@@ -35,8 +35,8 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("One helps", "One helps" + " more" * 20, r"claims\[0\] .*text: .*at most 90"),
         ("New.ucf + 1", "`New longer`.ucf + 1", r"transfer.*New longer.*'paper'"),
         ("scales: [mini]", "scales: [minni]", r"scales\[0\]: unknown scale 'minni': did you mean 'mini'"),
-        ("label: New-One", "label: New", r"label 'New' stands twice"),
-        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
+        ("label: New-One", "label: New", r"label 'New' occurs twice"),
+        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' occurs twice"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points\.2: .*'ufc'"),
     ],
 )  # fmt: skip
@@ -132,20 +132,3 @@ def test_stage_missing_at_a_scale(project: Path) -> None:
     rewritten(project, "mini: [ucf_1]", "mini: [ucf_1, ucf_2]")
     with pytest.raises(TablesError, match="row 'New' needs stage 'ucf_2', which does not exist at scale 'mini'"):
         expand("mct", "mini")
-
-
-def test_untrained_row_has_no_parent(project: Path) -> None:
-    rewritten(project, "{label: New longer, model: base,", "{label: Untrained, untrained: true,")
-    instance = next(i for i in expand("mct", "mini") if i.id == "esc@untrained")
-    assert instance.parents == {}
-    assert instance.row == "untrained"
-
-
-def test_summary_names_the_cells(project: Path) -> None:
-    source = load("mct")
-    assert tables.summary(source, "ucf_1@better", "mini", {"test/top1": 5.0}) == {
-        "table/transfer/ucf": 5.0,
-        "published/transfer/ucf": 82.0,
-    }
-    assert tables.summary(source, "base", "mini", {"test/loss": 1.0}) == {"table/transfer/loss": 1.0}
-    assert tables.summary(source, "ucf_1@better", "mini", {}) == {}

@@ -1,13 +1,16 @@
-"""Killing a stage in the middle of a step, and comparing what it wrote with what another one wrote."""
+"""Killing a stage in the middle of a step, or resuming what a kill would leave, and comparing it with a whole run."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from common.reporting.records import Record
@@ -27,7 +30,6 @@ def _run_until_killed(stage: StageRequest, owner: type, method: str, when: Calla
         return original(*args, **kwargs)
 
     setattr(owner, method, watched)
-    os.environ["WANDB_MODE"] = "disabled"  # a forked child must not talk to its parent's W&B service
     run_stage(stage)
 
 
@@ -39,15 +41,40 @@ def kill_when(stage: StageRequest, owner: type, method: str, when: Callable[...,
     assert process.exitcode == -signal.SIGKILL
 
 
-def assert_resumes(stages: Sequence[StageRequest], module: type, step: int) -> list[Record]:
-    """Kill the second of two equal stages in a step: resumed, it equals the first, which ran through."""
-    kill_at(stages[1], module, step)
-    assert not (stages[1].directory / "record.json").exists()
-    made = [run_stage(stage) for stage in stages]
-    compare(*stages)
-    assert made[0].metrics == made[1].metrics
-    assert made[0].steps == made[1].steps
-    return made
+def run_and_resume(
+    stage: StageRequest, owner: type, method: str, when: Callable[..., bool]
+) -> tuple[list[Record], Path]:
+    """Run a stage, and again from its folder as it was at that moment: both must leave the same.
+
+    Returns:
+        Both records, and where the folder of the first run is now.
+    """
+    folder = stage.directory
+    whole, begun = folder.with_name("whole"), folder.with_name("begun")
+    original = getattr(owner, method)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if not begun.exists() and when(*args, **kwargs):
+            shutil.copytree(folder, begun)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, watched)
+        records = [run_stage(stage)]
+    assert (begun / "checkpoints" / "last.ckpt").exists()
+    assert not (begun / "record.json").exists()
+    folder.rename(whole)
+    begun.rename(folder)
+    records.append(run_stage(stage))
+    compare(whole, folder)
+    assert records[0].metrics == records[1].metrics
+    assert records[0].steps == records[1].steps
+    return records, whole
+
+
+def assert_resumes(stage: StageRequest, module: type, step: int) -> Record:
+    """Run a stage, and again from its folder as it was in the middle of a step."""
+    return run_and_resume(stage, module, "training_step", lambda self, *_: self.trainer.global_step == step)[0][1]
 
 
 def kill_at(stage: StageRequest, module: type, step: int) -> None:
@@ -71,12 +98,11 @@ def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
         assert left == right, where
 
 
-def compare(whole: StageRequest, resumed: StageRequest) -> None:
-    states = [
-        torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True) for stage in (whole, resumed)
-    ]
+def compare(whole: Path, resumed: Path) -> None:
+    """Folders of equal runs: the same weights and optimizers, and the same curves."""
+    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, resumed)]
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_equal(states[0][key], states[1][key], key)
-    logged = [(stage.directory / "metrics.csv").read_text(encoding="utf-8") for stage in (whole, resumed)]
+    logged = [(folder / "metrics.csv").read_text(encoding="utf-8") for folder in (whole, resumed)]
     assert logged[0] == logged[1]
     assert "train/loss" in logged[0]

@@ -23,7 +23,7 @@ from common.stages.run import run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
-from tests.resume.killing import LAYER, assert_equal, assert_resumes, compare, kill_at, kill_when
+from tests.resume.killing import LAYER, assert_equal, assert_resumes, compare, kill_at, run_and_resume
 from tests.stages import callbacks, request
 from tests.trained import copied_avid
 
@@ -34,8 +34,7 @@ from tests.trained import copied_avid
 @pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 0), (14, 1)])
 def test_avid(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer = {**LAYER, "data": {"init_args": {"num_workers": workers}}}
-    stages = [request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    assert assert_resumes(stages, AVIDModule, killed_at)[0].steps == 21
+    assert assert_resumes(request("avid/avid_joint", tmp_path, layer=layer), AVIDModule, killed_at).steps == 21
 
 
 @pytest.mark.parametrize(
@@ -50,10 +49,8 @@ def test_a_run_killed_after_its_last_step_logs_and_saves_what_an_uninterrupted_o
     owner: type, method: str, length: dict[str, int], tmp_path: Path
 ) -> None:
     layer = {"trainer": {**LAYER["trainer"], **length, "callbacks": callbacks(7)}}
-    stages = [request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    kill_when(stages[1], owner, method, lambda *_: True)
-    assert [run_stage(stage).steps for stage in stages] == [14, 14]
-    compare(*stages)
+    made, _ = run_and_resume(request("avid/avid_joint", tmp_path, layer=layer), owner, method, lambda *_: True)
+    assert made[1].steps == 14
 
 
 STEPS = {"filename": "step{step:02d}", "every_n_train_steps": 8}
@@ -84,11 +81,9 @@ def test_a_checkpoint_that_is_kept_is_written_after_a_resume_from_its_own_step(
         "enable_version_counter": False, **kept,
     }  # fmt: skip
     layer = {"trainer": {**LAYER["trainer"], "callbacks": [*callbacks(last), one]}}
-    whole, resumed = (request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
-    kill_when(resumed, ModelCheckpoint, method, when)
-    for stage in (whole, resumed):
-        run_stage(stage)
-    files = [sorted((stage.directory / "checkpoints").glob("*.ckpt")) for stage in (whole, resumed)]
+    stage = request("avid/avid_joint", tmp_path, layer=layer)
+    _, whole = run_and_resume(stage, ModelCheckpoint, method, when)
+    files = [sorted((folder / "checkpoints").glob("*.ckpt")) for folder in (whole, stage.directory)]
     assert [path.name for path in files[0]] == [path.name for path in files[1]]
     assert len(files[0]) == count + 1
     for pair in zip(*files):
@@ -103,6 +98,9 @@ def test_a_session_with_changes_that_were_not_committed_makes_no_clean_record(
     states = [{"revision": "aaa", "dirty": True}, {"revision": "bbb", "dirty": False}]
     monkeypatch.setattr(records, "git_state", lambda root: dict(states[0]))
     kill_at(stage, AVIDModule, 10)
+    assert state_of(stage) == (False, "was stopped, resumes from its last checkpoint")
+    changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
+    assert state_of(changed)[1].endswith("changed: starts again")
     monkeypatch.setattr(records, "git_state", lambda root: dict(states[1]))
     record = run_stage(stage)
     assert record.git == {"revision": "bbb", "dirty": True, "earlier": ["aaa"]}
@@ -130,7 +128,7 @@ def test_cma_with_a_set_mined_in_between(tmp_path: Path, monkeypatch: pytest.Mon
     assert mined == [0, 7, 14]
     run_stage(stages[1])
     assert mined[3:] == [14]  # the set of the second epoch came with the checkpoint
-    compare(*stages)
+    compare(*(stage.directory for stage in stages))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,7 @@ def test_cma_with_a_set_mined_in_between(tmp_path: Path, monkeypatch: pytest.Mon
 def test_protocols(recipe: str, module: type, arguments: dict[str, Any], tmp_path: Path) -> None:
     trainer = {**LAYER["trainer"], "callbacks": callbacks(2)}
     layer = {"trainer": trainer, "model": {"init_args": arguments}}
-    assert_resumes([request(f"avid/{recipe}", tmp_path / name, layer=layer) for name in ("a", "b")], module, 7)
+    assert_resumes(request(f"avid/{recipe}", tmp_path, layer=layer), module, 7)
 
 
 def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +153,7 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     kill_at(changed, AVIDModule, 1)
     # What was begun is not gone on with, and what was finished is.
     done, reason = state_of(stage)
-    assert (done, "starts anew" in reason) == (False, False)
+    assert (done, "starts again" in reason) == (False, False)
 
     def other_rank() -> None:
         os.environ["RANK"] = "1"
@@ -170,11 +168,3 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     assert "the configuration is the former one again" in capsys.readouterr().out
     assert state_of(stage)[0]
     assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage
-
-
-def test_a_stopped_stage_whose_configuration_changed_is_planned_anew(tmp_path: Path) -> None:
-    stage = request("avid/avid", tmp_path, layer=LAYER)
-    kill_at(stage, AVIDModule, 7)
-    assert state_of(stage) == (False, "was stopped, resumes from its last checkpoint")
-    changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
-    assert state_of(changed)[1].endswith("changed: starts anew")

@@ -12,7 +12,6 @@ import torch
 from common.protocols.bridge import BridgedRetrieval
 from common.protocols.classification import LinearClassification
 from common.protocols.search import CrossModalSearch
-from common.stages.run import run_stage
 from common.training.selection import BestWeights
 from papers.m3p.module import M3PModule
 from papers.mct.baselines.one_encoder import OneEncoder
@@ -22,7 +21,7 @@ from papers.vx2text.miniature import TextPretraining
 from papers.vx2text.module import VX2TextModule
 from papers.xmc_gan.module import XMCGANModule
 from tests.m3p.stages import stage as m3p_stage
-from tests.resume.killing import LAYER, assert_resumes, compare, kill_when
+from tests.resume.killing import LAYER, assert_resumes, run_and_resume
 from tests.stages import callbacks, request
 
 # Four steps an epoch, a checkpoint every three: step 8 goes on from 6, in the middle of epoch 1.
@@ -39,10 +38,10 @@ WITHOUT_PARENTS = {
 )
 def test_noise_dropout_averages_and_spectral_vectors(recipe: str, module: type, tmp_path: Path) -> None:
     parents = WITHOUT_PARENTS.get(recipe.split("/")[1], [])
-    stages = [request(recipe, tmp_path / name, *parents, layer=EVERY_THREE) for name in ("whole", "resumed")]
-    assert assert_resumes(stages, module, 8)[0].steps == 12
+    stage = request(recipe, tmp_path, *parents, layer=EVERY_THREE)
+    assert assert_resumes(stage, module, 8).steps == 12
     if module is XMCGANModule:
-        state = torch.load(stages[1].directory / "checkpoints" / "last.ckpt", weights_only=True)
+        state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
         steps = [{int(entry["step"]) for entry in own["state"].values()} for own in state["optimizer_states"]]
         assert steps == [{12}, {24}]  # the generator's, and the discriminator's two for each iteration
         assert any(name.endswith(".u") for name in state["state_dict"])
@@ -57,9 +56,9 @@ def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
         "model": {"init_args": {"loss": {"init_args": {"queue_size": 24}}, "batch_norm_group": 4}},
         "data": {"init_args": {"num_workers": workers, "word_dropout": 0.2}},
     }
-    stages = [request("mct/mct_tag", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    assert assert_resumes(stages, MCTModule, killed_at)[0].steps == 12
-    state = torch.load(stages[0].directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    stage = request("mct/mct_tag", tmp_path, layer=layer)
+    assert assert_resumes(stage, MCTModule, killed_at).steps == 12
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert int(state["loss.queues.ii.pointer"]) == 12 * 16 % 24
 
 
@@ -68,10 +67,10 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
         "trainer": {**LAYER["trainer"], "max_epochs": -1, "max_steps": 9, "callbacks": callbacks(2)},
         "model": {"init_args": {"lengths": [2, 4, 9]}},
     }
-    stages = [request("mct/bridge", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    stage = request("mct/bridge", tmp_path, layer=layer)
     # The checkpoint of step 4 is written before the bridge of 4 steps is kept, and after that of 2 was.
-    assert_resumes(stages, BridgedRetrieval, 4)
-    state = torch.load(stages[0].directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert_resumes(stage, BridgedRetrieval, 4)
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     kept = [state[f"kept.{length}.norms.image.num_batches_tracked"] for length in (2, 4, 9)]
     assert [int(steps) for steps in kept] == [2, 4, 9]
 
@@ -87,7 +86,7 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
 )
 def test_the_other_modules_of_mct(tmp_path: Path, stage: str, module: type, killed_at: int) -> None:
     layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
-    assert_resumes([request(f"mct/{stage}", tmp_path / name, layer=layer) for name in ("a", "b")], module, killed_at)
+    assert_resumes(request(f"mct/{stage}", tmp_path, layer=layer), module, killed_at)
 
 
 # Two iterations are a cycle and eight an epoch. With an update for each and a checkpoint every three, the kill at
@@ -119,8 +118,7 @@ FINE_TUNE = {
 def test_m3p_in_the_middle_of_a_cycle_of_tasks(
     recipe: str, layer: dict[str, object], kill: int, steps: int, tmp_path: Path
 ) -> None:
-    stages = [m3p_stage(recipe, tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    assert assert_resumes(stages, M3PModule, kill)[0].steps == steps
+    assert assert_resumes(m3p_stage(recipe, tmp_path / "runs", layer=layer), M3PModule, kill).steps == steps
 
 
 @pytest.mark.parametrize(
@@ -140,10 +138,5 @@ def test_a_run_killed_after_its_last_step_tests_the_best_weights(
         "trainer": {**FINE_TUNE["trainer"], **length},
         "model": {"init_args": {"selection": "best", "select_every": 3}},
     }
-    stages = [m3p_stage("fine_tune", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    kill_when(stages[1], owner, method, when)
-    assert (stages[1].directory / "checkpoints" / "last.ckpt").is_file()
-    records = [run_stage(one) for one in stages]
-    compare(*stages)
-    assert records[0].metrics == records[1].metrics
-    assert records[1].metrics["test/selected_iteration"] > 0
+    made, _ = run_and_resume(m3p_stage("fine_tune", tmp_path / "runs", layer=layer), owner, method, when)
+    assert made[1].metrics["test/selected_iteration"] > 0

@@ -140,7 +140,7 @@ def test_damage_is_named(damaged: Path) -> None:
     whole = weights.read_bytes()
     for content in (whole[:-1000], whole + b"1", whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(content)
-        refused(damaged, "model.safetensors: has not the SHA-256")
+        refused(damaged, "model.safetensors: does not have the SHA-256")
     weights.unlink()
     refused(damaged, "model.safetensors: No such file")
     weights.write_bytes(whole)
@@ -151,7 +151,7 @@ def test_damage_is_named(damaged: Path) -> None:
     config.write_text(text.replace("model/1", "model/9"), encoding="utf-8")
     refused(damaged, "config.json: format is 'representation-assemble/model/9'")
     config.unlink()
-    refused(damaged, "is no export, it holds no config.json")
+    refused(damaged, "is not an export, it has no config.json")
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -222,7 +222,7 @@ def test_an_export_from_a_stranger_runs_nothing(
     ("paper", "field", "value", "told"),
     [
         ("avid_cma", "model", {}, "model does not fit AVID: .*video_model"),
-        ("avid_cma", "files", {"../outside": {"bytes": 1, "sha256": ""}}, r"\.\./outside: lies outside of the export"),
+        ("avid_cma", "files", {"../outside": {"bytes": 1, "sha256": ""}}, r"\.\./outside: is outside the export"),
         ("mct", "inputs.image.crop", 5000, "inputs.image does not fit ImageTransform: resize"),
         ("vx2text", "files/tokenizer.json", ..., "files has no tokenizer.json"),
     ],
@@ -238,7 +238,7 @@ def test_a_damaged_configuration_is_named_with_its_field(
 def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path) -> None:
     model, source = trained_model("avid_cma"), checkpoint("avid_cma")
     (damaged / "model.safetensors").write_bytes(b"")
-    with pytest.raises(StageError, match=r"holds an export already: .* --force"):
+    with pytest.raises(StageError, match=r"already has an export: .* --force"):
         write_export(model, source, damaged)
     write_export(model, source, damaged, force=True)
     model.from_export(damaged)
@@ -250,7 +250,7 @@ def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(StageError, match="holds something else and is not touched"):
+    with pytest.raises(StageError, match="has other files"):
         write_export(model, source, other, force=True)
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
     (other / "config.json").write_text("{}", encoding="utf-8")
@@ -263,7 +263,7 @@ def test_the_record_of_another_step_is_not_given_to_a_kept_checkpoint(tmp_path: 
     last = run / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     torch.save({**content, "global_step": content["global_step"] - 1}, last.with_name("step000001.ckpt"))
-    with pytest.raises(StageError, match=r"step000001.ckpt is of step .* record beside it measured step .*last.ckpt"):
+    with pytest.raises(StageError, match=r"step000001.ckpt is of step .* its record is of step .*last.ckpt"):
         write_export(trained_model("avid_cma"), last.with_name("step000001.ckpt"), tmp_path / "export")
     write_export(trained_model("avid_cma"), last, tmp_path / "export")
 

@@ -16,6 +16,9 @@ NAMES = (
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
 BATCH = {"SLURM_JOB_NAME": "wrap", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 STEP = {**BATCH, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
+#: Of the nodes gpu9 and gpu10 torchrun takes gpu10 as the first, SLURM gpu9.
+IN_A_JOB = {**TORCHRUN, "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+OTHER_NODE = {**IN_A_JOB, "RANK": "8", "SLURM_PROCID": "0"}
 
 
 @pytest.fixture(autouse=True)
@@ -29,23 +32,15 @@ def under(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("variables", [{}, BATCH, STEP, {**STEP, "SLURM_JOB_NAME": "bash"}, TORCHRUN])
+@pytest.mark.parametrize("variables", [{}, BATCH, STEP, {**STEP, "SLURM_JOB_NAME": "bash"}, TORCHRUN, IN_A_JOB])
 def test_the_first_process_is_the_main_one(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     under(monkeypatch, **variables)
     assert is_main_process()
 
 
-@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {**STEP, "SLURM_PROCID": "3"}, {**TORCHRUN, "RANK": "8"}])
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {**STEP, "SLURM_PROCID": "3"}, OTHER_NODE])
 def test_others_are_not(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     under(monkeypatch, **variables)
-    assert not is_main_process()
-
-
-def test_the_order_of_torchrun_counts_within_a_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of the nodes gpu9 and gpu10 torchrun takes gpu10 as the first, SLURM gpu9.
-    under(monkeypatch, **TORCHRUN, SLURM_PROCID="1", SLURM_NTASKS="2")
-    assert is_main_process()
-    under(monkeypatch, RANK="8", SLURM_PROCID="0")
     assert not is_main_process()
 
 
@@ -88,7 +83,7 @@ def test_other_numbers_are_refused(
     under(monkeypatch, **variables)
     with pytest.raises(StageError) as caught:
         require_processes({"devices": devices, "num_nodes": nodes})
-    begins = f"{started} process{'es were' if started > 1 else ' was'} started, and the configuration wants"
+    begins = f"{started} process{'es were' if started > 1 else ' was'} started, but the configuration needs"
     assert str(caught.value).startswith(f"{begins} {devices * nodes}: --trainer.devices {devices}")
 
 
@@ -106,5 +101,5 @@ def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyP
 def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would start as many again: Lightning goes by the name of the job, which srun takes from the program."""
     under(monkeypatch, **{**STEP, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"})
-    with pytest.raises(StageError, match="give srun --job-name"):
+    with pytest.raises(StageError, match="give srun another --job-name"):
         require_processes({"devices": 8, "num_nodes": 1})

@@ -17,7 +17,6 @@ import torch
 from common.errors import Preempted
 from common.stages import loggers
 from common.stages import preempt as preemption
-from common.stages import run as running
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
 from common.stages.stopping import end_with_parent
@@ -57,7 +56,6 @@ def _run_in_child(stage: StageRequest) -> int:
     """Run a stage in a process of its own and return its exit status, as the command line gives it."""
 
     def run() -> None:
-        os.environ["WANDB_MODE"] = "disabled"
         os.setpgid(0, 0)  # what is sent to its group does not reach the tests
         try:
             run_stage(stage)
@@ -100,13 +98,13 @@ def test_stopped_and_resumed_equals_uninterrupted(
     output = capfd.readouterr().out
     name = signal.Signals(number).name
     assert "avid_joint" in output
-    assert f"stopped by {name} after step {steps}, its state is in {path}; the same command resumes" in output
+    assert f"stopped by {name} after step {steps}, its state is in {path}; rerun the command to resume" in output
     assert not (resumed.directory / "record.json").exists()
     if number == signal.SIGUSR1:
         assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
         assert "job 4711 is queued again" in output
     records = [run_stage(stage) for stage in (whole, resumed)]
-    compare(whole, resumed)
+    compare(whole.directory, resumed.directory)
     assert records[0].metrics == records[1].metrics
     # The clock goes on where it was.
     assert state["wall_seconds"] > 0
@@ -146,7 +144,6 @@ def test_stopped_again_and_again_under_clocks_that_jump(
     epochs: int, share: float, stops: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after these steps, a stage leaves neither more nor something else than one that runs through."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # it begins a folder in each session
     layer = _layer()
     layer["trainer"] |= {"max_epochs": epochs, "limit_train_batches": share}
     whole, resumed = (request("avid/avid", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
@@ -169,7 +166,7 @@ def test_stopped_again_and_again_under_clocks_that_jump(
             for path in resumed.directory.rglob("*"):
                 os.utime(path, (now() - shift, now() - shift))
     records.append(run_stage(resumed))
-    compare(whole, resumed)
+    compare(whole.directory, resumed.directory)
     assert records[0].metrics == records[1].metrics
     assert 0 < records[1].wall_seconds < 3600
 
@@ -183,17 +180,21 @@ def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: p
     assert not (stage.directory / "record.json").exists()
 
 
-def _stopped_rank(rank: int, stage: StageRequest) -> int:
-    """As torchrun starts it; the signal comes to rank 1 alone, in step 2 of 8."""
+def _stopped_rank(rank: int, stage: StageRequest) -> tuple[int, str]:
+    """As torchrun starts it; the signal comes to rank 1 alone, in step 2 of 8.
+
+    Returns:
+        Steps, and how it ends: with an error, its launcher would end rank 0 before it has saved.
+    """
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", WANDB_MODE="disabled",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
     )  # fmt: skip
-    original, AVID_step = AVIDModule.training_step, []
+    original, steps = AVIDModule.training_step, []
 
     def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
-        AVID_step.append(batch_idx)
-        if rank == 1 and len(AVID_step) == 2:
+        steps.append(batch_idx)
+        if rank == 1 and len(steps) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, inputs, batch_idx)
 
@@ -201,14 +202,14 @@ def _stopped_rank(rank: int, stage: StageRequest) -> int:
     preemption.Preemption.__init__.__defaults__ = (3,)  # type: ignore[attr-defined]
     try:
         run_stage(stage)
-    except (Preempted, SystemExit):
-        return len(AVID_step)
-    return -1
+    except (Preempted, SystemExit) as end:
+        return len(steps), f"{type(end).__name__} {getattr(end, 'code', '')}"
+    return -1, "went on"
 
 
 def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
-    assert run_distributed(_stopped_rank, 2, 200, stage) == [3, 3]
+    assert run_distributed(_stopped_rank, 2, 200, stage) == [[3, "Preempted "], [3, "SystemExit 0"]]
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
@@ -241,26 +242,12 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
         time.sleep(0.05)
 
 
-def test_a_rank_beside_the_main_one_leaves_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its launcher would end rank 0 before it has saved, or asked for the job to be queued again."""
-
-    def stopped(*_: object) -> None:
-        raise Preempted(signal.SIGTERM)
-
-    monkeypatch.setattr(running, "_run_claimed", stopped)
-    monkeypatch.setattr(running, "is_main_process", lambda: False)
-    monkeypatch.setattr(running, "_prepare_folder", lambda stage: None)
-    monkeypatch.setattr(running, "end_with_parent", lambda: None)
-    with pytest.raises(SystemExit) as left:
-        run_stage(request("avid/avid", tmp_path))
-    assert not left.value.code
-
-
 def test_a_job_is_queued_again_once_and_before_its_run_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     monkeypatch.setattr(preemption, "requeue", lambda: order.append("requeue") or "queued")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(loggers.StageWandbLogger, "finish", lambda *_, **__: order.append("finish"))
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)

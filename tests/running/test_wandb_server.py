@@ -167,20 +167,6 @@ def test_stages_online(
     assert not any(key.startswith("published/") for key in probe.summary)  # smoke may not be compared
 
 
-def test_a_resumed_run_goes_on_over_one_axis(keyed: WandbStub, tmp_path: Path) -> None:
-    for steps in ((0, 1, 2), (2, 3)):  # stopped after a checkpoint at 2
-        logger = begin(tmp_path)
-        for step in steps:
-            logger.log_metrics({"train/loss": float(step)}, step=step)
-        logger.experiment.finish()
-    run = keyed.runs["one"]
-    assert run.upserts >= 2
-    assert [(row["trainer/global_step"], row["train/loss"]) for row in run.history] == [
-        (0, 0.0), (1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0),
-    ]  # fmt: skip
-    assert [row["_step"] for row in run.history] == sorted({row["_step"] for row in run.history})
-
-
 def test_an_offline_run_is_synced_with_its_lineage(
     stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

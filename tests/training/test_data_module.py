@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache
 from common.data.samplers import EpochSampler
-from common.training.data_module import MOST_AHEAD, ShardedDataModule, bytes_of, loader_processes
+from common.training.data_module import MOST_AHEAD, PartsLoader, ShardedDataModule, bytes_of, loader_plan
 from tests.data.image_layouts import write_image
 
 
@@ -40,6 +43,7 @@ def module() -> ShardedDataModule:
     trainer: Any = SimpleNamespace(
         global_rank=0,
         world_size=1,
+        num_devices=1,
         limit_train_batches=1.0,
         current_epoch=0,
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress), epoch_progress=progress),
@@ -142,23 +146,88 @@ def test_workers_find_the_cache_filled(
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-@given(budget=st.integers(1, 10**12), batch=st.integers(1, 10**10), wanted=st.integers(1, 64))
-def test_what_is_in_flight_stays_within_the_budget(budget: int, batch: int, wanted: int) -> None:
-    workers, ahead = loader_processes(budget, batch, wanted)
+@given(
+    budget=st.integers(1, 10**12), sample=st.integers(1, 10**9), batch=st.integers(1, 512), wanted=st.integers(1, 64),
+    stacked=st.booleans(),
+)  # fmt: skip
+def test_what_is_in_flight_stays_within_the_budget(
+    budget: int, sample: int, batch: int, wanted: int, stacked: bool
+) -> None:
+    workers, ahead, part, held = loader_plan(budget, sample, batch, wanted, stacked)
     assert 1 <= workers <= wanted
     assert 1 <= ahead <= MOST_AHEAD
-    # Two batches are the least that one process holds.
-    assert workers * (ahead + 1) * batch <= max(budget, 2 * batch)
-    if workers < wanted:  # a process goes only where none is ahead any more
-        assert ahead == 1 or workers * 2 * batch > budget - 2 * batch
+    assert batch % part == 0
+    assert held >= workers * (ahead + 1) * part * sample
+    # Two samples and the batch are the least.
+    assert held <= max(budget, (2 + (1 if stacked else 3) * batch) * sample)
+    assert workers == wanted or ahead == part == 1
 
 
-def test_published_sizes_are_bounded() -> None:
-    gigabyte = 10**9
-    assert loader_processes(10 * gigabyte, 154_000_000, 8) == (8, 4)  # 32 clips a device, as the authors had
-    assert loader_processes(10 * gigabyte, 616_000_000, 8) == (8, 1)  # 128 clips a device
-    assert loader_processes(10 * gigabyte, 1_930_000_000, 8) == (2, 1)  # 100 clips of 32 frames as numbers
-    assert loader_processes(gigabyte, 1_930_000_000, 8) == (1, 1)
+def test_published_sizes_on_eight_devices() -> None:
+    device, clip = 2 * 10**9, 5_022_504
+    assert loader_plan(device, clip, 32, 8)[:3] == (8, 2, 8)  # AVID on 32 devices, as the authors had
+    assert loader_plan(device, clip, 128, 8)[:3] == (8, 2, 8)
+    assert loader_plan(device, clip, 320, 8)[:3] == (8, 2, 2)  # on AudioSet
+    assert loader_plan(device, 19_300_000, 8, 8, stacked=False)[:3] == (8, 2, 2)  # VX2TEXT
+    assert loader_plan(device, 602_112, 32, 8)[:3] == (8, 4, 32)
+    assert loader_plan(device, 120_422_400, 4, 8)[:3] == (6, 1, 1)  # 25 clips of a video in tests of UCF
+
+
+class Clips(Dataset[Any]):
+    """Clips of AVID's size, or scalars."""
+
+    def __init__(self, frames: int = 8) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, key: Any) -> Any:
+        item = key[1] if isinstance(key, tuple) else key
+        return {"video": torch.full((3, self.frames, 224, 224), float(item)), "index": torch.tensor(item)}
+
+
+def _memory() -> int:
+    """Bytes of this process and its children, shared pages counted once."""
+    total = 0
+    for number in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        rows = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        total += next(int(row.split()[1]) for row in rows if row.startswith("Pss:")) * 1024
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="measures memory as Linux counts it")
+def test_a_loader_at_published_sizes_stays_within_its_memory(
+    module: ShardedDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AVID's 128 clips per device by eight processes: 643 MB in a batch, 9.6 GB if each had whole ones."""
+    monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
+    trainer: Any = module.trainer
+    trainer.num_devices, module.batch_size, module.num_workers = 8, 128, 8
+    before, most = _memory(), 0
+    loader = module.training_loader(Clips())
+    order = [item for _, item in EpochSampler(1000, 128, 0)]
+    batches = iter(loader)
+    for number in range(2):
+        batch = next(batches)
+        assert batch["index"].tolist() == order[128 * number : 128 * (number + 1)]
+        assert torch.equal(batch["video"][:, 0, 0, 0, 0], batch["index"].float())
+        del batch
+        for _ in range(5):
+            time.sleep(0.1)
+            most = max(most, _memory() - before)
+    batches.close()
+    assert 643_000_000 < most <= module.in_flight_bytes // 8
+
+
+@pytest.mark.parametrize("collate", [None, lambda samples: [sample["index"].item() for sample in samples]])
+def test_parts_make_the_same_batches(collate: Any) -> None:
+    options: dict[str, Any] = {"sampler": range(11), "batch_size": 4, "collate_fn": collate}
+    whole, joined = DataLoader(Clips(1), **options), PartsLoader(DataLoader, Clips(1), 2, collate is None, **options)
+    assert len(whole) == len(joined) == 3
+    for _ in range(2):
+        for one, other in zip(whole, joined, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_bytes_of_whatever_a_sample_holds() -> None:
@@ -182,9 +251,12 @@ def test_processes_are_counted_for_the_batch_of_one_device(
 ) -> None:
     monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
     trainer: Any = module.trainer
-    trainer.world_size, module.batch_size, module.num_workers = 2, 20, 8
-    module.in_flight_bytes = 8 * 2 * 10_000  # eight processes that are one batch of ten samples ahead
+    trainer.world_size, trainer.num_devices, module.batch_size, module.num_workers = 2, 2, 20, 8
+    module.in_flight_bytes = 2 * 8 * 3 * 10_000  # eight processes that are two batches of ten samples ahead
     for loader in (module.training_loader(Growing()), module.evaluation_loader(Growing(), 10)):
-        assert (loader.num_workers, loader.prefetch_factor) == (8, 1)
+        assert (loader.num_workers, loader.prefetch_factor) == (8, 2)
     module.in_flight_bytes -= 1
-    assert module.training_loader(Growing()).num_workers == 7
+    loader = module.training_loader(Growing())
+    assert isinstance(loader, PartsLoader)
+    assert (loader.num_workers, loader.batch_size, loader.parts.batch_size) == (8, 10, 5)
+    assert len(loader) == 3

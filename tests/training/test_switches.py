@@ -21,7 +21,7 @@ from common.encoders.text import BertEncoder
 from common.encoders.video import R2Plus1D
 from common.reporting.records import config_hash
 from common.stages.cli import build
-from common.stages.configuration import SWITCHES, ConfigurationError, resolve, take_switches
+from common.stages.configuration import SWITCHES, resolve, take_switches
 from common.training.switches import Switches, blocks_of, lay_out_channels_last
 from papers.m3p.encoder import M3PEncoder
 from papers.vx2text.language_model import LanguageModel
@@ -31,6 +31,7 @@ from tests.distributed.stages import train
 from tests.m3p.stages import region_network
 from tests.stages import request
 
+ONE_UPDATE = ("--model.updates", "per_cycle", "--model.accumulate", "1")
 RECIPES = {"avid_cma": "avid", "mct": "mct", "xmc_gan": "xmc_gan", "m3p": "m3p", "vx2text": "avsd"}
 
 
@@ -41,14 +42,7 @@ class Trained:
         folder = _folder()
         given = {
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
-            "m3p": (
-                "--data.region_network",
-                str(region_network(folder)),
-                "--model.updates",
-                "per_cycle",
-                "--model.accumulate",
-                "1",
-            ),
+            "m3p": ("--data.region_network", str(region_network(folder)), *ONE_UPDATE),
             # Dropout on maps draws in the order of memory, which the layout changes.
             "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
@@ -263,10 +257,3 @@ def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     assert own == {"batch_norm_group": None}
     assert config == without  # nothing else has changed
     assert config_hash(run.config) != config_hash(plain)
-
-
-def test_a_wrong_switch_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="channels_last is 3"):
-        Trained("mct", "--channels_last", "3")
-    with pytest.raises(ConfigurationError, match=r"unknown key 'compile'.*compiled"):
-        resolve("mct", "mct", scale="smoke", arguments=["--compile", "true"])

@@ -85,6 +85,8 @@ def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
     indices = tmp_path / "class_labels_indices.csv"
     indices.write_text('index,mid,display_name\n0,/m/1,"Speech, human"\n1,/m/2,Dog\n', encoding="utf-8")
     assert category_names(str(indices)) == ["speech, human", "dog"]
+    with pytest.raises(ValueError, match="no name twice"):
+        category_names(["Dog", "dog"])
 
 
 def test_sigmoids_share_what_they_sum_to() -> None:

@@ -1,7 +1,6 @@
 """The prompt: order, places, truncation; and the tokenizers of T5 and of the miniature."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -184,16 +183,3 @@ def test_the_pieces_of_t5(pieces: TextTokenizer) -> None:
     # T5 may write a letter as a mark of a new word, the same for all, and the letter itself.
     assert pieces.letter_ids == tuple(pieces.encode(letter)[-1] for letter in LETTERS)
     assert len(set(pieces.letter_ids)) == 5
-
-
-def test_vocabularies_that_are_no_t5s(pieces: TextTokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer\.pretrained"):
-        TextTokenizer(str(tmp_path)).encode("text")
-    path.write_bytes(b"not a vocabulary")
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        TextTokenizer(str(tmp_path)).encode("text")
-    path.write_bytes(pieces.content.replace(b"</s>", b"<end>"))
-    for wrong in (TextTokenizer(str(tmp_path)), TextTokenizer(pieces.pretrained, vocabulary_size=50)):
-        with pytest.raises(ValueError, match=r"data\.tokenizer"):
-            wrong.encode("text")

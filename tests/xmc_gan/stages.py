@@ -1,15 +1,14 @@
-"""Finished stages of XMC-GAN at the smoke scale, run once for all tests of this process."""
+"""Finished stages of XMC-GAN at the smoke scale, run once for all tests."""
 
 from __future__ import annotations
 
 import functools
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.reporting.records import Record
 from common.stages.run import run_stage
-from tests.stages import request
+from tests.stages import request, shared
 
 NAMES = ("mini_evaluator", "mini_image_network", "real_images", "xmc_gan", "baseline")
 
@@ -31,12 +30,7 @@ class Stages:
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()  # removed when the process ends
-
-
-@functools.cache
 def finished() -> Stages:
     """Two rows of the ablation and what they start from, trained for two steps."""
-    runs = Path(_folder().name)
-    return Stages(runs, {name: run_stage(request(f"xmc_gan/{name}", runs)) for name in NAMES})
+    with shared("xmc_gan") as runs:
+        return Stages(runs, {name: run_stage(request(f"xmc_gan/{name}", runs), unless_done=True) for name in NAMES})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.encoders.checkpoint_files import CheckpointError
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import (
     BatchNorm,
@@ -296,3 +297,6 @@ def test_the_averaged_generator_is_exported_in_both_layouts(checkpoint: Path, tm
         assert arrays["params/Conv_1/bias"].tolist() == [1.0, 1.0, 1.0]
         back = from_official(module.generator, arrays)
     assert all(torch.equal(value, own[name]) for name, value in back.items())
+    torch.save({"state_dict": {"encoder.weight": torch.zeros(1)}}, checkpoint)
+    with pytest.raises(CheckpointError, match="holds no generator"):
+        export(checkpoint, tmp_path / "none.pt")

@@ -170,7 +170,7 @@ class AudioSet(MediaDataset):
         if not self.clip_list.is_file():
             raise DatasetMissing(
                 f"AudioSet: clip_list names {self.clip_list}, which does not exist; "
-                "give a text file with one YTID a line"
+                "give a text file with one YTID per line"
             )
         watched.append(self.clip_list)
         names = (os.path.basename(line.split(",")[0].strip()) for line in read_lines(self.clip_list))

@@ -170,7 +170,7 @@ def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]
         return dialog.video, len(dialog.turns), dialog.turns[-1].question
 
     if list(map(asked, known)) != list(map(asked, dialogs)):
-        raise DatasetError(f"{answers} is about other dialogues than {path}; remove it, or get both anew")
+        raise DatasetError(f"{answers} is about other dialogues than {path}; remove it, or download both again")
     disclosed = []
     for dialog, other in zip(dialogs, known):
         last = dialog.turns[-1]
@@ -189,5 +189,5 @@ def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dia
             texts[entry["image_id"]].append(single_spaced(entry["caption"]))
     videos = [names[number].rpartition("_")[0] for number in sorted(names)]
     if len(videos) != len(dialogs) or any(name not in ("", own.video) for name, own in zip(videos, dialogs)):
-        raise DatasetError(f"{references} is about other dialogues than {path}; remove it, or get both anew")
+        raise DatasetError(f"{references} is about other dialogues than {path}; remove it, or download both again")
     return [replace(dialog, references=tuple(texts[number])) for number, dialog in zip(sorted(texts), dialogs)]

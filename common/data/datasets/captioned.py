@@ -223,7 +223,7 @@ def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[s
     found = [(key, tuple(single_spaced(text) for text in texts if text.strip())) for key, texts in rows]
     kept = {key: texts for key, texts in found if texts}
     if not kept:
-        raise DatasetError(f"{path}: holds no captions; get the file anew")
+        raise DatasetError(f"{path}: has no captions; download it again")
     if len({key for key, _ in found}) < len(found):
         raise DatasetError(f"{path}: an image occurs twice")
     return LanguageCaptions(language, Texts(kept), Rows.texts(kept.values()))

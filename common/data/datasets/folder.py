@@ -121,7 +121,7 @@ class OwnFolder(MediaDataset):
             return list(range(len(items)))
         if present and fold not in (None, 1):
             raise ValueError(
-                f"{self.root} is divided by its owner into {', '.join(sorted(present))}, so there is no fold {fold}; "
+                f"{self.root} is already divided into {', '.join(sorted(present))}, so there is no fold {fold}; "
                 "leave fold empty"
             )
         if present and "train" not in present:
@@ -144,7 +144,7 @@ class OwnFolder(MediaDataset):
         divided = bool(parts) and (not others or len({SPLIT_OF[part.lower()] for part in parts}) > 1)
         if divided and others:
             raise DatasetError(
-                f"{self.root} holds the splits {', '.join(parts)} and beside them {', '.join(others[:3])}: put each "
+                f"{self.root} holds the splits {', '.join(parts)} and also {', '.join(others[:3])}: put each "
                 "class into the folder of a split, or write a list"
             )
         watched: list[Path] = []

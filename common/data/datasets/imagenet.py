@@ -81,8 +81,8 @@ class ImageNet(MediaDataset):
         if not found and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
             raise self._lacks(
                 folder,
-                "images lie side by side, where one folder per class is expected; move each image of the validation "
-                "set into the folder of its class, as the script valprep.sh that goes round for this set does",
+                "one folder per class is expected, but all images are in one; move each validation image into the "
+                "folder of its class, for example with the script valprep.sh",
             )
         # Both splits must have the same labels, even if one lacks a class.
         watched = [path for names in _FOLDERS.values() if (path := first_of(self.root, names)) is not None]
@@ -91,7 +91,7 @@ class ImageNet(MediaDataset):
             strangers = sorted({*self._listed()} - known)
             if strangers:
                 raise DatasetError(
-                    f"class_list: {self.class_list} names {len(strangers)} classes that {folder} has no folder of, "
+                    f"class_list: {self.class_list} names {len(strangers)} classes without a folder in {folder}, "
                     f"such as {strangers[0]}"
                 )
             known = {*self._listed()}

@@ -72,7 +72,9 @@ def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
     columns = [read_text_lines(path) for path in files]
     for path, lines in zip(files, columns):
         if len(lines) != len(keys):
-            raise DatasetError(f"{path}: {len(lines)} captions for the {len(keys)} images of {listed}; get both anew")
+            raise DatasetError(
+                f"{path}: {len(lines)} captions for the {len(keys)} images of {listed}; download both again"
+            )
     return one_language(listed, language, zip(keys, zip(*columns)))
 
 

@@ -56,6 +56,8 @@ def score_captions(
         references: at least one per item of `candidates`.
         protocol, official_quirks: see `protocols.preparation`.
         with_meteor: whether to run METEOR. Without Java its score is None, and one line is logged.
+
+    Source: docs/papers/vx2text.md [11].
     """
     ids = tuple(references)
     prepare_candidate, prepare_reference = preparation(protocol, official_quirks)

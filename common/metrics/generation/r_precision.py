@@ -42,7 +42,7 @@ def first_ranked(
         drawn, others = keys.topk(min(candidates - 1, count), dim=1, largest=False)
         valid = (drawn < 1.5).to(image.device)
         if not bool(valid.any(1).all()):
-            raise ValueError("r-precision needs another text for every image, but one text is that of all images")
+            raise ValueError("R-precision needs different texts, but all images have the same one")
         # The own text is scored by the same sum in the same order as the others: another product rounds in another way,
         # and equal texts would differ.
         compared = torch.cat([rows[:, None], others], dim=1).to(text.device)

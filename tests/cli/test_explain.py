@@ -1,0 +1,121 @@
+"""`assemble explain` on the recorded results, on a run, and on wrong names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.commands.main import main
+from common.reporting.aggregate import collect
+from common.reporting.metric_source import find_metric
+from common.reporting.papers import SCALES, existing_papers
+from common.reporting.records import RECORD_FILE, write
+from common.reporting.results import find_promoted
+from common.reporting.tables import entries, expand, load
+from common.stages.configuration import leaves, resolve
+
+PAPERS = [paper.name for paper in existing_papers()]
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    assert main(["explain", *arguments]) == status
+    captured = capsys.readouterr()
+    return captured.err if status else captured.out
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_recorded_cells_of_every_paper_are_explained(capsys: pytest.CaptureFixture[str], paper: str) -> None:
+    results = [one for one in collect(load(paper), "mini", find_promoted(paper)) if one.measured]
+    assert results
+    for result in (results[0], results[-1]):
+        (label, metric), cell = next((key, cell) for key, cell in reversed(result.cells.items()) if cell.values)
+        output = said(capsys, paper, result.table.id, label.upper(), metric, "--scale", "mini")
+        digits = result.table.metric(metric).decimals
+        flat = " ".join(output.split())
+        assert all(f"seed {draw.label}: {value:.{digits}f}" in flat for draw, value in cell.values.items())
+        assert all(record.configuration in output for record in cell.records)
+        assert re.search(r"^Differs from the paper in$", output, re.MULTILINE)
+        assert re.search(r"^  [\w.]+, (common|papers)/[\w/]+\.py:\d+", output, re.MULTILINE)
+        assert f"--stages {' '.join(cell.instances)}" in output
+
+
+def test_a_cell_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    output = said(capsys, "xmcgan", "mini", "s + w", "fd")
+    assert re.search(r"^s_w +s_w +mini_evaluator ", output, re.MULTILINE)
+    assert "Differs from the row I (D + V) in" in output
+    assert re.search(r"^model.loss.weight_word +1 +0 *$", output, re.MULTILINE)
+    assert re.search(r"^s_w +trainer.precision +32-true +bf16-mixed *$", output, re.MULTILINE)
+    assert "trainer.max_epochs" not in output
+    assert "trainer.max_epochs" in said(capsys, "xmcgan", "mini", "s + w", "fd", "--fields")
+    assert "papers/xmc_gan/miniature.py" in output
+    assert "docs/papers/xmc_gan.md [14.5]" in output
+    published = said(capsys, "xmcgan", "coco", "attngan", "FID")
+    assert published.endswith("published  33.10 at paper scale (table of LAFITE)\n  not measured at paper\n")
+    assert "recorded   –" in said(capsys, "xmcgan", "ablation", "S", "fid")  # never measured: still its stages
+
+
+def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for record in find_promoted("xmc_gan", "mini"):
+        if record.stage in ("mini_evaluator", "s_w", "baseline") and record.draw.folder in ("seed0", "seed2"):
+            mine = replace(record, metrics={**record.metrics, "test/mini_fd": 123.0 + record.seed})
+            write(mine.folder(tmp_path) / RECORD_FILE, mine)
+    cell = ["xmcgan", "mini", "S + W", "fd", "--run"]
+    output = said(capsys, *cell, str(tmp_path / "xmc_gan" / "mini" / "seed2" / "s_w"))
+    assert "this run   125.0 (n=1)\n             seed 2: 125.0\n" in output
+    assert "recorded   " in output
+    assert output.rstrip().endswith("--seeds 2")
+    assert "this run   124.0 ± 1.4 (n=2)" in said(capsys, *cell, str(tmp_path))
+    copy = shutil.copytree(tmp_path / "xmc_gan" / "mini" / "seed0" / "s_w", tmp_path / "copy")
+    assert "this run   123.0 (n=1)" in said(capsys, *cell, str(copy))
+    assert "measured no such cell; it has baseline at mini" in said(
+        capsys, "xmcgan", "mini", "W", "fd", "--run", str(tmp_path), status=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("minni", "S", "fd"), "no table of xmc_gan named 'minni': did you mean 'mini'?"),
+        (("mini", "s plus w", "fd"), "did you mean 'S + W'?"),
+        (("mini", "S", "fdd"), "no metric of mini named 'fdd': did you mean 'fd'?"),
+        (("ablation", "S", "fid", "--scale", "mini"), "is not made at mini; scales: paper"),
+    ],
+)
+def test_a_wrong_name_is_answered(capsys: pytest.CaptureFixture[str], names: tuple[str, ...], words: str) -> None:
+    assert words in said(capsys, "xmcgan", *names, status=2)
+
+
+#: Some that other functions name, too.
+FUNCTIONS = {
+    "test/video_top1": "ActionRecognition.results",
+    "test/conv5x_top1": "of_stages",
+    "test/mining_precision_consensus": "bank_agreement",
+    "test/fid": "GenerationEvaluation.compute",
+    "test/mini_r_precision": "MiniatureEvaluation.compute",
+    "test/multi30k_en_mr": "RetrievalTest.compute",
+    "test/accuracy": "TextTest.compute",
+    "test/avsd7/cider": "score_captions",
+    "test/ap50": "voc07_average_precision",
+    "test/i2t_r1": "_summary",
+    "test/r10_after_64": "BridgedRetrieval.on_test_epoch_end",
+    "test/map": "mean_average_precision",
+}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_function_of_every_metric_is_found(paper: str) -> None:
+    source, seen = load(paper), set()
+    for scale in SCALES:
+        for stage in expand(source, scale):
+            keys = {metric.key for _, _, metric in entries(source, stage.id, scale)}
+            config = resolve(paper, stage.recipe, scale=scale, stage_overrides=stage.overrides).config
+            model = tuple(str(value) for name, value in leaves(config["model"]) if name.endswith("class_path"))
+            for key in keys - {key for known, key in seen if known == model}:
+                seen.add((model, key))
+                found = find_metric(key, model)
+                assert found, f"no function names {key} of stage {stage.id}"
+                assert found.function == FUNCTIONS.get(key, found.function)

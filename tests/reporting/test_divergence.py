@@ -1,0 +1,194 @@
+"""Where training curves leave those of the recorded runs, and why: recorded, made-up and really trained runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.data.datasets.kinetics import Kinetics400
+from common.data.transforms import VideoTransform
+from common.reporting.curves import Curves, read_points
+from common.reporting.divergence import Divergence, Traced, diverging, recorded
+from common.reporting.papers import paper_named
+from common.reporting.records import Record
+from common.reporting.results import place_of, write_results
+from common.stages.run import run_stage
+from tests.reporting.conftest import Capsys, MakeRecord, Saved
+from tests.reporting.test_commands import run
+from tests.stages import request
+
+STEPS = range(10, 810, 10)
+DATA = {"training": {"samples": 60, "skipped": 0, "fingerprint": "f0"}}
+LIKE: dict[str, Any] = {"data": DATA, "versions": {"torch": "2.14"}}
+UCF: dict[str, Any] = {"parents": {"model.init_args.pretrained": {"stage": "base", "lineage_hash": "0" * 12}}}
+
+
+def curve(seed: int, leaves: int = 10**9) -> Curves:
+    """A loss that falls from 4 to 1 with noise of 3 %, and doubles where it leaves the others."""
+    noise = np.random.default_rng(seed).normal(1, 0.03, len(STEPS))
+    return {
+        "train/loss": [
+            (step, float((1 + 3 * np.exp(-step / 200)) * noisy * (1 + (step >= leaves))))
+            for step, noisy in zip(STEPS, noise)
+        ]
+    }
+
+
+def write_curve(folder: Path, curves: Curves) -> None:
+    rows = [f"{step},{name},{value}\n" for name, points in curves.items() for step, value in points]
+    (folder / "metrics.csv").write_text("step,name,value\n" + "".join(rows))
+
+
+@pytest.fixture
+def reference(project: Path, make_record: MakeRecord) -> list[Record]:
+    records = [make_record("base", seed, **LIKE) for seed in range(6)]
+    records += [make_record("ucf_1@base", seed, **LIKE, **UCF) for seed in range(6)]
+    write_results(paper_named("mct"), records, {place_of(one): curve(place) for place, one in enumerate(records)})
+    return records
+
+
+def test_nine_of_ten_recorded_runs_stay_inside_the_band_of_the_others() -> None:
+    found: list[Divergence] = []
+    for paper in ("xmc_gan", "m3p", "vx2text"):
+        runs = recorded(paper_named(paper), "mini", None)
+        found += [dataclasses.replace(one, stage=f"{paper}/{one.stage}") for one in diverging(runs, runs)]
+    assert not any(one.explained for one in found)
+    draws = {(one.stage.partition("/")[0], one.draw) for one in found}
+    left = {(one.stage.partition("/")[0], one.draw) for one in found if one.told}
+    assert len(draws) == 31
+    assert len(left) <= 0.1 * len(draws)
+
+
+RATE = {"config": {"seed_everything": 7, "model": {"rate": 0.2}}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "leaves", "reason"),
+    [
+        ({}, None, None),
+        # What the run has in another way than the recorded ones explains nothing while its curves stay inside.
+        ({"git": {"revision": "b" * 40, "dirty": False}, "versions": {"torch": "2.11"}}, None, None),
+        ({}, 400, "chance"),
+        ({"hardware": {"isa": {"requested": "avx", "machine": "avx2"}}}, 400, "instruction set: instructions avx,"),
+        ({"versions": {"torch": "2.11"}}, 400, "library versions: torch 2.11, recorded 2.14"),
+        ({"git": {"revision": "b" * 40, "dirty": False}}, 400, "code: revision bbbbbbbb, recorded aaaaaaaa"),
+        ({"git": {"revision": "a" * 40, "dirty": True}}, None, "code: revision aaaaaaaa with uncommitted changes,"),
+        ({**RATE, "versions": {"torch": "2.11"}}, 400, "configuration: model.rate 0.2, recorded 0.1"),
+        (RATE, None, "configuration: model.rate 0.2, recorded 0.1"),
+        ({**RATE, "data": {"training": {**DATA["training"], "samples": 30}}}, 400,
+         "data: training: samples 30, recorded 60"),
+        ({"data": {"training": {**DATA["training"], "skipped": 9, "fingerprint": "f1"}}}, None,
+         "data: training: skipped 9, recorded 0; training: fingerprint f1, recorded f0"),
+    ],
+)  # fmt: skip
+def test_the_first_cause_in_order(
+    changed: dict[str, Any], leaves: int | None, reason: str | None, make_record: MakeRecord, reference: list[Record]
+) -> None:
+    mine = [(make_record("base+1f2e3d", 7, **{**LIKE, "started": "2026-02", **changed}), curve(99, leaves or 10**9))]
+    (found,) = diverging(mine, recorded(paper_named("mct"), "mini", None))
+    assert found.told == (reason is not None)
+    assert found.step is None if leaves is None else abs(found.step - leaves) <= 20
+    if reason:
+        assert found.reason.startswith(reason)
+
+
+def test_how_often_a_run_logs_changes_nothing(make_record: MakeRecord, reference: list[Record]) -> None:
+    loss = curve(99)["train/loss"]
+    often = {"train/loss": sorted([*loss, *((step + 5, 100 * value) for step, value in loss)])}
+    mine = make_record("base", 7, **{**LIKE, "started": "2026-02"})
+    (found,) = diverging([(mine, often)], recorded(paper_named("mct"), "mini", None))
+    assert not found.told
+
+
+def test_data_of_a_seed_are_compared_with_the_same_seed(make_record: MakeRecord) -> None:
+    def one(seed: int, fingerprint: str, started: str) -> Traced:
+        data = {"training": {"samples": 60, "fingerprint": fingerprint}}
+        return make_record("base", seed, data=data, started=started), curve(seed)
+
+    others = [one(seed, f"f{seed}", "2026-01") for seed in range(4)]
+    causes = [diverging([one(*mine, "2026-02")], others)[0].cause for mine in ((7, "f7"), (2, "f2"), (2, "f7"))]
+    assert causes == ["chance", "chance", "data"]
+
+
+def test_what_the_command_prints(saved: Saved, reference: list[Record], project: Path, capsys: Capsys) -> None:
+    def told(*arguments: str) -> tuple[int, str]:
+        status = run("compare", "mct", "--curves", "--runs", str(project / "runs"), *arguments)
+        return status, " ".join(capsys.readouterr().out.split())
+
+    fields = {**LIKE, "started": "2026-02"}
+    write_curve(saved("base", 7, **fields), curve(70))
+    write_curve(saved("ucf_1@base", 7, **{**fields, **UCF, "started": "2026-03"}), curve(71))
+    assert told("--strict") == (
+        0, "MCT, mini 2 of 2 stages stay inside the band: their differences are chance",
+    )  # fmt: skip
+    write_curve(saved("base", 7, **{**fields, "git": {"revision": "b" * 40, "dirty": False}}), curve(70, 500))
+    short = {"train/loss": curve(71)["train/loss"][:60]}
+    write_curve(saved("ucf_1@base", 7, **{**fields, **UCF, "started": "2026-03"}), short)
+    status, out = told("--strict")
+    assert status == 1
+    assert "base 7 step 490 of 800, train/loss code: revision bbbbbbbb, recorded aaaaaaaa" in out
+    assert "ucf_1@base 7 step 610 of 800, train/loss parent: starts from base" in out
+    assert "0 of 2 stages stay inside the band" in out
+    write_results(paper_named("mct"), reference, {})
+    status, out = told("--strict")
+    assert status == 1
+    assert "cannot be judged: fewer than 3 recorded runs have curves" in out
+    assert "no curves to compare at" in out
+
+
+#: 28 steps of the smoke scale, of which every second is logged.
+LAYER = {"trainer": {"max_epochs": 4, "limit_train_batches": 1.0, "log_every_n_steps": 2}}
+
+
+def trained(runs: Path, seed: int, *overrides: str, revision: str = "a" * 40, dirty: bool = False) -> Traced:
+    stage = request("avid/avid", runs, *overrides, seed=seed, layer=LAYER)
+    record = run_stage(stage)
+    git = {"revision": revision, "dirty": dirty}
+    # The overrides of the layer would make it another stage.
+    return dataclasses.replace(record, stage="avid", git=git), read_points(stage.directory / "metrics.csv")
+
+
+def swapped(patch: pytest.MonkeyPatch) -> None:
+    whole = VideoTransform.__call__
+    patch.setattr(VideoTransform, "__call__", lambda *arguments: whole(*arguments)[[2, 1, 0]])
+
+
+def half_missing(patch: pytest.MonkeyPatch) -> None:
+    whole = Kinetics400.listing
+    patch.setattr(Kinetics400, "listing", lambda *given: (found := whole(*given)).subset(range(0, len(found), 2)))
+
+
+def middle_crop(patch: pytest.MonkeyPatch) -> None:
+    whole = VideoTransform.adapted
+    patch.setattr(VideoTransform, "adapted", lambda self, training, frames: whole(self, False, frames))
+
+
+@pytest.mark.slow
+def test_planted_faults_and_honest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cause(seed: int, *overrides: str, plant: Callable[..., None] = lambda _: None, **git: Any) -> str:
+        with monkeypatch.context() as patch:
+            plant(patch)
+            return diverging([trained(tmp_path / str(seed), seed, *overrides, **git)], reference)[0].cause
+
+    reference = [trained(tmp_path / str(seed), seed) for seed in range(8)]
+    faults = [
+        ("code", cause(20, plant=swapped, dirty=True)),
+        ("code", cause(21, plant=swapped, revision="b" * 40)),
+        ("code", cause(22, plant=middle_crop, dirty=True)),
+        ("code", cause(23, plant=middle_crop, revision="b" * 40)),
+        ("data", cause(24, plant=half_missing)),
+        ("data", cause(25, plant=half_missing)),
+        ("configuration", cause(26, "--model.learning_rate", "4e-4")),
+        ("configuration", cause(27, "--model.learning_rate", "4e-4")),
+        ("configuration", cause(28, "--trainer.max_epochs", "3")),
+        ("configuration", cause(29, "--data.video.crop", "16")),
+    ]
+    assert sum(expected == found for expected, found in faults) >= 8, faults
+    # Of a later revision, so that one outside the band would not pass as chance.
+    honest = [cause(seed, revision="c" * 40) for seed in range(10, 20)]
+    assert honest.count("chance") >= 9
