@@ -23,7 +23,6 @@ from common.stages.configuration import (
     place,
     recipes_of,
     resolve,
-    substitute,
 )
 from common.stages.signatures import arguments_of
 
@@ -69,11 +68,6 @@ def test_override_syntax() -> None:
     # What YAML takes for a comment or for quotes.
     pairs, _ = parse_overrides(["--a", "/mine/clips #2", "--b", "'1'", "--d", "null"])
     assert [value for _, value in pairs] == ["/mine/clips #2", "1", None]
-
-
-def test_placeholders() -> None:
-    tree = {"a": "$RUN/x", "b": ["$SEED", "s$SEED"], "c": 3}
-    assert substitute(tree, {"RUN": "/r", "SEED": "7"}) == {"a": "/r/x", "b": [7, "s7"], "c": 3}
 
 
 def test_the_stack_in_order() -> None:
