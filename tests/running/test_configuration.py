@@ -193,6 +193,14 @@ def test_names_of_arguments_are_those_of_the_imported_class(paper: str) -> None:
             assert {one.name for one in own if one.kind is not one.VAR_KEYWORD} <= set(names)
 
 
+def test_a_class_may_hold_text_that_is_not_indented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_package").mkdir()
+    text = 'class Net:\n    """Text.\n\nMore.\n    """\n# A comment.\n    def __init__(self, width=3): ...\n'
+    (tmp_path / "my_package" / "__init__.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert arguments_of("my_package.Net") == {"width"}
+
+
 def test_a_recipe_has_the_settings_of_one_family_and_of_those_that_it_extends() -> None:
     families = {"all": {}, "a": {"extends": "all", "recipes": ["a*"]}, "b": {"extends": ["a", "all"], "recipes": ["b"]}}
     assert family_of("avid", families) == ["all", "a"]
