@@ -70,7 +70,11 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
     source = load(paper.name)
     print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
-    print_rows(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
+    rows = [
+        (t.id, _scales(t.scales, t.by_request), t.title, " ".join(m.id for m in t.metrics if not m.hidden))
+        for t in source.tables
+    ]
+    print_rows(("id", "scales", "title", "metrics"), rows)
 
     print(f"\nrows at {scale} (--rows takes a label or model). For a table in brackets, a row runs only on request")
     models: dict[tuple[str, str], list[str]] = {}
@@ -132,14 +136,15 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
     using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]
-    print(f"\nstages of this recipe: {len(using)}")
-    _print_stages(paper, request.scale, runs or runs_root(), using)
+    print(f"\nstages of this recipe: {len(using) or f'none at {request.scale}'}")
+    if using:
+        _print_stages(paper, request.scale, runs or runs_root(), using)
     print(f"runs here, with changes too: assemble runs {paper.short} --where recipe={request.recipe}")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
-        print(f"values that are ours, in no source of the paper: {ours}")
+        print(f"values of ours that no source gives: {ours}")
     print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows every field")
     return 0
 

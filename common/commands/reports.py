@@ -232,20 +232,20 @@ def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -
     if not found:
         print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
         return None
-    told = [one for one in found if one.told]
-    if told:
+    reported = [one for one in found if one.reported]
+    if reported:
         rows = []
-        for one in told:
+        for one in reported:
             left = "stays inside" if one.step is None else f"step {one.step:.0f} of {one.last:.0f}, {one.curve}"
             also = [kind for kind in one.differences if kind != one.cause]
             rows.append((one.stage, one.draw.label, left, one.reason, ", ".join(also)))
         print_rows(("stage", "draw", "leaves the band", "likely cause", "also differs"), rows)
-    inside = len(found) - len(told)
+    inside = len(found) - len(reported)
     chance = ": their differences are chance" if inside else ""
     print(f"{inside} of {len(found)} stages stay inside the band{chance}")
     if len(found) < len(mine):
         print(f"without a band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)}")
-    return bool(told)
+    return bool(reported)
 
 
 def report(

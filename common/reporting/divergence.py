@@ -75,7 +75,7 @@ class Divergence:
         )
 
     @property
-    def told(self) -> bool:
+    def reported(self) -> bool:
         return self.step is not None or self.explained
 
     @property
@@ -83,7 +83,7 @@ class Divergence:
         """The most likely cause: a kind of `KINDS`, `parent` or `chance`."""
         if self.parent and not self.explained:
             return "parent"
-        return next(iter(self.differences), "chance") if self.told else "chance"
+        return next(iter(self.differences), "chance") if self.reported else "chance"
 
     @property
     def reason(self) -> str:
@@ -149,7 +149,7 @@ def _of_draw(stages: Sequence[_Compared]) -> list[Divergence]:
             left.get(curve),
             curve,
             differences(one.record, one.others),
-            next((parent.stage for parent in parents if parent and parent.told), ""),
+            next((parent.stage for parent in parents if parent and parent.reported), ""),
         )
     return [*found.values()]
 

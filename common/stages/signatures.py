@@ -56,8 +56,11 @@ def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
     module, _, name = path.rpartition(".")
     source = _source(module)
     # Parsing whole modules took a quarter of a plan's time.
-    if found := re.search(rf"^(@.+\n)*(class|def) {name}\b.*\n(([ \])}}].*)?\n)*", source, re.MULTILINE):
-        node = ast.parse(found[0]).body[0]
+    if found := re.search(rf"^(@.+\n)*(class|def) {name}\b.*\n(([ \])}}#].*)?\n)*", source, re.MULTILINE):
+        try:
+            node: ast.stmt | None = ast.parse(found[0]).body[0]
+        except SyntaxError:  # a text inside is not indented
+            node = next((one for one in ast.parse(source).body if getattr(one, "name", None) == name), None)
         return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
     for found in re.finditer(rf"^from ([\w.]+) import (\([^)]*|.*)\b{name}\b.*", source, re.MULTILINE):
         (statement,) = ast.parse(found[0] + (")" if "(" in found[0] and ")" not in found[0] else "")).body

@@ -1,4 +1,4 @@
-"""What is declared imports, beside all the others; what is imported is declared; what is declared is locked."""
+"""What is declared imports, together with all the others, and what is imported is declared."""
 
 from __future__ import annotations
 
@@ -41,12 +41,3 @@ def test_every_import_is_declared() -> None:
             if top not in own and not offered & declared:
                 missing.add(f"{file_of(module)} imports {top}")
     assert not missing, "not in pyproject.toml: " + ", ".join(sorted(missing))
-
-
-def test_lock_pins_every_dependency_and_names_no_index() -> None:
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    pinned = {line.split("==")[0].lower() for line in lock.splitlines() if "==" in line}
-    for name in names_of([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]):
-        assert name.lower() in pinned
-    assert "://" not in lock
-    assert "--index" not in lock

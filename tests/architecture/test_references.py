@@ -52,24 +52,6 @@ def test_pages_that_are_named_have_the_sections_that_are_cited() -> None:
     assert cited > 100
 
 
-def test_no_reference_to_a_document_that_is_not_here() -> None:
-    lost = re.compile(r"\b[Ss]pecification \d|DESIGN section|\bDESIGN\.md")
-    for path in texts("common", "papers", "configs", "rehearsals", "tests", "docs"):
-        if path != Path(__file__):
-            found = lost.search(path.read_text(encoding="utf-8"))
-            assert not found, f"{path.relative_to(ROOT)}: {found and found.group()}"
-
-
-def test_links_of_pages_lead_to_files() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "papers").glob("*/README.md")]
-    for page in pages:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if "://" not in target and not target.startswith("mailto:"):
-                assert (page.parent / target).exists(), (
-                    f"{page.relative_to(ROOT)} links to {target}, which is not there"
-                )
-
-
 #: Phrases that took readers a second reading; docs, help and docstrings do without them.
 OPAQUE = re.compile(
     r"stands? beside|\bgoes on\b|comes? out\b|whoever|what is there|that is none|of one's own", re.IGNORECASE

@@ -155,12 +155,3 @@ def test_protocols_read_whatever_holds_the_encoder(own_file: Path, tmp_path: Pat
         load_encoder(encoder, path, prefixes_of(recipe))
         for name, value in expected.state_dict().items():
             assert torch.equal(encoder.state_dict()[name], value), name
-
-
-@pytest.mark.parametrize("content", [{"weights": {}}, {"state_dict": {"layer.weight": torch.zeros(1)}}])
-def test_unusable_files_are_named(tmp_path: Path, content: dict[str, Any]) -> None:
-    torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(CheckpointError, match=r"foreign\.ckpt"):
-        load_backbone(tmp_path / "foreign.ckpt", "audio")
-    with pytest.raises(CheckpointError, match=r"foreign\.ckpt"):
-        load_pretraining(tmp_path / "foreign.ckpt", paper_model())

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import pytest
-
 from common.commands.parsing import Option, Scale, at_least, call
-from common.errors import StageError
 
 seen: dict[str, Any] = {}
 
@@ -64,16 +61,3 @@ def test_files_may_come_after_a_flag() -> None:
     assert call(other, "other", ["--check", "--need", "n", "a"]) == 0
     assert call(other, "other", ["a", "--check", "--need", "n", "b"]) == 0
     assert seen["files"] == [Path("a"), Path("b")]
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["x", "--scale", "mni"], "did you mean 'mini'"),
-        (["x", "--batch-size", "0"], "--batch-size: must be at least 1"),
-        ([], "name"),
-    ],
-)
-def test_errors_name_the_flag_and_the_nearest_value(given: list[str], words: str) -> None:
-    with pytest.raises(StageError, match=words):
-        call(command, "command", given)

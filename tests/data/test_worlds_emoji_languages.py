@@ -144,9 +144,6 @@ def test_dictionaries_are_induced_as_specified() -> None:
     assert found == {"dog": ["hund", "haustier"], "pet": ["haustier", "hund"]}
 
 
-# ---------------------------------------------------------------------------------------------------- tokenizer
-
-
 # ---------------------------------------------------------------------------------------------------- the same again
 def test_another_seed_changes_training_and_leaves_the_test(tmp_path: Path, world: EmojiLanguagesWorld) -> None:
     other = tiny(EmojiLanguagesWorld, tmp_path, seed=4)

@@ -13,46 +13,16 @@ from common.data.datasets.tvqa import TVQA
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
     AUDIO_CATEGORIES,
-    PITCHES,
-    QUESTIONS,
-    SPEAKERS,
-    TIMBRES,
-    VIDEO_WORDS,
     NarratedWorld,
-    Scene,
     sentences,
 )
 from common.reporting.papers import project_root
 from tests.data.worlds import tiny
 
-RED_CIRCLE = Scene("circle", "red", "left", "beep", "high", "anna")
-
 
 @pytest.fixture(scope="module")
 def world(rendered: Callable[[type[World]], Any]) -> NarratedWorld:
     return rendered(NarratedWorld)
-
-
-# -- texts -------------------------------------------------------------------------------------------------------------
-
-
-def test_answers_tell_the_words_of_the_scene() -> None:
-    assert RED_CIRCLE.answer("caption") == "a red circle moves left with a high beep"
-    told = {"shape": "circle", "color": "red", "motion": "left", "sound": "beep", "pitch": "high", "speaker": "anna"}
-    assert {*told, "caption"} == set(QUESTIONS)
-    for kind, word in told.items():
-        answers = RED_CIRCLE.answers(kind)
-        assert len(answers) == len(set(answers)) == 6
-        assert all(word in answer.split() for answer in answers)
-        others = {*VIDEO_WORDS, *TIMBRES, *PITCHES, *SPEAKERS} - {word}
-        assert not any(others & set(answer.split()) for answer in answers)
-    for caption in RED_CIRCLE.answers("caption"):
-        assert set(RED_CIRCLE.video_words + RED_CIRCLE.audio_words) <= set(caption.split())
-    for omitted in range(3):
-        assert len({"circle", "red", "left"} & set(RED_CIRCLE.caption(omitted).split())) == 2
-        assert not {*TIMBRES, *PITCHES} & set(RED_CIRCLE.caption(omitted).split())
-    for omitted in range(2):
-        assert len({*TIMBRES, *PITCHES} & set(RED_CIRCLE.summary(omitted).split())) == 1
 
 
 def test_the_sentences_hold_every_word_of_every_file(world: NarratedWorld) -> None:

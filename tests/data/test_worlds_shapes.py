@@ -1,8 +1,5 @@
 """The shapes world on disk: real files in the layouts of COCO, Karpathy's split, Pascal VOC and ImageNet."""
 
-import contextlib
-import io
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,63 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO as PycocoCOCO
 
 from common.data.datasets.imagenet import ImageNet
 from common.data.worlds.base import World
-from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, Attributes, coverage, draw, mixed_scene, repeated_scene
-from common.data.worlds.shapes import GROUP_OF, NOUNS, CaptionWords, ShapesWorld, caption
+from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, coverage, draw, mixed_scene, repeated_scene
+from common.data.worlds.shapes import ShapesWorld
 from tests.data.worlds import tiny
 
 
 @pytest.fixture(scope="module")
 def world(rendered: Callable[[type[World]], Any]) -> ShapesWorld:
     return rendered(ShapesWorld)
-
-
-# ---------------------------------------------------------------------------------------------------------------- COCO
-
-
-def test_pycocotools_loads_the_instances(world: ShapesWorld) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = PycocoCOCO(str(world.root_of("coco") / "annotations" / "instances_train2017.json"))
-    assert len(coco.getImgIds()) == 32
-    for number in coco.getImgIds():
-        entries = coco.loadAnns(coco.getAnnIds(imgIds=number))
-        assert 2 <= len(entries) <= 4
-        assert len({entry["category_id"] for entry in entries}) == 1
-        image = np.asarray(Image.open(world.root_of("coco") / "train2017" / coco.loadImgs(number)[0]["file_name"]))
-        inside = np.maximum.reduce([coco.annToMask(entry) for entry in entries]).astype(bool)
-        # What the masks cover is the bright object, the rest the dark ground.
-        assert image[inside].max(axis=-1).mean() > image[~inside].max(axis=-1).mean() + 60
-        for entry in entries:
-            assert coco.annToMask(entry).sum() == pytest.approx(entry["area"], rel=0.35, abs=6)
-
-
-def check_caption(sentence: str, attributes: Attributes) -> None:
-    glyph = GLYPHS[attributes.glyph]
-    nouns = "|".join((*NOUNS[glyph], GROUP_OF[glyph], "thing"))
-    count = ("two", "three", "four")[attributes.count - 2]
-    size = "large" if attributes.large else "small"
-    colour, ground = COLOUR_NAMES[attributes.colour], COLOUR_NAMES[attributes.ground]
-    pattern = rf"a( {count})?( {size})?( {colour})? ({nouns})( on {ground})?"
-    assert re.fullmatch(pattern, sentence), f"{sentence!r} does not fit {attributes}"
-
-
-# ------------------------------------------------------------------------------------------------------------ captions
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_captions_are_true(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    _, attributes = repeated_scene(rng, seed % 16)
-    check_caption(caption(rng, attributes, CaptionWords(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)), attributes)
-
-
-# ----------------------------------------------------------------------------------------------------------------- VOC
 
 
 # ------------------------------------------------------------------------------------------------------------ ImageNet

@@ -14,7 +14,7 @@ from common.data.datasets.coco_2014 import COCO2014
 from common.data.worlds.base import World
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
-from common.data.worlds.two_sides import GROUNDS, TwoSidesWorld
+from common.data.worlds.two_sides import TwoSidesWorld
 from tests.data.worlds import read_caption, tiny
 
 KINDS = [TwoObjectsWorld, EmojiScenesWorld]
@@ -48,33 +48,9 @@ def test_the_reader_finds_captions_and_the_true_attributes(world: TwoSidesWorld)
 
 
 @every_kind
-def test_things_stay_in_their_halves_on_the_named_ground(kind: type[TwoSidesWorld]) -> None:
-    drawn = kind().draw("val", range(60))
-    grounds = np.array(list(GROUNDS.values()))
-    for image, attributes, boxes in zip(drawn.images, drawn.attributes, drawn.boxes):
-        assert np.abs(image[0, 16] / 255 - grounds[attributes[-1]]).max() < 0.06
-        for side, (left, top, right, bottom) in enumerate(boxes):
-            assert 16 * side - 0.5 <= left < right <= 16 * side + 16.5
-            assert 0 <= top < bottom <= 32
-            # The box is tight: nothing but ground within the half and outside of it.
-            half = image[:, 16 * side + 1 : 16 * side + 15].astype(int)
-            outside = np.ones((32, 14), dtype=bool)
-            across = np.arange(16 * side + 1, 16 * side + 15) + 0.5
-            down = np.arange(32) + 0.5
-            outside[np.ix_((down > top - 1) & (down < bottom + 1), (across > left - 1) & (across < right + 1))] = False
-            assert (half[outside] == image[0, 16]).all()
-
-
-@every_kind
 def test_relations_replace_a_share_of_the_captions(kind: type[TwoSidesWorld], tmp_path: Path) -> None:
     shown = SHOWN[kind]
     texts = [text for row in range(50) for text in tiny(kind, tmp_path, relations=0.5).captions("train", row, shown)]
     related = [text for text in texts if " of a " in text]
     assert 0.4 < len(related) / len(texts) < 0.6
     assert {read_caption(text, kind) for text in texts} == {shown}
-
-
-# -- two objects -------------------------------------------------------------------------------------------------------
-
-
-# -- emoji scenes ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -553,18 +552,6 @@ def test_statistics_are_made_with_the_synchronization_of_training(
     assert called == ["on", "made", "off"]
 
 
-def test_wrong_settings_stop_before_training(voc: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="num_classes"):
-        trainer(tmp_path, max_steps=1).fit(detector(num_classes=3), datamodule=data(voc))
-    with pytest.raises(ValueError, match="precision bf16-true"):
-        trainer(tmp_path, max_steps=1, precision="bf16-true").fit(detector(), datamodule=data(voc))
-    module = data(voc)
-    module.setup("test")
-    loader = torch.utils.data.DataLoader(module.test_images, collate_fn=collate_detection)
-    with pytest.raises(ValueError, match="precise_bn_batches"):
-        trainer(tmp_path).test(detector(), dataloaders=loader, verbose=False)
-
-
 def test_a_resumed_run_equals_an_uninterrupted_one(voc: Path, tmp_path: Path) -> None:
     def fit(start: Path | None = None) -> dict[str, Tensor]:
         save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
@@ -575,11 +562,3 @@ def test_a_resumed_run_equals_an_uninterrupted_one(voc: Path, tmp_path: Path) ->
     whole, resumed = fit(), fit(tmp_path / "step=3.ckpt")
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
-
-
-def test_two_processes_test_like_one(voc: Path, tmp_path: Path) -> None:
-    module = detector(precise_bn_batches=0)
-    one = trainer(tmp_path / "one").test(copy.deepcopy(module), datamodule=data(voc), verbose=False)[0]
-    two = trainer(tmp_path / "two", devices=2, strategy="ddp_fork").test(module, datamodule=data(voc), verbose=False)[0]
-    assert one["test/images"] == 7
-    assert two == pytest.approx(one)

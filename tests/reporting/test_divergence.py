@@ -59,7 +59,7 @@ def test_nine_of_ten_recorded_runs_stay_inside_the_band_of_the_others() -> None:
         found += [dataclasses.replace(one, stage=f"{paper}/{one.stage}") for one in diverging(runs, runs)]
     assert not any(one.explained for one in found)
     draws = {(one.stage.partition("/")[0], one.draw) for one in found}
-    left = {(one.stage.partition("/")[0], one.draw) for one in found if one.told}
+    left = {(one.stage.partition("/")[0], one.draw) for one in found if one.reported}
     assert len(draws) == 31
     assert len(left) <= 0.1 * len(draws)
 
@@ -91,7 +91,7 @@ def test_the_first_cause_in_order(
 ) -> None:
     mine = [(make_record("base+1f2e3d", 7, **{**LIKE, "started": "2026-02", **changed}), curve(99, leaves or 10**9))]
     (found,) = diverging(mine, recorded(paper_named("mct"), "mini", None))
-    assert found.told == (reason is not None)
+    assert found.reported == (reason is not None)
     assert found.step is None if leaves is None else abs(found.step - leaves) <= 20
     if reason:
         assert found.reason.startswith(reason)
@@ -102,7 +102,7 @@ def test_how_often_a_run_logs_changes_nothing(make_record: MakeRecord, reference
     often = {"train/loss": sorted([*loss, *((step + 5, 100 * value) for step, value in loss)])}
     mine = make_record("base", 7, **{**LIKE, "started": "2026-02"})
     (found,) = diverging([(mine, often)], recorded(paper_named("mct"), "mini", None))
-    assert not found.told
+    assert not found.reported
 
 
 def test_data_of_a_seed_are_compared_with_the_same_seed(make_record: MakeRecord) -> None:

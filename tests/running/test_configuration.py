@@ -23,7 +23,6 @@ from common.stages.configuration import (
     place,
     recipes_of,
     resolve,
-    substitute,
 )
 from common.stages.signatures import arguments_of
 
@@ -69,11 +68,6 @@ def test_override_syntax() -> None:
     # What YAML takes for a comment or for quotes.
     pairs, _ = parse_overrides(["--a", "/mine/clips #2", "--b", "'1'", "--d", "null"])
     assert [value for _, value in pairs] == ["/mine/clips #2", "1", None]
-
-
-def test_placeholders() -> None:
-    tree = {"a": "$RUN/x", "b": ["$SEED", "s$SEED"], "c": 3}
-    assert substitute(tree, {"RUN": "/r", "SEED": "7"}) == {"a": "/r/x", "b": [7, "s7"], "c": 3}
 
 
 def test_the_stack_in_order() -> None:
@@ -197,6 +191,14 @@ def test_names_of_arguments_are_those_of_the_imported_class(paper: str) -> None:
             assert set(names) <= taken
             own = inspect.signature(class_at(path)).parameters.values()
             assert {one.name for one in own if one.kind is not one.VAR_KEYWORD} <= set(names)
+
+
+def test_a_class_may_hold_text_that_is_not_indented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_package").mkdir()
+    text = 'class Net:\n    """Text.\n\nMore.\n    """\n# A comment.\n    def __init__(self, width=3): ...\n'
+    (tmp_path / "my_package" / "__init__.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert arguments_of("my_package.Net") == {"width"}
 
 
 def test_a_recipe_has_the_settings_of_one_family_and_of_those_that_it_extends() -> None:

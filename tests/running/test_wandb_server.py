@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -251,23 +250,6 @@ def test_a_client_that_dies_ends_no_stage(
     out = capsys.readouterr().out
     assert out.count("W&B: ") == 1
     assert "ConnectionResetError: Connection lost; the stage continues" in out
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the client's process by /proc")
-def test_a_client_that_was_killed_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by the system that ran out of memory: its process serves all stages of a command."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    begin(tmp_path / "first")
-    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    clients = [int(pid) for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
-    assert clients
-    for pid in clients:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    second = begin(tmp_path / "second", "two")
-    second.log_metrics({"train/loss": 1.0}, step=0)
-    second.finish(0)
-    assert list((tmp_path / "second").glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

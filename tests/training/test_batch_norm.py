@@ -116,12 +116,6 @@ def test_devices_of_a_group(group: int, batch_size: int, devices: int, expected:
     assert devices_of_group(group, batch_size, devices) == expected
 
 
-@pytest.mark.parametrize(("group", "batch_size", "devices"), [(16, 640, 16), (24, 32, 1)])
-def test_a_batch_that_cannot_be_divided_is_refused(group: int, batch_size: int, devices: int) -> None:
-    with pytest.raises(ValueError, match=f"batch_norm_group is {group}"):
-        devices_of_group(group, batch_size, devices)
-
-
 def test_a_layer_that_sees_a_part_of_a_group() -> None:
     net = network()
     normalize_in_groups(net, 4, 8, 1)
