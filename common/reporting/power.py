@@ -7,14 +7,12 @@ import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from common.errors import ReportingError, nearest
 from common.reporting.aggregate import TableResult
 from common.reporting.claims import CONFIDENCE
-from common.reporting.tables import Metric, Row
+from common.reporting.tables import Metric, Row, part_named
 
-PartT = TypeVar("PartT", Row, Metric)
 #: Where the search for a number of runs ends.
 MOST_RUNS = 10_000
 
@@ -44,15 +42,15 @@ class Paired:
 def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) -> Paired:
     """The recorded pair that these names mean: labels or models of rows, and the id or label of a metric."""
     for name in (row, over):
-        if not any(_named(name, result.rows, "label", "model") for result in results):
+        if not any(part_named(name, result.rows, "label", "model") for result in results):
             labels = {one.label for result in results for one in result.rows}
             raise ReportingError(f"unknown row {name!r}: {nearest(name, labels)}")
     pairs, known = [], set()
     for result in results:
-        mine, theirs = (_named(name, result.rows, "label", "model") for name in (row, over))
+        mine, theirs = (part_named(name, result.rows, "label", "model") for name in (row, over))
         if mine and theirs:
             known |= {one.id for one in result.table.metrics}
-            if chosen := _named(metric, result.table.metrics, "id", "label"):
+            if chosen := part_named(metric, result.table.metrics, "id", "label", "key"):
                 pairs.append(Paired(result, chosen, mine, theirs))
     if not pairs:
         raise ReportingError(f"no table has {metric!r} of {row} and {over}: {nearest(metric, known)}")
@@ -69,12 +67,6 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
     if not statistics.stdev(pair.differences):
         raise ReportingError(f"{metric} of {row} and {over} differs equally in all runs, so no spread is known")
     return pair
-
-
-def _named(name: str, parts: Sequence[PartT], *fields: str) -> PartT | None:
-    """The part with this name, whatever its case; earlier fields count first."""
-    named = ((part, str(getattr(part, field))) for field in fields for part in parts)
-    return next((part for part, text in named if text.lower() == name.lower()), None)
 
 
 def power_of(gap: float, spread: float, runs: int) -> float:

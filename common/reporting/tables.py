@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,6 +30,7 @@ from common.reporting.predicates import CellName, Predicate, parse
 from common.reporting.records import JOBS
 from common.reporting.schema import Line, Part, Text, known, one_of, told
 
+PartT = TypeVar("PartT", bound=Part)
 ROW = "$row"
 UNTRAINED = "untrained"
 
@@ -391,6 +392,16 @@ def _loaded(paper: str, file: Path, stamp: tuple[int, ...]) -> Tables:
 
 def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
     return [{**part, field: str(name)} if isinstance(part, Mapping) else part for name, part in parts.items()]
+
+
+def part_named(name: str, parts: Sequence[PartT], *fields: str) -> PartT | None:
+    """The part with this name, in any case and with or without `test/`; earlier fields count first."""
+
+    def plain(text: object) -> str:
+        return str(text or "").strip().lower().removeprefix("test/")
+
+    found = (part for field in fields for part in parts if plain(getattr(part, field)) == plain(name))
+    return next(found, None)
 
 
 def _once(values: Iterable[str], what: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from common.errors import ReportingError, nearest
 from common.reporting.aggregate import Cell, collect, select
@@ -29,11 +29,10 @@ from common.reporting.records import (
 from common.reporting.render import revision_text
 from common.reporting.results import find_promoted
 from common.reporting.runs import flat, text_of
-from common.reporting.tables import Metric, Row, Table, Tables, expand, load
+from common.reporting.tables import Metric, PartT, Row, Table, Tables, expand, load, part_named
 from common.stages.configuration import leaves, resolve
 from common.stages.request import Selection, StageRequest, requests_for
 
-Part = TypeVar("Part")
 _NOT_COMPARED = IGNORED_KEYS | SEED_KEYS
 
 
@@ -150,10 +149,9 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     `run`, a run's folder or a folder of runs, takes the place of the recorded runs.
     """
     source = load(paper)
-    one = _named(f"table of {source.paper}", source.tables, table, lambda t: t.id, lambda t: t.title)
-    line = _named(f"row of {one.id}", one.rows, row, lambda r: r.label, lambda r: r.model or "")
-    keys = (lambda m: m.id, lambda m: m.label, lambda m: m.key.removeprefix("test/"))
-    column = _named(f"metric of {one.id}", one.metrics, metric, *keys)
+    one = _named(f"table of {source.paper}", source.tables, table, "id", "title")
+    line = _named(f"row of {one.id}", one.rows, row, "label", "model")
+    column = _named(f"metric of {one.id}", one.metrics, metric, "id", "label", "key")
     made = [each for each in SCALES if each in one.scales and each in line.scales]
     scales = [each for each in made if scale in (None, each)]
     if not scales:
@@ -173,13 +171,12 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     return Explanation(source, one, line, column, at, filled(at, recorded), cells[at], kept)
 
 
-def _named(what: str, parts: Sequence[Part], name: str, *names: Callable[[Any], str]) -> Part:
-    """The part that has this name in any case; the first kind of names goes before the others."""
-    for name_of in names:
-        for part in parts:
-            if name.strip().lower() == name_of(part).lower():
-                return part
-    raise ReportingError(f"there is no {what} named {name!r}: {nearest(name, map(names[0], parts))}")
+def _named(what: str, parts: Sequence[PartT], name: str, *fields: str) -> PartT:
+    part = part_named(name, parts, *fields)
+    if part is None:
+        known = [getattr(one, fields[0]) for one in parts]
+        raise ReportingError(f"there is no {what} named {name!r}: {nearest(name, known)}")
+    return part
 
 
 def _of_run(run: Path, paper: str) -> list[Record]:

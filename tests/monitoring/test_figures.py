@@ -58,13 +58,14 @@ def saved(figure: Figure, path: Path, credit: str = "") -> tuple[int, int]:
 def test_a_figure_is_written_and_logged_under_its_name(tmp_path: Path) -> None:
     kept = Kept()
     module: Any = SimpleNamespace(loggers=[object(), kept])
+    before = plt.get_fignums()
     figure, axes = chart(2, 3, size=(6, 4))
     assert axes.shape == (2, 3)
     save_figure(module, figure, tmp_path / "new" / "curves.png", "Pictures: nobody")
     assert kept.images == ["curves"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
     assert "Pictures: nobody" in texts(figure)
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == before
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

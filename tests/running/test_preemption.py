@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from common.errors import Preempted
+from common.stages import loggers
 from common.stages import preempt as preemption
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
@@ -239,3 +240,19 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_job_is_queued_again_once_and_before_its_run_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(preemption, "requeue", lambda: order.append("requeue") or "queued")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(loggers.StageWandbLogger, "finish", lambda *_, **__: order.append("finish"))
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as patch:
+        _signal_at(signal.SIGUSR1, 2, patch)
+        with pytest.raises(Preempted):
+            run_stage(request("avid/avid_joint", tmp_path, layer=_layer(1)))
+    assert order == ["requeue", "finish"]
