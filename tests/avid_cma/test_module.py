@@ -33,15 +33,8 @@ def sound_accuracy(runs: Path, recipe: str) -> float:
     stage = request(f"avid/{recipe}", runs / recipe, layer=LAYER, scale="mini")
     run_stage(stage)
     checkpoint = str(stage.directory / "checkpoints" / "last.ckpt")
-    probe = request(
-        "avid/esc50_svm",
-        runs / recipe,
-        "--model.pretrained",
-        checkpoint,
-        "--data.audio.statistics",
-        checkpoint,
-        scale="mini",
-    )
+    loaded = ("--model.pretrained", checkpoint, "--data.audio.statistics", checkpoint)
+    probe = request("avid/esc50_svm", runs / recipe, *loaded, scale="mini")
     value = run_stage(probe).metrics["test/conv5x_top1"]
     assert value is not None
     return value

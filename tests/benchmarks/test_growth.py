@@ -34,14 +34,7 @@ Step = Callable[[], object]
 
 
 class Part(NamedTuple):
-    """What grows.
-
-    Attributes:
-        make: prepares a step for N items.
-        sizes: values of N, ascending.
-        slope: expected power of N in the time, fitted to the three largest sizes.
-        projected: N of the largest published use, if it is beyond `sizes`.
-    """
+    """Steps for ascending N, the expected power of N in the time, and the largest published N if it is beyond."""
 
     make: Callable[[int], Step]
     sizes: list[int]
