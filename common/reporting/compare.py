@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 OUTSIDE = "outside"
-REPRODUCED = "in range"
+IN_RANGE = "in range"
 NO_REFERENCE = "no reference"
-_WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
+_WORST_FIRST = (OUTSIDE, IN_RANGE, NO_REFERENCE)
 #: Share of an honest draw's cells outside, and of honest draws that may be refused for their worst cell.
 CHANCE = 0.05
 #: How many times more cells than by chance may be outside, since the cells of a draw are correlated.
@@ -90,7 +90,7 @@ class Compared:
         if self.difference is None:
             return NO_REFERENCE
         if self.ratio <= 1:
-            return REPRODUCED
+            return IN_RANGE
         judged = self.reference.spread is not None or self.scale in self.metric.tolerance
         return OUTSIDE if judged else NO_REFERENCE
 
@@ -137,7 +137,7 @@ def summary(compared: Sequence[Compared]) -> str:
     lacking = len(compared) - len(judged)
     if not judged:
         return f"cannot be judged: no cell has a reference ({lacking} measured)"
-    good = sum(c.verdict == REPRODUCED for c in judged)
+    good = sum(c.verdict == IN_RANGE for c in judged)
     cells = f"{good} of {len(judged)} cells in the expected range"
     if failure := strict_failure(compared):
         told = f"does not match the recorded runs: {failure}; {cells}"
@@ -171,7 +171,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    colors = {OUTSIDE: "red", REPRODUCED: "green", NO_REFERENCE: "dim"}
+    colors = {OUTSIDE: "red", IN_RANGE: "green", NO_REFERENCE: "dim"}
     table = RichTable(box=box.SIMPLE_HEAD)
     for name in ("cell", "measured", "reference", "difference", "allowed", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")

@@ -210,7 +210,7 @@ def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
     """What a record has that no recorded run has, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
     facts, known = _facts(mine), [_facts(other) for other in others]
     # The data of a miniature may depend on the seed: compare with the same one, or with what all seeds share.
-    same_seed = [_facts(other) for other in others if other.seed == mine.seed]
+    same_seed = [one for other, one in zip(others, known) if other.seed == mine.seed]
     found: dict[str, str] = {}
     for kind in KINDS:
         told = []

@@ -108,7 +108,7 @@ class Explanation:
     def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
         """Whether a field is more than a size, stage, field, value here and at paper scale; not of stand-ins."""
         rows = []
-        for stage in self.stages if self.scale != "paper" else ():
+        for stage in self.stages:
             if stage.stage not in self.stand_ins:
                 there = "paper" in self.source.stages[stage.stage.partition("@")[0]].scales
                 overrides = dict(stage.overrides) if there else {}
@@ -168,7 +168,8 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
         has = sorted({f"{record.stage} at {record.scale}" for record in records})
         raise ReportingError(f"--run {run}: measured no such cell; it has {', '.join(has[:9]) or 'no record'}")
     kept = [r for r in select(records, source.paper, at).kept.values() if r.draw in cells[at].values]
-    return Explanation(source, one, line, column, at, filled(at, recorded), cells[at], kept)
+    known = cells[at] if run is None else filled(at, recorded)
+    return Explanation(source, one, line, column, at, known, cells[at], kept)
 
 
 def _named(what: str, parts: Sequence[PartT], name: str, *fields: str) -> PartT:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.reporting.compare import (
+    IN_RANGE,
     NO_REFERENCE,
     OUTSIDE,
-    REPRODUCED,
     Compared,
     compare,
     strict_failure,
@@ -41,9 +41,9 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
         return compare(load("mct"), "mini", [make_record(stage, 7, value)], reference)[0].verdict
 
     # Student's t for three draws, 4.303, times 2, times the root of 1 + 1 / 3: 9.94.
-    assert [verdict("esc@base", v) for v in (40.1, 59.9, 40.0, 60.0)] == [REPRODUCED] * 2 + [OUTSIDE] * 2
+    assert [verdict("esc@base", v) for v in (40.1, 59.9, 40.0, 60.0)] == [IN_RANGE] * 2 + [OUTSIDE] * 2
     # One draw tells no spread: equal as printed is reproduced, else nothing is known.
-    assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [REPRODUCED, NO_REFERENCE]
+    assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [IN_RANGE, NO_REFERENCE]
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
 
 
@@ -86,9 +86,9 @@ def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, 
     def verdict(value: float) -> str:
         return compare(load("mct"), "mini", [make_record("ucf_1@better", 0, value)], reference)[0].verdict
 
-    assert [verdict(v) for v in (17.0, 23.1)] == [REPRODUCED, OUTSIDE]
+    assert [verdict(v) for v in (17.0, 23.1)] == [IN_RANGE, OUTSIDE]
     path.write_text(path.read_text().replace("{mini: 3.0}", "{paper: 3.0}"))
-    assert [verdict(v) for v in (20.0, 17.0)] == [REPRODUCED, NO_REFERENCE]
+    assert [verdict(v) for v in (20.0, 17.0)] == [IN_RANGE, NO_REFERENCE]
     path.write_text(path.read_text().replace("{paper: 3.0}", "{paper: -1.0}"))
     with pytest.raises(ValueError, match="tolerance"):
         load("mct")
@@ -109,7 +109,7 @@ def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, refe
     # `New longer` is filled by the stages of `New`.
     assert [(c.name, c.verdict) for c in compared] == [
         ("New, ESC", OUTSIDE),
-        ("New-One, UCF", REPRODUCED),
+        ("New-One, UCF", IN_RANGE),
         ("New, UCF", NO_REFERENCE),
     ]
     assert compared[0].difference == 12.0
@@ -141,7 +141,7 @@ def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, 
 def test_another_configuration_is_said(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     mine = make_record("esc@base", 0, 50.0, config={"rate": 3})
     compared = compare(load("mct"), "mini", [mine], reference)
-    assert (compared[0].verdict, compared[0].remark) == (REPRODUCED, "another configuration")
+    assert (compared[0].verdict, compared[0].remark) == (IN_RANGE, "another configuration")
     assert compare(load("mct"), "mini", [make_record("esc@base", 0, 50.0)], reference)[0].remark == ""
 
 
