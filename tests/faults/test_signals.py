@@ -109,7 +109,7 @@ def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path
 
 
 def _waits(pid: int) -> bool:
-    """Whether a process takes no CPU time for two seconds, as it does when it waits for another one."""
+    """Whether a process takes under a fifth of two seconds of CPU time, as it does when it waits for another one."""
 
     def hundredths() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -117,7 +117,7 @@ def _waits(pid: int) -> bool:
 
     before = hundredths()
     time.sleep(2)
-    return hundredths() - before < 5
+    return hundredths() - before < 40
 
 
 def _ranks(parent: int) -> list[int]:
