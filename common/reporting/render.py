@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,9 +100,9 @@ class View:
 
 
 def view(result: TableResult, yours: TableResult | None = None) -> View:
-    """Lay out a filled table; `yours` is the same table filled from other runs, shown in extra columns."""
+    """Lay out a filled table without empty rows and columns; `yours` is the same table filled from other runs."""
     yours = yours if yours is not None and yours.measured else None
-    sources = {MEASURED: result} if result.measured or yours is None else {}
+    sources = {MEASURED: result} if result.measured else {}
     sources |= {YOURS: yours} if yours is not None else {}
     metrics = tuple(metric for metric in result.table.metrics if not metric.hidden)
     kinds = {m.id: (PUBLISHED, *sources) if is_paired(result, m) else tuple(sources) for m in metrics}
@@ -115,8 +115,11 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
             found.append(Value(kind, measured_text(cell, metric.decimals, usual_draws(source)), cell))
         return tuple(value for value in found if value.kind in kinds[metric.id])
 
-    rows = tuple((row, tuple(values(row, metric) for metric in metrics)) for row in result.rows)
-    shown = list(sources.values())
+    known = [(row, m) for row in result.rows for m in metrics if any(value.text != DASH for value in values(row, m))]
+    metrics = tuple(metric for metric in metrics if any(metric is m for _, m in known))
+    kept = [row for row in result.rows if any(row is r for r, _ in known)]
+    rows = tuple((row, tuple(values(row, metric) for metric in metrics)) for row in kept)
+    shown = list(sources.values()) or [result]
     return View(
         result.table.title, caption(result, yours), result.scale, metrics, kinds, rows,
         tuple(dict.fromkeys(note for source in shown for note in notes_of(source))),
@@ -154,8 +157,8 @@ def heading(metric: Metric) -> str:
 
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
-    """Whether the cells of a metric show published values next to the measured ones."""
-    return metric.published and any(metric.id in row.published for row in result.rows)
+    """Whether cells show published values next to the measured ones; only those at paper scale are comparable."""
+    return result.scale == "paper" and metric.published and any(metric.id in row.published for row in result.rows)
 
 
 def row_text(row: Row) -> str:
@@ -195,30 +198,21 @@ def revision_text(record: Record) -> str:
 
 
 def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
-    """A table as Markdown: cells, figure, notes that the page hasn't `said`, draws and source.
-
-    Only cells at paper scale have the published value; below it, rows and columns without a value are left out.
-    """
-    shown, comparable = view(result), result.scale == "paper"
-    partial = result.measured and not comparable
-    if partial:
-        filled = {key for key, cell in result.cells.items() if cell.values}
-        metrics = [metric for metric in shown.metrics if any((row.label, metric.id) in filled for row in result.rows)]
-        shown = view(replace(result, table=result.table.model_copy(update={"metrics": tuple(metrics)})))
-    title = shown.title if comparable else f"{shown.title} ({shown.scale})"
+    """A table as Markdown: cells, figure, notes that the page hasn't `said`, draws and source."""
+    shown = view(result)
+    title = shown.title if result.scale == "paper" else f"{shown.title} ({shown.scale})"
+    if not shown.rows:
+        return f"### {title}\n\nNot measured yet."
     lines = [f"### {title}", "", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
     lines.append("|---|" + "---:|" * len(shown.metrics))
-    paired = comparable and any(PUBLISHED in kinds for kinds in shown.kinds.values())
+    paired = any(len(kinds) > 1 for kinds in shown.kinds.values())
     for row, cells in shown.rows:
-        if not partial or any(value.cell.values for values in cells for value in values):
-            texts = [_pair(values) if paired else values[-1].text for values in cells]
-            counts = {len(value.cell.values) for values in cells for value in values if value.cell.values}
-            draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
-            # A row whose cells all have another number of draws says so once.
-            label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
-            lines.append(
-                "| " + " | ".join(_escape(text) for text in (label, *(t.removesuffix(draws) for t in texts))) + " |"
-            )
+        texts = [_pair(values) if paired else values[-1].text for values in cells]
+        counts = {len(value.cell.values) for values in cells for value in values if value.cell.values}
+        draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
+        # A row whose cells all have another number of draws says so once.
+        label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
+        lines.append("| " + " | ".join(map(_escape, (label, *(text.removesuffix(draws) for text in texts)))) + " |")
     if text := charts.caption(result):
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     if notes := [note for note in shown.notes if note not in said]:
@@ -226,7 +220,7 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
     usual = usual_draws(result)
     facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
     facts += ["Cells are *published / measured*"] if paired else []
-    facts += [_origin(result)] if comparable or result.table.ours or not facts else []
+    facts += _origin(result)
     return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
 
 
@@ -309,7 +303,7 @@ def caption(result: TableResult, yours: TableResult | None = None) -> str:
     parts = [f"{result.scale.capitalize()} scale, {_draws(result)}"] if result.measured else []
     parts += [f"Yours at {result.scale} scale, {_draws(yours)}"] if yours else []
     meaning = _MEANINGS[result.scale]
-    return f"{'. '.join([*parts, meaning[0].upper() + meaning[1:], _origin(result)])}."
+    return f"{'. '.join([*parts, meaning[0].upper() + meaning[1:], *_origin(result)])}."
 
 
 def _draws(result: TableResult) -> str:
@@ -317,13 +311,16 @@ def _draws(result: TableResult) -> str:
     return f"mean ± standard deviation of {draws} draws" if draws > 1 else "one draw"
 
 
-def _origin(result: TableResult) -> str:
-    return f"{'Ours' if result.table.ours else 'Published values'}: {result.table.source}"
+def _origin(result: TableResult) -> list[str]:
+    if result.table.ours:
+        return [f"Ours: {result.table.source}"]
+    return [f"Published values: {result.table.source}"] if result.scale == "paper" else []
 
 
 def notes_of(result: TableResult) -> list[str]:
     """The notes of the table, the sources of single rows and what was left out."""
-    sources = [f"Published values of {row.label}: {row.source}." for row in result.rows if row.source]
+    cited = [row for row in result.rows if row.source and result.scale == "paper"]
+    sources = [f"Published values of {row.label}: {row.source}." for row in cited]
     return [*result.table.notes, *sources, *result.notes]
 
 
@@ -465,9 +462,9 @@ def rich_table(shown: View) -> RichTable:
     table.add_column("")
     for metric in shown.metrics:
         for kind in shown.kinds[metric.id]:
-            words = kind if kind == PUBLISHED else f"{kind} at {shown.scale}"
+            words = f", {kind}" if len(shown.kinds[metric.id]) > 1 else ""
             style = "dim" if kind == PUBLISHED else ""
-            table.add_column(escape(f"{heading(metric)}, {words}"), justify="right", style=style)
+            table.add_column(escape(heading(metric) + words), justify="right", style=style)
     for row, cells in shown.rows:
         table.add_row(escape(row_text(row)), *(escape(value.text) for values in cells for value in values))
     return table
@@ -509,9 +506,11 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
 def print_table(filled: Filled, console: Console, measured_only: bool = False) -> None:
     """Print a table with notes, verdicts and provenance; `measured_only` leaves out the last and what was not run."""
     shown, claims, checks = view(filled.result), filled.claims, filled.checks
+    if not shown.rows:
+        console.print(f"{shown.title} ({shown.scale}): not measured yet", markup=False)
+        return
     if measured_only:
-        rows = tuple(row for row in shown.rows if any(value.cell.values for values in row[1] for value in values))
-        shown, claims, checks = replace(shown, rows=rows), _run(claims), _run(checks)
+        claims, checks = _run(claims), _run(checks)
     console.print(rich_table(shown))
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")

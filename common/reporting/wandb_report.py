@@ -116,7 +116,7 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
         better = ", lower is better" if metric.better == "down" else ""
         panels.append(_bars(f"{metric.title}, measured at {scale}{better}", f"table/{table.id}/{metric.id}"))
         known = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
-        if known and scale == "paper" and render.is_paired(result, metric):
+        if known and render.is_paired(result, metric):
             panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 

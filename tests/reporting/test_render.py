@@ -48,6 +48,13 @@ def some_records(make_record: MakeRecord) -> list[Record]:
     ]
 
 
+def test_a_table_without_a_value_is_one_line(project: Path, capsys: Capsys) -> None:
+    empty = render.fill(load("mct"), "mini", [])
+    assert render.table_markdown(empty[0].result) == "### Transfer (mini)\n\nNot measured yet."
+    render.print_tables(empty, Console())
+    assert capsys.readouterr().out == "Transfer (mini): not measured yet\n"
+
+
 def test_a_miniature_shows_its_own_numbers_alone(
     project: Path, some_records: list[Record], make_record: MakeRecord
 ) -> None:

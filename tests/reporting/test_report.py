@@ -105,9 +105,10 @@ def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Sav
     ):  # fmt: skip
         assert part in box.group()
     assert "11.0 ± 1.0</button>" in text
-    # Published values stand in cells of their own, under headings that say so.
-    assert '<td class="published">81.5</td>' in text
-    assert text.count(">measured at mini</th>") == 2
+    # Only a table at paper scale shows published values, in cells of their own.
+    assert '<td class="published"' not in text
+    assert text.count(">measured at mini</th>") == 1
+    assert '<td class="published">81.5</td>' in written(project, scale="paper")
     assert "There are no runs on this machine" in text
     assert "<code>make reproduce-mct</code>" in text
     assert not re.search("<(img|video)", text)
