@@ -1,6 +1,6 @@
 """Parts for methods that join modalities, the protocols that measure them, and the application that runs them.
 
-A package imports those of lower floors, or of its own, never of a higher one, and no paper:
+A package imports from its own layer and those below it, and no paper:
 
     commands                           the command line, one file for each group of commands
     stages                             configuration, plan, run, export: from a recipe to a record
