@@ -21,7 +21,7 @@ LIBRARY = "representation-assemble"
 TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
 SCALES = {
     "paper": "It was trained at the paper's scale.",
-    "single": "It was trained on one card for about a day: on fewer data and for fewer steps than the paper's, so its "
+    "single": "It was trained on one GPU for about a day: on fewer data and for fewer steps than the paper's, so its "
     "numbers are not comparable with published ones.",
     "mini": "**It is a miniature**: a small network, trained for minutes on a small stand-in of the data. It shows how "
     "the method works and is of no use on real data; its numbers are not comparable with published ones.",

@@ -75,7 +75,6 @@ def test_the_page_is_self_contained(project: Path, saved: Saved) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert all(values.get("alt") for tag, values in page.elements if tag == "img")
     assert re.search(r"train/loss by step; seed 0: [\d.]+ at the end, seed 1: [\d.]+ at the end", text)
-    assert ">train/loss</text>" in text
     assert text.count("&lt;i&gt;word&lt;/i&gt;") == 2 * media.MAX_TABLE_ROWS
     assert "10 more rows are in the file" in text
     assert "a &lt;small&gt; bank" in text
@@ -110,7 +109,6 @@ def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Sav
     assert text.count(">measured at mini</th>") == 1
     assert '<td class="published">81.5</td>' in written(project, scale="paper")
     assert "There are no runs on this machine" in text
-    assert "<code>make reproduce-mct</code>" in text
     assert not re.search("<(img|video)", text)
 
 
@@ -120,7 +118,6 @@ def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
     text = written(project)
     folded = text.index("their numbers mean nothing</summary>")
     assert text.index("10.0</button>") < folded < text.index("99.0</button>")
-    assert "99.0" not in written(project, scale="mini")
     alone = written(project, scale="smoke")
     assert "their numbers mean nothing</summary>" not in alone
     assert "99.0</button>" in alone
@@ -201,9 +198,6 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
         assert paper.name in page.ids
         for table in source.tables:
             assert any(i.startswith(f"{paper.short}-{table.id}-".replace("_", "-")) for i in page.ids if i), table.id
-    curves = [table for paper in existing_papers() for table in load(paper.name).tables if table.curve]
-    assert curves
-    assert text.count('<figure class="figure">') >= len(curves)
     assert len(text) < 3_000_000
 
 
