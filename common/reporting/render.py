@@ -245,7 +245,7 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
     if run:
         lines += ["", "| " + " | ".join(run[0]) + " |", "|---|" + "---:|" * (len(run[0]) - 2) + "---|"]
         lines += ["| " + " | ".join(map(_escape, cells.values())) + " |" for cells in run]
-    if waiting := [f"{j.check.text} ({j.outcome})" for j in judged if j.verdict == NOT_RUN]:
+    if waiting := [one.check.text for one in judged if one.verdict == NOT_RUN]:
         lines += ["", f"Not run: {'; '.join(waiting)}."]
     return lines
 
