@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.reporting.aggregate import TableResult
-from common.reporting.claims import FAILS, HOLDS, Judged, interval_of
+from common.reporting.claims import FAILS, HOLDS, Judged, interval_of, judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +45,8 @@ class _Dot(NamedTuple):
 
 def caption(result: TableResult) -> str:
     """What the figure of a table shows: its curve, or a dot plot if the table asks for a chart; empty for neither."""
-    if result.table.curve and _curve_lines(result):
-        return f"{result.table.curve.y} against {result.table.curve.x}; the bands are standard deviations over draws"
+    if result.table.curve and (panels := _curve_panels(result)):
+        return f"{' and '.join(panels)} against {result.table.curve.x}; the bands are 95 % intervals"
     if result.table.chart and _panels(result):
         return "Dots are means, lines their 95 % intervals, ticks draws"
     return ""
@@ -169,40 +169,41 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
 
 
 def curve(result: TableResult) -> str:
-    """The curve of a table: a line for every row that was measured at two places, with its spread as a band."""
-    drawn, lines = result.table.curve, _curve_lines(result)
-    if drawn is None or not lines:
+    """The curve of a table: lines measured at two places or more, with their 95 % intervals as bands."""
+    drawn, panels = result.table.curve, _curve_panels(result)
+    if drawn is None or not panels:
         return ""
-    figure = _figure(_WIDTH, 300)
-    right = _WIDTH - _LETTER * max(map(len, lines)) - 14
-    axis = _axes(figure, 52, 14, right - 64, 240)
-    axis.set_xscale("log")
-    places = sorted({place for line in lines.values() for place, _, _ in line})
-    # As many places as have room for their numbers.
-    shown = places[:: math.ceil(len(places) * 38 / (right - 64))]
-    axis.set_xticks(shown, [f"{place:g}" for place in shown])
-    axis.set_xticks([], minor=True)
-    axis.set_xlabel(drawn.x, color=INK)
-    axis.set_ylabel(drawn.y, color=INK)
-    for number, (label, line) in enumerate(lines.items()):
-        color = SERIES[number % len(SERIES)]
-        x = [place for place, _, _ in line]
-        _band(axis, [(place, mean - spread, mean + spread) for place, mean, spread in line], color, 0.2)
-        axis.plot(x, [mean for _, mean, _ in line], color=color, linewidth=2, clip_on=False)
-        _text(figure, right, 26 + 18 * number, label, color=color)
+    figure = _figure(_WIDTH, 300 * len(panels))
+    right = _WIDTH - _LETTER * max(len(label) for lines in panels.values() for label in lines) - 14
+    for panel, (y, lines) in enumerate(panels.items()):
+        axis = _axes(figure, 52, 300 * panel + 14, right - 64, 240)
+        axis.set_xscale("log")
+        axis.axhline(0, color=LINE, linewidth=1)
+        places = sorted({place for line in lines.values() for place, *_ in line})
+        # As many places as have room for their numbers.
+        shown = places[:: math.ceil(len(places) * 38 / (right - 64))]
+        axis.set_xticks(shown, [f"{place:g}" for place in shown])
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel(drawn.x, color=INK)
+        axis.set_ylabel(y, color=INK)
+        for number, (label, line) in enumerate(lines.items()):
+            color = SERIES[number % len(SERIES)]
+            _band(axis, [(place, low, high) for place, _, low, high in line], color, 0.2)
+            axis.plot(*zip(*((place, mean) for place, mean, *_ in line)), color=color, linewidth=2, clip_on=False)
+            _text(figure, right, 300 * panel + 26 + 18 * number, label, color=color)
     return _svg(figure, f"{result.table.title} ({result.scale})")
 
 
-def _curve_lines(result: TableResult) -> dict[str, list[tuple[float, float, float]]]:
-    """(place, mean, spread) by row."""
-    lines = {}
-    points = result.table.curve.points.items() if result.table.curve else ()
-    for row in result.rows:
-        cells = [(place, result.cells[row.label, metric]) for place, metric in points]
-        line = [(place, cell.mean, cell.spread or 0.0) for place, cell in cells if cell.mean is not None]
-        if len(line) > 1:
-            lines[row.label] = line
-    return lines
+def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
+    """(place, mean, ends of its interval) by panel and line."""
+    found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    for y, lines in result.table.curve.panels.items() if result.table.curve else ():
+        for label, points in lines.items():
+            judged = zip(points, judge(result, points.values()), strict=True)
+            known = [(x, one.difference, one.interval) for x, one in judged if one.difference is not None]
+            if len(known) > 1:
+                found.setdefault(y, {})[label] = [(x, mean, *(ends or (mean, mean))) for x, mean, ends in known]
+    return found
 
 
 def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float, float, float]] = ()) -> str:

@@ -206,16 +206,24 @@ class Claim(Check):
     paper: Line = ""
 
 
+def _at_places(given: Any, info: ValidationInfo) -> Any:
+    places = info.data.get("at", ())
+    return {x: {"id": "point", "text": "point", "holds": f"{given} > 0".replace("{x}", f"{x:g}")} for x in places}
+
+
 class Curve(Part):
-    """Metrics of a table drawn as a line per row; `points` maps ascending x to a metric id, `x` and `y` are labels."""
+    """Cells of a table drawn over a logarithmic axis.
+
+    Args:
+        x: label of the axis.
+        at: its places, ascending.
+        panels: label of a vertical axis to label of a line to an expression over cells, in which `{x}` is the place;
+            as in a check, an added number does not count.
+    """
 
     x: Text
-    y: Text
-    points: Annotated[
-        dict[Annotated[StrictFloat, Field(gt=0)], _MetricName],
-        Field(min_length=2),
-        AfterValidator(lambda points: dict(sorted(points.items()))),
-    ]
+    at: Annotated[tuple[Annotated[StrictFloat, Field(gt=0)], ...], Field(min_length=2)]
+    panels: dict[Text, dict[Text, Annotated[dict[float, Check], BeforeValidator(_at_places)]]]
 
 
 class Table(Part):

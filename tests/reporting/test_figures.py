@@ -18,15 +18,22 @@ from common.reporting.promote import promote
 from common.reporting.tables import load
 from tests.reporting.conftest import TABLES, MakeRecord, Saved, out_of_date, rendered
 
-CURVE = "curve: {x: steps & more, y: score, points: {4: esc, 1: ucf}}\n    title: Transfer"
+CURVE = """\
+    curve:
+      x: steps & more
+      at: [1, 4]
+      panels: {score: {New: "New.m{x}", One: "New-One.m{x}"}, gain: {less: "`New longer`.m{x} - 2 * New.m{x}"}}
+    metrics:
+      m1: {label: UCF, stage: ucf_1, key: test/top1, hidden: true}
+      m4: {label: ESC, stage: esc, key: test/top1, hidden: true}
+"""
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
 def drawn(project: Path) -> Path:
     """The file of the figure of a table with a curve."""
-    assert "title: Transfer" in TABLES
-    (project / "papers" / "mct" / "tables.yaml").write_text(TABLES.replace("title: Transfer", CURVE))
+    (project / "papers" / "mct" / "tables.yaml").write_text(TABLES.replace("    metrics:\n", CURVE))
     return project / "papers" / "mct" / "results" / "mini" / "transfer.svg"
 
 
@@ -42,22 +49,21 @@ def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
     ]
 
 
-def test_a_line_for_every_measured_row(drawn: Path, make_record: MakeRecord) -> None:
+def test_a_line_for_what_was_measured_at_two_places(drawn: Path, make_record: MakeRecord) -> None:
     values = {("ucf_1@base", 0): 20, ("ucf_1@base", 1): 40, ("esc@base", 0): 60, ("esc@base", 1): 80}
     some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
     some.append(make_record("ucf_1@better", 0, 50.0))  # at one place only: no line
     (filled,) = render.fill(load("mct"), "mini", some)
     drawing = charts.curve(filled.result)
-    band, ((left, first), (right, last)) = paths(drawing, charts.BLUE)
+    band, ((left, first), (right, last)), _, ((_, third), (_, fourth)) = paths(drawing, charts.BLUE)
     assert left < right
-    # Means of 30 and 70, with deviations of 14.1 about them.
+    # Means of 30 and 70 (the difference of the second panel: -30 and -70), with intervals of 127 about them.
     height = first - last
-    ends = [y for _, y in band]
-    assert (max(ends) - first) / height == pytest.approx(14.14 / 40, abs=0.01)
-    assert (last - min(ends)) / height == pytest.approx(14.14 / 40, abs=0.01)
-    assert {"New", "New longer", "steps & more", "score", "1", "4"} <= set(words(drawing))
-    assert "New-One" not in words(drawing)
-    assert "against steps & more" in charts.caption(filled.result)
+    assert (max(y for _, y in band) - first) / height == pytest.approx(127.06 / 40, abs=0.05)
+    assert fourth - third == pytest.approx(height, abs=0.2)
+    assert {"New", "less", "steps & more", "score", "gain", "1", "4"} <= set(words(drawing))
+    assert "One" not in words(drawing)
+    assert charts.caption(filled.result) == "score and gain against steps & more; the bands are 95 % intervals"
 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])
@@ -94,9 +100,7 @@ def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_tw
     assert charts.training("a & <b> $x$", lines, band) == drawing
     assert not re.search(r"\bid=|url\(|<use|<metadata|xml:|20\d\d-", drawing)
     assert "a & <b> $x$" in words(drawing)
-    (first,), (second,) = paths(drawing, charts.BLUE), paths(drawing, charts.ORANGE)
-    assert len(first) == 2
-    assert second[0][1] == pytest.approx((first[0][1] * 3 + first[1][1]) / 4, abs=99)
+    assert [len(paths(drawing, color)[0]) for color in (charts.BLUE, charts.ORANGE)] == [2, 1]
     assert paths(drawing, charts.LINE)
     assert ElementTree.fromstring(drawing).attrib["aria-label"].endswith("seed 0: 0 at the end, seed 1: 0.5 at the end")
 
@@ -122,7 +126,7 @@ def test_pages_and_figures_are_checked_together(drawn: Path, saved: Saved) -> No
     assert rendered()
     assert out_of_date() == []
     assert not rendered()
-    assert "![score against steps & more; the bands are" in readme.read_text()
+    assert "![score and gain against steps & more; the bands are" in readme.read_text()
     assert "](results/mini/transfer.svg)" in readme.read_text()
     drawn.write_text(drawn.read_text().replace("score", "other"))
     assert out_of_date() == [drawn]
