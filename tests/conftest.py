@@ -9,17 +9,22 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["WANDB_SILENT"] = "true"
+os.environ["WANDB__SERVICE_WAIT"] = "600"
 os.environ["MPLBACKEND"] = "Agg"
 
 import functools
 import gc
+import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo  # imported before workers are forked: importing it in a forked child can hang
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from common.data.media import FileCache
@@ -29,6 +34,13 @@ SLOWEST = ("resume", "running", "distributed", "faults", "cli", "training")
 
 # One thread: results do not depend on the machine's core count, and forked workers inherit no thread pool.
 torch.set_num_threads(1)
+
+# Every run tries the same examples, however slow the machine is.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+if "tests.mutation" not in sys.modules:
+    settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +63,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ.update(ASSEMBLE_CACHE=str(base / "cache"), ASSEMBLE_TESTS=str(base / "trained"))
     Path(os.environ["ASSEMBLE_CACHE"]).mkdir(exist_ok=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heard_signals() -> None:
+    """What nohup or a shell in the background ignores, a stage would ignore, too."""
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test draws the same numbers whichever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="module")

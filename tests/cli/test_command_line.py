@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from common.reporting.papers import project_root
 from common.stages.configuration import resolve
 from common.stages.request import Selection, find_request
 from common.stages.run import stage_configuration
+from tests.waiting import LONG
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
         "finally: print('LOADED', [name for name in ('torch', 'lightning') if name in sys.modules])"
     )
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=True)
     assert done.stdout.endswith("LOADED []\n")
 
 
@@ -77,11 +77,9 @@ def test_reproduce_skips_what_is_done(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "2 stages, 0 done, 2 to run" in first
     assert "\n[2/2] esc@avid seed 0: best_top1" in first
     assert "AVID-CMA at smoke scale, seed 0" in first
-    clock = time.monotonic()
     assert main(arguments) == 0
     second = capsys.readouterr().out
     assert "2 stages, 2 done, 0 to run" in second
-    assert time.monotonic() - clock < 10
     tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
     assert "ESC-50" in tables
     # One whose record is malformed counts as not finished, and the others stay.
@@ -273,10 +271,11 @@ def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
         environment |= {f"{kind}_proxy": proxy for kind in ("http", "https", "all")}
         environment |= {f"{kind}_PROXY": proxy for kind in ("HTTP", "HTTPS", "ALL")}
         environment |= {"HOME": str(tmp_path / "home"), "SEEN": str(seen), "WANDB_API_KEY": "0" * 40, "NO_PROXY": ""}
+        environment |= {"WANDB__SERVICE_WAIT": os.environ["WANDB__SERVICE_WAIT"]}
         command = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--seed", "3"]
         done = subprocess.run(
             [sys.executable, "-c", WATCHED, *command],
-            cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=300,
+            cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=LONG,
         )  # fmt: skip
         server.shutdown(socket.SHUT_RDWR)
     assert done.returncode == 0, done.stderr

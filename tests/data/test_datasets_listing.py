@@ -193,7 +193,7 @@ def test_an_index_is_only_kept_where_it_pays_and_changes_would_show(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ):
     dataset = Kinetics400(write_kinetics(tmp_path / "data"))
-    monkeypatch.setattr("common.files.SETTLED_SECONDS", 60.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 3600.0)
     listed(dataset)
     monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     monkeypatch.setattr(base, "INDEX_FROM", 5)

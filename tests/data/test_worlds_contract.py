@@ -19,6 +19,7 @@ from common.data.worlds.narrated import NarratedWorld
 from common.data.worlds.shapes import ShapesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
 from tests.data.worlds import digest, media, tiny
+from tests.waiting import LONG
 
 Rendered = Callable[[type[World]], Any]
 
@@ -231,7 +232,7 @@ def test_of_two_processes_at_once_one_renders(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(LONG)
         assert process.exitcode == 0
     assert (world.folder / "rendered.txt").read_text(encoding="utf-8").split() == ["first", "second"]
     assert {name: len(digest(world.root_of(name))) for name in world.names} == {"first": 3, "second": 3}

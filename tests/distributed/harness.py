@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,14 +19,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.waiting import LONG, group_runs, until
 
-def run_distributed(function: Callable[..., Any], world_size: int = 2, timeout: float = 60, *args: Any) -> list[Any]:
+
+def run_distributed(function: Callable[..., Any], world_size: int = 2, *args: Any) -> list[Any]:
     """Call `function(rank, *args)` in `world_size` forked processes joined by gloo.
 
     Args:
         function: a module-level function or a closure; processes are forked, so nothing is pickled on the way in.
         world_size: number of processes.
-        timeout: seconds until every process must have answered.
         *args: passed on.
 
     Returns:
@@ -35,14 +37,13 @@ def run_distributed(function: Callable[..., Any], world_size: int = 2, timeout: 
         AssertionError: when a process raises (with its traceback), dies or is late.
     """
     context = multiprocessing.get_context("fork")
-    deadline = time.monotonic() + timeout
     results: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
             receiver, sender = context.Pipe(duplex=False)
             process = context.Process(
-                target=_child, args=(sender, rank, world_size, f"file://{folder}/store", timeout, function, args)
+                target=_child, args=(sender, rank, world_size, f"file://{folder}/store", function, args)
             )
             process.start()
             sender.close()
@@ -51,9 +52,9 @@ def run_distributed(function: Callable[..., Any], world_size: int = 2, timeout: 
         try:
             waiting: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(pipes)}
             while waiting:
-                ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+                ready = wait(list(waiting), LONG)
                 if not ready:
-                    raise AssertionError(f"rank(s) {sorted(waiting.values())} gave no answer within {timeout} s")
+                    raise AssertionError(f"rank(s) {sorted(waiting.values())} gave no answer within {LONG} s")
                 for pipe in ready:
                     rank = waiting.pop(pipe)
                     try:
@@ -73,13 +74,11 @@ def run_distributed(function: Callable[..., Any], world_size: int = 2, timeout: 
     return [results[rank] for rank in range(world_size)]
 
 
-def _child(
-    sender: Connection, rank: int, world_size: int, store: str, timeout: float, function: Any, args: tuple[Any, ...]
-) -> None:
+def _child(sender: Connection, rank: int, world_size: int, store: str, function: Any, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's name may not resolve
     try:
-        dist.init_process_group("gloo", store, timedelta(seconds=timeout), world_size, rank)
+        dist.init_process_group("gloo", store, timedelta(seconds=LONG), world_size, rank)
         value = _plain(function(rank, *args))
         dist.barrier()  # nobody leaves while another still needs it
         sender.send((True, value))
@@ -103,22 +102,20 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def ending_as_a_group(process: subprocess.Popen[Any], seconds: float) -> Iterator[None]:
-    """Require that all processes of a session have ended so long after the block; kill those left."""
+def ending_as_a_group(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Require that all processes of a session end after the block; kill those left."""
     try:
         yield
-        deadline = time.monotonic() + seconds
-        while _lives(process.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not group_runs(process.pid), "a process is left")
     finally:
-        if _lives(process.pid):
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def free_port() -> str:
+    """A port below those that the system gives to whoever asks for any, so nobody else takes it in between."""
+    for port in itertools.count(10_000 + os.getpid() % 10_000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError

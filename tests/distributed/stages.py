@@ -29,9 +29,9 @@ def train(stage: StageRequest) -> dict[str, Any]:
     return {"state": state["state_dict"], "metrics": record.metrics, "data": record.data, "steps": record.steps}
 
 
-def train_on_two(stage: StageRequest, timeout: float = 200) -> list[dict[str, Any]]:
+def train_on_two(stage: StageRequest) -> list[dict[str, Any]]:
     """Run a stage in two processes: what `train` gives, of each rank; `state` is what that rank has in memory."""
-    return run_distributed(_train_rank, 2, timeout, stage)
+    return run_distributed(_train_rank, 2, stage)
 
 
 def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:

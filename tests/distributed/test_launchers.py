@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import socket
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -21,21 +20,17 @@ from torch import Tensor
 
 from common.commands.main import main
 from common.reporting.papers import project_root
+from tests.distributed.harness import free_port
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over, train
 from tests.stages import request
+from tests.waiting import LONG
 
 MODULE = "common.commands.main"
 
 
 def _environment(**more: str) -> dict[str, str]:
     return {**os.environ, "GLOO_SOCKET_IFNAME": "lo", **more}
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _task(command: list[str], environment: dict[str, str]) -> str:
@@ -51,24 +46,23 @@ def _srun(command: list[str]) -> str:
     job = {
         "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     tasks = [{**job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:
-        return "".join(processes.map(_task, [command] * 2, tasks, timeout=280))
+        return "".join(processes.map(_task, [command] * 2, tasks, timeout=LONG))
 
 
 def _torchrun(command: list[str]) -> str:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", _free_port(), "-m", MODULE]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(), "-m", MODULE]
     done = subprocess.run(
-        [sys.executable, *launcher, *command], env=_environment(), cwd=project_root(), text=True, timeout=280,
+        [sys.executable, *launcher, *command], env=_environment(), cwd=project_root(), text=True, timeout=LONG,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-@pytest.mark.timeout(600)
 def test_torchrun_and_srun_equal_one_process(tmp_path: Path) -> None:
     one = train(request("mct/mct_tag", tmp_path / "one", layer=over(small_layer({"queue_size": 64}), 1)))
     layer = tmp_path / "two.yaml"
@@ -114,7 +108,6 @@ exec "$@"
 """
 
 
-@pytest.mark.timeout(600)
 def test_a_submitted_plan_runs_through(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +122,7 @@ def test_a_submitted_plan_runs_through(
     log.touch()
     done = subprocess.run(
         ["sh", "-c", script], env=_environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", LOG=str(log)),
-        capture_output=True, text=True, timeout=500, check=False,
+        capture_output=True, text=True, timeout=LONG, check=False,
     )  # fmt: skip
     output = (tmp_path / "log.out").read_text(encoding="utf-8")
     assert done.returncode == 0, done.stderr + output

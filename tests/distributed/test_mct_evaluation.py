@@ -41,7 +41,7 @@ def test_search_has_the_gradient_of_the_joined_batch(options: dict[str, Any]) ->
     batch = torch.utils.data.default_collate([Captioned(8)[key] for key in keys])
     loss, gradients = gradients_of_search(batch, options)
     assert loss > 0
-    for found, shared in run_distributed(part_of_gradients, PROCESSES, 60, batch, options):
+    for found, shared in run_distributed(part_of_gradients, PROCESSES, batch, options):
         assert found == pytest.approx(PROCESSES * loss, rel=1e-5)
         assert shared.keys() == gradients.keys()
         for name, gradient in gradients.items():
@@ -66,7 +66,7 @@ def test_every_process_trains_the_bridge_on_the_joined_batch() -> None:
     points[5] = points[2]  # an equal caption on the other process
     batch = {"image": points, "tokens": points, "lengths": torch.full((8,), WIDTH), "image_index": torch.arange(8)}
     loss, gradients = gradients_of_bridge(batch)
-    for found, shared in run_distributed(part_of_bridge, PROCESSES, 60, batch):
+    for found, shared in run_distributed(part_of_bridge, PROCESSES, batch):
         assert found == pytest.approx(loss, rel=1e-6)
         assert shared.keys() == gradients.keys()
         for name, gradient in gradients.items():

@@ -34,7 +34,6 @@ def _rank_major(size: int) -> Tensor:
     return at[slots.clamp(min=0)].where(slots >= 0, torch.arange(size))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "model",
     [
@@ -75,7 +74,6 @@ def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
     assert ranks[0]["data"] == one["data"]
 
 
-@pytest.mark.timeout(300)
 def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) -> None:
     """The oldest batch is then cut in the middle, and which of its rows stay depends on the order.
 
@@ -102,7 +100,6 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
         assert int(states[0][f"loss.queues.{name}.pointer"]) == written % 24
 
 
-@pytest.mark.timeout(300)
 def test_a_group_of_batch_normalization_over_two_processes(tmp_path: Path) -> None:
     """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses."""
     layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=16)

@@ -61,7 +61,6 @@ def _negatives_by_anchor(self: BankLoss, index: Tensor, positives: Tensor, train
     return (index[:, None] + 1 + rows % (self.num_items - 1)) % self.num_items
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("group", [4, 8])
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
     """With batch statistics of four samples, a group for each process, and of all eight, over both."""

@@ -54,7 +54,6 @@ def _request(runs: Path, devices: int) -> StageRequest:
     return request("vx2text/avsd", runs, *WITHOUT_PARENTS, layer=over(LAYER, devices))
 
 
-@pytest.mark.timeout(300)
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Plain steps without clipping: AdamW and a clipped norm take no notice of a gradient that is twice too large.
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)
@@ -94,7 +93,7 @@ def test_a_process_with_a_batch_less_is_not_waited_for_in_validation(tmp_path: P
         {name: value[n : n + 1] if isinstance(value, Tensor | list) else value for name, value in batch.items()}
         for n in range(3)
     ]
-    parts = run_distributed(lambda rank: _validated(module, ones[rank::2]), 2, 60)
+    parts = run_distributed(lambda rank: _validated(module, ones[rank::2]), 2)
     assert [len(part) for part in parts] == [2, 1]
     logged = [both for part in parts for both in part]
     (((whole, words),),) = [_validated(module, [batch])]
@@ -120,7 +119,7 @@ def test_answers_of_different_lengths_weigh_by_their_words(lengths: tuple[int, .
     whole = logits.clone().requires_grad_()
     loss = text_loss(whole, labels)
     loss.backward()
-    parts = run_distributed(_part_of_loss, 2, 60, logits, labels)
+    parts = run_distributed(_part_of_loss, 2, logits, labels)
     assert sum(float(part[0]) for part in parts) / 2 == pytest.approx(loss.item(), rel=1e-5)
     for rank, (_, gradient) in enumerate(parts):
         torch.testing.assert_close(torch.as_tensor(gradient), whole.grad[rank::2])  # type: ignore[index]

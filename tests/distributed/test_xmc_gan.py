@@ -55,7 +55,7 @@ def _compare(found: Gradients, expected: Gradients) -> None:
 def test_groups_equal_those_of_one_process(processes: int, group: int | None, joint: bool) -> None:
     options = {"negatives_group": group, "batch_norm_group": group}
     expected, loss, variance = _gradients(options, slice(None), joint)
-    ranks = run_distributed(_of_rank, processes, 240, processes, options, joint)
+    ranks = run_distributed(_of_rank, processes, processes, options, joint)
     for rank in ranks:
         _compare(rank[0], expected)
     # What is kept is what rank 0 has: the statistics of the first group.
@@ -79,7 +79,6 @@ LAYER = {
 }
 
 
-@pytest.mark.timeout(300)
 def test_a_stage_of_two_processes_keeps_its_replicas_equal(tmp_path: Path) -> None:
     ranks = train_on_two(request("xmc_gan/xmc_gan", tmp_path, *WITHOUT_PARENTS, layer=over(LAYER, 2)))
     assert ranks[0]["steps"] == ranks[1]["steps"] == 2

@@ -51,7 +51,6 @@ def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsy
     assert f"{path} is a checkpoint of SomethingElse, but avid needs one of AVID" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(60)
 def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> None:
     """Found by `make fuzz`: without a writer, to open one is to wait for ever."""
     path = tmp_path / "a.yaml"

@@ -23,6 +23,7 @@ from common.stages import stopping
 from common.stages.plan import plan
 from common.stages.request import Selection
 from tests.distributed.harness import ending_as_a_group
+from tests.waiting import LONG, runs, until
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
@@ -35,17 +36,13 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    with ending_as_a_group(process, seconds=30):
+    with ending_as_a_group(process):
         # Both workers have begun when both folders are theirs.
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.rglob(".*.lock"))) < 2:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
+        until(lambda: len(list(tmp_path.rglob(".*.lock"))) >= 2 or process.poll() is not None)
         process.terminate()
         time.sleep(0.3)
         process.terminate()
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=LONG)
         assert process.returncode == 143
         assert "stopped; rerun the command to resume" in output
 
@@ -64,10 +61,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     workers = [int(word) for word in killed.stdout.split()]
     assert workers
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not any(map(runs, workers)))
 
 
 class _Begun:
@@ -99,17 +93,14 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
     try:
         ended = pool.submit(schedule._run, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
         trains = pool.submit(schedule._run, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
-        assert isinstance(ended.exception(120), StageError)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "began True").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        workers = multiprocessing.active_children()
+        assert isinstance(ended.exception(LONG), StageError)
+        until((tmp_path / "began True").exists)
+        workers = list(pool._processes.values())  # type: ignore[attr-defined]
         assert len(workers) == 2
         for worker in workers:
             worker.terminate()
         stopping.start()
-        stopping.join(60)
+        stopping.join(LONG)
         assert not stopping.is_alive()
         assert isinstance(trains.exception(0), BrokenProcessPool)
         assert (tmp_path / "saved").exists()
@@ -144,15 +135,14 @@ def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: 
 def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     # It asks its parent to end, as `kill` would, and takes a second to save.
-    child = (
-        f"trap 'sleep 1; touch {saved}; exit 143' TERM; sleep 1; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
-    )
+    save = f"trap 'sleep 1; touch {saved}; exit 143' TERM"
+    child = f"{save}; read x; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
     with (
         pytest.raises(Preempted) as stop,
         stopping.listening(),
-        subprocess.Popen(["sh", "-c", child]) as process,
+        subprocess.Popen(["sh", "-c", child], stdin=subprocess.PIPE) as process,
         stopping.waiting_for(process.send_signal),
     ):
-        assert process.wait() == 143
-    assert stop.value.status == 143
+        process.communicate(b"\n")
+    assert process.returncode == stop.value.status == 143
     assert saved.exists()

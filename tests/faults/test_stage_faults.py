@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -48,7 +49,7 @@ def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Pa
     files = sorted((kinetics / "train").rglob("*.mp4"))
     files[3].write_bytes(b"")
     files[11].write_bytes(files[11].read_bytes()[:400])
-    files[20].write_bytes(os.urandom(3000))
+    files[20].write_bytes(random.Random(0).randbytes(3000))
     layer = with_root(kinetics, max_skipped_fraction=0.2)
     layer["trainer"] = {"limit_train_batches": 1.0}
     record = run_stage(request("avid/avid", tmp_path / "run", layer=layer))

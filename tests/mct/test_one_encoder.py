@@ -190,7 +190,7 @@ def part_of_gradients(rank: int, batch: dict[str, Tensor]) -> Any:
 def test_two_processes_have_the_gradient_of_the_joined_batch() -> None:
     batch = {name: value for name, value in some_batch().items() if not name.startswith(("places", "targets"))}
     expected = gradients_of(with_places(dict(batch)), module())
-    parts = run_distributed(part_of_gradients, 2, 60, batch)
+    parts = run_distributed(part_of_gradients, 2, batch)
     for name, gradient in expected.items():
         mean = sum(part[name] for part in parts) / 2
         np.testing.assert_allclose(mean, gradient.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
@@ -254,5 +254,5 @@ def part_of_retrieval(rank: int, images: int, processes: int) -> dict[str, float
 @pytest.mark.parametrize("images", [1, 5])
 def test_two_processes_find_what_one_finds(images: int) -> None:
     expected = part_of_retrieval(0, images, 1)
-    for found in run_distributed(part_of_retrieval, 2, 60, images, 2):
+    for found in run_distributed(part_of_retrieval, 2, images, 2):
         assert found == pytest.approx(expected)

@@ -12,6 +12,7 @@ import pytest
 from common.metrics.captioning import CaptionSet, JavaUnavailable, score_captions
 from common.metrics.captioning.meteor import METEOR_JAR, meteor
 from tests.promised import promised
+from tests.waiting import LONG
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "golden" / "vx2text"
 GOLDEN = json.loads((GOLDEN_FOLDER / "caption_metrics.json").read_text())
@@ -75,7 +76,7 @@ def test_meteor_asks_and_reads(stand_in) -> None:  # type: ignore[no-untyped-def
 
 def test_meteor_reads_while_it_writes(stand_in) -> None:  # type: ignore[no-untyped-def]
     stand_in(METEOR)
-    _, items = meteor(CaptionSet(["a dog runs " * 20] * 3000, [["a dog"]] * 3000), timeout=60)
+    _, items = meteor(CaptionSet(["a dog runs " * 20] * 3000, [["a dog"]] * 3000), timeout=LONG)
     assert items.tolist() == [0.25] * 3000
 
 
@@ -90,7 +91,7 @@ def test_meteor_reads_while_it_writes(stand_in) -> None:  # type: ignore[no-unty
 def test_meteor_that_fails_is_not_measured(stand_in, source: str) -> None:  # type: ignore[no-untyped-def]
     stand_in(source)
     with pytest.raises(JavaUnavailable):
-        meteor(CaptionSet(["a"], [["a"]]), timeout=0.5 if "sleep" in source else 30)
+        meteor(CaptionSet(["a"], [["a"]]), timeout=0.5 if "sleep" in source else LONG)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

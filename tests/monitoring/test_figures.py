@@ -33,6 +33,7 @@ from common.monitoring.figures import (
     save_figure,
 )
 from tests.monitoring.loggers import Kept
+from tests.waiting import LONG
 
 QUIET: Any = SimpleNamespace(loggers=[])
 
@@ -164,5 +165,5 @@ def test_no_map_of_a_collapsed_encoder(features: Tensor) -> None:
     """In a process of its own: some versions of t-SNE end the process when all points fall together."""
     process = multiprocessing.get_context("fork").Process(target=map_of, args=(features, ["no tag"] * 12))
     process.start()
-    process.join(60)
+    process.join(LONG)
     assert process.exitcode == 0

@@ -18,6 +18,7 @@ import pytest
 
 import common
 from tests.architecture.sources import ROOT
+from tests.waiting import LONG
 
 SHIPPED = ("common", "configs", "papers", "rehearsals")
 #: Files that a package of Python does not need, and that only a checkout has.
@@ -34,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     program = f"from setuptools import build_meta; build_meta.build_wheel({str(output)!r})"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=source, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", program], cwd=source, capture_output=True, text=True, timeout=LONG, check=False
     )
     assert done.returncode == 0, done.stderr
     (built,) = output.glob("*.whl")
@@ -64,7 +65,7 @@ def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
         env={**kept, "PYTHONPATH": str(site), "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LONG,
         check=False,
     )
 

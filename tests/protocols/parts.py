@@ -1,6 +1,7 @@
 """Tiny synthetic sets, encoders and trainers for tests of the protocols."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.encoders.video import R2Plus1D
 from common.metrics.gathering import gather_rows
+from tests.distributed.harness import free_port
 
 CLASSES = 3
 
@@ -162,6 +164,7 @@ class SameOnAll(pl.Callback):
 
 
 def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+    os.environ["MASTER_PORT"] = free_port()
     return trainer(tmp_path, devices=2, strategy="ddp_fork", **options)
 
 

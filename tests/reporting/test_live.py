@@ -11,8 +11,9 @@ import pytest
 
 from common.reporting.live import LiveReport
 from common.reporting.report import page
-from tests.chromium import needed, opened, until
+from tests.chromium import needed, opened
 from tests.reporting.conftest import Saved
+from tests.waiting import LONG, until
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def server(project: Path, run: Path) -> Iterator[LiveReport]:
 
 
 def get(server: LiveReport, path: str = "/", host: str = "localhost") -> tuple[int, dict[str, str], str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=LONG)
     connection.request("GET", path, headers={"Host": host})
     answer = connection.getresponse()
     content = answer.read().decode()

@@ -12,8 +12,9 @@ import pytest
 from common.reporting import records
 from common.reporting.report import build
 from common.reporting.results import find_promoted
-from tests.chromium import needed, opened, resize, until
+from tests.chromium import needed, opened, resize
 from tests.reporting.test_report import PIXEL
+from tests.waiting import until
 
 pytestmark = needed
 

@@ -51,7 +51,7 @@ def test_committed_results_are_written_as_they_were_read(
 
 
 @given(METRICS, CONFIGS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, Any]) -> None:
     some = [
         a_record(metrics=metrics, config=config, seed=4),

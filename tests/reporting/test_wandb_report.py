@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.reporting import render, wandb_report
+from common.reporting import render, wandb_report, wandb_server
 from common.reporting.aggregate import deviations_of
 from common.reporting.papers import existing_papers
 from common.reporting.records import short_name
@@ -18,6 +18,7 @@ from common.reporting.results import find_promoted
 from common.reporting.tables import load
 from tests.reporting.conftest import Capsys, Saved
 from tests.reporting.test_commands import run
+from tests.waiting import LONG
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 Spec = dict[str, Any]
@@ -30,6 +31,8 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", LONG)
+    monkeypatch.setattr(wandb_report, "SEND_SECONDS", LONG)
     forget()
     yield
     forget()

@@ -17,6 +17,7 @@ from common.reporting.records import Record
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
 from tests.stages import callbacks
+from tests.waiting import LONG
 
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
 
@@ -37,7 +38,7 @@ def kill_when(stage: StageRequest, owner: type, method: str, when: Callable[...,
     """Run a stage until a method is called with arguments for which `when` says so."""
     process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, owner, method, when))
     process.start()
-    process.join(120)
+    process.join(LONG)
     assert process.exitcode == -signal.SIGKILL
 
 

@@ -26,6 +26,7 @@ from papers.avid_cma.module import AVIDModule
 from tests.resume.killing import LAYER, assert_equal, assert_resumes, compare, kill_at, run_and_resume
 from tests.stages import callbacks, request
 from tests.trained import copied_avid
+from tests.waiting import LONG
 
 
 # Seven steps an epoch and a checkpoint every four: step 10 goes on from 8, step 14 from 12. Every step, the last of an
@@ -163,7 +164,7 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     other.start()
     time.sleep(1)  # it looks before the first rank has taken the run back
     assert run_stage(stage, unless_done=True).to_json() == record.to_json()
-    other.join(60)
+    other.join(LONG)
     assert other.exitcode == 0
     assert "the configuration is the former one again" in capsys.readouterr().out
     assert state_of(stage)[0]

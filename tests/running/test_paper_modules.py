@@ -14,6 +14,7 @@ from common.reporting.papers import project_root
 from common.stages.cli import StageCLI
 from common.stages.run import run_stage
 from tests.stages import request
+from tests.waiting import LONG
 
 CODE = """
 import sys
@@ -31,7 +32,7 @@ print(bool(RequirementCache("scipy>=1")), package_available("scipy"))
 def test_a_stage_begins_without_plots_scipy_and_transformers() -> None:
     """What is left out is there again for whoever asks for it later."""
     command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[]", "True True"]
 

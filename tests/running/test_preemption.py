@@ -15,23 +15,30 @@ import pytest
 import torch
 
 from common.errors import Preempted
-from common.stages import loggers
+from common.stages import loggers, stopping
 from common.stages import preempt as preemption
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
-from common.stages.stopping import end_with_parent
 from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over
 from tests.distributed.test_training import LAYER
 from tests.resume.killing import compare
 from tests.stages import callbacks, request
+from tests.waiting import LONG, runs, until
 
 #: As `srun` sets them for the one task of a job.
 SLURM = {
     "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
     "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine gets to its next check or checkpoint before a stage is ended without."""
+    monkeypatch.setattr(stopping, "PATIENCE", LONG)
+    monkeypatch.setattr(preemption, "SAVING", 20 * LONG)
 
 
 def _layer(parts: int = 1) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def _run_in_child(stage: StageRequest) -> int:
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(120)
+    process.join(LONG)
     assert process.exitcode is not None
     return process.exitcode
 
@@ -209,14 +216,14 @@ def _stopped_rank(rank: int, stage: StageRequest) -> tuple[int, str]:
 
 def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
-    assert run_distributed(_stopped_rank, 2, 200, stage) == [[3, "Preempted "], [3, "SystemExit 0"]]
+    assert run_distributed(_stopped_rank, 2, stage) == [[3, "Preempted "], [3, "SystemExit 0"]]
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def _of_rank(started: Any, gone: Any) -> None:
-    end_with_parent(0.05)
+    stopping.end_with_parent(0.05)
     started.set()
-    gone.wait(60)  # as in a collective that the others never enter
+    gone.wait()  # as in a collective that the others never enter
 
 
 def _of_launcher(started: Any, gone: Any, rank: Any) -> None:
@@ -233,13 +240,10 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     launcher = context.Process(target=_of_launcher, args=(started, gone, sender))
     launcher.start()
     rank = receiver.recv()
-    assert started.wait(60)
+    assert started.wait(LONG)
     launcher.kill()
     launcher.join()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not runs(rank))
 
 
 def test_a_job_is_queued_again_once_and_before_its_run_is_closed(

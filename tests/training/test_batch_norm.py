@@ -73,7 +73,7 @@ def _rank(rank: int, group: int, devices: int) -> dict[str, Any]:
 def test_devices_change_nothing(group: int, devices: int) -> None:
     """Groups on one device, one a device, and groups that span devices, in forward, backward and statistics."""
     expected = alone(group)
-    ranks = run_distributed(_rank, devices, 60, group, devices)
+    ranks = run_distributed(_rank, devices, group, devices)
     joined = torch.stack([torch.as_tensor(found["y"]) for found in ranks], dim=1).flatten(0, 1)
     torch.testing.assert_close(joined, expected["y"], rtol=1e-12, atol=1e-12)
     for name in expected.keys() - {"y"}:

@@ -1,0 +1,39 @@
+"""Waiting for what other processes do, on a machine of any speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: Seconds that nothing takes, however slow the machine is.
+LONG = 600.0
+
+
+def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait for something true, and return it."""
+    end = time.monotonic() + LONG
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+def _status(process: Path) -> list[str]:
+    """State, parent and group of a process, and more; its state is Z or X once it ended."""
+    try:
+        return (process / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ["X", "", ""]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that ended does not, though nobody has asked for its status."""
+    return _status(Path(f"/proc/{pid}"))[0] not in "ZX"
+
+
+def group_runs(group: int) -> bool:
+    """Whether any process of a group runs."""
+    found = map(_status, Path("/proc").glob("[0-9]*"))
+    return any(state not in "ZX" and own == str(group) for state, _, own, *_ in found)
