@@ -21,8 +21,6 @@ from tests.architecture.sources import ROOT
 from tests.waiting import LONG
 
 SHIPPED = ("common", "configs", "papers", "rehearsals")
-#: Files that a package of Python does not need, and that only a checkout has.
-LEFT_OUT = {".pyc"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +83,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
         path.relative_to(ROOT).as_posix()
         for name in SHIPPED
         for path in (ROOT / name).rglob("*")
-        if path.is_file() and path.suffix not in LEFT_OUT and path.relative_to(ROOT).as_posix() not in held
+        if path.is_file() and path.parent.name != "__pycache__" and path.relative_to(ROOT).as_posix() not in held
     ]
     assert not missing
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == set(SHIPPED)
