@@ -155,15 +155,19 @@ $(VENV)/.docs: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
+# Where torchcodec finds PyAV's FFmpeg, under the names it looks for.
+bench: export LD_LIBRARY_PATH := $(CURDIR)/$(VENV)/ffmpeg$(addprefix :,$(LD_LIBRARY_PATH))
 bench: $(STAMP) $(VENV)/.bench ## Compare speed with other implementations, into docs/speed.md; GROWTH=1: time and memory against N
 	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks$(if $(GROWTH),/test_growth.py) -o addopts="" -q -s -rs
 
 # The peers are not dependencies of the suite. If one cannot be installed, its comparison is skipped.
 $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
-	  "$$UV" pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
+	  "$$UV" pip install --quiet --constraint requirements.lock --editable ".[bench]" \
 	    && "$$UV" pip install --quiet --no-deps "torchcodec>=0.17" \
-	    && touch $@ || echo "lightly, pycocoevalcap or torchcodec could not be installed: their comparisons are skipped"
+	    && touch $@ || echo "not all peers could be installed: their comparisons are skipped"
+	@mkdir -p $(VENV)/ffmpeg; for file in $(CURDIR)/$(VENV)/lib/python*/site-packages/av.libs/lib{av,sw}*; do \
+	  test ! -e "$$file" || ln -sf "$$file" "$(VENV)/ffmpeg/$$(basename "$$file" | sed -E 's/-[0-9a-f]+(\.so\.[0-9]+).*/\1/')"; done
 
 # The jars of METEOR and of the original tokenizer, for the tests that need Java.
 $(VENV)/.captioning: $(STAMP)

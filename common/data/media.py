@@ -517,7 +517,7 @@ class MediaFile:
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
         """The sound of a window and the rest of its first and last frames; None if a seek went too far."""
         assert self.info.audio_limits is not None
-        parts: list[npt.NDArray[Any]] = []
+        parts: list[list[npt.NDArray[Any]]] = []
         anchor, collected, rate = 0.0, 0, 0
         frame: AudioFrame | None = None
         for time, frame in self._frames("audio", seek_to):
@@ -527,7 +527,7 @@ class MediaFile:
             following = time + frame.samples / rate
             if following <= start:
                 continue
-            samples = _samples(frame)
+            channels = _channels(frame)
             if not parts:
                 if seek_to is not None and time > start:
                     return None
@@ -536,28 +536,28 @@ class MediaFile:
             if gap > AUDIO_GAP_SECONDS * rate:
                 if time >= min(end, self.info.audio_limits[1] + 1.0):
                     break  # A stamp beyond the stream: ignore the rest.
-                parts.append(np.zeros((gap, samples.shape[1]), samples.dtype))
+                parts.append([np.zeros(gap, channel.dtype) for channel in channels])
                 collected += gap
             elif -gap > AUDIO_GAP_SECONDS * rate:
-                samples = samples[-gap:]
-            parts.append(samples)
-            collected += len(samples)
+                channels = [channel[-gap:] for channel in channels]
+            parts.append(channels)
+            collected += len(channels[0])
             if following >= end:
                 break
         if frame is None or not parts:
             return None
-        channels = parts[0].shape[1]
-        layout = {1: "mono", 2: "stereo"}.get(channels, frame.layout.name)
-        return AudioTrack(np.concatenate(parts), rate, anchor, frame.format.packed.name, layout, self.path)
+        samples = np.stack([np.concatenate(channel) for channel in zip(*parts, strict=True)], axis=1)
+        layout = {1: "mono", 2: "stereo"}.get(len(parts[0]), frame.layout.name)
+        return AudioTrack(samples, rate, anchor, frame.format.packed.name, layout, self.path)
 
 
-def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
-    """Samples [N, channels] of a frame; `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
+def _channels(frame: AudioFrame) -> list[npt.NDArray[Any]]:
+    """Channels of a frame, in its memory; `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
     channels, count = frame.layout.nb_channels, frame.samples
     dtype = _SAMPLE_TYPES[frame.format.packed.name]
     if not frame.format.is_planar:
-        return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
-    return np.stack([np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes[:channels]], axis=1)
+        return list(np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).T)
+    return [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes[:channels]]
 
 
 def probe(path: str | Path) -> MediaInfo:

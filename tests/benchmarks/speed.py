@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import pytest
+
 from common.reporting import records
 from common.reporting.papers import checkout
 
@@ -46,6 +48,12 @@ class Line(NamedTuple):
 
 #: Of this run.
 LINES: list[Line] = []
+
+
+def peer(module: str) -> Any:
+    """A module of another implementation; without it, its comparison is skipped with one line."""
+    reason = f"{module.partition('.')[0]} is not installed; `make bench` installs it where it can"
+    return pytest.importorskip(module, reason=reason, exc_type=ImportError)
 
 
 def in_turns(

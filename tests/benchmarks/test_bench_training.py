@@ -5,10 +5,12 @@ Wall time of steps alone: what comes before the first ones (start, decoding, pro
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from common.data.samplers import EpochSampler
 from common.reporting.papers import existing_papers, paper_named
 from common.stages.cli import StageCLI, build
 from common.stages.configuration import resolve
 from common.stages.gpu_check import measure
 from common.stages.run import stage_configuration
-from tests.benchmarks.speed import Line, add, amount
+from tests.benchmarks.speed import Line, add, amount, compare
 from tests.distributed.harness import run_distributed
 from tests.stages import request
 
@@ -56,14 +61,16 @@ class StepClock(Callback):
         self._ended = now
 
 
+def _build(folder: Path, *overrides: str, callbacks: Sequence[Callback] = ()) -> StageCLI:
+    stage = request("avid/avid", folder, *overrides, layer=LAYER)
+    arguments = {"logger": False, "enable_checkpointing": False, "callbacks": list(callbacks)}
+    return build(stage.configuration, stage_configuration(stage), {"default_root_dir": str(folder), **arguments})
+
+
 def _steps(folder: Path, *overrides: str) -> StepClock:
     """Train one short epoch; its steps."""
-    stage = request("avid/avid", folder, *overrides, layer=LAYER)
     clock = StepClock()
-    arguments = {"logger": False, "enable_checkpointing": False, "callbacks": [clock]}
-    cli: StageCLI = build(
-        stage.configuration, stage_configuration(stage), {"default_root_dir": str(folder), **arguments}
-    )
+    cli = _build(folder, *overrides, callbacks=[clock])
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     return clock
 
@@ -96,14 +103,45 @@ def _median_step(rank: int, folder: str, world: int) -> float:
     return statistics.median(_steps(Path(folder) / str(rank), *size, *strategy).seconds)
 
 
+def _median_step_of_plain_pytorch(rank: int, folder: str, world: int) -> float:
+    """The same networks, loss, optimizer and clips in a loop without Lightning."""
+    cli = _build(Path(folder) / str(rank))
+    module, data = cli.model, cli.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    module.loss.allocate(len(data.listing), module.hparams["out_dim"])
+    optimizer = module.configure_optimizers()["optimizer"]
+    network = DistributedDataParallel(module.model) if world > 1 else module.model
+    sampler = EpochSampler(len(data.training_clips), BATCH * world, 0, rank, world)
+    ends = []
+    for batch in itertools.islice(DataLoader(data.training_clips, BATCH, sampler=sampler), STEPS):
+        terms = module.loss(*network(batch["video"], batch["audio"]), batch["index"])
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        ends.append(time.perf_counter())
+    assert len(ends) == STEPS
+    return statistics.median(end - start for start, end in itertools.pairwise(ends[WARM_UP - 1 :]))
+
+
 def test_two_processes_against_one(tmp_path: Path) -> None:
-    """Baseline: one process, one thread, at the same batch per process; in turns."""
-    one: list[float] = []
-    joined: list[float] = []
+    """At the same batch per process, beside plain DistributedDataParallel and two processes that share nothing."""
+    loops = {"ours": _median_step, "plain": _median_step_of_plain_pytorch}
+    one: dict[str, list[float]] = {name: [] for name in loops}
+    joined: dict[str, list[float]] = {name: [] for name in loops}
+    apart = []
     for number in range(min(3, int(os.environ.get("BENCH_ROUNDS", 3)))):
-        with multiprocessing.get_context("fork").Pool(1, torch.set_num_threads, (1,)) as pool:
-            one.append(pool.apply(_median_step, (0, str(tmp_path / f"one-{number}"), 1)))
-        joined.append(max(run_distributed(_median_step, 2, str(tmp_path / f"joined-{number}"), 2)))
-    mine, other = (statistics.median(seconds) for seconds in (joined, one))
-    add(Line("AVID's step, 2 processes", "1 process, half the batch", amount(mine), amount(other), mine / other))
-    add(Line("efficiency of 2 processes", "1 process", f"{other / mine:.0%}", ""))
+        for name, loop in loops.items():
+            folder = str(tmp_path / f"{name}-{number}")
+            with multiprocessing.get_context("fork").Pool(1, torch.set_num_threads, (1,)) as pool:
+                one[name].append(pool.apply(loop, (0, f"{folder}-one", 1)))
+            joined[name].append(max(run_distributed(loop, 2, f"{folder}-joined", 2)))
+        with multiprocessing.get_context("fork").Pool(2, torch.set_num_threads, (1,)) as pool:
+            apart.append(max(pool.starmap(_median_step, [(rank, f"{folder}-apart", 1) for rank in range(2)])))
+    compare("AVID's step, 1 process", "plain PyTorch", one["ours"], one["plain"])
+    compare("AVID's step, 2 processes", "plain DDP", joined["ours"], joined["plain"])
+    alone = statistics.median(one["ours"])
+    efficiency = {name: statistics.median(one[name]) / statistics.median(joined[name]) for name in loops}
+    efficiency["apart"] = alone / statistics.median(apart)
+    for other, name in (("plain DDP", "plain"), ("2 runs of 1 process at once", "apart")):
+        add(Line("efficiency of 2 processes", other, f"{efficiency['ours']:.0%}", f"{efficiency[name]:.0%}"))

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from common.data.clips import (
@@ -19,7 +17,6 @@ from common.data.clips import (
     DenseVideoClips,
     SoundWindows,
     VideoClips,
-    clip_start,
     dense_clip_starts,
     paired_window,
 )
@@ -31,8 +28,6 @@ from common.data.transforms import AudioTransform, VideoTransform
 from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
-DRAW = st.floats(0.0, 1.0, exclude_max=True)
-LIMITS = st.tuples(st.floats(-1.0, 5.0), st.floats(0.1, 20.0)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 VIDEO = VideoTransform(crop=16)
 AUDIO = AudioTransform(sample_rate=8_000, window=1.0, fft=128, frames_per_second=32)
 EXACT = VideoTransform(crop=16, resize=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -318,45 +313,3 @@ def test_dense_clips_equal_the_reference(case: dict) -> None:
     starts = dense_clip_starts(case["num_frames"], case["chunk"], case["clips"])
     # None in the reference: the video is not longer than a clip, and every clip is the whole of it.
     assert starts.tolist() == (case["starts"] or [0] * case["clips"])
-
-
-@given(LIMITS, LIMITS, st.floats(0.1, 3.0), st.floats(0.1, 3.0), st.floats(0.0, 1.0), DRAW, DRAW)
-def test_the_shorter_clip_lies_in_the_widened_window_of_the_longer(
-    video: tuple[float, float],
-    audio: tuple[float, float],
-    video_duration: float,
-    audio_duration: float,
-    jitter: float,
-    first: float,
-    second: float,
-) -> None:
-    window = paired_window(video, audio, video_duration, audio_duration, jitter, (first, second))
-    slack = 1e-9
-    swap = audio_duration <= video_duration
-    outer_limits, inner_limits = (video, audio) if swap else (audio, video)
-    longer, shorter = max(video_duration, audio_duration), min(video_duration, audio_duration)
-    low, high = max(video[0], audio[0]), min(outer_limits[1] - longer, inner_limits[1] - shorter)
-    if window is None:
-        assert high <= low
-        return
-    outer, inner = window if swap else window[::-1]
-    assert low - slack <= outer <= high + slack
-    assert inner_limits[0] - slack <= inner <= inner_limits[1] + slack
-    assert inner >= outer - jitter - slack
-    assert inner + shorter <= outer + longer + jitter + slack
-
-
-@given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 30))
-def test_dense_clips_lie_in_the_video(num_frames: int, clip_frames: int, clips: int) -> None:
-    starts = dense_clip_starts(num_frames, clip_frames, clips)
-    assert len(starts) == clips
-    assert starts.min() >= 0
-    assert starts.max() + min(clip_frames, num_frames) <= num_frames
-    assert np.all(np.diff(starts) >= 0)
-
-
-@given(LIMITS, DRAW)
-def test_a_clip_ends_before_the_file_where_it_can(limits: tuple[float, float], draw: float) -> None:
-    start = clip_start(limits, 4.1, draw)
-    assert limits[0] <= start
-    assert start + 4.1 <= max(limits[1], limits[0] + 4.1) + 1e-9

@@ -24,7 +24,6 @@ from common.data.media import (
     MediaFile,
     frame_count,
     probe,
-    restrict,
     select_frames,
 )
 from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video
@@ -270,12 +269,6 @@ def test_a_clip_that_begins_with_a_frame_skips_none(fps: float, origin: float) -
         indices, actual = select_frames(start, 8 / fps, fps, fps, end, origin)
         assert indices.tolist() == list(range(first, min(first + 8, 400)))
         assert actual == pytest.approx(start)
-
-
-def test_listed_segments_restrict_the_stream() -> None:
-    assert restrict((0.0, 10.0), None, None) == (0.0, 10.0)
-    assert restrict((0.5, 10.0), 0.0, 12.0) == (0.5, 10.0)
-    assert restrict((0.0, 10.0), 2.0, 8.0) == (2.0, 8.0)
 
 
 # -- folders of frames -------------------------------------------------------------------------------------------------

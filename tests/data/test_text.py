@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +20,6 @@ from common.data.text import (
     WordVocabulary,
     XLMRTokenizer,
     normalize_caption,
-    pad_tokens,
     swap_left_right,
 )
 
@@ -97,27 +95,6 @@ def test_normal_form(text: str, expected: str) -> None:
 )
 def test_sides_change_as_whole_words(text: str, expected: str) -> None:
     assert swap_left_right(text) == expected
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.sampled_from(["left", "right", "Left", "lEFT", "bright", "-", " ", "a", "'s", "́", "_"])).map("".join)
-)
-def test_swapping_sides_twice_changes_nothing(text: str) -> None:
-    assert swap_left_right(swap_left_right(text)) == text
-
-
-# -- padding -----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=50, deadline=None)
-@given(rows=st.lists(st.lists(st.integers(1, 9), max_size=7), max_size=5), pad_id=st.sampled_from([0, 5]))
-def test_padding_fills_the_ends(rows: list[list[int]], pad_id: int) -> None:
-    padded = pad_tokens(rows, pad_id)
-    width = max([1, *map(len, rows)])
-    assert padded.dtype == torch.int64
-    assert padded.shape == (len(rows), width)
-    assert padded.tolist() == [row + [pad_id] * (width - len(row)) for row in rows]
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------

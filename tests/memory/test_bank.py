@@ -47,14 +47,6 @@ def test_last_occurrence(index: list[int]) -> None:
     assert last_occurrence(torch.tensor(index)).tolist() == expected
 
 
-def test_initial_rows_are_random_unit_vectors() -> None:
-    torch.manual_seed(0)
-    bank = MemoryBank(2000, 16)
-    torch.testing.assert_close(bank.vectors.norm(dim=1), torch.ones(2000))
-    assert bank.vectors.mean(dim=0).abs().max() < 0.03
-    assert bank.vectors.dtype == torch.float32
-
-
 def test_lookup_copies_rows_in_the_shape_of_the_index() -> None:
     bank = new_bank()
     rows = bank.lookup(torch.tensor([[3, 3, 0], [1, 2, 3]]))

@@ -57,19 +57,3 @@ def test_the_average_starts_as_a_copy_without_gradient_and_trains_along() -> Non
     assert all(source.grad is not None for source in query.parameters())
     pair.update(0.9)
     assert not any(key.requires_grad for key in pair.key.parameters())
-
-
-def test_tied_parameters_stay_tied_and_are_averaged_once() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(3, 3)
-            self.second = nn.Linear(3, 3)
-            self.second.weight = self.first.weight
-
-    pair = MomentumPair(Tied())
-    assert pair.key.first.weight is pair.key.second.weight  # type: ignore[union-attr]
-    before = pair.key.first.weight.clone()  # type: ignore[union-attr, operator]
-    pair.query.first.weight.data += 1  # type: ignore[union-attr, operator]
-    pair.update(0.9)
-    torch.testing.assert_close(pair.key.first.weight.data, before + 0.1)  # type: ignore[union-attr]

@@ -74,15 +74,6 @@ def test_keys_without_images_are_unknown_again() -> None:
     assert queue.image_id.tolist() == [-1, -1, 2, 3]
 
 
-def test_keys_of_any_layout_and_type_are_stored_and_keep_no_gradient() -> None:
-    queue = KeyQueue(6, 4)
-    keys = unit(4, 6).double().requires_grad_()
-    queue.enqueue(keys.T, torch.arange(12, dtype=torch.int32)[::2])
-    torch.testing.assert_close(queue.vectors, keys.detach().T.float())
-    assert queue.image_id.tolist() == [0, 2, 4, 6, 8, 10]
-    assert not queue.vectors.requires_grad
-
-
 # -- masks and tags ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,175 @@
+"""Contrastive losses and MCT's image term against lightly, and losses over two processes against open_clip.
+
+In turns, so that other work on the machine hits both alike: process CPU time on one thread; with two processes, which
+wait for each other, wall time.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.encoders.image import ImageResNet
+from common.losses.info_nce import info_nce
+from common.memory.collective import mean_over_ranks
+from common.memory.queue import KeyQueue
+from papers.mct.loss import MultimodalContrast
+from papers.mct.module import MCTModule
+from papers.xmc_gan.loss import XMCGANLoss
+from tests.benchmarks.speed import compare, in_turns, peer
+from tests.distributed.harness import run_distributed
+
+BATCH, PIXELS, QUEUE = 16, 96, 65_536
+WARM_UP, ROUNDS = 2, 8
+Step = Callable[[], None]
+
+
+def _batch() -> dict[str, Tensor]:
+    return {
+        "image_query": torch.randn(BATCH, 3, PIXELS, PIXELS),
+        "image_key": torch.randn(BATCH, 3, PIXELS, PIXELS),
+        "image_id": torch.randint(118_000, (BATCH,)),
+    }
+
+
+def _image_step() -> Step:
+    module = MCTModule(
+        ImageResNet(), MultimodalContrast(weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=QUEUE)
+    )
+    optimizer = torch.optim.SGD(module.model.image.parameters(), 0.03, 0.9, weight_decay=1e-4, fused=True)
+
+    def step() -> None:
+        batch = _batch()
+        queries = module.queries(batch)
+        module.update_average()
+        keys = module.keys(batch)
+        loss = module.loss(queries, keys, batch["image_id"])["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.loss.enqueue(keys, batch["image_id"])
+
+    return step
+
+
+def _lightly_step() -> Step:
+    """MoCo v2 as lightly's documentation puts it together."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead
+    from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
+    from torchvision.models import resnet50
+
+    backbone = nn.Sequential(*list(resnet50(weights=None).children())[:-1])
+    head = MoCoProjectionHead(2048, 2048, 128)
+    key_backbone, key_head = copy.deepcopy(backbone), copy.deepcopy(head)
+    for part in (key_backbone, key_head):
+        deactivate_requires_grad(part)
+    criterion = NTXentLoss(temperature=0.2, memory_bank_size=(QUEUE, 128))
+    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], 0.03, 0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        batch = _batch()
+        update_momentum(backbone, key_backbone, m=0.999)
+        update_momentum(head, key_head, m=0.999)
+        query = head(backbone(batch["image_query"]).flatten(start_dim=1))
+        with torch.no_grad():
+            images, order = batch_shuffle(batch["image_key"])
+            key = batch_unshuffle(key_head(key_backbone(images).flatten(start_dim=1)), order)
+        loss = criterion(query, key)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def test_the_image_term_against_lightly() -> None:
+    """Baseline: lightly's MoCo step. Both draw the same kind of batch inside the step."""
+    peer("lightly.loss")
+    torch.manual_seed(0)
+    steps = {"lightly": _lightly_step(), "ours": _image_step()}
+    seconds = in_turns(steps, ROUNDS, WARM_UP)
+    # As fast, within the noise: no gate.
+    compare("MoCo's step, ResNet-50, 16 images of 96 pixels", "lightly", seconds["ours"], seconds["lightly"])
+
+
+def _with_gradient(loss: Callable[[], Tensor], *inputs: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    def step() -> tuple[Tensor, ...]:
+        value = loss()
+        return value.detach(), *torch.autograd.grad(value, inputs)
+
+    return step
+
+
+def _compare_losses(what: str, peer: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-6)
+    seconds = in_turns({"theirs": theirs, "ours": ours}, 10)
+    compare(what, peer, seconds["ours"], seconds["theirs"])
+
+
+def test_nt_xent_against_lightly() -> None:
+    """SimCLR's loss: every other view of the batch but the own pair is a negative."""
+    theirs = peer("lightly.loss").NTXentLoss(temperature=0.1)
+    torch.manual_seed(0)
+    views = torch.randn(2, 512, 128, requires_grad=True)
+    negatives = ~torch.eye(512, dtype=torch.bool).repeat(2, 2)
+
+    def ours() -> Tensor:
+        unit = F.normalize(views.flatten(0, 1), dim=1)
+        scores = unit @ unit.T / 0.1
+        return info_nce(scores.diagonal(512).repeat(2)[:, None], scores, negatives)
+
+    what = "NT-Xent with gradient, 512 pairs of 128"
+    _compare_losses(what, "lightly", _with_gradient(ours, views), _with_gradient(lambda: theirs(*views), views))
+
+
+def test_a_queue_against_lightly() -> None:
+    """MoCo's loss with lightly's memory bank, which is a queue; both read it, then replace its oldest keys."""
+    theirs = peer("lightly.loss").NTXentLoss(temperature=0.2, memory_bank_size=(QUEUE, 128))
+    torch.manual_seed(0)
+    query, key = torch.randn(256, 128, requires_grad=True), F.normalize(torch.randn(256, 128), dim=1)
+    queue = KeyQueue(QUEUE, 128)
+    queue.vectors.copy_(theirs.memory_bank.bank)
+
+    def loss() -> Tensor:
+        own, others = queue.scores(F.normalize(query, dim=1) / 0.2, key)
+        return info_nce(own[:, None], others)
+
+    def ours() -> tuple[Tensor, ...]:
+        found = _with_gradient(loss, query)()
+        queue.enqueue(key)
+        return found
+
+    what = "InfoNCE with gradient, 256 queries, a queue of 65,536 keys of 128"
+    _compare_losses(what, "lightly", ours, _with_gradient(lambda: theirs(query, key), query))
+
+
+def _over_two_processes(rank: int, local: bool) -> dict[str, list[float]]:
+    theirs = peer("open_clip.loss").ClipLoss(local_loss=local, gather_with_grad=True, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    pairs = torch.randn(2, 256, 512, requires_grad=True)
+    steps = {
+        "theirs": _with_gradient(lambda: theirs(*F.normalize(pairs, dim=2), 10.0), pairs),
+        "ours": _with_gradient(lambda: XMCGANLoss().pairs(*pairs).loss / 2, pairs),
+    }
+    (value, *gradients), (other, *their_gradients) = (step() for step in steps.values())
+    torch.testing.assert_close(
+        [mean_over_ranks(value), *gradients], [mean_over_ranks(other), *their_gradients], rtol=1e-4, atol=1e-6
+    )
+    return in_turns(steps, 20, WARM_UP, time.perf_counter)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_gathered_loss_against_open_clip(local: bool) -> None:
+    """XMC-GAN's sentence loss, which also measures accuracy and entropy; `local`: a process scores its rows alone."""
+    peer("open_clip.loss")
+    seconds = run_distributed(_over_two_processes, 2, local)[0]
+    what = "a contrastive loss with gradient over 2 processes, 256 pairs of 512 each"
+    compare(what, "open_clip" + ", local_loss" * local, seconds["ours"], seconds["theirs"])
