@@ -2,12 +2,12 @@
 
 How a sample is made, file by file:
 
-    datasets/<name>.py              knows the layout of a data set's folder; worlds/<name>.py draws a small one
+    datasets/<name>.py              reads the layout of a data set; worlds/<name>.py generates a miniature
       -> listing.py                 Listing: files, labels and cuts in a fixed order, as columns
       -> media.py                   reads a file; annotations.py, text.py: captions and their tokens
       -> transforms.py,             decoded frames, sound or image -> tensors for an encoder
          image_transforms.py
       -> item_dataset.py            ItemDataset: a sample by (epoch, item), the same in any worker; clips.py, images.py
       -> samplers.py                which items, in what order, for each process; resumes at any step
-      -> ../training/data_module.py ShardedDataModule: the loader, which makes the batch and moves on to the next
+      -> ../training/data_module.py ShardedDataModule: the loader, which makes batches
 """

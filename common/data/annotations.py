@@ -23,10 +23,10 @@ from common.files import named, parsing, stamp_of, told
 
 Value = TypeVar("Value")
 Read = TypeVar("Read", bound=Callable[..., Any])
-# Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
-# bool [n], that is `difficult` (VOC) or `iscrowd` (COCO).
+# Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; `difficult` (VOC)
+# or `iscrowd` (COCO), bool [n].
 Boxes = dict[str, Any]
-# Cache columns of JSON files of at least this size.
+# Smallest JSON file whose columns are cached.
 KEEP_FROM_BYTES = 2**24
 
 
@@ -51,7 +51,7 @@ class ImageAnnotations:
     def boxes(self) -> list[Boxes]:
         """Boxes of every picture, read lazily; see `Boxes` in this module."""
         if self.read_boxes is None:
-            raise ValueError("these annotations come without boxes")
+            raise ValueError("these annotations have no boxes")
         return self.read_boxes()
 
     def fingerprint(self) -> str:
@@ -102,7 +102,7 @@ class LanguageCaptions:
 
 # ---------------------------------------------------------------------------------------------------- reading JSON
 def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
-    """Read a JSON file, without some keys of its objects: masks take ten times the memory of the rest."""
+    """Read a JSON file, without some keys of its objects, as masks take ten times the memory of the rest."""
 
     def drop(found: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in found.items() if key not in without}
@@ -112,7 +112,7 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
 
 
 def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value]:
-    """Parse the value on each line of a file, without blank ones; see :func:`read_rows`."""
+    """Parse the JSON value on every non-blank line of a file; see :func:`read_rows`."""
     return read_rows(path, lambda lines: map(json.loads, filter(str.strip, lines)), parse)
 
 
@@ -134,7 +134,7 @@ def read_csv(path: Path, parse: Callable[[Any], Value], **options: Any) -> Itera
 def read_rows(
     path: Path, rows_of: Callable[[Iterator[str]], Iterable[Any]], parse: Callable[[Any], Value]
 ) -> Iterator[Value]:
-    """Parse the rows that `rows_of` makes of a UTF-8 file's lines; an error names file and line."""
+    """Parse the rows that `rows_of` makes of a UTF-8 file's lines; errors name the file and line."""
     at = [0]
 
     def counted(stream: Iterable[bytes]) -> Iterator[str]:
@@ -196,7 +196,7 @@ class CaptionedImages:
 def captioned_images(
     path: Path, images: Iterable[tuple[str, int, int]], captions: Iterable[tuple[str, int, int]]
 ) -> CaptionedImages:
-    """Images as (file name, number, group), with the non-blank of their captions: (text, number, image)."""
+    """Join images (file name, number, group) with their non-blank captions (text, number, image)."""
     names, image_ids, groups = zip(*images)
     own: dict[int, list[tuple[str, int]]] = {image_id: [] for image_id in image_ids}
     for text, number, image_id in captions:

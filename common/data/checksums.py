@@ -1,4 +1,4 @@
-"""Checksums that a file's publisher or a library that downloads it states."""
+"""Checksums published by a file's author or by a library that downloads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def problem(path: Path, published: str) -> str | None:
         return f"cannot be read: {error.strerror}"
     if found.startswith(expected):
         return None
-    return f"its {kind} is {found[: max(len(expected), 8)]}, expected is {expected}: it is damaged, or another version"
+    return f"its {kind} is {found[: max(len(expected), 8)]}, expected {expected}: damaged, or another version"
 
 
 def digest(path: Path, kind: str) -> str:

@@ -43,8 +43,7 @@ class AudioInput:
     """Settings of an audio clip (docs/papers/avid_cma.md [2.3]).
 
     `fft` is in samples, 1024 in the paper (its configs say 512, half of it). `statistics` per frequency bin come from
-    an .npz file, from the checkpoint of the pre-training whose encoder is used, or (None) from training clips, computed
-    once.
+    an .npz file, the encoder's pre-training checkpoint, or (None) training clips.
     """
 
     sample_rate: PositiveInt = 24000

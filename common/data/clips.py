@@ -68,18 +68,18 @@ def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDAr
 
 
 def repeated(samples: Tensor, first: int, count: int) -> Tensor:
-    """`count` samples from `first` on; at the end, the sound starts over."""
+    """`count` samples starting at `first`; at the end, the sound loops."""
     if first + count <= len(samples):
         return samples[first : first + count]
     return samples[(first + torch.arange(count)) % len(samples)]
 
 
 class ClipDataset(ItemDataset):
-    """Media files, decoded or from this process's cache; subclasses cut the sample.
+    """Media files, cached or decoded; subclasses cut the sample.
 
     Args:
         clips_per_video: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
-        cache_bytes: bound of the decoded files in memory, per process; 0 = no cache.
+        cache_bytes: memory for decoded files per process; 0 = no cache.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -125,7 +125,7 @@ class AudioVisualClips(ClipDataset):
         jitter: how far, in seconds, the video clip may extend past the audio clip on either side, in training.
     Returns of an item:
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
-        `skipped` (files passed over to get this sample).
+        `skipped` (files skipped to get this sample).
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -194,7 +194,7 @@ class AudioVisualClips(ClipDataset):
             video_start, audio_start = window
             if with_video:
                 frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps)
-                # Frames lie on a grid; the sound moves with them.
+                # The video starts at a frame; shift the sound with it.
                 audio_start += actual_start - video_start
             return frames, sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
 
@@ -279,7 +279,8 @@ class SoundWindows(ClipDataset):
 
     With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and wrap around. Without it
     (DCASE) a training window is the beginning of an excerpt of `excerpt_seconds`, and test windows are spread over the
-    file. In training, `speed` scales the decoding rate; samples are treated as if it were 1.
+    file. In training, the sample rate of decoding is scaled by a factor in `speed`, which changes speed
+    and pitch.
 
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.

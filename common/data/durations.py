@@ -1,4 +1,4 @@
-"""Overlap of picture and sound of clips, cached: files without it would waste samples, or fail the run after days."""
+"""Measures and caches how long picture and sound overlap, to leave out clips before they fail a run after days."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MOST_UNREADABLE = 0.05
 _AT_ONCE = 5000
 #: Transient errors of the disk or system.
 _PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
-#: In place of seconds: unreadable, no picture or no sound. NaN: not measured yet.
+#: Special values: unreadable; no picture or no sound. NaN: not measured yet.
 _UNREADABLE, _ONE_SIDED = -2.0, -1.0
 
 
 def long_enough(listing: Listing, seconds: float) -> Listing:
-    """The clips with more than `seconds` of picture and sound together; the notes say what is left out."""
+    """The clips with more than `seconds` of picture and sound together; notes say what is left out."""
     common = common_seconds(listing)
     broken = common == _UNREADABLE
     if broken.sum() > MOST_UNREADABLE * len(listing):
@@ -48,7 +48,7 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
         f"sound, {short:,} with {seconds:g} s or less of both, {broken.sum():,} unreadable"
     )
     if broken.any():
-        note += f" (looked at once: delete {kept_at(listing)} after repairing them)"
+        note += f" (cached: delete {kept_at(listing)} after repairing them)"
     version = f"{listing.version}, more than {seconds:g} s of picture and sound"
     return replace(listing.subset(np.flatnonzero(kept)), version=version, notes=(*listing.notes, note))
 
@@ -62,7 +62,7 @@ def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
         left = np.flatnonzero(np.isnan(known))
         for first in range(0, len(left), _AT_ONCE):
             if len(left) > _AT_ONCE:
-                console().print(f"  {listing.name}: looking for sound, {first:,} of {len(left):,} files")
+                console().print(f"  {listing.name}: checking for sound, {first:,} of {len(left):,} files")
             rows = left[first : first + _AT_ONCE]
             known[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
             write_whole(path, lambda file: np.save(file, known))

@@ -72,10 +72,10 @@ def fetch(data: OpenData, root: Path) -> None:
 
 def _fetch_file(file: OpenFile, root: Path) -> None:
     path = root / file.file
-    # An empty file beside the archive, which may then be deleted.
+    # A marker file, so that the archive may be deleted.
     unpacked = path.with_name(f"{path.name}.unpacked")
     if unpacked.exists():
-        print(f"{file.file}: already fetched and unpacked; to do it again, delete {unpacked}")
+        print(f"{file.file}: already downloaded and unpacked; to redo it, delete {unpacked}")
         return
     if path.is_file():
         print(f"{file.file}: already exists")
@@ -117,7 +117,7 @@ def _unpack(archive: Path, folder: Path, strip: int) -> None:
         else:
             with tarfile.open(archive) as packed:
                 packed.extractall(unpacking, filter="data")
-    except Exception as error:  # untrusted file: every format and compression raises other errors
+    except Exception as error:  # untrusted file: formats and compressions raise different errors
         shutil.rmtree(unpacking, ignore_errors=True)
         raise StageError(
             f"{archive} cannot be unpacked: {error}. If it is damaged, delete it and rerun the command"

@@ -37,7 +37,7 @@ class ImageTransform:
         jitter_probability: probability that the four are applied at all.
         grayscale, blur, flip: probabilities.
         blur_sigma: range of the blur's standard deviation in pixels of the crop.
-        squeeze: evaluation resizes to `resize` x `resize`, whatever the aspect (VirTex v0.9, with `resize = crop`).
+        squeeze: evaluation resizes to `resize` x `resize`, ignoring the aspect (VirTex v0.9, with `resize = crop`).
         mean, std: channel statistics, on a scale of 0 to 1.
 
     Shapes:
@@ -74,7 +74,7 @@ class ImageTransform:
             image = v2.resize(image, [self.resize, self.resize] if self.squeeze else [self.resize])
             return normalized(v2.center_crop(image, [self.crop]), self.mean, self.std), False
         assert rng is not None
-        # Draw one block: faster, and every parameter keeps its position whatever the others are.
+        # Draw all numbers at once: faster, and every parameter always uses the same one.
         draws = rng.random(2 * CROP_TRIES + 15).tolist()
         order, strengths = draws[-8:-4], draws[-4:]
         jitter, grayscale, blur, sigma, flip = draws[-13:-8]
@@ -106,7 +106,7 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class SquashTransform:
-    """One RGB picture to float32 [3, size, size] in [0, 1], whatever its aspect, then a flip.
+    """Squashes an RGB picture to float32 [3, size, size] in [0, 1] and flips it.
 
     Bilinear without antialiasing, as TensorFlow resizes by default.
 

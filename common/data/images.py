@@ -18,10 +18,10 @@ class ImageItems(ItemDataset):
     """One picture per item; subclasses override :meth:`_sample`, or set `annotations` to read captions or tags.
 
     Args:
-        cache_bytes: bound of the decoded pictures in memory, per process; 0 = no cache.
+        cache_bytes: memory for decoded pictures per process; 0 = no cache.
     Returns of an item:
-        `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files passed over to get
-        this sample), int64.
+        `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files skipped to get this
+        sample), int64.
     """
 
     annotations: ImageAnnotations
@@ -69,6 +69,6 @@ def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
     if len(without):
         raise ValueError(
             f"{listing.root}: {len(without)} of {len(listing)} images have no caption, such as "
-            f"{listing[int(without[0])].path}, but the model needs one for each: write them into metadata.csv "
+            f"{listing[int(without[0])].path}, but the model needs one for each: add them to metadata.csv "
             "(docs/own-data.md), or use a recipe that reads only images"
         )

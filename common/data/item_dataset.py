@@ -22,7 +22,7 @@ from common.data.media import MediaError
 logger = logging.getLogger(__name__)
 
 Key = int | tuple[int, int]
-# Tensors; where an item has several views or boxes, lists of them.
+# Tensors, or lists of them for several views or boxes.
 Sample = dict[str, Any]
 
 
@@ -31,7 +31,7 @@ class TooManyBrokenFiles(RuntimeError):
 
 
 class SkipLedger:
-    """Which files of a listing could not be used, counted over all worker processes.
+    """The files of a listing that could not be used, over all worker processes.
 
     `flags` is uint8 [files] in shared memory, 1 = skipped; ranks can combine theirs with a maximum.
     """
@@ -69,7 +69,7 @@ class SkipLedger:
 class ItemDataset(Dataset[Sample], ABC):
     """Keys, seeds and the replacement of unusable files; subclasses make the sample.
 
-    The next item replaces an unusable file, with its own index and label, so an evaluation can detect duplicates by
+    The next item replaces an unusable file and keeps its index and label, so an evaluation can detect duplicates by
     index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
     `max_skipped_fraction` of the files are unusable.
     """

@@ -31,7 +31,7 @@ class Clip:
     """One item of a data set.
 
     Args:
-        label: class of the clip (of the picture if picture and sound have separate labels); -1 = unknown.
+        label: class of the clip (of the picture if the sound has a separate label); -1 = unknown.
         sound_label: class of the sound; -1 = none.
         fold: official fold, from 1; 0 = the set has no folds.
         start, end: limits inside the file in seconds; None = those of the file.
@@ -51,7 +51,7 @@ class Clip:
 NUMBERS = np.dtype(
     [("label", "<i4"), ("sound_label", "<i4"), ("fold", "<i2"), ("start", "<f8"), ("end", "<f8")], align=True
 )
-#: Of a clip without a label, fold and limits.
+#: Numbers of a clip without label, fold and limits.
 UNLABELED = np.array((-1, -1, 0, np.nan, np.nan), NUMBERS)
 
 
@@ -61,7 +61,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def joined(root: Path, name: str) -> Path:
-    """The path of a name; one that begins with `..` is relative to the root itself, even if that is a link."""
+    """The path of a name; a leading `..` is relative to the root itself, even if that is a link."""
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 
@@ -87,7 +87,7 @@ class Listing(MadeOnDemand[Clip]):
         classes: class names; the label of a clip is a position here.
         names: file names relative to `root`, as :func:`file_names`.
         numbers: one row of `NUMBERS` per name.
-        sounds: names of the files with the sound ("" = in the file itself); empty = of no clip.
+        sounds: names of the files with the sound ("" = in the file itself); empty = no clip has one.
         missing, missing_names: number and examples of items that the official lists name but the folder lacks.
     """
 

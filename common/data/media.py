@@ -37,8 +37,7 @@ Limits = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
 
-# A lossy decoder needs some packets before its output is right, so a seek goes this much further back, or a window
-# near the start is decoded from the start.
+# A lossy decoder needs some packets before its output is right, so seek this much further back.
 AUDIO_PREROLL_SECONDS = 0.5
 # Some containers round time stamps to milliseconds: only a larger step is a real gap.
 AUDIO_GAP_SECONDS = 0.05
@@ -82,7 +81,7 @@ def frame_count(duration: float, video_fps: float) -> int:
 def select_frames(
     start: float, duration: float, video_fps: float, source_fps: float, end: float, origin: float = 0.0
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Choose source frames for a clip at another rate: indices [T] from `origin` on, and the time of the first.
+    """Choose source frames for a clip at another rate: indices [T] from `origin`, and the time of the first.
 
     Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a frame
     may repeat. Times stop half a source frame before the end of the clip or stream, and at `frame_count`. `end` and
@@ -264,7 +263,7 @@ class AudioTrack:
     def _resampled(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
         frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format=self.sample_format, layout=self.layout)
         frame.sample_rate = self.rate
-        # As PyAV's resampler, which starts a thread per core.
+        # Like PyAV's resampler, which starts a thread per core.
         graph = Graph()
         graph.threads = 1
         source = graph.add(
@@ -284,7 +283,7 @@ class AudioTrack:
 
 @dataclass(slots=True)
 class DecodedMedia:
-    """All that a file holds: its frames [H, W, 3] with their times, and its sound. Without tracks: only the headers."""
+    """A decoded file: frames [H, W, 3] with their times, and sound. Without tracks: only the headers."""
 
     info: MediaInfo
     video: list[tuple[float, Pixels]] | None = None
@@ -463,7 +462,7 @@ class MediaFile:
     # Decoding
 
     def _frames(self, kind: Literal["video", "audio"], seek_to: float | None) -> Iterator[tuple[float, Any]]:
-        """Times and frames of one stream from the last key frame before a time on (None: from the beginning)."""
+        """Times and frames of one stream, from the last key frame before `seek_to` (None: from the beginning)."""
         container = self._container
         if container is None or (seek_to is None and not self._fresh):
             # Not every container can seek to its beginning, so reopen it.
@@ -484,7 +483,7 @@ class MediaFile:
             yield time, frame
 
     def _frames_before(self, boundary: float, step: float) -> Iterable[tuple[float, VideoFrame]]:
-        """Times and frames that begin before a time, unless the file does not."""
+        """Times and frames, from one before `boundary` if the file has one."""
         assert self.info.video_limits is not None
         first = boundary - 0.5 * step
         if first - self.info.video_limits[0] > step:
@@ -497,7 +496,7 @@ class MediaFile:
         return self._frames("video", None)
 
     def _pixels(self, frame: VideoFrame) -> Pixels:
-        # By default it starts a thread per core, in every loader process.
+        # By default, PyAV starts a thread per core in every loader process.
         pixels: Any = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return pixels
 
@@ -515,7 +514,7 @@ class MediaFile:
         return track
 
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
-        """The sound of a window and the rest of its first and last frames; None if a seek went too far."""
+        """The sound of a window, extended to whole frames; None if a seek went too far."""
         assert self.info.audio_limits is not None
         parts: list[list[npt.NDArray[Any]]] = []
         anchor, collected, rate = 0.0, 0, 0

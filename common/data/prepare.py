@@ -1,4 +1,4 @@
-"""Overview and preparation of a paper's data sets; downloads nothing, because most of them have terms to accept."""
+"""Overview and preparation of a paper's data sets; downloads nothing, because most have terms to accept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.data.listing import Clip, DatasetMissing, spread
 from common.data.released_files import FileStatus
 from common.errors import printable
 
-# Long enough to find most kinds of damage.
+# Decode this much of a file, enough to find most kinds of damage.
 CHECKED_SECONDS = 0.5
 CHECKED_FRAME_RATE = 16.0
 CHECKED_SAMPLE_RATE = 16_000
@@ -36,12 +36,12 @@ def report(
     console = console or files.console()
     statuses = []
     for dataset in datasets:
-        with console.status(f"Looking at {dataset.title}"):
+        with console.status(f"Checking {dataset.title}"):
             status = _prepared(dataset, samples) if prepare else dataset.status()
         statuses.append(status)
         _print(console, dataset.full_title, _state(status), _told(status, prepare))
     if not prepare and any(status.counts for status in statuses):
-        console.print(Text("With --prepare, a sample of the files is decoded, and checksums are compared."))
+        console.print(Text("Add --prepare to decode a sample of the files and compare checksums."))
     return statuses
 
 
@@ -80,11 +80,11 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
         if status.problem:
             state = Text("damaged", style="red")
         elif status.present:
-            state = Text("present, checksum right" if status.checked else "present", style="green")
+            state = Text("present, checksum OK" if status.checked else "present", style="green")
         names = ", ".join(recipes[:2]) + (f" and {len(recipes) - 2} more" if len(recipes) > 2 else "")
         lines = [f"Path: {status.path}", f"Size: {file.size}", f"License: {file.license}", f"Read by: {names}"]
-        lines += [f"Wrong: {status.problem}"] if status.problem else []
-        lines += [f"Lacks: {', '.join(status.missing)}"] if status.missing else []
+        lines += [f"Problem: {status.problem}"] if status.problem else []
+        lines += [f"Missing: {', '.join(status.missing)}"] if status.missing else []
         if not status.present or status.problem:
             lines.append(f"Get it from: {file.source.replace('{path}', str(status.path))}")
         _print(console, file.title, state, lines)
@@ -118,16 +118,16 @@ def _told(status: DatasetStatus, prepared: bool) -> list[str]:
     if status.checked:
         lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")
     lines += [f"Broken: {reason}" for reason in status.broken]
-    lines += [f"Checksum right: {', '.join(status.verified)}"] if status.verified else []
-    return [*lines, *(f"Wrong: {reason}" for reason in status.corrupt)]
+    lines += [f"Checksum OK: {', '.join(status.verified)}"] if status.verified else []
+    return [*lines, *(f"Problem: {reason}" for reason in status.corrupt)]
 
 
 def check_samples(dataset: MediaDataset, samples: int = 16) -> list[str]:
-    """What is wrong with files spread over every available split, from decoding a little from the middle of each.
+    """Verdicts on files spread over all available splits, from decoding half a second from the middle of each.
 
-    Empty for a file that is right, `_SILENT` for a video without a sound track.
+    "" for an intact file, `_SILENT` for a video without a sound track, else the problem.
     """
-    from common.data.item_dataset import TooManyBrokenFiles  # avoid importing a decoder before this point
+    from common.data.item_dataset import TooManyBrokenFiles  # imports a decoder
 
     parts = []
     for split, fold in dataset.parts():
@@ -141,15 +141,13 @@ def check_samples(dataset: MediaDataset, samples: int = 16) -> list[str]:
     return [_verdict(chosen[path], dataset.streams) for path in sorted(chosen)]
 
 
-def check_files(
-    dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000, needs_sound: bool = True
-) -> list[str]:
-    """Check at most `at_most` files ahead of training, evenly spread, and report broken and silent ones.
+def check_files(dataset: MediaDataset, allowed: float = 1.0, needs_sound: bool = True) -> list[str]:
+    """Check at most a thousand files before training, evenly spread, and report broken and silent ones.
 
-    Unchanged files are checked once. The fraction of broken files may be `allowed`.
+    Unchanged files are checked once. Raises if more than the fraction `allowed` is broken.
     """
     listing = dataset.listing("all")
-    clips = [listing[row] for row in spread(len(listing), at_most)]
+    clips = [listing[row] for row in spread(len(listing), 1000)]
     kept = files.cache_folder() / "tried_files" / f"{dataset.index_name('all')}.json"
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
@@ -191,8 +189,8 @@ def check_files(
 
 
 def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
-    """What is wrong with the files of a clip, from decoding a little of them; "" if nothing."""
-    from common.data.media import MediaError, open_media, read_image  # avoid importing a decoder before this point
+    """Verdict on the files of a clip, from decoding a little of them; see `check_samples`."""
+    from common.data.media import MediaError, open_media, read_image  # imports a decoder
 
     try:
         if streams == ("image",):
@@ -214,7 +212,7 @@ def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
 
 
 def _window(limits: tuple[float, float] | None) -> tuple[float, float]:
-    """Start and length to decode: from the middle, because a seek may fail there and not at the start."""
+    """Start and length to decode: in the middle, because a seek may fail there and not at the start."""
     start, end = limits or (0.0, 0.0)
     if end - start >= 2 * CHECKED_SECONDS:
         return (start + end) / 2, CHECKED_SECONDS

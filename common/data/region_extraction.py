@@ -30,7 +30,7 @@ from torchvision.transforms.functional import to_tensor
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.media import MediaError, read_image
 from common.data.regions import RegionFeatures, Regions, picture_key, write_regions
-from common.encoders.checkpoint_files import named_tensors, read_checkpoint
+from common.encoders.checkpoint_files import read_checkpoint, tensors_in
 from common.errors import StageError, printable
 from common.files import write_atomically
 
@@ -59,17 +59,15 @@ def load_detector(weights: Path) -> GeneralizedRCNN:
     if not weights.is_file():
         raise StageError(f"no detector at {weights}: give --detector FILE, such as {WEIGHTS}; nothing is downloaded")
     content = read_checkpoint(weights)
-    state = named_tensors(content.get("model", content.get("state_dict", content)))
+    state = tensors_in(content)
     try:
         classes = len(state["roi_heads.box_predictor.cls_score.bias"])
         detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes)
-        # The released weights are without counts of batches.
+        # The released weights have no `num_batches_tracked`.
         counts = {key: value for key, value in detector.state_dict().items() if key.endswith("num_batches_tracked")}
         detector.load_state_dict({**counts, **state})
     except (KeyError, RuntimeError) as error:
-        raise StageError(
-            f"{weights}: weights of another network than torchvision's fasterrcnn_resnet50_fpn ({error})"
-        ) from None
+        raise StageError(f"{weights}: not weights of torchvision's fasterrcnn_resnet50_fpn ({error})") from None
     if not any(key.endswith("num_batches_tracked") for key in state):
         # The released weights were trained with frozen statistics and without an epsilon.
         for module in detector.modules():
@@ -81,7 +79,7 @@ def load_detector(weights: Path) -> GeneralizedRCNN:
 class RegionExtractor:
     """Finds the regions of pictures; features are the output of the detector's box head (torchvision: 1024 wide).
 
-    `origin` identifies the detector, e.g. by a digest; a rerun takes up only what the same one made.
+    `origin` identifies the detector, e.g. by a digest; a rerun only reuses results of the same one.
     """
 
     def __init__(
@@ -127,7 +125,7 @@ class RegionExtractor:
         kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)
         best = torch.zeros(len(boxes), device=boxes.device)
         best.scatter_reduce_(0, rows[kept], own[rows[kept], classes[kept]], "amax")
-        # Duplicates come last, to fill up if there are too few others.
+        # Duplicates come last, in case there are too few others.
         order = torch.argsort(best + 1e-6 * own.amax(1), descending=True, stable=True)[: self.regions]
         scale = torch.tensor([size[1] / shown[1], size[0] / shown[0]] * 2, device=boxes.device)
         found = clip_boxes_to_image(boxes[order] * scale, size)

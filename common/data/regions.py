@@ -107,7 +107,7 @@ class RegionFeatures:
         sizes = {file.feature_size for file in self._files}
         if len(sizes) != 1:
             listed = ", ".join(f"{file.path} {file.feature_size}" for file in self._files)
-            raise RegionError(f"files of region features need one width, found: {listed or 'no file'}")
+            raise RegionError(f"region feature files must have the same width, found: {listed or 'no file'}")
         self.feature_size = sizes.pop()
         every = np.concatenate(names)
         # Sorted columns, because a dictionary of three million pictures takes half a gigabyte per process.
@@ -152,7 +152,7 @@ def _encoded_keys(file: _RegionFile, key: KeyKind) -> npt.NDArray[np.bytes_]:
         digits = [re.findall(r"\d+", stem) for stem in keys]
         if [] in digits:
             raise RegionError(
-                f"{file.path}: image_id {file.names[digits.index([])]!r} has no number, the row of its caption"
+                f"{file.path}: image_id {file.names[digits.index([])]!r} has no number of a caption's row"
             )
         keys = [str(int(found[-1])) for found in digits]
     encoded = np.array([_encoded(name) for name in keys], dtype=np.bytes_)
@@ -257,7 +257,7 @@ def _check(regions: Regions, where: str) -> None:
     if beyond and right <= regions.height and bottom <= regions.width:
         raise RegionError(
             f"{where}: boxes reach to {right:g}, {bottom:g} in a picture {regions.width} wide and {regions.height} "
-            "high; the size must be stored as height, then width, also under the name `wh`"
+            "high; the size must be stored as height, then width, also in the column `wh`"
         )
 
 
@@ -272,7 +272,7 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Region
     write = _write_numpy if path.suffix.lower() == ".npz" else _write_hdf5
     first = next(iterator := iter(rows), None)
     if first is None:
-        raise ValueError(f"{path}: there are no pictures to write region features of")
+        raise ValueError(f"{path}: no pictures to write region features of")
     counts: list[int] = []
     write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator))))
     return counts[0]

@@ -73,7 +73,7 @@ class Texts(MadeOnDemand[str]):
 
 
 class Rows(MadeOnDemand[tuple[Item, ...]]):
-    """Rows of different lengths in one column (`Texts` or int64), which begin at `starts`; a list of tuples."""
+    """Tuples of different lengths in one column (`Texts` or int64), which begin at `starts`."""
 
     def __init__(self, rows: Iterable[Sequence[Item]], column: Callable[[Iterator[Item]], Any]) -> None:
         lengths: list[int] = []

@@ -26,10 +26,10 @@ SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
 SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
 
-# Use threads from this many texts on.
+# Tokenize with threads from this many texts.
 MANY_TEXTS = 2000
 
-# Words with their inner digits and underscores, clitics as "'s", and every mark by itself.
+# Words with digits and underscores, clitics such as "'s", and single punctuation marks.
 WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
 
@@ -185,7 +185,7 @@ class WordPieceTokenizer(CaptionTokenizer):
         letters = [*self.special, *sorted(first), *(f"##{letter}" for letter in sorted(later))]
         if len(letters) > self.largest_size:
             raise VocabularyError(
-                f"vocabulary_size: {self.largest_size} are too few, the captions' {len(first)} different characters "
+                f"vocabulary_size: {self.largest_size} is too small, the captions' {len(first)} different characters "
                 f"need {len(letters)}"
             )
         trainer = WordPieceTrainer(
@@ -372,7 +372,7 @@ class WordVocabulary(CaptionTokenizer):
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         words = [word for word in ordered if counts[word] >= self.min_count][: self.max_words]
         if not words:
-            raise VocabularyError(f"min_count: no word comes {self.min_count} times in the captions; lower it")
+            raise VocabularyError(f"min_count: no word occurs {self.min_count} times in the captions; lower it")
         return "".join(f"{word}\n" for word in (*self.special, *words)).encode()
 
     def _read(self, content: bytes) -> None:

@@ -116,7 +116,7 @@ class VideoTransform:
             top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
             return self._finished(pixels[..., top : top + self.crop, left : left + self.crop])
         assert rng is not None
-        # Draw one block: faster, and every parameter keeps its position whatever the others are.
+        # Draw all numbers at once: faster, and every parameter always uses the same one.
         draws = rng.random(2 * CROP_TRIES + 11)
         if self.mode == "msc":
             # Recorded runs draw y before x.

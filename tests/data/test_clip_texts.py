@@ -135,7 +135,7 @@ def test_withheld_answers_with_and_without_the_files_that_tell_them(tmp_path: Pa
     assert (first.video, second.video) == ("CCCC3", "ZZZZ9")
     assert second.turns[0].answer == "it is 0 ."
     assert (first.turns[-1].answer, second.turns[-1].answer) == (None, None)
-    assert sum("of the test split are not known" in note for note in dataset.status().notes) == 2
+    assert sum("of the test split are unknown" in note for note in dataset.status().notes) == 2
     write_avsd(tmp_path)
     first, second = dataset.dialogs("test")
     assert (first.turns[-1].answer, second.turns[-1].answer) == ("answer two", "answer one")

@@ -79,7 +79,7 @@ def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, mon
         with pytest.raises(TooManyBrokenFiles, match=r"a\.mp4"):
             long_enough(listing, 1.0)
     left = long_enough(listing, 1.0)
-    assert left.notes[-1].endswith(f"1 unreadable (looked at once: delete {kept_at(listing)} after repairing them)")
+    assert left.notes[-1].endswith(f"1 unreadable (cached: delete {kept_at(listing)} after repairing them)")
     (listing.root / "a.mp4").write_bytes(whole)
     assert len(long_enough(listing, 1.0)) == len(left)
     kept_at(listing).unlink()

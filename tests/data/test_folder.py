@@ -185,7 +185,7 @@ class TestLists:
 
     def test_a_split_without_a_list_beside_others_with_one_is_refused(self, tmp_path: Path) -> None:
         listed(touch(tmp_path, "train/a.png", "test/b.png") / "train", "file_name\na.png\n")
-        with pytest.raises(ValueError, match=r"/test holds files and no list, where .*/train has one: write a list"):
+        with pytest.raises(ValueError, match=r"/test has files but no list, unlike .*/train: write a list"):
             FolderOfImages(tmp_path).listing("train")
         (tmp_path / "test/b.png").unlink()
         assert names_of(FolderOfImages(tmp_path), "all") == ["train/a.png"]

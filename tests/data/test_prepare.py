@@ -88,11 +88,11 @@ def test_a_wrong_checksum_is_named_and_costs_no_other_set(tmp_path: Path, monkey
     (voc / "VOCtest_06-Nov-2007.tar").write_bytes(b"")
     text, statuses = printed(COCO(coco), PascalVOC(voc, ["2007"]), prepare=True)
     assert statuses[0].verified == ("val2017.zip",)
-    assert "Checksum right: val2017.zip" in text
+    assert "Checksum OK: val2017.zip" in text
     for status, path in zip(statuses, (coco / "train2017.zip", voc / "VOCtest_06-Nov-2007.tar")):
         assert status.present
         assert len(status.corrupt) == 1
-        assert f"Wrong: {path}: " in text
+        assert f"Problem: {path}: " in text
     # Without being asked, nothing is read.
     assert not printed(COCO(coco))[1][0].corrupt
 
@@ -115,5 +115,5 @@ def test_released_files_are_shown_with_what_they_lack(tmp_path: Path, monkeypatc
     report_files(statuses, Console(file=stream, width=220))
     text = stream.getvalue()
     where = f"hf download google-t5/t5-small --local-dir {weights / 't5-small'}"
-    for word in ("Lacks: tokenizer.json", "damaged", "checksum right", where, "own [1].pt", "a, b and 1"):
+    for word in ("Missing: tokenizer.json", "damaged", "checksum OK", where, "own [1].pt", "a, b and 1"):
         assert word in text

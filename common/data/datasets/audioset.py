@@ -58,8 +58,8 @@ class AudioSet(MediaDataset):
     Args:
         clip_list: text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) per line that restricts
             training, as in the 100,000-clip ablations. None = all.
-        in_list_order: list clips in the order of `clip_list`, not by name, to match the rows of others' memory banks;
-            they only fit if no clip is missing.
+        in_list_order: list clips in the order of `clip_list`, not by name, to match the rows of released memory banks;
+            requires that no clip is missing.
         trimmed: False = files are whole videos, and ``start`` and ``end`` of each clip say which part counts.
         common_seconds: leave out clips with at most this much of picture and sound together; None = keep all.
     """
@@ -227,7 +227,7 @@ def write_audioset(
     prefix: str = "u",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """AudioSet: one list of segments and its clips; with `listed` above `clips`, the last ones are missing."""
+    """Write a list of segments and its clips; if `listed` exceeds `clips`, the last clips are missing."""
     lines = [*_HEAD]
     for number in range(clips if listed is None else listed):
         video, start = video_id(number, prefix), number * 10

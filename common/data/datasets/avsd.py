@@ -107,7 +107,7 @@ class AVSD(MediaDataset):
         if split == "test":
             for names, lacking in ((_ANSWERS, "last answers"), (_REFERENCES, "six references")):
                 if self._file(names) is None:
-                    scan.notes.append(f"{names[-1]} is missing: the {lacking} of the test split are not known")
+                    scan.notes.append(f"{names[-1]} is missing: the {lacking} of the test split are unknown")
         return scan
 
     def _file(self, names: tuple[str, ...]) -> Path | None:

@@ -75,7 +75,7 @@ class MediaDataset(ABC):
     optional_splits: ClassVar[frozenset[str]] = frozenset()
     streams: ClassVar[tuple[str, ...]] = ("video",)
     expected_layout: ClassVar[str]
-    #: More of the expected layout, for the overview alone.
+    #: More of the expected layout, shown only in the overview.
     further_layout: ClassVar[str] = ""
     size: ClassVar[str]
     license: ClassVar[str]
@@ -210,7 +210,7 @@ class MediaDataset(ABC):
             f"  Expected layout:\n{layout}\n"
             f"  Size: {self.size}. License: {self.license}.\n"
             f"  Get it from: {self.source}.\n"
-            "  `make data-<paper>` prints what is found and what is missing."
+            "  `make data-<paper>` prints what was found and what is missing."
         )
 
     def status(self) -> DatasetStatus:
@@ -229,7 +229,7 @@ class MediaDataset(ABC):
                     if is_known(listing):  # an overview opens no files
                         listing = long_enough(listing, self.common_seconds)
                     else:
-                        notes.append(f"{part}: those without sound are still counted; the first use leaves them out")
+                        notes.append(f"{part}: clips without sound are still counted; the first run leaves them out")
             except DatasetMissing as error:
                 if split not in self.optional_splits or not self.root.is_dir():
                     problems.append(str(error))
@@ -371,7 +371,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def placeholder(path: Path) -> None:
-    """Write a few bytes in place of a media file, which is enough for listing."""
+    """Write a dummy file in place of a media file, enough for a listing."""
     path.write_bytes(b"placeholder")
 
 

@@ -44,7 +44,7 @@ class LanguageCaptioned(MediaDataset):
         self.regions_root = None if regions is None else Path(regions).expanduser()
 
     def captions(self, split: str, language: str | None = None) -> LanguageCaptions:
-        """The captions of a split in one language; None = the first, likewise below."""
+        """The captions of a split in one language; None = the first language."""
         split, _ = self._checked(split, None)
         return self._captions(split, self._checked_language(language))
 
@@ -101,7 +101,7 @@ class LanguageCaptioned(MediaDataset):
             return []
         return [f"{split}: {len(lacking):,} of {len(keys):,} images have no region features, such as {lacking[0]}"]
 
-    def check_regions(self, samples: int, generator_seed: int = 0) -> list[str]:
+    def check_regions(self, samples: int) -> list[str]:
         """Read the regions of random pictures of every split and report damage."""
         problems = []
         for split in self.splits:
@@ -110,7 +110,7 @@ class LanguageCaptioned(MediaDataset):
             except (DatasetMissing, RegionError):
                 continue  # the status reports it
             keys = features.keys
-            chosen = np.random.default_rng(generator_seed).permutation(len(keys))[:samples]
+            chosen = np.random.default_rng(0).permutation(len(keys))[:samples]
             for row in sorted(chosen.tolist()):
                 try:
                     features[keys[row]]
@@ -188,7 +188,7 @@ class CaptionedDataset(LanguageCaptioned):
         try:
             listing = self.listing(split)
         except (DatasetMissing, ValueError):
-            return [f"{split}: the images are not there; they are only needed for region features and for pictures"]
+            return [f"{split}: no images; only needed to extract region features and for figures"]
         if listing.missing:
             return [f"{split}: {listing.missing:,} listed images are missing, such as {listing.missing_names[0]}"]
         return []
@@ -219,7 +219,7 @@ def read_text_lines(path: Path) -> list[str]:
 
 
 def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[str]]]) -> LanguageCaptions:
-    """Captions by image key, without blank ones and images that have no others."""
+    """Captions by image key, without blank captions and images that have no other."""
     found = [(key, tuple(single_spaced(text) for text in texts if text.strip())) for key, texts in rows]
     kept = {key: texts for key, texts in found if texts}
     if not kept:
@@ -248,7 +248,7 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
             if len(row) < (len(heading) if headed else 2):
                 raise ValueError(f"{len(row)} columns; a caption, a tab and an address are expected")
             if "\n" in row[column] and "\t" in row[column]:
-                raise ValueError("a quote is not closed in its line; remove the heading, then quotes mean themselves")
+                raise ValueError("a quote is not closed in its line; without the heading, quotes are literal")
             yield row[column]
 
     return enumerate(read_rows(path, captions, str))

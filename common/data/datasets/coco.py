@@ -114,7 +114,7 @@ def fill_scan(
 ) -> None:
     """Add the images with captions and a file to a scan; count the others as missing.
 
-    `files` are spelled as in the annotations; `prefix` makes a name relative to the root.
+    `files` are names as in the annotations; `prefix` makes them relative to the root.
     """
     rows = range(len(images.names)) if rows is None else rows
     lengths = np.diff(images.captions.starts)

@@ -83,7 +83,7 @@ def write_dcase(
     clips_per_scene: int = 2,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """DCASE scenes: the two folders of the published archives."""
+    """Write the two folders of the published archives."""
     for folder in ("scenes_stereo", "scenes_stereo_testset"):
         for scene in scenes:
             for number in range(1, clips_per_scene + 1):

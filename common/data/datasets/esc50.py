@@ -85,7 +85,7 @@ def write_esc50(
     newline: str = "\r\n",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """ESC-50: each category has the same number of clips in each of the five folds."""
+    """Write the same number of clips of each category into each of the five folds."""
     lines = ["filename,fold,target,category,esc10,src_file,take"]
     for fold, _, target in itertools.product(range(1, 6), range(clips_per_fold), range(len(categories))):
         source = 100_000 + len(lines) - 1

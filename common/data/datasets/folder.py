@@ -43,7 +43,7 @@ SPLIT_OF: Mapping[str, str] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _OTHER = {"validation": "test", "test": "validation"}
-#: Order in which a class's files are dealt to folds: a class of one file is for training.
+#: Order in which a class's files are assigned to folds; a class of one file is for training.
 _DEALT = (2, 1, 3, 4, 5)
 
 
@@ -125,7 +125,7 @@ class OwnFolder(MediaDataset):
                 "leave fold empty"
             )
         if present and "train" not in present:
-            raise ValueError(f"{self.root} has a part for {', '.join(sorted(present))} and none to train on")
+            raise ValueError(f"{self.root} has a split for {', '.join(sorted(present))} and none to train on")
         if present <= {"train"}:
             return [row for row, own in enumerate(folds) if (own == (fold or 1)) != (split == "train")]
         wanted = split if split in present else _OTHER[split]
@@ -150,10 +150,10 @@ class OwnFolder(MediaDataset):
         watched: list[Path] = []
         unknown: Counter[str] = Counter()
         items = [item for part in (parts if divided else [""]) for item in self._in_folders(part, watched, unknown)]
-        passed_over = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
-        notes = [f"{unknown.total():,} other files are passed over: {passed_over}"] if unknown else []
+        ignored = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
+        notes = [f"{unknown.total():,} other files are ignored: {ignored}"] if unknown else []
         if not items:
-            found = f"it holds {passed_over}" if unknown else "it is empty"
+            found = f"it holds {ignored}" if unknown else "it is empty"
             raise self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {found}")
         layout = "class folders" if any(item.label for item in items) else "files without classes"
         layout += f" in {', '.join(f'{part}/' for part in parts)}" if divided else ""
@@ -208,12 +208,12 @@ class OwnFolder(MediaDataset):
     def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> tuple[list[Item], Scan]:
         homes = [path.parent for path in paths]
         if len(set(homes)) < len(homes) or (self.root in homes and len(homes) > 1):
-            raise DatasetError(f"{paths[0]} and {paths[1]}: keep the list of the folder, or one for each of its splits")
+            raise DatasetError(f"{paths[0]} and {paths[1]}: keep one list for the folder, or one for each split")
         unlisted = [part for part in parts if self.root not in homes and self.root / part not in homes]
         for part in filter(self._holds_any, unlisted):
             raise DatasetError(
-                f"{self.root / part} holds files and no list, where {homes[0]} has one: write a list into each folder "
-                f"of a split, or one into {self.root} with a column `split`"
+                f"{self.root / part} has files but no list, unlike {homes[0]}: write a list into the folder of each "
+                f"split, or one into {self.root} with a column `split`"
             )
         watched = [*paths]
         # Accented letters may be composed or decomposed.
@@ -233,7 +233,7 @@ class OwnFolder(MediaDataset):
 
     def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
         if None in row:
-            raise ValueError("more cells than the heading has; put texts with commas into quotes")
+            raise ValueError("more cells than the heading; quote texts that contain commas")
         row = {column.strip(): value.strip() if isinstance(value, str) else value for column, value in row.items()}
         row = {column: value for column, value in row.items() if value not in (None, "")}
         known = ("file_name", "label", "split", *self.columns)
@@ -286,7 +286,7 @@ class FolderOfClips(OwnFolder):
         "<class>/<any name>.mp4                                  (.avi .mkv .webm .mov ..., with sound)\n"
         "or train/<class>/..., val/<class>/..., test/<class>/...\n"
         "or files without class folders\n"
-        "<same name>.wav beside a video                          (its sound, where that is a file of its own)\n"
+        "<same name>.wav next to a video                         (its sound, if stored separately)\n"
         "or metadata.csv: file_name[,sound][,label][,split][,start][,end]"
     )
 
@@ -393,7 +393,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         wanted = SPLIT_OF.get(split, split)
         if wanted not in self._names:  # read the folder once, because pictures are looked up one by one
             items = sorted(self._contents()[0], key=lambda item: item.split != wanted)
-            # The first counts, so this split's files win over equal names.
+            # The first one wins, so this split's files take precedence over others of the same name.
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")
 
@@ -424,7 +424,7 @@ def _normal(text: str) -> str:
 
 
 def _folds(items: Sequence[Item]) -> list[int]:
-    """Fold of every item, from 1: the files of a class in the order of their name hashes, dealt in turn."""
+    """Fold of every item, from 1: the files of a class are assigned in turn, in the order of their name hashes."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         labels[_normal(item.name)].add(item.label)

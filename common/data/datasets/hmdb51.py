@@ -91,7 +91,7 @@ def write_hmdb51(
     nested: bool = False,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """HMDB-51: division k tests on the k-th block of `test` clips of a class and trains on the clips after it."""
+    """Write HMDB-51; division k tests on the k-th block of `test` clips of a class and trains on the clips after it."""
     clips = {name: [clip_name.format(name=name, number=n) for n in range(clips_per_class)] for name in classes}
     for number in range(clips_per_class):
         for name in classes:

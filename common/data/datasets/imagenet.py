@@ -110,7 +110,7 @@ class ImageNet(MediaDataset):
     def _listed(self) -> list[str]:
         assert self.class_list is not None
         if not self.class_list.is_file():
-            raise self._lacks(self.class_list, "no class_list, a file of one class folder per line, was found")
+            raise self._lacks(self.class_list, "no class_list (one class folder per line) was found")
         names = sorted({line.split()[0] for line in read_lines(self.class_list)})
         if not names:
             raise DatasetError(f"class_list: {self.class_list} is empty; it should hold one class folder per line")

@@ -147,7 +147,7 @@ def write_kinetics(
     folders: Sequence[str] = ("train", "val"),
     write: WriteMedia = placeholder,
 ) -> Path:
-    """Kinetics-400: class folders, or flat folders with `annotations/*.csv` as in the CVDF copy."""
+    """Write class folders, or flat folders with `annotations/*.csv` as in the CVDF copy."""
     for folder in folders:
         rows = []
         for class_number, class_name in enumerate(classes):

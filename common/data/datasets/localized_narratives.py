@@ -28,7 +28,7 @@ _FOLDERS = ("", "annotations/", "localized_narratives/")
 
 
 class LocalizedNarratives(MediaDataset):
-    """Images with narratives by annotators who pointed at them, one per annotator; use a subclass.
+    """Base of images with spoken descriptions, one or more per image.
 
     A listing has the images with a narrative and a file. Mouse traces, word timings and recordings are not read.
 

@@ -94,7 +94,7 @@ class STAIRCaptions(OnCOCO):
         by_number = _read(tuple(paths))
         kept = [row for row in zip(*coco.images(split)) if by_number.get(row[1])]
         if not kept:
-            raise DatasetError(f"{paths[0]}: has no caption of an image of {coco.root}, split {split!r}")
+            raise DatasetError(f"{paths[0]}: no caption matches an image of {coco.root}, split {split!r}")
         return LanguageCaptions(
             language,
             Texts(key for key, _, _ in kept),

@@ -25,7 +25,7 @@ _SUBTITLE_FILES = (
 )
 _FRAME_FOLDERS = ("frames_hq/frames", "frames_hq", "frames", "video_frames")
 _SHOW_SUFFIX = "_frames"
-# The release omits this prefix for one show's clips; some copies add it.
+# The release omits this prefix of one show's clips; some copies include it.
 _IMPLIED_PREFIX = "bbt_"
 
 

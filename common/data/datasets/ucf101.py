@@ -107,7 +107,7 @@ def write_ucf101(
     newline: str = "\r\n",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """UCF-101: division k tests on the k-th `tested` groups and trains on the others."""
+    """Write UCF-101; division k tests on the k-th `tested` groups and trains on the others."""
     lists: dict[str, list[str]] = {}
     for group in range(groups):
         for clip in range(clips_per_group):

@@ -30,7 +30,7 @@ _PUBLISHED = {
     "2007": {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952},
     "2012": {"train": 5_717, "val": 5_823, "trainval": 11_540},
 }
-# Flags in the lists -> ours: present, absent, only difficult examples.
+# Flags in the lists -> 1 present, 0 absent, -1 only difficult examples.
 _STATES = {"1": 1, "-1": 0, "0": -1}
 
 
@@ -49,7 +49,7 @@ class PascalVOC(MediaDataset):
     num_classes = 20
     streams = ("image",)
     expected_layout = (
-        "VOCdevkit/VOC2007/JPEGImages/<image>.jpg   (and VOC2012 beside it)\n"
+        "VOCdevkit/VOC2007/JPEGImages/<image>.jpg   (and VOC2012 next to it)\n"
         "VOCdevkit/VOC2007/Annotations/<image>.xml   (boxes)\n"
         "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt, test.txt, ...: one image per line\n"
         "VOCdevkit/VOC2007/ImageSets/Main/<class>_trainval.txt, ...: image and 1, 0 (difficult) or -1 per line"
@@ -84,7 +84,7 @@ class PascalVOC(MediaDataset):
     def labels(self, split: str, listing: Listing | None = None) -> npt.NDArray[np.int8]:
         """Classes in each image of a listing (None = the whole split), int8 [N, classes].
 
-        1 present, 0 absent, -1 only difficult instances. (The lists of the set say 1, -1 and 0.)
+        1 present, 0 absent, -1 only difficult instances. (The lists use 1, -1 and 0.)
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing

@@ -26,7 +26,7 @@ class TextLines(MadeOnDemand[str]):
         self.path = path
         self._limits = kept_columns(path, functools.partial(_line_limits, path))["limits"]
         if not len(self._limits):
-            raise ValueError(f"{path}: holds no text; write one sentence a line")
+            raise ValueError(f"{path}: holds no text; write one sentence per line")
         self._bytes: npt.NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,12 +77,12 @@ class WikipediaText(MediaDataset):
     split_aliases: ClassVar[Mapping[str, str]] = {"val": "valid", "validation": "valid"}
     num_classes = 0
     streams = ()
-    expected_layout = "<language>.train.txt and <language>.valid.txt   (UTF-8, one sentence a line; en, de, ...)"
+    expected_layout = "<language>.train.txt and <language>.valid.txt   (UTF-8, one sentence per line; en, de, ...)"
     size = "100 GB for the 100 languages of the released model"
     license = "CC BY-SA 4.0"
     source = (
-        "https://dumps.wikimedia.org/<language>wiki/latest/<language>wiki-latest-pages-articles.xml.bz2, made plain "
-        "with `python -m wikiextractor.WikiExtractor` and cut into sentences"
+        "https://dumps.wikimedia.org/<language>wiki/latest/<language>wiki-latest-pages-articles.xml.bz2, converted to "
+        "plain text with `python -m wikiextractor.WikiExtractor` and split into sentences"
     )
 
     def __init__(self, root: str | os.PathLike[str], languages: Sequence[str] | None = None) -> None:

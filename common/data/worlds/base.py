@@ -66,13 +66,13 @@ class World(ABC):
         return parent / f"{self.kind}-{self.key()}"
 
     def root_of(self, name: str) -> Path:
-        """Folder that replaces the root of a data set."""
+        """Folder to use as the root of a data set."""
         if name not in self.names:
             raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
         return self.folder / self._folder_name(name)
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
-        """Render the missing data sets (None: all); they appear when complete. One process renders, others wait."""
+        """Render the missing data sets (None: all) and move them into place. One process renders; others wait."""
         wanted = self.names if names is None else tuple(names)
         if all(self.root_of(name).is_dir() for name in wanted):
             return

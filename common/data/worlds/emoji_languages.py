@@ -1,6 +1,6 @@
 """Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
 
-A concept is for testing, fine-tuning or pre-training. Test pictures are by a designer who is not in training.
+Concepts are split into testing, fine-tuning and pre-training. The designer of test pictures is not in training.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
 
 
 class EmojiLanguagesWorld(World):
-    """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN, Wikipedia, and what belongs to them.
+    """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN, Wikipedia, and files that they need.
 
     Captions are a name and up to `keywords` keywords in random order; the first caption of a test image has the first
     keywords in list order. Pictures show the 818 concepts with `Concept.core`, split once for all seeds into `test`
@@ -108,13 +108,13 @@ class EmojiLanguagesWorld(World):
 
     Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts, so they include words of test
     concepts, but only words that at least two concepts share. `sentencepiece` is a tokenizer trained on the
-    pre-training text and all names and keywords; `imagenet` has drawings by concept, for the network that makes region
-    features.
+    pre-training text and all names and keywords; `imagenet` has drawings by concept, to train the network that makes
+    region features.
 
     Args:
         concepts: number of concepts with pictures, spread evenly over the 818; None for all.
-        unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`. Then
-            the training splits have other designers' drawings of them, with captions other than the fixed one.
+        unseen: what is new in a test: the `concepts`, in any language and by any designer, or only their `drawings`;
+            then the training splits have other designers' drawings, with captions other than the fixed one.
         pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
@@ -178,7 +178,7 @@ class EmojiLanguagesWorld(World):
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
         apart = told_apart(order, test)
         if len(apart) < test:
-            raise ValueError(f"test: of {count} concepts {len(apart)} do not look alike, {test} are asked for")
+            raise ValueError(f"test: only {len(apart)} of {count} concepts are dissimilar, but {test} are needed")
         tested = {concept.index for concept in apart}
         others = [concept for concept in order if concept.index not in tested]
         self.concepts = _ordered(order)

@@ -58,8 +58,8 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return _points((left, top), (right, top), (right, bottom), (left, bottom))
 
 
-def _plus(half_width: float, length: float) -> np.ndarray:
-    w, a = half_width, length
+def _plus() -> np.ndarray:
+    w, a = 0.27, 0.95  # half width and length of an arm
     return _points((-w, -a), (w, -a), (w, -w), (a, -w), (a, w), (w, w), (w, a), (-w, a), (-w, w), (-a, w), (-a, -w),
                    (-w, -w))  # fmt: skip
 
@@ -99,8 +99,8 @@ OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
     "frame": (_box(-0.7, -0.7, 0.7, 0.7), _box(-0.36, -0.36, 0.36, 0.36)[::-1]),
     "triangle": (_regular(3, 1.0, -0.25),),
     "diamond": (_points((0, -1), (0.66, 0), (0, 1), (-0.66, 0)),),
-    "plus": (_plus(0.27, 0.95),),
-    "cross": (_turned(_plus(0.27, 0.95), np.pi / 4),),
+    "plus": (_plus(),),
+    "cross": (_turned(_plus(), np.pi / 4),),
     "star": (_star(),),
     "hexagon": (_regular(6, 0.95),),
     "moon": (_moon(),),
@@ -199,7 +199,7 @@ def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
     sizes = np.asarray(radii, dtype=np.float64)
     # Four large copies fill half of the square, so single tries mostly fail: grow many arrangements in parallel and
     # take the first complete one.
-    for _ in range(_ROUNDS if sizes.max(initial=0.0) <= 0.5 else 0):
+    for _ in range(_ROUNDS):
         centers = np.empty((_ARRANGEMENTS, len(sizes), 2))
         alive = np.ones(_ARRANGEMENTS, dtype=bool)
         for number, radius in enumerate(sizes):
@@ -250,9 +250,9 @@ def draw(scene: Scene, rng: np.random.Generator, size: int) -> Picture:
 def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
     """Fraction of every pixel that each shape covers, float64 [n, size, size].
 
-    Every edge fills what is to its right, with its direction as sign, so the sum over a closed outline leaves the
-    inside, without holes that run the other way. The area is exact along rows and sampled across them. `shapes` are
-    rings of float64 [points, 2] in pixels.
+    Every edge fills the pixels to its right, signed by its direction, so the sum over a closed outline leaves its
+    inside; holes run the other way. The area is exact along rows and sampled across them. `shapes` are rings of float64
+    [points, 2] in pixels.
     """
     if not shapes:
         return np.zeros((0, size, size))

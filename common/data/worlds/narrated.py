@@ -1,6 +1,6 @@
 """A miniature of video with speech and text: moving shapes with a sound and a speaker, asked about and described.
 
-The words of the texts are what a classifier of pictures or sounds can name. A classifier trained on the source domain
+The texts name categories that a classifier of pictures or sounds can predict. A classifier trained on the source domain
 (plain colors, little noise) beats chance on the target domain (tinted, noisier, other pitches) but is far from perfect.
 """
 
@@ -198,11 +198,6 @@ class Scene:
         )
 
 
-def every_scene() -> Iterator[Scene]:
-    for words in itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS):
-        yield Scene(*words)
-
-
 def greeting(speaker: str) -> str:
     return f"hello i am {speaker}"
 
@@ -217,7 +212,7 @@ def kind_of(question: str) -> str:
 def sentences() -> tuple[str, ...]:
     """Sentences that contain every word of this world's texts, in a fixed order, to build a vocabulary."""
     found: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
-    for scene in every_scene():
+    for scene in itertools.starmap(Scene, itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS)):
         for kind in QUESTIONS:
             found.update(dict.fromkeys(scene.answers(kind)))
         found.update(dict.fromkeys([*map(scene.caption, range(3)), *map(scene.summary, range(2))]))
@@ -362,11 +357,11 @@ class NarratedWorld(World):
         super().prepare(tuple(dict.fromkeys((*wanted, "tvqa"))) if "tvc" in wanted else wanted)
 
     def scene(self, split: str, index: int) -> Scene:
-        """What clip number `index` of a split of the target domain holds."""
+        """Content of clip number `index` of a target-domain split."""
         return Scene.drawn(self._rng(split, index, _LATENT))
 
     def second_speaker(self, split: str, index: int) -> str:
-        """Who speaks in the second half of a clip of TVQA; never the one of the first half."""
+        """Speaker of the second half of a TVQA clip; differs from that of the first."""
         others = [name for name in SPEAKERS if name != self.scene(split, index).speaker]
         return others[int(self._rng(split, index, _SECOND).integers(len(others)))]
 
@@ -430,7 +425,7 @@ class NarratedWorld(World):
     def _dialog(self, clip: str, scene: Scene, split: str, index: int) -> dict[str, object]:
         rng = self._rng(split, index, _TEXT)
         if split == "avsd/test":
-            # Every question is the last one equally often, for every number of turns.
+            # For every number of turns, all kinds of questions are the last one equally often.
             last = _TURN_KINDS[index % len(_TURN_KINDS)]
             others = [kind for kind in rng.permutation(_TURN_KINDS).tolist() if kind != last]
             kinds = [*others[: index // len(_TURN_KINDS) % self.turns], last]

@@ -172,9 +172,7 @@ class ShapesWorld(World):
         }
         voc_size = size if voc_size is None else voc_size
         if words is not None and caption_style != "sparse":
-            raise ValueError(
-                f"words: a caption of style {caption_style!r} has none to choose; leave one of the two out"
-            )
+            raise ValueError(f"words: replaces the style 'sparse', but caption_style is {caption_style!r}")
         self.words = _STYLES[caption_style] if words is None else words
         # `probe` is part of a folder's name instead, because all other files are the same.
         super().__init__(
