@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the precision-recall curve of one class, as a sum over the recalls (no interpolation).
 
-    Equal scores are taken together, so one score for all gives the share of positives. NaN without a positive sample.
+    Ties are taken together, so a constant score gives the share of positives. NaN without a positive sample.
 
     Args:
         labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.

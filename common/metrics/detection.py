@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchvision.ops import box_iou
+
+from common.metrics.gathering import gather_objects
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -42,7 +43,7 @@ class DetectedImage:
 
 
 class DetectionsOncePerImage:
-    """Detections of all batches and processes, each image once: the first, as samplers and loaders may repeat images.
+    """Collects detections over batches and processes; if an image is repeated, the first one counts.
 
     Examples:
         >>> found = DetectionsOncePerImage()
@@ -65,9 +66,7 @@ class DetectionsOncePerImage:
             detections: for every image `boxes` [D, 4], `scores` [D] and `labels` [D].
             targets: for every image `boxes` [G, 4], `labels` [G] and optionally `difficult` [G].
         """
-        if not len(index) == len(detections) == len(targets):
-            raise ValueError(f"{len(index)} images, {len(detections)} detections and {len(targets)} targets differ")
-        for item, found, target in zip(index.tolist(), detections, targets):
+        for item, found, target in zip(index.tolist(), detections, targets, strict=True):
             difficult = target.get("difficult", torch.zeros(len(target["labels"]), dtype=torch.bool))
             image = DetectedImage(
                 boxes=_array(found["boxes"], torch.float32).reshape(-1, 4),
@@ -81,12 +80,8 @@ class DetectionsOncePerImage:
 
     def compute(self) -> dict[int, DetectedImage]:
         """The images of all processes by their index, ascending; the same on every process."""
-        parts = [self._images]
-        if dist.is_available() and dist.is_initialized():
-            parts = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(parts, self._images)
         joined: dict[int, DetectedImage] = {}
-        for part in parts:
+        for part in gather_objects([self._images]):
             joined = {**part, **joined}
         return dict(sorted(joined.items()))
 
@@ -94,9 +89,9 @@ class DetectionsOncePerImage:
 def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
     """Mean over classes of the average precision at 101 recalls, by pycocotools.
 
-    At most 100 detections per image and class count. A difficult object is ignored like COCO's objects outside a range
-    of areas: its best detection doesn't count, further ones are wrong. (Marked as crowds, difficult objects would also
-    excuse every detection inside them.)
+    At most 100 detections per image and class count. A difficult object is treated like an object outside COCO's area
+    range: its best match is ignored, and further matches are wrong. (As crowds, difficult objects would also excuse
+    every detection inside them.)
 
     Returns:
         `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Classes without an object
@@ -171,7 +166,7 @@ def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]
 
 
 def _matched(images: Sequence[DetectedImage]) -> tuple[Floats, Integers, Floats, Integers]:
-    """Of all detections: score, label, largest overlap with an object of the class, number of that object."""
+    """For every detection: score, label, largest overlap with an object of the class, number of that object."""
     overlaps, objects = [], []
     first = 0
     for image in images:

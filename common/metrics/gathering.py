@@ -1,4 +1,4 @@
-"""Collecting per-sample results of all processes, each sample once."""
+"""Collects per-sample results of all processes, each sample once."""
 
 from typing import Any
 
@@ -43,10 +43,10 @@ def first_occurrences(index: Tensor) -> Tensor:
 
 
 class OncePerSample:
-    """Means of per-sample values with every sample weighing the same, however often it was seen.
+    """Means of per-sample values; every sample has the same weight, however often it was seen.
 
-    Samplers repeat samples to give every process the same number, and loaders replace a broken file by its neighbor.
-    The values of one index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
+    Samplers repeat samples to give every process the same number, and loaders replace broken files with others.
+    Values of one index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
     video).
     """
 
@@ -92,7 +92,7 @@ class RowsOncePerSample:
     def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Ascending positions [N] and rows [N, ...] by name; a process without samples may need `device`."""
         own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
-        # A process without samples does not know the shapes, but must take part all the same.
+        # A process without samples does not know the shapes, but must take part in the collective.
         shapes: dict[str, Any] = next((shapes for shapes in gather_objects([own]) if shapes), {})
         if not shapes:
             raise ValueError("there is no sample to evaluate")

@@ -22,7 +22,7 @@ def classify_windowed(
     standardize_epsilon: float,
     options: Mapping[str, Any],
 ) -> np.ndarray:
-    """Class of each test sample, seen as several windows, by one-vs-rest linear machines on standardized features.
+    """Class of each test sample, seen as several windows, by one-vs-rest linear SVMs on standardized features.
 
     The class has the highest mean decision value over the windows.
 
@@ -78,11 +78,11 @@ def evaluate_class(
     max_iterations: int = 2000,
     random_state: int = 0,
 ) -> ClassVerdict:
-    """Fit a linear machine for one class and measure its average precision.
+    """Fit a linear SVM for one class and measure its average precision.
 
-    C has the highest mean average precision over folds of the training samples in their order, each with the same share
-    of positives. Difficult samples are negatives in training and left out in the test. A class is left out if it has no
-    positive test sample, or fewer than two positive or two negative training samples to choose C with.
+    C is chosen by the mean average precision over stratified folds of the training samples, in order. Difficult samples
+    are negatives in training and left out in the test. A class is left out if it has no positive test sample, or fewer
+    than two positive or two negative training samples to choose C with.
 
     Args:
         train_rows, test_rows: [m, dims] and [n, dims].

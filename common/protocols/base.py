@@ -21,7 +21,7 @@ PREFIXES = ("encoder.", "")
 
 
 class EncoderModule(pl.LightningModule):
-    """A module around an encoder; a frozen one stays in evaluation mode, and training must not change it.
+    """Base of the protocols; a frozen encoder stays in evaluation mode, and training must not change it.
 
     Args:
         pretrained: checkpoint with the encoder's weights, read before training; None keeps the initial ones.
@@ -67,14 +67,14 @@ class EncoderModule(pl.LightningModule):
         }
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode of everything but a frozen encoder, whose batch normalization never learns statistics."""
+        """Set the mode of everything but frozen encoders, whose batch statistics must not change."""
         super().train(mode)
         for encoder in self.frozen().values():
             encoder.eval()
         return self
 
     def on_train_start(self) -> None:
-        """Freeze the statistics, since Lightning doesn't call `train`, and remember the weights."""
+        """Put frozen encoders into evaluation mode, as Lightning doesn't call `train`, and remember their weights."""
         if self.frozen():
             self.train()
             self._before = self._before or self._unchanging()
@@ -99,12 +99,12 @@ def check_num_classes(module: pl.LightningModule, num_classes: int | None = None
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
     if found is not None and found < fewest:
         raise ValueError(
-            f"num_classes: the data have {found}, but need at least {fewest}: "
-            "put the files of each class into a folder of its own, or write a list with labels (or tags)"
+            f"num_classes: the data set has {found}, but needs at least {fewest}: put the files of each class into a "
+            "separate folder, or write a list with labels (or tags)"
         )
     if found is not None and num_classes not in (None, found):
         raise ValueError(
-            f"num_classes: the model has {num_classes}, but the data have {found}; set --model.num_classes {found}"
+            f"num_classes: the model has {num_classes}, but the data set has {found}; set --model.num_classes {found}"
         )
 
 
@@ -135,7 +135,7 @@ def mean_average_precision(
     names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))
     left_out = {str(name): detail["left_out"] for name, detail in zip(names, details) if detail["left_out"]}
     if not judged.any():
-        raise ValueError(f"labels: no class can be judged; {next(iter(left_out.values()), 'there is none')}")
+        raise ValueError(f"labels: no class can be measured; {next(iter(left_out.values()), 'there are none')}")
     if left_out:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:5])
         rank_zero_warn(f"{len(left_out)} of {len(average)} classes are left out of the mean ({listed})")

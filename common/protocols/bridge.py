@@ -1,7 +1,7 @@
 """A bridge between frozen encoders: does training two modalities together make it easier to join them?
 
 A small bridge maps the features of two frozen encoders into a common space, once for encoders trained together and once
-for encoders trained apart. We compare how well, and how soon, images and captions find each other.
+for encoders trained apart. We compare retrieval accuracy, and how many steps it takes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,14 +29,14 @@ from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
-from common.protocols.data import evenly_spaced
+from common.protocols.data import hold_out
 from common.types import PartialFraction, PositiveFloat, PositiveInt
 
 Modality = Literal["image", "text"]
 
 
 class Bridge(nn.Module):
-    """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
+    """Maps features of two frozen encoders into a common space, with a copy for every learning rate of a sweep.
 
     Features are standardized first, without learned parameters: by the batch in training, by all training batches in
     the test. Otherwise the scale of the features would decide how fast a projection learns.
@@ -68,8 +67,8 @@ class BridgedRetrieval(EncoderModule):
     """Search for captions by images and for images by captions through a bridge between frozen encoders.
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens aren't negatives of each
-    other. The learning rate is constant, and the bridge is kept after each of `lengths` steps, so one training shows
-    what shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
+    other. The learning rate is constant, and the bridge is kept after each of `lengths` steps, so one run also
+    shows what shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
 
     `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption with
     the same tokens as an own one counts as an own one. Logs
@@ -174,7 +173,7 @@ class BridgedRetrieval(EncoderModule):
             raise ValueError(f"model.lengths ends with {last}, but trainer.max_steps is {steps}; make the two equal")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Not at the end of a step: its checkpoint would be written before.
+        # Not at the end of a step, which comes after its checkpoint.
         self._keep()
 
     def on_train_end(self) -> None:
@@ -244,12 +243,12 @@ class Pairs:
         return [{**results, "r10": (results["i2t_r10"] + results["t2i_r10"]) / 2} for results in found]
 
 
-def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tensor]:
+def convergence(curve: dict[int, Tensor]) -> dict[str, Tensor]:
     """How soon a curve (steps, ascending -> value) reaches its last value.
 
     Returns:
-        `area`, the mean of the curve over the logarithm of the steps; `steps_to_<percent>`, the steps after which it
-        first reaches that share of its last value, interpolated in the logarithm.
+        `area`, the mean of the curve over the logarithm of the steps; `steps_to_90`, the steps after which it first
+        reaches 90 % of its last value, interpolated in the logarithm.
     """
     steps = torch.tensor(list(curve), dtype=torch.float64).log2()
     values = torch.stack(list(curve.values())).double().cpu()
@@ -257,13 +256,13 @@ def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tenso
         area = values[0]
     else:
         area = torch.trapezoid(values, steps) / (steps[-1] - steps[0])
-    goal = share * values[-1]
+    goal = 0.9 * values[-1]
     place = int((values >= goal).nonzero()[0])
     reached = steps[place]
     if place and values[place] > values[place - 1]:
         part = (goal - values[place - 1]) / (values[place] - values[place - 1])
         reached = steps[place - 1] + part * (steps[place] - steps[place - 1])
-    return {"area": area, f"steps_to_{100 * share:.0f}": 2**reached}
+    return {"area": area, "steps_to_90": 2**reached}
 
 
 def _size(*modules: nn.Module) -> Tensor:
@@ -273,8 +272,8 @@ def _size(*modules: nn.Module) -> Tensor:
 class BridgeData(PairData):
     """Pairs to train a bridge on, to choose its learning rate by, and to test it on.
 
-    Split and tokenizer are those of the pre-training. `held_out_fraction` of the images of `split`, evenly spaced,
-    choose the learning rate.
+    Use the split and tokenizer of the pre-training. `held_out_fraction` of the images of `split`, evenly spaced, choose
+    the learning rate.
     """
 
     def __init__(
@@ -289,13 +288,7 @@ class BridgeData(PairData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        kept_back = evenly_spaced(len(self.listing), self.held_out_fraction)
-        if not kept_back.any():
-            raise ValueError(
-                f"data.held_out_fraction={self.held_out_fraction} keeps none of {len(self.listing)} images back"
-            )
-        self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
-        self.listing = self.listing.subset(np.flatnonzero(~kept_back))
+        self.selection_listing, self.listing = hold_out(self.listing, self.held_out_fraction, required=True)
         self.annotations = self.dataset.annotations(self.split, self.listing)
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

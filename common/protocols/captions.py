@@ -1,4 +1,4 @@
-"""Images with captions, for pre-training and for the protocols that search among them."""
+"""Images with captions, for pre-training and retrieval protocols."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import PositiveInt
 
-#: Range of the ids of made-up words; every vocabulary has these.
+#: Range of ids in synthetic captions; every vocabulary has these.
 EXAMPLE_WORDS = (5, 40)
 
 
@@ -79,7 +79,7 @@ class CaptionData(ImageData):
     """Images with captions.
 
     Args:
-        tokenizer: one with its own vocabulary builds it from the training captions; None leaves captions out.
+        tokenizer: without a vocabulary file, it learns one from the training captions; None omits captions.
         held_out_batch_size: images or captions per step, per device.
     """
 
@@ -120,7 +120,7 @@ class CaptionData(ImageData):
     @property
     def words(self) -> CaptionTokenizer:
         if self.tokenizer is None:
-            raise ValueError("data.tokenizer is null, but the model reads captions: give it a class")
+            raise ValueError("data.tokenizer is null, but the model reads captions: set its class_path")
         return self.tokenizer
 
     @property
@@ -149,7 +149,7 @@ class CaptionData(ImageData):
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
     def example_captions(self, size: int, draw: Draw) -> Tensor:
-        """Made-up captions of maximal length, [size, L]."""
+        """Synthetic captions of maximal length, [size, L]."""
         return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
 
     def test_dataloader(self) -> Any:
@@ -205,6 +205,6 @@ def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> N
     needed = getattr(getattr(module.trainer, "datamodule", None), "vocabulary_size", 0)
     if needed > size:
         raise ValueError(
-            f"the tokenizer has {needed} pieces, model.text_encoder {size} embeddings; raise "
+            f"the tokenizer has {needed} pieces, but model.text_encoder only {size} embeddings; raise "
             "model.text_encoder.vocabulary_size"
         )

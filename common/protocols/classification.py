@@ -1,4 +1,4 @@
-"""Classification with any encoder: heads trained side by side, and every test sample counts once."""
+"""Classification with any encoder: several heads are trained together, and every test sample counts once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 
 class Classification(EncoderModule):
-    """Base of the protocols: heads on an encoder, their training, and hits that count every sample once.
+    """Base of the classification protocols: heads on an encoder, training, and accuracy over distinct samples.
 
     Args:
         learning_rates: of each head; the encoder's is the first.
@@ -167,7 +167,7 @@ class Classification(EncoderModule):
 
 
 class SupervisedClassification(Classification):
-    """An image encoder trained with labels: the supervised baseline; logs `test/top1` and `test/top5`.
+    """Trains an image encoder with labels, as the supervised baseline; logs `test/top1` and `test/top5`.
 
     Source: docs/papers/mct.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
     """
@@ -242,7 +242,7 @@ class ActionRecognition(Classification):
 
     @property
     def encoder_learns(self) -> bool:
-        # Data parallelism needs a gradient of every parameter; it is dropped before the step in the warm-up.
+        # DDP needs a gradient of every parameter; during warm-up it is dropped before the step.
         return not self.warming_up or self.trainer.world_size > 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -273,7 +273,7 @@ class LinearProbes(Classification):
 
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
-        layers: stage -> side of the grid; time is reduced to one.
+        layers: stage -> side of the grid to pool to; time is pooled to one.
         official_quirks: run the frozen encoder in training mode, as the released code does by accident: its batch
             normalization then uses, and drifts to, the statistics of the probed data.
 
@@ -320,7 +320,7 @@ class LinearProbes(Classification):
 
 
 def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
-    """Linear classifier on the maxima of a map [B, channels, T, H, W] over a grid, normalized over the batch."""
+    """Linear classifier on a map [B, channels, T, H, W], max-pooled to a grid and batch-normalized."""
     width = channels * side * side
     pool = nn.AdaptiveMaxPool3d((1, side, side))
     return nn.Sequential(pool, nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
@@ -330,7 +330,7 @@ def stage_channels(encoder: nn.Module, field: str, layers: Mapping[str, int]) ->
     """Channels of every stage; checks that the encoder has the wanted ones."""
     channels: Any = getattr(encoder, "stage_channels", None)
     if channels is None:
-        raise ValueError(f"{field}: {type(encoder).__name__} does not say its stage_channels, so it cannot be probed")
+        raise ValueError(f"{field}: {type(encoder).__name__} cannot be probed, because it has no stage_channels")
     unknown = sorted(set(layers) - set(channels))
     if unknown or not layers:
         raise ValueError(f"layers: expected some of {', '.join(channels)}, got {', '.join(unknown) or 'none'}")
@@ -389,16 +389,16 @@ class LinearClassification(Classification):
             return {name: head(features) for name, head in self.named_heads()}
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropies; NaN, without a gradient, of a classifier that diverged."""
-        # Under a common loss scale or a common norm of the gradient, the others would diverge with it.
-        sound = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
-        losses = super().losses({name: torch.where(sound[name], scores, 0.0) for name, scores in logits.items()}, batch)
+        """Cross-entropies; NaN without gradient for a classifier that diverged."""
+        # With a shared loss scale or gradient norm, the others would diverge too.
+        valid = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
+        losses = super().losses({name: torch.where(valid[name], scores, 0.0) for name, scores in logits.items()}, batch)
         # The difference of two finite scores can be infinite.
-        sound = {name: sound[name] & loss.detach().isfinite() for name, loss in losses.items()}
-        return {name: torch.where(sound[name], loss, torch.nan) for name, loss in losses.items()}
+        valid = {name: valid[name] & loss.detach().isfinite() for name, loss in losses.items()}
+        return {name: torch.where(valid[name], loss, torch.nan) for name, loss in losses.items()}
 
     def total(self, losses: Tensor) -> Tensor:
-        """Sum over the sound classifiers; NaN when there is none."""
+        """Sum over the classifiers that have not diverged; NaN if all have."""
         return torch.where(losses.detach().isnan().all(), torch.nan, losses.nansum())
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -412,10 +412,10 @@ class LinearClassification(Classification):
         validation, test = means
         if not (validation["count"] > 0 and test["count"] > 0):
             raise ValueError("test_dataloaders: one of the two has no image; hold out a part of the training set")
-        sound = [name for name in self.names if validation[f"{name} finite"] == 1]
-        if not sound:
+        valid = [name for name in self.names if validation[f"{name} finite"] == 1]
+        if not valid:
             raise ValueError(f"learning_rates: training diverged with all of {', '.join(self.names)}; add smaller ones")
-        chosen = max(sound, key=lambda name: float(validation[f"{name} top1"]))
+        chosen = max(valid, key=lambda name: float(validation[f"{name} top1"]))
         results = {
             "top1": 100 * test[f"{chosen} top1"],
             "top5": 100 * test[f"{chosen} top5"],
@@ -489,7 +489,7 @@ class MultiLabelTagging(Classification):
 
 
 def linear(width: int, classes: int) -> nn.Linear:
-    """A linear classifier with small initial weights and no bias."""
+    """A linear classifier with small initial weights and zero bias."""
     layer = nn.Linear(width, classes)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

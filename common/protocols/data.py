@@ -38,7 +38,7 @@ from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, NonNegativeInt, PartialFraction, PositiveFloat, PositiveInt
 
-#: Training clips that fresh audio statistics are computed from (docs/papers/avid_cma.md [2.3]).
+#: Number of training clips to compute audio statistics from (docs/papers/avid_cma.md [2.3]).
 STATISTICS_CLIPS = 10_000
 
 # -- videos and sounds -------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class AudioVisualData(ShardedDataModule):
         if world is not None:
             dataset.common_seconds = None  # a world's clips are whole
             if isinstance(dataset, AudioSet):
-                dataset.clip_list = None  # it names real clips, and all of the world's stand for them
+                dataset.clip_list = None  # it names real clips; use all clips of the world
         self.video = video
         self.audio = audio
 
@@ -74,18 +74,18 @@ class AudioVisualData(ShardedDataModule):
         return self.audio.transform(training, statistics)
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """Key of how the sounds for the statistics are chosen; other choices are cached separately."""
+        """Settings that choose the sounds for the statistics; part of the cache key."""
         return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
-        """Mean and deviation [F] of each bin: `audio.statistics`, or computed once from the listed clips and kept.
+        """Mean and deviation [F] of each bin: `audio.statistics`, or computed once from the listed clips.
 
-        `sounds` has `audio` in plain decibels, one item per clip; None reads what an earlier call kept.
+        `sounds` has `audio` in plain decibels, one item per clip; None reads what an earlier call cached.
         """
         audio = self.audio
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
-        # A listing's fingerprint is of names alone: other files of the same names have other statistics.
+        # A listing's fingerprint covers only names, so also check whether the files changed.
         looked_at = [_stamp(listing[row]) for row in spread(len(listing), STATISTICS_CLIPS)]
         settings = [
             audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
@@ -103,7 +103,7 @@ class AudioVisualData(ShardedDataModule):
 
 
 def _stamp(clip: Clip) -> tuple[int, int]:
-    """Changes when the file with a clip's sound is rewritten; zeros if it is missing."""
+    """Modification time and size of the file with a clip's sound; zeros if it is missing."""
     try:
         found = (clip.sound or clip.path).stat()
     except OSError:
@@ -179,7 +179,7 @@ class VideoClassificationData(AudioVisualData):
         return Example(batch, batches_of_epoch(known, self.batch_size), {"num_classes": None})
 
     def _test_clips(self, clips: int, random_starts: bool) -> DenseVideoClips:
-        # As bytes: ten clips of 32 frames are 193 MB as numbers, and the loaders hold tens of them.
+        # Keep bytes: as floats, ten clips of 32 frames take 193 MB, and the loaders hold dozens.
         transform = dataclasses.replace(self.video_transform(training=False), normalize=False)
         return DenseVideoClips(
             self.test_listing,
@@ -194,7 +194,7 @@ class VideoClassificationData(AudioVisualData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video_transform(training=False).normalized(batch["video"])
-            # Lightning gives a batch the precision of the weights before this, and leaves bytes as they are.
+            # Lightning converts a batch to the weights' precision before this hook, except for bytes.
             batch = batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
         return batch
 
@@ -207,7 +207,7 @@ class VideoClassificationData(AudioVisualData):
 
 
 class SoundClassificationData(AudioVisualData):
-    """Labeled sounds as windows, for a classifier on frozen features (docs/papers/avid_cma.md [10.3]). There is no fit.
+    """Labeled sounds as windows, for an SVM on frozen features (docs/papers/avid_cma.md [10.3]); test only.
 
     Args:
         train_split, test_split: names of the listings; equal if folds divide one listing.
@@ -239,7 +239,7 @@ class SoundClassificationData(AudioVisualData):
         self.file_batch_size = file_batch_size
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """Windows spread evenly over every file, whatever the seed."""
+        """Windows spread evenly over every file, regardless of the seed."""
         return {"windows": self.test_windows, "wrap_seconds": self.wrap_seconds}
 
     def prepare_data(self) -> None:
@@ -329,13 +329,7 @@ class ClassificationData(ImageData):
     def setup(self, stage: str) -> None:
         listing = self.dataset.listing(self.train_split)
         # Listings are sorted by class, so evenly spaced images are of all classes.
-        kept_back = evenly_spaced(len(listing), self.held_out_fraction)
-        if self.held_out_fraction and not kept_back.any():
-            raise ValueError(
-                f"data.held_out_fraction={self.held_out_fraction} keeps none of {len(listing)} images back"
-            )
-        self.held_out_listing = listing.subset(np.flatnonzero(kept_back))
-        self.listing = listing.subset(np.flatnonzero(~kept_back))
+        self.held_out_listing, self.listing = hold_out(listing, self.held_out_fraction)
         self.test_listing = self.dataset.listing(self.test_split)
 
     @property
@@ -362,9 +356,12 @@ class ClassificationData(ImageData):
         return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_fraction else test
 
 
-def evenly_spaced(count: int, share: float) -> np.ndarray:
-    """Mask [count] of an evenly spaced share of items."""
-    return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
+def hold_out(listing: Listing, share: float, required: bool = False) -> tuple[Listing, Listing]:
+    """An evenly spaced share of a listing (none for 0 unless `required`), and the rest."""
+    held_out = np.diff(np.floor(np.arange(len(listing) + 1) * share + 0.5)) > 0
+    if (share or required) and not held_out.any():
+        raise ValueError(f"data.held_out_fraction={share} holds out none of {len(listing)} images; raise it")
+    return listing.subset(np.flatnonzero(held_out)), listing.subset(np.flatnonzero(~held_out))
 
 
 class LabeledImages(ImageItems):
@@ -383,7 +380,7 @@ class MultiLabelData(ImageData):
     """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/mct.md [9]).
 
     Args:
-        fit: whether a trainer fits on the training images; else the test has two loaders, training and test images.
+        fit: whether a model is trained on the training images; else the test has two loaders, training and test images.
         test_batch_size: images per test step, per device.
     """
 

@@ -184,7 +184,7 @@ class Detection(pl.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        refuse_half_weights(self, "the corners of boxes, true ones as well, by up to some pixels")
+        refuse_half_weights(self, "box corners by up to several pixels")
         check_num_classes(self, self.hparams["num_classes"], fewest=1)
         if stage == "fit" and self.hparams["pretrained"] is not None:
             load_encoder(self.image_encoder, self.hparams["pretrained"], self.hparams["encoder_prefixes"])
@@ -280,7 +280,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
-    """Images [3, H, W] padded to one size with sides that are multiples of a number, so the map's places are even."""
+    """Pad images [3, H, W] to one size whose sides are multiples of `multiple`, the stride of the map."""
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
     height, width = (multiple * math.ceil(max(sides) / multiple) for sides in zip(*sizes))
     tensors = images[0].new_zeros(len(images), 3, height, width)
@@ -325,7 +325,7 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(joined)
     if joined[-1] == 0:
-        raise ValueError("there is no training batch to compute the statistics of batch normalization from")
+        raise ValueError("precise_bn_batches: there is no training batch to compute statistics from")
     means = (joined[:-1] / joined[-1]).split([total.numel() for total in sums])
     for norm, both in zip(norms, means):
         mean, square = both.view(2, -1)
@@ -338,7 +338,7 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
 
 @dataclass(frozen=True)
 class BoxTransform:
-    """One picture with boxes to a normalized tensor of about the same shape and its boxes.
+    """Resizes, flips and normalizes a picture and its boxes, keeping the aspect.
 
     Args:
         sizes: length of the shorter side in training, drawn for every image.
@@ -417,7 +417,7 @@ class DetectionImages(ImageItems):
         wrong = (np.abs(boxes - given) > 1).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         if wrong.any():
             raise ValueError(
-                f"{self.name(item)}: the box {given[wrong][0].tolist()} (left, top, right, bottom) does not lie in the "
+                f"{self.name(item)}: the box {given[wrong][0].tolist()} (left, top, right, bottom) is not inside the "
                 f"image of {image.width} x {image.height} pixels; correct its annotation"
             )
         kept = np.ones(len(boxes), dtype=np.bool_) if self.keep_difficult else ~entry["difficult"]
@@ -432,11 +432,11 @@ class DetectionImages(ImageItems):
 
 
 class DetectionData(ImageData):
-    """Images of Pascal VOC with boxes; of several years, the test split is that of the years that have one.
+    """Images of Pascal VOC with boxes; the test split covers the years that have one.
 
     Args:
-        image: its `training` is set here; None for the published one.
-        train_difficult: whether difficult objects are learned like others, as in the published numbers.
+        image: `training` is set automatically; None for the published transform.
+        train_difficult: whether to train on difficult objects too, as in the published numbers.
         test_batch_size: images per test step, per device.
     """
 
@@ -491,7 +491,7 @@ class DetectionData(ImageData):
         return Example(batch, batches, {"num_classes": module.hparams["num_classes"]})
 
     def statistics_dataloader(self) -> DataLoader[Any]:
-        """Training batches in the order of the first epoch, whenever it is called."""
+        """Training batches in the order of the first epoch."""
         trainer = self.trainer
         assert trainer is not None
         images = self.training_images

@@ -39,14 +39,14 @@ Batch = dict[str, Any]
 class ImageEvaluation(ABC):
     """Evaluates generated images; call `load_pretrained`, `begin`, `update` per batch and repetition, `compute`."""
 
-    repeats: int = 1  # how often all images are generated, each time with other noise
+    repeats: int = 1  # how often all images are generated, with different noise
 
     @abstractmethod
     def load_pretrained(self) -> None:
         """Read the networks, so a wrong file stops a run before it trains."""
 
     def why_not(self, metric: str) -> str:
-        """Why a metric will not be measured (its network is missing, or its name unknown), or empty."""
+        """Why a metric cannot be measured (its network is missing, or its name unknown), or empty."""
         return ""
 
     @abstractmethod
@@ -97,10 +97,10 @@ SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
 class GenerationEvaluation(ImageEvaluation):
     """The metrics of papers on text-to-image generation, with released networks.
 
-    | name | network | comparable with published numbers |
+    | name | network | comparable to published numbers |
     |---|---|---|
     | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | yes, up to the conversion of the weights |
-    | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | with those of this network |
+    | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | to those of this network |
     | `r_precision` | `clip` | no: papers train their own encoders |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
 
@@ -155,9 +155,9 @@ class GenerationEvaluation(ImageEvaluation):
             build, metrics, wanted = NETWORKS[name]
             reason = ""
             if path is None:
-                reason = f"evaluation.{name} is null (wanted: {wanted})"
+                reason = f"evaluation.{name} is null (expected: {wanted})"
             elif not Path(path).exists():
-                reason = f"{path} does not exist (wanted: {wanted})"
+                reason = f"{path} does not exist (expected: {wanted})"
             else:
                 try:
                     loaded[name] = build(path)
@@ -176,7 +176,7 @@ class GenerationEvaluation(ImageEvaluation):
         self.load_pretrained()
         known = [name for network in NETWORKS.values() for name in network.metrics]
         if metric not in known:
-            return f"there is no such metric; there are {', '.join(known)}"
+            return f"unknown metric; known are {', '.join(known)}"
         return self.missing.get(metric, "")
 
     def begin(self, module: pl.LightningModule) -> None:
@@ -267,7 +267,7 @@ class GenerationEvaluation(ImageEvaluation):
     def _real_moments(self, name: str) -> Moments:
         loader = self.data.reference_loader()
         path = cache_folder() / "generation" / f"{self._key(name, loader)}.npz"
-        if all(gather_objects([path.is_file()])):  # machines have caches of their own
+        if all(gather_objects([path.is_file()])):  # every machine has its own cache
             return Moments.load(path)
         statistics = FeatureStatistics()
         network = self.networks[name]

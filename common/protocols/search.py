@@ -28,7 +28,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 
 
 class SearchSpace(nn.Module):
-    """Space of images and captions, unit vectors; `text_encoder` takes tokens [B, L] and lengths [B]."""
+    """Embeds images and captions as unit vectors; `text_encoder` takes tokens [B, L] and lengths [B]."""
 
     def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class SearchSpace(nn.Module):
 
 
 class CrossModalSearch(EncoderModule):
-    """A linear layer on frozen image features, and a text encoder, into a common space.
+    """Trains a linear layer on frozen image features and a text encoder to share an embedding space.
 
     Negatives are the other pairs of the global batch. After every epoch the weights are compared by the sum of the six
     recalls on the validation split; the best ones are tested.
@@ -104,7 +104,7 @@ class CrossModalSearch(EncoderModule):
         super().setup(stage)
         check_vocabulary(self, self.space.text_encoder)
         if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
-            raise ValueError("data: CrossModalSearch selects its weights by the val_dataloader of a data module")
+            raise ValueError("data: CrossModalSearch needs a data module with a val_dataloader to select weights")
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -119,11 +119,11 @@ class CrossModalSearch(EncoderModule):
             if self.hparams["mask_same_image"]:
                 owner = all_gather_concat(batch["image_index"])
                 same = (owner[:, None] == owner).fill_diagonal_(False)
-                # Below every similarity by more than the margin: never violates it.
+                # Low enough never to violate the margin.
                 scores = scores.masked_fill(same, -2.0 - self.hparams["margin"])
             loss = in_batch_hinge(scores, self.hparams["margin"], self.hparams["hardest"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["tokens"]))
-        # Every process has the whole loss but only its part of the gradient, and these parts are averaged.
+        # Every process has the whole loss but only its part of the gradient, and DDP averages the parts.
         return loss * world_size()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -223,7 +223,7 @@ def _joined(rows: Tensor) -> Tensor:
 
 
 class SearchData(PairData):
-    """Images and captions: trained on `split`, selected on `held_out_split`, tested on a third."""
+    """Images and captions: trains on `split`, selects on `held_out_split`, tests on `test_split`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Linear support vector machines on the features of a frozen encoder. Only tested, never fitted by a trainer."""
+"""Linear support vector machines on the features of a frozen encoder; test only, without training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from common.protocols.classification import of_stages, stage_channels
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
-class MachinesOnFeatures(EncoderModule):
-    """A frozen encoder on one device; the machines are fitted on the CPU, `jobs` at a time."""
+class FeatureSVM(EncoderModule):
+    """A frozen encoder on one device; SVMs are fitted on the CPU, `jobs` at a time."""
 
     def __init__(self, encoder: nn.Module, **kwargs: Any) -> None:
         super().__init__(encoder, frozen=True, **kwargs)
@@ -45,21 +45,21 @@ class MachinesOnFeatures(EncoderModule):
         return None
 
 
-class SoundSVM(MachinesOnFeatures):
-    """Linear machines on the stages of an audio encoder, for files seen as several windows each.
+class SoundSVM(FeatureSVM):
+    """Linear SVMs on the stages of an audio encoder, for files seen as several windows each.
 
     The test takes two loaders: augmented windows to learn from and regular ones to test on. With several `folds` both
-    hold all files, and the result is the mean over folds, each tested by a machine trained on the others. With one fold
+    hold all files, and the result is the mean over folds, each tested by an SVM trained on the others. With one fold
     the loaders hold different files. Logs `test/<stage>_top1`, and their maximum `test/best_top1`. Every file counts
     once.
 
     Memory: `files * windows * dims * 4` bytes per stage and loader (ESC-50 at full size: 2,000 * 10 * 9,216 * 4 = 737
-    MB; all stages of both loaders 5.6 GB). Each of the `jobs` machines fitted at a time needs about seven times the
+    MB; all stages of both loaders 5.6 GB). Each of the `jobs` parallel fits needs about seven times the
     size of its training rows (float64 as index-value pairs).
 
     Args:
         audio_encoder: encoder with `forward_stages` and `stage_channels`.
-        layers: stage -> side of the grid of means.
+        layers: stage -> side of the grid to average to.
         C: weight of the errors: 10 for ESC-50, 1 for DCASE.
         folds: 5 for ESC-50; 1 for a fixed division into training and test files.
         standardize_epsilon: added to the standard deviation of every feature.
@@ -172,17 +172,17 @@ class FileFeatures:
         return rows if np.array_equal(kept, np.arange(len(rows))) else rows[kept]
 
 
-class MultiLabelSVM(MachinesOnFeatures):
-    """Linear machines on the features of an image encoder, one per class, for images with several labels.
+class MultiLabelSVM(FeatureSVM):
+    """Linear SVMs on the features of an image encoder, one per class, for images with several labels.
 
     The test takes two loaders: images to learn from, images to test on. Logs `test/map` over the classes that could be
     measured, their number `test/classes`, how many chose each C (`test/classes_with_C_<C>`), and `test/images`;
     `media/average_precision.csv` lists every class. Every image counts once. Memory: `images * dims * 4` bytes
-    (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice those of the training images while a machine is fitted.
+    (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice those of the training images during a fit.
 
     Args:
         image_encoder: encoder with `forward_map`.
-        pool: side of the grid of means of the last map; 2 for the 8192 features of VirTex v0.9.
+        pool: side of the grid to average the last map to; 2 for the 8192 features of VirTex v0.9.
         costs, folds: the values of C to choose from, and folds of the cross-validation.
         positive_weight: weight of a positive sample against a negative one.
 

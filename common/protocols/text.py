@@ -16,7 +16,7 @@ from common.metrics.gathering import OncePerSample, gather_objects
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A generated or picked text and its references; `answer` is the original one. Missing texts are ""."""
+    """A generated or chosen text and its references; `answer` is the original one. Missing texts are ""."""
 
     text: str
     answer: str
@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 
 
 class TextTest:
-    """Loss, picked options and generated texts over a test set.
+    """Loss, chosen options and generated texts over a test set.
 
     | name | of |
     |---|---|
@@ -72,7 +72,7 @@ class TextTest:
         self._loss.update(index, loss=loss, words=words)
 
     def update_choices(self, index: Tensor, picked: Tensor, correct: Tensor) -> None:
-        """Add samples [B] with the picked and the right option [B]; -1 if the right one is withheld."""
+        """Add samples [B] with the chosen and the right option [B]; -1 if the right one is withheld."""
         known = correct >= 0
         self._choices.update(index[known], accuracy=100.0 * (picked == correct).float()[known])
 

@@ -128,7 +128,7 @@ def test_wrong_numbers_and_missing_captions_are_told(
         assert main(["fit", name, "--scale", "smoke", *own, *words]) == 1
         return capsys.readouterr().err
 
-    assert "num_classes: the data have 1" in fails("mct/imagenet_linear")
+    assert "num_classes: the data set has 1" in fails("mct/imagenet_linear")
     assert "images have no caption, such as" in fails("mct/mct")
     # Told before anything is built or logged.
     assert not list((tmp_path / "runs").rglob("mct+*/metrics.csv"))

@@ -250,5 +250,4 @@ def test_object_meter_counts_every_image_once() -> None:
     for part in torch.arange(50).split(7):
         meter.update(part, named_[part], found[part])
         meter.update(part, named_[part], ~found[part])
-    assert meter.counts().tolist() == [named_.sum(0).tolist(), (named_ & found).sum(0).tolist()]
     assert meter.compute() == object_accuracy(named_.sum(0), (named_ & found).sum(0))

@@ -151,9 +151,9 @@ def test_convergence_of_a_known_curve() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.floats(0.1, 1))
-def test_convergence_stays_on_the_curve(values: list[float], share: float) -> None:
-    found = convergence({2**place: torch.tensor(value) for place, value in enumerate(values)}, share)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
+def test_convergence_stays_on_the_curve(values: list[float]) -> None:
+    found = convergence({2**place: torch.tensor(value) for place, value in enumerate(values)})
     area, (steps,) = found.pop("area").item(), found.values()
     assert min(values) - 1e-3 <= area <= max(values) + 1e-3
     assert 1 <= steps <= 2 ** (len(values) - 1)

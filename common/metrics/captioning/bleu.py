@@ -5,27 +5,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.metrics.captioning.caption_set import CaptionSet
+from common.metrics.captioning.caption_set import ORDERS, CaptionSet
 
 # Value of an order without a match or n-gram, so only the brevity penalty gives an exact zero.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """BLEU-1 to BLEU-`orders`.
+def bleu(captions: CaptionSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """BLEU-1 to BLEU-4.
 
     Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter on a
     tie. Corpus scores add up the counts of all items; they are not means.
 
     Returns:
-        Corpus scores [K] (NaN without items) and scores per item [N, K].
+        Corpus scores [4] (NaN without items) and scores per item [N, 4].
 
     Source: docs/papers/vx2text.md [11] (closest length, smoothing 1e-15 and 1e-9).
     """
     items = len(captions)
     length, reference_length = captions.lengths
-    matches, totals = np.zeros((items, orders)), np.zeros((items, orders))
-    for order in range(1, orders + 1):
+    matches, totals = np.zeros((items, ORDERS)), np.zeros((items, ORDERS))
+    for order in range(1, ORDERS + 1):
         ngrams = captions.ngrams(order)
         most = np.zeros(len(ngrams.candidate_count), dtype=np.int64)
         matched = ngrams.partner >= 0
@@ -41,7 +41,7 @@ def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], ND
     closest = nearest % span
     corpus = _score(matches.sum(0), totals.sum(0), length.sum(), closest.sum())
     per_item = _score(matches, totals, length[:, None], closest[:, None])
-    return corpus if items else np.full(orders, np.nan), per_item
+    return corpus if items else np.full(ORDERS, np.nan), per_item
 
 
 def _score(

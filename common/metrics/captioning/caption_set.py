@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+#: Longest n-grams of BLEU and CIDEr.
+ORDERS = 4
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ class CaptionSet:
         vocabulary = int(token.max(initial=-1)) + 1
         while len(self._gram_numbers) < order:
             # An n-gram is the shorter one at the same position and one more token. Both numbers are below the number of
-            # positions, so their pair fits an int64. Pairs that cross into the next sentence are counted along and
-            # left out below.
+            # positions, so their pair fits an int64. Pairs that cross into the next sentence are counted too and
+            # dropped below.
             shorter = self._gram_numbers[-1]
             pair = shorter[: len(shorter) - 1] * vocabulary + token[len(self._gram_numbers) :]
             self._gram_numbers.append(np.unique(pair, return_inverse=True)[1])

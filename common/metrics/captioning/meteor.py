@@ -40,7 +40,7 @@ def _command() -> list[str]:
         raise JavaUnavailable(
             f"{Path(METEOR_JAR).name} not found; `make extra-captioning` in a checkout, else pip install pycocoevalcap"
         )
-    # The characters that Java assumes follow the locale up to version 17.
+    # Before Java 18, the default encoding depends on the locale.
     encoding = ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
     return [java, "-Xmx2G", *encoding, "-jar", str(found), "-", "-", "-stdio", "-l", "en", "-norm"]
 
@@ -84,7 +84,7 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
             watch.cancel()
             process.kill()
             process.wait()
-            with contextlib.suppress(OSError):  # what was not sent cannot be
+            with contextlib.suppress(OSError):  # unsent requests cannot be flushed
                 process.stdin.close()
             process.stdout.close()
     return float(values[-1]), values[:-1]
@@ -109,7 +109,7 @@ def _ask(stdin: IO[bytes], stdout: IO[bytes], requests: Iterable[str], answers: 
                 stdin.write(request.encode(errors="replace") + b"\n")
             stdin.flush()
         except OSError:
-            pass  # the reader meets the end of the answers and reports
+            pass  # the reader reports the missing answers
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()

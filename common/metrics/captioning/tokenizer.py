@@ -27,7 +27,7 @@ adj adm adv alex assoc asst attys atty ave brig capt cf cie cmdr col cpl dak dep
 hon insp jos lt maj messrs mfg mlle mme mr mrs ms msgr mt natl p pfc ph pres prof profs pvt rep reps rev sen sens sgt
 spc st ste supt treas vs wm
 """
-# Those after which a sentence often ends: a capital or the end of the text adds the sentence's own full stop.
+# Those that often end a sentence: before a capital or the end of the text, the sentence's full stop is added.
 _ENDINGS = """
 al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dec esq est etc ext feb fla fri ga inc ind
 intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont mtg neb nev nov oct okla penn plc pte pty rd rt sep
@@ -36,12 +36,12 @@ sept seq sfc sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
 # Those that are words unless capitalized, and those that are words unless a number follows.
 _CAPITALIZED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 _NUMBERED = "art ca fig figs no nos op pp prop"
-# Words that the treebank writes as two: the length of the first.
+# Words that the treebank splits in two, with the length of the first part.
 _DOUBLE = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3}
 _APOSTROPHE_WORDS = (
     "ma'ams? o'clock c'mon ne'er e'er o'er hallowe'en qu'il cap'n li'l ev'ry c'est n'est nat'l s'mores ol'"
 )
-# Words that, capitalized, start a sentence: the full stop before them is more than that of an acronym or initial.
+# Capitalized, these words start a sentence, so the full stop of an acronym or initial before them also ends one.
 _STARTS = """
 a about according after an as at but earlier he her here however if in it last many more now once one other our she
 since so some such that the their then there these they this we what when while yet you
@@ -167,7 +167,7 @@ def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
     return compiled(alphanumeric), compiled(other)
 
 
-# Fast path for most captions.
+# Fast path, enough for most captions.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9]*(?=[ ,;\")]|\.?(?: |$))")
 _PLAIN_PUNCTUATION = re.compile(r"[,;!?](?: |$)|\.$")
 _TITLE_SET = frozenset((_TITLES + _NUMBERED).split())

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, each taken for a normal distribution (FID when they are Inception's).
+"""Frechet distance between two sets of features, each modeled as a normal distribution (FID for Inception's).
 
 Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
 """
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.files import write_whole
 from common.metrics.gathering import gather_objects
 from common.metrics.generation.seen import Seen
 
@@ -37,8 +38,6 @@ class Moments:
         return cls(len(values), values.mean(axis=0), covariance)
 
     def save(self, path: str | Path) -> None:
-        from common.files import write_whole
-
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
                 np.savez(file, count=self.count, mean=self.mean, covariance=self.covariance)
@@ -50,8 +49,8 @@ class Moments:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(int(file["count"]), file["mean"], file["covariance"])
-        except Exception as error:  # the reader of a damaged archive raises anything
-            raise ValueError(f"{path}: no statistics of features ({error}); delete it to compute them again") from error
+        except Exception as error:  # reading a damaged archive can raise anything
+            raise ValueError(f"{path}: no feature statistics ({error}); delete it to recompute them") from error
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
@@ -64,7 +63,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which takes the whole root.
     """
     if not all(np.isfinite(part).all() for moments in (one, other) for part in (moments.mean, moments.covariance)):
-        raise ValueError("the features are not finite, and probably neither are their images")
+        raise ValueError("the features are not finite, so the images probably are not either")
     values, vectors = np.linalg.eigh(one.covariance)
     root = vectors * np.sqrt(values.clip(min=0))  # R up to a rotation, which changes no eigenvalue
     overlap = np.linalg.eigvalsh(root.T @ other.covariance @ root)
@@ -126,4 +125,4 @@ class FeatureStatistics:
 
 def _require_two(count: int) -> None:
     if count < 2:
-        raise ValueError(f"a covariance needs at least two samples, there are {count}")
+        raise ValueError(f"a covariance needs at least two samples, got {count}")

@@ -13,11 +13,11 @@ from common.metrics.generation.seen import Seen
 
 
 def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, float]:
-    """`exp` of the mean divergence between the classes of an image and those of all images.
+    """`exp` of the mean KL divergence of the class probabilities of an image from their mean over all images.
 
     Args:
         probabilities: of the classes [N, C].
-        splits: parts of neighboring rows, scored separately; the first are longer by one if N does not divide.
+        splits: consecutive parts, scored separately; the first ones have one more row if N is not a multiple.
 
     Returns:
         Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
@@ -43,7 +43,7 @@ class InceptionScore:
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:
         if splits > 1 and (total is None or total < splits):
-            raise ValueError(f"{splits} parts need the number of samples, at least {splits}; got {total}")
+            raise ValueError(f"evaluation.splits: {splits} parts need at least {splits} samples, got {total}")
         self.splits = splits
         self.total = total
         self._seen = Seen()
@@ -65,7 +65,7 @@ class InceptionScore:
         if self.splits == 1:
             return torch.zeros_like(index)
         assert self.total is not None
-        # As tensor_split cuts: the first `longer` parts have one sample more.
+        # Like tensor_split: the first `longer` parts have one more sample.
         size, longer = divmod(self.total, self.splits)
         border = longer * (size + 1)
         return torch.where(index < border, index // (size + 1), longer + (index - border) // max(size, 1))

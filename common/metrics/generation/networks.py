@@ -78,7 +78,7 @@ class ClipEmbeddings(nn.Module):
         try:
             model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the library raises anything for another folder
+        except Exception as error:  # the library can raise anything
             raise CheckpointError(f"{folder}: holds no CLIP model with a tokenizer ({error})") from error
         self.model = model
         self.size = int(model.config.vision_config.image_size)
@@ -104,7 +104,7 @@ class ClipEmbeddings(nn.Module):
 class ObjectDetector(nn.Module):
     """Which of COCO's 80 classes a detector finds in an image, for SOA.
 
-    A Faster R-CNN instead of the public tool's YOLOv3, so shares differ from published ones.
+    Uses a Faster R-CNN instead of the public tool's YOLOv3, so scores differ from published ones.
 
     Args:
         path: `fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth` of torchvision.

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from common.data.datasets.coco import CLASSES
+from common.metrics.gathering import gather_objects
 from common.metrics.generation.seen import Seen
 
-# Phrases that name a class, in the singular; "" names none. The longest phrase at a place counts and uses up its words:
-# a hot dog is no dog, and a teddy bear no bear.
+# Phrases that name a class, in the singular; "" names none. The longest match counts and consumes its words: a hot dog
+# is not a dog, and a teddy bear is not a bear.
 _PHRASES: dict[str, str] = {
     "person": "person|man|woman|boy|girl|child|kid|baby|toddler|guy|lady|people|player|skier|snowboarder|skateboarder|"
     "surfer|rider|cyclist|pedestrian|batter|pitcher|umpire|catcher|officer|policeman|worker|farmer|chef|bride|groom|"
@@ -182,7 +182,7 @@ class ObjectImage:
 def object_captions(
     captions: Sequence[str], copies: int = 3, person_captions: int = 30_000, seed: int = 0
 ) -> list[ObjectImage]:
-    """The images that the accuracy is measured on: `copies` of every caption that names a class.
+    """The images to generate for this metric: `copies` of every caption that names a class.
 
     People are so frequent that only `person_captions` of their captions, drawn at random, count, with one image each.
 
@@ -224,14 +224,6 @@ class ObjectAccuracy:
 
     def compute(self, device: torch.device | str | None = None) -> tuple[float, float] | None:
         """SOA-C and SOA-I in percent, the same on every process; None if no caption names a class."""
-        images, hits = self.counts(device)
-        return object_accuracy(images, hits) if bool(images.any()) else None
-
-    def counts(self, device: torch.device | str | None = None) -> Tensor:
-        """Images and hits of every class over all processes [2, C]."""
         self._seen.require_disjoint(device)
-        if not (dist.is_available() and dist.is_initialized()):
-            return self._counts.clone()
-        total = self._counts.to(device or "cpu")
-        dist.all_reduce(total)
-        return total.cpu()
+        images, hits = torch.stack(gather_objects([self._counts])).sum(0)
+        return object_accuracy(images, hits) if bool(images.any()) else None

@@ -27,7 +27,7 @@ def first_ranked(
     Args:
         image, text: embeddings [N, d] of the generated images and of their texts.
         identity: number of each text [N]; equal texts are never drawn against each other. None: all differ.
-        candidates: texts an image is compared with, its own included; all if there are fewer.
+        candidates: texts that an image is compared with, including its own; at most all.
         seed: of the draw, without replacement.
     """
     count = len(image)
@@ -43,8 +43,7 @@ def first_ranked(
         valid = (drawn < 1.5).to(image.device)
         if not bool(valid.any(1).all()):
             raise ValueError("R-precision needs different texts, but all images have the same one")
-        # The own text is scored by the same sum in the same order as the others: another product rounds in another way,
-        # and equal texts would differ.
+        # Score the own text with the same operation as the others, which would round differently in a separate product.
         compared = torch.cat([rows[:, None], others], dim=1).to(text.device)
         scores = (image[start : start + block, None] * text[compared]).sum(-1)
         hits.append(((scores[:, 1:] < scores[:, :1]) | ~valid).all(1))

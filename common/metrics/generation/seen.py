@@ -1,4 +1,4 @@
-"""The samples that a process has counted, so a sum over all processes has every sample once."""
+"""Tracks the samples that a process has counted, so a sum over all processes has every sample once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from common.metrics.gathering import gather_rows
 
 
 class Seen:
-    """Indices of the samples that sums already hold.
+    """Indices of the samples that are already in a running sum, which cannot drop them again.
 
-    A sum cannot forget a sample: repeats within a process are skipped, and processes must bring different samples, as
-    our samplers do. The caller leaves out rows that replace a broken file, since another process may have them.
+    Repeats within a process are skipped, and processes must have different samples, as our samplers ensure. The caller
+    drops rows that replace a broken file, because another process may have them.
     """
 
     def __init__(self) -> None:
@@ -28,15 +28,13 @@ class Seen:
                 chosen.append(position)
         return torch.tensor(chosen, dtype=torch.int64)
 
-    def require_disjoint(self, device: torch.device | str | None = None) -> int:
-        """Number of samples of all processes; raises if two counted the same. The default device is the group's."""
+    def require_disjoint(self, device: torch.device | str | None = None) -> None:
+        """Raise if two processes counted the same sample; the default device is the process group's."""
         if device is None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())  # of a process that saw no sample
         index = gather_rows(torch.tensor(sorted(self._known), dtype=torch.int64, device=device))
-        distinct = len(torch.unique(index))
-        if distinct != len(index):
+        if repeated := len(index) - len(torch.unique(index)):
             raise ValueError(
-                f"two processes counted the same {len(index) - distinct} samples: give every process different ones, "
-                "as data_module.evaluation_loader does"
+                f"two processes counted the same {repeated} samples: give every process different ones, as "
+                "data_module.evaluation_loader does"
             )
-        return distinct
