@@ -17,7 +17,7 @@ STAGES: dict[str, str] = {
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions, each normalized and rectified; the first one strides.
+    """Two 3x3 convolutions with batch normalization and ReLU; the first one has the stride.
 
     Shapes:
         [B, in_channels, T, F] -> [B, out_channels, T / stride, F / stride]

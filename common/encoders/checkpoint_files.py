@@ -26,7 +26,7 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
     """Contents of a checkpoint: a file of `torch.save`, old or new, or of safetensors.
 
     Accepts only tensors and plain data, so an untrusted file cannot run code. Tensors may be backed by the file: clone
-    those that outlive it. `needed` names, for the message, the entries to keep of a file with other content.
+    those that outlive it. `needed` names the entries to keep, for the error about a file with other content.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,16 +34,16 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
     try:
         if _is_safetensors(path):
             return load_file(path)
-        # Mapped, so that a backbone is read without the gigabytes of queues, banks and optimizer beside it. Only the
-        # archive format can be mapped; files of before PyTorch 1.6, as released ones may be, are read as a whole.
+        # Memory-mapped, to read a backbone without gigabytes of queues, banks and optimizer state. Files from before
+        # PyTorch 1.6, as some released ones are, cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain data, or is no checkpoint, so it is not opened. If you trust "
-            f"it, save only its {needed} into a new file."
+            f"{path}: not opened, because it is not a checkpoint or holds more than tensors and plain data. If you "
+            f"trust it, save only its {needed} to a new file."
         ) from error
-    except Exception as error:  # A damaged file can make its reader raise whatever the parsing meets.
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({error or type(error).__name__})") from error
+    except Exception as error:  # Reading a damaged file can raise anything.
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({error or type(error).__name__})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a checkpoint with named entries, found a {type(content).__name__}")
     return content
@@ -57,10 +57,10 @@ def require_intact(path: str | Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # As above: also names that are no text, or a method of compression that there is not.
+    except Exception as error:  # As above.
         raise CheckpointError(f"{path}: damaged ({error or type(error).__name__})") from error
     if damaged is not None:
-        raise CheckpointError(f"{path}: damaged, the checksum of its part {damaged} is another")
+        raise CheckpointError(f"{path}: damaged, the checksum of its part {damaged} does not match")
 
 
 def named_tensors(entries: Any) -> dict[str, Tensor]:
@@ -119,9 +119,7 @@ def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def load_encoder(
-    encoder: nn.Module, path: str | Path, prefixes: Sequence[str], field: str = "model.pretrained"
-) -> None:
+def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) -> None:
     """Load an encoder's weights from a checkpoint.
 
     Ignores a classifier that the encoder lacks; everything else has to fit. An encoder's `released_names` renames the
@@ -131,20 +129,19 @@ def load_encoder(
         encoder: changed in place, and only if everything is found.
         path: a checkpoint of Lightning, a released one, or a state dict: the tensors may be under `state_dict`, under
             `model` or at the top, in a file of `torch.save` or of safetensors.
-        prefixes: possible prefixes of the encoder's tensors in the file; the first that occurs counts, `""` for none.
-        field: setting that gave `path`, for the message.
+        prefixes: possible prefixes of the encoder's tensors in the file; the first that occurs counts; `""` for none.
     """
     try:
         content = read_checkpoint(path, "'state_dict' or 'model'")
     except CheckpointError as error:
-        raise CheckpointError(f"{field}: {error}") from error
+        raise CheckpointError(f"model.pretrained: {error}") from error
     state = tensors_in(content)
     expected = encoder.state_dict()
     places = [prefix for prefix in prefixes if any(prefix + name in state for name in expected)]
     if not places:
         listed = ", ".join(f"{prefix}{next(iter(expected), '*')}" for prefix in prefixes)
         raise CheckpointError(
-            f"{field}: no encoder in {path}: expected names like one of {listed}; found "
+            f"model.pretrained: no encoder in {path}: expected names like one of {listed}; found "
             f"{first_of(list(state) or list(content))}. If it has another prefix, add that to encoder_prefixes."
         )
     prefix = places[0]
@@ -159,21 +156,21 @@ def load_encoder(
     load_exactly(
         encoder,
         with_counters(found),
-        f"{field}: the encoder in {path} (names below {prefix!r}) has another architecture than the configured "
+        f"model.pretrained: the encoder in {path} (prefix {prefix!r}) does not match the configured "
         f"{type(encoder).__name__}",
-        ". Give the encoder the sizes that it was pre-trained with.",
+        ". Configure the encoder with the sizes that it was pre-trained with.",
     )
 
 
 def write_torch(output: str | Path, content: Mapping[str, Any]) -> Path:
     """Write tensors and plain data atomically with `torch.save`."""
     if Path(output).suffix in (".safetensors", ".npz", ".pkl"):
-        raise ValueError(f"output: the file is one of torch.save, such as .pth, got {str(output)!r}")
+        raise ValueError(f"output: expected a file for torch.save, such as weights.pth, got {str(output)!r}")
     return write_whole(output, lambda path: torch.save(content, path))
 
 
 def _is_safetensors(path: Path) -> bool:
-    # Eight bytes of length, then a JSON object; files of torch start with "PK" or the marks of a pickle.
+    # Eight bytes of length, then a JSON object; files of torch start with "PK" or a pickle opcode.
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and not start.startswith((b"PK", b"\x80"))

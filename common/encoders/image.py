@@ -20,7 +20,7 @@ class ImageResNet(nn.Module):
 
     Args:
         layers: blocks of the four stages.
-        bottleneck: blocks of three convolutions with four times the channels at their end (ResNet-50), or of two.
+        bottleneck: blocks of three convolutions with four times the channels at the end (ResNet-50); else of two.
         channels: of the stages, before the expansion of a bottleneck.
         stem_pool: halve the resolution once more before the first stage.
         zero_init_residual: start every block as the identity, as VirTex does and MoCo does not.
@@ -80,7 +80,7 @@ class ImageResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Average of the last map over all places, [B, feature_dim]."""
+        """Spatial average of the last map, [B, feature_dim]."""
         return self.forward_map(images).mean((2, 3))
 
 

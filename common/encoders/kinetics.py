@@ -14,9 +14,8 @@ class KineticsR2Plus1D(nn.Module):
     """Residual network of (2+1)D convolutions under the names of torchvision's `VideoResNet`, without `fc`.
 
     By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters with a head
-    of 400 classes. It differs from torchvision's block rule: the second convolution of a stage's first block that
-    halves the resolution has the middle width of equal channels, and batch normalization has another epsilon and
-    momentum.
+    of 400 classes. Unlike in torchvision, the second convolution in the first block of stages 2 to 4 has the middle
+    width for equal input and output channels, and batch normalization has another epsilon and momentum.
 
     Args:
         stem_channels: channels between the spatial and the temporal convolution of the stem.

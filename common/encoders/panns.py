@@ -12,7 +12,7 @@ from common.types import Fraction, PositiveInt
 
 
 class PairedConvolutions(nn.Module):
-    """Two 3x3 convolutions, each normalized and rectified, then a 2x2 mean pool (none if `pool` is 1)."""
+    """Two 3x3 convolutions with batch normalization and ReLU, then a mean pool of side `pool`."""
 
     #: See `common.training.switches.blocks_of`.
     repeats = True
@@ -37,17 +37,17 @@ class PairedConvolutions(nn.Module):
 class PANNsCNN14(nn.Module):
     """Convolutional network on log-mel spectrograms with the parameter names of the released PANNs weights.
 
-    The last block does not pool. Frequencies are averaged; over time the maximum and the mean are added. The released
-    sigmoid behind `fc_audioset` is left out. 79,673,792 parameters without that layer, 80,753,615 with its 527 classes.
+    The last block does not pool. The features are averaged over frequency; then their maximum and mean over time are
+    added. Without the classifier `fc_audioset`: 79,673,792 parameters; with its 527 classes 80,753,615.
 
     Args:
         mel_bins: mel bands, which are normalized separately.
         hidden_dim: features after the last linear layer; the width of the last block by default.
-        dropout: share dropped after every block; two and a half times as much, at most all, before and after the linear
-            layer: 0.2 and 0.5 as released.
+        dropout: rate after every block; 2.5 times that, at most 1, before and after the linear layer (0.2 and 0.5 as
+            released).
 
     Shapes:
-        [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T at least 2 to the number of blocks less one.
+        [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T >= 2 ** (len(channels) - 1).
 
     Source: docs/papers/vx2text.md [3].
     """

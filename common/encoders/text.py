@@ -14,16 +14,16 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 class BertEncoder(nn.Module):
     """BERT without its pooler, with the last hidden state at the first token as feature; 108,891,648 parameters.
 
-    Nothing is downloaded. An encoder without its released files can be built, to view a configuration or load a
-    checkpoint; using it before that is an error.
+    Nothing is downloaded. Without the released files the encoder can be built, to print a configuration or load a
+    checkpoint, but not used.
 
     Args:
         pretrained: folder with released weights, or a name in the local cache of transformers; None starts from random
             weights. The sizes below must match the files.
         hidden_size: width of the hidden states, the `feature_dim`.
         max_tokens: number of position embeddings.
-        initializer_range: deviation of random weights. BERT's fits its width; in a narrow network such a small one
-            leaves the first token without a trace of the others.
+        initializer_range: standard deviation of random weights. BERT's suits its width; in a narrow network, it is so
+            small that the first token hardly depends on the others.
 
     Shapes:
         tokens int64 [B, L], mask bool [B, L] -> [B, feature_dim]
@@ -83,8 +83,8 @@ class BertEncoder(nn.Module):
     def forward_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Last hidden states [B, L, feature_dim] of tokens [B, L].
 
-        By default `mask` (bool [B, L]) leaves out the padding, 0; the first token always counts. Masked states are
-        meaningless.
+        `mask` (bool [B, L]) selects the tokens that count: by default all but the padding, 0. The first always counts.
+        Masked states are meaningless.
         """
         self.require_weights()
         if tokens.shape[1] > self.max_tokens:
@@ -92,8 +92,8 @@ class BertEncoder(nn.Module):
         mask = tokens != 0 if mask is None else mask.bool()
         # A row without tokens would divide by zero in attention.
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        # In four dimensions transformers takes a mask as it is; it would ask one of two whether it masks anything,
-        # which makes the host wait for the accelerator.
+        # transformers takes a 4-D mask as is. It looks at the values of a 2-D mask, which makes the host wait for the
+        # accelerator.
         try:
             return self.bert(tokens, attention_mask=mask[:, None, None, :]).last_hidden_state
         except IndexError:
@@ -110,8 +110,8 @@ class BertEncoder(nn.Module):
 
 def _too_few_embeddings(size: int) -> ValueError:
     return ValueError(
-        f"tokens: an id is not below vocabulary_size={size}: raise the encoder's vocabulary_size to the number of the "
-        "tokenizer's pieces, or give the encoder the tokenizer that it was made for"
+        f"tokens: an id is outside vocabulary_size={size}: raise the encoder's vocabulary_size to the tokenizer's, or "
+        "use the tokenizer that the encoder was trained with"
     )
 
 
@@ -122,14 +122,14 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
 
     loader: Any = BertModel
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # It reports the heads of the pre-training tasks as unexpected at every start; what is missing is checked below.
+    # Silence its warning about unused pre-training heads; missing weights are checked below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         found = BertConfig.from_pretrained(pretrained, local_files_only=True)
         for name, wanted in sizes.items():
             if getattr(found, name) != wanted:
-                raise ValueError(f"{name} is {getattr(found, name)} there and {wanted} in the configuration")
+                raise ValueError(f"{name} is {getattr(found, name)} in the files, but {wanted} in the configuration")
         model, report = loader.from_pretrained(
             pretrained,
             add_pooling_layer=False,
@@ -139,7 +139,7 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
             **options,
         )
         if report["missing_keys"]:
-            raise ValueError(f"tensors of a BERT are missing, among them {min(report['missing_keys'])}")
+            raise ValueError(f"BERT's tensors are missing, such as {min(report['missing_keys'])}")
     except OSError:
         raise FileNotFoundError(
             f"text_encoder.pretrained: {pretrained} is neither a folder with config.json and model.safetensors nor in "
@@ -152,7 +152,7 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    # transformers hands it over for inference, with its dropout off.
+    # transformers returns it in evaluation mode.
     return model.train()
 
 
@@ -183,8 +183,8 @@ class GRUEncoder(nn.Module):
         """Unit vectors [B, feature_dim], float32 or more, of tokens [B, L] padded at the end (`lengths`: nonzero)."""
         if lengths is None:
             lengths = (tokens != 0).sum(1)
-        # The network only looks back, so padding at the end changes no earlier state. Running over it is cheaper than
-        # packing, for which the host would have to wait for the lengths.
+        # Padding at the end changes no earlier state. Running over it is cheaper than packing, for which the host
+        # would have to wait for the lengths.
         try:
             embedded = self.embed(tokens)
         except IndexError:

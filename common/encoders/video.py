@@ -15,7 +15,7 @@ STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "poo
 
 
 class SpatioTemporalBlock(nn.Module):
-    """Residual block of two (spatial, temporal) pairs of convolutions, normalized once on the sum with the residual.
+    """Residual block of two (spatial, temporal) pairs of convolutions; the last normalization follows the addition.
 
     Args:
         out_channels: of the output and of every convolution inside (no widening in the middle).

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Added to denominators at padded places; their numerators are zero.
+#: Added to denominators at padded positions, whose numerators are zero.
 _PADDED = 1e4
 
 
@@ -17,10 +17,10 @@ def word_region_alignment(
     region_mask: Tensor,
     matched: Tensor,
 ) -> Tensor:
-    """Bring the words of matching pairs near their regions and those of other pairs away from them (WRA).
+    """Pull words toward their regions in matching pairs, and push them away in the others (WRA).
 
-    The distances of the matching pairs minus those of the others, over the number of pairs. UNITER and ViLT use the
-    weight 0.1; UNITER's masks count all tokens, ViLT's leave the special ones out.
+    Sum of the distances of matching pairs minus those of the others, divided by the number of pairs. UNITER and ViLT
+    use the weight 0.1; UNITER's masks include special tokens, ViLT's don't.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B] -> scalar
@@ -40,9 +40,9 @@ def word_region_distance(
     beta: float = 0.5,
     iterations: int = 50,
 ) -> Tensor:
-    """Cost of the cheapest plan that moves the words of every pair to its regions; zero without words or regions.
+    """Optimal transport cost from the words of every pair to its regions; zero without words or regions.
 
-    Gradient flows through the costs, not the plan. Float32 or float64, since half precision would lose the plan.
+    Gradients flow through the costs, not the plan. Always in float32 or float64: half precision is too coarse.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B]
@@ -69,14 +69,13 @@ def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask:
 def transport_plan(
     cost: Tensor, word_mask: Tensor, region_mask: Tensor, beta: float = 0.5, iterations: int = 50
 ) -> Tensor:
-    """Plan between words and regions of equal weight each, by IPOT, for all pairs at once. Without gradient.
+    """Transport plan between uniformly weighted words and regions, by IPOT, for all pairs at once; no gradient.
 
-    After enough iterations unmasked rows sum to one over the pair's regions; unmasked columns do exactly, over its
-    words.
+    The sum of an unmasked column is 1 / words, and that of an unmasked row converges to 1 / regions.
 
     Args:
         cost: zero if masked out.
-        beta: step; a smaller one needs fewer iterations and gives a harder plan.
+        beta: step size; smaller values need fewer iterations and give a sharper plan.
 
     Shapes:
         cost [B, L, R]; word_mask bool [B, L]; region_mask bool [B, R] -> [B, R, L]

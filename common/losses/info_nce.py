@@ -12,7 +12,7 @@ def info_nce(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -
 
     Positives don't compete with each other: the loss of positive `p` is `-log(exp(p) / (exp(p) + sum_k exp(n_k)))`,
     averaged over positives and batch. Scores are already divided by the temperature. `mask` selects the negatives
-    (default: all); an anchor without any costs nothing.
+    (default: all); an anchor without negatives has zero loss.
 
     Shapes:
         positives [B, P]; negatives [B, K]; mask broadcasts to [B, K] -> scalar
@@ -26,7 +26,7 @@ def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | Non
     """`info_nce` before the average over the batch: [..., P], [..., K] and a mask broadcast to [..., K] -> [...]."""
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)
     if mask is not None:
-        # Finite, so that an anchor without any negative has the gradient zero instead of infinity minus infinity.
+        # Finite, so that an anchor without negatives has zero gradient instead of NaN.
         negatives = negatives.masked_fill(~mask, torch.finfo(negatives.dtype).min / 2)
     log_noise = torch.logsumexp(negatives, dim=-1, keepdim=True)
     return F.softplus(log_noise - positives).mean(dim=-1)

@@ -1,4 +1,4 @@
-"""Does a text belong to an image? Two-way classification of pairs, and a choice among candidates."""
+"""Image-text matching: binary classification of pairs, and a choice among candidates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
 
 
 def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the true one of N candidates: softmax over the candidates, and a yes or no for each.
+    """Pick the true one of N candidates: softmax over the candidates, and binary classification of each.
 
     Returns the cross entropy, averaged over groups, and the binary cross entropy, averaged over candidates; in nats.
 
     Shapes:
-        logits [G, N]; position of the true one int64 [G] -> two scalars
+        logits [G, N]; index of the true one int64 [G] -> two scalars
 
     Source: docs/papers/m3p.md [6.2] (MC-VLM).
     """
@@ -36,10 +36,10 @@ def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
 
 
 def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Every image with every text of a batch of true pairs: `candidate_matching` both ways.
+    """`candidate_matching` in both directions, among all images and texts of a batch of true pairs.
 
-    The diagonal of `logits` (image i, text j) holds the true pairs. Pairs with an equal number in `group` show the same
-    thing and are no negatives of each other; one equal number of K is enough.
+    The diagonal of `logits` (image i, text j) holds the true pairs. Pairs that share one of the K numbers in `group`
+    show the same thing and are not negatives of each other.
 
     Shapes:
         logits [B, B]; group [B] or [B, K] -> two scalars
@@ -55,7 +55,7 @@ def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tens
         group = group.view(len(group), -1)
         counted = (group[:, None] != group[None, :]).all(2) | target.bool()
         binary = (binary * counted).sum() / counted.sum()
-        # Finite, so that the gradient of a score that does not count is zero and never a NaN.
+        # Finite, so that excluded scores have zero gradient instead of NaN.
         logits = logits.masked_fill(~counted, torch.finfo(logits.dtype).min / 2)
     pairs = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2, binary

@@ -39,8 +39,8 @@ class MemoryBank(Replicated):
     def write(self, index: Tensor, embeddings: Tensor) -> None:
         """Blend the rows of a batch with its embeddings: row <- normalize(m * row + (1 - m) * embedding).
 
-        The batch is that of all ranks in rank order, its embeddings unit vectors. Every occurrence of a repeated item
-        blends with the old row, and the last one is kept, on every device.
+        Takes the unit embeddings of all ranks, in rank order. Every occurrence of a repeated item blends with the old
+        row, and the last one is kept.
 
         Shapes:
             index [B]; embeddings [B, d]

@@ -62,7 +62,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def share_of_mean(count: int, device: torch.device) -> Tensor | float:
-    """Weight of a mean over `count` items of this process, so that the average over processes is one over all items."""
+    """Weight of this process's mean over `count` items that makes the average over processes the mean of all items."""
     if not is_distributed():
         return 1.0
     mean = mean_over_ranks(torch.tensor(float(count), device=device))
@@ -74,7 +74,7 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
     """Overwrite `tensor` on every rank with rank 0's values."""
     if not is_distributed():
         return
-    # A strided view (banks that share one storage) cannot be sent as it is.
+    # A strided view (of banks that share one storage) cannot be sent.
     flat = tensor.detach().contiguous()
     dist.broadcast(flat, src=0)
     if flat.data_ptr() != tensor.data_ptr():
@@ -82,7 +82,7 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
 
 
 def checksum(values: Tensor) -> Tensor:
-    """Sum of integers of any shape, int64 scalar, which also changes if rows or columns are swapped."""
+    """Checksum of integers of any shape, int64 scalar, that also depends on their order."""
     # Position-dependent odd weights; integer overflow just wraps.
     values = values.long().flatten()
     return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
@@ -102,7 +102,7 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
 
 
 class Replicated(nn.Module):
-    """A module whose buffers every rank holds and updates in the same way."""
+    """A module whose buffers every rank holds and updates identically."""
 
     @torch.no_grad()
     def synchronize(self) -> None:
@@ -111,19 +111,19 @@ class Replicated(nn.Module):
             broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
 
     @torch.no_grad()
-    def check_replicas(self, name: str = "the memory", rows: int = 1024) -> None:
-        """Raise RuntimeError unless the buffers of all ranks agree bit for bit; of vectors `rows` are compared."""
+    def check_replicas(self, name: str = "the memory") -> None:
+        """Raise RuntimeError unless the buffers of all ranks are equal bit by bit; compares at most 1,024 vectors."""
         parts = []
         for buffer in self.buffers():
             if buffer.is_floating_point():
-                sample = torch.linspace(0, len(buffer) - 1, min(rows, len(buffer)), device=buffer.device).long()
+                sample = torch.linspace(0, len(buffer) - 1, min(1024, len(buffer)), device=buffer.device).long()
                 buffer = buffer.index_select(0, sample).view(torch.int32)
             parts.append(checksum(buffer))
         require_equal_over_ranks(torch.stack(parts), name)
 
 
 def ranks_apart(step: int) -> Any:
-    """The process group of this rank and those a multiple of `step` away; all ranks ask in the same order."""
+    """Process group of the ranks that are a multiple of `step` away, and this one; collective."""
     return _ranks_apart(dist.group.WORLD, step)
 
 
@@ -136,16 +136,16 @@ def _ranks_apart(world: Any, step: int) -> Any:
 def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
     """Concatenate the tensors of several ranks in rank order, with gradients; [B, ...] -> [W * B, ...].
 
-    A rank gets back the sum of the gradients on all ranks. If all ranks compute the same loss of the joint batch and
-    then average the gradients of their weights, these equal those of one process with that batch. Every rank must pass
-    the same shape and type.
+    The backward pass sums the gradients of all ranks. If every rank computes the same loss of the global batch and
+    the gradients of weights are averaged, these equal those of a single process. Every rank must pass the same shape
+    and type.
     """
     return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
 
 @torch.no_grad()
 def average_in_place(tensors: list[Tensor]) -> None:
-    """Replace each of some tensors of one type by its mean over ranks, in one message."""
+    """Replace tensors of one type by their means over ranks, in one message."""
     if not is_distributed() or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])

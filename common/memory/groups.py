@@ -1,8 +1,8 @@
 """Groups of samples that are compared or normalized together, on any number of devices.
 
-A batch of B samples has G = B / size groups, and sample p of the joint batch is in group p mod G. Rank r of W holds
-samples r, r + W, ... (`common.data.samplers`): whole groups if W divides G, and a part of one group, that of rank r mod
-G, if G divides W. So neither a sample's group nor the result depends on the number of devices.
+A global batch of B samples has G = B / size groups, and sample p is in group p mod G. Rank r of W holds samples r,
+r + W, ... (`common.data.samplers`): whole groups if W divides G, or a part of group r mod G if G divides W. So neither
+a sample's group nor the result depends on the number of devices.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def require_groups(field: str, size: int | None, batch_size: int, devices: int) 
         fitting = [n for n in range(1, batch_size + 1) if not batch_size % n and (not groups % n or not n % groups)]
         raise ValueError(
             f"{field} is {size}: the {groups} groups of data.batch_size {batch_size} cannot be shared by {devices} "
-            f"devices. Numbers of devices that can: {', '.join(map(str, fitting))}"
+            f"devices. Use one of: {', '.join(map(str, fitting))}"
         )
 
 
 def groups_here(field: str, samples: int, size: int | None) -> int:
-    """How many groups a rank's samples make; 1 as well if they are a part of one."""
+    """Number of groups among a rank's samples; also 1 if they are a part of one."""
     if size is None or samples <= size:
         return 1
     if samples % size:
-        raise ValueError(f"{field} is {size}, which does not divide the {samples} samples here")
+        raise ValueError(f"{field} is {size}, which does not divide the {samples} samples of a rank")
     return samples // size
 
 
 def shared_with(samples: int, size: int | None) -> Any:
-    """The ranks that share this rank's group, including it; None if it shares none."""
+    """Process group of the ranks that share this rank's group of samples; None if it is not shared."""
     if not is_distributed():
         return None
     together = world_size() if size is None else min(size // samples, world_size())

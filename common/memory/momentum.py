@@ -42,7 +42,7 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Move the average; call it before the optimizer step."""
+        """Update the average; call it before the optimizer step."""
         update_average(self.key.parameters(), self.query.parameters(), momentum)
         if self.copy_buffers:
             self._copy(self.key.buffers(), self.query.buffers())

@@ -21,8 +21,8 @@ class KeyQueue(Replicated):
     Every rank holds the full queue. `enqueue` gathers the keys of all ranks in rank order and writes the same rows
     everywhere, so the copies stay equal without broadcasts after the start. All of it is in the state dict.
 
-    The queue starts with random unit vectors. `warm` says whether unwritten slots count as negatives: `random`, as in
-    MoCo, or `masked`, not. They never count as positives.
+    The queue starts with random unit vectors. Until they are overwritten, `warm` decides whether they count as
+    negatives: yes for `random`, as in MoCo, no for `masked`. They never count as positives.
 
     Args:
         size: number of keys, K.
@@ -74,10 +74,10 @@ class KeyQueue(Replicated):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Write the unit keys of all ranks over the oldest ones. All ranks must call it together, with equal batches.
+        """Replace the oldest keys with the unit keys of all ranks, which must all call this, with batches of one size.
 
-        A batch wraps around the end of the queue; of one larger than the queue the last `size` keys stay. `image_id` is
-        not negative (unknown by default); a queue with tags needs `tags`.
+        Of a batch larger than the queue, the last `size` keys are kept. `image_id` is not negative (unknown by
+        default); a queue with tags needs `tags`.
 
         Shapes:
             keys [B, d]; image_id [B]; tags [B, T]
@@ -130,7 +130,7 @@ class KeyQueue(Replicated):
         if image_id is None:
             return None if written is None else written[None]
         mask = self.image_id != image_id[:, None]
-        # Unknown images are not the same image.
+        # An unknown image matches no other.
         mask |= self.image_id < 0
         if written is not None:
             mask &= written
@@ -180,7 +180,7 @@ def _blocks(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice, these rows in `dtype`). The next block may overwrite the one before."""
     limit = _BLOCK_BYTES * (1 if rows.device.type == "cpu" else 64)
     step = min(len(rows), max(1, limit // (rows.shape[1] * dtype.itemsize)))
-    # One buffer for all blocks: fresh pages from the system would cost a CPU far more than the conversion.
+    # One buffer for all blocks: on a CPU, allocating each would take far longer than the conversion.
     buffer = None if rows.dtype == dtype else rows.new_empty(step, rows.shape[1], dtype=dtype)
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))

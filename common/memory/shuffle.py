@@ -1,4 +1,4 @@
-"""Exchanges the rows of a batch over all ranks, so a key is not normalized with the samples of its query."""
+"""Shuffles a batch over all ranks (MoCo's shuffling BN), so a key is not normalized together with its query."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from common.memory.collective import all_gather_concat, broadcast_from_rank_zero
 
 
 def order_over_groups(rows: Tensor) -> Tensor:
-    """A random order of the joint batch, which gives the same groups on any number of devices.
+    """A random order of the global batch that gives the same groups on any number of devices.
 
-    Rank r of W encodes positions r, r + W, ... of it, just as it holds those samples.
+    Rank r of W encodes positions r, r + W, ..., as it does without shuffling.
     """
     ranks, own = world_size(), len(rows)
     order = torch.randperm(ranks * own, device=rows.device)
@@ -26,7 +26,7 @@ def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
     """Exchange the rows of all ranks in a given order.
 
     Shapes:
-        rows [N, ...], as many on every rank; permutation [W * N], equal on every rank -> [N, ...]
+        rows [N, ...], N the same on every rank; permutation [W * N], equal on every rank -> [N, ...]
 
     Source: docs/papers/mct.md [6].
     """

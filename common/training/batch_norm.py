@@ -1,12 +1,11 @@
 """Batch normalization over groups of a fixed number of samples, on any number of devices.
 
-torch normalizes over one device's samples, which makes the number of devices a hyperparameter. Here a device with
-several groups normalizes each separately, and devices that share a group exchange its statistics.
-`common.memory.groups` says which samples form a group.
+PyTorch normalizes over the samples of one device, so results depend on the number of devices. Here a device normalizes
+each of its groups separately, and devices that share a group exchange statistics. `common.memory.groups` defines which
+samples form a group.
 
-The running statistics are those of a batch's first group, as in DDP and DataParallel, which keep the first device's
-buffers. Training does not read them, so they are sent to the other devices only before they are read
-(`share_buffers`).
+Running statistics come from a batch's first group, as in DDP and DataParallel, which keep the first device's buffers.
+Training doesn't read them, so `share_buffers` sends them to the other devices only before they are needed.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from common.memory.groups import join_groups, require_groups, split_groups
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
-    """How many devices share a group's statistics; None if plain batch normalization does the same.
+    """Number of devices that share a group; None if plain batch normalization gives the same result.
 
     Args:
-        group: samples that share statistics; at most the batch counts.
+        group: samples that share statistics; capped at the batch size.
         batch_size: global batch, divisible by `devices`.
     """
     own, group = batch_size // devices, min(group, batch_size)
@@ -35,7 +34,7 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
-    """Replace batch normalizations by grouped ones (see `devices_of_group`) on all processes, in place."""
+    """Replace batch normalization layers with grouped ones, in place; all processes must call this."""
     shared = devices_of_group(group, batch_size, devices)
     if shared is None:
         return
@@ -47,10 +46,10 @@ def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Copy the first process's buffers to the others, except those that DDP is told to ignore; collective."""
-    alone = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    """Broadcast rank 0's buffers, except those that DDP ignores; all processes must call this."""
+    ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     for name, buffer in module.named_buffers():
-        if name not in alone:
+        if name not in ignored:
             broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
 
 
@@ -58,7 +57,7 @@ def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
     """Mean, biased variance and count of each channel over several processes, with gradient.
 
     Args:
-        x: in float32 or more; equally many values on every process, so that means of means are means.
+        x: at least float32, with the same number of values on every process.
 
     Shapes:
         x [B, C, ...] -> mean [C], variance [C]
@@ -74,9 +73,9 @@ class GroupedBatchNorm(_BatchNorm):
     """Batch normalization over groups of samples; plain in evaluation.
 
     Args:
-        layer: the plain one, whose weights and buffers it takes.
-        group: rows of a group. A network with several rows per sample (clips of a video) counts each.
-        processes: the processes that share one group; None if this one holds whole groups.
+        layer: the layer to replace; its weights and buffers are reused.
+        group: rows per group; a network with several rows per sample (clips of a video) counts each.
+        processes: process group that shares one group; None if this process holds whole groups.
 
     Shapes:
         [B, C, ...] -> the same; without `processes`, B is a multiple of `group`.
@@ -101,11 +100,9 @@ class GroupedBatchNorm(_BatchNorm):
 
     def _within(self, x: Tensor) -> Tensor:
         if len(x) % self.group:
-            raise ValueError(
-                f"batch_norm_group is {self.group}, but a layer sees {len(x)} samples, which it must divide"
-            )
+            raise ValueError(f"batch_norm_group ({self.group}) must divide the {len(x)} samples that a layer sees")
         first, *others = split_groups(x, len(x) // self.group)
-        done = [super().forward(first)]  # moves the running statistics
+        done = [super().forward(first)]  # updates the running statistics
         done += [F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps) for y in others]
         return join_groups(done)
 

@@ -27,7 +27,7 @@ from common.types import NonNegativeInt, PositiveInt
 
 
 class StepSeed(Callback):
-    """Seeds global generators per training batch from (seed, batch counter, rank), so a resumed run is equal."""
+    """Seeds the global generators before every training batch from (seed, batch counter, rank), to resume exactly."""
 
     def __init__(self, seed: NonNegativeInt = 0) -> None:
         self.seed = seed
@@ -46,8 +46,8 @@ class StepSeed(Callback):
 class StopOnNonFiniteLoss(Callback):
     """Stops the run if the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
 
-    The flag stays on the device and is read every `every_n_steps` steps and before a checkpoint, so no step waits for
-    the device. A single CPU process reads it at every step.
+    To avoid a device sync at every step, the result is read every `every_n_steps` steps and before a checkpoint. A
+    single CPU process reads it at every step.
     """
 
     def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:
@@ -98,7 +98,7 @@ class StopOnNonFiniteLoss(Callback):
         self._stops = True
         trainer.save_checkpoint(path)
         if step < 0:
-            raise NonFiniteLossError(f"the loss is not finite on another rank; its message has the samples. See {path}")
+            raise NonFiniteLossError(f"the loss is not finite on another rank, which lists the samples. See {path}")
         raise NonFiniteLossError(
             f"the loss is not finite at batch {step} (rank {trainer.global_rank}); samples of that batch: {listed}. "
             f"The state is saved in {path}; the last good checkpoint, if any, is next to it. Lower the learning "
@@ -107,7 +107,7 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class CheckReplicas(Callback):
-    """Periodically compares the state that all ranks must share: every part with `check_replicas(name)`."""
+    """Periodically calls `check_replicas(name)` of the submodules that have it, to compare state that ranks share."""
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
@@ -137,14 +137,13 @@ class SamplesForAll(Callback):
                 if 0 < (count := len(loader.dataset)) < trainer.world_size:
                     what = {"val": "validation"}.get(name, name)
                     raise ValueError(
-                        f"trainer.devices: the {what} has {count} sample{'s' * (count > 1)}, fewer than the "
-                        f"{trainer.world_size} processes (trainer.devices x trainer.num_nodes), and each needs one: "
-                        "run it on fewer devices, or with more samples"
+                        f"trainer.devices: the {what} set has {count} sample{'s' * (count > 1)}, fewer than the "
+                        f"{trainer.world_size} processes (trainer.devices x trainer.num_nodes); use fewer devices"
                     )
 
 
 class EpochCount(Callback):
-    """Counts an epoch after a resume from the previous one's last batch; otherwise a second resume trains too long."""
+    """Corrects the epoch count after a resume from an epoch's last batch; otherwise a second resume trains too long."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -157,7 +156,7 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes the kept checkpoint of the step of a resume if it is missing; other stages may need it."""
+    """Writes the permanent checkpoint of the step that a run resumes from, if missing; other stages may need it."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loop = trainer.fit_loop
@@ -176,10 +175,10 @@ class MissedCheckpoints(Callback):
 
 
 class Sessions(Callback):
-    """Carries the seconds and code revisions of a stage's sessions across restarts, in its checkpoints.
+    """Keeps a stage's training time and code revisions in its checkpoints, across restarts.
 
     Args:
-        resumed: called by rank 0 with the optimizer step and the batch to resume from; they differ if a batch makes
+        resumed: called on rank 0 with the optimizer step and the batch to resume at; they differ if a batch makes
             several updates.
     """
 
@@ -201,7 +200,7 @@ class Sessions(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:  # the test that follows reads what this very session wrote
+        if trainer.state.fn != TrainerFn.FITTING:  # the test after training loads a checkpoint of this session
             return
         self._earlier, before = checkpoint["wall_seconds"], checkpoint["git"]
         now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
@@ -214,7 +213,7 @@ class Sessions(Callback):
 
 
 class Progress(Callback):
-    """Writes progress to a file every `every` seconds, which waits for the loss, and deletes it after training."""
+    """Writes progress to a file every `every` seconds, which syncs the device, and deletes it after training."""
 
     def __init__(self, path: Path, every: float = 1.0) -> None:
         self.path, self.every = path, every
@@ -232,7 +231,7 @@ class Progress(Callback):
         share = self._share(trainer, step)
         began, at = self._began = self._began or (now, share)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        # Automatic optimization reports a share of the batch's loss.
+        # Automatic optimization divides the loss by accumulate_grad_batches.
         parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         told = {
             "step": trainer.global_step,
@@ -240,7 +239,7 @@ class Progress(Callback):
             "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,
         }
-        # Writers of important files report a full disk.
+        # Progress is optional; writers of other files report a full disk.
         with suppress(OSError):
             self.path.write_text(json.dumps(told), encoding="utf-8")
 
@@ -259,15 +258,13 @@ class Progress(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Replaces a checkpoint atomically; Lightning's writer leaves half a file after a kill or on a full disk."""
+    """Writes checkpoints atomically; Lightning leaves a partial file after a kill or on a full disk."""
 
     def __init__(self, module: str, before: Callable[[], None] = lambda: None) -> None:
         self.module = module
         self.before = before
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; if that fails, an older one is unchanged."""
-
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
                 torch.save({**checkpoint, "module": self.module}, file)
@@ -276,7 +273,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             write_whole(path, write)
         except (OSError, RuntimeError) as error:
-            # The archive's writer hides the disk's error behind its own.
+            # torch.save hides the disk's error behind a RuntimeError.
             cause = error if isinstance(error, OSError) else error.__context__
             reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
             raise StageError(
@@ -290,5 +287,5 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().load_checkpoint(path, *options, **named)
         except (PermissionError, MemoryError) as error:
             raise StageError(f"{path} cannot be read: {error}") from error
-        except Exception as error:  # the reader of a damaged file raises anything
-            raise StageError(f"{path} is damaged ({error!s:.200}): delete it, and the stage starts again") from error
+        except Exception as error:  # reading a damaged file can raise anything
+            raise StageError(f"{path} is damaged ({error!s:.200}): delete it to restart the stage") from error

@@ -26,12 +26,12 @@ from common.types import Fraction, NonNegativeInt, PositiveInt
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
 
-#: Batches that each loader process may prefetch: fewer make it wait while others finish, more didn't help.
+#: Limits of the batches that each loader process prefetches: with fewer it idles, and more didn't help.
 LEAST_AHEAD, MOST_AHEAD = 2, 4
 
 
 class LateLoader(DataLoader[Any]):
-    """Starts its processes at the first batch: Lightning asks for an iterator before it reads the checkpoint."""
+    """Starts its processes at the first batch: Lightning creates the iterator before it loads the checkpoint."""
 
     def __iter__(self) -> Any:
         start = super().__iter__
@@ -43,13 +43,13 @@ class LateLoader(DataLoader[Any]):
 
 
 class PartsLoader(DataLoader[Any]):
-    """Joins parts of batches from loader processes, one batch ahead: whole batches in each would take too much memory.
+    """Joins parts of batches that loader processes make, one batch ahead; takes less memory than whole batches.
 
     Args:
-        kind: class of the loader of parts.
-        part: samples of a part; divides the batch.
-        stacked: whether samples are equal tensors, which are copied into the batch as they arrive.
-        options: of the loader of whole batches.
+        kind: loader class for the parts.
+        part: samples per part; divides the batch size.
+        stacked: whether samples are tensors of one shape, which are copied into the batch as they arrive.
+        options: of a loader of whole batches.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PartsLoader(DataLoader[Any]):
             done = [self._join(parts)]
             while done[0] is not None:
                 ahead = thread.submit(self._join, parts)
-                yield done.pop()  # keeps no reference to it
+                yield done.pop()  # and drop the reference
                 done.append(ahead.result())
 
     def _join(self, parts: Iterator[Any]) -> Any:
@@ -97,13 +97,13 @@ class ShardedDataModule(pl.LightningDataModule):
     """Base of the data modules: a data set or its miniature, and resumable loaders.
 
     Args:
-        dataset: `root` is the folder of its files. None if a module reads several data sets.
-        world: miniature that replaces the files of the data set; None for real data.
+        dataset: the data set, whose files are in `root`; None if a module reads several.
+        world: miniature that replaces the data set's files; None for real data.
         batch_size: global batch; the per-device batch is derived.
         num_workers: loader processes per device.
         cache_bytes: memory for decoded files; 0 decodes them every time.
         in_flight_bytes: memory for the batches that the loader processes of a node prepare (`loader_plan`).
-        max_skipped_fraction: the run stops if more than this share of the files is broken.
+        max_skipped_fraction: the run fails if more than this share of the files is broken.
 
     Attributes:
         needs_sound: whether clips without sound are skipped.
@@ -142,7 +142,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
     @property
     def credit(self) -> str:
-        """Line to print under pictures of these data; may be empty."""
+        """Attribution to print under figures with these images; may be empty."""
         return "" if self.world is None else self.world.credit
 
     @property
@@ -154,11 +154,11 @@ class ShardedDataModule(pl.LightningDataModule):
     def training_loader(
         self, dataset: Dataset[Any], collate_fn: Collate | None = None, batches_at_once: int = 1
     ) -> DataLoader[Any]:
-        """Loader of an epoch in an order given by (seed, epoch), resumable within one.
+        """Loader whose order depends only on (seed, epoch); a run can resume within an epoch.
 
         Args:
             dataset: takes `(epoch, item)` keys, like every `ItemDataset`.
-            batches_at_once: batches that a training step splits again.
+            batches_at_once: batches per loader batch, which the training step splits.
         """
         trainer = self.trainer
         assert trainer is not None
@@ -175,23 +175,23 @@ class ShardedDataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
         )
-        self._goes_on(sampler)
+        self._resume(sampler)
         self._used["training"] = dataset
         batch_size = batches_at_once * self.batch_size // trainer.world_size
         return self.loader(dataset, sampler, batch_size, collate_fn, LateLoader, (0, 0))
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Resumable loader of a data set of whole steps with `(epoch, step)` keys and one epoch's length."""
+        """Resumable loader for a data set of whole batches, with `(epoch, step)` keys."""
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
-        self._goes_on(sampler)
+        self._resume(sampler)
         return self.loader(dataset, sampler, None, None, LateLoader, (0, 0))
 
-    def _goes_on(self, sampler: EpochSampler) -> None:
+    def _resume(self, sampler: EpochSampler) -> None:
         trainer = self.trainer
         assert trainer is not None
 
         def position() -> tuple[int, int]:
-            """Epoch and batch to start at, read late because the loader may be made before the checkpoint is read."""
+            """Epoch and batch to start at, read late: the loader may be created before the checkpoint is loaded."""
             batches = sampler.batches_per_epoch
             if isinstance(trainer.limit_train_batches, int):
                 batches = min(batches, trainer.limit_train_batches)
@@ -209,7 +209,7 @@ class ShardedDataModule(pl.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         self._used[role] = dataset
-        # Every item once over all ranks, which may differ by one: a step must not wait for other ranks.
+        # Ranks may differ by one item, so a step must not wait for the others.
         sampler = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
         return self.loader(dataset, sampler, batch_size, collate_fn)
 
@@ -222,7 +222,7 @@ class ShardedDataModule(pl.LightningDataModule):
         kind: type[DataLoader[Any]] = DataLoader,
         key: Any = 0,
     ) -> DataLoader[Any]:
-        """Loader with as many processes as memory allows; `key` is of any sample."""
+        """Loader with as many processes as memory allows; `key` selects the sample to measure."""
         assert self.trainer is not None
         workers, ahead, part = min(self.num_workers, usable_cores()), None, batch_size
         items = _items_of(dataset)
@@ -230,7 +230,7 @@ class ShardedDataModule(pl.LightningDataModule):
             # A cache filled before the fork is shared by all workers and by all stages of this process.
             items.fill_cache()
         if workers:
-            # A sample depends only on its key, so making one here changes no later one.
+            # A sample depends only on its key, so making one here doesn't change later ones.
             sample = dataset[key]
             stacked = collate_fn is None and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(sample))
             budget = self.in_flight_bytes // self.trainer.num_devices
@@ -260,7 +260,7 @@ class ShardedDataModule(pl.LightningDataModule):
             if items is None:
                 continue
             if dist.is_available() and dist.is_initialized():
-                # Ranks read different files; a file is broken if any rank found it so.
+                # Ranks read different files, so combine what they skipped.
                 flags = items.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
                 dist.all_reduce(flags, op=dist.ReduceOp.MAX)
                 items.skipped.flags.copy_(flags.cpu())
@@ -275,12 +275,12 @@ class ShardedDataModule(pl.LightningDataModule):
 
 
 def _leave_the_group(worker: int) -> None:
-    """Keep signals to the process group (`timeout`, `kill -- -GROUP`) from a loader; the main process saves first."""
+    """Shield a loader process from signals to the process group (`timeout`): the main process saves first."""
     os.setpgid(0, 0)
 
 
 class LoaderPlan(NamedTuple):
-    """Processes of a loader, parts that each prepares ahead, samples of a part, and the bytes that all hold at most."""
+    """Number of processes, parts that each prefetches, samples per part, and peak memory in bytes."""
 
     workers: int
     ahead: int
@@ -289,10 +289,10 @@ class LoaderPlan(NamedTuple):
 
 
 def loader_plan(budget: int, sample_bytes: int, batch_size: int, workers: int, stacked: bool = True) -> LoaderPlan:
-    """Divide `budget` bytes of a device: a process holds what is ahead and what it makes.
+    """Fit a loader into `budget` bytes per device; a process holds its prefetched parts and the one it makes.
 
-    If two whole batches ahead of each process do not fit, processes make parts of batches. The main process then holds
-    the batch it joins, and also its samples and a pinned copy if they are not `stacked`. Processes are reduced last.
+    If two prefetched batches per process do not fit, processes make parts of batches. The main process then holds the
+    batch that it joins, and without `stacked` also its samples and a pinned copy. Processes are reduced last.
     """
     sample, batch = max(sample_bytes, 1), max(batch_size * sample_bytes, 1)
     whole = min(budget // (workers * batch) - 1, MOST_AHEAD)

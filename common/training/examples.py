@@ -1,4 +1,4 @@
-"""Made-up batches from a data module's `example_batch`, for estimates and measurements without data."""
+"""Synthetic batches from a data module's `example_batch`, for estimates and measurements without data."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from torch import Tensor
 
 
 class Draw:
-    """Made-up tensors on the CPU; `empty` ones are zeros, which take no memory until read."""
+    """Random CPU tensors; zeros with `empty`, which take no memory until read."""
 
     def __init__(self, seed: int = 0, empty: bool = False) -> None:
         self.empty = empty
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal float32."""
         return torch.zeros(shape) if self.empty else torch.randn(shape, generator=self._generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform float32 in [0, 1)."""
         return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
@@ -35,9 +33,9 @@ class Example:
     """Replaces a data module in training.
 
     Attributes:
-        batch: of one device, as the collate function makes it.
-        batches: per epoch, by the published size of the data set; None if unknown.
-        facts: attributes that a data module has after setup and a module asks for.
+        batch: of one device, as collated.
+        batches: per epoch, for the published size of the data set; None if unknown.
+        facts: attributes of the data module after setup that the model reads.
     """
 
     batch: Any
@@ -46,5 +44,5 @@ class Example:
 
 
 def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
-    """Whole batches of some items; None if their number is unknown."""
+    """Whole batches per epoch, at least one; None if the number of items is unknown."""
     return None if items is None else max(items // global_batch, 1)

@@ -1,4 +1,4 @@
-"""Noise of the joint batch, of which rank r of W holds samples r, r + W, ...; a resumed run draws the same."""
+"""Random numbers for the global batch, the same on any number of devices and after a resume."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def batch_generator(module: pl.LightningModule, seed: int) -> torch.Generator:
 
 
 def own_rows(module: pl.LightningModule, joint: Tensor) -> Tensor:
-    """This process's rows of a tensor of the joint batch, on its device."""
+    """This process's rows of a tensor of the global batch (r, r + W, ... on rank r of W), on its device."""
     return joint[module.trainer.global_rank :: module.trainer.world_size].to(module.device, non_blocking=True)

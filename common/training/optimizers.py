@@ -1,4 +1,4 @@
-"""Optimizers made of optimizers, and learning-rate schedules as plain functions."""
+"""Wrappers of optimizers, gradient clipping, and learning-rate schedules as plain functions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 
 def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
-    """Arguments that make a torch optimizer step all parameters in one kernel, if possible.
+    """`fused=True` for a torch optimizer if the device supports it, and on the CPU only with `on_cpu`.
 
-    Not with float16, where a fused step undoes the loss scale only after gradients are clipped. On the CPU (`on_cpu`)
-    the last bits differ from those of the other kernels.
+    Not with float16, where a fused step undoes the loss scale only after gradients are clipped. On the CPU, fused
+    kernels round differently.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
     return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
@@ -24,7 +24,7 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
 
 @torch.no_grad()
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give each parameter's state the parameter's memory layout, in place, which fused steps assume."""
+    """Give optimizer state the memory layout of its parameter, in place, because fused steps assume it."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -39,7 +39,7 @@ def _scales_its_loss(module: pl.LightningModule) -> bool:
 
 
 def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
-    """Refuse half-precision weights and name what they would round; mixed precision keeps weights in float32."""
+    """Raise for half-precision weights; `rounded` says what they corrupt. Mixed precision keeps float32 weights."""
     precision = str(module.trainer.precision)
     if precision in ("bf16-true", "16-true"):
         raise ValueError(f"trainer.precision {precision} rounds {rounded}: use bf16-mixed")
@@ -51,10 +51,10 @@ def clip_by_norm(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """A module's `configure_gradient_clipping`: clips the joint norm of an optimizer's gradients as Lightning does.
+    """A module's `configure_gradient_clipping`: like Lightning's clipping by norm, also for fused optimizers in bf16.
 
-    Lightning refuses to clip for fused optimizers in every mixed precision, though bfloat16 has no loss scale to undo.
-    A norm of None or 0 doesn't clip; any algorithm but the norm is left to Lightning.
+    Lightning refuses to clip for fused optimizers in any mixed precision, though bfloat16 needs no loss scale. None or
+    0 doesn't clip; Lightning handles other algorithms.
     """
     others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
     if others or _scales_its_loss(module):
@@ -65,12 +65,12 @@ def clip_by_norm(
 
 
 def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_fraction: float) -> Any:
-    """A module's `configure_optimizers`: AdamW with a rate per part, a linear warm-up, then half a cosine.
+    """A module's `configure_optimizers`: AdamW with a learning rate per part, linear warm-up and cosine decay.
 
     Args:
-        rates: prefix of a parameter's name to its learning rate; the first match counts.
-        weight_decay: of matrices; norms and biases have none.
-        warmup_fraction: share of the steps.
+        rates: prefix of a parameter's name -> learning rate; the first match counts.
+        weight_decay: for matrices; norms and biases have none.
+        warmup_fraction: share of all steps.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -91,7 +91,7 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
 
 
 class WrappedOptimizer(Optimizer):
-    """Base of optimizers made of others over disjoint parameters: shares their parameter groups and state."""
+    """Base of optimizers that wrap others over disjoint parameters and share their parameter groups and state."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self._parts = list(parts)
@@ -101,8 +101,8 @@ class WrappedOptimizer(Optimizer):
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
         if len(states) != len(self._parts):
             raise ValueError(
-                f"the saved state holds {len(states)} optimizers, this {type(self).__name__} {len(self._parts)}: were "
-                "other losses or modules switched on?"
+                f"the checkpoint has {len(states)} optimizers, but this {type(self).__name__} {len(self._parts)}: was "
+                "it trained with other losses or modules?"
             )
         for part, state in zip(self._parts, states):
             part.load_state_dict(state)
@@ -128,7 +128,7 @@ class CombinedOptimizer(WrappedOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "parts" not in state_dict:
-            raise ValueError("the saved optimizer is not a CombinedOptimizer: it was written by another recipe")
+            raise ValueError("the checkpoint's optimizer is not a CombinedOptimizer: another recipe wrote it")
         self._load_parts(state_dict["parts"])
 
 
@@ -166,10 +166,10 @@ class Lookahead(WrappedOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "slow" not in state_dict:
-            raise ValueError("the saved optimizer is not a Lookahead: it was written by another recipe")
+            raise ValueError("the checkpoint's optimizer is not a Lookahead: another recipe wrote it")
         fast, slow = self._parameters(), state_dict["slow"]
         if slow is not None and [s.shape for s in slow] != [f.shape for f in fast]:
-            raise ValueError("the saved slow weights do not fit these parameters: it is another model")
+            raise ValueError("the checkpoint's slow weights do not fit: it is from another model")
         self._load_parts([state_dict["optimizer"]])
         self._steps = int(state_dict["steps"])
         self._slow = None if slow is None else [s.detach().to(f, copy=True) for s, f in zip(slow, fast)]
@@ -179,7 +179,7 @@ class Lookahead(WrappedOptimizer):
 
 
 class _JoinedState(MutableMapping[Tensor, Any]):
-    """State of all parts by parameter; reading never creates an entry, and writing goes to the parameter's part."""
+    """State of all parts by parameter; unlike in torch, reading never creates an entry."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self._parts = parts
@@ -226,7 +226,7 @@ def cosine_by_epoch(epochs: int, steps_per_epoch: int = 1) -> Callable[[int], fl
 
 
 def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Linear rise to one, then half a cosine to zero; the first step has the factor 1 / warmup_steps."""
+    """Linear rise to one, then half a cosine to zero; the first factor is 1 / warmup_steps."""
     if warmup_steps > total_steps:
         raise ValueError(f"warmup_steps ({warmup_steps}) must be at most the steps of the training ({total_steps})")
 

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from common.encoders.checkpoint_files import read_checkpoint
-from common.errors import StageError
 from common.monitoring.media import media_folder, write_table
 from common.protocols.generation import ImageEvaluation
 
 
 class BestWeights:
-    """The weights of a network with the highest score so far, the first of equals, on the host and in checkpoints.
+    """Keeps a network's best weights so far, on the host and in checkpoints; the first wins a tie.
 
-    Lightning's validation loop skips a run that resumes at the end of an epoch. So a module calls `compare` before the
-    first step after a period and at the end of training, then `restore`; checkpoints keep `state`.
+    Lightning skips validation in a run that resumes at the end of an epoch. So a module calls `compare` before the
+    first step of a new period and at the end of training, then `restore`; checkpoints store `state`.
 
     Args:
-        place: what counts the places where weights are compared, such as `epoch`.
+        place: unit of `compare`'s `place`, such as `epoch`; part of a metric's name.
     """
 
     def __init__(self, network: nn.Module, score: str, place: str) -> None:
@@ -43,7 +42,7 @@ class BestWeights:
     def compare(
         self, module: Any, validate: Callable[[], Mapping[str, float]], done: int, place: int, at_end: bool = False
     ) -> None:
-        """Validate and log after `done` steps, unless that has happened; every process must call this."""
+        """Validate and log after `done` steps, unless that is done; every process must call this."""
         if done <= self.compared:
             return
         module.eval()
@@ -57,7 +56,7 @@ class BestWeights:
             logger.log_metrics({f"val/{name}": value for name, value in metrics.items()}, done - at_end)
 
     def restore(self) -> None:
-        """Load the best weights into the network, which holds them from now on."""
+        """Load the best weights into the network and drop the copy."""
         if self.weights is not None:
             self.network.load_state_dict(self.weights)
         self.weights = None
@@ -66,8 +65,6 @@ class BestWeights:
         return {name: getattr(self, name) for name in ("score", "place", "compared", "weights")}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        if set(state) != set(self.state()):
-            raise StageError("the checkpoint is of an older version: delete it, and the stage starts again")
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
@@ -76,10 +73,10 @@ class BestWeights:
 
 
 class CheckpointChoice:
-    """Scores every checkpoint of a finished stage by metric `key`, with trained and averaged weights; takes the best.
+    """Scores every checkpoint of a finished stage by metric `key`, with raw and averaged weights, and takes the best.
 
-    The score uses the test images. A table with its results must say so. `checkpoint` is the last one of the stage, in
-    the folder of the others (`step*.ckpt`).
+    The score uses the test images, so a table must say so. `checkpoint` is the stage's last one, in the same folder as
+    the others (`step*.ckpt`).
     """
 
     def __init__(
@@ -99,7 +96,7 @@ class CheckpointChoice:
         self.evaluation.load_pretrained()
         reason = self.evaluation.why_not(self.key)
         if reason:
-            raise ValueError(f"model.choice.key is {self.key}, which decides but cannot be measured: {reason}")
+            raise ValueError(f"model.choice.key: {self.key} cannot be measured: {reason}")
 
     def files(self) -> list[Path]:
         if self.checkpoint is None:
@@ -119,7 +116,7 @@ class CheckpointChoice:
             num_workers=of_test.num_workers, pin_memory=of_test.pin_memory, prefetch_factor=of_test.prefetch_factor,
         )  # fmt: skip
         if module.trainer.is_global_zero:
-            print(f"  {len(files)} checkpoints in {files[-1].parent} are scored, averaged and raw weights of each")
+            print(f"  scoring averaged and raw weights of {len(files)} checkpoints in {files[-1].parent}")
         for path in files:
             content = read_checkpoint(path)
             module.load_state_dict(content["state_dict"])

@@ -1,7 +1,7 @@
-"""Switches of every stage: how its networks compute.
+"""Compute settings of every stage.
 
 Any configuration layer may set one at its top level (`--compiled true`); `take_switches` moves it out of the model's
-arguments. All but `batch_norm_group`, a number of the recipe, change results at most by rounding; see
+arguments. They change results only by rounding, except `batch_norm_group`, which is part of a recipe; see
 `docs/cluster.md`.
 """
 
@@ -26,9 +26,9 @@ class Switches(NamedTuple):
     """How the networks of a stage compute.
 
     Attributes:
-        compiled: compile every block with `torch.compile` in training; a text names its backend.
+        compiled: compile every block with `torch.compile` in training; a string names the backend.
         channels_last: memory layout of convolutions that is faster on most devices.
-        gradient_checkpointing: recompute blocks for the gradient: less memory, about a third more time.
+        gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
         batch_norm_group: samples that share batch statistics (see `batch_norm.py`); None for those of a device.
     """
 
@@ -69,7 +69,7 @@ class ApplySwitches(Callback):
             # One code object serves blocks of many sizes; torch's limit would leave some eager.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             if not pl_module.automatic_optimization:
-                # Two gradients of one graph: buffers must survive the first.
+                # Manual optimization may go backward twice through a graph, whose buffers must survive the first pass.
                 torch._functorch.config.donated_buffer = False
         for block in blocks_of(pl_module):
             run: Callable[..., Any] = block.forward
@@ -86,13 +86,13 @@ class ApplySwitches(Callback):
             lay_out_state(optimizer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The following test runs without them.
+        # The test after training runs without them.
         for block in blocks_of(pl_module):
             block.__dict__.pop("forward", None)
 
 
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
-    """The outermost repeated blocks: list and sequence members with layers, and modules with `repeats`."""
+    """Outermost repeated blocks: members of ModuleList and Sequential that have layers, and modules with `repeats`."""
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             for member in child:
@@ -112,10 +112,10 @@ def _has_layers(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
-    """Keep the weights of all convolutions with channels last; their outputs follow.
+    """Store the weights of all convolutions as channels last; their outputs follow.
 
-    Refused on the CPU if a strided 1x1 convolution takes fewer than eight channels: without AVX-512, its gradient in
-    oneDNN writes beyond its memory (torch 2.14 with AVX2).
+    Raises on the CPU for a strided 1x1 convolution of fewer than 8 channels: without AVX-512, oneDNN's gradient writes
+    out of bounds (torch 2.14 with AVX2).
     """
     for name, layer in network.named_modules():
         if (
@@ -147,7 +147,7 @@ def _buffer_contexts(block: nn.Module) -> tuple[Any, Any]:
 
 
 class _Remember:
-    """Around the first pass of a block: remembers its earlier buffers."""
+    """Context of a block's first forward pass: saves the buffers from before it."""
 
     def __init__(self, block: nn.Module, before: dict[tuple[nn.Module, str], Tensor]) -> None:
         self.block, self.before = block, before
@@ -164,10 +164,10 @@ class _Remember:
 
 
 class _Return:
-    """Around a second pass: restores the buffers from before the first, and discards its updates.
+    """Context of the recomputation: uses the saved buffers and discards its updates.
 
-    Otherwise batch statistics would move twice a step and spectral normalization would divide by another value. Buffers
-    are swapped, not copied, since autograd forbids changing values it has seen.
+    Otherwise running statistics would change twice per step, and spectral normalization would divide by another value.
+    Buffers are swapped, not copied, because autograd forbids in-place changes of values it has saved.
     """
 
     def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:

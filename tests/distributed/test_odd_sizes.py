@@ -33,10 +33,10 @@ class Validating(pl.LightningModule):
 @pytest.mark.parametrize(
     ("data", "stage", "told"),
     [
-        (Sized(1), "fit", "the test has 1 "),
-        (Sized(2), "test", "the test has 2 "),
-        (Sized(3, 2), "fit", "the validation has 2 "),
-        (Sized(3, 2), "validate", "the validation has 2 "),
+        (Sized(1), "fit", "the test set has 1 "),
+        (Sized(2), "test", "the test set has 2 "),
+        (Sized(3, 2), "fit", "the validation set has 2 "),
+        (Sized(3, 2), "validate", "the validation set has 2 "),
         (Sized(3, 2), "test", None),
         (Sized(3), "fit", None),
         (Sized(2), "validate", None),

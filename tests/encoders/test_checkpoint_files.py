@@ -94,8 +94,8 @@ def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
     encoder = network(2, layers=(2, 1, 1, 1), channels=(4, 4, 8, 16))
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        load_encoder(encoder, path, PREFIXES, "model.other")
-    for part in ("model.other", str(path), "layer1.1.conv1.weight", "layer4.0.conv1.weight"):
+        load_encoder(encoder, path, PREFIXES)
+    for part in ("model.pretrained", str(path), "layer1.1.conv1.weight", "layer4.0.conv1.weight"):
         assert part in str(caught.value)
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
     # The other way round nothing is missing, but a deeper network is none of fewer blocks.
