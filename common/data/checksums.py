@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def problem(path: Path, published: str) -> str | None:
-    """How a file differs from `md5:` or `sha256:` and hexadecimal digits (a prefix is enough), or None."""
+    """Why a file does not match a checksum such as `md5:0123abcd` (a prefix is enough), or None."""
     kind, _, expected = published.partition(":")
     try:
         found = digest(path, kind)

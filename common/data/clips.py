@@ -39,7 +39,7 @@ def paired_window(
 ) -> tuple[float, float] | None:
     """Starts of a video and an audio clip from about the same moment, or None if the streams are too short.
 
-    The longer clip is placed first, where both streams last long enough. The shorter clip lies within it, widened by
+    The longer clip is placed first, where both streams last long enough. The shorter clip is within it, widened by
     `jitter` seconds on both sides; it starts within its stream and may run past its end. The draws in [0, 1) are for
     the longer, then for the shorter.
 

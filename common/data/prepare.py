@@ -39,7 +39,7 @@ def report(
         with console.status(f"Checking {dataset.title}"):
             status = _prepared(dataset, samples) if prepare else dataset.status()
         statuses.append(status)
-        _print(console, dataset.full_title, _state(status), _told(status, prepare))
+        _print(console, dataset.full_title, _state(status), _details(status))
     if not prepare and any(status.counts for status in statuses):
         console.print(Text("Add --prepare to decode a sample of the files and compare checksums."))
     return statuses
@@ -102,7 +102,7 @@ def _state(status: DatasetStatus) -> Text:
     return Text("incomplete" if status.counts else "missing", style="yellow" if status.counts else "red")
 
 
-def _told(status: DatasetStatus, prepared: bool) -> list[str]:
+def _details(status: DatasetStatus) -> list[str]:
     counts = ", ".join(f"{part} {count:,}" for part, count in status.counts.items())
     dataset = status.dataset
     lines = [f"Path: {dataset.root}"]

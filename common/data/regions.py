@@ -71,7 +71,7 @@ class Regions:
         return len(self.features)
 
     def first(self, count: int, distribution: bool = False) -> Regions:
-        """The first `count` regions, with the `distribution` if asked for."""
+        """The first `count` regions, optionally with their `distribution`."""
         shares = self.distribution[:count] if distribution and self.distribution is not None else None
         return Regions(self.features[:count], self.boxes[:count], self.labels[:count], self.height, self.width, shares)
 
@@ -184,10 +184,10 @@ class _RegionFile:
                 "distribution": (*rows, *shapes.get("distribution", (0,))[-1:]),
             }  # fmt: skip
             if any(shape != expected[name] for name, shape in shapes.items()):
-                raise ValueError(f"its columns do not fit each other: {shapes}")
+                raise ValueError(f"its columns have inconsistent shapes: {shapes}")
             counts = np.asarray(columns["num_boxes"])
             if not ((counts >= 0) & (counts <= most)).all():
-                raise ValueError(f"num_boxes runs from {counts.min()} to {counts.max()} of {most}")
+                raise ValueError(f"num_boxes must be 0 to {most}, but is {counts.min()} to {counts.max()}")
             names = np.asarray(columns["image_id"]).tolist()
             self.names = [_decoded(name) if isinstance(name, bytes) else str(name) for name in names]
 
@@ -251,7 +251,7 @@ def _check(regions: Regions, where: str) -> None:
     if not (np.isfinite(regions.features).all() and np.isfinite(regions.boxes).all()):
         raise RegionError(f"{where}: features or boxes that are not finite; extract them again")
     if regions.height <= 0 or regions.width <= 0:
-        raise RegionError(f"{where}: a picture of height {regions.height} and width {regions.width} has no size")
+        raise RegionError(f"{where}: invalid picture size, height {regions.height} and width {regions.width}")
     right, bottom = float(regions.boxes[:, 2].max()), float(regions.boxes[:, 3].max())
     beyond = right > 1.05 * regions.width or bottom > 1.05 * regions.height
     if beyond and right <= regions.height and bottom <= regions.width:

@@ -102,13 +102,13 @@ class KeyQueue(Replicated):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def scores(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Dot products of queries with their own keys and with the whole queue.
+        """Dot products of queries with their keys and with the whole queue.
 
         Gradient flows to the queries only. Don't write the queue before the backward pass, which reads it. Queries are
         float32 or float64; divide them by a temperature to get scores instead of similarities.
 
         Shapes:
-            queries [B, d]; own keys of the same type [B, d] -> with the own keys [B], with the queue [B, K]
+            queries [B, d]; their keys of the same type [B, d] -> with the keys [B], with the queue [B, K]
         """
         return _Scores.apply(queries, keys, self.vectors)
 

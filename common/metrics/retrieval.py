@@ -10,9 +10,9 @@ from common.metrics.classification import label_ranks
 
 
 def match_ranks(query: Tensor, gallery: Tensor, block: int = 1024) -> Tensor:
-    """Rank of every query's own gallery item, the one in the same row, by inner product; [Q] int64, 0 is best.
+    """Rank of every query's match, the gallery item in the same row, by inner product; [Q] int64, 0 is best.
 
-    Ties and NaN count as better than the own item: a collapsed encoder retrieves nothing.
+    Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
 
     Args:
         query, gallery: [Q, d] and [N, d].
@@ -29,22 +29,22 @@ def caption_ranks(
     equal_text: Tensor | None = None,
     max_scores: int = 1 << 22,
 ) -> tuple[Tensor, Tensor]:
-    """Rank of the best own caption of every image, and of the own image of every caption, by inner product.
+    """Rank of the best matching caption of every image, and of the matching image of every caption, by inner product.
 
-    Items that tie with the best own one count as better, and so does everything if its score is NaN. Half precision is
-    compared in float32.
+    Items that tie with the best match rank above it, and so do all if its score is NaN. Half precision is compared in
+    float32.
 
     Args:
         image, captions: embeddings [N, d] and [M, d].
         caption_image: row of `image` that each caption describes, [M]; an image can have any number of captions.
         equal_text: a number per caption, [M] int64, equal for equal strings. Captions of other images with the text of
-            an own one then count as own, and so do the images of captions with the query's text. None: all texts
+            a matching one then match too, and so do the images of captions with the query's text. None: all texts
             differ.
         max_scores: scores compared at a time, to bound the memory; one query is always compared as a whole.
 
     Returns:
         Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best.
-        The rank of a query without a valid own score is the size of the gallery.
+        The rank of a query without a valid score of a match is the size of the gallery.
     """
     own = _checked_owners(image, captions, caption_image)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
@@ -75,7 +75,7 @@ def caption_ranks(
 
 
 def _checked_owners(images: Tensor, captions: Tensor, caption_image: Tensor) -> Tensor:
-    """`caption_image` on the device of `images`, validated, since wrong owners would give wrong ranks silently."""
+    """`caption_image` on the device of `images`, checked because wrong rows would silently give wrong ranks."""
     own = caption_image.to(images.device, torch.int64)
     if not len(own) or own.shape != captions.shape[:1]:
         raise ValueError(f"caption_image: expected a row for each of {len(captions)} captions, got {list(own.shape)}")
@@ -109,7 +109,7 @@ def caption_retrieval(
 ) -> dict[str, Tensor]:
     """Search for captions by images and for images by captions; see `caption_ranks`.
 
-    With `fold_size` each fold of that many images is searched separately with its own captions, and the result is the
+    With `fold_size`, each fold of that many images and their captions is searched separately, and the result is the
     mean over folds (the "1K" protocol: five folds of 1,000).
 
     Args:
@@ -117,8 +117,8 @@ def caption_retrieval(
             as possible, and differ from it by at most 1 %.
 
     Returns:
-        For image queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage with an own caption among the 1, 5 and 10
-        nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the nearest own caption,
+        For image queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage with a matching caption among the 1, 5 and 10
+        nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the best matching caption,
         counted from 1; for caption queries `t2i_...`. Float64 scalars. Images without captions are never queries.
 
     Source: docs/papers/mct.md [9].

@@ -16,7 +16,7 @@ from common.monitoring.media import media_folder, write_table
 
 Batch = dict[str, Tensor]
 
-#: Prefixes of an encoder's weights in the checkpoint of a protocol, and in a file of its own.
+#: Prefixes of an encoder's weights in the checkpoint of a protocol, and in a file with only the encoder.
 PREFIXES = ("encoder.", "")
 
 

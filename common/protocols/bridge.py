@@ -71,7 +71,7 @@ class BridgedRetrieval(EncoderModule):
     shows what shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
 
     `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption with
-    the same tokens as an own one counts as an own one. Logs
+    the same tokens as a matching one matches too. Logs
 
     - `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval` after the last step;
     - `test/r10`, the mean of both R@10, and `test/r10_after_<steps>` for every length;

@@ -55,7 +55,7 @@ class CrossModalSearch(EncoderModule):
 
     The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logs
     `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same ending in
-    `_equal_text`, where captions with the same tokens as an own one count as own ones; `test/selected_epoch` and
+    `_equal_text`, where captions with the same tokens as a matching one match too; `test/selected_epoch` and
     `test/validation_recall_sum`.
 
     Args:

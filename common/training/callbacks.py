@@ -233,7 +233,7 @@ class Progress(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         # Automatic optimization divides the loss by accumulate_grad_batches.
         parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-        told = {
+        progress = {
             "step": trainer.global_step,
             "share": share,
             "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
@@ -241,7 +241,7 @@ class Progress(Callback):
         }
         # Progress is optional; writers of other files report a full disk.
         with suppress(OSError):
-            self.path.write_text(json.dumps(told), encoding="utf-8")
+            self.path.write_text(json.dumps(progress), encoding="utf-8")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

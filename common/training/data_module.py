@@ -205,7 +205,7 @@ class ShardedDataModule(pl.LightningDataModule):
     def evaluation_loader(
         self, dataset: Dataset[Any], batch_size: int, role: str = "test", collate_fn: Collate | None = None
     ) -> DataLoader[Any]:
-        """Loader that shows every item once over all ranks, in order; `batch_size` is per device."""
+        """Loader that yields every item once over all ranks, in order; `batch_size` is per device."""
         trainer = self.trainer
         assert trainer is not None
         self._used[role] = dataset

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from common.data.annotations import LanguageCaptions, read_json, read_once, read_rows, single_spaced
-from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDataset, Scan, prefix_of, walk, write_json
+from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDataset, Scan, prefix_of, walk
 from common.data.listing import DatasetError, DatasetMissing
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.data.sequences import Rows, Texts
@@ -141,7 +141,7 @@ class CaptionedDataset(LanguageCaptioned):
 
     def captions(self, split: str, language: str | None = None) -> LanguageCaptions:
         captions = super().captions(split, language)
-        path = self.root / "groups.json"  # only miniatures have it
+        path = self.root / "groups.json"  # split -> key -> what an image shows; only miniatures have it
         if not path.is_file():
             return captions
         with parsing(path, DatasetError):
@@ -252,9 +252,3 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
             yield row[column]
 
     return enumerate(read_rows(path, captions, str))
-
-
-# ---------------------------------------------------------------------------------------------------- writing
-def write_groups(root: Path, groups: Mapping[str, Mapping[str, int]]) -> None:
-    """Write ``groups.json`` (split -> key -> what the image shows), which only miniatures have."""
-    write_json(root / "groups.json", groups)

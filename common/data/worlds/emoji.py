@@ -176,7 +176,7 @@ class EmojiWorld(World):
         sizes = Counter(concept.subgroup for concept in core)
         subgroups = sorted((name for name in sizes if sizes[name] >= CLASS_FROM), key=lambda name: (-sizes[name], name))
         if concepts is not None and concepts > len(core):
-            raise ValueError(f"concepts: there are {len(core)}, got {concepts}")
+            raise ValueError(f"concepts: at most {len(core)}, got {concepts}")
         parameters["concepts"] = len(core) if concepts is None else concepts
         super().__init__({**parameters, "train_styles": list(train_styles)}, root)
         self.seed = seed

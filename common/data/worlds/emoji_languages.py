@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from common.data.datasets.base import write_lines
-from common.data.datasets.captioned import write_groups
+from common.data.datasets.base import write_json, write_lines
 from common.data.datasets.coco import Annotated
 from common.data.datasets.coco_cn import write_coco_cn
 from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
@@ -157,7 +156,7 @@ class EmojiLanguagesWorld(World):
         every = tuple(concept for concept in known if concept.core)
         count = len(every) if concepts is None else concepts
         if count > len(every):
-            raise ValueError(f"concepts: there are {len(every)}, got {concepts}")
+            raise ValueError(f"concepts: at most {len(every)}, got {concepts}")
         rest = count - test - fine_tune
         if test < 1 or fine_tune < 1 or rest < 6:
             raise ValueError(
@@ -347,7 +346,7 @@ class EmojiLanguagesWorld(World):
                 rng = self._rng(style, concept, _WORDS, copy, split == "train")
                 captions[split] += self.captions_of(concept, "en", 1, rng)
         write_conceptual_captions(root, captions)
-        write_groups(root, groups)
+        write_json(root / "groups.json", groups)
 
     def _multi30k(self, root: Path, write: Write) -> None:
         groups: dict[str, dict[str, int]] = {}
@@ -360,7 +359,7 @@ class EmojiLanguagesWorld(World):
             captions = {language: [own[language] for _, _, own in rows] for language in ("en", "de", "fr", "cs")}
             write_multi30k(root, split, [str(number) for number, _, _ in rows], captions)
             groups[split] = {str(number): concept.index for number, concept, _ in rows}
-        write_groups(root, groups)
+        write_json(root / "groups.json", groups)
 
     def _coco_karpathy(self, root: Path, write: Write) -> None:
         for split in ("train", "val", "test"):

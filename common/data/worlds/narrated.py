@@ -338,7 +338,7 @@ class NarratedWorld(World):
     ) -> None:
         parameters = arguments_of(locals())
         if turns > len(_TURN_KINDS):
-            raise ValueError(f"turns: there are {len(_TURN_KINDS)} questions to ask, got {turns}")
+            raise ValueError(f"turns: at most {len(_TURN_KINDS)}, one per kind of question, got {turns}")
         super().__init__(parameters, root)
         self.seed = seed
         self.turns = turns

@@ -24,7 +24,7 @@ class NGrams:
     Attributes:
         distinct: number of distinct n-grams in all sentences, G.
         candidate_item, candidate_gram, candidate_count: entries of the candidates, [C].
-        reference_row, reference_gram, reference_count: entries of the references, [E]; the row counts references.
+        reference_row, reference_gram, reference_count: entries of the references, [E]; a row is a reference's index.
         partner: candidate entry of the same item and n-gram for each reference entry, -1 if none, [E].
         document_frequency: number of items with the n-gram in some reference, [G].
     """

@@ -1,4 +1,4 @@
-"""R-precision: how often a generated image is closer to its own text than to drawn texts of other images.
+"""R-precision: how often a generated image is closer to its text than to random texts of other images.
 
 Source: T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial
 Networks"; docs/papers/xmc_gan.md [9.2].
