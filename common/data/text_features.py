@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.data.listing import spread
 from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer, pad_tokens
 from common.errors import optional_package
@@ -131,7 +132,7 @@ def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
     state = hashlib.sha256(f"{STORE_VERSION} {tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
     for number in range(count):
         state.update(captions.column[number].encode("utf-8", "surrogatepass") + b"\0")
-    for number in np.unique(np.linspace(0, max(count - 1, 0), min(count, COMPARED_CAPTIONS)).astype(np.int64)).tolist():
+    for number in spread(count, COMPARED_CAPTIONS):
         state.update(np.array(tokenizer.encode(captions.column[number]), dtype="<i8").tobytes())
     return state.hexdigest()
 

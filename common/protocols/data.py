@@ -30,7 +30,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.item_dataset import Sample
 from common.data.listing import Clip, Listing, spread
-from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
+from common.data.transforms import compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
 from common.files import cache_folder
@@ -64,14 +64,6 @@ class AudioVisualData(ShardedDataModule):
                 dataset.clip_list = None  # it names real clips; use all clips of the world
         self.video = video
         self.audio = audio
-
-    def video_transform(self, training: bool) -> VideoTransform:
-        """The video pipeline of docs/papers/avid_cma.md [2.2]."""
-        return self.video.transform(training)
-
-    def audio_transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
-        """The audio pipeline of docs/papers/avid_cma.md [2.3]; in plain decibels without statistics."""
-        return self.audio.transform(training, statistics)
 
     def sounds_of_statistics(self) -> dict[str, Any]:
         """Settings that choose the sounds for the statistics; part of the cache key."""
@@ -156,7 +148,7 @@ class VideoClassificationData(AudioVisualData):
         """The training set; its length is videos x clips_per_video."""
         return VideoClips(
             self.listing,
-            self.video_transform(training=True),
+            self.video.transform(training=True),
             video_duration=self.video.duration,
             video_fps=self.video.fps,
             clips_per_video=self.clips_per_video,
@@ -180,7 +172,7 @@ class VideoClassificationData(AudioVisualData):
 
     def _test_clips(self, clips: int, random_starts: bool) -> DenseVideoClips:
         # Keep bytes: as floats, ten clips of 32 frames take 193 MB, and the loaders hold dozens.
-        transform = dataclasses.replace(self.video_transform(training=False), normalize=False)
+        transform = dataclasses.replace(self.video.transform(training=False), normalize=False)
         return DenseVideoClips(
             self.test_listing,
             transform,
@@ -193,7 +185,7 @@ class VideoClassificationData(AudioVisualData):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if batch["video"].dtype == torch.uint8:
-            batch["video"] = self.video_transform(training=False).normalized(batch["video"])
+            batch["video"] = self.video.transform(training=False).normalized(batch["video"])
             # Lightning converts a batch to the weights' precision before this hook, except for bytes.
             batch = batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
         return batch
@@ -259,7 +251,7 @@ class SoundClassificationData(AudioVisualData):
     def _windows(self, listing: Listing, training: bool, statistics: dict[str, np.ndarray] | None) -> SoundWindows:
         return SoundWindows(
             listing,
-            self.audio_transform(training, statistics),
+            self.audio.transform(training, statistics),
             training=training,
             windows=self.training_windows if training else self.test_windows,
             wrap_seconds=self.wrap_seconds,
@@ -357,7 +349,7 @@ class ClassificationData(ImageData):
 
 
 def hold_out(listing: Listing, share: float, required: bool = False) -> tuple[Listing, Listing]:
-    """An evenly spaced share of a listing (none for 0 unless `required`), and the rest."""
+    """Split off an evenly spaced share of a listing; only without `required` may a share of 0 leave it empty."""
     held_out = np.diff(np.floor(np.arange(len(listing) + 1) * share + 0.5)) > 0
     if (share or required) and not held_out.any():
         raise ValueError(f"data.held_out_fraction={share} holds out none of {len(listing)} images; raise it")

@@ -52,7 +52,7 @@ class PretrainingData(AudioVisualData):
         super().prepare_data()
         listing = self.dataset.listing(self.split)
         # Without the pictures, which aren't decoded then.
-        transform, options = self.audio_transform(training=False), self.item_options
+        transform, options = self.audio.transform(training=False), self.item_options
         sounds = AudioVisualClips(
             listing, None, transform, video_duration=self.video.duration, training=False, **options
         )
@@ -66,8 +66,8 @@ class PretrainingData(AudioVisualData):
     def _clips(self, listing: Listing, training: bool) -> AudioVisualClips:
         return AudioVisualClips(
             listing,
-            self.video_transform(training),
-            self.audio_transform(training, self.statistics_of_bins),
+            self.video.transform(training),
+            self.audio.transform(training, self.statistics_of_bins),
             video_duration=self.video.duration,
             video_fps=self.video.fps,
             jitter=self.jitter_seconds,
@@ -98,7 +98,7 @@ class PretrainingData(AudioVisualData):
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         published = self.dataset.published_count(self.split, None)
         items = 1000 if self.world is not None or published is None else published
-        spectrogram = self.audio_transform(training=False)
+        spectrogram = self.audio.transform(training=False)
         batch = {
             "video": draw.normal(size, 3, self.video.frames, self.video.crop, self.video.crop),
             "audio": draw.normal(size, 1, spectrogram.num_frames, spectrogram.num_bins),
