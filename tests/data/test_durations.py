@@ -110,7 +110,7 @@ def test_data_sets_list_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     data = Kinetics400(tmp_path / "kinetics400", common_seconds=1.0)
     overview = data.status()
     assert overview.counts["train"] == 3  # no file is opened for an overview
-    assert any("those without sound are still counted" in note for note in overview.notes)
+    assert any("clips without sound are still counted" in note for note in overview.notes)
     assert len(data.listing("train")) == 2
     assert data.status().counts["train"] == 2
     assert len(Kinetics400(tmp_path / "kinetics400").listing("train")) == 3

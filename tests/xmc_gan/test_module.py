@@ -225,7 +225,7 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
 def test_a_choice_whose_score_cannot_be_made_ends_before_images_are_generated(key: str, tmp_path: Path) -> None:
     of_choice = ["--model.choice.key", key, "--model.choice.checkpoint", str(tmp_path / "last.ckpt")]
     of_choice += ["--model.choice.evaluation.evaluator.pretrained", "null"]
-    with pytest.raises(ValueError, match=rf"choice.key is {key}"):
+    with pytest.raises(ValueError, match=rf"choice.key: {key}"):
         run_stage(request("xmc_gan/xmc_gan_best", tmp_path, *of_choice, *WITHOUT_EVALUATOR))
 
 
