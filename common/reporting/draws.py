@@ -53,12 +53,9 @@ class Draw(NamedTuple):
 
 
 def told(draws: Iterable[Draw]) -> str:
-    """Draws in a few words: `seeds 0, 1; seeds 0, 1 (sse41)`; empty without draws."""
-    by_isa: dict[str, list[int]] = {}
-    for seed, isa in sorted(set(draws), key=lambda d: (list(INSTRUCTION_SETS).index(d.isa), d.seed)):
-        by_isa.setdefault(isa, []).append(seed)
-    listed = {isa: ", ".join(map(str, seeds)) for isa, seeds in by_isa.items()}
-    return "; ".join(f"seeds {seeds}" if isa == NATIVE else f"seeds {seeds} ({isa})" for isa, seeds in listed.items())
+    """Draws in a few words: `seed 0, seed 1, seed 0 (sse41)`; empty without draws."""
+    order = list(INSTRUCTION_SETS)
+    return ", ".join(map(str, sorted(set(draws), key=lambda draw: (order.index(draw.isa), draw.seed))))
 
 
 def cpu_info(field: str) -> str:

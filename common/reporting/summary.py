@@ -43,8 +43,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
     recorded = {(j.table, j.check.id): j for f in fill(source, scale, promoted) for j in f.claims}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
     draws = {record.draw for record in mine}
-    named = str(*draws) if len(draws) == 1 else told(draws)
-    console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {named}[/]   {duration(seconds)}")
+    console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {told(draws)}[/]   {duration(seconds)}")
     if run:
         lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         lines.add_column("claim")
