@@ -54,21 +54,36 @@ def _parameters(function: ast.FunctionDef) -> tuple[set[str], bool]:
 def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
     """The module that defines a class or function, through imports, and its definition."""
     module, _, name = path.rpartition(".")
-    source = _source(module)
+    defined, imported = _names(module)
+    if name not in defined:
+        return _find(imported[name]) if name in imported else None
     # Parsing whole modules took a quarter of a plan's time.
-    if found := re.search(rf"^(@.+\n)*(class|def) {name}\b.*\n(([ \])}}#].*)?\n)*", source, re.MULTILINE):
-        try:
-            node: ast.stmt | None = ast.parse(found[0]).body[0]
-        except SyntaxError:  # a text inside is not indented
-            node = next((one for one in ast.parse(source).body if getattr(one, "name", None) == name), None)
-        return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
-    for found in re.finditer(rf"^from ([\w.]+) import (\([^)]*|.*)\b{name}\b.*", source, re.MULTILINE):
-        (statement,) = ast.parse(found[0] + (")" if "(" in found[0] and ")" not in found[0] else "")).body
-        assert isinstance(statement, ast.ImportFrom)
-        for alias in statement.names:
-            if (alias.asname or alias.name) == name:
-                return _find(f"{statement.module}.{alias.name}")
-    return None
+    initializer = defined[name].find("    def __init__(")
+    following = _MEMBER.search(defined[name], initializer + 1) if initializer >= 0 else None
+    try:
+        node: ast.stmt | None = ast.parse(defined[name][: following and following.start()]).body[0]
+    except SyntaxError:  # a text inside is not indented
+        node = next((one for one in ast.parse(_source(module)).body if getattr(one, "name", None) == name), None)
+    return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+
+
+#: A class or function with its decorators, up to the next line without indentation; its name.
+_DEFINITION = re.compile(r"^(?:@.+\n)*(?:class|def) (\w+)\b.*\n(?:(?:[ \])}#].*)?\n)*", re.MULTILINE)
+#: The start of a member of a class.
+_MEMBER = re.compile(r"^    (?:@|def |async def )", re.MULTILINE)
+#: A module, and the names imported from it, in parentheses or in a line.
+_IMPORT = re.compile(r"^from ([\w.]+) import (?:\(([^)]*)\)|([^(\n].*))", re.MULTILINE)
+
+
+@functools.cache
+def _names(module: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Sources of the classes and functions that a module defines, and paths of the names that it imports."""
+    source = _source(module)
+    imported = {}
+    for origin, several, line in _IMPORT.findall(source):
+        for name, alias in re.findall(r"(\w+)(?: as (\w+))?", re.sub("#.*", "", several or line)):
+            imported[alias or name] = f"{origin}.{name}"
+    return {found[1]: found[0] for found in _DEFINITION.finditer(source)}, imported
 
 
 @functools.cache
