@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as v2
 
-from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD, random_area
+from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD, Pixels, random_area
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
-
-#: Brightness, contrast, saturation and hue, as in `ImageTransform.jitter`.
-ADJUSTMENTS = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation, v2.adjust_hue)
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,8 @@ class ImageTransform:
 
     Training, in this order: random resized crop, color jitter in random order, gray, Gaussian blur, horizontal flip.
     Evaluation: resize, center crop. Both: divide by 255 and normalize. The operations are torchvision's on Pillow's
-    bytes, with Pillow's blur as in MoCo's code. A view takes a fixed number of draws, so turning one augmentation off
-    does not change the others.
+    bytes (its calls take longer than the work on small pictures), with Pillow's blur as in MoCo's code. A view takes a
+    fixed number of draws, so turning one augmentation off does not change the others.
 
     Args:
         crop: side of the result in pixels.
@@ -71,8 +68,11 @@ class ImageTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
         """The tensor of an RGB picture, and whether it is flipped, so that captions can swap sides."""
         if not self.training:
-            image = v2.resize(image, [self.resize, self.resize] if self.squeeze else [self.resize])
-            return normalized(v2.center_crop(image, [self.crop]), self.mean, self.std), False
+            shorter = min(image.size)
+            sides = [self.resize if self.squeeze else int(self.resize * side / shorter) for side in image.size]
+            image = image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
+            left, top = (round((side - self.crop) / 2) for side in sides)
+            return normalized(image.crop((left, top, left + self.crop, top + self.crop)), self.mean, self.std), False
         assert rng is not None
         # Draw all numbers at once: faster, and every parameter always uses the same one.
         draws = rng.random(2 * CROP_TRIES + 15).tolist()
@@ -81,26 +81,36 @@ class ImageTransform:
         left, top, width, height = random_area(
             image.width, image.height, self.min_area, self.max_aspect, draws[: 2 * CROP_TRIES + 2]
         )
-        image = v2.resized_crop(image, top, left, height, width, [self.crop, self.crop])
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((self.crop, self.crop), Image.Resampling.BILINEAR)
         if jitter < self.jitter_probability:
             image = self._jittered(image, order, strengths)
         if grayscale < self.grayscale:
-            image = v2.rgb_to_grayscale(image, 3)
+            image = image.convert("L").convert("RGB")
         if blur < self.blur:
             low, high = self.blur_sigma
             image = image.filter(ImageFilter.GaussianBlur(low + sigma * (high - low)))
         flipped = flip < self.flip
-        return normalized(v2.horizontal_flip(image) if flipped else image, self.mean, self.std), flipped
+        return normalized(ImageOps.mirror(image) if flipped else image, self.mean, self.std), flipped
 
     def _jittered(self, image: Image.Image, order: list[float], strengths: list[float]) -> Image.Image:
         for operation in sorted(range(4), key=order.__getitem__):
             strength, draw = self.jitter[operation], strengths[operation]
             if strength == 0.0:
                 continue
-            low, high = max(1.0 - strength, 0.0), 1.0 + strength
+            low, high = (-strength, strength) if operation == 3 else (max(1.0 - strength, 0.0), 1.0 + strength)
+            factor = low + draw * (high - low)
             if operation == 3:
-                low, high = -strength, strength
-            image = ADJUSTMENTS[operation](image, low + draw * (high - low))
+                turn = Image.new("HSV", image.size, (int(255 * factor) % 256, 0, 0))
+                image = ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
+                continue
+            # All three blend with another picture: black, its mean gray, its gray version.
+            other = Image.new("RGB", image.size)
+            if operation > 0:
+                gray = image.convert("L")
+                mean = int(np.asarray(gray).sum() / (image.width * image.height) + 0.5)
+                other = gray.convert("RGB") if operation == 2 else Image.new("RGB", image.size, (mean, mean, mean))
+            image = Image.blend(other, image, factor)
         return image
 
 
@@ -124,8 +134,10 @@ class SquashTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
         probability = self.flip if self.training else self.flip_evaluation
         flipped = rng is not None and bool(rng.random() < probability)
-        planes = v2.pil_to_tensor(v2.horizontal_flip(image) if flipped else image).contiguous().float().div_(255.0)
-        return v2.resize(planes, [self.size, self.size], antialias=False).clamp_(0.0, 1.0), flipped
+        planes = torch.from_numpy(_planes(ImageOps.mirror(image) if flipped else image))
+        if image.size != (self.size, self.size):
+            planes = F.interpolate(planes[None], (self.size, self.size), mode="bilinear", align_corners=False)[0]
+        return planes.clamp_(0.0, 1.0), flipped
 
 
 def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -133,7 +145,12 @@ def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) 
 
     torchvision's `to_dtype` (v2) multiplies by 1 / 255, which rounds differently from the published code.
     """
-    planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) / np.float32(255.0)
+    planes = _planes(image)
     planes -= np.asarray(mean, np.float32)[:, None, None]
     planes /= np.asarray(std, np.float32)[:, None, None]
     return torch.from_numpy(planes)
+
+
+def _planes(image: Image.Image) -> Pixels:
+    """A picture as float32 [3, H, W] in [0, 1]."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) / np.float32(255.0)

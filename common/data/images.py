@@ -10,7 +10,7 @@ from PIL import Image
 from common.data.annotations import ImageAnnotations
 from common.data.image_transforms import ImageTransform, SquashTransform
 from common.data.item_dataset import ItemDataset, Sample
-from common.data.listing import Listing
+from common.data.listing import Listing, joined
 from common.data.media import FileCache, Pixels, read_image
 
 
@@ -48,7 +48,7 @@ class ImageItems(ItemDataset):
         return self._sample(file, self.image(file), rng)
 
     def image(self, item: int) -> Image.Image:
-        return read_image(self.listing[item].path, self.cache)
+        return read_image(joined(self.listing.root, self.listing.names[item]), self.cache)
 
     def describe(self) -> dict[str, Any]:
         annotations: ImageAnnotations | None = getattr(self, "annotations", None)
