@@ -31,7 +31,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
-from common.files import parsing
+from common.files import parsing, told
 
 Limits = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]
@@ -156,8 +156,10 @@ class FileCache:
 
     def get(self, path: Path, decode: Callable[[], Content]) -> Content:
         """The content of a file, decoded on the first call."""
-        with parsing(path, MediaError):
+        try:
             found = path.stat()
+        except (OSError, ValueError) as error:  # `parsing` looks twice more, for every sample
+            raise MediaError.of(path, told(error)) from error
         key = (os.fspath(path), found.st_mtime_ns, found.st_size)
         if key in self._entries:
             self._entries.move_to_end(key)
@@ -233,7 +235,8 @@ class MediaInfo:
 class AudioTrack:
     """Decoded sound [N, channels] at the rate of the file and in the decoder's sample type; `start` is in seconds.
 
-    `sample_format` (packed form: "s16", "flt", ...) and `layout` are PyAV's names.
+    `sample_format` (packed form: "s16", "flt", ...) and `layout` are PyAV's names. `mono` is all of it in 16 bits, made
+    when a window at the rate of the file is read.
     """
 
     samples: npt.NDArray[Any]
@@ -242,6 +245,7 @@ class AudioTrack:
     sample_format: str
     layout: str
     path: Path
+    mono: npt.NDArray[np.int16] | None = None
 
     def read(self, start: float, duration: float, sample_rate: int) -> Tensor:
         wanted = round(duration * sample_rate)
@@ -254,31 +258,36 @@ class AudioTrack:
         source = self.samples[max(first - lead, 0) : first + length]
         if source.dtype.kind == "f" and not np.isfinite(source).all():
             raise MediaError.of(self.path, "its sound has values that are not finite")
-        with parsing(self.path, MediaError):
+        if sample_rate == self.rate:
+            # Each sample is converted by itself, so windows need neither a margin nor a graph of their own.
+            self.mono = self._resampled(self.samples, sample_rate) if self.mono is None else self.mono
+            window = self.mono[first : first + wanted]
+        else:
             window = self._resampled(source, sample_rate)[skip : skip + wanted] if len(source) else source
         if not len(window):
             raise MediaError.of(self.path, f"no sound could be decoded at {start:.3f} s")
         return torch.from_numpy(window.astype(np.float32)).div_(32767.0)
 
     def _resampled(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
-        frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format=self.sample_format, layout=self.layout)
-        frame.sample_rate = self.rate
-        # Like PyAV's resampler, which starts a thread per core.
-        graph = Graph()
-        graph.threads = 1
-        source = graph.add(
-            "abuffer", sample_rate=str(self.rate), sample_fmt=frame.format.name, channel_layout=frame.layout.name
-        )
-        form = graph.add("aformat", sample_rates=str(sample_rate), sample_fmts="s16", channel_layouts="mono")
-        graph.link_nodes(source, form, graph.add("abuffersink")).configure()
-        graph.push(frame)
-        graph.push(None)
-        parts: list[npt.NDArray[np.int16]] = []
-        while True:
-            try:
-                parts.append(graph.pull().to_ndarray()[0])
-            except EOFError:
-                return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int16)
+        with parsing(self.path, MediaError):
+            frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format=self.sample_format, layout=self.layout)
+            frame.sample_rate = self.rate
+            # Like PyAV's resampler, which starts a thread per core.
+            graph = Graph()
+            graph.threads = 1
+            source = graph.add(
+                "abuffer", sample_rate=str(self.rate), sample_fmt=frame.format.name, channel_layout=frame.layout.name
+            )
+            form = graph.add("aformat", sample_rates=str(sample_rate), sample_fmts="s16", channel_layouts="mono")
+            graph.link_nodes(source, form, graph.add("abuffersink")).configure()
+            graph.push(frame)
+            graph.push(None)
+            parts: list[npt.NDArray[np.int16]] = []
+            while True:
+                try:
+                    parts.append(graph.pull().to_ndarray()[0])
+                except EOFError:
+                    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int16)
 
 
 @dataclass(slots=True)
@@ -291,7 +300,8 @@ class DecodedMedia:
 
     @property
     def nbytes(self) -> int:
-        audio = 0 if self.audio is None else self.audio.samples.nbytes
+        # With `mono`, which may not be made yet.
+        audio = 0 if self.audio is None else self.audio.samples.nbytes + 2 * len(self.audio.samples)
         return audio + sum(pixels.nbytes for _, pixels in self.video or ())
 
 

@@ -31,7 +31,7 @@ Pixels = npt.NDArray[np.float32]
 
 
 def random_area(
-    width: int, height: int, min_area: float, max_aspect: float, draws: Sequence[float] | npt.NDArray[np.float64]
+    width: int, height: int, min_area: float, max_aspect: float, draws: Sequence[float]
 ) -> tuple[int, int, int, int]:
     """Left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
 
@@ -117,7 +117,7 @@ class VideoTransform:
             return self._finished(pixels[..., top : top + self.crop, left : left + self.crop])
         assert rng is not None
         # Draw all numbers at once: faster, and every parameter always uses the same one.
-        draws = rng.random(2 * CROP_TRIES + 11)
+        draws = rng.random(2 * CROP_TRIES + 11).tolist()
         if self.mode == "msc":
             # Recorded runs draw y before x.
             tries, place = draws[: 2 * CROP_TRIES], draws[2 * CROP_TRIES : 2 * CROP_TRIES + 2]
@@ -165,13 +165,13 @@ class VideoTransform:
         mean, std = (_column(one)[:, None].to(colors.device) for one in (self.mean, self.std))
         return colors.sub_(mean).div_(std)
 
-    def _jitter(self, colors: Pixels, draws: npt.NDArray[np.float64]) -> None:
-        for operation in np.argsort(draws[:4]).tolist():
+    def _jitter(self, colors: Pixels, draws: Sequence[float]) -> None:
+        for operation in sorted(range(4), key=draws.__getitem__):
             strength = self.jitter[operation]
             if strength == 0.0:
                 continue
             if operation == 3:
-                shift_hue(colors, float((2.0 * draws[7] - 1.0) * strength))
+                shift_hue(colors, (2.0 * draws[7] - 1.0) * strength)
                 continue
             low = max(1.0 - strength, 0.0)
             factor = np.float32(low + draws[4 + operation] * (1.0 + strength - low))
@@ -310,7 +310,12 @@ class AudioTransform:
         decibels = self.decibels(samples)
         if not len(self.mean):
             return decibels
-        return decibels.sub_(torch.tensor(self.mean)).mul_(1.0 / (torch.tensor(self.std) + 1e-5))
+        mean, scale = self._of_bins
+        return decibels.sub_(mean).mul_(scale)
+
+    @functools.cached_property
+    def _of_bins(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean), 1.0 / (torch.tensor(self.std) + 1e-5)
 
     def prepare(self, samples: Tensor) -> Tensor:
         """Mix to mono and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
@@ -321,17 +326,14 @@ class AudioTransform:
 
     def decibels(self, samples: Tensor) -> Tensor:
         """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
-        # torchaudio takes 0.1 s to import; only stages with sound need it.
-        from torchaudio.functional import amplitude_to_DB, spectrogram
-
         hop = self.sample_rate // self.frames_per_second
         # In float64, because the floor is 100 dB below the maximum, beyond float32.
-        hann = _hann(self.fft)
-        power = spectrogram(samples.double(), 0, hann, self.fft, hop, self.fft, 2.0, False)
-        power = power[..., : self.num_frames].float()
+        spectrum = torch.stft(samples.double(), self.fft, hop, window=_hann(self.fft), return_complex=True)
+        power = spectrum.abs().square()[..., : self.num_frames].float()
         groups = power[..., 1:, :].unflatten(-2, (-1, 2)).mean(-2)
         pooled = torch.cat([power[..., :1, :], groups], dim=-2).transpose(-2, -1).contiguous().unsqueeze(-3)
-        return amplitude_to_DB(pooled, 10.0, 1e-10, 0.0, DYNAMIC_RANGE)
+        decibels = pooled.clamp_(min=1e-10).log10_().mul_(10.0)
+        return torch.maximum(decibels, decibels.amax((-3, -2, -1), keepdim=True) - DYNAMIC_RANGE)
 
 
 @functools.lru_cache(maxsize=4)
