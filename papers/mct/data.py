@@ -84,13 +84,13 @@ def caption_views(captions: Sequence[str], rng: np.random.Generator, word_dropou
 
 def drop_words(caption: str, rng: np.random.Generator, share: float) -> str:
     """A caption without each word with a probability of `share`; at least one stays."""
-    words = np.array(caption.split())
+    words = caption.split()
     keep = rng.random(len(words)) >= share
-    if len(words) and not keep.any():
+    if words and not keep.any():
         keep[rng.integers(len(words))] = True
-    words = words[keep]
-    rng.random(len(words))  # recorded runs drew once more for each word
-    return " ".join(words)
+    kept = [word for word, stays in zip(words, keep.tolist()) if stays]
+    rng.random(len(kept))  # recorded runs drew once more for each word
+    return " ".join(kept)
 
 
 class PretrainingData(CaptionData):

@@ -205,7 +205,8 @@ class ClipReader:
         pieces = []
         for begin in (start + within * (end - start - duration)).tolist():
             frames, _ = media.read_video(begin, duration, video.fps)
-            pieces.append(frames[torch.arange(video.frames) % len(frames)])
+            looped = len(frames) < video.frames
+            pieces.append(frames[torch.arange(video.frames) % len(frames)] if looped else frames[: video.frames])
         pixels = self.transform.without_padding(torch.cat(pieces), rng)
         return pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
 

@@ -190,8 +190,7 @@ class KnownWords:
         found = {}
         for name, true in zip(MODALITIES, self.words.get(clip, ((), ()))):
             if name in self._numbers:
-                found[f"{name}_words"] = torch.zeros(len(self._numbers[name]), dtype=torch.bool)
-                found[f"{name}_words"][[self._numbers[name][word] for word in true]] = True
+                found[f"{name}_words"] = torch.tensor([word in true for word in self._numbers[name]])
         return found
 
     def noisy(self, clip: str, counts: Sequence[int], replaced: float, rng: np.random.Generator) -> list[list[str]]:

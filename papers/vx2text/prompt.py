@@ -34,6 +34,8 @@ TASK_WORDS: dict[Task, str] = {
 LETTERS = ("a", "b", "c", "d", "e")
 
 VOCABULARY = "tokenizer.json"
+#: Keep the ids of this many texts: questions, speech and words of a prompt recur.
+KNOWN_TEXTS = 2**14
 
 
 class TextTokenizer:
@@ -54,6 +56,7 @@ class TextTokenizer:
     def __init__(self, pretrained: str | None = None, vocabulary_size: PositiveInt = 32128) -> None:
         self.pretrained = pretrained
         self.vocabulary_size = vocabulary_size
+        self._known: dict[str, list[int]] = {}
 
     def read(self, content: bytes) -> TextTokenizer:
         """Use a vocabulary from `content` instead of `pretrained`; returns self."""
@@ -77,8 +80,13 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end token and without lone surrogates, which no vocabulary accepts."""
-        plain = " ".join(text.encode("utf-8", "ignore").decode().split())
-        return self._pieces.encode(plain, add_special_tokens=False).ids
+        if text not in self._known:
+            plain = " ".join(text.encode("utf-8", "ignore").decode().split())
+            ids = self._pieces.encode(plain, add_special_tokens=False).ids
+            if len(self._known) >= KNOWN_TEXTS:
+                self._known.clear()
+            self._known[text] = ids
+        return self._known[text]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids up to the first end token; skips padding, places and ids without a piece."""
@@ -184,32 +192,28 @@ class Prompt:
         self.limits = limits
         self.video = [VIDEO_PLACE - number for number in range(video_places)]
         self.audio = [AUDIO_PLACE - number for number in range(audio_places)]
-        self._known: dict[str, list[int]] = {}
 
     def encode(
         self, text: PromptText, video_words: Sequence[str] | None = None, audio_words: Sequence[str] | None = None
     ) -> list[int]:
         """Ids of a prompt with its end token; words may replace modality tokens, to train on text alone."""
         limits = self.limits
-        ids = [*self._word(TASK_WORDS[text.task])]
-        ids += self._part("video :", self.video if video_words is None else self._encoded(video_words))
-        ids += self._part("audio :", self.audio if audio_words is None else self._encoded(audio_words))
-        ids += self._part("speech :", self._speech(text.speech))
+        ids = [*self.tokenizer.encode(TASK_WORDS[text.task])]
+        ids += self._part("video :", self.video if video_words is None else self._joined(video_words))
+        ids += self._part("audio :", self.audio if audio_words is None else self._joined(audio_words))
+        ids += self._part("speech :", self._joined(text.speech)[-limits.speech :] if limits.speech else [])
         ids += self._part("caption :", self.tokenizer.encode(text.caption)[: limits.caption] if limits.caption else [])
         ids += self._part("history :", self._history(text.history))
         ids += self._part("question :", self.tokenizer.encode(text.question)[: limits.question])
         if text.options and limits.option:
             options: list[int] = []
             for letter, option in zip(LETTERS, text.options, strict=True):
-                options += [*self._word(f"({letter})"), *self.tokenizer.encode(option)[: limits.option]]
+                options += [*self.tokenizer.encode(f"({letter})"), *self.tokenizer.encode(option)[: limits.option]]
             ids += self._part("options :", options)
         return [*ids, self.tokenizer.eos_id]
 
     def speech_is_cut(self, text: PromptText) -> bool:
-        return (
-            self.limits.speech > 0
-            and sum(len(self.tokenizer.encode(line)) for line in text.speech) > self.limits.speech
-        )
+        return len(self._joined(text.speech)) > self.limits.speech > 0
 
     def answer(self, text: str) -> list[int]:
         """Ids of the target text with its end token."""
@@ -219,20 +223,10 @@ class Prompt:
         return [self.tokenizer.letter_ids[place], self.tokenizer.eos_id]
 
     def _part(self, name: str, ids: list[int]) -> list[int]:
-        return [*self._word(name), *ids] if ids else []
+        return [*self.tokenizer.encode(name), *ids] if ids else []
 
-    def _word(self, word: str) -> list[int]:
-        if word not in self._known:
-            self._known[word] = self.tokenizer.encode(word)
-        return self._known[word]
-
-    def _encoded(self, words: Sequence[str]) -> list[int]:
-        return [number for word in words for number in self._word(word)]
-
-    def _speech(self, lines: Sequence[str]) -> list[int]:
-        if not self.limits.speech:
-            return []
-        return [number for line in lines for number in self.tokenizer.encode(line)][-self.limits.speech :]
+    def _joined(self, texts: Sequence[str]) -> list[int]:
+        return [number for text in texts for number in self.tokenizer.encode(text)]
 
     def _history(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         limit = self.limits.history
