@@ -71,7 +71,7 @@ def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 
 def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
-    """Share (%) of mined positives with the anchor's class, by type of agreement ([15], P2); training has no labels.
+    """Share (%) of mined positives with the anchor's class, by type of agreement; training has no labels.
 
     Args:
         video_bank, audio_bank: [N, d]; larger banks are sampled down to `LARGEST_BANK` evenly spaced rows.

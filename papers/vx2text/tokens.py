@@ -79,7 +79,7 @@ class SigmoidClassifier(ModalityClassifier):
     A category's probability is its sigmoid's share of the sum; `ModalityClassifier` uses the softmax of the scores.
     Weights and parameters are the same.
 
-    Source: [3], `sigmoid_normalized`.
+    Source: [3].
     """
 
     def scores(self, features: Tensor) -> Tensor:
