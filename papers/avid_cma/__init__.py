@@ -3,10 +3,10 @@
 Pedro Morgado, Nuno Vasconcelos, Ishan Misra: "Audio-Visual Instance Discrimination with Cross-Modal Agreement",
 CVPR 2021, arXiv 2004.12943.
 
-A video encoder and an audio encoder are trained on videos with sound and without labels: each clip has to pick, out of
-many, the memory of its own instance in the *other* modality (AVID). Then every instance gets further positives, those
-that are similar to it in *both* modalities (CMA). The encoders are evaluated by fine-tuning on action recognition, by
-linear probes, and by linear support vector machines on sound classification.
+A video encoder and an audio encoder are trained on unlabeled videos with sound. Each clip has to pick the stored vector
+of its own instance in the *other* modality out of many (AVID). Then every instance gets more positives, which are
+similar to it in *both* modalities (CMA). The encoders are evaluated by fine-tuning on action recognition, by linear
+probes, and by linear SVMs on sound classification.
 """
 
 from importlib import import_module

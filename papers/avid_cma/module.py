@@ -128,8 +128,8 @@ class AVIDModule(pl.LightningModule):
             self.loss.load_banks(start.memory)
         elif self.loss.positives:
             raise ValueError(
-                "CMA starts from a trained AVID: give --model.warm_start .../checkpoints/last.ckpt of the one that the "
-                "recipe's first comment names. `assemble reproduce avid` does so for stages of the tables"
+                "CMA starts from a trained AVID: set --model.warm_start to its .../checkpoints/last.ckpt. "
+                "`assemble reproduce avid` does so for the stages of the tables"
             )
 
     def _require_listing(self, what: str, theirs: str | None) -> None:

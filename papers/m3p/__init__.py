@@ -3,9 +3,9 @@
 Minheng Ni, Haoyang Huang, Lin Su, Edward Cui, Taroon Bharti, Lijuan Wang, Jianfeng Gao, Dongdong Zhang, Nan Duan: "M3P:
 Learning Universal Representations via Multitask Multilingual Multimodal Pre-training", CVPR 2021, arXiv 2006.02635.
 
-One transformer reads text alone, or the regions of an image followed by text. It predicts masked words and masked
-regions and whether image and caption belong together, on text of a hundred languages and on English captions, some of
-whose words are replaced by translations: so it finds images for captions in languages in which none was captioned.
+One transformer reads text alone, or the regions of an image followed by text. It predicts masked words, masked regions,
+and whether image and caption match. It trains on text in a hundred languages and on English captions with some words
+replaced by translations, so it finds images for captions in languages without captioned images.
 """
 
 from typing import Any

@@ -157,7 +157,7 @@ class RegionTextData(ShardedDataModule):
             raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
         #: Width of a region's feature.
         self.feature_dim: int = widths.pop()
-        if not self.searched:  # also before training: what the test lacks should not be found out at its end
+        if not self.searched:  # also before training, so that missing test data fail early
             self.searched = self.sets_to_search()
         if stage == "fit":
             self.read_training()
@@ -169,8 +169,8 @@ class RegionTextData(ShardedDataModule):
                 self.coverage = self.code_switching.coverage(self.switched_texts)
                 if not self.coverage["samples"]:
                     raise ValueError(
-                        "data.code_switching switches no caption: no set to train on is in its source language; set it "
-                        "to null"
+                        "data.code_switching: no training set is in its source language, so nothing is switched; set "
+                        "it to null"
                     )
                 targets, share = self.code_switching.targets, self.coverage["covered"]
                 rank_zero_only(print)(

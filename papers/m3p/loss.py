@@ -25,7 +25,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PairTasks:
-    """What is predicted of pairs besides their match.
+    """Tasks on pairs besides matching.
 
     Args:
         words, regions: those that are masked.

@@ -26,7 +26,7 @@ WORD_NOISE, REGION_NOISE = 3, 2
 
 @dataclass(frozen=True)
 class Masking:
-    """Shares of words and regions that are chosen for masking, and what becomes of them.
+    """Shares of words and regions that are chosen for masking, and how they are masked.
 
     Args:
         mask, random: chosen pieces that become `<mask>` or a random piece; the rest is unchanged.

@@ -111,7 +111,7 @@ class M3PModule(pl.LightningModule):
         tasks = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
         self.on = {name for name in tasks if self.weights[name] > 0}
         if not self.on:
-            raise ValueError("model: no task is on, one of the weights must not be 0")
+            raise ValueError("model: every task has weight 0; give at least one a positive weight")
         self.tasks = PairTasks(
             words="mlm" in self.on,
             regions=bool(self.on & {"mrm_class", "mrm_regression"}),
@@ -262,7 +262,7 @@ class M3PModule(pl.LightningModule):
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Refuse a class of a region that the model doesn't know; an accelerator would only stop."""
+        """Refuse a region class that the model lacks; on an accelerator, the lookup would abort without a message."""
         known = self.model.region_heads.classifier.out_features
         for group in (group for relation in batch.get("relations", []) for group in relation.values()):
             if self.tasks.regions and "region_classes" in group and (group["region_classes"] >= known).any():

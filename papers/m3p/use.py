@@ -118,14 +118,14 @@ class M3P(encoder.M3P, TrainedModel):
         if self.regions is not None:
             if self.regions.feature_size != self.encoder.feature_dim:
                 raise StageError(
-                    f"--regions: the features there have {self.regions.feature_size} numbers, and this model reads "
-                    f"{self.encoder.feature_dim}: give features of the detector that it was trained with"
+                    f"--regions: the features have {self.regions.feature_size} dimensions, but the model reads "
+                    f"{self.encoder.feature_dim}: use the detector that it was trained with"
                 )
             regions = self.regions[picture_key(Path(file).name)]
         elif self.detector is None:
             raise StageError(
-                "this model reads regions of pictures and has no detector of its own: give a file of region features, "
-                "which `assemble data m3p --extract-regions` makes, as --regions FILE"
+                "this model reads region features and has no detector: pass a file of them as --regions FILE; "
+                "`assemble data m3p --extract-regions` makes one"
             )
         else:
             ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])

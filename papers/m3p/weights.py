@@ -159,7 +159,7 @@ def _file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(
-        f"{path}: neither model.safetensors nor pytorch_model.bin lies in this folder. Fetch XLM-R once, with "
+        f"{path}: holds neither model.safetensors nor pytorch_model.bin. Fetch XLM-R once, with "
         f"`hf download FacebookAI/xlm-roberta-base --local-dir {path}`"
     )
 

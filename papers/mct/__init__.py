@@ -3,11 +3,11 @@
 Xin Yuan, Zhe Lin, Jason Kuen, Jianming Zhang, Yilin Wang, Michael Maire, Ajinkya Kale, Baldo Faieta: "Multimodal
 Contrastive Training for Visual Representation Learning", CVPR 2021, arXiv 2104.12836.
 
-An image encoder and a text encoder are trained on images with captions, and tags where there are any. Within each
-modality a view has to pick, out of a queue of momentum keys, the key of another view of the same item, or of items
-that share its tags; across modalities an image has to be closer to its caption, and a caption to its image, than to
-every key of a queue by a margin. The two kinds of contrast share the encoders but not the projection heads. The image
-encoder is evaluated by linear probes, detection, and cross-modal search. The method is covered by US patent 12,223,439.
+An image encoder and a text encoder are trained on images with captions and, optionally, tags. Within each modality, a
+view has to pick the momentum key of another view of the same item, or of items that share its tags, out of a queue.
+Across modalities, an image has to be closer to its caption, and a caption to its image, than to every key of a queue by
+a margin. Both kinds of losses share the encoders but not the projection heads. The image encoder is evaluated by linear
+probes, detection, and cross-modal search. The method is covered by US patent 12,223,439.
 """
 
 from typing import Any

@@ -96,7 +96,7 @@ def drop_words(caption: str, rng: np.random.Generator, share: float) -> str:
 class PretrainingData(CaptionData):
     """Captioned and tagged images to pre-train MCT; see CaptionedViews, CaptionData, ImageData and ShardedDataModule.
 
-    `caption_views`, `back_translations` and `other_drawing` have one value, which is in the configuration of old runs.
+    `caption_views`, `back_translations` and `other_drawing` are unused; part of the configuration of recorded runs.
     """
 
     def __init__(

@@ -138,18 +138,15 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         options: Sequence[str] = (),
     ) -> str:
         if not question.strip():
-            raise StageError(
-                "there is no question to answer; to have the clip described: assemble caption vx2text CLIP"
-            )
+            raise StageError("the question is empty; to describe the clip, run: assemble caption vx2text CLIP")
         if self.task == "caption":
-            raise StageError("this model learned to describe clips and not to answer: assemble caption vx2text CLIP")
+            raise StageError("this model only describes clips, it does not answer: assemble caption vx2text CLIP")
         return self.write(clip, question, speech, known, history, options)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
         if self.task != "caption":
             raise StageError(
-                "this model learned to answer questions and not to describe; ask it what happens: "
-                'assemble answer vx2text CLIP "what happens ?"'
+                'this model only answers questions; ask it what happens: assemble answer vx2text CLIP "what happens ?"'
             )
         return self.write(clip, speech=speech)
 

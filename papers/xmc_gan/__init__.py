@@ -1,11 +1,11 @@
-"""XMC-GAN: text-to-image generation held together by contrastive losses.
+"""XMC-GAN: text-to-image generation with contrastive losses.
 
 Han Zhang, Jing Yu Koh, Jason Baldridge, Honglak Lee, Yinfei Yang: "Cross-Modal Contrastive Learning for Text-to-Image
 Generation", CVPR 2021, arXiv 2101.04702.
 
-One generator maps noise and the words of a caption to an image; one discriminator tells real from generated images and
-serves at the same time as the image encoder of contrastive losses between images and sentences, regions and words, and
-generated and real images of the same caption. `XMCGAN.from_export` reads a trained model.
+One generator maps noise and the words of a caption to an image. One discriminator tells real from generated images and
+is also the image encoder of contrastive losses between images and sentences, regions and words, and generated and real
+images of the same caption. `XMCGAN.from_export` reads a trained model.
 """
 
 from importlib import import_module

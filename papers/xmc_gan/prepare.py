@@ -128,5 +128,5 @@ def text_features(
             store.make(device, batch_size, console)
             made.append(store.path)
     if NO_DATA in states.values() and not made:
-        raise StageError("no store was made: the data sets of those that are not there are missing")
+        raise StageError("no features were computed: no data set that lacks a store is available")
     return made

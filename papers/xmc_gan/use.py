@@ -119,7 +119,7 @@ class XMCGAN(TrainedModel):
         # Punctuation is tokenized like words, but a caption without it means the same.
         words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
         if not words:
-            raise StageError("there is no caption: say in quotes what is to be seen")
+            raise StageError("the caption is empty: describe the image in quotes")
         if learned is not None:
             unknown = [word for word in dict.fromkeys(words) if word not in learned]
         else:

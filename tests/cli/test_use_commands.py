@@ -187,7 +187,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("retrieve", "avid", *avid, "--query", "a dog", "--among", clips), "the text 'a dog' (no file has that name)"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),
         (("answer", "mct", image, "what?", *mct), "mct cannot answer; vx2text can"),
-        (("caption", "vx2text", clips / "a.mp4", *vx2text), "learned to answer questions and not to describe"),
+        (("caption", "vx2text", clips / "a.mp4", *vx2text), "only answers questions; ask it what happens"),
     ]
     for arguments, message in wrong:
         assert message in run(*arguments, fails=True)
