@@ -73,7 +73,7 @@ def test_negative_mapping_equals_the_released_code() -> None:
 
 
 @given(num_items=st.integers(2, 30), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_skipping_rows_hits_every_other_row_exactly_once(num_items: int, data: st.DataObject) -> None:
     excluded = sorted(data.draw(st.sets(st.integers(0, num_items - 1), max_size=num_items - 1)))
     raw = torch.arange(num_items - len(excluded))[None]

@@ -53,7 +53,7 @@ def test_mined_sets_equal_the_released_code(agreement: str, k: int) -> None:
     rows=st.integers(1, 150),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_search_equals_brute_force(num_items: int, share: float, agreement: str, rows: int, seed: int) -> None:
     k = 1 + int(share * (num_items - 2))
     video, audio = banks(num_items, dim=24, seed=seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from common.commands.main import main
@@ -36,19 +35,6 @@ def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
     assert "embed_text" not in card
 
 
-def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["fit", "mct/mct_tag", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
-    output = capsys.readouterr().out
-    assert "# deviation" not in output
-    model = yaml.safe_load(output)["model"]["init_args"]
-    expected = {
-        "weight_tag": 1.0, "weight_cross": 20.0, "intra_dim": 128, "inter_dim": 1024, "temperature": 0.07,
-        "margin": 0.2, "queue_size": 65536, "queue_warm": "random", "inter_reduction": "mean",
-    }  # fmt: skip
-    assert {name: model["loss"]["init_args"][name] for name in expected} == expected
-    assert model["momentum"] == 0.999
-
-
 CAPTION = "a red circle left and a blue square right on white"
 
 
@@ -75,15 +61,3 @@ def test_generate_writes_png_files(stages: Stages, tmp_path: Path, capsys: pytes
         "grid.png",
     }
     assert lines[-1] == f"written to {tmp_path / 'grid.png'}"
-
-
-def test_the_configuration_of_the_paper_names_its_judges(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["fit", "xmc_gan/xmc_gan", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
-    output = capsys.readouterr().out
-    assert "# deviation" not in output
-    evaluation = yaml.safe_load(output)["model"]["init_args"]["evaluation"]
-    assert evaluation["class_path"] == "common.protocols.generation.GenerationEvaluation"
-    arguments = evaluation["init_args"]
-    assert arguments["inception"].endswith("inception_v3_google-0cc3c7bd.pth")
-    expected = {"repeats": 3, "splits": 1, "candidates": 100, "folds": 10, "object_copies": 3, "person_captions": 30000}
-    assert {name: arguments[name] for name in expected} == expected

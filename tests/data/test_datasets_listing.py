@@ -45,7 +45,7 @@ def some(count: int = 6) -> list[Clip]:
 
 
 @given(st.lists(clips, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_table_gives_back_the_clips(rows: list[Clip]):
     listing = make(rows)
     assert list(listing) == rows
@@ -61,7 +61,7 @@ def test_the_table_gives_back_the_clips(rows: list[Clip]):
 
 
 @given(st.lists(clips, min_size=2, max_size=8, unique=True), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_fingerprint_changes_with_the_order(rows: list[Clip], random):
     shuffled = list(rows)
     random.shuffle(shuffled)

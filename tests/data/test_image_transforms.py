@@ -85,7 +85,7 @@ def test_the_random_crop_equals_torchvision(size: tuple[int, int]) -> None:
         assert torch.equal(result, reference.to_tensor(cropped(image, places=places)))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.integers(1, 400),
     st.integers(1, 400),

@@ -42,7 +42,7 @@ def test_box_vectors_are_those_of_the_official_code() -> None:
 _SIDES = st.floats(0, 100).map(lambda side: round(side, 3))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(*[_SIDES] * 4), min_size=1, max_size=5), st.integers(1, 500), st.integers(1, 500))
 def test_box_vectors_have_length_one(boxes: list[tuple[float, ...]], height: int, width: int) -> None:
     lengths = np.linalg.norm(box_vectors(boxes, height, width), axis=-1)

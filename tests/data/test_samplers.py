@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from common.data.samplers import EpochSampler
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     samples=st.integers(8, 200),
     per_rank=st.integers(1, 4),
@@ -38,7 +38,7 @@ def test_ranks_share_the_global_batches_of_one_process(
         assert joined == set(order[step * batch : (step + 1) * batch])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(stop=st.integers(0, 9), epoch=st.integers(0, 5), world=st.sampled_from([1, 2]))
 def test_a_resumed_epoch_is_the_rest_of_the_whole_one(stop: int, epoch: int, world: int) -> None:
     whole = EpochSampler(43, 4, seed=3, rank=world - 1, world_size=world)

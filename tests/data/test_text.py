@@ -282,7 +282,7 @@ def test_xlmr_takes_no_other_model(tmp_path: Path) -> None:
 
 
 @given(words=st.lists(st.text(alphabet="adogruns Hläufběží犬走る狗跑\u3000,!", max_size=6), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_xlmr_pieces_of_a_text_are_those_of_its_words(xlmr: XLMRTokenizer, words: list[str]) -> None:
     """Code-switched captions are put together of words whose pieces are known."""
     text = " ".join(words)

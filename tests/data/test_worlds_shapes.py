@@ -56,7 +56,7 @@ def test_coverage_of_a_box_is_exact() -> None:
     assert coverage([], 8).shape == (0, 8, 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000))
 def test_boxes_and_polygons_enclose_the_drawn_pixels(seed: int) -> None:
     rng = np.random.default_rng(seed)

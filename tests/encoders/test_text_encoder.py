@@ -140,7 +140,7 @@ def test_without_its_files_it_can_be_built_and_loaded_into_but_not_used(released
 # -- recurrent ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), layers=st.integers(1, 2), extra=st.integers(0, 3))
 def test_the_state_after_the_last_word_as_by_packing(lengths: list[int], layers: int, extra: int) -> None:
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def test_loss_and_gradients_equal_the_released_code(golden: dict[str, Tensor], p
 @given(
     words=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99), beta=st.floats(0.2, 1.0),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_padded_batch_equals_pairs_one_by_one(words: list[int], seed: int, beta: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     count = len(words)

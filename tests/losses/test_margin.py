@@ -59,7 +59,7 @@ def test_in_batch_hinge_of_one_pair_is_zero() -> None:
     batch=st.integers(1, 5), size=st.integers(1, 9), margin=st.floats(0, 1), masked=st.booleans(),
     reduction=st.sampled_from(["sum", "mean", "max"]), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_queue_hinge_is_the_written_formula(
     batch: int, size: int, margin: float, masked: bool, reduction: Any, seed: int
 ) -> None:
@@ -126,7 +126,7 @@ def test_half_precision_is_raised_to_float32(dtype: torch.dtype, reduction: Any)
 
 
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_mask_is_the_same_as_leaving_the_columns_out(batch: int, size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     positives = torch.randn(batch, 2, generator=generator, dtype=torch.double)

@@ -61,7 +61,7 @@ def test_regression_equals_the_released_code(golden: dict[str, Tensor], logits: 
 
 
 @given(count=st.integers(1, 6), classes=st.integers(2, 9), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_losses_are_the_written_formulas(count: int, classes: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, classes, generator=generator, dtype=torch.double)

@@ -35,7 +35,7 @@ def test_candidates_equal_the_released_code() -> None:
 
 
 @given(size=st.integers(1, 6), groups=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_pairs_of_a_batch_are_candidates_both_ways(size: int, groups: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(size, size, generator=generator, dtype=torch.double)

@@ -37,7 +37,7 @@ sizes = st.integers(1, 5)
 
 
 @given(batch=sizes, num_positives=sizes, num_negatives=sizes, normalizer=st.floats(0.01, 100), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_nce_is_the_written_formula(
     batch: int, num_positives: int, num_negatives: int, normalizer: float, seed: int
 ) -> None:
@@ -51,7 +51,7 @@ def test_nce_is_the_written_formula(
 
 
 @given(batch=sizes, num_positives=sizes, num_negatives=sizes, seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_info_nce_is_the_written_formula(batch: int, num_positives: int, num_negatives: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     positives, negatives = rng.normal(size=(batch, num_positives)) * 3, rng.normal(size=(batch, num_negatives)) * 3

@@ -91,7 +91,7 @@ def test_marks_and_capitals(folder: Path) -> None:
     text=st.text(alphabet=" aredogct,.!", max_size=40), sentence=st.floats(0, 1), word=st.floats(0, 1),
     mode=st.sampled_from(["every_word", "one_word"]), seed=st.integers(0, 999),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_switched_caption_differs_in_known_words_alone(
     folder: Path, text: str, sentence: float, word: float, mode: Any, seed: int
 ) -> None:

@@ -36,7 +36,7 @@ def test_recalls_are_those_of_the_released_evaluator(name: str) -> None:
     torch.testing.assert_close(score_retrieval(scores[:, shuffled], owner[shuffled]), found)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 6))
 def test_every_image_gets_as_many_captions_as_are_asked_for(counts: list[int], each: int) -> None:
     owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

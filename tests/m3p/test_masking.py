@@ -50,7 +50,7 @@ def test_random_words_are_of_the_whole_vocabulary() -> None:
     rows=st.lists(st.integers(0, 8), min_size=1, max_size=6), share=st.sampled_from([0.0, 0.15, 1.0]),
     seed=st.integers(0, 999),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_boundary_tokens_and_padding_are_never_masked(rows: list[int], share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = np.array(rows)
@@ -95,7 +95,7 @@ def test_regions_have_the_rates_of_the_released_code() -> None:
     counts=st.lists(st.integers(1, 6), min_size=1, max_size=5), share=st.sampled_from([0.0, 0.15, 1.0]),
     background=st.floats(0, 1), seed=st.integers(0, 999),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_background_and_padding_are_never_masked(counts: list[int], share: float, background: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     valid = np.arange(6) < np.array(counts)[:, None]

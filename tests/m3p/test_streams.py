@@ -42,7 +42,7 @@ def test_blocks_equal_the_released_code() -> None:
 
 
 @given(count=st.integers(1, 60), batch=st.integers(1, 5), bptt=st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_hold_every_token_once(count: int, batch: int, bptt: int) -> None:
     tokens = np.arange(10, 10 + count)
     stream = LanguageStream(tokens, batch, bptt)
@@ -68,7 +68,7 @@ def test_languages_are_drawn_as_by_the_released_code(alpha: str) -> None:
 @given(
     sources=st.integers(0, 5), steps=st.integers(1, 30), draws=st.integers(0, 4), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int, seed: int) -> None:
     found = draw_sources([1 / sources] * sources if sources else [], steps, draws, np.random.default_rng(seed))
     assert found.chosen.shape == found.turn.shape == (steps, min(draws, sources))

@@ -55,7 +55,7 @@ def test_without_tags_the_tag_loss_is_the_instance_loss_to_the_last_bit() -> Non
 
 
 @given(batch=st.integers(1, 4), size=st.integers(1, 10), masked=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tag_loss_is_the_written_formula(batch: int, size: int, masked: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     positive = 3 * torch.randn(batch, generator=generator, dtype=torch.double)

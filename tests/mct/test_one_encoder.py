@@ -114,7 +114,7 @@ def test_the_loss_is_the_sum_and_the_image_meets_the_caption_that_follows_its_fl
 # -- what is masked and matched ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(5, 19), max_size=9), st.sampled_from([0.0, 0.15, 1.0]), st.integers(0, 99))
 def test_words_are_masked_and_boundary_tokens_are_not(words: list[int], share: float, seed: int) -> None:
     tokens = [2, *words, 3]

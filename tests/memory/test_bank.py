@@ -25,7 +25,7 @@ def new_bank(num_items: int = 12, dim: int = 6, momentum: float = 0.5, seed: int
     momentum=st.floats(0, 1),
     seed=st.integers(0, 50),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: int) -> None:
     bank, embeddings = new_bank(momentum=momentum, seed=seed), unit(len(index), 6, seed=seed + 1)
     before = bank.vectors.clone()
@@ -41,7 +41,7 @@ def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: 
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_last_occurrence(index: list[int]) -> None:
     expected = [len(index) - 1 - index[::-1].index(item) for item in index]
     assert last_occurrence(torch.tensor(index)).tolist() == expected

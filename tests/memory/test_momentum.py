@@ -17,7 +17,7 @@ def network(seed: int = 0) -> nn.Module:
 
 
 @given(momentum=st.floats(0, 1), seed=st.integers(0, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_update_is_the_written_formula(momentum: float, seed: int) -> None:
     pair = MomentumPair(network(seed))
     for parameter in pair.query.parameters():

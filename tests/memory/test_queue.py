@@ -29,7 +29,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     batches=st.lists(st.integers(0, 21), min_size=1, max_size=8),
     with_tags=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_batches_are_first_in_first_out(size: int, batches: list[int], with_tags: bool) -> None:
     queue = KeyQueue(size, 4, tag_count=3 if with_tags else 0)
     initial = queue.vectors.clone()
@@ -99,7 +99,7 @@ def test_masks_of_both_warm_modes() -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.floats(0, 3, width=32), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_shared_tags_are_counted_one_by_one(batch: int, size: int, count: int, epsilon: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     anchors, stored = rng.random((batch, count)) < 0.4, rng.random((size, count)) < 0.4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.metrics.average_precision import average_precision
@@ -18,7 +18,6 @@ def test_equals_the_official_one() -> None:
         assert found == pytest.approx(float(golden["ap_from_scores"]), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), positives=st.integers(1, 9), negatives=st.integers(0, 9))
 def test_equals_the_mean_precision_at_the_positives(seed: int, positives: int, negatives: int) -> None:
     draw = np.random.default_rng(seed)

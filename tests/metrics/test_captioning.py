@@ -147,7 +147,7 @@ CORPUS = st.lists(st.tuples(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=4)
 
 
 @given(CORPUS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_bleu_and_cider_follow_their_definitions(corpus: list[tuple[str, list[str]]]) -> None:
     candidates, references = [one for one, _ in corpus], [texts for _, texts in corpus]
     captions = CaptionSet(candidates, references)
@@ -161,7 +161,7 @@ def test_bleu_and_cider_follow_their_definitions(corpus: list[tuple[str, list[st
 
 
 @given(CORPUS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_rouge_takes_the_best_precision_and_recall_apart(corpus: list[tuple[str, list[str]]]) -> None:
     mean, scores = rouge_l(CaptionSet([one for one, _ in corpus], [texts for _, texts in corpus]))
     expected = []
@@ -195,7 +195,7 @@ def test_no_items() -> None:
 
 
 @given(CORPUS, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_order_of_items_and_references_does_not_matter(corpus: list, random: object) -> None:
     order = list(range(len(corpus)))
     random.shuffle(order)  # type: ignore[attr-defined]

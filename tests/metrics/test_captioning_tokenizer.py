@@ -75,7 +75,7 @@ TEXTS = st.text(st.sampled_from(list("aZ09 .,'\"-/!?:;()<>[]{}&@#$%_+=~^*|\\\u00
 
 
 @given(TEXTS | st.text())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_text_gives_clean_lower_case_tokens(text: str) -> None:
     tokens = ptb_tokens(text)
     assert all(token and not token.startswith(" ") and " " not in token for token in tokens)

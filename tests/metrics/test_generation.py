@@ -55,7 +55,7 @@ def test_sums_over_batches_give_the_moments_of_all_rows(offset: float) -> None:
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-6, atol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), shift=st.floats(-3, 3), scale=st.floats(0.2, 3))
 def test_frechet_distance_of_a_shifted_and_scaled_set(seed: int, shift: float, scale: float) -> None:
     rows = np.random.default_rng(seed).normal(size=(200, 5))
@@ -157,7 +157,7 @@ def test_equal_texts_are_not_drawn_against_each_other() -> None:
         first_ranked(text, text, torch.zeros(40))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), count=st.integers(5, 30), candidates=st.integers(2, 12))
 def test_drawn_texts_are_others_and_all_different(seed: int, count: int, candidates: int) -> None:
     # Own scores lie below exactly one other text: a hit is an image whose draw misses that one.

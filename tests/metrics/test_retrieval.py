@@ -94,7 +94,7 @@ def naive_caption_ranks(scores: np.ndarray, caption_image: list[int], text: list
 
 
 class TestCaptions:
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(
         seed=st.integers(0, 10_000),
         images=st.integers(1, 12),

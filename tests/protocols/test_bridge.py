@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -150,7 +150,6 @@ def test_convergence_of_a_known_curve() -> None:
     assert convergence({5: torch.tensor(7.0)}) == {"area": 7.0, "steps_to_90": pytest.approx(5.0)}
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
 def test_convergence_stays_on_the_curve(values: list[float]) -> None:
     found = convergence({2**place: torch.tensor(value) for place, value in enumerate(values)})

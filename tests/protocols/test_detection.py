@@ -186,7 +186,7 @@ def brute_force(images: list[DetectedImage], label: int, threshold: float) -> fl
     return total
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), number=st.integers(1, 4), found=st.integers(0, 8), true=st.integers(1, 5))
 def test_voc_equals_brute_force(seed: int, number: int, found: int, true: int) -> None:
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -245,7 +245,6 @@ class TestCrossModalSearch:
         expected = sum(map(reduce, of_image)) + sum(map(reduce, of_text))
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
-    @settings(deadline=None)
     @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12), st.integers(0, 3))
     def test_equal_captions_are_those_with_equal_tokens(self, captions: list[list[int]], more: int) -> None:
         width = 4 + more

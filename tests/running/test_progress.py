@@ -42,7 +42,7 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
     assert told is not None
     assert (told["step"], told["share"]) == (20, 0.5)
     # Nine of ten steps that are left took 0.02 s or a little more.
-    assert 0.02 <= told["left"] < 5
+    assert 0.02 <= told["left"] < 2 * (time.time() - started)
     # Two optimizers step in every batch, as its record counts them: 14 of the 20 steps that end the training.
     assert after(trainer(6, max_steps=20))["share"] == pytest.approx(0.7)  # type: ignore[index]
     # A share of the batch's loss is what Lightning hands out where several batches make a step.

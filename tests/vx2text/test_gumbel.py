@@ -44,7 +44,7 @@ def test_golden_values_and_gradients(case: dict[str, Any], mode: str) -> None:
         torch.testing.assert_close(table.grad, tensor(expected["grad_table"]), atol=3e-12, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000), st.sampled_from(["st_topk", "st_independent"]))
 def test_hard_tokens_are_rows_and_gradients_sum_to_zero(batch: int, k: int, seed: int, estimator: Any) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -168,7 +168,7 @@ def test_the_tokens_of_a_clip_do_not_depend_on_the_other_clips() -> None:
 # -- places ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 3), st.integers(0, 1000))
 def test_tokens_stand_in_their_places_and_words_stay(batch: int, video: int, audio: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -89,7 +89,7 @@ def test_speech_that_does_not_fit_is_counted(words: TextTokenizer, limit: int, c
 # -- truncation --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.text(max_size=400), max_size=12),
     st.text(max_size=300),

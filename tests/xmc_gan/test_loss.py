@@ -94,7 +94,7 @@ def slow_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: tupl
     seed=st.integers(0, 2**16), padding=st.sampled_from([0.0, 1e6]),
     gammas=st.sampled_from([(5.0, 5.0, 50.0), (2.0, 7.0, 30.0)]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_words_equal_the_formula_whatever_stands_in_the_padding(
     batch: int, regions: int, width: int, longest: int, seed: int, padding: float, gammas: tuple[float, float, float]
 ) -> None:
@@ -113,7 +113,7 @@ def test_words_equal_the_formula_whatever_stands_in_the_padding(
 
 
 @given(batch=st.integers(2, 6), seed=st.integers(0, 2**16))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_losses_do_not_depend_on_the_order_of_the_batch(batch: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     left, right = torch.randn(2, batch, 7, generator=generator)

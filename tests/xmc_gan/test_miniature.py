@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
-from common.data.worlds.two_objects import ATTRIBUTE_SIZES, TwoObjectsWorld
-from common.data.worlds.two_sides import TwoSidesWorld
+from common.data.worlds.two_objects import ATTRIBUTE_SIZES
 from papers.xmc_gan.miniature import (
     AttributeClassifier,
     MiniatureEvaluation,
@@ -165,36 +163,3 @@ def test_the_image_network_learns_the_thing_in_each_half() -> None:
     things = torch.stack([attributes[:, 0] * 4 + attributes[:, 1], attributes[:, 2] * 4 + attributes[:, 3]], dim=1)
     found = whole.loss_and_accuracy(images, torch.cat([things, attributes[:, 4:]], dim=1))[0]
     torch.testing.assert_close(found, loss)
-
-
-@pytest.mark.parametrize(
-    ("world", "network", "least"),
-    [
-        (TwoObjectsWorld(), AttributeClassifier(8, 32), 60),
-        (TwoObjectsWorld(), PictureNetwork("crops", 8, 32, grid=2), 90),
-        (EmojiScenesWorld(), AttributeClassifier(8, 32, sizes=EMOJI_SIZES), 60),
-        (EmojiScenesWorld(), PictureNetwork("crops", 8, 32, grid=2, sizes=EMOJI_SIZES), 80),
-    ],
-)
-def test_the_networks_learn_their_world(world: TwoSidesWorld, network: Any, least: float) -> None:
-    pictures, held_out = world.draw("train", range(1200)), world.draw("val", range(200))
-    images, attributes = (
-        torch.from_numpy(pictures.images).permute(0, 3, 1, 2) / 255,
-        torch.from_numpy(pictures.attributes),
-    )
-    torch.manual_seed(0)
-    for layer in network.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
-    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
-    for step in range(120):
-        rows = torch.arange(step * 64, step * 64 + 64) % len(images)
-        loss = network.loss_and_accuracy(images[rows], attributes[rows])[0].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    network.eval()
-    with torch.no_grad():
-        seen = torch.from_numpy(held_out.images).permute(0, 3, 1, 2) / 255
-        right = network.loss_and_accuracy(seen, torch.from_numpy(held_out.attributes))[1]
-    assert 100 * right.mean() >= least
