@@ -105,11 +105,13 @@ class ImageTransform:
                 image = ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
                 continue
             # All three blend with another picture: black, its mean gray, its gray version.
-            other = Image.new("RGB", image.size)
-            if operation > 0:
-                gray = image.convert("L")
-                mean = int(np.asarray(gray).sum() / (image.width * image.height) + 0.5)
-                other = gray.convert("RGB") if operation == 2 else Image.new("RGB", image.size, (mean, mean, mean))
+            if operation == 0:
+                other = Image.new("RGB", image.size)
+            elif operation == 1:
+                mean = int(np.asarray(image.convert("L")).sum() / (image.width * image.height) + 0.5)
+                other = Image.new("RGB", image.size, (mean, mean, mean))
+            else:
+                other = image.convert("L").convert("RGB")
             image = Image.blend(other, image, factor)
         return image
 
