@@ -1,4 +1,4 @@
-"""Errors for the user to fix, which print a message without a traceback, and their wording."""
+"""Errors that print a message without a traceback, and helpers to word them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NonFiniteLossError(StageError):
 
 
 class Preempted(BaseException):
-    """A signal asked to stop. No `Exception`: nothing failed. No `KeyboardInterrupt`: Lightning would exit."""
+    """A signal asked to stop. Not an `Exception` (nothing failed) or `KeyboardInterrupt` (Lightning would exit)."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -38,7 +38,7 @@ class Preempted(BaseException):
 
 
 def optional_package(name: str, extra: str) -> Any:
-    """Import a package of an extra of this project."""
+    """Import a package that an optional extra installs."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelled name: `did you mean 'x'? valid: ...`; of more than 20 names only the nearest five."""
+    """A hint for a misspelled name: `did you mean 'x'? valid: ...`; lists the nearest five if there are over 20."""
     names = sorted(set(valid))
     cased = {one.lower(): one for one in names}
     close = difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)

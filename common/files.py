@@ -20,21 +20,17 @@ from common.errors import StageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Resolution of file time stamps, at worst; younger files may change unnoticed.
+#: Coarsest resolution of file time stamps; a younger file may change without a new stamp.
 SETTLED_SECONDS = 2.0
-#: Values of a YAML file with aliases expanded; ours have 3,000.
+#: Maximum number of values in a YAML file with aliases expanded; ours have 3,000.
 MOST_NODES = 100_000
-#: Temporary names hold a token and the process number: `.last.0f3a8c11.4711.tmp.ckpt`.
+#: Temporary names contain a token and the process id: `.last.0f3a8c11.4711.tmp.ckpt`.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
-#: Keep them this long: another machine's process may have this number.
+#: Keep younger ones: their process may run on another machine.
 _ABANDONED_SECONDS = 600.0
 _OWN = os.urandom(4).hex()
-#: Errors of disks without locks, as network disks without a lock service.
+#: Errors of file systems without locks, such as some network disks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class AtomicWriteError(OSError):
-    """A write failed; the previous file is untouched."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -67,7 +63,7 @@ def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
 
 
 def told(error: Exception) -> str:
-    """A parser's message; errors of Python's own classes need the name, as `KeyError: 'stage'`."""
+    """A parser's message; built-in errors need the class name to be clear, as in `KeyError: 'stage'`."""
     text = getattr(error, "strerror", None) or f"{error!s:.500}"
     plain = isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins"
     return text if plain and text else f"{type(error).__name__}: {text}"
@@ -77,13 +73,13 @@ def told(error: Exception) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """A temporary sibling path; `sweep` knows such names."""
-    # The token: containers that share a disk have the same few process numbers.
+    """A temporary sibling path, which `sweep` recognizes."""
+    # Containers that share a disk reuse the same process ids, hence the token.
     return path.with_name(f".{path.stem}.{_OWN}.{os.getpid()}.tmp{path.suffix}")
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file of the same suffix, then replace `output`; makes missing folders."""
+    """Call `write` with a temporary file of the same suffix, then replace `output`; creates missing folders."""
     output = Path(output)
     make_folder(output.parent)
     temporary = temporary_of(output)
@@ -101,7 +97,7 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; without an error it then replaces `output` in one step."""
+    """Yield an empty folder to fill; if no error occurs, it atomically replaces `output`."""
     output = output.resolve()
     put_back(output)
     partial = _beside(output, "tmp")
@@ -147,7 +143,7 @@ def _beside(folder: Path, kind: str) -> Path:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step; False if unsupported."""
+    """Swap two paths atomically; False if unsupported."""
     import ctypes
 
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
@@ -156,12 +152,12 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file's content in one step; text is UTF-8; makes missing folders."""
+    """Replace a file's content atomically, with text as UTF-8; creates missing folders."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
         write_whole(path, lambda temporary: temporary.write_bytes(data))
     except OSError as error:
-        raise AtomicWriteError(
+        raise OSError(
             error.errno,
             f"could not write {path}: {error.strerror or error}. An earlier file, if any, is "
             "unchanged; free space or fix the permissions, then rerun the command",
@@ -169,7 +165,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Check early that a folder, which need not exist, is writable; `what` names it, such as `--output`."""
+    """Fail early if a folder, which may not exist yet, isn't writable; `what` names it, such as `--output`."""
     folder = folder.absolute()
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
@@ -177,13 +173,12 @@ def require_writable(folder: Path, what: str) -> None:
             pass
     except OSError as error:
         raise StageError(
-            f"{what} {folder} cannot be written: {existing}: {error.strerror}; give another place"
+            f"{what} {folder} cannot be written: {existing}: {error.strerror}; give another folder"
         ) from None
 
 
 def require_cache() -> None:
-    """Check early that the cache folder is writable."""
-    require_writable(cache_folder(), "the cache folder (ASSEMBLE_CACHE names it)")
+    require_writable(cache_folder(), "the cache folder (set by ASSEMBLE_CACHE)")
 
 
 def sweep(folder: Path) -> None:
@@ -214,7 +209,7 @@ def _runs(process: int) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents durably."""
+    """Create a folder and its parents, and sync them to disk."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -222,7 +217,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable where the file system can."""
+    """Make a rename survive a power loss, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -276,7 +271,7 @@ def stamp_of(path: Path) -> list[int]:
 
 
 def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether a stamp is old enough to show another change; `read_at`: epoch seconds when reading began, None = now."""
+    """Whether any later change would alter a stamp; `read_at`: epoch seconds when reading began, None for now."""
     return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 
@@ -306,7 +301,7 @@ def _check_size(root: Any) -> None:
         below = [node for entry in value for node in (entry if isinstance(entry, tuple) else (entry,))]
         count += len(below)
         if count > MOST_NODES:
-            raise ValueError(f"with its aliases replaced it has more than {MOST_NODES:,} values")
+            raise ValueError(f"has more than {MOST_NODES:,} values with its aliases expanded")
         left += below
 
 
@@ -330,7 +325,7 @@ def _loader() -> Any:
             key = loader.construct_object(key_node, deep=True)
             if isinstance(key, list | dict | set):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a text or a number", key_node.start_mark
+                    None, None, "a key must be text or a number", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -374,9 +369,9 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def console(**options: Any) -> Console:
+def console() -> Console:
     """A `rich.console.Console`; in a pipe it is wide enough for tables."""
     from rich.console import Console
 
-    found = Console(**options)
-    return found if found.is_terminal else Console(width=200, **options)
+    found = Console()
+    return found if found.is_terminal else Console(width=200)

@@ -1,7 +1,6 @@
-"""Types of fields that have a range, and the check of a configuration's values against them.
+"""Number types with a range, and a check of configured values against them.
 
-The values are plain numbers. Who builds a class in Python is not checked here; what would compute wrong numbers unseen,
-such as a loss, checks its own arguments.
+Objects built in Python are not checked; code that could silently compute wrong numbers, such as a loss, checks itself.
 """
 
 from __future__ import annotations
@@ -21,24 +20,22 @@ _whole = functools.partial(Field, strict=True)
 
 PositiveFloat = Annotated[float, _number(gt=0)]
 NonNegativeFloat = Annotated[float, _number(ge=0)]
-#: A share or a probability.
 Fraction = Annotated[float, _number(ge=0, le=1)]
-#: A share that leaves something.
 PartialFraction = Annotated[float, _number(ge=0, lt=1)]
-#: What an optimizer keeps of its running averages.
+#: Decay rate of a running average.
 Momentum = PartialFraction
 PositiveInt = Annotated[int, _whole(gt=0)]
 NonNegativeInt = Annotated[int, _whole(ge=0)]
 #: Pixels per side of a generated picture.
 PictureSide = Annotated[int, _whole(ge=16)]
-#: Pixels per side of a generated video; encoders need an even one.
+#: Pixels per side of a generated video; video encoders need an even number.
 FrameSide = Annotated[int, _whole(ge=16, multiple_of=2)]
-#: Samples per second of a generated sound, whose partials reach 3.5 kHz.
+#: Samples per second of generated audio, whose highest frequency is 3.5 kHz.
 SampleRate = Annotated[int, _whole(ge=8000)]
 
 
 def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Dotted name, value and problem of each argument of a class, or of its parts, that is out of its range."""
+    """Dotted name, value and problem of each out-of-range argument of a class or of a dataclass in it."""
     hints = hints_of(cls)
     for name, value in arguments.items():
         hint: Any = hints.get(name)
@@ -55,7 +52,7 @@ def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, st
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """Types of everything that the constructors of a class and of its bases take, with their ranges."""
+    """Types, with their ranges, of the constructor arguments of a class and its bases."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if base is not object and "__init__" in base.__dict__:
@@ -65,12 +62,12 @@ def hints_of(cls: type) -> dict[str, Any]:
                     vars(sys.modules[base.__module__]),
                     include_extras=True,
                 )
-            except NameError:  # a class of another library, whose types are there for type checkers alone
+            except NameError:  # a third-party class that imports its types for type checkers only
                 continue
     return {name: kind for name, kind in found.items() if name not in ("args", "kwargs", "return")}
 
 
 def has_range(hint: Any) -> bool:
-    """Whether a type names a range, at any depth."""
+    """Whether a type or any type in it has a range."""
     own = any(isinstance(entry, FieldInfo) for entry in getattr(hint, "__metadata__", ()))
     return own or any(map(has_range, typing.get_args(hint)))

@@ -24,7 +24,7 @@ def data(
     fetch: Annotated[
         str | None,
         "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from its publisher; "
-        "prints the terms first. An unknown name lists all",
+        "prints the terms first. An unknown name lists all options",
     ] = None,
     accept_license: Annotated[bool, "accept the terms of --fetch"] = False,
     measure: Annotated[
@@ -40,14 +40,14 @@ def data(
     extract_regions: Annotated[
         Path | None,
         Option(
-            "find the regions of all images below a folder with a detector and write them to one file; rerun to resume",
+            "detect regions in all images under a folder and write them to one file; rerun to resume",
             parse=existing_folder,
         ),
     ] = None,
-    detector: Annotated[Path | None, "weights of the detector; none are downloaded"] = None,
+    detector: Annotated[Path | None, "weights of the detector; you have to provide them"] = None,
     output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
-    regions: Annotated[int, Option("regions per image, at most", parse=at_least(1))] = 100,
-    distribution: Annotated[bool, "also keep the probabilities of all classes"] = False,
+    regions: Annotated[int, Option("most regions per image", parse=at_least(1))] = 100,
+    distribution: Annotated[bool, "also store the probabilities of all classes"] = False,
     batch_size: Annotated[
         int | None,
         Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
@@ -63,7 +63,7 @@ def data(
         return _fetch(paper_named(paper).short, root, fetch, accept_license)
     if extract_regions is not None:
         if output is None or detector is None:
-            raise StageError("--extract-regions needs --output FILE, .h5 or .npz, and the weights of a --detector")
+            raise StageError("--extract-regions needs --output FILE (.h5 or .npz) and --detector WEIGHTS")
         return _extract(extract_regions, output, detector, regions, batch_size or 4, device, distribution)
     from common.data.prepare import report, report_files
     from common.stages.paper_modules import optional_part

@@ -15,7 +15,7 @@ from common.reporting.papers import checkout, existing_papers, working_folder
 
 #: Packages with compiled parts; importing them shows whether their versions fit together.
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
-#: Extras of developers.
+#: Extras for developers, which are not checked.
 DEVELOPING = ("dev", "docs", "bench", "mutation")
 
 
@@ -41,7 +41,7 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
         table.add_row("gpu", name)
     free = shutil.disk_usage(working_folder()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
-    table.add_row("cache", f"{files.cache_folder()} (ASSEMBLE_CACHE moves it)")
+    table.add_row("cache", f"{files.cache_folder()} (set ASSEMBLE_CACHE to move it)")
     reason = why_no_key()
     table.add_row("W&B key", escape(f"{reason}: runs are logged offline" if reason else f"present for {server()}"))
     git = records.git_state(checkout())
@@ -52,7 +52,8 @@ def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: da
         table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]" if name in missing else str(version))
     for extra, names in extras:
         absent = [name for name in names if isinstance(_version(name), Exception)]
-        table.add_row(f"extra {extra}", f"lacks {', '.join(absent)}: make extra-{extra}" if absent else "installed")
+        state = f"missing {', '.join(absent)}: run `make extra-{extra}`" if absent else "installed"
+        table.add_row(f"extra {extra}", state)
     console = files.console()
     console.print(table)
     if missing:
@@ -80,7 +81,7 @@ def _version(name: str) -> str | Exception:
         from importlib.metadata import version
 
         return version(name)
-    except Exception as error:  # a library of another build may raise anything
+    except Exception as error:  # an incompatible build may raise anything
         return error
 
 
@@ -92,7 +93,7 @@ def _gpus() -> list[str]:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Packages that this distribution needs (first), and those of each extra of its users."""
+    """Required packages by extra; the first entry has those that are always needed."""
     from importlib.metadata import requires
 
     found: dict[str, list[str]] = {"": []}

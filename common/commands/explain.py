@@ -1,4 +1,4 @@
-"""The command `assemble explain`: where a number of a table comes from. No torch."""
+"""The command `assemble explain`, which doesn't import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def explain(
     ] = None,
     fields: Annotated[bool, "also list the sizes that differ from the paper"] = False,
 ) -> int:
-    """Explain a number of a table: its draws, stages, code and command.
+    """Explain where a number in a table comes from: draws, stages, code and command.
 
     Without --scale, use the largest measured scale. `assemble list PAPER` shows the names; case does not matter.
     """
@@ -57,7 +57,7 @@ def explain(
         print_rows(("stage", "field", found.scale, "paper"), _short(row for more, *row in differing if more or fields))
         sizes = sum(not more for more, *_ in differing)
         if sizes and not fields:
-            print(f"{sizes} sizes: --fields lists them")
+            print(f"and {sizes} sizes, which --fields lists")
         if found.stand_ins:
             print(f"stages in place of released files: {', '.join(found.stand_ins)}")
 

@@ -1,4 +1,4 @@
-"""The commands `assemble list` and `assemble show`: what there is, what has run, what a recipe does. No torch."""
+"""The commands `assemble list` and `assemble show`, which don't import torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 
 def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
-    """List papers, tables, rows, stages and recipes, what has run and how long it takes.
+    """List the papers, or a paper's tables, rows, stages and recipes.
 
-    Without a paper, list the papers. With one, list its tables, the rows and stages of a scale, how long they take,
-    which have run here or have a promoted record, and its recipes.
+    For each stage, shows how long it takes here and which draws have run or are promoted.
     """
     if paper is None:
         _list_papers(scale, runs or runs_root())
@@ -52,12 +51,12 @@ def _list_papers(scale: str, runs: Path) -> None:
         time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
         rows.append((paper.short, paper.title, *counts, time))
     print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
-    print("stages and time are for `make reproduce-<paper>`, without what only runs on request")
-    print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
+    print("stages and time are for `make reproduce-<paper>`, without stages that run only on request")
+    print(f"`assemble list {existing_papers()[0].short}` shows a paper's tables, rows, stages and recipes")
 
 
 def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
-    """Those of runs here, and the promoted ones."""
+    """Records of local runs, and promoted records."""
     from common.reporting.records import find
     from common.reporting.results import find_promoted
 
@@ -76,7 +75,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     ]
     print_rows(("id", "scales", "title", "metrics"), rows)
 
-    print(f"\nrows at {scale} (--rows takes a label or model). For a table in brackets, a row runs only on request")
+    print(f"\nrows at {scale} (--rows takes a label or model); a row runs only on request for a table in brackets")
     models: dict[tuple[str, str], list[str]] = {}
     for table in source.tables:
         for row in table.rows:
@@ -93,7 +92,6 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
 
 def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:
-    """A row for each stage: how long it takes, and the draws that have run."""
     from common.reporting.records import expected_seconds
 
     here, promoted = _records(paper, scale, runs)
@@ -114,10 +112,10 @@ def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
 
 
 def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
-    """Show what a stage or recipe does and where it comes from, without running it.
+    """Describe a stage or recipe without running it.
 
-    Lists the files that are merged, the stages it starts from, the cells it fills, the stages of its recipe with their
-    runs, what its scale changes, and the values that are ours.
+    Lists the merged files, the stages it starts from, the cells it fills, the recipe's stages and their runs, the
+    deviations of the scale, and the values that no source gives.
     """
     from common.reporting.records import short_name
     from common.reporting.tables import entries, expand, load
@@ -139,18 +137,18 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     print(f"\nstages of this recipe: {len(using) or f'none at {request.scale}'}")
     if using:
         _print_stages(paper, request.scale, runs or runs_root(), using)
-    print(f"runs here, with changes too: assemble runs {paper.short} --where recipe={request.recipe}")
-    print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
+    print(f"all local runs, also with overrides: assemble runs {paper.short} --where recipe={request.recipe}")
+    print("\ndeviations of this scale:" if run.deviations else "\nno deviations except sizes")
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
-        print(f"values of ours that no source gives: {ours}")
+        print(f"values we chose, since no source gives them: {ours}")
     print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows every field")
     return 0
 
 
 def _about(paper: str, recipe: str) -> str:
-    """The comment at the head of a recipe, which says what it is."""
+    """The comment at the head of a recipe."""
     lines = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
     head = []
     for line in lines:

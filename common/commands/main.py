@@ -26,12 +26,12 @@ COMMANDS: dict[str, Command] = {
     )
 }
 
-#: Looking for cycles while Python ends would take a tenth of a plan's time.
+#: Skip garbage collection at exit; it takes a tenth of a plan's time.
 atexit.register(gc.freeze)
 
 
 def parser() -> argparse.ArgumentParser:
-    """What a shell completes: `shtab common.commands.main.parser` prints a script."""
+    """For shell completion: `shtab common.commands.main.parser` prints the script."""
     return overview(COMMANDS)
 
 
@@ -68,7 +68,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
-        hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
+        hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"
         print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:

@@ -13,7 +13,7 @@ from common.reporting.papers import existing_papers, paper_named, runs_root
 def gpu_check(
     papers: PaperNames = (),
     *overrides: str,
-    recipe: Annotated[str | None, "another recipe than the paper's main one"] = None,
+    recipe: Annotated[str | None, "default: the paper's main recipe"] = None,
     device: Annotated[str, Option(choices=("cuda", "cpu"))] = "cuda",
     small: Annotated[bool, "tiny widths, to try the command"] = False,
     precision: Annotated[str, "precision of the trainer"] = "bf16-mixed",
@@ -24,8 +24,8 @@ def gpu_check(
 ) -> int:
     """Measure the papers' training steps on this machine's GPU, without data.
 
-    Each paper trains a few steps at its published width on synthetic batches. Prints step time, share of the card's
-    rate, memory and kernels. Further --key value pairs override the recipe.
+    Each paper trains a few steps at its published width on synthetic batches. Prints step time, achieved fraction of
+    the card's matrix throughput, memory and kernels. Further --key value pairs override the recipe.
     """
     from rich.table import Table
 

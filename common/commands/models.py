@@ -21,11 +21,11 @@ CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an exp
 #: The layout of an export that every paper has: a folder for `from_export`.
 OWN_LAYOUT = "safetensors"
 KINDS = ("video", "audio", "image", "text")
-#: Letters and digits of a caption in the name of its files, at most.
+#: Most characters of a caption in a file name.
 NAME_LENGTH = 60
 #: Options of the command line that a model class may declare.
 OPTIONS = ("language", "regions")
-#: Reasons for skipping files that are printed.
+#: Most reasons for skipping files to print.
 NAMED = 10
 
 
@@ -45,7 +45,7 @@ class EncoderOptions(ModelOptions):
     regions: Annotated[Path | None, "region features of the images, for a model without a detector"] = None
 
 
-SpecialPaper = Annotated[str, "a paper whose model can do this; any other paper lists them"]
+SpecialPaper = Annotated[str, "a paper whose model supports this; naming another one lists them"]
 Clip = Annotated[Path, "video file, with or without sound"]
 Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
 From = Annotated[str | None, Option("kind of the query", choices=KINDS)]
@@ -56,7 +56,7 @@ To = Annotated[str | None, Option("kind of the results", choices=KINDS)]
 
 
 def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
-    """The class of a paper's trained models, if it is `able` to do the task and takes the given options."""
+    """The class of a paper's trained models; refuses one that isn't `able` to do the task or lacks a given option."""
     from common.stages.export import trained_model
 
     paper = paper_named(name)
@@ -68,7 +68,7 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
         raise StageError(f"{paper.short} cannot {task}; {others} can")
     for option in OPTIONS:
         if getattr(options, option, None) is not None and option not in kind.options:
-            raise StageError(f"{paper.short} takes no --{option}")
+            raise StageError(f"{paper.short} does not support --{option}")
     return kind
 
 
@@ -78,7 +78,6 @@ def _check_exists(checkpoint: Path) -> None:
 
 
 def _loaded(kind: Any, options: EncoderOptions) -> Any:
-    """The trained model with the options of the command line."""
     model = kind.from_export(options.checkpoint, options.device)
     if options.regions is not None:
         from common.data.regions import RegionFeatures
@@ -105,7 +104,7 @@ def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
         if path.is_dir():
             below = sorted(path / name for name, _ in walk(path, suffixes, []) if (path / name).is_file())
             if not below:
-                raise StageError(f"{path} holds no file that can be read as {' or '.join(kinds)}")
+                raise StageError(f"{path} has no file that can be read as {' or '.join(kinds)}")
             found += below
         else:
             found.append(path)
@@ -117,14 +116,14 @@ def _lines(path: Path) -> list[str]:
     with files.parsing(path, StageError):
         texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if not texts:
-            raise ValueError("holds no text: write one per line")
+            raise ValueError("has no text: write one per line")
     return texts
 
 
 def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told: str = "skipped") -> None:
     if skipped:
         print(f"{len({place for place, _ in skipped})} of {len(items)} files {told}:")
-        reasons = dict.fromkeys(reason for _, reason in skipped)  # each kind reads a file anew
+        reasons = dict.fromkeys(reason for _, reason in skipped)  # several kinds may fail to read a file
         for reason in list(reasons)[:NAMED]:
             print(f"  {printable(reason)}")
 
@@ -140,7 +139,7 @@ def embed(
     text: Annotated[Sequence[str], "texts"] = (),
     captions: Annotated[Path | None, "a file with one text per line"] = None,
     output: Annotated[Path, ".npz file to write"],
-    batch_size: Annotated[int, Option("rows at a time", parse=at_least(1))] = 16,
+    batch_size: Annotated[int, Option("files or texts at a time", parse=at_least(1))] = 16,
 ) -> int:
     """Embed files and texts with a trained model and write the vectors to an .npz file.
 
@@ -156,15 +155,15 @@ def embed(
     if clash := next((one for one in text if Path(one).exists()), None):
         raise StageError(f"--text {clash}: this is a file; give files before --text")
     if not media and not texts:
-        raise StageError("there is nothing to embed: give files, --text or --captions")
+        raise StageError("nothing to embed: give files, --text or --captions")
     of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)
     absent = next((path for path in media if not path.exists()), None)
-    if absent and options.regions is None:  # region features use the names of images, which may be elsewhere
+    if absent and options.regions is None:  # region features only need the names of images
         raise StageError(f"{absent} does not exist")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
     paths = _found(media, kinds)
     model = _loaded(of_paper, options)
-    kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none of them, `embed` says so
+    kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none, `embed` raises an error
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []
     skipped: list[tuple[int, str]] = []
@@ -239,7 +238,7 @@ def retrieve(
 
 
 def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | None) -> tuple[str, str]:
-    """Kinds of query and results: as asked for, or the first that the files allow."""
+    """Kinds of query and results: the requested ones, else the first that the files allow."""
     path = Path(query)
     media = [kind for kind in of_paper.embeds if kind != "text"]
     like_media = [kind for kind in media if path.suffix.lower() in _suffixes(kind)]
@@ -300,8 +299,8 @@ def answer(
     question: Annotated[str, "in quotes"],
     *,
     model: ModelOptions,
-    option: Annotated[Sequence[str], "answers to choose from, for a model that chooses (tvqa): give five"] = (),
-    turn: Annotated[Sequence[tuple[str, str]], "an earlier question and its answer; repeat it in order"] = (),
+    option: Annotated[Sequence[str], "answers to choose from, for a multiple-choice model (tvqa): give five"] = (),
+    turn: Annotated[Sequence[tuple[str, str]], "an earlier question and its answer; repeat the flag in order"] = (),
     known: Annotated[str, "a description of the clip"] = "",
     speech: Speech = (),
 ) -> int:
@@ -342,7 +341,7 @@ def generate(
 def write_images(model: Any, captions: Sequence[str], output: Path, number: int = 1, seed: int = 0) -> list[Path]:
     """Write `number` images per caption as PNG files, and `grid.png` with a row per caption if there are several.
 
-    Files are named by place, caption, number and seed; existing ones are replaced.
+    File names have the caption's position and text, the image's number and the seed; existing files are replaced.
     """
     from torchvision.utils import make_grid, save_image
 
@@ -389,7 +388,7 @@ def export(
     if push and layout != OWN_LAYOUT:
         raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise StageError(f"--push {push}: a repository of the Hub is USER/NAME")
+        raise StageError(f"--push {push}: write a repository of the Hub as USER/NAME")
     _check_exists(checkpoint)
     files.require_writable(output.parent, "--output")
     if layout == OWN_LAYOUT:

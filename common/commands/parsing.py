@@ -1,6 +1,6 @@
-"""Commands from typed functions: the signature is the parser, the docstring the help, an annotation the help of a flag.
+"""Turns typed functions into commands: docstrings become help texts, annotations the help of an argument.
 
-Parameters before `*` are positional, those after it flags (`batch_size` is `--batch-size` or `--batch_size`).
+Parameters before `*` are positional, those after it are flags (`batch_size` is `--batch-size` or `--batch_size`).
 `*overrides` takes the remaining arguments. A keyword-only dataclass adds a flag for each of its fields.
 """
 
@@ -27,10 +27,9 @@ class Option:
     """How a parameter is given on the command line.
 
     Attributes:
-        help: text, or a function that makes it when the parser is built.
-        choices: the accepted values.
-        parse: converts the text; default: by the type.
-        const: makes the value if the flag is given without one.
+        help: text, or a function that returns it.
+        parse: converts the text; by default, the parameter's type.
+        const: returns the value of a flag that is given without one.
     """
 
     help: str | Callable[[], str] = ""
@@ -61,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """Takes one of `choices`; an error names the nearest."""
+    """A converter that accepts one of `choices` and suggests the nearest."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -72,23 +71,23 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """Takes whole numbers from `least` to `most`."""
+    """A converter for whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
-            limit = "" if most == math.inf else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"must be at least {least}{limit}, got {text}")
+            limit = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number {limit}, got {text}")
         return int(text)
 
     return parse
 
 
-#: NumPy's seeds have 32 bits.
+#: NumPy's limit.
 parse_seed = at_least(0, 2**32 - 1)
 
 
 def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of `assemble --help` and `--version`, and of completion by a shell."""
+    """The parser of `assemble --help`, `--version` and shell completion."""
     parser = _Parser(
         prog="assemble",
         description="Rerun CVPR 2021 papers on joint representations and regenerate their tables.",
@@ -110,13 +109,13 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
     places, groups, overrides = _fill(parser, command)
 
     def dashed(one: str) -> str:
-        """A flag as it is defined; LightningCLI spells them with underscores, as in `--print_config`."""
+        """A flag with dashes; users of LightningCLI write underscores, as in `--print_config`."""
         name, equals, value = one.partition("=")
         flag = name.replace("_", "-")
         return f"{flag}{equals}{value}" if flag in parser._option_string_actions else one
 
     given = [dashed(one) for one in given]
-    # Before Python 3.12.7, `parse_known_args` leaves over the arguments of a list that come after a flag.
+    # Before Python 3.12.7, `parse_known_args` doesn't recognize list arguments after a flag.
     found, rest = (parser.parse_known_args if overrides else parser.parse_known_intermixed_args)(given)
     values = vars(found)
     if rest and not overrides:
@@ -133,7 +132,7 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], dict[str, Any], bool]:
-    """Add a command's arguments; returns its positional ones, its dataclasses, and whether it takes what is left."""
+    """Add a command's arguments; returns its positional ones, its dataclasses, and whether it accepts overrides."""
     hints = get_type_hints(command, include_extras=True)
     places: list[str] = []
     groups: dict[str, Any] = {}
@@ -161,7 +160,7 @@ def _documentation(command: Command) -> list[str]:
 
 def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, flag: bool) -> None:
     option, several = Option(), False
-    # An argument that is not given keeps the function's default.
+    # A missing argument keeps the function's default.
     arguments: dict[str, Any] = {"default": argparse.SUPPRESS}
     while (origin := get_origin(hint)) is not None:
         if origin is Annotated:
@@ -204,4 +203,4 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, fl
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()  # a shell leaves `~` as it is after `--output=`
+    return Path(text).expanduser()  # a shell doesn't expand `~` after `--output=`

@@ -1,4 +1,4 @@
-"""The commands of tables, claims, reports and promotion, as `assemble --help` lists them: thin, and quick to start."""
+"""The commands for tables, claims, comparisons, reports and promotion. Slow imports are lazy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from common.reporting.papers import (
 )
 
 LEGEND = """
-A claim is an ordering that the paper asserts, a check a sanity condition of ours. Both compare rows within each draw
+A claim is an ordering that the paper asserts; a check is a sanity condition of ours. Both compare rows within each draw
 (a seed and a rounding). They hold if the 95 % interval of the mean difference is beyond the threshold, fail if it is on
-the other side, and are not separable if it contains the threshold. One draw alone is not separable."""
+the other side, and are not separable if it contains the threshold, or if there is only one draw."""
 
 FreshRuns = Annotated[
     Path | None,
@@ -33,7 +33,6 @@ FreshRuns = Annotated[
 
 
 def _names(papers: Sequence[str]) -> list[str]:
-    """The named papers, or all."""
     return [paper.name for paper in [paper_named(name) for name in papers] or existing_papers()]
 
 
@@ -113,15 +112,15 @@ def power(
     over: Annotated[str, "the row it is compared with"],
     metric: Annotated[str, "id or label of a column"],
     table: Annotated[str, "id of the table, if several have the metric"] = "",
-    gap: Annotated[float | None, "difference to separate; default: the recorded mean"] = None,
-    power: Annotated[float, "probability of separating it, from 0.1 to 0.99"] = 0.8,
+    gap: Annotated[float | None, "true difference of the rows; default: the recorded mean"] = None,
+    power: Annotated[float, "probability of separating them, from 0.1 to 0.99"] = 0.8,
     scale: Scale = "mini",
     runs: Runs = None,
 ) -> int:
-    """Tell how many paired runs separate two rows, and how long they take here.
+    """Estimate how many paired runs separate two rows, and how long they take here.
 
-    Separated means that the 95 % interval of the claims, over runs of both rows with the same seed and rounding, is
-    beyond zero. The spread comes from the recorded runs.
+    Rows are separated if the 95 % interval of their mean difference excludes zero. Runs with the same seed and rounding
+    are paired. The spread comes from the recorded runs.
     """
     import statistics
 
@@ -170,7 +169,7 @@ def compare(
     against: Annotated[Path | None, Option("a folder of runs instead of the records", parse=existing_folder)] = None,
     curves: Annotated[bool, "show where training leaves the recorded curves, and the likely cause"] = False,
     strict: Annotated[
-        bool, "exit with 1 if more is outside than chance allows, or nothing could be compared (docs/comparing-runs.md)"
+        bool, "exit with 1 if the runs don't match or nothing could be compared (docs/comparing-runs.md)"
     ] = False,
 ) -> int:
     """Compare your runs with the recorded ones, cell by cell.
@@ -218,13 +217,13 @@ def compare(
 
 
 def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
-    """Print where the curves of one paper and scale leave the recorded ones; whether any does, None if unknown."""
+    """Print where the curves of a paper and scale leave the recorded band; returns whether any does (None: unknown)."""
     from common.commands.find import print_rows
     from common.reporting import divergence
     from common.reporting.records import find
 
     paper = paper_named(name)
-    mine = divergence.traced(find(folder, name, scale), folder)
+    mine = divergence.with_curves(find(folder, name, scale), folder)
     if not mine:
         return None
     print(f"\n{paper.title}, {scale}")
@@ -241,10 +240,10 @@ def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -
             rows.append((one.stage, one.draw.label, left, one.reason, ", ".join(also)))
         print_rows(("stage", "draw", "leaves the band", "likely cause", "also differs"), rows)
     inside = len(found) - len(reported)
-    chance = ": their differences are chance" if inside else ""
+    chance = ", so their differences are within chance" if inside else ""
     print(f"{inside} of {len(found)} stages stay inside the band{chance}")
     if len(found) < len(mine):
-        print(f"without a band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)}")
+        print(f"no band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)} stages")
     return bool(reported)
 
 
@@ -308,7 +307,7 @@ def wandb_report(
     if unreachable:
         raise ReportingError(f"W&B: {unreachable}; the reports were written but not sent")
     if missing:
-        print(f"not sent: {missing}; rerun with a key to send them")
+        print(f"not sent: {missing}" + ("" if offline else "; rerun with a key to send them"))
         return 0
     views = [view for paper, records in measured if (view := reporting.paper_workspace(paper, records, owner))]
     for address in reporting.send([*reports.values(), *views], runs_root() / "wandb-sent.json", owner):
@@ -321,7 +320,7 @@ def promote(
     *,
     scale: OneScale = None,
     runs: ExistingRuns = None,
-    replace: Annotated[bool, "also replace records that another machine made"] = False,
+    replace: Annotated[bool, "also replace records from another machine"] = False,
 ) -> int:
     """Copy the records of clean revisions into the papers' results; exit with 1 if one was refused."""
     from common.reporting import promote as promoting

@@ -44,8 +44,8 @@ class OneStage(Where):
 class TrainedStage(OneStage):
     """Flags of `test`."""
 
-    checkpoint: Annotated[Path | None, "weights instead of the stage's own"] = None
-    validation: Annotated[bool, "compute the loss on its validation data instead"] = False
+    checkpoint: Annotated[Path | None, "weights; default: the stage's checkpoints/last.ckpt"] = None
+    validation: Annotated[bool, "compute the loss on the validation data instead"] = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ManyStages(Where):
     seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=parse_seed)] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
-    stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
+    stages: Annotated[Sequence[str], "only these stages and those they start from"] = ()
     everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
 
 
@@ -75,8 +75,8 @@ def fit(
     """
     if any(one.partition("=")[0] == "--checkpoint" for one in overrides):
         raise StageError(
-            "--checkpoint is a flag of `test`; `fit` resumes by itself and takes other weights from --model.warm_start "
-            "or --model.pretrained"
+            "--checkpoint is a flag of `test`; `fit` resumes automatically. To start from other weights, set "
+            "--model.warm_start or --model.pretrained"
         )
     request = _one_stage(name, overrides, options)
     from common.stages import modes
@@ -94,7 +94,7 @@ def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
     from common.stages import modes
 
     if checkpoint is not None and not checkpoint.is_file():
-        raise StageError(f"--checkpoint {checkpoint} is no file: give one, such as a stage's checkpoints/last.ckpt")
+        raise StageError(f"--checkpoint {checkpoint} is not a file: give a stage's checkpoints/last.ckpt")
     return modes.measure(request, checkpoint, options.validation)
 
 
@@ -110,7 +110,7 @@ def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Select
 
     return Selection(
         scale=where.scale,
-        seeds=tuple(dict.fromkeys(seeds)),  # one that is given twice is meant once
+        seeds=tuple(dict.fromkeys(seeds)),
         hardware=where.hardware,
         runs=(where.runs or runs_root()).resolve(),
         data=(where.data or data_root()).resolve(),
@@ -129,7 +129,7 @@ Jobs = Annotated[
 
 
 def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
-    """Run the stages of a paper that have not run yet, print each table when it is complete, then the claims."""
+    """Run a paper's unfinished stages, and print each table when it is complete and the claims at the end."""
     use(options.isa)
     from common.reporting.summary import print_summary
     from common.stages.plan import default_jobs
@@ -152,7 +152,7 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
 
 
 def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
-    """Print the tables whose last cell a stage has filled, and add their ids to those `printed`."""
+    """Print the tables that a finished stage completes, and add their ids to `printed`."""
     from common.reporting import render
     from common.reporting.tables import entries, expand, load
 
@@ -174,10 +174,10 @@ def plan(
     *,
     options: ManyStages,
     format_: Annotated[str, Option(choices=("text", "shell", "slurm"))] = "text",
-    estimate: Annotated[bool, "memory, operations, steps and GPU hours of every stage, without a GPU"] = False,
-    utilization: Annotated[float, "assumed share of the card's matrix rate"] = 0.3,
+    estimate: Annotated[bool, "estimate memory, operations, steps and GPU hours of every stage; needs no GPU"] = False,
+    utilization: Annotated[float, "with --estimate: assumed fraction of the card's peak matrix throughput"] = 0.3,
 ) -> int:
-    """Print a paper's stages, or those left to run as shell or SLURM commands."""
+    """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
     from common.stages import plan
 
     if not 0 < utilization <= 1:
@@ -198,14 +198,14 @@ def rehearse(
     papers: PaperNames = (),
     *,
     scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
-    stages: Annotated[Sequence[str], "only these stages and what they start from"] = (),
+    stages: Annotated[Sequence[str], "only these stages and those they start from"] = (),
     folder: Annotated[Path | None, "folder of data and runs; default: runs/rehearsal"] = None,
     jobs: Jobs = 0,
 ) -> int:
-    """Run every stage of the published recipes on tiny data in the layouts of the real sets.
+    """Check that the published recipes run, on tiny data in the layouts of the real data sets.
 
-    Weights are random, in the layouts of the released ones, so this shows whether the published recipes would run.
-    configs/<paper>/rehearsal.yaml lists what is smaller than published. Finished stages are skipped.
+    Weights are random, in the layouts of the released ones. configs/<paper>/rehearsal.yaml lists the reduced sizes.
+    Finished stages are skipped.
     """
     from common.reporting.progress import duration
     from common.stages import rehearse as rehearsal

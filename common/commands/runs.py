@@ -1,4 +1,4 @@
-"""The command `assemble runs`: the runs in a folder, in the shell. No torch."""
+"""The command `assemble runs`, which doesn't import torch."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ def runs(
     reverse: Annotated[bool, "largest first"] = False,
     fields: Annotated[bool, "list the fields of these runs"] = False,
     diff: Annotated[
-        tuple[str, str] | None, "compare two runs, named paper/scale/seed0/stage or by the end of that"
+        tuple[str, str] | None, "compare two runs, each given as paper/scale/seed0/stage or the end of such a path"
     ] = None,
     json_: Annotated[bool, "print JSON"] = False,
     runs: ExistingRuns = None,
 ) -> int:
-    """List, filter and sort runs, or compare two.
+    """List, filter and sort finished and unfinished runs, or compare two.
 
-    Lists finished and unfinished runs. A field is a metric (test/top1), the last, smallest or largest value of a curve
-    (train/loss, train/loss:min, train/loss:max), a field of the configuration (model.loss.temperature) or another one
-    that --fields lists.
+    A field is a metric (test/top1), the last, smallest or largest value of a curve (train/loss, train/loss:min,
+    train/loss:max), a field of the configuration (model.loss.temperature) or another one that --fields lists.
 
     Examples: assemble runs --where scale=mini 'test/top1>80' --sort test/top1 --reverse; assemble runs --columns run
     model.loss.temperature test/top1; assemble runs --diff seed0/STAGE seed1/STAGE
@@ -94,7 +93,7 @@ def _shown(runs: Sequence[Run], columns: Sequence[str]) -> None:
 
 
 def _diff(first: Run, second: Run) -> int:
-    """Print what differs between two runs: the configuration, and every metric."""
+    """Print where two configurations differ, and every metric."""
     from common.reporting.runs import config_differences, metric_differences, text_of
 
     config, metrics = config_differences(first, second), metric_differences(first, second)

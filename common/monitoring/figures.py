@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
-#: Colors of what is right and what is wrong.
 RIGHT, WRONG = "tab:green", "tab:red"
-#: Inches of an image in a grid; lines of text beside or below an image are this part of it.
+#: Size of an image in a grid in inches, and the height of a line of text in units of it.
 INCHES, TEXT_LINE = 1.1, 0.15
-#: A map takes the square of this.
+#: Most points of a map, whose cost grows with their square.
 LARGEST_MAP = 2_000
-#: Replaces characters that no font of this machine has.
+#: Most frequent classes, which get a color in a map.
+COLORED = 12
+#: Replaces characters without a font on this machine.
 NO_FONT = "[no font]"
 #: Fonts with Japanese and Chinese on Linux, macOS and Windows.
 ASIAN_FONTS = (
@@ -62,7 +63,7 @@ class Described(NamedTuple):
 
 
 def preview_of(dataset: Any, item: int) -> Pixels:
-    """`dataset.preview(item)`, or a gray pixel for a clip without a frame (sound only, or damaged)."""
+    """`dataset.preview(item)`, or a gray pixel for a clip without a readable frame."""
     from common.data.media import MediaError
 
     try:
@@ -83,7 +84,7 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
         texts.append(figure.supxlabel(credit, fontsize=4))
     for text in texts:
         text.set_fontfamily(_fonts())
-    # Not `savefig`: it draws a figure with a layout twice, the first time for the layout alone.
+    # Not `savefig`, which draws the figure twice, first for the layout only.
     figure.set_dpi(110)
     write_whole(path, FigureCanvasAgg(figure).print_png)
     log_image(module, path)
@@ -98,7 +99,7 @@ def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -
 
 def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
     """Rows of images, a title above each row and texts below the images."""
-    # One pair of axes for all: one per image would take seconds to lay out.
+    # All images share one pair of axes: one per image would take seconds to lay out.
     columns = max(len(row.cells) for row in rows)
     below = max((cell.text.count("\n") + 1 for row in rows for cell in row.cells if cell.text), default=0)
     images = [cell.image for row in rows for cell in row.cells if cell.image is not None]
@@ -129,12 +130,10 @@ def described_images(items: Sequence[Described], title: str = "", columns: int =
     return figure
 
 
-def embedding_map(
-    features: Tensor, labels: Sequence[str], title: str = "", seed: int = 0, classes: int = 12
-) -> Figure | None:
-    """Features [N, d] in two dimensions (t-SNE), colored by class; None if too few, or all equal or not finite.
+def embedding_map(features: Tensor, labels: Sequence[str], title: str = "", seed: int = 0) -> Figure | None:
+    """The first `LARGEST_MAP` features [N, d] in two dimensions (t-SNE), colored by class.
 
-    Shows at most the first `LARGEST_MAP` rows. The most frequent `classes` get a color, the others are gray.
+    None if they are too few, all equal or not finite.
     """
     from matplotlib import colormaps
     from sklearn.decomposition import PCA
@@ -142,7 +141,7 @@ def embedding_map(
 
     points = F.normalize(features.float(), dim=1)[:LARGEST_MAP].cpu().numpy()
     names = np.array(list(labels)[: len(points)])
-    # Too few points, or a collapsed encoder's, have no map; t-SNE can crash the process on them.
+    # t-SNE can crash the process on too few points, or on those of a collapsed encoder.
     if len(points) < 8 or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1e-6:
         return None
     if points.shape[1] > 50 and len(points) > 50:
@@ -151,7 +150,7 @@ def embedding_map(
     flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(points)
     figure, axes = chart(size=(6.5, 5))
     axis = axes[0, 0]
-    colored = [name for name, _ in Counter(names.tolist()).most_common(classes)]
+    colored = [name for name, _ in Counter(names.tolist()).most_common(COLORED)]
     axis.scatter(*flat[~np.isin(names, colored)].T, s=4, color="lightgrey", linewidths=0)
     for number, name in enumerate(colored):
         color = colormaps["tab20"](number % 20)
@@ -164,7 +163,7 @@ def embedding_map(
 
 
 def plain(text: str, longest: int = 200) -> str:
-    """Text for a figure: one line, truncated, without formulas, and `NO_FONT` for characters that no font here has."""
+    """Text for a figure: one line, truncated, without formulas, with `NO_FONT` for characters without a font."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else text[: longest - 3] + "..."
     drawn = "".join(character if ord(character) in _characters() else "\0" for character in text)

@@ -1,4 +1,4 @@
-"""Images of the first captions of a test in one row; the report shows the rows of all stages below each other."""
+"""A row of images for the first captions of a test; the report stacks the rows of all stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Captions in a row.
 CAPTIONS = 8
-#: Smallest side at which a picture is shown, and the white between two, in pixels.
+#: Smallest displayed size of a picture, and the white gap between two, in pixels.
 SHOWN_SIDE = 96
 GAP = 4
 
@@ -34,21 +34,21 @@ class Shown(NamedTuple):
     batch: dict[str, Any]
 
 
-def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
+def first_captions(module: pl.LightningModule) -> Shown:
     """The first captions of the test, on the module's device."""
     loader: Any = module.trainer.test_dataloaders
-    samples = [loader.dataset[number] for number in range(min(count, len(loader.dataset)))]
+    samples = [loader.dataset[number] for number in range(min(CAPTIONS, len(loader.dataset)))]
     batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
     return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
 
 
 def credit_of(module: pl.LightningModule) -> str:
-    """Credit line for pictures of the data or learned from them; empty if their license asks for none."""
+    """Credit line for real or generated pictures; empty if the license of the data needs none."""
     return getattr(module.trainer.datamodule, "credit", "")  # type: ignore[attr-defined]
 
 
 def draw_real_row(module: pl.LightningModule) -> None:
-    """Write the row of the captions' real images; rank 0 alone draws."""
+    """Write the row of the captions' real images, on rank 0 only."""
     if module.trainer.is_global_zero:
         shown = first_captions(module)
         images = pixels(shown.batch["image"])
@@ -62,7 +62,7 @@ def pixels(images: Tensor) -> Pixels:
 
 
 def write_row(texts: Sequence[str], images: Pixels, folder: Path, credit: str = "") -> Path:
-    """Write images [N, S, S, 3] and their captions as `captions.row.png`, whose path is returned."""
+    """Write images [N, S, S, 3] as `captions.row.png` with their captions as JSON; returns the path."""
     path = folder / "captions.row.png"
     row = credited(side_by_side(images), credit) if credit else side_by_side(images)
     write_whole(path, lambda partial: Image.fromarray(row).save(partial, "PNG"))

@@ -1,4 +1,4 @@
-"""A run's media besides figures: tables as CSV and in Weights & Biases, and clips."""
+"""A run's tables, pictures and clips: files, and logs in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import WandbLogger
 
-#: Clips kept with a run, and the largest that is kept [bytes]: made ones take kilobytes, films take gigabytes.
+#: Most clips to keep with a run, and the largest in bytes: generated clips take kilobytes, movies gigabytes.
 KEPT_CLIPS, LARGEST_CLIP = 3, 2**20
-#: Endings of the files that a browser plays.
+#: Suffixes of files that a browser plays.
 PLAYABLE = (".mp4", ".webm")
 
 

@@ -74,7 +74,7 @@ class TableResult:
 
 
 def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
-    """What records change beyond sizes, each field once, in the words of the newest record."""
+    """The deviations of records, each field once, as the newest record states it."""
     by_age = sorted(records, key=lambda record: record.started)
     newest = {deviation["field"]: deviation for record in by_age for deviation in record.deviations}
     return [newest[field] for field in sorted(newest)]
@@ -96,7 +96,7 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
         left_out.setdefault(record.stage, []).append(f"{record.draw} of `{record.stage}` is left out: {why}")
 
     def other_parent(record: Record) -> str | None:
-        """A parent on which the record was measured, and which is no longer the one of its draw."""
+        """A parent that was replaced after the record was measured."""
         for parent in record.parents.values():
             key = (parent["stage"], record.draw)
             if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):

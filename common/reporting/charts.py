@@ -1,4 +1,4 @@
-"""Charts as deterministic SVG with the report page's CSS variables: dot plots, curves of tables, training curves."""
+"""Dot plots, curves of tables and training curves as deterministic SVG with the report page's CSS variables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
-#: Variables of the page's style with their colors on a light and a dark screen.
+#: CSS variables of the page with their colors in light and dark mode.
 COLORS = {
     "ink": ("#1b1f24", "#e6e9ed"), "dim": ("#5a6470", "#a0a9b4"), "line": ("#d5dae0", "#363d46"),
     "ground": ("#fefefe", "#14171b"), "blue": ("#0072b2", "#4aa3dc"), "orange": ("#b86e00", "#e6a03c"),
@@ -29,7 +29,7 @@ COLORS = {
 LIGHT = [light for light, _ in COLORS.values()]
 INK, DIM, LINE, GROUND, BLUE, ORANGE, GREEN, *_ = LIGHT
 SERIES = (*LIGHT[4:], INK)
-#: Pixels: the width of a figure and of a training curve, the height of a row, the width of a letter and of a bold one.
+#: Pixels: widths of a figure and of a training curve, height of a row, widths of a letter and of a bold letter.
 _WIDTH, _SMALL, _ROW, _LETTER, _BOLD = 760, 320, 18, 6, 7
 _ACROSS = 3
 
@@ -44,7 +44,7 @@ class _Dot(NamedTuple):
 
 
 def caption(result: TableResult) -> str:
-    """What the figure of a table shows: its curve, or a dot plot if the table asks for a chart; empty for neither."""
+    """Caption of a table's figure: its curve, or a dot plot if the table has `chart`; empty for neither."""
     if result.table.curve and (panels := _curve_panels(result)):
         return f"{' and '.join(panels)} against {result.table.curve.x}; the bands are 95 % intervals"
     if result.table.chart and _panels(result):
@@ -106,7 +106,7 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
 
 
 def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
-    """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; linear within 1 of zero."""
+    """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; logarithmic beyond 1."""
     rows = [(name, judged) for name, found in groups.items() for judged in found]
     labels = _LETTER * max(len(judged.check.text) for _, judged in rows) + 20
     figure = _figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
@@ -135,7 +135,7 @@ def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
 
 
 def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
-    """A line of a dot plot for each claim, all on the axis of `margins`, zoomed; none for checks.
+    """A strip of a dot plot for each claim, with the axis of `margins` but zoomed; empty for checks.
 
     Dot and line are our mean and interval, the tick is the paper's margin; the second of a pair is yours.
     """
@@ -169,7 +169,7 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
 
 
 def curve(result: TableResult) -> str:
-    """The curve of a table: lines measured at two places or more, with their 95 % intervals as bands."""
+    """The curve of a table: lines with at least two measured points, with their 95 % intervals as bands."""
     drawn, panels = result.table.curve, _curve_panels(result)
     if drawn is None or not panels:
         return ""
@@ -180,7 +180,7 @@ def curve(result: TableResult) -> str:
         axis.set_xscale("log")
         axis.axhline(0, color=LINE, linewidth=1)
         places = sorted({place for line in lines.values() for place, *_ in line})
-        # As many places as have room for their numbers.
+        # Label as many points as fit.
         shown = places[:: math.ceil(len(places) * 38 / (right - 64))]
         axis.set_xticks(shown, [f"{place:g}" for place in shown])
         axis.set_xticks([], minor=True)
@@ -267,7 +267,7 @@ def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, 
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """A figure as text, without anything that differs between machines or repeats on a page."""
+    """A figure as text, without what differs between machines and without ids, which would repeat on a page."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

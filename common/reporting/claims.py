@@ -60,7 +60,7 @@ class Judged:
 
     @property
     def label(self) -> str:
-        """The verdict in words; says so when it rests on one draw."""
+        """The verdict, with a note if there is only one draw."""
         return f"{self.verdict} (1 draw)" if len(self.draws) == 1 else self.verdict
 
     @property
@@ -92,7 +92,7 @@ def _judge(check: Check, result: TableResult) -> Judged:
 def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Judged:
     cells, paper = comparison.cells(), result.scale == "paper"
     rows = {cell: result.table.row(cell.row) for cell in cells}
-    # At paper scale a row that is only printed counts by its published number.
+    # At paper scale, rows that aren't measured count with their published numbers.
     printed = {
         cell: number
         for cell, row in rows.items()
@@ -105,9 +105,9 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
     }
     if missing := [str(cell) for cell in cells if cell not in measured and cell not in printed]:
         return replace(judged, detail=f"not measured: {', '.join(missing)}")
-    draws = sorted(set.intersection(*map(set, measured.values())))
+    draws = sorted(set.intersection(*map(set, measured.values()))) if measured else []
     if not draws:
-        return replace(judged, detail="no draw has all its cells")
+        return replace(judged, detail="no draw has all cells")
     try:
         differences = [
             comparison.difference(lambda cell, draw=draw: measured[cell][draw] if cell in measured else printed[cell])  # type: ignore[misc]

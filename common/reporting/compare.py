@@ -24,15 +24,15 @@ OUTSIDE = "outside"
 IN_RANGE = "in range"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, IN_RANGE, NO_REFERENCE)
-#: Share of an honest draw's cells outside, and of honest draws that may be refused for their worst cell.
+#: Expected fraction of a valid draw's cells outside, and of valid draws rejected for their worst cell.
 CHANCE = 0.05
-#: How many times more cells than by chance may be outside, since the cells of a draw are correlated.
+#: A draw may have so many times more cells outside than expected, since its cells are correlated.
 CROWD = 3
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A measured cell and its reference; `table` is the first table that has it."""
+    """A measured cell and its reference; `table` is the first table with this cell."""
 
     table: Table
     row: Row
@@ -57,7 +57,7 @@ class Compared:
 
     @property
     def settled(self) -> bool:
-        """Whether the recorded draws agree to the last digit, which says nothing about a run."""
+        """Whether all recorded draws agree to the last digit, so that the cell can't tell runs apart."""
         spread = self.reference.spread
         return spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
 
@@ -73,7 +73,7 @@ class Compared:
 
     @property
     def likelihood(self) -> float:
-        """How often draws like the recorded ones are this far off: 0.05 at the allowed difference."""
+        """Probability that a draw like the recorded ones is this far off: 0.05 at the allowed difference."""
         from scipy.special import stdtr
 
         if self.reference.spread is None:
@@ -96,7 +96,7 @@ class Compared:
 
     @property
     def remark(self) -> str:
-        """Why the two may not be comparable, or why there is no reference; mostly empty."""
+        """Why the two may not be comparable, or why there is no reference; usually empty."""
         if self.difference is None:
             return "nothing recorded"
         ours = {(r.stage, r.configuration) for r in self.mine.records}
@@ -142,27 +142,27 @@ def summary(compared: Sequence[Compared]) -> str:
     if failure := strict_failure(compared):
         told = f"does not match the recorded runs: {failure}; {cells}"
     else:
-        chance = "" if good == len(judged) else " (chance puts one of twenty outside)"
+        chance = "" if good == len(judged) else " (by chance, one in twenty is outside)"
         told = f"matches the recorded runs: {cells}{chance}, worst: {judged[0].told}"
     return told + (f"; {lacking} without a reference" if lacking else "")
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
-    """Why these runs don't match the recorded ones; None if they may, or if no cell has a reference.
+    """Why these runs don't match the recorded ones; None if they do, or if no cell has a reference.
 
-    They don't if the worst cell is less likely than one honest draw in twenty (Bonferroni), or if more than three in
-    twenty cells (and more than one) are outside.
+    They don't match if the worst cell would occur in fewer than one valid draw in twenty (Bonferroni), or if more than
+    three in twenty cells (and more than one) are outside.
     """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     worst = min(judged, key=lambda c: c.likelihood, default=None)
     if worst and worst.likelihood * len(judged) < CHANCE:
         return (
-            f"{worst.told} is {worst.ratio:.1f} times as far off as allowed, further than the worst of "
-            f"{len(judged)} cells in 19 of 20 recorded runs"
+            f"{worst.told} is off by {worst.ratio:.1f} times the allowed difference (in 19 of 20 recorded runs, the "
+            f"worst of {len(judged)} cells is closer)"
         )
     outside = sum(c.verdict == OUTSIDE for c in judged)
     if outside > max(1, CROWD * CHANCE * len(judged)):
-        return f"{outside} of {len(judged)} cells are outside; chance puts one of twenty there"
+        return f"{outside} of {len(judged)} cells are outside, and by chance only one in twenty would be"
     return None
 
 

@@ -15,7 +15,7 @@ from common.files import parsing
 from common.reporting.records import RecordError, warn_of
 
 MAX_POINTS = 200
-#: Larger values would overflow when drawn, and count as not finite.
+#: Larger values count as infinite; they would overflow when drawn.
 LARGEST = 1e300
 #: Columns of a table of curves; the last two hold numbers with spaces between them.
 HEAD = ("scale", "draw", "stage", "name", "steps", "values")
@@ -41,7 +41,7 @@ def read_points(path: Path) -> Curves:
                 if name and name != "epoch" and step is not None and value is not None:
                     found.setdefault(name, []).append((step, value))
     except RecordError as error:
-        warn_of(f"curves are left out: {error}")
+        warn_of(f"skipped the curves of a run: {error}")
         return {}
     return {name: sorted(points, key=itemgetter(0)) for name, points in found.items()}
 
@@ -51,7 +51,7 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
     found: dict[tuple[str, str, str], Curves] = {}
     if not path.exists():
         return found
-    csv.field_size_limit(2**31 - 1)  # a row of many points is longer than what a cell may be by default
+    csv.field_size_limit(2**31 - 1)  # a curve with many points exceeds the default
     with parsing(path, RecordError), gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         for scale, draw, stage, name, steps, values in list(csv.reader(file))[1:]:
             points = zip(map(float, steps.split()), map(float, values.split()), strict=True)

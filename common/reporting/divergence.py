@@ -1,8 +1,8 @@
 """Finds where a run's training curves leave the band of the recorded runs, and the most likely cause.
 
-A curve is cut into at most 32 windows. A window is outside if it lies further from the recorded mean than Student's t
-allows, on a log scale, with a variance pooled over neighboring windows and Bonferroni's correction over everything
-that is compared of one draw. `docs/comparing-runs.md` says how often honest runs leave the band.
+A curve is cut into at most 32 windows. A window is outside if it is further from the recorded mean than Student's t
+allows, on a log scale, with a variance pooled over neighboring windows and Bonferroni's correction over all windows of
+a draw. `docs/comparing-runs.md` says how often valid runs leave the band.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from common.reporting.records import IGNORED_KEYS, SEED_KEYS, Record, counted, f
 from common.reporting.results import find_promoted, place_of, promoted_curves
 from common.reporting.runs import flat, text_of
 
-#: Share of honest runs that may leave the band in any stage.
+#: Fraction of valid runs that may leave the band in any stage.
 CHANCE = 0.05
 #: Recorded runs that a band needs.
 LEAST = 3
 WINDOWS = 32
-#: Windows on either side with which a window's variance is pooled.
+#: Windows on either side that share in a window's variance.
 NEIGHBORS = 3
 #: Recorded curves have five digits.
 ROUNDING = 1e-4
-#: Kinds of causes in the order in which they are checked; only the first two are reported of curves inside the band.
+#: Kinds of causes, most likely first; the first two are reported even if the curves stay inside the band.
 DATA, CONFIGURATION, CODE, VERSIONS, INSTRUCTIONS = KINDS = (
     "data", "configuration", "code", "library versions", "instruction set",
 )  # fmt: skip
@@ -42,12 +42,12 @@ _OWN_PACKAGE = "representation-assemble"
 
 Points = list[tuple[float, float]]
 #: A record and its curves.
-Traced = tuple[Record, Curves]
+RunWithCurves = tuple[Record, Curves]
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A stage of one draw against the recorded runs.
+    """A stage of one draw, compared with the recorded runs.
 
     Attributes:
         step: the first step outside the band; None if the curves stay inside.
@@ -67,7 +67,7 @@ class Divergence:
 
     @property
     def explained(self) -> bool:
-        """Whether the run surely measures something else, even if its curves stay inside."""
+        """Whether the run is known to measure something else, even if its curves stay inside."""
         return (
             DATA in self.differences
             or CONFIGURATION in self.differences
@@ -92,15 +92,15 @@ class Divergence:
         return f"{self.cause}: {detail}" if detail else self.cause
 
 
-def traced(records: Iterable[Record], folder: Path) -> list[Traced]:
+def with_curves(records: Iterable[Record], folder: Path) -> list[RunWithCurves]:
     """Records of a folder of runs with their curves."""
     return [(record, read_points(record.folder(folder) / "metrics.csv")) for record in records]
 
 
-def recorded(paper: Paper, scale: str, against: Path | None) -> list[Traced]:
-    """What a paper's runs are compared with: promoted records, or another folder of runs."""
+def recorded(paper: Paper, scale: str, against: Path | None) -> list[RunWithCurves]:
+    """The reference for a paper's runs: promoted records, or another folder of runs."""
     if against is not None:
-        found = traced(find(against, paper.name, scale), against)
+        found = with_curves(find(against, paper.name, scale), against)
     else:
         curves = promoted_curves(paper)
         found = [(record, curves.get(place_of(record), {})) for record in find_promoted(paper.name, scale)]
@@ -108,14 +108,14 @@ def recorded(paper: Paper, scale: str, against: Path | None) -> list[Traced]:
     return [(record, curves) for record, curves in found if id(record) in chosen and _judged(curves)]
 
 
-def diverging(mine: Iterable[Traced], reference: Iterable[Traced]) -> list[Divergence]:
-    """Every stage of mine with a band, in the order in which they ran; an overridden one (`+`) against its stage."""
-    by_stage: dict[str, list[Traced]] = {}
+def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves]) -> list[Divergence]:
+    """Compare every stage of mine that has a band, in run order; one with overrides (`+`) with the stage itself."""
+    by_stage: dict[str, list[RunWithCurves]] = {}
     for one in reference:
         by_stage.setdefault(one[0].stage, []).append(one)
     by_draw: dict[Draw, list[_Compared]] = {}
     for record, curves in sorted(mine, key=lambda one: one[0].started):
-        # A run that was promoted is no part of its own band.
+        # Exclude the run itself, which may have been promoted.
         base = by_stage.get(record.stage.partition("+")[0], ())
         others = [one for one in base if one[0].started != record.started]
         if curves and (bands := _bands([theirs for _, theirs in others])):
@@ -168,10 +168,10 @@ class Band:
     size: int
 
     def left_by(self, points: Points, cells: int) -> float | None:
-        """The first step at which a curve is outside, in one of `cells` windows, or which it lacks."""
+        """The first step at which a curve is outside or missing; Bonferroni's correction is for `cells` windows."""
         from scipy.special import stdtrit
 
-        known = dict(points)  # may have more steps: how often a run logs changes nothing
+        known = dict(points)  # may have more steps: the logging interval doesn't affect training
         lacking = min(set(self.steps) - known.keys(), default=None)
         before = [known[step] for step in self.steps if lacking is None or step < lacking]
         mine = _windows(np.array([before]), self.size)[0]
@@ -188,7 +188,7 @@ class Band:
 
 
 def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
-    """The bands of the curves that enough runs have at the same steps."""
+    """The bands of curves for which enough runs have the same steps."""
     found = {}
     for name in dict.fromkeys(name for curves in runs for name in _judged(curves)):
         curves = [one[name] for one in runs if name in one]
@@ -201,15 +201,15 @@ def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
 
 
 def _windows(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Means of `size` neighboring values along the last axis, without an incomplete window at the end."""
+    """Means of `size` neighboring values along the last axis; drops an incomplete window at the end."""
     count = values.shape[1] // size
     return values[:, : count * size].reshape(len(values), count, size).mean(-1)
 
 
 def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
-    """What a record has that no recorded run has, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
+    """What differs from all recorded runs, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
     facts, known = _facts(mine), [_facts(other) for other in others]
-    # The data of a miniature may depend on the seed: compare with the same one, or with what all seeds share.
+    # A miniature's data may depend on the seed: compare with the same seed, else with what all seeds share.
     same_seed = [one for other, one in zip(others, known) if other.seed == mine.seed]
     found: dict[str, str] = {}
     for kind in KINDS:
@@ -227,7 +227,7 @@ def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
 
 
 def _facts(record: Record) -> dict[str, dict[str, Any]]:
-    """What may explain another curve, by kind of cause."""
+    """What may explain a different curve, by kind of cause."""
     revision = str(record.git.get("revision"))[:8] + f" with {UNCOMMITTED}" * bool(record.git.get("dirty"))
     return {
         DATA: {

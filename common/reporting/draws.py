@@ -1,6 +1,7 @@
 """A draw: seed and floating-point rounding of a run.
 
-A CPU's instruction set decides the order of sums, which can change the result of a small network that stops early.
+A CPU's instruction set determines the order in which numbers are summed, and so how sums are rounded. This can change
+the results of a small network that is trained briefly.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
 }
 _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-#: What Linux calls the instructions that each needs.
+#: Flags in /proc/cpuinfo that each requires.
 _FLAGS = {
     "sse41": {"sse4_1"},
     "avx": {"avx"},
@@ -33,7 +34,7 @@ _FLAGS = {
 
 
 class Draw(NamedTuple):
-    """Seed and rounding of a run; `native` is the processor's default."""
+    """Seed and rounding of a run; `native` is the CPU's default."""
 
     seed: int
     isa: str = NATIVE
@@ -59,7 +60,7 @@ def told(draws: Iterable[Draw]) -> str:
 
 
 def cpu_info(field: str) -> str:
-    """What Linux says of the first processor; empty if unknown."""
+    """A field of the first CPU in /proc/cpuinfo; empty if unknown."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
@@ -72,19 +73,19 @@ def machine_isa() -> str | None:
 
 
 def use(isa: str) -> None:
-    """Hold this process and its children to an instruction set; call before torch is imported."""
+    """Restrict this process and its children to an instruction set; call before torch is imported."""
     has = machine_isa()
     ranks = list(INSTRUCTION_SETS)
     if isa != NATIVE and (has is None or ranks.index(isa) > ranks.index(has)):
-        raise StageError(f"--isa {isa}: this machine has {has or 'none of them'}; choose that, a weaker one or native")
+        raise StageError(f"--isa {isa}: this machine has {has or 'none of these'}; use that, a weaker one or native")
     for name in _VARIABLES:
         given, wanted = os.environ.get(name, ""), INSTRUCTION_SETS[isa].get(name, "")
         if given.lower() == wanted.lower():
             continue
         if given:
             raise StageError(
-                f"{name} is {given}, but --isa {isa} wants it {wanted or 'unset'}; unset it and only use --isa, "
-                "so that folder and record name the rounding"
+                f"{name} is {given}, but --isa {isa} needs it {wanted or 'unset'}; unset it and only use --isa, "
+                "so that the folder and the record show the rounding"
             )
         if "torch" in sys.modules:
             raise StageError(f"--isa {isa} must be known before torch is imported; give it on the command line")

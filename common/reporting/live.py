@@ -45,14 +45,14 @@ class LiveReport(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ReportingError(f"--port {port}: {error}; choose another one, 0 takes any that is free") from None
+            raise ReportingError(f"--port {port}: {error}; choose another port, or 0 for any free one") from None
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
     def stamp(self) -> str:
-        """Changes when a run does; rendering takes at most a tenth of the time, to leave the cores to training."""
+        """Changes when a run does, but not too often: rendering takes at most a tenth of the time."""
         if time.monotonic() < self._next:
             return self._stamp
         return str(hash(tuple(_state(folder) for folder in run_folders(self._runs))))
@@ -71,7 +71,7 @@ class LiveReport(ThreadingHTTPServer):
 
 def _state(folder: Path) -> tuple[Any, ...]:
     times = [path.stat().st_mtime_ns if (path := folder / name).is_file() else 0 for name in _FILES]
-    # A killed process changes no file; its progress becomes too old.
+    # If a process is killed, no file changes, but its progress becomes too old.
     return folder.name, *times, progress.read(folder, time.time() - 120) is None
 
 
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         # Only the host: a tunnel changes the port.
         if re.sub(r":\d+$", "", self.headers.get("Host", "")).lower() not in HOSTS:
-            return self._send(403, "text/plain", f"this page answers to {', '.join(HOSTS)} alone".encode())
+            return self._send(403, "text/plain", f"this page only answers to {', '.join(HOSTS)}".encode())
         if self.path not in ("/", "/stamp"):
             return self._send(404, "text/plain", b"not found")
         try:

@@ -20,13 +20,13 @@ MIMES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp",
     ".mp4": "video/mp4", ".webm": "video/webm",
 }  # fmt: skip
-"""What a page can show, by the ending of the file."""
+"""Files that a page can show, by suffix."""
 _ROW, _ROW_CONTENT = ".row.png", ".row.json"
 
 
 @dataclass
 class Budget:
-    """How many bytes of media may still be shown, before encoding."""
+    """Bytes of media, before encoding, that still fit on the page."""
 
     left: int
 
@@ -84,7 +84,7 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
             more = max(len(lines) - MAX_TABLE_ROWS, 0)
             found.sheets.append(Sheet(path.name, header, lines[:MAX_TABLE_ROWS], more))
         elif suffix not in MIMES:
-            found.left_out.append(f"{path.name} (no picture)")
+            found.left_out.append(f"{path.name} (not a picture)")
         elif reason := budget.refuse(path):
             found.left_out.append(f"{path.name} ({reason})")
         elif name.endswith(_ROW):
@@ -99,10 +99,7 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
 def comparisons(
     galleries: Iterable[tuple[str, str, Gallery]],
 ) -> dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]]:
-    """Rows of pictures that show the same things in the same order, from (scale, stage, gallery).
-
-    (scale, title, columns) to (stage, row).
-    """
+    """Rows of pictures with the same columns: (scale, title, columns) to (stage, row), from (scale, stage, gallery)."""
     found: dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]] = {}
     for scale, stage, one in galleries:
         for title, (columns, row) in one.rows.items():

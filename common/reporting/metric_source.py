@@ -1,4 +1,4 @@
-"""Where a metric is computed: the function that names its key, in the code that a model's configuration leads to."""
+"""Finds the function that computes a metric: the one with its key, in the modules of the configured classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAGE = re.compile(r"(?:docs/papers/(\w+)\.md |^\s*)\[([\d.]+)\]")
 
 @dataclass(frozen=True)
 class MetricSource:
-    """The function that names a metric's key; `page` is the section of `docs/papers` that it cites, if any."""
+    """The function that computes a metric; `page` is the section of `docs/papers` that it cites, if any."""
 
     function: str
     file: str
@@ -28,7 +28,7 @@ class MetricSource:
 
 
 class _Named(NamedTuple):
-    """A text in a function, as a pattern of the keys that it may name; `read` if it only looks a value up."""
+    """A string in a function, as a pattern of metric keys; `read` if it only looks up a value."""
 
     pattern: str
     exact: bool
@@ -38,19 +38,19 @@ class _Named(NamedTuple):
 
 
 def find_metric(key: str, classes: Sequence[str]) -> MetricSource | None:
-    """Search the modules of these classes (import paths, the model's first), then what they import, nearest first.
+    """Search the modules of these classes (import paths, the model's first), then their imports, breadth first.
 
-    A place that only reads the value counts if no other names it.
+    Code that only looks up the value counts if nothing else has the key.
     """
     # `avsd7/cider` is named `cider` where it is computed.
     names = {key.removeprefix("test/"), key.rpartition("/")[2]}
     own = [path.rpartition(".")[2] for path in classes]
     files = [found for path in classes if (found := _file(path.rpartition(".")[0]))]
     reading: list[tuple[Path, _Named]] = []
-    for file in files:  # grows while it is read
+    for file in files:  # grows during the loop
         matching = [one for one in _texts(file) if any(re.fullmatch(one.pattern, name) for name in names)]
         if matching:
-            # The last place in a file is that of the result.
+            # The last match in a file is the final value.
             best = max(matching, key=lambda one: (not one.read, one.inside[0].name in own, one.exact, one.line))
             if not best.read:
                 return _source(file, best, classes[0])
@@ -60,7 +60,7 @@ def find_metric(key: str, classes: Sequence[str]) -> MetricSource | None:
 
 
 def _source(file: Path, found: _Named, model: str) -> MetricSource:
-    """The place, with the section that function, class or else protocol cite, as `docs/papers/mct.md [9]`."""
+    """The match, with the section that its function, class or protocol cites, such as `docs/papers/mct.md [9]`."""
     path = file.relative_to(project_root()).as_posix()
     documented: list[_Definition | ast.Module] = [*reversed(found.inside), _tree(file)]
     module, _, name = model.rpartition(".")
@@ -83,7 +83,7 @@ def _tree(file: Path) -> ast.Module:
 
 @functools.cache
 def _texts(file: Path) -> list[_Named]:
-    """The texts in a file's functions; any value may fill a field of a formatted one."""
+    """The strings in a file's functions; a field of an f-string matches any text."""
     found = []
     for node, inside, read in _walk(_tree(file)):
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]

@@ -12,7 +12,7 @@ from typing import Any
 from common.errors import ReportingError, nearest
 from common.files import parse_yaml, parsing
 
-#: From the largest to the smallest; `single` is one card for about a day, for the tables that list it.
+#: Largest first; `single` takes about a day on one GPU, and only applies to tables that list it.
 SCALES = ("paper", "single", "mini", "smoke")
 #: Smoke numbers mean nothing: they only show that a stage runs.
 PROMOTED_SCALES = ("paper", "single", "mini")
@@ -24,8 +24,8 @@ class Paper:
 
     Args:
         short: the name in `make reproduce-<short>`.
-        about: the method in a few words, for the overview.
-        without_files: values, for training without files, of the dotted configuration fields that name files;
+        about: the method in a few words.
+        without_files: replacements for the dotted configuration fields that name files, to train without these files;
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
     """
 
@@ -101,8 +101,7 @@ def paper_named(name: str) -> Paper:
     known = existing_papers()
     if not known:
         raise ReportingError(
-            f"{project_root()} holds no papers/*/tables.yaml: the installation is incomplete, or ASSEMBLE_ROOT names "
-            "another folder"
+            f"{project_root()} has no papers/*/tables.yaml: the installation is incomplete, or ASSEMBLE_ROOT is wrong"
         )
     for paper in known:
         if name.lower() in (paper.name, paper.short, paper.title.lower()):

@@ -1,4 +1,4 @@
-"""How many paired runs separate two rows of a table: the power of the interval that the claims use."""
+"""Power analysis: how many paired runs separate two rows of a table by the interval that claims use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.reporting.aggregate import TableResult
 from common.reporting.claims import CONFIDENCE
 from common.reporting.tables import Metric, Row, part_named
 
-#: Where the search for a number of runs ends.
+#: Most runs to consider.
 MOST_RUNS = 10_000
 
 
@@ -61,16 +61,16 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
     if len(recorded) > 1:
         tables = sorted(pair.result.table.id for pair in recorded.values())
         raise ReportingError(
-            f"{metric} of {row} and {over} is in several tables; choose by --table: {', '.join(tables)}"
+            f"{metric} of {row} and {over} is in several tables; choose one with --table: {', '.join(tables)}"
         )
     (pair,) = recorded.values()
     if not statistics.stdev(pair.differences):
-        raise ReportingError(f"{metric} of {row} and {over} differs equally in all runs, so no spread is known")
+        raise ReportingError(f"{metric} of {row} and {over} differs by the same amount in all runs: no spread is known")
     return pair
 
 
 def power_of(gap: float, spread: float, runs: int) -> float:
-    """How likely the claims' interval of `runs` differences, with this true mean and standard deviation, is above 0."""
+    """Probability that the 95 % interval of `runs` differences with mean `gap` and deviation `spread` is above 0."""
     from scipy.special import nctdtr, stdtrit
 
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)
@@ -83,7 +83,7 @@ def runs_for(gap: float, spread: float, power: float) -> int:
 
 
 def smallest_gap(spread: float, runs: int, power: float) -> float:
-    """The gap that so many runs separate with this power."""
+    """The smallest true difference that so many runs separate with this power."""
     from scipy.special import nctdtrinc, stdtrit
 
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)

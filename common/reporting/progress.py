@@ -1,4 +1,4 @@
-"""Progress of running stages, which each writes to a file in its folder; `assemble reproduce` shows it."""
+"""Shows the progress that each running stage writes to a file in its folder."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any
 
 FILE = "progress.json"
-#: Seconds between two lines on one stage where they go to a log.
+#: Least seconds between two lines about a stage in a log.
 QUIET = 60.0
 
 
 class Watch:
-    """Shows running stages: a line that updates in place on a terminal, else a line per quarter."""
+    """Shows running stages: lines that update in place on a terminal, else a new line per quarter of a training."""
 
-    def __init__(self, say: Callable[[str], None], terminal: bool | None = None) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._terminal = sys.stdout.isatty() if terminal is None else terminal
         self._running: dict[str, tuple[Path, float]] = {}
         self._told: dict[str, tuple[int, float]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Watch:
-        if self._terminal:
+        if sys.stdout.isatty():
             from rich.live import Live
             from rich.text import Text
 
@@ -57,7 +56,7 @@ class Watch:
         ]
 
     def tell(self, now: float) -> None:
-        """Print a line for each stage that reached another quarter, at most one a minute."""
+        """Print a line for each stage that reached another quarter, at most one per minute."""
         for name, (folder, since) in list(self._running.items()):
             quarter, at = self._told.get(name, (0, since))
             progress = read(folder, since)
@@ -72,9 +71,9 @@ class Watch:
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
-    """What a stage last wrote after `since`, or None: `step`, `share` of the training, `loss`, `left` in seconds."""
+    """The progress written after `since`, or None: `step`, `share` of the training, `loss`, `left` in seconds."""
     try:
-        if (folder / FILE).stat().st_mtime < since - 1:  # of an earlier session; file systems round times
+        if (folder / FILE).stat().st_mtime < since - 1:  # from an earlier session; file systems round times
             return None
         progress: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

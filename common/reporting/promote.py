@@ -48,7 +48,7 @@ def promote(
         return []
     tables = load(entry.name)
     runs_root().mkdir(exist_ok=True)
-    with exclusive(runs_root() / ".promote.lock"):  # two promotions would drop what the other one shares
+    with exclusive(runs_root() / ".promote.lock"):  # two promotions would overwrite each other's shared parts
         promoted = {place_of(record): record for record in find_promoted(entry.name)}
         curves = promoted_curves(entry)
         before = list(promoted.values())
@@ -94,14 +94,14 @@ def _decision(record: Record, present: Record | None, tables: Tables, replace: b
 
 
 def _machine(record: Record) -> str:
-    """The machine of a record as far as its numbers may depend on it."""
+    """The parts of a record's machine that may change its numbers."""
     hardware = record.hardware
     processors = [hardware.get("cpu") or "an unknown processor", *hardware.get("accelerators", [])]
     return f"{' with '.join(processors)} ({hardware.get('isa', {}).get('machine') or 'unknown instructions'})"
 
 
 def _as_kept(record: Record, promoted: Iterable[Record]) -> Record:
-    """The record as stored; a native one names its instruction set if another machine already has the seed."""
+    """The record to store: a native draw gets its instruction set if another machine has already recorded the seed."""
     machine = record.hardware.get("isa", {}).get("machine")
     same = (one for one in promoted if (one.scale, one.draw) == (record.scale, record.draw))
     others = {one.hardware.get("isa", {}).get("machine") for one in same} - {None}

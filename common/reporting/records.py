@@ -29,23 +29,23 @@ from common.reporting.schema import one_of, parse_json, told
 
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
 RECORD_FILE = "record.json"
-#: Prefix of the reason of a deviation that a rehearsal makes.
+#: Prefix of the reasons for a rehearsal's deviations.
 REHEARSED = "rehearsal: "
-#: Suffix of the folder of a run that another configuration replaced; its record no longer counts.
+#: Suffix of the folder of a run that a run of another configuration replaced.
 SET_ASIDE = ".previous"
 
 MACHINE_KEYS = frozenset(
     {
-        # docs/cluster.md says which stages depend on the number of devices all the same.
+        # docs/cluster.md lists stages that depend on the number of devices nevertheless.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
         "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes", "in_flight_bytes",
     }
 )  # fmt: skip
-"""Configuration keys, at any depth, that say on what a stage runs."""
+"""Configuration keys, at any depth, that describe the machine."""
 
 IGNORED_KEYS = MACHINE_KEYS | frozenset(
     {
-        # Paths. The lineage hash holds the identity of a parent's checkpoint, the record's `data` that of the data.
+        # Paths. The lineage hash identifies parents' checkpoints, and the record's `data` the data.
         "root", "cache", "cache_dir", "cache_folder", "data_dir", "default_root_dir", "dirpath", "save_dir",
         "checkpoint_dir", "output_dir", "ckpt_path", "checkpoint", "checkpoint_path", "warm_start", "pretrained",
         "statistics", "config",
@@ -76,12 +76,12 @@ def _inside(file: str) -> str:
 
 
 def _finite(value: float | None) -> float | None:
-    # A diverged diagnostic must not lose the record of a long run; it is stored as missing.
+    # A diverged diagnostic is stored as missing, so that a long run still gets its record.
     return value if value is not None and abs(value) < 1e300 else None
 
 
 def _plain(value: Any) -> Any:
-    """Copy as plain JSON data; tuples become lists, numbers that JSON lacks become their names."""
+    """Copy as plain JSON data; tuples become lists, infinities and NaN become text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -103,7 +103,7 @@ def _keys(*keys: str) -> AfterValidator:
 
 
 def _checked_as(kind: Any) -> GetPydanticSchema:
-    """Hold a mapping to a finer type than its readers need to know."""
+    """Validate a mapping as a more precise type than its annotation."""
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
 
@@ -121,7 +121,7 @@ class Record:
 
     Args:
         stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
-        row: the model stage that the row measures.
+        row: the stage whose model is measured.
         metrics: accuracies in percent; a value that isn't finite is null.
         selection: which weights were measured: `last`, or the module's `selected_by`, such as `best on validation`.
         ours: values that no source of the paper gives.
@@ -133,7 +133,7 @@ class Record:
         started: UTC, ISO 8601.
         data: data set name to `{"version", "samples", "skipped", "skipped_names"}`.
         media: picture files, relative to the run's folder.
-        former: hashes from before its configuration was written in another form.
+        former: hashes before a migration rewrote its configuration.
     """
 
     paper: _Name
@@ -217,7 +217,7 @@ def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS
 def counted(value: Any, ignored: frozenset[str]) -> Any:
     """The part of a configuration that its hash covers."""
     if isinstance(value, dict):
-        # A class counts by its name: moving it to another module is not a new experiment.
+        # A class counts by its name: moving it to another module doesn't change an experiment.
         return {
             key: item.rpartition(".")[2] if key == "class_path" and isinstance(item, str) else counted(item, ignored)
             for key, item in value.items()
@@ -262,7 +262,7 @@ def read_run(root: Path, folder: Path) -> Record:
     """Read the record in a folder of `run_folders`; a `RecordError` if it is malformed or of another run."""
     path = folder / RECORD_FILE
     record = read(path)
-    with files.parsing(path, RecordError):  # also whatever its draw has wrong
+    with files.parsing(path, RecordError):  # its draw may be malformed
         if record.folder(root) != folder:
             raise ValueError(f"by its content this record belongs in {record.folder(root)}; move or delete it")
     return record
@@ -275,7 +275,7 @@ def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Pa
 
 @functools.cache
 def warn_of(text: str) -> None:
-    """Print a warning to standard error, the same one once."""
+    """Print a warning to standard error, each text only once."""
     print(printable(f"warning: {text}"), file=sys.stderr)
 
 
@@ -295,7 +295,7 @@ def find(
     scale: str | None = None,
     strict: bool = False,
 ) -> list[Record]:
-    """Every record under a folder of runs, in order; malformed ones are left out with a warning, unless `strict`."""
+    """Every record under a folder of runs, in order; skips malformed ones with a warning, unless `strict`."""
     found = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", scale or "*"):
         try:
@@ -303,7 +303,7 @@ def find(
         except RecordError as error:
             if strict:
                 raise
-            warn_of(f"a record is left out: {error}")
+            warn_of(f"skipped a malformed record: {error}")
     return in_order(found)
 
 
@@ -314,7 +314,7 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Iterable[Record], isa: str = NATIVE
 ) -> list[float | None]:
-    """How long stages take here, or None; recorded runs (same instruction set first) are scaled by `here`."""
+    """Seconds that stages take here, or None; recorded runs (same instruction set first) are scaled by `here`."""
     recorded = list(recorded)
     wanted = machine_isa() if isa == NATIVE else isa
     known = _medians(recorded) | _medians(r for r in recorded if instructions(r) == wanted)
@@ -367,7 +367,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, Any]:
-    """The machine, for a record; `accelerators` are device names, passed in because asking for them needs torch."""
+    """The machine, for a record; `accelerators` are device names, passed in because finding them needs torch."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": cpu_info("model name") or platform.processor() or platform.machine() or "unknown",

@@ -37,7 +37,7 @@ _MEANINGS = {
 
 
 class RenderError(ReportingError):
-    """A page cannot take the rendered text; the message says what to add."""
+    """A page lacks the markers around rendered text; the message says what to add."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def records_of(paper: str, runs: Path | None = None) -> list[Record]:
 
 
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
-    """Every table at every measured scale but smoke; an unmeasured one empty at its largest scale."""
+    """Every table at every measured scale except smoke; an unmeasured table once, empty, at its largest scale."""
     everywhere = [f for scale in PROMOTED_SCALES for f in fill(source, scale, records, tables)]
     filled: list[Filled] = []
     for table in source.tables:
@@ -71,7 +71,7 @@ def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] |
     return filled
 
 
-# ---- what every writer lays out
+# ---- the layout that all writers share
 
 PUBLISHED, MEASURED, YOURS = "published", "measured", "yours"
 
@@ -128,7 +128,7 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
 
 
 def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
-    """`mean ± standard deviation (n=draws)`, without the number of draws if it is the usual one."""
+    """`mean ± standard deviation (n=draws)`, without the number of draws if it equals `usual`."""
     mean, spread = cell.mean, cell.spread
     if mean is None:
         return DASH
@@ -152,7 +152,7 @@ def usual_draws(result: TableResult) -> int:
 
 
 def heading(metric: Metric) -> str:
-    """Label and unit of a metric, with an arrow if less is better."""
+    """Label and unit of a metric, with an arrow if lower is better."""
     return f"{metric.title}{' ↓' if metric.better == 'down' else ''}"
 
 
@@ -210,7 +210,7 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
         texts = [_pair(values) if paired else values[-1].text for values in cells]
         counts = {len(value.cell.values) for values in cells for value in values if value.cell.values}
         draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
-        # A row whose cells all have another number of draws says so once.
+        # If all cells of a row have the same unusual number of draws, only the label shows it.
         label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
         lines.append("| " + " | ".join(map(_escape, (label, *(text.removesuffix(draws) for text in texts)))) + " |")
     if text := charts.caption(result):
@@ -239,7 +239,7 @@ def judged_cells(judged: Judged) -> dict[str, str]:
 
 
 def judged_markdown(judged: Sequence[Judged]) -> list[str]:
-    """Claims or checks as a table, with the ones not run in one line."""
+    """Claims or checks as a table, and a line for those that were not run."""
     run = [judged_cells(j) for j in _run(judged)]
     lines = []
     if run:
@@ -286,7 +286,7 @@ def _values_of_ours(filled: Sequence[Filled]) -> dict[str, list[str]]:
         for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
             values.setdefault(short_name(entry["field"]), {})[entry["value"]] = None
         if lines := [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]:
-            found[f"Values that are ours at {scale} scale, in no source of the paper"] = lines
+            found[f"Values we chose at {scale} scale, since no source of the paper gives them"] = lines
     return found
 
 
@@ -318,7 +318,7 @@ def _origin(result: TableResult) -> list[str]:
 
 
 def notes_of(result: TableResult) -> list[str]:
-    """The notes of the table, the sources of single rows and what was left out."""
+    """The notes of the table, sources of single rows, and omitted records."""
     cited = [row for row in result.rows if row.source and result.scale == "paper"]
     sources = [f"Published values of {row.label}: {row.source}." for row in cited]
     return [*result.table.notes, *sources, *result.notes]
@@ -340,14 +340,14 @@ def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
 
 
 def _is_minor(f: Filled) -> bool:
-    """Whether a table is made by request, has a row of one or two draws, and has neither claims nor checks."""
+    """Whether a table runs only on request, has a cell with one or two draws, and has no claims or checks."""
     result = f.result
     few = any(len(cell.values) in (1, 2) for cell in result.cells.values())
     return few and result.scale in result.table.by_request and not (f.claims or f.checks)
 
 
 def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
-    """Tables as Markdown, with notes that several share once; then deviations, and tables that are not shown."""
+    """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables."""
     minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
     measured = [f.result for f in filled if f.result.measured and f.result not in minor]
     parts = []
@@ -370,7 +370,7 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
 
 
 def counted_claims(source: Tables, records: Sequence[Record]) -> str:
-    """How many claims of the paper's page hold, fail, or else at its largest scale: `3 hold, 1 not run (mini)`."""
+    """Number of claims with each verdict at the largest measured scale: `3 hold, 1 not run (mini)`."""
     filled = fill_best(source, records)
     measured = {f.result.scale for f in filled if f.result.measured}
     scale = next((scale for scale in PROMOTED_SCALES if scale in measured), "")
@@ -392,7 +392,7 @@ def overview_markdown() -> str:
 
 
 def margins_figure() -> str | None:
-    """The first claims of each paper that state one margin, with ours at mini scale; None if none was measured."""
+    """The paper's and our margin at mini scale for each paper's first claims; None if nothing was measured."""
     shown = {}
     for paper in existing_papers():
         judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
@@ -471,7 +471,7 @@ def rich_table(shown: View) -> RichTable:
 
 
 WIDE = 140
-"""Columns of a terminal from which all cells of a claim fit side by side."""
+"""Terminal width at which all cells of a claim fit on one line."""
 
 
 def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
@@ -504,7 +504,7 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
 
 
 def print_table(filled: Filled, console: Console, measured_only: bool = False) -> None:
-    """Print a table with notes, verdicts and provenance; `measured_only` leaves out the last and what was not run."""
+    """Print a table with notes, verdicts and provenance; `measured_only` omits provenance and what was not run."""
     shown, claims, checks = view(filled.result), filled.claims, filled.checks
     if not shown.rows:
         console.print(f"{shown.title} ({shown.scale}): not measured yet", markup=False)
@@ -525,7 +525,6 @@ def _run(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def print_tables(filled: Sequence[Filled], console: Console) -> None:
-    """Print tables, then the remarks."""
     for f in filled:
         print_table(f, console)
     for heading, lines in remarks(filled).items():

@@ -37,7 +37,7 @@ def build(
 def page(
     papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None, stamp: str = ""
 ) -> str:
-    """The report as HTML: promoted records and "yours" from runs; a live page reloads if `stamp` changes."""
+    """The report as HTML: promoted records, and local runs as "yours"; a live page reloads when `stamp` changes."""
     folder = runs or runs_root()
     chosen = [paper_named(name) for name in papers] if papers else existing_papers()
     scales = [scale] if scale else list(SCALES)
@@ -82,22 +82,22 @@ class _ShownRun:
 
 
 class _Table:
-    """A table of the page, as recorded and from your runs; the latter are the main numbers if none is recorded."""
+    """A table of the page, from the records and from your runs; yours are the main numbers if nothing is recorded."""
 
     def __init__(self, recorded: render.Filled, yours: render.Filled) -> None:
         self.recorded, self.yours = recorded, yours
         self.main = recorded if recorded.result.measured else yours
         self.measured = self.main.result.measured
-        self.beside = self.main is recorded and yours.result.measured
+        self.has_both = self.main is recorded and yours.result.measured
         self.table, self.scale = recorded.result.table, recorded.result.scale
         self.id = self.table.id
         self.names = {
             render.PUBLISHED: "published",
-            render.MEASURED: f"{'recorded' if self.beside else 'measured'} at {self.scale}",
+            render.MEASURED: f"{'recorded' if self.has_both else 'measured'} at {self.scale}",
             render.YOURS: f"yours at {self.scale}",
         }
         self.claims, self.checks = (
-            list(zip(main, other if self.beside else [None] * len(main), strict=True))
+            list(zip(main, other if self.has_both else [None] * len(main), strict=True))
             for main, other in ((self.main.claims, yours.claims), (self.main.checks, yours.checks))
         )
 
@@ -111,13 +111,13 @@ class _Table:
 
     @property
     def dots(self) -> str:
-        return charts.dots(self.main.result, self.yours.result if self.beside else None)
+        return charts.dots(self.main.result, self.yours.result if self.has_both else None)
 
 
 class _Section:
-    """What the page says about one paper, for the template; `tables` are by measured scale.
+    """A paper's part of the page, for the template; `tables` maps measured scales to tables.
 
-    Its claims are those of `best`, the largest measured scale: on the recorded runs and, if there are any, on yours.
+    Claims are judged at `best`, the largest measured scale, on the recorded runs and on yours, if any.
     """
 
     def __init__(self, paper: Paper, scales: Sequence[str], folder: Path, budget: Budget) -> None:
@@ -137,7 +137,7 @@ class _Section:
         measured = [table for table in filled if table.measured]
         self.best = next((scale for scale in scales if any(t.scale == scale for t in measured)), None)
         self.tables = {scale: some for scale in scales if (some := [t for t in measured if t.scale == scale])}
-        # At the scale whose claims are listed, if the table exists there.
+        # Show unmeasured tables at the scale whose claims are listed, if they exist there.
         filled.sort(key=lambda table: table.scale != self.best)
         by_id = {table.id: table for table in reversed(filled)}
         self.waiting = [
@@ -169,7 +169,7 @@ class _Section:
             try:
                 shown.append((place, self._shown(run, budget, rank)))
             except Exception as error:
-                warn_of(f"{run.folder} is left out of the page: {type(error).__name__}: {error}")
+                warn_of(f"the page omits {run.folder}: {type(error).__name__}: {error}")
         return [one for _, one in sorted(shown, key=itemgetter(0))]
 
     def _shown(self, run: Run, budget: Budget, rank: int) -> _ShownRun:
@@ -251,7 +251,7 @@ class _Section:
 
 
 def _tally(pairs: Sequence[tuple[Judged, Judged | None]]) -> dict[str, str]:
-    """How many have each verdict, in words."""
+    """The number of claims or checks with each verdict, in words."""
     counts = Counter(judged.verdict for judged, _ in pairs)
     return {verdict: render.counted(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict]}
 
@@ -262,7 +262,7 @@ def _from_here(path: Path) -> str:
 
 
 def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
-    """What a run has to show, in words; may be empty."""
+    """The numbers of curves, pictures, clips and tables in words; empty if there are none."""
     kinds = [m.kind for g in galleries for m in g.media]
     counts = {
         "curve": curves,

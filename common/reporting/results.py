@@ -1,7 +1,7 @@
 """A paper's committed results: a file of records per scale and draw, their shared parts, and a table of curves.
 
-`results/<scale>/<draw>.json` holds each stage of a draw. Its configuration (by section), deviations, versions and the
-like are keys of `results/shared.json`, by hash of the content. `results/curves.csv.gz` has a row per curve.
+`results/<scale>/<draw>.json` has every stage of a draw. Parts that records share, such as sections of a configuration,
+are replaced by keys of `results/shared.json` (hashes of the content). `results/curves.csv.gz` has a row per curve.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from common.reporting.papers import SCALES, Paper, paper_named
 from common.reporting.records import Record, RecordError, in_order
 from common.reporting.schema import parse_json
 
-#: Fields that are equal for all records of a file.
+#: Fields that all records of a file share.
 HEAD = ("paper", "scale", "seed", "schema")
-#: Fields that `shared.json` holds whole. Of a configuration it holds each section, of the hardware all but the peak.
+#: Fields that go whole into `shared.json`; so do sections of the configuration, and the hardware without the peak.
 SHARED = ("data", "deviations", "git", "ours", "versions")
 PEAK = "peak_memory_gib"
 
@@ -44,7 +44,7 @@ def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
     entry = paper_named(paper)
     shared = _read_shared(entry)
     folders = [scale] if scale else SCALES
-    # Killed writers leave temporary files, whose names begin with a dot.
+    # The pattern skips temporary files of killed writers, whose names begin with a dot.
     paths = [path for folder in folders for path in sorted(entry.results.glob(f"{folder}/seed*.json"))]
     return in_order(record for path in paths for record in _records(entry, path, shared))
 
@@ -54,7 +54,7 @@ def promoted_curves(paper: Paper) -> dict[Place, Curves]:
 
 
 def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place, Curves]) -> None:
-    """Write all results of a paper; a reader finds them whole even if writing is interrupted."""
+    """Write all results of a paper; they stay readable if writing is interrupted."""
     shared: Shared = {}
     draws: dict[Path, dict[str, Any]] = {}
     kept: dict[Place, Curves] = {}
@@ -101,7 +101,7 @@ def _read_shared(paper: Paper) -> Shared:
 
 
 def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
-    """A record without the parts it may share with others, which go into `shared`."""
+    """A record with the parts that it may share with others replaced by keys of `shared`."""
 
     def refer(field: str, content: Any) -> str:
         canonical = json.dumps(content, sort_keys=True)

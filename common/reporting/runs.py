@@ -60,7 +60,7 @@ class Run:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Fields of its configuration; of a finished run only those set by recipe and overrides."""
+        """Fields of its configuration; for a finished run, only those that the recipe and overrides set."""
         return flat(self.record.config) if self.record else self.whole_config
 
     @functools.cached_property
@@ -73,7 +73,7 @@ class Run:
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
-        """Every field except curves, which take longer."""
+        """Every field except curves, which take longer to read."""
         paper, scale, draw, stage = self.name.split("/")
         record = self.record
         found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
@@ -109,7 +109,7 @@ class Run:
 
 
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
-    """Every run of these papers or all, finished or not; an unreadable one is left out with a warning."""
+    """Every run, finished or not, of these papers or all; skips unreadable ones with a warning."""
     found = []
     for folder in run_folders(root):
         if papers and folder.parts[-4] not in papers:
@@ -119,7 +119,7 @@ def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
             if run is not None and run.fields:
                 found.append(run)
         except Exception as error:
-            warn_of(f"{folder} is left out: {type(error).__name__}: {error}")
+            warn_of(f"skipped {folder}: {type(error).__name__}: {error}")
     return found
 
 
@@ -140,7 +140,7 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process holds a lock; doesn't try to take it, which would disturb others."""
+    """Whether a process holds a lock, without trying to take it, which could make another process fail."""
     try:
         place = lock.stat()
         locks = Path("/proc/locks").read_text(encoding="utf-8")
@@ -183,7 +183,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def headline(record: Record) -> str:
-    """The few metrics of a run that tables show, else its first ones."""
+    """Up to three metrics of a run, preferably those that tables show."""
     filled = entries(load(record.paper), record.stage, record.scale)
     decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
     names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
@@ -265,7 +265,7 @@ def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Ru
 
 
 def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
-    """The runs matching names, their ends or folders: `mini/seed0/avid`, or `avid` if unique."""
+    """The runs with these names, ends of names or folders: `mini/seed0/avid`, or `avid` if unique."""
     found, wrong = [], []
     for name in names:
         end = f"/{name.rstrip('/')}"
@@ -293,7 +293,7 @@ class Difference:
 
 
 def config_differences(first: Run, second: Run) -> list[Difference]:
-    """Fields that differ between two configurations, result-changing ones first; defaults if both runs kept them."""
+    """Fields that differ between two runs, those that may change results first; with defaults if both stored them."""
     whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
     left, right = ((run.whole_config if whole else run.config) for run in (first, second))
     found = [

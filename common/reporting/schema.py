@@ -45,7 +45,7 @@ def _filled(value: str) -> str:
     return value
 
 
-#: Text whose white space says nothing, as in folded YAML.
+#: Text with collapsed whitespace, as in folded YAML.
 Line = Annotated[StrictStr, AfterValidator(lambda value: " ".join(value.split()))]
 #: The same, not empty.
 Text = Annotated[Line, AfterValidator(_filled)]
@@ -79,7 +79,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def told(error: ValidationError, given: Any) -> str:
-    """The first error after its place: `tables[0] (transfer).rows[2].model: unknown stage ...`.
+    """The first error with its location: `tables[0] (transfer).rows[2].model: unknown stage ...`.
 
     `given` is the validated input; it names the keys of mappings that became lists.
     """

@@ -1,4 +1,4 @@
-"""The end of `assemble reproduce`: the paper's claims, whether the run matches, and where to look next."""
+"""The last screen of `assemble reproduce`: the paper's claims, whether the run matches, and where to look next."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ _COLORS = {HOLDS: "green", FAILS: "red"}
 
 
 def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str, console: Console) -> None:
-    """Print the screen, and write all measured tables to `runs/<paper>/<scale>/tables.md`.
-
-    `hint` says how to run claims that were not run.
-    """
+    """Print the screen, with a `hint` on claims not run; write measured tables to `runs/<paper>/<scale>/tables.md`."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -76,7 +73,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
 
 
 def verdict_of(judged: Judged) -> str:
-    """The verdict over several draws; of one draw, whether it passes what the claim asks."""
+    """The verdict; for a single draw, whether its difference passes the threshold."""
     if len(judged.draws) > 1:
         return judged.verdict
     return HOLDS if judged.passes else FAILS

@@ -50,7 +50,7 @@ _StageNames = Annotated[
 ]
 
 
-# One card manages a few rows a day, so only tables that list this scale are measured at it.
+# One GPU trains only a few rows per day, so `single` applies only to tables that list it.
 _UNLISTED = tuple(scale for scale in SCALES if scale != "single")
 
 
@@ -83,8 +83,8 @@ class Metric(Part):
         key: the metric in the stage's record.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
-        compared: whether `assemble compare` judges it; a value that a probe chooses, such as a learning rate, is none.
-        tolerance: per scale, how far a run may be from the recorded mean if that exceeds chance.
+        compared: whether `assemble compare` judges it; not for what a probe selects, such as a learning rate.
+        tolerance: per scale, the allowed distance from the recorded mean, if it exceeds the prediction interval.
     """
 
     id: str
@@ -107,7 +107,7 @@ class Metric(Part):
     @model_validator(mode="before")
     @classmethod
     def _same_at_every_scale(cls, given: Any) -> Any:
-        """`stages` by scale, or one `stage`."""
+        """A file gives `stages` by scale, or one `stage` for all scales."""
         if not isinstance(given, Mapping) or "stage" not in given:
             return given
         others = {key: value for key, value in given.items() if key != "stage"}
@@ -170,7 +170,7 @@ class Row(Part):
 
     @property
     def measured(self) -> bool:
-        """Whether it is measured here instead of only printed."""
+        """Whether the row is measured, and not only printed."""
         return self.model is not None or self.untrained
 
     def published_number(self, metric: str) -> float | None:
@@ -250,7 +250,7 @@ class Table(Part):
     @model_validator(mode="before")
     @classmethod
     def _names_for_its_parts(cls, given: Any, info: ValidationInfo) -> Any:
-        """Rows, claims and checks exist at the table's scales; predicates name its metrics and rows."""
+        """Pass the table's scales to its rows, claims and checks, and the names of metrics and rows to predicates."""
         if not isinstance(given, Mapping) or info.context is None:
             return given
         changed = dict(given)
@@ -269,7 +269,7 @@ class Table(Part):
 
     @field_validator("rows")
     @classmethod
-    def _labels_stand_once(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    def _labels_are_unique(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         _once((row.label for row in rows), "label")
         return rows
 
@@ -311,7 +311,7 @@ class Table(Part):
 
 
 class Tables(Part):
-    """A paper's tables file; of the block `paper:` only the package name."""
+    """A paper's tables file; `paper` is the package name instead of the block of this name."""
 
     paper: str
     path: Path
@@ -354,7 +354,7 @@ class Tables(Part):
         found: list[str] = []
         for name in row.stages_of(metric, scale):
             if name == ROW:
-                found += [row.model] if row.model is not None else []  # an untrained row has no stage of its own
+                found += [row.model] if row.model is not None else []  # an untrained row has no stage
             else:
                 found.append(f"{name}@{row.model or UNTRAINED}" if _uses_row(name, self.stages) else name)
         return found
@@ -403,7 +403,7 @@ def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
 
 
 def part_named(name: str, parts: Sequence[PartT], *fields: str) -> PartT | None:
-    """The part with this name, in any case and with or without `test/`; earlier fields count first."""
+    """The part with this name, ignoring case and a leading `test/`; earlier fields take precedence."""
 
     def plain(text: object) -> str:
         return str(text or "").strip().lower().removeprefix("test/")
@@ -435,7 +435,7 @@ def expand(
     """The stages that tables and claims need at a scale, in table order, parents before children.
 
     `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
-    `everything` adds what only runs on request, if nothing is named.
+    If none of them is given, `everything` includes the stages that only run on request.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
     kept = [source.table(name) for name in tables] if tables is not None else list(source.tables)
@@ -486,8 +486,8 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
         return _need(row.model, None, scale, source, needed) if row.model is not None else None
     stage = source.stages[name]
     if scale not in stage.scales:
-        of = f"row {row.label!r} needs " if row else ""
-        raise TablesError(f"{source.path}: {of}stage {name!r}, which does not exist at scale {scale!r}")
+        of = f", which row {row.label!r} needs," if row else ""
+        raise TablesError(f"{source.path}: stage {name!r}{of} does not exist at scale {scale!r}")
     model = None
     if _uses_row(name, source.stages):
         if row is None:
@@ -497,9 +497,8 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
     if instance not in needed:
         parents: dict[str, str] = {}
         for key, parent in stage.parents.items():
-            if (
-                parent == ROW or scale in source.stages[parent].scales
-            ):  # else the recipe's own value, as a released file
+            # Otherwise the recipe's value applies, such as a released file.
+            if parent == ROW or scale in source.stages[parent].scales:
                 found = _need(parent, row if model else None, scale, source, needed)
                 parents |= {key: found} if found is not None else {}
         needed[instance] = StageInstance(instance, stage.recipe, stage.job, model, parents, dict(stage.overrides))
@@ -507,7 +506,7 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
 
 
 def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row, Metric]]:
-    """The cells that a stage instance fills at a scale, for example to name its W&B summary values."""
+    """The cells that a stage instance fills at a scale."""
     return [
         (table, row, metric)
         for table in source.tables

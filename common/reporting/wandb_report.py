@@ -22,13 +22,13 @@ from common.reporting.tables import Tables, load
 from common.reporting.wandb_server import project, server, within
 
 SEND_SECONDS = 30.0
-"""How long sending a report may take before it is given up."""
+"""Timeout for sending a report."""
 
 
 def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> wr.Report:
     """The report of one paper: tables with verdicts and deviations, panels, curves, pictures.
 
-    `entity` is the user or team that owns the project; it may stay empty until the report is sent.
+    `entity` is the user or team that owns the project; it may be empty if the report isn't sent.
     """
     source = load(paper.name)
     filled = render.fill_best(source, records)
@@ -99,15 +99,15 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
     result = filled.result
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
-    # Runs only have the published value if theirs is comparable.
+    # Runs at other scales don't log published values.
     kinds = ("table", "published") if scale == "paper" else ("table",)
     keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
     runsets = []
     stages_of = {r.label: {m.id: source.instances(table, r, m, scale) for m in metrics} for r in result.rows}
     for row in result.rows:
         mine = stages_of[row.label]
-        # A run logs every metric of the table that its stage fills in some row. One that this row has from other stages
-        # would be averaged into its bar: such a run is left out.
+        # A run logs every metric that its stage fills in any row. Leave out runs with a metric that this row takes from
+        # other stages, since W&B would average it into the row's bar.
         foreign = {s for of in stages_of.values() for m, names in of.items() if mine[m] for s in {*names} - {*mine[m]}}
         if stages := dict.fromkeys(s for names in mine.values() for s in names if s not in foreign):
             runsets.append(_runset(render.row_text(row), source.paper, scale, list(stages), keys))
@@ -122,7 +122,7 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
 
 
 def _bars(title: str, key: str) -> Any:
-    # No grouping of its own: the set of runs of a row is one group, so that a row is one bar.
+    # The run set of a row is one group already, so each row is one bar.
     return wr.BarPlot(title=title, metrics=[wr.SummaryMetric(key)], groupby_aggfunc="mean", groupby_rangefunc="stddev")
 
 
@@ -146,7 +146,7 @@ def _media(records: Iterable[Record]) -> list[Any]:
 
 def write(report: wr.Report, path: Path) -> None:
     """Write a report as the JSON sent to the server."""
-    model = report._to_model()  # the package offers no other way to it than to send it
+    model = report._to_model()  # without it, the package only gives the content when sending
     content = {
         "project": report.project,
         "entity": report.entity,
@@ -158,7 +158,7 @@ def write(report: wr.Report, path: Path) -> None:
 
 
 def default_entity() -> str:
-    """The user or team that the key belongs to, asked of the server."""
+    """The user or team that owns the key, according to the server."""
     return str(within(SEND_SECONDS, lambda: wandb.Api(timeout=10).default_entity or ""))
 
 
@@ -173,7 +173,7 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.
         return None
     scale = filled[0].result.scale
     shown = [f for f in filled if f.result.scale == scale]
-    # Where two rows are of one model, only their stages tell them apart.
+    # Rows with the same model only differ in their stages.
     models = [[row.model for row in f.result.rows if row.model] for f in shown]
     shared = any(len(set(of_table)) < len(of_table) for of_table in models)
     columns, sections = [], []
@@ -204,7 +204,7 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.
 def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str) -> Iterator[str]:
     """Save documents on the server, yielding their addresses.
 
-    The file `sent` keeps their ids, by server, project and title, so that they replace what was sent before.
+    The file `sent` keeps their ids by server, project and title, so that sending again replaces them.
     """
     ids = json.loads(sent.read_text(encoding="utf-8")) if sent.is_file() else {}
     here = ids.setdefault(f"{server()}/{entity}/{project()}", {})

@@ -1,4 +1,4 @@
-"""Where Weights & Biases is, whether there is a key for it, and whether it answers."""
+"""The address of the Weights & Biases server, whether there is a key, and whether the server answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.errors import ReportingError
 _T = TypeVar("_T")
 
 PATIENCE_SECONDS = 3.0
-"""How long one question waits for a server that does not answer."""
+"""Timeout of a request."""
 
 NO_KEY = "no key (WANDB_API_KEY or `wandb login`)"
 
@@ -43,18 +43,18 @@ def server() -> str:
 
     try:
         return str(wandb.setup().settings.base_url)
-    except Exception as error:  # of several kinds; all are the user's to fix
+    except Exception as error:  # of any class, for settings that the user has to fix
         raise ReportingError(one_line(error)) from None
 
 
 def why_no_key() -> str:
-    """Why there is no usable key, or empty. Asks no server."""
+    """Why there is no usable key, or empty. Sends no request."""
     try:
         host = server()
         from wandb.sdk.lib import wbauth
 
         found = wbauth.authenticate_session(host=host, source="assemble", prompt=False, update_session=False)
-    except Exception as error:  # as of a key that is too short
+    except Exception as error:  # for example, the key is too short
         return one_line(error)
     return NO_KEY if found is None else ""
 
@@ -75,15 +75,15 @@ def _knock() -> None:
     try:
         build_opener().open(server(), timeout=PATIENCE_SECONDS).close()
     except HTTPError as error:
-        if error.code in (502, 503, 504):  # of a proxy or a gate whose server is gone
+        if error.code in (502, 503, 504):  # from a proxy that can't reach the server
             raise
     except URLError as error:
-        if "CERTIFICATE" not in str(error.reason):  # the client has certificates of its own
+        if "CERTIFICATE" not in str(error.reason):  # the client uses other certificates
             raise
 
 
 def within(seconds: float, function: Callable[[], _T]) -> _T:
-    """Call a function of the client with a time limit; the client itself retries for minutes."""
+    """Call a function of the client with a time limit, since the client retries for minutes."""
     found: list[_T] = []
     errors: list[Exception] = []
 

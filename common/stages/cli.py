@@ -44,7 +44,7 @@ class StageCLI(LightningCLI):
         callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches), SamplesForAll()]
         configured = self._get(self.config_init, "trainer", default={})
         if extra.get("logger"):
-            # Keep our loggers, which make the record, and add the user's.
+            # Keep our loggers, which the record needs, and add the user's.
             theirs = configured.get("logger")
             listed = theirs if isinstance(theirs, list) else [] if isinstance(theirs, bool | None) else [theirs]
             extra["logger"] = [*extra["logger"], *listed]
@@ -53,12 +53,12 @@ class StageCLI(LightningCLI):
             return self._instantiate_trainer(trainer_config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"trainer: {' '.join(str(error).split())} (devices and accelerator are set by --hardware, a file in "
-                "configs/hardware, and by --trainer.*)"
+                f"trainer: {' '.join(str(error).split())} (--hardware, a file in configs/hardware, and --trainer.* set "
+                "devices and accelerator)"
             ) from None
 
     def _dump_config(self) -> None:
-        # Without another check of what `parse_arguments` checked, which takes a fifth of the time of building a stage.
+        # Skip a second validation, which takes a fifth of the time to build a stage.
         self.parser.dump = functools.partial(self.parser.dump, skip_validation=True)
         super()._dump_config()
 
@@ -97,7 +97,7 @@ _WORDS = {
 
 
 def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
-    """Limits in batches: jsonargparse makes floats of them, and 1.0 means a whole epoch."""
+    """Limits in batches: jsonargparse turns 1 into 1.0, which would mean a whole epoch."""
     return {
         name: value
         for name, value in trainer.items()
@@ -111,7 +111,7 @@ class _Parsed(StageCLI):
     def _set_seed(self) -> None: ...
 
     def instantiate_classes(self) -> None:
-        """Leave out what the parent builds."""
+        """Build nothing."""
 
 
 def check(run: RunConfiguration) -> None:
@@ -134,6 +134,6 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
         raise ConfigurationError(_brief(error)) from error
     if cli.switches.batch_norm_group is not None and run.trains and run.config["trainer"].get("sync_batchnorm"):
         raise ConfigurationError(
-            "trainer.sync_batchnorm shares the statistics of all samples, and batch_norm_group of fewer: leave one out"
+            "trainer.sync_batchnorm (statistics of all samples) and batch_norm_group (of fewer) conflict: remove one"
         )
     return cli

@@ -1,4 +1,4 @@
-"""The configuration stack: which YAML files make one run, in which order, and what they merge to.
+"""The configuration stack: the YAML files of a run, in merge order.
 
 A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + overrides. Later layers win:
 
@@ -10,8 +10,8 @@ A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + overrides. Later l
     configs/<paper>/rehearsal.yaml       (in a rehearsal)
     --config FILE, then --key value      from the command line
 
-jsonargparse only checks the result: merging with it would import torch for a plan, and it keeps the init arguments of
-the old class when a layer changes `class_path`.
+jsonargparse only checks the result: if it merged, a plan would import torch, and the old class's init arguments would
+remain when a layer changes `class_path`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from common.reporting.records import REHEARSED, short_name
 from common.stages.signatures import arguments_of, is_missing
 
 #: Keys of a YAML layer for the stack itself, not for LightningCLI.
-#: `most_devices`: devices of a node that the recipe's groups of samples can be split over.
+#: `most_devices`: the most devices per node over which the recipe's groups of samples can be split.
 STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours", "most_devices")
 
-#: Keys of a layer or the command line for every model; see common/training/switches.py.
+#: Keys of a layer or the command line that apply to every model; see common/training/switches.py.
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
 
 #: Keys of an overlay file; see `_overlay_layers`.
 _OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
-#: Overlay to run large recipes on tiny data; see common/stages/rehearse.py.
+#: Overlay that runs large recipes on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
 #: Files in configs/<paper>/ other than recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
@@ -56,7 +56,7 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigurationError(f"{path} must hold a mapping at its top level, not {type(loaded).__name__}")
+        raise ConfigurationError(f"{path} must have a mapping at its top level, not {type(loaded).__name__}")
     return loaded
 
 
@@ -198,7 +198,7 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
     """The overlay of a scale or of the rehearsal for one recipe, and its deviations.
 
     An overlay's keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (fields that it may
-    set: sizes, steps, data, learning rates) and `deviations` (the others, a list of `{field, reason, families}`). A
+    set: sizes, steps, data, learning rates) and `deviations` (other fields, a list of `{field, reason, families}`). A
     recipe without a family gets the settings of the nearest recipe that it extends.
     """
     if name == "paper":
@@ -232,7 +232,7 @@ def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
         name for name, own in families.items() if any(fnmatchcase(recipe, one) for one in own.get("recipes", [name]))
     ]
     if len(found) > 1:
-        raise ValueError(f"recipe {recipe!r} is in the families {' and '.join(found)}; a recipe has one")
+        raise ValueError(f"recipe {recipe!r} is in the families {' and '.join(found)}, but may only be in one")
 
     def lineage(name: str) -> list[str]:
         if name not in families:
@@ -271,8 +271,8 @@ _DATASETS = "common.data.datasets"
 def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[str, Any]]:
     """The fields that `--key value` sets; a short name of a data set sets several.
 
-    `--data.dataset NAME` takes the class in `common/data/datasets/NAME.py` of the configured kind (clips, sounds or
-    images), in the folder that `--data` names, without a miniature.
+    `--data.dataset NAME` selects the class in `common/data/datasets/NAME.py` of the configured kind (clips, sounds or
+    images), reads from the folder of `--data`, and removes the synthetic world.
     """
     node: Any = config
     for part in _path(config, key):
@@ -297,7 +297,7 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
     ]
     if len(fitting) != 1:
         raise ConfigurationError(
-            f"--{key} {value}: {len(fitting)} classes of {module.__name__} hold {kind}; write the whole class, as in "
+            f"--{key} {value}: {len(fitting)} classes of {module.__name__} have {kind}; give the class itself, as in "
             f"--{key} '{{class_path: {module.__name__}.NAME, init_args: {{root: FOLDER}}}}'"
         )
     return [
@@ -324,7 +324,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             value = pending.pop(0)
         if not value.strip():
             raise ConfigurationError(f"--{key} has an empty value; use null for none")
-        if key in {"config", "c"}:
+        if key == "config":
             files.append(Path(value))
         else:
             try:
@@ -332,7 +332,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             except ValueError as error:
                 raise ConfigurationError(f"--{key} {value}: the value is {error}") from None
             if isinstance(parsed, str) and value.strip()[0] not in "'\"|>!&*":
-                parsed = value.strip()  # of "clips #2" YAML takes the second half for a comment
+                parsed = value.strip()  # YAML would cut `clips #2` at the comment sign
             overrides.append((key, parsed))
     return overrides, files
 
@@ -380,14 +380,14 @@ def resolve(
     for layer in further:
         layers.append(layer)
         config = merge(config, layer.content)
-    overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # a class before its arguments, whatever came first
+    overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # set a class before its arguments
     for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
         for given, stated in pairs:
             for key, value in _whole_dataset(config, given, stated):
                 if isinstance(value, str) and any(
                     short_name(other).startswith(f"{short_name(key)}.") for other, _ in overrides
                 ):
-                    value = {"class_path": value}  # as with LightningCLI, its arguments stand in flags of their own
+                    value = {"class_path": value}  # as in LightningCLI, separate flags set its arguments
                 placed = place(config, key, value)
                 layers.append(Layer(f"{name} {key}", placed))
                 config = merge(config, placed)
@@ -398,8 +398,7 @@ def resolve(
         1,
         1,
     ]:
-        # A launcher of one device would leave its addresses in the environment, and the next stage could not start
-        # ranks.
+        # With one device, DDP would leave its addresses in the environment, and the next stage couldn't start ranks.
         config = merge(config, {"trainer": {"strategy": "auto"}})
     for switch in SWITCHES:
         switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
@@ -446,7 +445,7 @@ _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 
 
 def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
-    """Hint where a misplaced field belongs; empty if nowhere."""
+    """Hint where a misplaced field belongs; may be empty."""
     places = [path for path, _ in leaves(config) if path.rpartition(".")[2] == name and path not in (name, given)]
     found = [f"--{short_name(path)}" for path in places[:3]]
     return f"did you mean {' or '.join(found)}?" if found else ""
@@ -462,7 +461,7 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
             )
         if key != "seed_everything" and not isinstance(config[key], dict):
             raise ConfigurationError(
-                f"{origin(key, layers)}: {key!r} must hold fields, as in --trainer.max_epochs 3, got {config[key]!r}"
+                f"{origin(key, layers)}: {key!r} must have fields, as in --trainer.max_epochs 3, got {config[key]!r}"
             )
 
 
@@ -497,7 +496,7 @@ def class_at(path: Any) -> Any:
 def classes_in(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
     """Every mapping that names a class, with its dotted path."""
     if isinstance(node, dict):
-        if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
+        if "." in str(node.get("class_path", "")):  # LightningCLI resolves short names
             yield path, node
         for key, value in node.items():
             yield from classes_in(value, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""Memory, operations, steps and GPU hours of a stage, from one batch of its training on tensors without storage.
+"""Estimates memory, operations, steps and GPU hours of a stage from one training batch on tensors without storage.
 
 - memory: tensors alive at once in a step after the first, without library workspaces and allocator fragmentation.
 - loaders: batches that the loader processes of a node prepare (`loader_plan`).
@@ -41,7 +41,7 @@ class Card:
     float32: float
 
 
-#: From the vendors' data sheets; rates without sparsity, at the highest clock.
+#: From the vendors' data sheets; rates without sparsity, at boost clock.
 CARDS = (
     Card("RTX 4090", 165.2, 82.6, 82.6),
     Card("A100 80 GB", 312.0, 156.0, 19.5),
@@ -53,16 +53,16 @@ CONTEXT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage needs.
+    """The needs of a stage.
 
     Attributes:
-        peak_bytes: most memory of all tensors on one device at once.
+        peak_bytes: peak memory of all tensors on one device.
         checkpoint_bytes: weights and the state of the optimizers.
         convolution_flops, other_flops: operations of an optimizer step on one device, two for a multiply-add.
         steps: optimizer steps of the whole training; None if the size of the data is not published.
         size: samples of a batch on one device.
-        loader_bytes: most memory of the batches that the loaders of a node prepare.
-        accumulated: batches of an optimizer step; below 1 if one batch makes several steps.
+        loader_bytes: peak memory of the batches that the loaders of a node prepare.
+        accumulated: batches per optimizer step; below 1 if there are several steps per batch.
     """
 
     parameters: int
@@ -90,7 +90,7 @@ class Estimate:
         if self.precision.startswith(("bf16", "16")):
             seconds = self.flops / (card.bfloat16 * 1e12)
         else:
-            # torch lets convolutions use TF32 and computes products of matrices in float32.
+            # By default, torch uses TF32 for convolutions and float32 for matrix products.
             seconds = self.convolution_flops / (card.tensor_float32 * 1e12) + self.other_flops / (card.float32 * 1e12)
         return seconds / utilization
 
@@ -105,7 +105,7 @@ class Estimate:
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     """Estimate a stage that trains; `size` is the batch on one device, None for its share of the recipe's."""
     if not run.trains:
-        raise StageError(f"{run.recipe} trains nothing")
+        raise StageError(f"{run.recipe} does not train")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     meter, counter = fake_step.MemoryMeter(), fake_step.operation_counter()
     arguments = {
@@ -118,12 +118,12 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode, meter))
         module, trainer = training.module, training.trainer
         gc.collect()
-        meter.peak = meter.now  # building holds more for a moment
+        meter.peak = meter.now  # ignore the peak while building
         with fake_step.FusedAttention(), mode, meter, counter:
             try:
                 training.run()
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
-                raise StageError(f"{run.recipe}: its steps depend on values of tensors ({error.func})") from error
+                raise StageError(f"{run.recipe}: training steps depend on values of tensors ({error.func})") from error
             state = [module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
     # Under manual optimization this is only known after a batch.
     accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
@@ -198,7 +198,7 @@ def hours_text(hours: float | None) -> str:
 
 
 def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:
-    """A table of a plan's stages, line by line, for an assumed share of a card's matrix rate."""
+    """A table of a plan's stages, line by line; `utilization` is the assumed fraction of a card's matrix rate."""
     width = max(map(len, runs), default=0)
 
     def line(name: str, values: Iterable[str]) -> str:
@@ -231,6 +231,6 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> 
         yield line(name, [*values, *map(hours_text, hours.values())])
     yield line("all", [*[""] * len(heads), *map(hours_text, totals.values())])
     yield (
-        f"an estimate, not a measurement: GPU hours of training, and samples per second of all devices on "
-        f"{CARDS[-1].name}, at {utilization:.0%} of a card's matrix rate (docs/gpu.md)"
+        f"estimates at {utilization:.0%} of a card's peak matrix rate: GPU hours of training (h), and samples per "
+        f"second over all devices on {CARDS[-1].name}; see docs/gpu.md"
     )

@@ -38,7 +38,7 @@ _NOT_COMPARED = IGNORED_KEYS | SEED_KEYS
 
 @dataclass(frozen=True)
 class Explanation:
-    """A cell at one scale: as `recorded`, and the `cell` that is explained, with the `records` behind it."""
+    """A `cell` at one scale with the `records` behind it, and the cell as `recorded`."""
 
     source: Tables
     table: Table
@@ -68,7 +68,7 @@ class Explanation:
         return sorted((r for r in self.records if r.stage == stage.stage), key=lambda r: r.started, reverse=True)
 
     def _config(self, stage: StageRequest) -> dict[str, Any]:
-        """The configuration that was measured, or else the recipe's."""
+        """The measured configuration, else the recipe's."""
         records = self._records_of(stage)
         return records[0].config if records else stage.configuration.config
 
@@ -90,13 +90,13 @@ class Explanation:
 
     @property
     def neighbor(self) -> Row | None:
-        """The row above that has the metric; of the first one, the row below."""
+        """The nearest row above with this metric, or below for the first row."""
         rows = [row for row in self.table.rows_at(self.scale) if self._instances(row)]
         place = rows.index(self.row)
         return rows[place - 1] if place else next(iter(rows[1:]), None)
 
     def differences_from(self, row: Row) -> list[tuple[str, str, str]]:
-        """Field, value here and value there, of the rows' models; without a model, of the stage that measures."""
+        """Fields in which the rows' models differ, with both values; for rows without a model, of the test stages."""
 
         def fields(row: Row) -> dict[str, str]:
             chain = self._chain(row)
@@ -106,7 +106,7 @@ class Explanation:
         return _differences(fields(self.row), fields(row))
 
     def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
-        """Whether a field is more than a size, stage, field, value here and at paper scale; not of stand-ins."""
+        """Whether a difference is more than a size, stage, field, value here, value at paper scale; no stand-ins."""
         rows = []
         for stage in self.stages:
             if stage.stage not in self.stand_ins:
@@ -131,7 +131,7 @@ class Explanation:
         return [one for one in found if one is not None]
 
     def commands(self) -> list[str]:
-        """What reproduces the draws, a command per instruction set."""
+        """Commands that reproduce the draws, one per instruction set."""
         words = ["assemble", "reproduce", paper_named(self.source.paper).short, "--scale", self.scale]
         words += ["--stages", *self.cell.instances]
         seeds: dict[str, list[str]] = {}
@@ -144,9 +144,9 @@ class Explanation:
 
 
 def explain(paper: str, table: str, row: str, metric: str, scale: str | None, run: Path | None) -> Explanation:
-    """Find a cell by the names of its table, row and metric, at a scale or at the largest that is measured.
+    """Find a cell by the names of its table, row and metric, at a scale or at the largest measured one.
 
-    `run`, a run's folder or a folder of runs, takes the place of the recorded runs.
+    `run`, a run's folder or a folder of runs, replaces the recorded runs.
     """
     source = load(paper)
     one = _named(f"table of {source.paper}", source.tables, table, "id", "title")
@@ -155,7 +155,7 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     made = [each for each in SCALES if each in one.scales and each in line.scales]
     scales = [each for each in made if scale in (None, each)]
     if not scales:
-        raise ReportingError(f"row {line.label!r} of {one.id} is not made at {scale}; scales: {', '.join(made)}")
+        raise ReportingError(f"row {line.label!r} of {one.id} has no scale {scale}; scales: {', '.join(made)}")
     recorded = find_promoted(source.paper)
     records = recorded if run is None else _of_run(run, source.paper)
 
@@ -166,7 +166,7 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     at = next((each for each in scales if cells[each].values), "mini" if "mini" in scales else scales[0])
     if run is not None and not cells[at].values:
         has = sorted({f"{record.stage} at {record.scale}" for record in records})
-        raise ReportingError(f"--run {run}: measured no such cell; it has {', '.join(has[:9]) or 'no record'}")
+        raise ReportingError(f"--run {run}: did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
     kept = [r for r in select(records, source.paper, at).kept.values() if r.draw in cells[at].values]
     known = cells[at] if run is None else filled(at, recorded)
     return Explanation(source, one, line, column, at, known, cells[at], kept)
@@ -191,7 +191,7 @@ def _of_run(run: Path, paper: str) -> list[Record]:
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of a configuration that may change results, as text; a class by its name."""
+    """The fields of a configuration that may change results, as text; classes without their module."""
     return {
         name: re.sub(r"^(?:common|papers)\.[\w.]+\.(\w+)$", r"\1", text_of(value))
         for name, value in flat(config).items()

@@ -32,13 +32,13 @@ from common.types import hints_of
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, RECORD = "model.safetensors", "record.json"
-#: Arguments that name files which training started from; the weights replace them.
+#: Arguments that name the files training started from; the exported weights replace them.
 SOURCES = frozenset(
     {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
 )
 
 Modality = Literal["video", "audio", "image", "text"]
-#: One or several files or texts, or what was read of them.
+#: One or several files or texts, or what `read_<modality>` returned for them.
 Items = str | Path | Sequence[Any] | Tensor
 
 
@@ -48,9 +48,9 @@ class Trained:
 
     Attributes:
         model: `class_path` and `init_args` of the module.
-        inputs: how files and texts become inputs of the model.
-        files: content or path of vocabularies and the like.
-        record: JSON of the stage's record; None before it is finished.
+        inputs: settings of tokenizers and transforms.
+        files: content or path of other files, such as vocabularies.
+        record: JSON of the stage's record; None if the stage isn't finished.
         step: of the checkpoint; None for an export.
     """
 
@@ -75,15 +75,14 @@ class Trained:
 
 
 class TrainedModel(nn.Module):
-    """A trained model with methods for its use; each paper has one such class.
+    """A trained model and the methods to use it; each paper has one subclass.
 
-    `embed_<modality>` takes what `read_<modality>` reads, one item at a time, and gives one row each.
+    `embed_<modality>` takes a list of results of `read_<modality>`, and returns a row for each.
 
     Attributes:
         kinds: import paths of the modules whose checkpoints can be used.
-        classes: all classes of a trained model: modules, networks, readers. No other is built, whatever a configuration
-            asks for.
-        no_files: arguments that are files if they are text; their content is in the weights or the export.
+        classes: all classes that may be built (modules, networks, readers), whatever a configuration says.
+        no_files: arguments that would name a file if they were text; its content is in the weights or the export.
         example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
         otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to use.
         embeds: the modalities that can be embedded.
@@ -110,7 +109,7 @@ class TrainedModel(nn.Module):
     @classmethod
     @abstractmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        """The parts of a finished stage that its model needs, without its record."""
+        """What the model needs from a finished stage, without the record."""
 
     @classmethod
     def read(cls, path: str | Path) -> Trained:
@@ -167,7 +166,7 @@ class TrainedModel(nn.Module):
 
     @property
     def reads(self) -> tuple[Modality, ...]:
-        """The part of `embeds` that this model supports; it may be trained without some of it."""
+        """The modalities of `embeds` that this model was trained with."""
         return self.embeds
 
     @property
@@ -233,7 +232,6 @@ class TrainedModel(nn.Module):
         return [read(one) if isinstance(one, str | Path) else one for one in several]
 
     def read_text(self, text: str) -> str:
-        """A text as `embed_text` takes it."""
         return text
 
     def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
@@ -278,7 +276,7 @@ def nothing_to_read(modality: str, items: Sequence[Any], skipped: Sequence[tuple
 
 
 def without_sources(config: Any) -> Any:
-    """A configuration without the files that training started from."""
+    """A configuration with `SOURCES` set to None."""
     if isinstance(config, Mapping):
         return {name: None if name in SOURCES else without_sources(value) for name, value in config.items()}
     return [without_sources(value) for value in config] if isinstance(config, list) else config
@@ -304,7 +302,7 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 def write_export(
     model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False, repo: str | None = None
 ) -> Path:
-    """Write the model of a stage or an export to a folder, atomically; `repo` is its name on the Hub, for its card."""
+    """Atomically write the model of a stage or an export to a folder; the model card names `repo`, its Hub name."""
     from safetensors.torch import save_file
 
     from common.reporting.records import Record
@@ -322,13 +320,13 @@ def write_export(
         raise StageError(
             f"{checkpoint} is of step {trained.step:,}, but its record is of step {record.steps:,}: export last.ckpt"
         )
-    # Build it once, so that every written folder can be read.
+    # Build the model once, to ensure that the export can be read.
     model.of(trained)
     with whole_folder(output) as partial:
         tensors, shared = _stored_once(trained.weights)
-        # One entry: several are written in random order, so the file would differ every time.
+        # A single entry, since safetensors writes several in random order, and the file would differ every time.
         save_file(tensors, partial / WEIGHTS, metadata={"shared": json.dumps(shared, sort_keys=True)})
-        (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
+        (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
         (partial / RECORD).write_text(trained.record, encoding="utf-8")
         for name, content in trained.files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -358,7 +356,7 @@ def write_export(
 
 
 def check_free(output: Path, force: bool = False) -> None:
-    """Raise StageError if a folder to write holds anything, or, with `force`, anything but an export."""
+    """Raise StageError if a folder to write isn't empty, or, with `force`, has anything except an export."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / CONFIGURATION).is_file():
@@ -414,7 +412,7 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     config = _read_configuration(folder)
     if config.paper != paper:
         short = {one.name: one.short for one in existing_papers()}
-        raise StageError(f"{folder} is a model of {short.get(config.paper, config.paper)} and not of {short[paper]}")
+        raise StageError(f"{folder} is a model of {short.get(config.paper, config.paper)}, not of {short[paper]}")
     for name, expected in config.files.items():
         with parsing(folder / name, StageError):
             if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -437,7 +435,7 @@ def _digest(path: Path) -> str:
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that share no memory, and the other names of those with several."""
+    """The tensors without duplicates that share memory, and the names of the duplicates with those to use instead."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Counts the bytes of live storages made while it is active (`now`), and their maximum (`peak`)."""
+    """Counts the bytes of live storages that were created while it is active (`now`), and their maximum (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ class MemoryMeter(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Computes attention without a matrix of weights, like a GPU's fused kernel.
+    """Computes attention without storing the attention matrix, like a GPU's fused kernel.
 
-    The CPU only fuses attention without dropout, so dropout is left out; it changes neither shapes nor counts.
+    The CPU only fuses attention without dropout, so this removes dropout, which changes neither shapes nor counts.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,10 +101,10 @@ class FakeDevice(SingleDeviceStrategy):
         super().__init__(device=torch.device("cpu"))
 
     def model_to_device(self) -> None:
-        """The module was built there."""
+        """Move nothing."""
 
     def teardown(self) -> None:
-        """Nothing is moved back."""
+        """Move nothing back."""
 
 
 class WithoutStorage(pl.Callback):
@@ -124,7 +124,7 @@ class WithoutStorage(pl.Callback):
                 return prepared(batch, dataloader_idx)
 
         def without_storage(batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-            # Copy: the loader repeats one batch, and each must be freed like a real one.
+            # Copy, since the loader repeats one batch, and each batch must be freed like a real one.
             fake = tree_map_only(Tensor, lambda t: self.mode.from_tensor(t.clone()), batch)
             self.meter.add(fake)
             return fake
@@ -133,7 +133,7 @@ class WithoutStorage(pl.Callback):
         data.transfer_batch_to_device = without_storage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Create the optimizers' state first; fused kernels, as the others read the step counter on the host."""
+        """Create the optimizers' state. Use fused kernels, since others read the step counter on the host."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 if "fused" in group:

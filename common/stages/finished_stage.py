@@ -1,4 +1,4 @@
-"""A finished stage, opened for use without a trainer."""
+"""Reads a finished stage without a trainer."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
     for path in (checkpoint, configuration):
         if not path.is_file():
             raise StageError(
-                f"{checkpoint} is no checkpoint of a stage, "
-                f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of "
-                f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
+                f"{checkpoint} is not a checkpoint of a stage ({path} does not exist): give checkpoints/last.ckpt of a "
+                f"finished stage of {example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the "
+                "folder of an export"
             )
-    # Late heavy imports, so a mistyped path fails at once.
+    # Import torch late, so that a mistyped path fails quickly.
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
     from common.stages.configuration import take_switches
 

@@ -1,4 +1,4 @@
-"""Speed and kernels of a paper's training step on this machine's device, on synthetic batches (`synthetic.py`)."""
+"""Measures a paper's training step and its kernels on this machine's device, with synthetic batches."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def measure(
 
     Args:
         recipe: one that trains; None for the paper's main one.
-        small: at the smallest widths.
-        size: samples of a batch; None for the share of one of eight devices in the recipe's batch.
+        small: use the smoke scale.
+        size: samples per batch; None for an eighth of the recipe's batch.
 
     Returns:
         A record with these metrics, and the seconds of each kernel in a step:
         `step_seconds`, `step_seconds_std`: median and standard deviation.
-        `flops`: of a step, as estimated.
+        `flops`: estimated operations of a step.
         `matrix_rate`: operations per second of a large matrix product on the same device.
-        `peak_bytes`: most memory of all tensors; None on the CPU, like the next two.
+        `peak_bytes`: peak memory of all tensors; None on the CPU, like the next two.
         `host_waits`: how often a step makes the host wait for the device.
         `idle_share`: share of a step in which the device runs no kernel, 0 to 1.
     """
@@ -85,7 +85,7 @@ def measure(
             synthetic_training(run, trainer, Draw(), size).run()
     except torch.OutOfMemoryError as error:
         raise StageError(
-            f"recipe {run.recipe}: {size} samples do not fit into the device's memory; give --batch-size ({error})"
+            f"recipe {run.recipe}: {size} samples do not fit into the device's memory; lower --batch-size ({error})"
         ) from None
     finally:
         if cuda:
@@ -137,7 +137,7 @@ def matrix_rate(device: str, precision: str, side: int) -> float:
 
 
 class _Watch(Callback):
-    """After the warm-up and one batch more, times the next ones and profiles the last."""
+    """Times `steps` batches after the warm-up, then profiles up to five more."""
 
     def __init__(self, cuda: bool, warm_up: int, steps: int) -> None:
         self.cuda = cuda

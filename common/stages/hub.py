@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face Hub, by `huggingface_hub`; only files that an export's configuration lists count."""
+"""Fetches and sends exports on the Hugging Face Hub; only the files that an export's configuration lists."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def _listed(configuration: Path) -> list[str]:
     with parsing(configuration, StageError):
         files = json.loads(configuration.read_bytes()).get("files")
         if not files:
-            raise ValueError("lists no files, so that it is no export of this suite")
+            raise ValueError("lists no files, so it is not an export of this suite")
         return list(files)
 
 
 @contextmanager
 def _named(repo: str) -> Iterator[None]:
-    """Name the repository in the errors of the Hub's client, which say what to do."""
+    """Add the repository to errors of the Hub's client."""
     try:
         yield
     except StageError:
         raise
-    except Exception as error:  # The client's, those of the client that it uses, those of the system.
+    except Exception as error:  # From the client, its HTTP library or the system.
         raise StageError(f"Hugging Face Hub, {repo}: {' '.join(str(error).split())}") from error

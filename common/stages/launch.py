@@ -26,7 +26,7 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:
-        return  # "auto", or a list of cards: Lightning counts
+        return  # Lightning counts the devices for "auto" or a list
     wanted, interactive = devices * nodes, os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = int(os.environ["WORLD_SIZE"])
@@ -49,5 +49,5 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
         raise StageError(
             f"{started} process{'es were' if started > 1 else ' was'} started, but the configuration needs {wanted}: "
             f"--trainer.devices {devices} on each of --trainer.num_nodes {nodes}. Start that many with srun or "
-            "torchrun (docs/cluster.md), or set these two to what is started, for example in a file for --hardware"
+            "torchrun (docs/cluster.md), or change these two, for example in a file for --hardware"
         )

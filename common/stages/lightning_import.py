@@ -31,5 +31,5 @@ def import_lightning() -> None:
         gc.enable()
         imports.RequirementCache.__bool__ = met  # type: ignore[method-assign]
         imports.package_available = there
-    # Nor does it look at them after every stage.
+    # Let the garbage collector skip modules, which stay loaded.
     gc.freeze()

@@ -1,4 +1,4 @@
-"""How fast a core of this machine reads and transforms a stage's training samples."""
+"""Measures how fast one core reads and transforms a stage's training samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from common.files import cache_folder
 from common.stages.configuration import RunConfiguration
 from common.stages.finished_stage import instantiate
 
-#: Samples of a batch that is read at once.
+#: Samples per batch.
 _BATCH = 4
 
 
 def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) -> str:
-    """Samples per second of one thread, measured over `seconds` of CPU time at least, without the first batch."""
+    """Samples per second of one thread, over at least `seconds` of CPU time after the first batch."""
     section = run.with_placeholders(DATA=str(data), RUN=str(cache_folder()))["data"]
     arguments = {**section["init_args"], "num_workers": 0, "batch_size": _BATCH}
     module = instantiate({**section, "init_args": arguments}, pl.LightningDataModule)

@@ -29,8 +29,8 @@ from common.reporting.wandb_server import one_line, project, why_unreachable
 class MetricsFile(Logger):
     """Appends `step,name,value` rows to a CSV file; a written row is never rewritten.
 
-    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run. Rows that a full
-    disk refuses are kept for the next write.
+    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run. Rows that cannot
+    be written to a full disk are kept for the next write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class MetricsFile(Logger):
             return
         with self._path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
-        # A test is logged under the last step of training, and repeated.
+        # A resumed run repeats the test, whose step is the last one of training.
         rows = list(takewhile(lambda row: not row[1].startswith("test/"), rows))
         text = io.StringIO(newline="")
         csv.writer(text).writerows([["step", "name", "value"], *rows])
@@ -74,7 +74,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Write the pending rows, before a later checkpoint or record."""
+        """Write the pending rows; a checkpoint or record must not be newer than the file."""
         if self._waiting:
             try:
                 self._write()
@@ -99,13 +99,13 @@ class MetricsFile(Logger):
                 os.fsync(file.fileno())
             except OSError as error:
                 if content or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no fsync
-                    os.truncate(self._path, size)  # the row that was cut off
+                    os.truncate(self._path, size)  # remove the partial row
                     raise
         self._waiting = []
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the stage writes its configuration to a separate file."""
+        """Log nothing: the stage writes its configuration to a separate file."""
 
 
 def _say(text: str) -> None:
@@ -122,23 +122,23 @@ def _asked_mode() -> str:
 def say_offline() -> None:
     """Say once that runs stay on this machine, if nobody asked for W&B."""
     if not _asked_mode():
-        _say("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
+        _say("W&B: logging offline; WANDB_MODE=online logs live, `wandb sync` uploads later")
 
 
 def wandb_mode() -> str:
     """The requested mode; `offline` by default, and if there is no key or the server does not answer."""
     mode = _asked_mode()
     if mode:
-        os.environ["WANDB_MODE"] = mode  # its client takes only this spelling
-    if not mode and multiprocessing.parent_process() is None:  # a command says it for its workers
+        os.environ["WANDB_MODE"] = mode  # the client only accepts lowercase
+    if not mode and multiprocessing.parent_process() is None:  # the main process says it for its workers
         say_offline()
     if mode == "online" and (reason := why_unreachable()):
-        _say(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
+        _say(f"W&B: {reason}; logging offline, `wandb sync` uploads later")
         return "offline"
     return mode or "offline"
 
 
-#: Left out of short runs, where it is useless and can take longer than the run.
+#: Turned off for short runs, where these are useless and can take longer than the run.
 _QUIET: dict[str, Any] = {
     "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
     "x_disable_machine_info": True, "x_save_requirements": False,
@@ -146,14 +146,14 @@ _QUIET: dict[str, Any] = {
 
 
 class StageWandbLogger(WandbLogger):
-    """The W&B run of a stage; a failure never ends it. `first` continues the rows of an earlier offline file."""
+    """The W&B run of a stage; W&B errors never stop the stage. `first` numbers its first row after earlier files."""
 
     def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
         super().__init__(experiment=run, save_dir=str(directory))
         self._first, self._failed = first, False
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Try something in W&B that may fail, for example if its process was killed or the disk is full."""
+        """Try an action that may fail, for example because W&B's process was killed or the disk is full."""
         try:
             action()
         except Exception as error:
@@ -175,7 +175,7 @@ class StageWandbLogger(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run already has the whole configuration."""
+        """Log nothing: the run already has the whole configuration."""
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         self.attempt(lambda: self.experiment.summary.update(dict(values)))
@@ -192,7 +192,7 @@ def _earlier(directory: Path) -> list[Path]:
 
 
 def own_id(directory: Path, stem: str) -> str:
-    """Id the folder was logged under, else a new one, since teammates run the same stage on the same server."""
+    """The id of an earlier run in this folder, else a new one: teammates may run the same stage on the same server."""
     ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
     return next((found for found in reversed(ids) if found.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
 
@@ -202,7 +202,7 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
 
     Args:
         directory: parent of the `wandb/` folder.
-        whole: also log the console and the machine's load; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
+        whole: also log the console and the machine's load, as `ASSEMBLE_WANDB_SYSTEM=1` does for any run.
         about: fields of `wandb.init`; `WANDB_RUN_GROUP` replaces the group, `WANDB_TAGS` adds tags.
     """
     mode = wandb_mode()
@@ -212,7 +212,7 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
     about["tags"] = list(dict.fromkeys(tag[:64] for tag in tags if tag))
     about["group"] = os.environ.get("WANDB_RUN_GROUP") or about["group"]
     earlier = _earlier(directory)
-    # A row takes more than 32 bytes of a file, so this exceeds their number of rows.
+    # A row takes more than 32 bytes, so this exceeds the number of rows in these files.
     first = sum(path.stat().st_size for path in earlier) // 32
     began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
     whole = whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0")
@@ -241,19 +241,19 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
             ),
             reinit="finish_previous",
         )
-        # Otherwise the axis is the number of calls, and resumed runs do not line up.
+        # Otherwise the x-axis is the number of calls, and resumed runs don't line up.
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return StageWandbLogger(run, directory, first if mode == "offline" or began_offline else 0)
 
-    # Retry offline, for a client that was killed, or that holds the id of a run that did not start.
+    # Retry offline: the client may have been killed, or hold the id of a run that did not start.
     for attempt in (mode, "offline"):
         try:
             return start(attempt)
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
         if attempt != "offline":
-            _say(f"W&B: could not start {attempt} ({reason}); logging offline, `wandb sync` sends it later")
+            _say(f"W&B: could not start {attempt} ({reason}); logging offline, `wandb sync` uploads later")
         with suppress(Exception, SystemExit):
             import wandb
 
@@ -263,14 +263,14 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
 
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
-    """Name of a run, such as `avid-mini-s0-sse41`; overrides, `temperature=0.1`, replace their digest in the stage."""
+    """Name of a run, such as `avid-mini-s0-sse41`; shows overrides (`temperature=0.1`) instead of their digest."""
     said = short_overrides(arguments)
     base = stage.partition("+")[0] if said else stage
     return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Note files that the run used or made as artifacts by reference; a name and file make one version."""
+    """Log files that the run used or made as artifacts by reference; the same name and file is one version."""
     import wandb
 
     def note(name: str, path: Path) -> None:

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 LIBRARY = "representation-assemble"
-#: The Hub's task of a model that has a method; any other extracts features.
+#: Method of a model to its task on the Hub; models with none of them extract features.
 TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
 SCALES = {
     "paper": "It was trained at the paper's scale.",
-    "single": "It was trained on one GPU for about a day: on fewer data and for fewer steps than the paper's, so its "
+    "single": "It was trained on one GPU for about a day, on less data and for fewer steps than in the paper, so its "
     "numbers are not comparable with published ones.",
-    "mini": "**It is a miniature**: a small network, trained for minutes on a small stand-in of the data. It shows how "
-    "the method works and is of no use on real data; its numbers are not comparable with published ones.",
+    "mini": "**It is a miniature**: a small network, trained for minutes on a small stand-in for the data. It shows "
+    "how the method works and is of no use on real data; its numbers are not comparable with published ones.",
     "smoke": "**It is a smoke test**: a tiny network after a few steps, which checks that everything runs. It has "
     "learned nothing.",
 }
-#: Parts of a configuration whose weights don't enter the model: metrics and teachers.
+#: Parts of a configuration whose weights don't become part of the model: metrics and teachers.
 _OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
 
 
@@ -88,7 +88,7 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
     title = paper_named(record.paper).title.lower().replace(" ", "-")
     scale = [] if record.scale == "paper" else [record.scale]
     return ModelCardData(
-        # The card names the terms of all training data; only generated data have none.
+        # The card lists the terms of the training data; only generated data has none.
         license="apache-2.0" if generated else "other",
         license_name=None if generated else "see-data",
         library_name=LIBRARY,
@@ -130,7 +130,7 @@ def _starts(record: Record) -> list[str]:
 
 
 def _world(record: Record) -> Any:
-    """Class of the world that replaced the data sets, or None."""
+    """Class of the synthetic world that replaced the data sets, or None."""
     world = record.config["data"]["init_args"].get("world")
     return class_at(world["class_path"]) if world else None
 

@@ -1,4 +1,4 @@
-"""One stage from the command line: show its configuration, run it, or measure it again."""
+"""One stage from the command line: show its configuration, run it, or test it again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from common.stages.run import run_stage, stage_configuration
 
 
 def print_configuration(request: StageRequest) -> None:
-    """Print the stack, the deviations of the scale and the merged configuration."""
+    """Print the merged files, the deviations of the scale and the resulting configuration."""
     run = request.configuration
     print(f"# {run.describe()}")
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
     if run.describe_ours():
-        print(f"# values of ours that no source gives: {run.describe_ours()}")
+        print(f"# values we chose, since no source gives them: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     for line in _with_origins(run.config, run.layers):
@@ -52,7 +52,7 @@ def fit(request: StageRequest, unless_done: bool) -> int:
     """Run a stage, write its record and print its metrics."""
     if is_main_process():
         if ours := request.configuration.describe_ours():
-            print(f"values of ours that no source gives: {ours}")
+            print(f"values we chose, since no source gives them: {ours}")
         if missing := _missing_weights(request):
             print(f"warning: {missing}", file=sys.stderr, flush=True)
     metrics = run_stage(request, unless_done).metrics
@@ -63,7 +63,7 @@ def fit(request: StageRequest, unless_done: bool) -> int:
 
 
 def _missing_weights(request: StageRequest) -> str:
-    """Warning if a bare recipe measures a model but gets none; else empty."""
+    """A warning if a bare recipe measures a model but gets none; else empty."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
@@ -95,7 +95,8 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
     if not run.trains:
         raise StageError(f"{request.stage} does not train: `assemble fit` tests it and writes its record")
-    config = stage_configuration(request, required=False)  # the weights lack metric networks; parents may be gone
+    # Parents' checkpoints may be gone; if not, they provide metric networks, which the stage's checkpoint lacks.
+    config = stage_configuration(request, required=False)
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     require_processes(config["trainer"])
     if not weights.is_file():
@@ -105,7 +106,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     try:
         content = read_checkpoint(weights)
         if "state_dict" not in content:
-            raise CheckpointError(f"{weights}: holds no 'state_dict'; give checkpoints/last.ckpt of a stage")
+            raise CheckpointError(f"{weights}: has no 'state_dict'; give checkpoints/last.ckpt of a stage")
         own = str(run.config["model"]["class_path"]).rpartition(".")[2]
         if content.get("module", own) != own:
             raise CheckpointError(
@@ -117,7 +118,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     folder = request.directory / "test"
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
     if validation and not is_overridden("val_dataloader", cli.datamodule):
-        raise StageError(f"{request.stage} has no data to validate with; leave out --validation")
+        raise StageError(f"{request.stage} has no validation data; leave out --validation")
     run_loop = cli.trainer.validate if validation else cli.trainer.test
     run_loop(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), weights_only=True, verbose=False)
     if is_main_process():

@@ -1,4 +1,4 @@
-"""A paper's optional files, and checks for them."""
+"""A paper's optional modules."""
 
 from __future__ import annotations
 

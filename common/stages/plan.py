@@ -33,7 +33,7 @@ class Planned:
 
 
 def plan(paper: str, selection: Selection) -> list[Planned]:
-    """All stages of a paper for every seed, parents first; a misspelled field of any of them is refused."""
+    """All stages of a paper for every seed, parents first; raises an error if any has a misspelled field."""
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
     if not instances and not any(selection.scale in table.scales for table in load(name).tables):
@@ -43,7 +43,7 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
 
 
 def count_by_request(paper: str, selection: Selection) -> int:
-    """Tables that a selection omits, whole or in rows, because they run by request only."""
+    """Number of tables that a selection omits, in whole or in part, because they run only on request."""
     if selection.everything or selection.tables or selection.rows or selection.stages:
         return 0
     scale = selection.scale
@@ -59,7 +59,7 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
         try:
             records.read(path)
         except records.RecordError as error:
-            records.warn_of(f"a record is left out: {error}")
+            records.warn_of(f"skipped a malformed record: {error}")
             return False, "its record is malformed"
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():
@@ -79,7 +79,7 @@ def seconds_by_records(planned: Sequence[Planned]) -> dict[str, float]:
 
 
 def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
-    """Expected time of stages of which `jobs` run at once; one without records takes the mean of the others."""
+    """Expected time of stages, `jobs` at a time; a stage without records counts with the mean of the others."""
     if not known:
         return None if left else 0.0
     mean = sum(known.values()) / len(known)
@@ -174,14 +174,14 @@ def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
     jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
     left = seconds_left(known, todo, jobs)
     told = "unknown, no earlier record of this scale" if left is None else duration(left)
-    return "\n".join([*lines, f"expected time of what is left, {jobs} at a time: {told}"])
+    return "\n".join([*lines, f"expected time of stages to run, {jobs} in parallel: {told}"])
 
 
 def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
     request, trainer = item.request, item.run.config["trainer"]
     devices = trainer.get("devices", 1)
     tasks = int(devices) if str(devices).isdigit() else 1
-    # Itself and its loader's workers; one more, and eight tasks would not fit on 64 cores.
+    # The loader's workers, and none for the task itself, so that eight tasks with eight workers fit on 64 cores.
     cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
     name = f"{request.paper}-{request.stage}-{request.scale}-{request.draw.folder.replace('seed', 's')}"
     log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
@@ -201,6 +201,6 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
         f"--dependency={dependency}",
         "--kill-on-invalid-dep=yes",
     ]
-    # By default srun ignores the CPUs of a task, and lets the others wait for a dead one.
+    # By default srun ignores sbatch's --cpus-per-task, and lets tasks wait for a dead one.
     step = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}"
     return f"sbatch --parsable {' '.join(options)} --wrap={shlex.quote(step)}"

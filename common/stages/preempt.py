@@ -1,4 +1,4 @@
-"""Saves a training stage when a signal asks it to end, and asks SLURM to queue its job again."""
+"""Saves a training stage when a signal asks it to stop, and requeues its SLURM job."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from common.stages.stopping import REQUEUE_SIGNAL, check, postpone, received
 
 #: Seconds to save a checkpoint.
 SAVING = 600.0
+#: Steps between two checks by several ranks whether any of them received a signal.
+EVERY_N_STEPS = 10
 
 
 class Preemption(Callback):
-    """Saves after the step in which a signal arrives; ranks agree on it every `every_n_steps`.
+    """Saves after the step in which a signal arrives. Outside training, the stage ends at the next hook."""
 
-    Outside training there is nothing to save; the stage ends at the next hook.
-    """
-
-    def __init__(self, checkpoint: Path, every_n_steps: int = 10) -> None:
+    def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self.every_n_steps = every_n_steps
         self.signal: int | None = None
         self.saved_step: int | None = None
         self._asked = False
@@ -48,7 +46,7 @@ class Preemption(Callback):
         own, again = received(), received() == REQUEUE_SIGNAL
         asked = own is not None
         if trainer.world_size > 1:
-            if trainer.global_step % self.every_n_steps:
+            if trainer.global_step % EVERY_N_STEPS:
                 return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
             if asked:
@@ -78,30 +76,27 @@ class Preemption(Callback):
             raise Preempted(self.signal)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # At once: ending the trainer and W&B may use up SLURM's grace period.
+        # Requeue first: closing the trainer and W&B may use up SLURM's grace period.
         if isinstance(exception, Preempted) and trainer.is_global_zero:
             self.queue_again(exception.signal)
 
     def queue_again(self, number: int) -> None:
-        """Ask SLURM once to queue this job again, if SLURM ends it."""
+        """Requeue this job once, if the signal is SLURM's warning before its end."""
         if number == REQUEUE_SIGNAL and not self._asked:
             self._asked = True
             print(f"  {requeue()}", flush=True)
 
     def describe(self, stage: str, number: int) -> str:
-        """What happened, and how to resume."""
         where = "no checkpoint was saved yet: rerun the command to start again"
         if self.saved_step is not None:
-            where = (
-                f"after step {self.saved_step}, its state is in {self.checkpoint}; rerun the command to resume there"
-            )
+            where = f"after step {self.saved_step} and saved in {self.checkpoint}; rerun the command to resume"
         elif self.checkpoint.is_file():
             where = "rerun the command to resume from its last checkpoint"
         return f"{stage}: stopped by {signal.Signals(number).name}{' ' if self.saved_step is not None else '; '}{where}"
 
 
 def requeue() -> str:
-    """Ask SLURM to queue this job again; returns the outcome to print."""
+    """Requeue this SLURM job; returns the outcome to print."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -111,5 +106,5 @@ def requeue() -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem is None:
-        return f"job {job} is queued again"
-    return f"job {job} could not be queued again ({problem}); submit it once more to go on"
+        return f"job {job} was requeued"
+    return f"job {job} could not be requeued ({problem}); submit it again to resume"

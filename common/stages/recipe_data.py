@@ -1,4 +1,4 @@
-"""Data sets and files that recipes read."""
+"""The data sets and files that recipes read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dataset_entries(section: object) -> list[dict[str, Any]]:
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
-    """Data sets of a paper's published recipes, once each."""
+    """The distinct data sets of a paper's published recipes."""
     found: dict[tuple[str, str], Any] = {}
     for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
@@ -54,7 +54,7 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
 
 
 def _published_recipes(paper: str) -> list[str]:
-    """Recipes of a paper, without those that its tables only use in miniature."""
+    """Recipes of a paper, without those that its tables only use below paper scale."""
     stages = load(paper).stages.values()
     miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
     return [recipe for recipe in recipes_of(paper) if recipe not in miniature]

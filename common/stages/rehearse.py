@@ -1,7 +1,7 @@
-"""`assemble rehearse`: every stage of a paper at a large scale, on tiny data in the layouts of the real sets.
+"""`assemble rehearse`: runs every stage of a paper at a large scale, on tiny data in the layouts of the real data sets.
 
-What runs is `reproduce` itself. Only two things are put under it: what `rehearsals/<paper>.py` writes in place of
-real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which a record lists field by field.
+It calls `reproduce` on the data and weights that `rehearsals/<paper>.py` writes, with the overlay
+`configs/<paper>/rehearsal.yaml`. Records list the fields that the overlay changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WRITTEN = ".written"
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """A rehearsed stage: why it does not count as passed (`problem`), and published metrics it lacks (`absent`)."""
+    """A rehearsed stage: why it failed (`problem`, if it did), and the published metrics that it lacks (`absent`)."""
 
     stage: str
     record: records.Record | None
@@ -47,7 +47,7 @@ class Rehearsed:
 
 
 def write_fixtures(paper: str, folder: Path) -> Path:
-    """The tiny data sets and random weights of a paper, written unless they are there."""
+    """Write a paper's tiny data sets and random weights, unless they exist; returns their folder."""
     module = part(paper, "rehearsal", "cannot be rehearsed")
     version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
     root = folder / DATA_FOLDER / paper
@@ -75,7 +75,7 @@ def rehearse(
     """Run every stage of a paper at a large scale on tiny data; skips finished ones."""
     name = paper_named(paper).name
     folder = folder.resolve()
-    # A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold.
+    # With a separate cache and without W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
         data = write_fixtures(name, folder)
         selection = Selection(
@@ -90,7 +90,7 @@ def rehearse(
 
 
 def _remove_spent(planned: Sequence[Planned]) -> None:
-    """Remove the checkpoints of finished stages from which no unfinished one starts."""
+    """Remove checkpoints of finished stages that no unfinished stage starts from."""
     unfinished = [item for item in planned if finished_record(item.request) is None]
     needed = {item.request.stage for item in unfinished}
     needed |= {parent.stage for item in unfinished for parent in item.request.parents.values()}
@@ -100,7 +100,7 @@ def _remove_spent(planned: Sequence[Planned]) -> None:
 
 
 def _forget_removed_parents(planned: Sequence[Planned]) -> None:
-    """Run stages again whose removed checkpoint is needed by a changed child."""
+    """Remove the records of stages whose removed checkpoint an unfinished stage needs, so that they run again."""
     needed: set[str] = set()
     for item in reversed(planned):
         if item.done and item.request.stage not in needed:

@@ -79,7 +79,7 @@ def reproduce(
                         record = future.result()
                     except BrokenExecutor:
                         raise
-                    except Exception as error:  # one stage must not cost the others
+                    except Exception as error:  # a failed stage must not stop the others
                         stopping.check(error)
                         # Our own errors, and those of files and values, need no traceback.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
@@ -101,7 +101,7 @@ def reproduce(
                 raise Preempted(number) from error
             if isinstance(error, BrokenExecutor):
                 raise StageError(
-                    "a process was killed, as systems do when memory runs out. Rerun the command to resume; "
+                    "a worker process was killed, probably because memory ran out. Rerun the command to resume; "
                     f"`--jobs {max(1, jobs - 1)}` needs less memory"
                 ) from None
             raise
@@ -126,7 +126,7 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         + f", {len(planned) - len(waiting)} done, {len(waiting)} to run"
     )
     if ours := max((item.run.describe_ours() for item in planned), key=len, default=""):
-        say(f"  values of ours that no source gives (marked in configs/{paper.name}): {ours}")
+        say(f"  values we chose, since no source gives them (`ours` in configs/{paper.name}): {ours}")
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     if waiting:
@@ -171,13 +171,13 @@ class _Here(Executor):
 def _pool(jobs: int) -> Executor:
     if jobs == 1:
         return _Here()
-    # Not forked: a worker imports torch once and keeps its decoded files for later stages.
+    # Workers import torch once, and keep decoded files for later stages.
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, spawn, initializer=_begin_worker)
 
 
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command tells its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process forwards signals
     stopping.end_with_parent(by=signal.SIGTERM)
 
 
@@ -192,7 +192,7 @@ def _name(item: Planned) -> str:
 
 
 def _run(item: Planned) -> records.Record:
-    """Run a stage; a worker exits on a signal, since a dead one may hold the lock of the pool's queue."""
+    """Run a stage. On a signal a worker exits without cleanup: a dead one may hold the lock of the pool's queue."""
     try:
         with stopping.listening():
             return _run_listening(item.request)
@@ -204,12 +204,12 @@ def _run(item: Planned) -> records.Record:
 
 
 def _run_listening(request: StageRequest) -> records.Record:
-    """Run a stage in this process, or in its own if Lightning must start several."""
+    """Run a stage in this process, or in a new one if Lightning has to start several."""
     trainer: dict[str, Any] = request.configuration.config["trainer"]
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if nodes != 1 and "SLURM_JOB_ID" not in os.environ:
         raise StageError(
-            f"{request.stage} wants {nodes} nodes, which one command cannot start; submit the stages with "
+            f"{request.stage} needs {nodes} nodes, which one command cannot start; submit the stages with "
             f"`assemble plan {request.paper} --scale {request.scale} --hardware {request.hardware} "
             f"--seeds {request.seed} --data {shlex.quote(str(request.data))} "
             f"--runs {shlex.quote(str(request.runs))} --format slurm`"

@@ -29,7 +29,7 @@ from common.stages.recipe_data import dataset_entries
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for; without `everything`, rows made by request only run if named."""
+    """The user's selection of stages; `everything` includes those that run only on request."""
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -65,7 +65,7 @@ class StageRequest:
         parents: dotted field -> stage whose checkpoint fills it.
         overrides, arguments: from tables.yaml and from the command line.
         data: folder that `$DATA` in configs means.
-        isa: instruction set whose rounding of sums to use.
+        isa: instruction set whose rounding to use.
     """
 
     paper: str
@@ -94,7 +94,7 @@ class StageRequest:
 
     @property
     def published(self) -> bool:
-        """Whether its numbers are comparable to published ones."""
+        """Whether its numbers are comparable with published ones."""
         return self.scale == "paper" and not self.rehearsal
 
     @cached_property
@@ -106,7 +106,7 @@ class StageRequest:
             scale=self.scale,
             hardware=self.hardware,
             seed=self.seed,
-            # Only pre-training uses several nodes: downstream batches are small.
+            # Only pre-training uses several nodes, since downstream batches are small.
             stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
             rehearsal=self.rehearsal,
@@ -173,7 +173,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
     """The stage `<paper>/<name>`: an instance of the paper's tables, a stage, or a bare recipe.
 
-    Overrides that affect the measurement give the run its own folder, so they never replace a finished record.
+    Overrides that affect results add a digest to the run's folder, so that the run never replaces the stage's record.
     """
     paper_name, _, wanted = name.partition("/")
     if not wanted:
@@ -197,7 +197,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
 
 
 def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list[StageInstance]:
-    """The instance of a stage after its ancestors', or that of a bare recipe alone."""
+    """The instance of a stage, after those of its ancestors; a bare recipe has none."""
     stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
     if not is_recipe or (stage is not None and scale in stage.scales):
         found = expand(tables, scale, stages=[wanted])
@@ -217,7 +217,7 @@ _WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
 
 
 def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What overrides change of a measurement, with the contents of weights and the folders of data sets."""
+    """The overrides that affect results, with digests of weights and the folders of data sets."""
     changes: dict[str, Any] = {}
     for path, value in stated.items():
         name, last = short_name(path), path.rpartition(".")[2]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def _prepare_folder(request: StageRequest) -> None:
-    """Make the stage's folder that of this run; an earlier run of another configuration becomes `<stage>.previous`."""
+    """Prepare the stage's folder; an earlier run of another configuration moves to `<stage>.previous`."""
     folder, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
     identity = folder / "identity.json"
     if not is_main_process():
@@ -61,14 +61,14 @@ def _prepare_folder(request: StageRequest) -> None:
             previous.rename(folder)
             if aside.exists():
                 aside.rename(previous)
-            told = f"the configuration is the former one again, and so is the run; the other is in {previous}"
+            told = f"the configuration was reverted: the earlier run is restored, the other one is in {previous}"
         elif begun and (previous / "record.json").is_file() and not (folder / "record.json").is_file():
             shutil.rmtree(folder)
-            told = f"the configuration changed; {previous} keeps the finished run, and the one begun since is removed"
+            told = f"the configuration changed: the unfinished run is deleted, {previous} has the finished one"
         elif begun:
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
-            told = f"the configuration changed; the earlier run is kept in {previous}"
+            told = f"the configuration changed: the earlier run is now in {previous}"
         if told:
             print(f"  {request.stage}: {told}")
     make_folder(folder)
@@ -85,7 +85,7 @@ def _prepare_folder(request: StageRequest) -> None:
 
 def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
     """Under `srun` all ranks start at once; wait until rank 0 has prepared the folder."""
-    deadline = time.monotonic() + 1800  # it may be checking a user's files
+    deadline = time.monotonic() + 1800  # rank 0 may be checking a user's files
     while recorded_lineage(identity) != request.lineage:
         if time.monotonic() > deadline:
             raise StageError(f"{request.stage}: rank 0 did not prepare {identity.parent} within half an hour")
@@ -95,19 +95,19 @@ def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
 def _quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It only says which rank died.
+    # Keep the message about which rank died.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
         ".*LeafSpec.*is deprecated.*",
-        ".*have no .validation_step.*",  # the module does it itself, see common/protocols/search.py
-        ".*module.s. in eval mode.*",  # frozen encoders are meant to be
-        ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
+        ".*have no .validation_step.*",  # the module validates itself, see common/protocols/search.py
+        ".*module.s. in eval mode.*",  # intended for frozen encoders
+        ".*ModelCheckpoint with manual optimization.*",  # we want the weights after the step
         ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # intended
         ".*broadcast_buffers. is deprecated.*",  # its successor broadcasts banks and queues at the start
-        ".*recommended to use .self.log.*sync_dist=True.*",  # what is logged was gathered from all ranks
+        ".*recommended to use .self.log.*sync_dist=True.*",  # logged values were gathered from all ranks
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -131,7 +131,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
 def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     config = stage_configuration(request)
     require_processes(config["trainer"])
-    # Late, since help, plans and skipped stages need no heavy imports.
+    # Import late: help, plans and skipped stages don't need torch.
     import_lightning()
     stopping.check()
     if request.arguments:
@@ -145,13 +145,13 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     preemption = Preemption(last)
     with _claimed(request):
         _prepare_folder(request)
-        # Under the lock, so no other command is about to finish it.
+        # Check under the lock, so that no other command can finish it in between.
         done = finished_record(request)
         if done is not None and unless_done:
             return done
         if is_main_process() and (done is None or (request.configuration.trains and not last.is_file())):
-            # Other stages would start from it. Any other record stays until the new one is written: this run may lack
-            # a device or data.
+            # Other stages must not start from an outdated record. A valid one stays until the new one is written, since
+            # this run may fail.
             (request.directory / "record.json").unlink(missing_ok=True)
         try:
             return _run_claimed(request, config, preemption)
@@ -175,7 +175,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
                 raise StageError(f"{request.stage}: {error}") from None
             raise
         finally:
-            # Trainer, model and optimizer form a cycle, which would keep (GPU) memory during the next stage.
+            # Trainer, model and optimizer form a reference cycle, which would keep (GPU) memory during the next stage.
             gc.collect()
 
 
@@ -198,32 +198,32 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         opened = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise StageError(
-            f"{request.stage} cannot write into {path.parent}: {error.strerror}; --runs names another folder of runs"
+            f"{request.stage} cannot write into {path.parent}: {error.strerror}; give another folder with --runs"
         ) from None
     with opened as file:
         try:
             held = lock(file, wait=False)
         except BlockingIOError:
             raise StageError(
-                f"{request.stage} ({request.draw}) is being run by another process, which holds {path}; wait for "
+                f"{request.stage} ({request.draw}) is already running in another process, which locks {path}; wait for "
                 "it, or stop it"
             ) from None
         if not held:
-            print(f"  {request.stage}: the disk of {path.parent} has no locks: run this stage only once")
+            print(f"  {request.stage}: {path.parent} does not support locks: don't run this stage twice at once")
         yield
 
 
 def stage_configuration(request: StageRequest, required: bool = True) -> dict[str, Any]:
-    """The merged configuration of a stage with paths and parents' checkpoints, of which none may lack if `required`."""
+    """The merged configuration of a stage with paths and parents' checkpoints, which must exist if `required`."""
     run = request.configuration
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
         path = parent.checkpoint(run.start_from)
         if required and (not path.is_file() or finished_record(parent) is None):
             raise StageError(
-                f"{request.stage} starts from {path} ({name}), which does not exist or is not of a finished stage with "
-                f"this configuration; run `assemble fit {request.paper}/{parent.stage}` first, at the same scale, "
-                "seed, hardware and runs"
+                f"{request.stage} starts from {path} ({name}), which does not exist or does not belong to a finished "
+                f"stage with this configuration; first run `assemble fit {request.paper}/{parent.stage}` with the same "
+                "--scale, --seed, --hardware and --runs"
             )
         if path.is_file():
             config = merge(config, place(config, name, str(path)))
@@ -231,7 +231,7 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
 
 
 def _require_files(section: object) -> None:
-    """Check the data set, and a user's own files, before building anything; a world makes its own."""
+    """Check the data set and a user's files before building anything; a synthetic world needs none."""
     if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
         return
     from common.data.datasets.folder import FolderOfImages, OwnFolder
@@ -243,7 +243,7 @@ def _require_files(section: object) -> None:
         try:
             dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))
         except (ImportError, AttributeError, TypeError):
-            continue  # told in full when the configuration is checked
+            continue  # the check of the configuration raises a better error
         dataset.require_folder()
         if isinstance(dataset, OwnFolder) and is_main_process():
             needs_sound = class_at(section["class_path"]).needs_sound
@@ -256,7 +256,7 @@ def _require_files(section: object) -> None:
 
 
 def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str, Any]) -> StageWandbLogger | None:
-    """The stage's W&B run, which notes the checkpoints it starts from; None if W&B is off."""
+    """The stage's W&B run, which refers to the checkpoints it starts from; None if W&B is off."""
     from common.stages.loggers import note_files, own_id, run_name, wandb_logger
 
     run, revision = request.configuration, git.get("revision") or "unknown"
@@ -325,7 +325,7 @@ def _record_of(
     metrics: dict[str, float | None],
     wandb_id: str | None,
 ) -> records.Record:
-    """The record of a finished stage; collective, since all ranks count skipped files."""
+    """The record of a finished stage; all ranks must call it, since it sums up skipped files."""
     import torch
 
     from common.stages.telemetry import peak_memory_gib
@@ -380,7 +380,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     last = directory / "checkpoints" / "last.ckpt"
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
-        # Threads slow small networks down; stages run in parallel instead.
+        # Threads slow down small networks; stages run in parallel instead.
         torch.set_num_threads(1)
     reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
@@ -399,7 +399,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
-    # Lightning's own handlers save in the middle of a step and call collectives.
+    # Lightning's handlers would save in the middle of a step and call collectives.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if (ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
         stopping.kill_at_end(ranks)

@@ -1,7 +1,7 @@
-"""Objects built from untrusted plain data.
+"""Builds objects from untrusted plain data.
 
-The configuration parser imports, and so runs, any path. Here nothing is imported: a path must match one of a list of
-classes, and text stays text.
+jsonargparse imports, and so executes, any class path. This builder imports nothing: a path must match a listed class,
+and text stays text.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ def path_of(found: type) -> str:
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes objects of plain data, with types checked.
+    """Builds objects from plain data, with types checked.
 
     Args:
+        where: names the data in errors.
         classes: all classes that `class_path` may name.
-        no_files: arguments that are files if they are text, which is refused.
+        no_files: arguments that must not be text, since text would name a file.
     """
 
     where: str
@@ -37,10 +38,10 @@ class Builder:
     no_files: frozenset[str] = frozenset()
 
     def value(self, stated: Any, kind: Any, field: str) -> Any:
-        """The value stated for `field` (named in messages), converted to the type `kind`.
+        """Convert the value stated for `field` to the type `kind`.
 
-        A class is built from `class_path` and `init_args`; a data class, or one of `classes`, also from its arguments
-        alone.
+        A class is built from `class_path` and `init_args`; a dataclass, or one of `classes`, also from just its
+        arguments.
         """
         origin, parts = get_origin(kind), get_args(kind)
         if origin is Annotated:
@@ -67,20 +68,20 @@ class Builder:
             if isinstance(stated, Mapping) and not issubclass(kind, str | int | float):
                 return self._object(stated, kind, field)
         name = kind.__name__ if isinstance(kind, type) and origin is None else kind
-        raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, which is no {name}")
+        raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, not of type {name}")
 
     def refuse(self, field: str, why: str) -> NoReturn:
         raise StageError(f"{self.where}: {field} {why}")
 
     def _one_of(self, stated: Any, kind: Any, field: str) -> Any:
         options = [one for one in get_args(kind) if one is not types.NoneType or stated is None]
-        for one in sorted(options, key=lambda one: one is float):  # an int stays one where both are allowed
+        for one in sorted(options, key=lambda one: one is float):  # try float last, so that an int stays an int
             try:
                 return self.value(stated, one, field)
             except _WrongType:
                 if len(options) == 1:
                     raise
-        raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, which is no {kind}")
+        raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, not of type {kind}")
 
     def _each(self, pairs: Any, field: str) -> list[Any]:
         return [self.value(one, kind, f"{field}.{place}") for place, (one, kind) in enumerate(pairs)]
@@ -93,28 +94,28 @@ class Builder:
         path = stated["class_path"]
         found = next((one for one in self.classes if path == path_of(one)), None)
         if found is None:
-            self.refuse(f"{field}.class_path", f"asks for {path!r:.80}, which no trained model is made of")
+            self.refuse(f"{field}.class_path", f"is {path!r:.80}, which is not a class of this paper's models")
         if not issubclass(found, kind):
-            raise _WrongType(f"{self.where}: {field} is a {path}, which is no {kind.__name__}")
+            raise _WrongType(f"{self.where}: {field} is of class {path}, not {kind.__name__}")
         for name in stated.keys() - {"class_path", "init_args"}:
-            self.refuse(f"{field}.{name}", "is unknown beside class_path and init_args")
+            self.refuse(f"{field}.{name}", "is unknown; only class_path and init_args are allowed")
         return self._built(found, stated.get("init_args", {}), f"{field}.init_args")
 
     def _built(self, found: type, arguments: Any, field: str) -> Any:
         if not isinstance(arguments, Mapping):
-            self.refuse(field, f"does not hold arguments of {found.__name__} by name")
+            self.refuse(field, f"must map arguments of {found.__name__} to values")
         kinds = hints_of(found)
         built = {}
         for name, stated in arguments.items():
             if name not in kinds:
-                self.refuse(f"{field}.{name}", f"is no argument of {found.__name__}")
+                self.refuse(f"{field}.{name}", f"is not an argument of {found.__name__}")
             if name in self.no_files and isinstance(stated, str):
-                self.refuse(f"{field}.{name}", "names a file; a trained model carries all that it needs")
+                self.refuse(f"{field}.{name}", "names a file, but a trained model must not read other files")
             built[name] = self.value(stated, kinds[name], f"{field}.{name}")
         return self._made(found, [], built, field)
 
     def _made(self, found: type, arguments: list[Any], named: dict[str, Any], field: str) -> Any:
         try:
             return found(*arguments, **named)
-        except Exception as error:  # Whatever a constructor says of arguments that it was not made for.
+        except Exception as error:  # Constructors raise anything for invalid arguments.
             raise StageError(f"{self.where}: {field} does not fit {found.__name__}: {error}") from error

@@ -62,7 +62,7 @@ def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
     following = _MEMBER.search(defined[name], initializer + 1) if initializer >= 0 else None
     try:
         node: ast.stmt | None = ast.parse(defined[name][: following and following.start()]).body[0]
-    except SyntaxError:  # a text inside is not indented
+    except SyntaxError:  # has a string with lines that are not indented
         node = next((one for one in ast.parse(_source(module)).body if getattr(one, "name", None) == name), None)
     return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
 
@@ -89,7 +89,7 @@ def _names(module: str) -> tuple[dict[str, str], dict[str, str]]:
 @functools.cache
 def _source(module: str) -> str:
     top, *parts = module.split(".")
-    # Of a package in a package it would import the outer one.
+    # For a nested package, `find_spec` would import the outer one.
     spec = importlib.util.find_spec(top) if top else None
     if spec is None or not spec.submodule_search_locations:
         return ""

@@ -21,7 +21,7 @@ PATIENCE = 45.0
 
 
 class _Listener:
-    """Notes signals and tells child processes, in a thread that also runs while C code blocks the main thread."""
+    """Forwards signals to child processes, in a thread that runs even while C code blocks the main thread."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -68,7 +68,8 @@ class _Listener:
                 if number in self._before and not self.deadline:
                     self.received = self.received or number
                     self.deadline = time.monotonic() + PATIENCE
-                    self._tell(signal.SIGTERM if number == signal.SIGINT else number)  # a second Ctrl-C means more
+                    # A child that gets SIGINT twice would end without saving.
+                    self._tell(signal.SIGTERM if number == signal.SIGINT else number)
                     if number == signal.SIGINT and is_main_process() and os.isatty(2):
                         os.write(2, b"\nstopping; Ctrl-C again stops at once\n")
                 elif number == signal.SIGINT:
@@ -84,7 +85,7 @@ class _Listener:
     def _end(self) -> None:
         self.children += self.ranks
         self._tell(signal.SIGKILL)
-        # The main thread may hold the lock of a stream.
+        # Print in a thread: the main thread may hold the lock of a stream.
         last = threading.Thread(target=_last_words, daemon=True)
         last.start()
         last.join(2.0)
@@ -138,7 +139,7 @@ def postpone(seconds: float) -> None:
 
 @contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """Forward signals to child processes and wait for them: SIGTERM for Ctrl-C, SIGKILL if this one ends at once."""
+    """Forward signals to child processes and wait for them; SIGTERM replaces Ctrl-C. They die if this one is killed."""
     listener = _listener
     if listener is None:
         yield
@@ -154,7 +155,7 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
 
 
 def kill_at_end(ranks: Callable[[int], object]) -> None:
-    """Kill the ranks if this process ends at once."""
+    """Kill the ranks if this process ends without saving."""
     if _listener is not None:
         _listener.ranks.append(ranks)
 
@@ -167,13 +168,13 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
     """
     from multiprocessing import parent_process
 
-    starter = parent_process()  # known even where it is gone by now
+    starter = parent_process()  # known even if it has died
     parent = os.getppid() if starter is None else starter.pid
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(seconds)
-        print(f"rank {os.environ.get('LOCAL_RANK', '?')}: the process that started it is gone", file=sys.stderr)
+        print(f"rank {os.environ.get('LOCAL_RANK', '?')} stops: its parent process died", file=sys.stderr)
         os.kill(os.getpid(), by)
 
     threading.Thread(target=watch, name="parent-observer", daemon=True).start()

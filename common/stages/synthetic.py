@@ -1,4 +1,4 @@
-"""A stage's module and optimizer, trained on synthetic batches from its data module's `example_batch`."""
+"""Trains a stage's module on synthetic batches from its data module's `example_batch`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOWHERE = "/nonexistent"
 
 
 class SyntheticData(pl.LightningDataModule):
-    """Repeats one batch; everything else is asked of the configured data module."""
+    """Repeats one batch; delegates everything else to the configured data module."""
 
     def __init__(self, data: pl.LightningDataModule, synthetic: Example) -> None:
         super().__init__()
@@ -41,14 +41,14 @@ class SyntheticData(pl.LightningDataModule):
     def train_dataloader(self) -> _SameBatch:
         batch = self.synthetic.batch
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
-            batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # as a loader for a GPU does
+            batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # like a loader for a GPU
         # An epoch must not end within a measurement.
         return _SameBatch(batch, max(self.synthetic.batches or 0, 1000))
 
 
 @dataclass
 class _SameBatch:
-    """A loader. torch's draws a number and reads its value, which fake tensors do not have."""
+    """Replaces torch's loader, which reads the value of a random tensor; fake tensors have no values."""
 
     batch: Any
     length: int
@@ -62,7 +62,7 @@ class _SameBatch:
 
 
 class StopAfter(pl.Callback):
-    """Ends a training after some batches by an exception, so nothing that follows a training runs."""
+    """Stops training after some batches by an exception, so that no hook at the end of training runs."""
 
     class Enough(Exception):
         """The batches are done."""
@@ -92,7 +92,7 @@ class SyntheticTraining:
 
 
 def devices_of(run: RunConfiguration) -> int:
-    """Processes of a run: devices of a node times nodes; 1 if the machine decides."""
+    """Processes of a run: devices per node times nodes; `auto` counts as 1."""
     trainer = run.config["trainer"]
     devices, nodes = str(trainer.get("devices", 1)), str(trainer.get("num_nodes", 1))
     return (int(devices) if devices.isdigit() else 1) * (int(nodes) if nodes.isdigit() else 1)
@@ -113,9 +113,9 @@ def synthetic_training(
     size: int | None = None,
     build_in: Sequence[AbstractContextManager[Any]] = (),
 ) -> SyntheticTraining:
-    """Build a stage's module and optimizer with random weights, and synthetic batches for them.
+    """Build a stage's module with random weights, and synthetic batches of `size` samples for it.
 
-    `size` is in samples of a batch; None takes a device's share of the recipe's batch.
+    Without a size, use a device's share of the recipe's batch.
     """
     size = size_per_device(run) if size is None else size
     config = without_files(run)
@@ -125,7 +125,7 @@ def synthetic_training(
         "num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 20,
     }  # fmt: skip
     if size % (config["model"]["init_args"].get("batch_norm_group") or 1):
-        # One device cannot make a part of a group that spans devices.
+        # One device cannot form a group that spans devices.
         config = merge(config, {"model": {"init_args": {"batch_norm_group": None}}})
     quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     with ExitStack() as stack:

@@ -15,10 +15,9 @@ from common.stages.loggers import MetricsFile
 
 
 class Telemetry(Callback):
-    """Logs at every logging step, and never changes a tensor.
+    """Logs learning rates and gradient norms (before clipping) at every logging step.
 
-    Learning rates and gradient norms (before clipping) go to every logger. Machine-dependent values stay out of
-    `metrics.csv`, so a resumed run leaves the same file as an uninterrupted one.
+    Machine-dependent values stay out of `metrics.csv`, so a resumed run leaves the same file as an uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -56,7 +55,7 @@ class Telemetry(Callback):
     ) -> None:
         if not self._logs(trainer):
             return
-        self._rates = _rates_of(trainer)  # of this step: schedules move on before the batch ends
+        self._rates = _rates_of(trainer)  # schedulers change them before the batch ends
         held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [gradient.detach() for gradient in held if not gradient.is_sparse]
         if gradients:

@@ -105,7 +105,7 @@ def draw_retrieval(
 def draw_map(module: pl.LightningModule, features: Tensor, labels: Sequence[str], path: Path, seed: int = 0) -> None:
     """Draw features [N, d] in two dimensions, colored by class; nothing if there are too few."""
     title = "Held-out images by their backbone feature (t-SNE), colored by class"
-    if (figure := embedding_map(features, labels, title, seed, 12)) is not None:
+    if (figure := embedding_map(features, labels, title, seed)) is not None:
         save_figure(module, figure, path)
 
 

@@ -71,7 +71,7 @@ def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixtur
     assert "this run   124.0 ± 1.4 (n=2)" in said(capsys, *cell, str(tmp_path))
     copy = shutil.copytree(tmp_path / "xmc_gan" / "mini" / "seed0" / "s_w", tmp_path / "copy")
     assert "this run   123.0 (n=1)" in said(capsys, *cell, str(copy))
-    assert "measured no such cell; it has baseline at mini" in said(
+    assert "did not measure this cell; it has baseline at mini" in said(
         capsys, "xmcgan", "mini", "W", "fd", "--run", str(tmp_path), status=2
     )
 
@@ -82,7 +82,7 @@ def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixtur
         (("minni", "S", "fd"), "no table of xmc_gan named 'minni': did you mean 'mini'?"),
         (("mini", "s plus w", "fd"), "did you mean 'S + W'?"),
         (("mini", "S", "fdd"), "no metric of mini named 'fdd': did you mean 'fd'?"),
-        (("ablation", "S", "fid", "--scale", "mini"), "is not made at mini; scales: paper"),
+        (("ablation", "S", "fid", "--scale", "mini"), "has no scale mini; scales: paper"),
     ],
 )
 def test_a_wrong_name_is_answered(capsys: pytest.CaptureFixture[str], names: tuple[str, ...], words: str) -> None:

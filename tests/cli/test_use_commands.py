@@ -181,8 +181,8 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
     (tmp_path / "empty").mkdir()
     wrong: list[tuple[tuple[object, ...], str]] = [
         (("embed", "avid", *avid, clips, "--text", "a dog", "--output", x), "avid cannot embed text; xmcgan, m3p, mct"),
-        (("embed", "mct", *mct, "--output", x), "there is nothing to embed: give files, --text or --captions"),
-        (("embed", "mct", *mct, tmp_path / "empty", "--output", x), "empty holds no file that can be read as image"),
+        (("embed", "mct", *mct, "--output", x), "nothing to embed: give files, --text or --captions"),
+        (("embed", "mct", *mct, tmp_path / "empty", "--output", x), "empty has no file that can be read as image"),
         (("retrieve", "vx2text", *vx2text, "--query", "a", "--among", clips), "vx2text cannot retrieve; avid,"),
         (("retrieve", "avid", *avid, "--query", "a dog", "--among", clips), "the text 'a dog' (no file has that name)"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),

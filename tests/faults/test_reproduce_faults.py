@@ -128,7 +128,7 @@ class _Broken(Executor):
 def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_pool", lambda jobs: _Broken())
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2", "in_sup"))
-    with pytest.raises(StageError, match=r"killed, .* memory runs out\. .*`--jobs 1`"):
+    with pytest.raises(StageError, match=r"killed, .* memory ran out\. .*`--jobs 1`"):
         schedule.reproduce("mct", wanted, jobs=2)
 
 

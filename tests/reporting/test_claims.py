@@ -12,7 +12,7 @@ from common.reporting.claims import Judged, judge
 from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.summary import verdict_of
-from common.reporting.tables import Claim, Metric, Row, Table, load
+from common.reporting.tables import Check, Claim, Metric, Row, Table, load
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
 METRICS = ("ucf", "esc")
@@ -61,23 +61,17 @@ def drawn(values: dict[int, float]) -> dict[Draw, float]:
     return {Draw(seed): value for seed, value in values.items()}
 
 
-def filled(
-    holds: str,
-    a: dict[int, float],
-    b: dict[int, float],
-    scale: str = "mini",
-    text: str = "text",
-) -> TableResult:
+def filled(holds: str, a: dict[int, float], b: dict[int, float]) -> TableResult:
     scales = ("paper", "mini", "smoke")
     metric = Metric(id="x", label="x", stages={}, key="x")
     rows = tuple(Row(label=label, untrained=True, scales=scales) for label in "AB")
-    claim = Claim(id="c", text=text, holds=parse(holds, "AB", "x"), scales=scales, paper="+0.6")
+    claim = Claim(id="c", text="text", holds=parse(holds, "AB", "x"), scales=scales, paper="+0.6")
     table = Table(id="t", title="T", source="s", scales=scales, metrics=(metric,), rows=rows, claims=(claim,))
-    return TableResult(table, scale, {("A", "x"): Cell(values=drawn(a)), ("B", "x"): Cell(values=drawn(b))}, ())
+    return TableResult(table, "mini", {("A", "x"): Cell(values=drawn(a)), ("B", "x"): Cell(values=drawn(b))}, ())
 
 
-def judged(*args: Any, **more: Any) -> list[Judged]:
-    result = filled(*args, **more)
+def judged(*args: Any) -> list[Judged]:
+    result = filled(*args)
     return judge(result, result.table.claims)
 
 
@@ -120,6 +114,8 @@ def test_a_printed_row_counts_at_paper_scale_alone(project: Path) -> None:
     found = {("New-One", "ucf"): Cell(values=drawn({0: 85.0, 1: 86.0}))}
     assert judge(TableResult(table, "paper", found, ()), table.claims)[0].outcome.startswith("+5.5 ")
     assert judge(TableResult(table, "mini", found, ()), table.claims)[0].detail == "not measured: Other.ucf"
+    printed = Check(id="c", text="text", holds=parse("Other.ucf > 70", ["Other"], ["ucf"]))
+    assert judge(TableResult(table, "paper", {}, ()), [printed])[0].detail == "no draw has all cells"
 
 
 def test_strict_comparison_and_worst_part_decide() -> None:

@@ -116,7 +116,7 @@ def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, refe
     assert summary(compared[:1]).startswith("does not match the recorded runs: New, ESC 62.0 against 50.0 ± 2.0")
     assert summary(compared[1:2]).startswith("matches the recorded runs: 1 of 1 cells")
     assert summary(compared) == (
-        "matches the recorded runs: 1 of 2 cells in the expected range (chance puts one of twenty outside), "
+        "matches the recorded runs: 1 of 2 cells in the expected range (by chance, one in twenty is outside), "
         "worst: New, ESC 62.0 against 50.0 ± 2.0; 1 without a reference"
     )
     assert summary(compared[2:]) == "cannot be judged: no cell has a reference (1 measured)"
@@ -159,7 +159,7 @@ def test_strict_says_by_its_status_whether_runs_match(
     saved("esc@base", 0, 62.0)
     capsys.readouterr()
     assert status() == 1
-    assert "strict: mct, mini: New, ESC 62.0 against 50.0 ± 2.0 is 1.2 times as far off" in capsys.readouterr().err
+    assert "strict: mct, mini: New, ESC 62.0 against 50.0 ± 2.0 is off by 1.2 times" in capsys.readouterr().err
     assert status("--against", str(project / "runs")) == 0  # equal to itself
     assert status("--against", str(project / "none")) == 2
 

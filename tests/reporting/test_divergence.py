@@ -13,7 +13,7 @@ import pytest
 from common.data.datasets.kinetics import Kinetics400
 from common.data.transforms import VideoTransform
 from common.reporting.curves import Curves, read_points
-from common.reporting.divergence import Divergence, Traced, diverging, recorded
+from common.reporting.divergence import Divergence, RunWithCurves, diverging, recorded
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
 from common.reporting.results import place_of, write_results
@@ -106,7 +106,7 @@ def test_how_often_a_run_logs_changes_nothing(make_record: MakeRecord, reference
 
 
 def test_data_of_a_seed_are_compared_with_the_same_seed(make_record: MakeRecord) -> None:
-    def one(seed: int, fingerprint: str, started: str) -> Traced:
+    def one(seed: int, fingerprint: str, started: str) -> RunWithCurves:
         data = {"training": {"samples": 60, "fingerprint": fingerprint}}
         return make_record("base", seed, data=data, started=started), curve(seed)
 
@@ -124,7 +124,7 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     write_curve(saved("base", 7, **fields), curve(70))
     write_curve(saved("ucf_1@base", 7, **{**fields, **UCF, "started": "2026-03"}), curve(71))
     assert told("--strict") == (
-        0, "MCT, mini 2 of 2 stages stay inside the band: their differences are chance",
+        0, "MCT, mini 2 of 2 stages stay inside the band, so their differences are within chance",
     )  # fmt: skip
     write_curve(saved("base", 7, **{**fields, "git": {"revision": "b" * 40, "dirty": False}}), curve(70, 500))
     short = {"train/loss": curve(71)["train/loss"][:60]}
@@ -145,7 +145,7 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
 LAYER = {"trainer": {"max_epochs": 4, "limit_train_batches": 1.0, "log_every_n_steps": 2}}
 
 
-def trained(runs: Path, seed: int, *overrides: str, revision: str = "a" * 40, dirty: bool = False) -> Traced:
+def trained(runs: Path, seed: int, *overrides: str, revision: str = "a" * 40, dirty: bool = False) -> RunWithCurves:
     stage = request("avid/avid", runs, *overrides, seed=seed, layer=LAYER)
     record = run_stage(stage)
     git = {"revision": revision, "dirty": dirty}

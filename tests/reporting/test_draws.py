@@ -60,7 +60,7 @@ def test_roundings_of_a_seed_are_draws_of_their_own(project: Path, make_record: 
 def test_what_the_environment_asks_for_must_be_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     use("native")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
-    with pytest.raises(StageError, match="ONEDNN_MAX_CPU_ISA is avx2, but --isa native wants it unset"):
+    with pytest.raises(StageError, match="ONEDNN_MAX_CPU_ISA is avx2, but --isa native needs it unset"):
         use("native")
 
 

@@ -135,11 +135,11 @@ def test_values_of_ours_stand_once_below_the_tables_of_a_published_recipe(
     filled = render.fill(load("mct"), "paper", made("paper"))
     text = render.tables_markdown([*filled, *filled])
     assert text.endswith(
-        "### Values that are ours at paper scale, in no source of the paper\n\n"
+        "### Values we chose at paper scale, since no source of the paper gives them\n\n"
         "- `data.batch_size`: 64\n- `model.rate`: 0.1, 0.2"
     )
     render.print_tables(filled, Console(width=200))
-    assert "Values that are ours at paper scale" in (out := capsys.readouterr().out)
+    assert "Values we chose at paper scale" in (out := capsys.readouterr().out)
     assert "`model.rate`: 0.1, 0.2" in out
     # A miniature's values are all its own.
     assert "no source" not in render.tables_markdown(render.fill(load("mct"), "mini", made("mini")))

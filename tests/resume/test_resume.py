@@ -166,6 +166,6 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     assert run_stage(stage, unless_done=True).to_json() == record.to_json()
     other.join(LONG)
     assert other.exitcode == 0
-    assert "the configuration is the former one again" in capsys.readouterr().out
+    assert "the configuration was reverted" in capsys.readouterr().out
     assert state_of(stage)[0]
     assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage

@@ -161,7 +161,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_files_of_two_exports_and_other_models_are_told_apart(damaged: Path, exports: Callable[[str], Path]) -> None:
-    refused(exports("mct"), "is a model of mct and not of avid")
+    refused(exports("mct"), "is a model of mct, not of avid")
     shutil.copyfile(exports("mct") / "config.json", damaged / "config.json")
     refused(damaged, "model.safetensors", "mct")
 
@@ -187,12 +187,12 @@ def asking(path: str, **arguments: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("paper", "field", "value", "told"),
     [
-        ("xmc_gan", "model.init_args.evaluation", asking(SYSTEM, command="touch {}"), " is no argument of XMCGAN"),
+        ("xmc_gan", "model.init_args.evaluation", asking(SYSTEM, command="touch {}"), " is not an argument of XMCGAN"),
         ("xmc_gan", "model.init_args.generator.init_args.channels", [asking(SYSTEM, command="touch {}")], r"\.0 is"),
-        ("mct", "inputs.tokenizer", asking("strangers_module.Tokenizer"), r"\.class_path asks for 'strangers_module"),
+        ("mct", "inputs.tokenizer", asking("strangers_module.Tokenizer"), r"\.class_path is 'strangers_module"),
         ("avid_cma", "model.init_args.video_model", asking("common.encoders.video.nn.Identity"), ".class_path asks"),
-        ("avid_cma", "model.class_path", "common.protocols.svm.SoundSVM", " asks for"),
-        ("avid_cma", "model.init_args.warm_start", "/proc/self/environ", " is no argument of AVID"),
+        ("avid_cma", "model.class_path", "common.protocols.svm.SoundSVM", "not a class of"),
+        ("avid_cma", "model.init_args.warm_start", "/proc/self/environ", " is not an argument of AVID"),
         ("avid_cma", "inputs.audio.statistics", "/proc/self/environ", " names a file"),
         ("vx2text", "model.init_args.video_classifier.init_args.categories", "/proc/self/environ", " names a file"),
     ],

@@ -64,7 +64,7 @@ def test_what_is_sent_comes_back_and_nothing_else(server: HubStub, export: Path)
     model: Any = trained_model("avid_cma").from_pretrained(REPO)
     assert not model.training
     assert model.fingerprint() == trained_model("avid_cma").from_export(export).fingerprint()
-    with pytest.raises(StageError, match="is a model of avid and not of mct"):
+    with pytest.raises(StageError, match="is a model of avid, not of mct"):
         trained_model("mct").from_pretrained(REPO)
 
 

@@ -105,11 +105,11 @@ def test_stopped_and_resumed_equals_uninterrupted(
     output = capfd.readouterr().out
     name = signal.Signals(number).name
     assert "avid_joint" in output
-    assert f"stopped by {name} after step {steps}, its state is in {path}; rerun the command to resume" in output
+    assert f"stopped by {name} after step {steps} and saved in {path}; rerun the command to resume" in output
     assert not (resumed.directory / "record.json").exists()
     if number == signal.SIGUSR1:
         assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
-        assert "job 4711 is queued again" in output
+        assert "job 4711 was requeued" in output
     records = [run_stage(stage) for stage in (whole, resumed)]
     compare(whole.directory, resumed.directory)
     assert records[0].metrics == records[1].metrics

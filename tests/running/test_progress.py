@@ -57,7 +57,7 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
 
 def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path: Path) -> None:
     lines: list[str] = []
-    watch = Watch(lines.append, terminal=False)
+    watch = Watch(lines.append)
     watch.begin("avid seed 0", tmp_path)
     now = time.time()
 

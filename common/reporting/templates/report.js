@@ -1,9 +1,9 @@
 "use strict";
-// Everything here is convenience: without it, nothing is marked or enlarged.
+// The page works without this script.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // ---- where the reader is
+  // ---- mark the current section in the navigation
   const links = new Map(all("nav a").map((link) => [link.hash.slice(1), link]));
   const parts = all("section.part, section.overview").filter((part) => links.has(part.id));
   const mark = () => {
@@ -25,7 +25,7 @@
   }, { passive: true });
   if (parts.length) mark();
 
-  // ---- a link into something folded opens it; printing opens all
+  // ---- links open the sections that they point into; printing opens all
   const unfold = () => {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
