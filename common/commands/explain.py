@@ -59,7 +59,7 @@ def explain(
         if sizes and not fields:
             print(f"and {sizes} sizes, which --fields lists")
         if found.stand_ins:
-            print(f"stages in place of released files: {', '.join(found.stand_ins)}")
+            print(f"stages that replace released files: {', '.join(found.stand_ins)}")
 
     print(f"\nMetric {found.metric.key}, {'higher' if found.metric.better == 'up' else 'lower'} is better")
     for source in found.metric_sources():

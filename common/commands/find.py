@@ -88,7 +88,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     _print_stages(paper, scale, runs, expand(source, scale))
 
     print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
-    print_rows(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+    print_rows(("recipe", "description"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
 
 
 def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:

@@ -36,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Print a question mark for characters that the terminal cannot encode, such as ±.
         sys.stdout.reconfigure(errors="replace")

@@ -102,7 +102,6 @@ def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 def call(command: Command, name: str, given: Sequence[str]) -> int:
-    """Parse the arguments of a command and run it."""
     parameters = inspect.signature(command).parameters.values()
     about, *more = _documentation(command)
     parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(more))

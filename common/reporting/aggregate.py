@@ -1,4 +1,4 @@
-"""Joins records with a paper's tables: the values of each cell over draws, and what was left out."""
+"""Joins records with a paper's tables: the values of each cell over draws, and the omitted records."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The records of one paper and scale that may be averaged, and what was left out."""
+    """The records of one paper and scale that may be averaged, and notes on omitted ones by stage."""
 
     kept: dict[tuple[str, Draw], Record]
     left_out: dict[str, list[str]]

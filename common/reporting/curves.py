@@ -17,7 +17,7 @@ from common.reporting.records import RecordError, warn_of
 MAX_POINTS = 200
 #: Larger values count as infinite; they would overflow when drawn.
 LARGEST = 1e300
-#: Columns of a table of curves; the last two hold numbers with spaces between them.
+#: Columns of a table of curves; the last two are lists of numbers separated by spaces.
 HEAD = ("scale", "draw", "stage", "name", "steps", "values")
 
 #: Metric to its finite (step, value) points, sorted by step.

@@ -60,7 +60,7 @@ class Sheet(NamedTuple):
 
 @dataclass
 class Gallery:
-    """A run's media, and what was left out and why; `rows` maps a title to the row and its columns' names."""
+    """A run's media, and which files were omitted and why; `rows` maps a title to its columns' names and the row."""
 
     media: list[Medium] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)

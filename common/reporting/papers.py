@@ -72,7 +72,6 @@ def working_folder() -> Path:
 
 
 def runs_root() -> Path:
-    """Folder of the untracked runs."""
     return working_folder() / "runs"
 
 

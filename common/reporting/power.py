@@ -33,7 +33,6 @@ class Paired:
 
     @property
     def stages(self) -> list[str]:
-        """The stages that fill the two cells."""
         return [
             stage for one in (self.row, self.over) for stage in self.result.cells[one.label, self.metric.id].instances
         ]

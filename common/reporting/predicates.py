@@ -28,7 +28,7 @@ Value = Callable[["CellName"], float]
 
 
 class PredicateError(ReportingError):
-    """A predicate is not in the language; the message says which part, and what is allowed."""
+    """A predicate is invalid; the message says which part, and what is allowed."""
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,6 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record atomically."""
     files.write_atomically(Path(path), record.to_json())
 
 

@@ -268,7 +268,7 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
 
 
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
-    """Deviations beyond sizes with their reasons, then values of ours, for each scale; heading to lines."""
+    """Headings to lines: per scale, deviations beyond sizes with their reasons, then values we chose."""
     found: dict[str, list[str]] = {}
     for scale in SCALES:
         by_reason: dict[str, list[str]] = {}

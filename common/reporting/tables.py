@@ -101,7 +101,6 @@ class Metric(Part):
 
     @property
     def title(self) -> str:
-        """The label with the unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @model_validator(mode="before")
@@ -382,7 +381,6 @@ class StageInstance:
 
 
 def load(paper: str) -> Tables:
-    """Read and validate a paper's tables file."""
     entry = paper_named(paper)
     return _loaded(entry.name, entry.tables_file, tuple(stamp_of(entry.tables_file)))
 

@@ -31,7 +31,6 @@ def entity() -> str:
 
 
 def one_line(error: Exception) -> str:
-    """A client error as one line."""
     return " ".join(str(error).split())
 
 

@@ -348,7 +348,6 @@ def resolve(
     arguments: Sequence[str] = (),
     rehearsal: bool = False,
 ) -> RunConfiguration:
-    """Merge the layers of one run."""
     paper = paper_named(paper).name
     if scale not in SCALES:
         raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
@@ -486,7 +485,6 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
 
 
 def class_at(path: Any) -> Any:
-    """Import the object at a dotted path."""
     import importlib
 
     module, _, name = str(path).rpartition(".")

@@ -98,7 +98,6 @@ class Estimate:
         return None if self.steps is None else self.seconds(card, utilization) * self.steps * self.devices / 3600
 
     def samples_per_second(self, card: Card, utilization: float) -> float:
-        """Samples per second over all devices."""
         return self.size * self.accumulated * self.devices / max(self.seconds(card, utilization), 1e-12)
 
 

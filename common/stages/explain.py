@@ -106,7 +106,7 @@ class Explanation:
         return _differences(fields(self.row), fields(row))
 
     def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
-        """Whether a difference is more than a size, stage, field, value here, value at paper scale; no stand-ins."""
+        """Whether a field is declared as a deviation, stage, field, value here, value at paper scale; no stand-ins."""
         rows = []
         for stage in self.stages:
             if stage.stage not in self.stand_ins:

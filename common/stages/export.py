@@ -261,7 +261,6 @@ class TrainedModel(nn.Module):
 
 
 def trained_model(paper: str) -> type[TrainedModel]:
-    """The class of a paper's trained models."""
     model: type[TrainedModel] = part(paper, "use", "has no trained models to use").MODEL
     return model
 

@@ -49,7 +49,6 @@ def _in_one_line(value: object) -> str:
 
 
 def fit(request: StageRequest, unless_done: bool) -> int:
-    """Run a stage, write its record and print its metrics."""
     if is_main_process():
         if ours := request.configuration.describe_ours():
             print(f"values we chose, since no source gives them: {ours}")

@@ -19,7 +19,6 @@ def optional_part(paper: str, name: str) -> Any:
 
 
 def part(paper: str, name: str, without: str) -> Any:
-    """The module `papers.<paper>.<name>`."""
     found = optional_part(paper, name)
     if found is None:
         raise StageError(f"{paper} {without}: it has no {name}.py (CONTRIBUTING.md, Add a paper)")

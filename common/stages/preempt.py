@@ -42,7 +42,7 @@ class Preemption(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.fit_loop._should_accumulate():
-            return  # a checkpoint holds no gradients
+            return  # a checkpoint has no gradients
         own, again = received(), received() == REQUEUE_SIGNAL
         asked = own is not None
         if trainer.world_size > 1:

@@ -99,7 +99,6 @@ def devices_of(run: RunConfiguration) -> int:
 
 
 def size_per_device(run: RunConfiguration) -> int:
-    """Samples of a batch on one device."""
     whole, devices = int(run.config["data"]["init_args"]["batch_size"]), devices_of(run)
     if whole % devices:
         raise StageError(f"data.batch_size ({whole}) is the global batch and must be divisible by {devices} devices")
