@@ -76,7 +76,7 @@ def test_a_rounding_needs_its_instructions_and_comes_before_torch(monkeypatch: p
     assert {name: os.environ[name] for name in VARIABLES} == INSTRUCTION_SETS["sse41"]
     use("sse41")  # again, as each stage does
     monkeypatch.setattr(draws, "machine_isa", lambda: None)
-    with pytest.raises(StageError, match="has none of them"):
+    with pytest.raises(StageError, match="has none of these"):
         use("sse41")
 
 

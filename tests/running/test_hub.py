@@ -132,7 +132,7 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
         card = model_card(record, "avid", model, "usage", REPO)
         assert f'AVID.from_pretrained("{REPO}")' in card
         assert f"| starts from | {starts} |" in card
-        assert ("What it starts from" in card) == (record is released)
+        assert ("The weights that training started from" in card) == (record is released)
     found = metadata(real, "avid", model).to_dict()
     assert found["license"] == "other"
     assert found["datasets"] == ["kinetics400"]
