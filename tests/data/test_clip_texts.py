@@ -140,7 +140,7 @@ def test_withheld_answers_with_and_without_the_files_that_tell_them(tmp_path: Pa
     first, second = dataset.dialogs("test")
     assert (first.turns[-1].answer, second.turns[-1].answer) == ("answer two", "answer one")
     assert second.references == tuple(f"reference {place} of ZZZZ9_3" for place in range(6))
-    assert not any("not known" in note for note in dataset.status().notes)
+    assert not any("unknown" in note for note in dataset.status().notes)
     unnamed = references(["ZZZZ9_3", "CCCC3_1"], count=2)
     unnamed["images"] = [{"id": image["id"]} for image in reversed(unnamed["images"])]
     write_json(tmp_path / REFERENCES, unnamed)

@@ -67,7 +67,7 @@ def test_coco_without_instances_has_no_tags(tmp_path: Path) -> None:
     annotations = coco.annotations("train")
     assert annotations.tags.shape == (4, 0)
     assert annotations.tag_names == ()
-    with pytest.raises(ValueError, match="without boxes"):
+    with pytest.raises(ValueError, match="have no boxes"):
         annotations.boxes()
     assert any("instances_train2017.json is missing: the images have no tags" in note for note in coco.status().notes)
 
