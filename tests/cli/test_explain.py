@@ -54,7 +54,7 @@ def test_a_cell_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "papers/xmc_gan/miniature.py" in output
     assert "docs/papers/xmc_gan.md [14.5]" in output
     published = said(capsys, "xmcgan", "coco", "attngan", "FID")
-    assert published.endswith("published  33.10 at paper scale (table of LAFITE)\n  not measured at paper\n")
+    assert published.endswith("published  33.10 at paper scale (LAFITE's table)\n  not measured at paper\n")
     assert "recorded   –" in said(capsys, "xmcgan", "ablation", "S", "fid")  # never measured: still its stages
 
 
