@@ -526,7 +526,7 @@ class MediaFile:
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
         """The sound of a window, extended to whole frames; None if a seek went too far."""
         assert self.info.audio_limits is not None
-        parts: list[list[npt.NDArray[Any]]] = []
+        parts: list[npt.NDArray[Any]] = []
         anchor, collected, rate = 0.0, 0, 0
         frame: AudioFrame | None = None
         for time, frame in self._frames("audio", seek_to):
@@ -536,7 +536,7 @@ class MediaFile:
             following = time + frame.samples / rate
             if following <= start:
                 continue
-            channels = _channels(frame)
+            samples = _samples(frame)
             if not parts:
                 if seek_to is not None and time > start:
                     return None
@@ -545,28 +545,28 @@ class MediaFile:
             if gap > AUDIO_GAP_SECONDS * rate:
                 if time >= min(end, self.info.audio_limits[1] + 1.0):
                     break  # A stamp beyond the stream: ignore the rest.
-                parts.append([np.zeros(gap, channel.dtype) for channel in channels])
+                parts.append(np.zeros((gap, samples.shape[1]), samples.dtype))
                 collected += gap
             elif -gap > AUDIO_GAP_SECONDS * rate:
-                channels = [channel[-gap:] for channel in channels]
-            parts.append(channels)
-            collected += len(channels[0])
+                samples = samples[-gap:]
+            parts.append(samples)
+            collected += len(samples)
             if following >= end:
                 break
         if frame is None or not parts:
             return None
-        samples = np.stack([np.concatenate(channel) for channel in zip(*parts, strict=True)], axis=1)
-        layout = {1: "mono", 2: "stereo"}.get(len(parts[0]), frame.layout.name)
-        return AudioTrack(samples, rate, anchor, frame.format.packed.name, layout, self.path)
+        channels = parts[0].shape[1]
+        layout = {1: "mono", 2: "stereo"}.get(channels, frame.layout.name)
+        return AudioTrack(np.concatenate(parts), rate, anchor, frame.format.packed.name, layout, self.path)
 
 
-def _channels(frame: AudioFrame) -> list[npt.NDArray[Any]]:
-    """Channels of a frame, in its memory; `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
+def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
+    """Samples [N, channels] of a frame; `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
     channels, count = frame.layout.nb_channels, frame.samples
     dtype = _SAMPLE_TYPES[frame.format.packed.name]
     if not frame.format.is_planar:
-        return list(np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).T)
-    return [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes[:channels]]
+        return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
+    return np.stack([np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes[:channels]], axis=1)
 
 
 def probe(path: str | Path) -> MediaInfo:
