@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.promised import promised
-from tests.waiting import LONG
+from tests.machine import LONG, promised
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")

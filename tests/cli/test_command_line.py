@@ -19,7 +19,7 @@ from common.reporting.papers import project_root
 from common.stages.configuration import resolve
 from common.stages.request import Selection, find_request
 from common.stages.run import stage_configuration
-from tests.waiting import LONG
+from tests.machine import LONG
 
 
 @pytest.mark.parametrize(

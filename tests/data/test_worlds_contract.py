@@ -19,7 +19,7 @@ from common.data.worlds.narrated import NarratedWorld
 from common.data.worlds.shapes import ShapesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
 from tests.data.worlds import digest, media, tiny
-from tests.waiting import LONG
+from tests.machine import LONG
 
 Rendered = Callable[[type[World]], Any]
 

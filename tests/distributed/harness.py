@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.waiting import LONG, group_runs, until
+from tests.machine import LONG, group_runs, until
 
 
 def run_distributed(function: Callable[..., Any], world_size: int = 2, *args: Any) -> list[Any]:

@@ -23,8 +23,8 @@ from common.reporting.papers import project_root
 from tests.distributed.harness import free_port
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over, train
+from tests.machine import LONG
 from tests.stages import request
-from tests.waiting import LONG
 
 MODULE = "common.commands.main"
 

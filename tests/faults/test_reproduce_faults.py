@@ -23,7 +23,7 @@ from common.stages import stopping
 from common.stages.plan import plan
 from common.stages.request import Selection
 from tests.distributed.harness import ending_as_a_group
-from tests.waiting import LONG, runs, until
+from tests.machine import LONG, runs, until
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:

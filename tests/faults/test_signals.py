@@ -19,7 +19,7 @@ import pytest
 from tests.distributed.harness import ending_as_a_group, free_port
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over
-from tests.waiting import LONG, until
+from tests.machine import LONG, until
 
 PROGRAM = ("-m", "common.commands.main")
 #: A command that waits three seconds for a stage to be saved; ranks are started by the same file.

@@ -11,8 +11,7 @@ import pytest
 
 from common.metrics.captioning import CaptionSet, JavaUnavailable, score_captions
 from common.metrics.captioning.meteor import METEOR_JAR, meteor
-from tests.promised import promised
-from tests.waiting import LONG
+from tests.machine import LONG, promised
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "golden" / "vx2text"
 GOLDEN = json.loads((GOLDEN_FOLDER / "caption_metrics.json").read_text())

@@ -32,8 +32,8 @@ from common.monitoring.figures import (
     plain,
     save_figure,
 )
+from tests.machine import LONG
 from tests.monitoring.loggers import Kept
-from tests.waiting import LONG
 
 QUIET: Any = SimpleNamespace(loggers=[])
 

@@ -13,9 +13,11 @@ import yaml
 
 import common
 from tests.architecture.sources import ROOT, modules
-from tests.promised import promised
+from tests.machine import promised
 
 SITE: dict[str, Any] = runpy.run_path(str(ROOT / ".ci" / "site.py"))
+IMAGES = ROOT / "docs" / "images"
+DIAGRAMS: dict[str, Any] = runpy.run_path(str(IMAGES / "diagrams.py"))["DRAWINGS"]
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,9 @@ def test_the_citation_names_this_version_and_the_five_papers() -> None:
         assert reference["title"] in text
         assert ", ".join(f"{one['given-names']} {one['family-names']}" for one in reference["authors"]) in text
         assert reference["identifiers"][0]["value"].replace(":", " ") in text
+
+
+@pytest.mark.parametrize("paper", DIAGRAMS)
+def test_a_diagram_is_what_its_script_draws(paper: str) -> None:
+    drawn = DIAGRAMS[paper]().svg()
+    assert (IMAGES / f"{paper}.svg").read_text(encoding="utf-8") == drawn, "run python docs/images/diagrams.py"

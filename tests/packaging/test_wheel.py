@@ -18,7 +18,7 @@ import pytest
 
 import common
 from tests.architecture.sources import ROOT
-from tests.waiting import LONG
+from tests.machine import LONG
 
 SHIPPED = ("common", "configs", "papers", "rehearsals")
 

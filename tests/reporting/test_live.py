@@ -12,8 +12,8 @@ import pytest
 from common.reporting.live import LiveReport
 from common.reporting.report import page
 from tests.chromium import needed, opened
+from tests.machine import LONG, until
 from tests.reporting.conftest import Saved
-from tests.waiting import LONG, until
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from common.reporting import records
 from common.reporting.report import build
 from common.reporting.results import find_promoted
 from tests.chromium import needed, opened, resize
+from tests.machine import until
 from tests.reporting.test_report import PIXEL
-from tests.waiting import until
 
 pytestmark = needed
 

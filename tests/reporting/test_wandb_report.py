@@ -16,9 +16,9 @@ from common.reporting.records import short_name
 from common.reporting.render import fill_best, row_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
+from tests.machine import LONG
 from tests.reporting.conftest import Capsys, Saved
 from tests.reporting.test_commands import run
-from tests.waiting import LONG
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 Spec = dict[str, Any]

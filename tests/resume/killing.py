@@ -16,8 +16,8 @@ import torch
 from common.reporting.records import Record
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
+from tests.machine import LONG
 from tests.stages import callbacks
-from tests.waiting import LONG
 
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
 

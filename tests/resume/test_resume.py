@@ -23,10 +23,10 @@ from common.stages.run import run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
+from tests.machine import LONG
 from tests.resume.killing import LAYER, assert_equal, assert_resumes, compare, kill_at, run_and_resume
 from tests.stages import callbacks, request
 from tests.trained import copied_avid
-from tests.waiting import LONG
 
 
 # Seven steps an epoch and a checkpoint every four: step 5 goes on from 4, step 14 from 12. Every step, the last of an

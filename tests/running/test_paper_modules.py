@@ -13,8 +13,8 @@ import pytest
 from common.reporting.papers import project_root
 from common.stages.cli import StageCLI
 from common.stages.run import run_stage
+from tests.machine import LONG
 from tests.stages import request
-from tests.waiting import LONG
 
 CODE = """
 import sys

@@ -23,9 +23,9 @@ from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over
 from tests.distributed.test_training import LAYER
+from tests.machine import LONG, runs, until
 from tests.resume.killing import compare
 from tests.stages import callbacks, request
-from tests.waiting import LONG, runs, until
 
 #: As `srun` sets them for the one task of a job.
 SLURM = {

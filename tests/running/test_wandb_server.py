@@ -23,8 +23,8 @@ from common.stages.configuration import check_ranges
 from common.stages.loggers import StageWandbLogger, own_id, wandb_logger, wandb_mode
 from common.stages.request import Selection, find_request
 from common.stages.run import run_stage
+from tests.machine import LONG
 from tests.stages import request
-from tests.waiting import LONG
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 

@@ -1,7 +1,8 @@
-"""Waiting for what other processes do, on a machine of any speed."""
+"""Waiting for other processes on a machine of any speed, and what the machine must have."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,3 +38,8 @@ def group_runs(group: int) -> bool:
     """Whether any process of a group runs."""
     found = map(_status, Path("/proc").glob("[0-9]*"))
     return any(state not in "ZX" and own == str(group) for state, _, own, *_ in found)
+
+
+def promised(what: str) -> bool:
+    """Whether ASSEMBLE_TESTS_HAVE names `browser`, `docs` or `java`; tests that need it then fail without it."""
+    return what in os.environ.get("ASSEMBLE_TESTS_HAVE", "").split()
