@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD, Pixels, random_area
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+
+#: Of `ImageTransform.jitter`, except for the hue.
+ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,7 @@ class ImageTransform:
                 turn = Image.new("HSV", image.size, (int(255 * factor) % 256, 0, 0))
                 image = ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
                 continue
-            # All three blend with another picture: black, its mean gray, its gray version.
-            if operation == 0:
-                other = Image.new("RGB", image.size)
-            elif operation == 1:
-                mean = int(np.asarray(image.convert("L")).sum() / (image.width * image.height) + 0.5)
-                other = Image.new("RGB", image.size, (mean, mean, mean))
-            else:
-                other = image.convert("L").convert("RGB")
-            image = Image.blend(other, image, factor)
+            image = ENHANCERS[operation](image).enhance(factor)
         return image
 
 
@@ -155,4 +150,5 @@ def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) 
 
 def _planes(image: Image.Image) -> Pixels:
     """A picture as float32 [3, H, W] in [0, 1]."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) / np.float32(255.0)
+    channels_first = np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+    return np.divide(channels_first, 255.0, dtype=np.float32)
