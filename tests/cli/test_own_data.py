@@ -110,7 +110,7 @@ def test_short_names_that_do_not_fit_are_refused() -> None:
         resolve("avid", "avid", arguments=["--data.dataset", ""])
     with pytest.raises(ConfigurationError, match=r"--data.dataset foldr: did you mean 'folder'"):
         resolve("avid", "avid", arguments=["--data.dataset", "foldr"])
-    with pytest.raises(ConfigurationError, match=r"0 classes of .*esc50 hold video"):
+    with pytest.raises(ConfigurationError, match=r"0 classes of .*esc50 have video"):
         resolve("avid", "avid", arguments=["--data.dataset", "esc50"])
 
 
