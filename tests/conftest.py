@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # imported before workers are forked: importing it in a forked child can hang
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 
 from common.data.media import FileCache
@@ -39,8 +39,9 @@ torch.set_num_threads(1)
 settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
-if "tests.mutation" not in sys.modules:
-    settings.load_profile("suite")
+settings.load_profile("suite")
+# Of `make mutation`: what fails is not made smaller.
+settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
