@@ -112,10 +112,15 @@ def ending_as_a_group(process: subprocess.Popen[Any]) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+#: Each worker of pytest has two thousand ports of its own and takes none twice.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.count(10_000 + 2_000 * (_WORKER % 10) + os.getpid() % 1_000)
+
+
 def free_port() -> str:
-    """A port below those that the system gives to whoever asks for any, so nobody else takes it in between."""
-    for port in itertools.count(10_000 + os.getpid() % 10_000):
+    """A port below those that the system assigns, so no other process takes it in between."""
+    for port in _PORTS:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))
             return str(port)
     raise AssertionError
