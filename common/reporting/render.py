@@ -106,19 +106,21 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
     sources |= {YOURS: yours} if yours is not None else {}
     metrics = tuple(metric for metric in result.table.metrics if not metric.hidden)
     kinds = {m.id: (PUBLISHED, *sources) if is_paired(result, m) else tuple(sources) for m in metrics}
+    usual = {kind: usual_draws(source) for kind, source in sources.items()}
 
     def values(row: Row, metric: Metric) -> tuple[Value, ...]:
         cell = result.cells[row.label, metric.id]
         found = [Value(PUBLISHED, published_text(cell, metric.decimals), cell)]
         for kind, source in sources.items():
             cell = source.cells[row.label, metric.id]
-            found.append(Value(kind, measured_text(cell, metric.decimals, usual_draws(source)), cell))
+            found.append(Value(kind, measured_text(cell, metric.decimals, usual[kind]), cell))
         return tuple(value for value in found if value.kind in kinds[metric.id])
 
-    known = [(row, m) for row in result.rows for m in metrics if any(value.text != DASH for value in values(row, m))]
-    metrics = tuple(metric for metric in metrics if any(metric is m for _, m in known))
-    kept = [row for row in result.rows if any(row is r for r, _ in known)]
-    rows = tuple((row, tuple(values(row, metric) for metric in metrics)) for row in kept)
+    laid = {(row.label, metric.id): values(row, metric) for row in result.rows for metric in metrics}
+    known = [place for place, found in laid.items() if any(value.text != DASH for value in found)]
+    labels, ids = {label for label, _ in known}, {metric for _, metric in known}
+    metrics = tuple(metric for metric in metrics if metric.id in ids)
+    rows = tuple((row, tuple(laid[row.label, m.id] for m in metrics)) for row in result.rows if row.label in labels)
     shown = list(sources.values()) or [result]
     return View(
         result.table.title, caption(result, yours), result.scale, metrics, kinds, rows,
