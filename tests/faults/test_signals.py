@@ -49,15 +49,17 @@ def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
         process.communicate(timeout=after)
         return  # this machine was faster than when the run was timed
     except subprocess.TimeoutExpired:
-        listens = _listens(process.pid)
+        # Before it listens, a signal ends it at once.
+        until(lambda: process.poll() is not None or _listens(process.pid))
+        if process.returncode is not None:
+            return
         # Ctrl-C reaches every process of a terminal.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     with ending_as_a_group(process):
         output, _ = process.communicate(timeout=LONG)
-        if listens:  # not while Python starts or ends
-            assert process.returncode in (128 + number, -number), output
-            assert "FAILED" not in output
-            assert "Traceback" not in output
+        assert process.returncode in (128 + number, -number), output
+        assert "FAILED" not in output
+        assert "Traceback" not in output
 
 
 def _listens(pid: int) -> bool:
