@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -154,7 +155,8 @@ def verdict(mutant: Mutant, tests: list[str], tree: Path) -> str:
     target.write_bytes(source[: mutant.begin] + mutant.new.encode() + source[mutant.end :])
     try:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"@{listed}"]
-        done = subprocess.run(command, cwd=tree, capture_output=True, timeout=4 * SECONDS, check=False)
+        environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}  # for commands that tests start
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=4 * SECONDS, check=False)
         if done.returncode == pytest.ExitCode.USAGE_ERROR:
             raise RuntimeError(f"{mutant}: the tests could not be started\n{done.stdout}{done.stderr}")
         return "survived" if done.returncode == pytest.ExitCode.OK else "killed"
