@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -313,21 +312,27 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Iterable[Record], isa: str = NATIVE
 ) -> list[float | None]:
-    """Seconds that stages take here, or None; recorded runs (same instruction set first) are scaled by `here`."""
+    """Seconds that stages take here, or None: the fastest run here, else the fastest recorded one, scaled by `here`.
+
+    Recorded runs on this processor come first, then those with its instruction set. The fastest counts because other
+    work on the machine only makes a run longer.
+    """
     recorded = list(recorded)
     wanted = machine_isa() if isa == NATIVE else isa
-    known = _medians(recorded) | _medians(r for r in recorded if instructions(r) == wanted)
-    own = _medians(r for r in here if r.draw.isa == isa)
+    similar = [r for r in recorded if instructions(r) == wanted]
+    same = [r for r in similar if r.hardware.get("cpu") == processor()]
+    known = _fastest(recorded) | _fastest(similar) | _fastest(same)
+    own = _fastest(r for r in here if r.draw.isa == isa)
     both = own.keys() & known.keys()
     pace = sum(own[stage] for stage in both) / (sum(known[stage] for stage in both) or 1.0) if both else 1.0
     return [own.get(stage, known[stage] * pace if stage in known else None) for stage in stages]
 
 
-def _medians(records: Iterable[Record]) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {}
+def _fastest(records: Iterable[Record]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
     for record in records:
-        seconds.setdefault(record.stage, []).append(record.wall_seconds)
-    return {stage: statistics.median(found) for stage, found in seconds.items()}
+        seconds[record.stage] = min(record.wall_seconds, seconds.get(record.stage, math.inf))
+    return seconds
 
 
 def instructions(record: Record) -> str | None:
@@ -369,12 +374,16 @@ def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, A
     """The machine, for a record; `accelerators` are device names, passed in because finding them needs torch."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": cpu_info("model name") or platform.processor() or platform.machine() or "unknown",
+        "cpu": processor(),
         "cores": files.usable_cores(),
         "memory_gib": round(memory, 1),
         "accelerators": list(accelerators),
         "isa": {"requested": isa, "machine": machine_isa()},
     }
+
+
+def processor() -> str:
+    return cpu_info("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -157,18 +157,19 @@ def test_find_checks_places_and_skips_what_was_set_aside(project: Path, saved: S
         assert "record.json" in error
 
 
-def test_expected_seconds_are_of_this_instruction_set_and_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(stage: str, seconds: float, machine: str = "avx2", requested: str = "native") -> Record:
+def test_expected_seconds_are_of_this_processor_or_instruction_set_and_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(stage: str, seconds: float, machine: str = "avx2", requested: str = "native", cpu: str = "other") -> Record:
         isa = {"requested": requested, "machine": machine}
-        return a_record(stage=stage, wall_seconds=seconds, hardware={"isa": isa})
+        return a_record(stage=stage, wall_seconds=seconds, hardware={"cpu": cpu, "isa": isa})
 
     def expected(here: list[Record], *stages: str, isa: str = "native") -> list[float | None]:
         return records.expected_seconds(stages, here, known, isa)
 
     monkeypatch.setattr(records, "machine_isa", lambda: "avx2")
-    known = [run("a", 10.0), run("a", 20.0), run("a", 600.0, "avx512"), run("a", 90.0, requested="avx"), run("b", 4.0)]
-    known.append(run("c", 50.0, "avx512"))
-    assert expected([], "a", "b", "c", "d") == [15.0, 4.0, 50.0, None]
+    monkeypatch.setattr(records, "processor", lambda: "ours")
+    known = [run("a", 20.0), run("a", 15.0), run("a", 6.0, "avx512"), run("a", 90.0, requested="avx"), run("b", 4.0)]
+    known += [run("c", 50.0, "avx512"), run("e", 7.0), run("e", 9.0, cpu="ours"), run("e", 8.0, "avx512", cpu="ours")]
+    assert expected([], "a", "b", "c", "d", "e") == [15.0, 4.0, 50.0, None, 9.0]
     assert expected([], "a", isa="avx") == [90.0]
     assert expected([run("a", 30.0)], "a", "b", "d") == [30.0, 8.0, None]
 
