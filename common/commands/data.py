@@ -52,7 +52,7 @@ def data(
         int | None,
         Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
     ] = None,
-    device: Annotated[str, "cpu, cuda or auto"] = "auto",
+    device: Annotated[str, Option(choices=("auto", "cpu", "cuda"))] = "auto",
 ) -> int:
     """List a paper's data sets and weights, which were found, and how to get the rest.
 
@@ -75,7 +75,7 @@ def data(
         if own is None:
             able = ", ".join(one.short for one in existing_papers() if optional_part(one.name, "prepare"))
             raise StageError(f"--text-features: {name} stores no text features; {able} does")
-        for path in own.text_features(root, bert, None if device == "auto" else device, batch_size or 256):
+        for path in own.text_features(root, bert, _device(device), batch_size or 256):
             print(f"written to {path}")
         return 0
     if measure is not None:
@@ -90,6 +90,16 @@ def data(
     if own is not None:
         own.report(root)
     return 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise StageError("--device cuda: torch finds no GPU on this machine")
+    return "cpu"
 
 
 def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
@@ -109,8 +119,6 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
 def _extract(
     images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str, distribution: bool
 ) -> int:
-    import torch
-
     from common.data.checksums import digest
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
     from common.data.regions import REGION_SUFFIXES
@@ -119,8 +127,7 @@ def _extract(
         raise StageError(f"--output {output} exists: name a new file, or delete it")
     if output.suffix.lower() not in REGION_SUFFIXES:
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(device)
     extractor = RegionExtractor(load_detector(weights), regions, device, {"detector": digest(weights, "sha256")})
     found = extract_regions(images, output, extractor, batch_size, distribution)
     print(f"{output}: regions of {found.written:,} images")

@@ -122,6 +122,7 @@ def power(
     Rows are separated if the 95 % interval of their mean difference excludes zero. Runs with the same seed and rounding
     are paired. The spread comes from the recorded runs.
     """
+    import math
     import statistics
 
     from common.reporting import power as planning
@@ -135,6 +136,8 @@ def power(
 
     if not 0.1 <= power <= 0.99:
         raise ReportingError(f"--power is a probability from 0.1 to 0.99, got {power}")
+    if gap is not None and not math.isfinite(gap):
+        raise ReportingError(f"--gap is a finite number, got {gap}")
     source, recorded = load(paper), find_promoted(paper, scale)
     pair = planning.find_pair(collect(source, scale, recorded, [table] if table else None), row, over, metric)
     differences = pair.differences

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
@@ -60,15 +59,12 @@ class WantedStore:
         except (OSError, ValueError) as error:
             return str(error)
 
-    def make(self, device: str | None, batch_size: int, console: Console) -> None:
+    def make(self, device: str, batch_size: int, console: Console) -> None:
         self.tokenizer.prepare()
         captions, digest = self.captions(), bert_digest(Path(self.features.bert).expanduser())
         encoder = BertText(self.features.bert)
         encoder.encoder.require_weights()
-        try:
-            encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except (RuntimeError, AssertionError) as error:
-            raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        encoder.to(device)
         about = {"dataset": self.dataset.name, "split": self.split}
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
             task = progress.add_task(f"BERT reads {self.title}", total=int(captions.starts[-1]))
@@ -114,7 +110,7 @@ def report(data: Path, console: Console | None = None) -> None:
 def text_features(
     data: Path,
     bert: Path | None = None,
-    device: str | None = None,
+    device: str = "cpu",
     batch_size: int = 256,
     console: Console | None = None,
 ) -> list[Path]:

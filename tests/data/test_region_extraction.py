@@ -186,5 +186,6 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     # The output is checked before a detector is loaded.
     assert main([*command, "--detector", "none.pth"]) == 2
     assert "a.h5 exists" in capsys.readouterr().err
-    assert main([*command, "--detector", "none.pth", "--output", "a.txt"]) == 2
-    assert "--output a.txt" in capsys.readouterr().err
+    for flag, value in (("--output", "a.txt"), ("--device", "gpu")):
+        assert main([*command, "--detector", "none.pth", flag, value]) == 2
+        assert flag in capsys.readouterr().err

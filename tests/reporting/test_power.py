@@ -80,6 +80,7 @@ def test_the_command(project: Path, make_record: MakeRecord, capsys: Capsys) -> 
         (("--metric", "esc"), "fewer than two recorded runs"),
         (("--table", "transfr"), "did you mean 'transfer'?"),
         (("--power", "1"), "--power is a probability"),
+        (("--gap", "nan"), "--gap is a finite number"),
     ):
         assert main([*command, *changed]) == 2
         assert told in capsys.readouterr().err
