@@ -87,8 +87,6 @@ class World(ABC):
             with Console(stderr=True).status("") as status:
                 for name in missing:
                     self._render(name, status)
-            description = json.dumps({"version": self.version, **self.parameters}, indent=2, sort_keys=True)
-            (self.folder / "world.json").write_text(description + "\n", encoding="utf-8")
 
     def move_to(self, root: Path, folders: Mapping[str, str]) -> None:
         """Render data sets and move them out of the world, from data set name to folder below `root`."""
