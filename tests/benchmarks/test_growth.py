@@ -20,8 +20,7 @@ from common.data.samplers import EpochSampler
 from common.memory.queue import KeyQueue
 from common.metrics.generation.frechet import FeatureStatistics
 from common.metrics.retrieval import caption_retrieval
-from common.monitoring.figures import chart
-from common.reporting import render
+from common.reporting import charts, render
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
 from common.stages.plan import Selection, plan
@@ -166,6 +165,26 @@ def _slope(name: str, column: int) -> float:
     return float(np.polyfit(*np.log(rows).T, 1)[0])
 
 
+def _drawn() -> str:
+    """Milliseconds and megabytes of every part against N, as a figure like those of tables."""
+    figure = charts._figure(860, 300)
+    for left, column, unit, title in ((52, 1, 1e-3, "CPU ms"), (350, 2, 1e6, "MB")):
+        axis = charts._axes(figure, left, 26, 220, 232)
+        axis.set(xscale="log", yscale="log")
+        axis.set_xlabel("N", color=charts.INK)
+        axis.grid(axis="y", color=charts.LINE)
+        charts._text(figure, left, 16, title, fontweight="bold")
+        for number, (name, rows) in enumerate(FOUND.items()):
+            turn, color = divmod(number, len(charts.SERIES))
+            places, values = [row[0] for row in rows], [row[column] / unit for row in rows]
+            axis.plot(places, values, ("-", "--")[turn], color=charts.SERIES[color], linewidth=1.5, label=name)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.minorticks_off()
+    axis.legend(frameon=False, labelcolor=charts.INK, fontsize=11, loc="upper left", bbox_to_anchor=(1, 1))
+    return charts._svg(figure, "Time and memory against N")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _page() -> object:
     """Write figure and table at the end, into the folder of the page `BENCH`."""
@@ -173,14 +192,6 @@ def _page() -> object:
     page = Path(os.environ.get("BENCH", "1"))
     if not FOUND or page.name == "1":
         return
-    figure, axes = chart(1, 2, (9, 4))
-    for axis, column, label in zip(axes[0], (1, 2), ("CPU seconds", "bytes")):
-        for name, rows in FOUND.items():
-            axis.loglog([row[0] for row in rows], [row[column] for row in rows], "o-", ms=3, label=name)
-        axis.set(xlabel="N", ylabel=label)
-    axes[0, 0].legend(fontsize=5)
-    (page.parent / "images").mkdir(exist_ok=True)
-    figure.savefig(page.parent / "images" / "growth.svg")
     lines = [
         about_machine(), "", "![Time and memory against N](images/growth.svg)", "",
         "| what | N | time at the largest | grows as N to the | expected | memory at the largest | projected |",
@@ -195,4 +206,4 @@ def _page() -> object:
             f"| {name} | {rows[0][0]:,} to {size:,} | {amount(seconds)} | {_slope(name, 1):.2f} | {part.slope:g} | "
             f"{used / 1e6:,.0f} MB, N to the {_slope(name, 2):.2f} | {later} |"
         )
-    render.write({page: render.marked(page, growth="\n".join(lines))})
+    render.write({page: render.marked(page, growth="\n".join(lines)), page.parent / "images" / "growth.svg": _drawn()})
