@@ -216,7 +216,7 @@ def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str)
             if title not in here or "did not answer" in str(error):
                 raise
             here[title] = _saved(document)  # somebody deleted the earlier one
-        write_atomically(sent, json.dumps(ids, indent=1, sort_keys=True) + "\n")
+        write_atomically(sent, json.dumps(ids) + "\n")
         yield document.url
 
 

@@ -143,6 +143,8 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "within_negatives: 8   # configs/avid_cma/smoke.yaml [cma]\n" in output
     assert "batch_norm_group: null   # configs/avid_cma/smoke.yaml\n" in output
     assert yaml.safe_load(output)["model"]["class_path"] == "papers.avid_cma.module.AVIDModule"
+    assert main(["fit", "avid/avid", "--scale", "mini", "--runs", str(tmp_path), "--print_config"]) == 0
+    assert "\n# deviation of scale mini: model.init_args.head_batch_norm: Batch " in capsys.readouterr().out
 
 
 def test_a_file_of_overrides_wins_over_the_tables_parent_and_names_the_run(tmp_path: Path) -> None:

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from common.data.worlds.base import World
-from tests.data.worlds import tiny
+from tests.data.worlds import check_golden, tiny
 
 
 @pytest.fixture(scope="session")
 def rendered() -> Callable[[type[World]], Any]:
-    """The small world of a kind with all its files; nobody changes them."""
+    """The small world of a kind with all its files, which are those that it always had; nobody changes them."""
 
     @cached
     def of(kind: type[World]) -> Any:
         made = tiny(kind, Path(os.environ["ASSEMBLE_TESTS"]) / "worlds")
         made.prepare()
+        check_golden(made)
         return made
 
     return of

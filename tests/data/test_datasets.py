@@ -21,7 +21,7 @@ from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetMissing
-from tests.data.writers import WRITERS
+from tests.data.writers import PUBLISHED, WRITERS
 
 ALL = (*WRITERS, COCOCN, LocalizedNarrativesOpenImages)
 
@@ -44,6 +44,12 @@ def test_a_missing_and_an_empty_folder_explain_themselves(kind: type[MediaDatase
     assert not status.present
     assert status.problem
     assert status.dataset.root == tmp_path
+
+
+@pytest.mark.parametrize(("kind", "sizes"), PUBLISHED.items())
+def test_published_sizes(kind: type[MediaDataset], sizes: tuple[int | None, ...], tmp_path: Path):
+    dataset = kind(tmp_path)
+    assert (dataset.published_classes(), *(dataset.published_count(*part) for part in dataset.parts())) == sizes
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -83,7 +89,7 @@ def test_the_status_counts_and_says_what_differs_from_the_published_set(kind: ty
     assert status.layout
     assert any("published" in note for note in status.notes)
     if kind.num_classes and kind is not TVQA:
-        assert any(f"classes, published {kind.num_classes}" in note for note in status.notes)
+        assert any(f"classes, published {PUBLISHED[kind][0]}" in note for note in status.notes)
     assert dataset.unit == ("images" if "image" in kind.streams else "clips")
 
 

@@ -61,6 +61,17 @@ def cropped(
     return reference.resized_crop(image, top, left, height, width, [transform.crop, transform.crop])
 
 
+def test_defaults_are_mocos() -> None:
+    """As in MoCo v2's `main_moco.py` with `--aug-plus`."""
+    view = dataclasses.asdict(ImageTransform())
+    crop = RandomResizedCrop(224, scale=(0.2, 1.0))
+    assert (view["crop"], view["min_area"], view["max_aspect"]) == (crop.size[0], crop.scale[0], crop.ratio[1])
+    assert (view["jitter"], view["jitter_probability"], view["grayscale"]) == ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2)
+    assert (view["blur"], view["blur_sigma"], view["flip"]) == (0.5, (0.1, 2.0), 0.5)
+    assert (view["resize"], view["squeeze"], view["training"]) == (256, False, True)
+    assert dataclasses.astuple(SquashTransform()) == (256, 0.5, 0.0, True)
+
+
 @pytest.mark.parametrize("size", [(30, 24), (24, 30), (16, 16), (20, 20), (7, 90), (1, 1), (333, 250)])
 @pytest.mark.parametrize("squeeze", [False, True])
 def test_evaluation_equals_torchvision(size: tuple[int, int], squeeze: bool) -> None:

@@ -105,6 +105,12 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     assert [path.name for path in dataset.region_paths("train")] == ["train_9.h5", "train_10.h5"]
     assert list(dataset.regions("train").keys) == ["0", "1", "3"]
     assert dataset.regions("train").missing(dataset.captions("train").keys) == []
+    assert dataset.region_notes("train") == []
+    broken = tmp_path / "regions" / "val.npz"
+    broken.parent.mkdir()
+    broken.write_bytes(b"PK")
+    assert "val: region features cannot be used: " in dataset.region_notes("val")[0]
+    broken.unlink()
     # A folder of its own comes first; elsewhere, it is named.
     write_features(tmp_path / "regions" / "train.npz", ["7"])
     assert list(dataset.regions("train").keys) == ["7"]

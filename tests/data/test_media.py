@@ -16,28 +16,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data.clips import clip_start
 from common.data.media import (
     FileCache,
     FrameFolder,
     MediaError,
     MediaFile,
-    frame_count,
+    _on_screen,
     probe,
     select_frames,
 )
+from common.data.worlds.audiovisual import write_clip
 from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video
 from tests.data.text_layouts import write_frames
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
-DRAW = st.floats(0.0, 1.0, exclude_max=True)
-LIMITS = st.tuples(st.floats(-1.0, 5.0), st.floats(0.1, 20.0)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 CONTAINERS = [(".mp4", 0), (".mp4", 2), (".mkv", 2), (".avi", 0)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("media")
+
+
+@given(st.lists(st.integers(0, 40), min_size=1), st.lists(st.integers(0, 40)), st.integers(1, 6))
+def test_a_frame_is_on_screen_until_the_next(times: list[int], boundaries: list[int], step: int) -> None:
+    expected = []
+    for boundary in sorted(boundaries):
+        before = sorted(time for time in times if time < boundary)
+        shown = [time for time in before if time >= boundary - step] or before[-1:] or [min(times)]
+        if max(times) >= boundary - step:
+            expected.append(shown[0])
+    assert _on_screen([(time, time) for time in sorted(times)], sorted(boundaries), step) == expected
+
+
+def test_worlds_write_clips_at_their_rate(folder: Path) -> None:
+    write_clip(folder / "world.mp4", np.zeros((10, 16, 32, 3), np.uint8), 8)
+    found = probe(folder / "world.mp4")
+    assert (found.video_fps, found.video_limits, found.frame_size) == (8, (0, 1.25), (16, 32))
 
 
 @pytest.mark.parametrize(("suffix", "b_frames"), CONTAINERS)
@@ -244,21 +259,6 @@ def test_frame_choice_equals_the_reference(case: dict) -> None:
     indices, start = select_frames(case["start"], case["duration"], case["video_fps"], case["src_fps"], end)
     assert indices.tolist() == case["frame_indices"]
     assert start == pytest.approx(case["actual_start"], abs=1e-9)
-
-
-@given(LIMITS, DRAW, st.floats(0.1, 3.0), st.floats(1.0, 60.0), st.floats(1.0, 60.0))
-def test_chosen_frames_exist_and_follow_each_other(
-    limits: tuple[float, float], draw: float, duration: float, video_fps: float, source_fps: float
-) -> None:
-    origin, end = limits
-    start = clip_start(limits, duration, draw)
-    indices, actual = select_frames(start, duration, video_fps, source_fps, end, origin)
-    assert len(indices) <= frame_count(duration, video_fps)
-    assert np.all(np.diff(indices) >= 0)
-    if len(indices):
-        assert indices[0] >= 0
-        assert origin + indices[-1] / source_fps <= end + 1e-9
-        assert abs(actual - start) <= 1.0 / source_fps + 1e-9
 
 
 @pytest.mark.parametrize("fps", [3.0, 24000 / 1001, 25.0, 30.0])

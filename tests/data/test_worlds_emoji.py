@@ -47,6 +47,8 @@ def test_a_concept_without_other_keywords_still_has_captions() -> None:
 def test_other_languages_can_be_rendered(tmp_path: Path, language: str) -> None:
     world = tiny(EmojiWorld, tmp_path, concepts=6, language=language)
     world.prepare(["coco"])
+    every = tiny(EmojiWorld, tmp_path, concepts=None)
+    assert tiny(EmojiWorld, tmp_path, concepts=len(every.concepts)).folder == every.folder
     known = COCO(world.root_of("coco")).annotations("val")
     assert [captions[0] for captions in known.captions] == [concept.name[language] for concept in world.concepts]
     assert len(known.tag_names) > 150

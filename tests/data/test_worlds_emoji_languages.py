@@ -13,7 +13,7 @@ from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.multi30k import Multi30K
-from common.data.datasets.stair_captions import STAIRCaptions
+from common.data.datasets.stair_captions import OnCOCO, STAIRCaptions
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.worlds.base import World
 from common.data.worlds.emoji import LANGUAGES, Concept
@@ -38,6 +38,7 @@ def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
     ]
     for dataset in made:
         world.place(dataset)
+        assert world.needed_for(dataset) == (dataset.name, *["coco_karpathy"] * isinstance(dataset, OnCOCO))
     return {dataset.name: dataset for dataset in made}
 
 
@@ -107,23 +108,6 @@ def rows_by_concept(captions: Any) -> dict[int, set[str]]:
     for key, texts in zip(captions.keys, captions.captions):
         found.setdefault(int(key[-12:]) % 10_000, set()).update(texts)
     return found
-
-
-# ---------------------------------------------------------------------------------------------------- text
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Mahjong: Red, dragon", "mahjong red dragon"),
-        ("閉じた郵便受け（手紙なし）", "閉 じた 郵 便 受 け 手 紙 なし"),
-        ("红色、 圆", "红 色 圆"),
-        ("ゲーム", "ゲーム"),
-        ("„Žolík“", "žolík"),
-        ("(:,)", ""),
-    ],
-)
-def test_plain_text(text: str, expected: str) -> None:
-    assert plain(text) == expected
-    assert plain(expected) == expected
 
 
 # ---------------------------------------------------------------------------------------------------- dictionaries

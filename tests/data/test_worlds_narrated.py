@@ -1,22 +1,19 @@
 """The narrated world: what is drawn is what the words say, and every file lies where the real sets have it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
-    AUDIO_CATEGORIES,
     NarratedWorld,
     sentences,
 )
-from common.reporting.papers import project_root
 from tests.data.worlds import tiny
 
 
@@ -41,26 +38,9 @@ def test_the_sentences_hold_every_word_of_every_file(world: NarratedWorld) -> No
     for lines in TVQA(world.root_of("tvqa")).subtitles().values():
         used.update(" ".join(line.text for line in lines).split())
     assert used <= known
-    assert sentences() == sentences()
-
-
-# -- layouts -----------------------------------------------------------------------------------------------------------
 
 
 def test_moments_bring_the_films_that_they_describe(tmp_path: Path) -> None:
     other = tiny(NarratedWorld, tmp_path)
     other.prepare(["tvc"])
     assert sorted(path.name for path in other.folder.iterdir() if path.is_dir()) == ["tvc", "tvqa"]
-
-
-def test_categories_are_those_of_the_recipes() -> None:
-    def found(node: object) -> Iterator[tuple[str, ...]]:
-        for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-            if isinstance(value, list) and any(" beep" in str(name) for name in value):
-                yield tuple(value)
-            yield from found(value)
-
-    for name in ("audio_words", "mini", "smoke"):
-        listed = list(found(yaml.safe_load((project_root() / f"configs/vx2text/{name}.yaml").read_text())))
-        assert listed
-        assert set(listed) == {AUDIO_CATEGORIES}

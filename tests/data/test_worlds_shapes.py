@@ -5,13 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
 
 from common.data.datasets.imagenet import ImageNet
 from common.data.worlds.base import World
-from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, coverage, draw, mixed_scene, repeated_scene
+from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, coverage, repeated_scene
 from common.data.worlds.shapes import ShapesWorld
 from tests.data.worlds import tiny
 
@@ -21,7 +18,6 @@ def world(rendered: Callable[[type[World]], Any]) -> ShapesWorld:
     return rendered(ShapesWorld)
 
 
-# ------------------------------------------------------------------------------------------------------------ ImageNet
 @pytest.mark.parametrize(("probe", "classes"), [("glyph", 16), ("colour", 6), ("count", 3)])
 def test_imagenet(world: ShapesWorld, probe: Any, classes: int) -> None:
     other = tiny(ShapesWorld, world.folder.parent, probe=probe)
@@ -43,7 +39,6 @@ def test_imagenet(world: ShapesWorld, probe: Any, classes: int) -> None:
     assert names[path.parent.name] == said[probe]
 
 
-# -------------------------------------------------------------------------------------------------------------- glyphs
 def test_coverage_of_a_box_is_exact() -> None:
     box = np.array([[2.25, 1.5], [5.5, 1.5], [5.5, 4.0], [2.25, 4.0]])
     row = np.array([0, 0, 0.75, 1, 1, 0.5, 0, 0])
@@ -54,19 +49,3 @@ def test_coverage_of_a_box_is_exact() -> None:
         assert coverage([[box + shift]], 8).sum() == pytest.approx(part)
     assert coverage([[box + 20]], 8).sum() == 0
     assert coverage([], 8).shape == (0, 8, 8)
-
-
-@settings(max_examples=25)
-@given(seed=st.integers(0, 10_000))
-def test_boxes_and_polygons_enclose_the_drawn_pixels(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scene = repeated_scene(rng, 3)[0] if seed % 2 else mixed_scene(rng)
-    picture = draw(scene, rng, 64)
-    for covered, box, polygon in zip(picture.coverage, picture.boxes, picture.polygons):
-        rows, columns = np.nonzero(covered > 0.02)
-        tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        assert np.abs(tight - box).max() <= 1.0
-        encoded = coco_mask.frPyObjects([polygon.reshape(-1).tolist()], 64, 64)
-        inside = coco_mask.decode(coco_mask.merge(encoded)).astype(bool)
-        drawn = covered > 0.5
-        assert (inside & drawn).sum() / (inside | drawn).sum() > 0.75  # bars are six pixels wide

@@ -28,9 +28,6 @@ def world(request: pytest.FixtureRequest, rendered: Callable[[type[World]], Any]
     return rendered(request.param)
 
 
-# -- both --------------------------------------------------------------------------------------------------------------
-
-
 def test_the_reader_finds_captions_and_the_true_attributes(world: TwoSidesWorld) -> None:
     dataset = COCO2014(world.root_of("coco_2014"))
     for split, count in (("train", 40), ("val", 24)):

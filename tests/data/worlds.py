@@ -1,12 +1,24 @@
-"""Small worlds for tests: one of each kind, and what their files hold."""
+"""Small worlds for tests: one of each kind, what their files hold, and what they held when records were made of them.
+
+Texts are compared byte by byte, pictures, films and sounds roughly, because encoders and processors round.
+`python -m tests.data.worlds` writes the golden values anew, for a world with a higher `version`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from common.data.datasets.captioned import read_text
+from common.data.listing import spread
+from common.data.media import MediaFile
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
 from common.data.worlds.emoji import EmojiByDesigner, EmojiWorld
@@ -17,6 +29,9 @@ from common.data.worlds.shapes import ShapesWorld
 from common.data.worlds.two_objects import COLOURS, SHAPES, TwoObjectsWorld
 from common.data.worlds.two_sides import GROUNDS, TwoSidesWorld
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "worlds.npz"
+#: Files of a data set that are looked into.
+LOOKED_INTO = 12
 MEDIA = {".jpg", ".JPEG", ".png", ".mp4", ".avi", ".wav"}
 TINY: dict[type[World], dict[str, Any]] = {
     AudioVisualWorld: {
@@ -121,3 +136,64 @@ def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tupl
         else:
             numbers.append(names.index(said[side]))
     return (*numbers, list(GROUNDS).index(last))
+
+
+def described(world: World, name: str) -> dict[str, Any]:
+    """Digest of names and texts of a data set, and what some of its pictures and sounds are like."""
+    root = world.root_of(name)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    # SentencePiece rounds as the processor does.
+    texts = ["" if path.suffix in {*MEDIA, ".model"} else read_text(path) for path in files]
+    content = json.dumps([(path.relative_to(root).as_posix(), text) for path, text in zip(files, texts)])
+    media = [path for path in files if path.suffix in MEDIA]
+    chosen = [media[row] for row in spread(len(media), LOOKED_INTO)] if media else []
+    return {"texts": hashlib.sha256(content.encode()).hexdigest(), "media": np.array([alike(one) for one in chosen])}
+
+
+def alike(path: Path) -> list[float]:
+    """Colors of 4 x 4 fields of a picture, or of the first and last of a film; decibels by frequency and by time."""
+    if path.suffix in (".jpg", ".JPEG", ".png"):
+        return small(np.asarray(Image.open(path).convert("RGB")))
+    found: list[float] = []
+    with MediaFile(path) as media:
+        if media.video_limits is not None:
+            frames, _ = media.read_video(*media.video_limits, media.video_fps)
+            found += [*small(frames[0].numpy()), *small(frames[-1].numpy())]
+        if media.audio_limits is not None:
+            samples = media.read_audio(0.0, 1.0, 8000).double().numpy()
+            power = np.abs(np.fft.rfft(samples)[1:4001]).reshape(16, -1) ** 2
+            loud = np.square(samples[: len(samples) // 8 * 8]).reshape(8, -1)
+            found += (10 * np.log10(np.concatenate([power.mean(1), loud.mean(1)]) + 1e-6)).tolist()
+    return found
+
+
+def small(pixels: np.ndarray) -> list[float]:
+    return np.asarray(Image.fromarray(pixels).resize((4, 4), Image.Resampling.BOX), np.float64).ravel().tolist()
+
+
+def check_golden(world: World) -> None:
+    """A world of `TINY` holds what it held when records were made of worlds of its kind."""
+    golden = np.load(GOLDEN)
+    assert world.folder.name == str(golden[world.kind])
+    for name in world.names:
+        found = described(world, name)
+        assert found["texts"] == str(golden[f"{world.kind}/{name}"]), name
+        np.testing.assert_allclose(found["media"], golden[f"{world.kind}/{name}/media"], atol=1.5, err_msg=name)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        held: dict[str, Any] = {}
+        for kind in TINY:
+            world = tiny(kind, Path(folder))
+            world.prepare()
+            held[kind.kind] = world.folder.name
+            for name in world.names:
+                found = described(world, name)
+                held[f"{kind.kind}/{name}"] = found["texts"]
+                held[f"{kind.kind}/{name}/media"] = found["media"].astype(np.float32)
+        np.savez_compressed(GOLDEN, **held)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
+from matplotlib import colormaps
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -31,11 +32,13 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
+from common.monitoring.figures import plain
 from common.protocols.detection import (
     BoxTransform,
     Detection,
     DetectionData,
     collate_detection,
+    draw_detections,
     recompute_batch_statistics,
 )
 from common.training.callbacks import StepSeed
@@ -504,6 +507,29 @@ def test_statistics_of_two_processes_are_those_of_one() -> None:
     for found in run_distributed(half, 2):
         for name, value in found.items():
             assert np.allclose(value, whole.state_dict()[name], rtol=1e-5), name
+
+
+def test_the_true_and_the_likely_boxes_are_drawn(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr("common.protocols.detection.save_figure", lambda module, figure, path: figures.append(figure))
+    module = data(voc)
+    module.setup("test")
+    true, likely, unlikely = np.array([[0.0, 0, 20, 16]]), [2.0, 1, 9, 12], [3.0, 4, 5, 6]
+    found = DetectedImage(
+        np.array([likely, unlikely]), np.array([0.5, 0.49]), np.array([2, 1]), true, np.array([2]), np.array([False])
+    )
+    draw_detections(detector(), module.test_images, {0: found, 3: found, 1: found, 2: found}, voc)
+    axes = figures[0].axes
+    assert figures[0].get_size_inches().tolist() == [9, 6]
+    assert [axis.get_title() for axis in axes[:4]] == [plain(module.test_images.name(item)) for item in (0, 3, 1, 2)]
+    (dashed, solid), (text,) = axes[0].patches, axes[0].texts
+    assert [box.get_bbox().extents.tolist() for box in (dashed, solid)] == [[0, 0, 20, 16], likely]
+    assert [(box.get_linestyle(), box.get_fill()) for box in (dashed, solid)] == [("--", False), ("solid", False)]
+    assert (text.get_text(), text.get_position()) == ("disc 0.50", (2, 1))
+    assert axes[0].get_xlim() == (0, 40)
+    assert axes[0].get_ylim() == (32, 0)
+    assert text.get_bbox_patch().get_facecolor() == solid.get_edgecolor() == colormaps["tab20"](2)
+    assert dashed.get_edgecolor() == (1, 1, 1, 1)
 
 
 # -- through the trainer -----------------------------------------------------------------------------------------------

@@ -64,6 +64,9 @@ def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, 
     found = find_promoted("mct")
     assert sorted(found, key=str) == sorted(some, key=str)
     assert sorted(one.to_json() for one in found) == sorted(one.to_json() for one in some)
+    written = {path: path.read_bytes() for path in paper_named("mct").results.rglob("*.json")}
+    write_results(paper_named("mct"), found, {})  # whose keys are sorted, unlike those above
+    assert written == {path: path.read_bytes() for path in paper_named("mct").results.rglob("*.json")}
 
 
 class Killed(BaseException):

@@ -30,8 +30,9 @@ def test_claims_stand_beside_the_recorded_ones(
     assert "nothing was measured" in capsys.readouterr().out
     for stage in CELLS[::2]:
         saved(stage, 0, metrics={"test/top1": 50.0, "test/loss": 1.0})
-    print_summary("mct", "mini", project / "runs", 61.0, " (--everything runs all)", console)
-    assert "not run: 1 of 1 claims (--everything runs all)" in capsys.readouterr().out
+    colored = Console(width=140, force_terminal=True, color_system="standard")
+    print_summary("mct", "mini", project / "runs", 61.0, " (--everything runs all)", colored)
+    assert "\x1b[2mnot run: 1 of 1 claims (--everything runs all)\x1b[0m" in capsys.readouterr().out
     for stage in CELLS[1::2]:
         saved(stage, 0, metrics={"test/top1": 50.5, "test/loss": 1.0})
     print_summary("mct", "mini", project / "runs", 61.0, " (--everything runs all)", console)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from common.errors import StageError
 from common.stages.launch import is_main_process, require_processes
+from common.stages.run import _wait_for_main_process
 
 NAMES = (
     *("LOCAL_RANK", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
@@ -30,6 +34,18 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def under(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+
+
+def test_other_ranks_wait_for_the_first_ones_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity, waited = tmp_path / "identity.json", []
+
+    def prepared(seconds: float) -> None:
+        waited.append(seconds)
+        identity.write_text(json.dumps({"lineage_hash": "other" if len(waited) == 1 else "mine"}))
+
+    monkeypatch.setattr("time.sleep", prepared)
+    _wait_for_main_process(identity, SimpleNamespace(lineage="mine", stage="avid"))  # type: ignore[arg-type]
+    assert len(waited) == 2
 
 
 @pytest.mark.parametrize("variables", [{}, BATCH, STEP, {**STEP, "SLURM_JOB_NAME": "bash"}, TORCHRUN, IN_A_JOB])

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.commands.run import print_filled
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
 from common.stages.plan import seconds_left
 from common.stages.request import Selection
-from common.training.callbacks import Progress
+from common.training.callbacks import MissedCheckpoints, Progress
 from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures
 
 
@@ -80,6 +82,36 @@ def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path:
     assert watch.lines()[0].endswith(" s")
     watch.end("avid seed 0")
     assert watch.lines() == []
+
+
+def test_a_terminal_shows_all_stages_at_once_and_clears_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("rich.live.Live", lambda **options: shown.update(options) or nullcontext())
+    with Watch(print) as watch:
+        for name in ("avid", "cma"):
+            watch.begin(name, tmp_path)
+        assert str(shown["get_renderable"]()) == "  avid: 0 s\n  cma: 0 s"
+    assert shown["transient"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "step", "due"),
+    [(3, 0, 6, True), (3, 0, 7, False), (3, 0, 8, False), (0, 2, 8, True), (0, 2, 4, False), (0, 2, 7, False)],
+)
+def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int, step: int, due: bool) -> None:
+    """A run of four batches an epoch resumes at a step whose permanent checkpoint is missing."""
+    kept = ModelCheckpoint(tmp_path, every_n_train_steps=steps, every_n_epochs=epochs, save_top_k=-1)
+    epoch, batch = divmod(step - 1, 4)
+    loop = SimpleNamespace(
+        epoch_progress=SimpleNamespace(current=SimpleNamespace(ready=epoch + 1)),
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(is_last_batch=batch == 3)),
+    )
+    saved: list[str] = []
+    run: Any = SimpleNamespace(global_step=step, fit_loop=loop, checkpoint_callbacks=[kept])
+    run.strategy, run.save_checkpoint = SimpleNamespace(broadcast=bool), lambda path, weights: saved.append(path)
+    MissedCheckpoints().on_train_start(run, None)  # type: ignore[arg-type]
+    assert bool(saved) == due
 
 
 @pytest.mark.usefixtures("project")

@@ -63,6 +63,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     assert main(command) == 0
     printed = capfd.readouterr().out
     assert "AVID-CMA: 2 of 2 stages passed" in printed
+    assert " metrics, 0 of them not finite, " in printed
     child, parent = ("dcase@avid_audioset", "avid_audioset")
     home = tmp_path / "avid_cma" / "paper" / "seed0"
     record = records.read(home / parent / "record.json")

@@ -15,7 +15,7 @@ import torch
 
 from common.errors import StageError
 from common.stages.loggers import MetricsFile, wandb_mode
-from common.stages.run import run_stage
+from common.stages.run import _wandb_of, run_stage
 from common.stages.telemetry import Telemetry
 from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
@@ -29,6 +29,17 @@ def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expe
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == expected
+
+
+def test_a_run_is_named_and_tagged_by_its_stage_and_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs: list[dict[str, Any]] = []
+    monkeypatch.setattr("common.stages.loggers.wandb_logger", lambda **options: runs.append(options))
+    for name in ("avid/avid", "avid/kinetics_linear@avid"):
+        _wandb_of(request(name, tmp_path), {}, {"revision": "0123456789abcdef"})
+    assert [(run["name"], run["tags"], run["job_type"], run["config"]["row"]) for run in runs] == [
+        ("avid-smoke-s0", ["smoke", "0123456789ab"], "pretrain", "avid"),
+        ("kinetics_linear@avid-smoke-s0", ["smoke", "avid", "0123456789ab"], "probe", "avid"),
+    ]
 
 
 def test_a_key_without_a_network_falls_back_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
