@@ -41,5 +41,5 @@ def test_claims_stand_beside_the_recorded_ones(
     (line,) = [line.split() for line in shown.splitlines() if line.startswith("One helps")]
     assert line == ["One", "helps", "+0.5", "+0.5", "+5", "(2.52", "to", "7.48)", "fails"]
     assert "Your run" in shown
-    assert "assemble compare mct" in shown
+    assert "  details      assemble compare mct\n" in shown
     assert "Transfer (mini)" in (project / "runs/mct/mini/tables.md").read_text(encoding="utf-8")

@@ -184,7 +184,7 @@ def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
         strangers = {entry["image_id"] for entry in objects} - {entry["id"] for entry in document["images"]}
         if strangers:
             raise DatasetError(f"{path}: an object is of image {min(strangers)}, which the file does not list")
-        boxes = np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(len(objects), 4)
+        boxes = np.array([entry["bbox"] for entry in objects]).reshape(len(objects), 4)
         boxes[:, 2:] += boxes[:, :2]
         return {
             "categories": np.array([entry["name"] for entry in document["categories"]], dtype=np.str_),

@@ -14,7 +14,7 @@ from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError, load_exactly, named_tensors, read_checkpoint
 
 # torchvision's detectors count 91 ids, as COCO does, of which these are not used.
-_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 
 class InceptionV3(nn.Module):
