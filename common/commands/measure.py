@@ -44,7 +44,7 @@ def gpu_check(
                 recipe,
                 device=device,
                 precision=precision,
-                small=small,
+                scale="smoke" if small else "paper",
                 size=batch_size,
                 arguments=overrides,
             )

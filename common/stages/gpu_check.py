@@ -36,15 +36,14 @@ def measure(
     *,
     device: str = "cuda",
     precision: str = "bf16-mixed",
-    small: bool = False,
+    scale: str = "paper",
     size: int | None = None,
     arguments: Sequence[str] = (),
 ) -> tuple[Record, dict[str, float]]:
-    """Measure 20 batches (2 if `small`) of a recipe's training, then profile as many, at most 5.
+    """Measure 20 batches (2 at smoke) of a recipe's training, then profile as many, at most 5.
 
     Args:
         recipe: one that trains; None for the paper's main one.
-        small: use the smoke scale.
         size: samples per batch; None for an eighth of the recipe's batch.
 
     Returns:
@@ -60,13 +59,8 @@ def measure(
     cuda = device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise StageError("--device cuda: torch finds no GPU on this machine; --device cpu --small runs the same code")
-    run = resolve(
-        name,
-        recipe or paper_named(paper).recipe,
-        scale="smoke" if small else "paper",
-        hardware="gpu8",
-        arguments=arguments,
-    )
+    run = resolve(name, recipe or paper_named(paper).recipe, scale=scale, hardware="gpu8", arguments=arguments)
+    small = scale == "smoke"
     size = size or (4 if small else max(int(run.config["data"]["init_args"]["batch_size"]) // DEVICES, 2))
     steps = 2 if small else 20
     watch = _Watch(cuda, 1 if small else 5, steps)

@@ -33,6 +33,7 @@ from common.data.text_features import (
 )
 from common.data.worlds.base import World
 from common.data.worlds.two_sides import TwoSidesWorld
+from common.errors import StageError
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, PositiveInt
@@ -266,6 +267,8 @@ class TextToImageData(ShardedDataModule):
         """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld):
             raise ValueError("data.world: only two_objects and emoji_scenes know what a picture shows")
+        if not hasattr(self, "annotations"):
+            raise StageError("it learns what its pictures show, and an estimate has no pictures")
         split = self.split if role == "train" else self.test_split
         return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role).rows])
 

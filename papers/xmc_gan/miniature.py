@@ -59,7 +59,8 @@ class NGramText(nn.Module):
         self.radius = radius
         generator = torch.Generator().manual_seed(seed)
         table = torch.randn(2 * radius + 1, vocabulary_size, width, generator=generator)
-        table[torch.arange(2 * radius + 1) != radius] *= 0.7
+        table[:radius] *= 0.7
+        table[radius + 1 :] *= 0.7
         table[:, 0] = 0.0  # padding says nothing
         self.table: Tensor
         self.register_buffer("table", table)

@@ -165,6 +165,12 @@ def test_banks_of_the_whole_set_are_counted(recipe: str, clips: int, mined: int)
     assert found.steps == {"cma_audioset": 40 * 3484, "ablation_cma": 75 * 1785}[recipe]
 
 
+def test_a_miniature_is_estimated_as_well() -> None:
+    assert estimate(resolve("xmc_gan", "xmc_gan", scale="mini")).flops > 0
+    with pytest.raises(StageError, match="no pictures"):
+        estimate(resolve("xmc_gan", "mini_image_network", scale="mini"))
+
+
 def test_the_plan_shows_an_estimate_of_every_configuration_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
