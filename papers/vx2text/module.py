@@ -96,7 +96,7 @@ class VX2TextModule(pl.LightningModule):
         return noise
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for name, tokens in self.model.tokens.items():
                 gradients = [p.grad for p in tokens.classifier.parameters() if p.grad is not None]
                 if gradients:
