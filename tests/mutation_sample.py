@@ -125,6 +125,7 @@ class Tests:
             subprocess.run([*environment, sys.executable, "-m", "pytest", "-q", *options], check=False)
         self._data = CoverageData(str(database))
         self._data.read()
+        self._tests = {context.split("|")[0] for context in self._data.measured_contexts() if context}
         self._seconds = {
             f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time", 0))
             for case in ElementTree.parse(times).iter("testcase")
@@ -134,6 +135,8 @@ class Tests:
         """Tests of a mutant, the fastest first, as many as take two minutes."""
         contexts = self._data.contexts_by_lineno(str(Path(mutant.path).resolve()))
         named = {context.split("|")[0] for context in contexts.get(mutant.line, []) if context}
+        shared = {context.split("::")[0] for context in contexts.get(mutant.line, []) if context.endswith("|setup")}
+        named |= {test for test in self._tests if test.split("::")[0] in shared}  # a fixture is set up once for all
         if not named:  # run when the module was imported
             named = {context.split("|")[0] for own in contexts.values() for context in own if context}
         chosen, total = [], 0.0
