@@ -96,11 +96,6 @@ def test_common_stands_on_floors() -> None:
     assert not climbs, "from a higher floor: " + ", ".join(climbs)
 
 
-def test_no_grab_bag_module() -> None:
-    bags = {"utils", "misc", "helpers", "tools"}
-    assert not [file_of(module) for module in modules() if module.rpartition(".")[2] in bags]
-
-
 def test_common_names_no_paper() -> None:
     """Neither in identifiers nor in texts; what documents a source may."""
     names = "|".join(sorted({*papers(), *papers().values()}))
