@@ -132,10 +132,10 @@ def test_two_processes_against_one(tmp_path: Path) -> None:
     for number in range(min(3, int(os.environ.get("BENCH_ROUNDS", 3)))):
         for name, loop in loops.items():
             folder = str(tmp_path / f"{name}-{number}")
-            with multiprocessing.get_context("fork").Pool(1, torch.set_num_threads, (1,)) as pool:
+            with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as pool:
                 one[name].append(pool.apply(loop, (0, f"{folder}-one", 1)))
             joined[name].append(max(run_distributed(loop, 2, f"{folder}-joined", 2)))
-        with multiprocessing.get_context("fork").Pool(2, torch.set_num_threads, (1,)) as pool:
+        with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
             apart.append(max(pool.starmap(_median_step, [(rank, f"{folder}-apart", 1) for rank in range(2)])))
     compare("AVID's step, 1 process", "plain PyTorch", one["ours"], one["plain"])
     compare("AVID's step, 2 processes", "plain DDP", joined["ours"], joined["plain"])
