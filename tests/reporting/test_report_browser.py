@@ -122,7 +122,7 @@ def test_it_starts_with_the_verdicts_and_is_short_until_something_is_opened(tab:
     link = tab.find_elements("css selector", ".card .claims a")[-1]
     table = tab.find_element("id", link.get_attribute("href").partition("#")[2])
     first = tab.find_element("css selector", ".card .strip.holds")
-    assert first.size["width"] > 150
+    assert first.size["width"] > 190
     tab.execute_script("arguments[0].open = false; arguments[1].click()", table, link)
     until(lambda: table.get_attribute("open") is not None, "a link to a table opens it")
 
