@@ -30,7 +30,7 @@ class Watch:
             from rich.live import Live
             from rich.text import Text
 
-            shown = Live(get_renderable=lambda: Text("\n".join(self.lines())), transient=True)
+            shown = Live(get_renderable=lambda: Text("\n".join(self.lines())), refresh_per_second=1, transient=True)
             self._stack.enter_context(shown)
         else:
             ended = threading.Event()
@@ -60,7 +60,10 @@ class Watch:
         for name, (folder, since) in list(self._running.items()):
             quarter, at = self._told.get(name, (0, since))
             progress = read(folder, since)
-            if progress and quarter < (reached := int(4 * progress["share"])) < 4 and now - at >= QUIET:
+            if progress is None:
+                continue
+            reached = int(4 * progress["share"])
+            if quarter < reached < 4 and now - at >= QUIET:
                 self._told[name] = reached, now
                 self._say(f"  {name}: {_text(progress)}")
 
