@@ -134,8 +134,9 @@ class Tests:
     def of(self, mutant: Mutant) -> list[str]:
         """Tests of a mutant, the fastest first, as many as take two minutes."""
         contexts = self._data.contexts_by_lineno(str(Path(mutant.path).resolve()))
-        named = {context.split("|")[0] for context in contexts.get(mutant.line, []) if context}
-        shared = {context.split("::")[0] for context in contexts.get(mutant.line, []) if context.endswith("|setup")}
+        found = [context for context in contexts.get(mutant.line, []) if context]
+        named = {context.split("|")[0] for context in found}
+        shared = {context.split("::")[0] for context in found if context.endswith("|setup")}
         named |= {test for test in self._tests if test.split("::")[0] in shared}  # a fixture is set up once for all
         if not named:  # run when the module was imported
             named = {context.split("|")[0] for own in contexts.values() for context in own if context}

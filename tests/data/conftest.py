@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from common.data.worlds.base import World
-from tests.data.worlds import check_golden, tiny
+from tests.data.worlds import as_it_was, tiny
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +20,7 @@ def rendered() -> Callable[[type[World]], Any]:
 
     @cached
     def of(kind: type[World]) -> Any:
-        made = tiny(kind, Path(os.environ["ASSEMBLE_TESTS"]) / "worlds")
-        made.prepare()
-        check_golden(made)
-        return made
+        return as_it_was(tiny(kind, Path(os.environ["ASSEMBLE_TESTS"]) / "worlds"))
 
     return of
 

@@ -10,10 +10,7 @@ from common.data.datasets.avsd import AVSD
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.worlds.base import World
-from common.data.worlds.narrated import (
-    NarratedWorld,
-    sentences,
-)
+from common.data.worlds.narrated import NarratedWorld, sentences
 from tests.data.worlds import tiny
 
 

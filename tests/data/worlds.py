@@ -138,16 +138,21 @@ def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tupl
     return (*numbers, list(GROUNDS).index(last))
 
 
-def described(world: World, name: str) -> dict[str, Any]:
-    """Digest of names and texts of a data set, and what some of its pictures and sounds are like."""
-    root = world.root_of(name)
-    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    # SentencePiece rounds as the processor does.
-    texts = ["" if path.suffix in {*MEDIA, ".model"} else read_text(path) for path in files]
-    content = json.dumps([(path.relative_to(root).as_posix(), text) for path, text in zip(files, texts)])
-    media = [path for path in files if path.suffix in MEDIA]
-    chosen = [media[row] for row in spread(len(media), LOOKED_INTO)] if media else []
-    return {"texts": hashlib.sha256(content.encode()).hexdigest(), "media": np.array([alike(one) for one in chosen])}
+def golden_of(world: World) -> dict[str, Any]:
+    """Render a world: its folder, digests of names and texts, and what some of its pictures and sounds are like."""
+    world.prepare()
+    held: dict[str, Any] = {world.kind: world.folder.name}
+    for name in world.names:
+        root = world.root_of(name)
+        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+        # SentencePiece rounds as the processor does.
+        texts = ["" if path.suffix in {*MEDIA, ".model"} else read_text(path) for path in files]
+        content = json.dumps([(path.relative_to(root).as_posix(), text) for path, text in zip(files, texts)])
+        media = [path for path in files if path.suffix in MEDIA]
+        looked = [alike(media[row]) for row in spread(len(media), LOOKED_INTO)]
+        held[f"{world.kind}/{name}"] = hashlib.sha256(content.encode()).hexdigest()
+        held[f"{world.kind}/{name}/media"] = np.array(looked, np.float32)
+    return held
 
 
 def alike(path: Path) -> list[float]:
@@ -171,28 +176,21 @@ def small(pixels: np.ndarray) -> list[float]:
     return np.asarray(Image.fromarray(pixels).resize((4, 4), Image.Resampling.BOX), np.float64).ravel().tolist()
 
 
-def check_golden(world: World) -> None:
-    """A world of `TINY` holds what it held when records were made of worlds of its kind."""
+def as_it_was(world: World) -> World:
+    """Render a world of `TINY`, and check that it holds what it held when records were made of worlds of its kind."""
     golden = np.load(GOLDEN)
-    assert world.folder.name == str(golden[world.kind])
-    for name in world.names:
-        found = described(world, name)
-        assert found["texts"] == str(golden[f"{world.kind}/{name}"]), name
-        np.testing.assert_allclose(found["media"], golden[f"{world.kind}/{name}/media"], atol=1.5, err_msg=name)
+    for key, value in golden_of(world).items():
+        if key.endswith("/media"):
+            np.testing.assert_allclose(value, golden[key], atol=1.5, err_msg=key)
+        else:
+            assert value == str(golden[key]), key
+    return world
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        held: dict[str, Any] = {}
-        for kind in TINY:
-            world = tiny(kind, Path(folder))
-            world.prepare()
-            held[kind.kind] = world.folder.name
-            for name in world.names:
-                found = described(world, name)
-                held[f"{kind.kind}/{name}"] = found["texts"]
-                held[f"{kind.kind}/{name}/media"] = found["media"].astype(np.float32)
-        np.savez_compressed(GOLDEN, **held)
+        worlds = [golden_of(tiny(kind, Path(folder))) for kind in TINY]
+        np.savez_compressed(GOLDEN, **{key: value for world in worlds for key, value in world.items()})
 
 
 if __name__ == "__main__":
