@@ -1,7 +1,7 @@
 """Claims and checks, judged over the measured cells draw by draw.
 
-Both compare rows in every draw. They hold when the 95 % interval of the mean difference (Student's t) is beyond the
-threshold, fail when it is on the other side, and are otherwise not separable. One draw has no interval.
+They hold when the 95 % interval of the mean difference over seeds (Student's t) is beyond the threshold, fail when it
+is on the other side, and are otherwise not separable. Roundings of one seed count by their mean.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from common.reporting.aggregate import TableResult
-from common.reporting.draws import Draw
 from common.reporting.predicates import CellName, Comparison
 from common.reporting.tables import Check, Claim
 
@@ -33,9 +32,10 @@ class Judged:
     Args:
         paper: the paper's margin; empty for a check.
         verdict: `holds`, `fails`, `not separable` or `not run`.
-        difference: mean over draws of the deciding comparison's difference.
-        interval: 95 % confidence interval of the mean; None below two draws.
-        draws: those with every cell of the deciding comparison.
+        difference: mean over seeds of the deciding comparison's difference.
+        interval: 95 % confidence interval of the mean; None below two seeds.
+        seeds: how many have every cell of the deciding comparison.
+        rounding: the difference's largest range over roundings of one seed.
         excess: how far the worse end of the interval passes the threshold.
         passes: whether the mean difference is beyond the threshold, regardless of its interval.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
@@ -48,7 +48,8 @@ class Judged:
     verdict: str = NOT_RUN
     difference: float | None = None
     interval: tuple[float, float] | None = None
-    draws: tuple[Draw, ...] = ()
+    seeds: int = 0
+    rounding: float = 0.0
     excess: float = -math.inf
     passes: bool = False
     detail: str = ""
@@ -60,17 +61,22 @@ class Judged:
 
     @property
     def label(self) -> str:
-        """The verdict, with a note if there is only one draw."""
-        return f"{self.verdict} (1 draw)" if len(self.draws) == 1 else self.verdict
+        """The verdict, with a note if there is only one seed."""
+        return f"{self.verdict} (1 seed)" if self.seeds == 1 else self.verdict
+
+    @property
+    def rounding_note(self) -> str:
+        """What rounding alone does to the difference, if it is more than half of it: `rounding alone: 2.1`."""
+        return f"rounding alone: {self.rounding:.2g}" if self.rounding > abs(self.difference or 0.0) / 2 else ""
 
     @property
     def outcome(self) -> str:
-        """The mean difference, its interval and the number of draws: `+3.06 (+2.1 to +4.02; n=10)`."""
+        """The mean difference, its interval and the number of seeds: `+3.06 (+2.1 to +4.02; n=10)`."""
         if self.difference is None:
             return self.detail
         sign = "+" if self.paper else ""
         interval = " to ".join(f"{end:{sign}.3g}" for end in self.interval or ())
-        spread = "; ".join(filter(None, (interval, f"n={len(self.draws)}")))
+        spread = "; ".join(filter(None, (interval, f"n={self.seeds}", self.rounding_note)))
         return f"{self.difference:{sign}.3g} ({spread}){f' {self.detail}' if self.detail else ''}"
 
 
@@ -108,21 +114,23 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
     draws = sorted(set.intersection(*map(set, measured.values()))) if measured else []
     if not draws:
         return replace(judged, detail="no draw has all cells")
+    by_seed: dict[int, list[float]] = {}
     try:
-        differences = [
-            comparison.difference(lambda cell, draw=draw: measured[cell][draw] if cell in measured else printed[cell])  # type: ignore[misc]
-            for draw in draws
-        ]
+        for draw in draws:
+            values = printed | {cell: found[draw] for cell, found in measured.items()}
+            by_seed.setdefault(draw.seed, []).append(comparison.difference(values.__getitem__))
     except ZeroDivisionError:
         return replace(judged, detail="divides by zero")
-    difference, interval = statistics.fmean(differences), interval_of(differences)
+    means = [statistics.fmean(found) for found in by_seed.values()]
+    difference, interval = statistics.fmean(means), interval_of(means)
     accepted = {comparison.accepts(end) for end in interval or (-math.inf, math.inf)}
     return replace(
         judged,
         verdict=NOT_SEPARABLE if len(accepted) > 1 else HOLDS if accepted.pop() else FAILS,
         difference=difference,
         interval=interval,
-        draws=tuple(draws),
+        seeds=len(means),
+        rounding=max(max(found) - min(found) for found in by_seed.values()),
         excess=min(map(comparison.excess, interval or (difference,))),
         passes=comparison.accepts(difference),
         detail=f"in {_what(cells, result)}",

@@ -105,16 +105,12 @@ class Compared:
         return "one draw recorded" if self.reference.spread is None else ""
 
     @property
-    def name(self) -> str:
-        return f"{self.row.label}, {self.metric.label}"
-
-    @property
     def told(self) -> str:
         """`AVID, UCF101 top-1 78.1 against 83.0 ± 2.1`."""
         mine, reference = (
             measured_text(cell, self.metric.decimals, len(cell.values)) for cell in (self.mine, self.reference)
         )
-        return f"{self.name} {mine} against {reference}"
+        return f"{self.row.label}, {self.metric.label} {mine} against {reference}"
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:

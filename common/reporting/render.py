@@ -13,7 +13,7 @@ from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import charts
 from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, project_root
 from common.reporting.records import Record, find, short_name
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DASH = "–"
 #: Claims of a paper in the README's figure and at the head of the report.
 MARGINS_SHOWN = 6
+VERDICT_COLORS = {HOLDS: "green", FAILS: "red", NOT_SEPARABLE: "yellow", NOT_RUN: "dim"}
 _PLURAL = {HOLDS: "hold", FAILS: "fail"}
 _MEANINGS = {
     "paper": "the published recipe on the published data",
@@ -260,12 +261,12 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
         claims = judged_markdown([one for f in there for one in f.claims])
         lines += [line.replace("ours (95 %)", f"{scale} (95 %)") for line in claims]
         checks = [one for f in there for one in f.checks if one.verdict != NOT_RUN]
-        others = [f"{one.check.text}: {one.outcome}, {one.label}" for one in checks if one.verdict != HOLDS]
+        others = [f"- {one.check.text}: {one.outcome}, {one.label}" for one in checks if one.verdict != HOLDS]
         if checks:
-            told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold"
-            lines += (
-                ["", f"{told}. The others:", "", *(f"- {other}" for other in others)] if others else ["", f"{told}."]
-            )
+            told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold."
+            lines += ["", f"{told} The others:", "", *others] if others else ["", told]
+    if any("rounding alone" in line for line in lines):
+        lines += ["", "*Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."]
     return "\n".join(lines).strip("\n")
 
 
@@ -485,7 +486,6 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
     from rich.padding import Padding
     from rich.table import Table as RichTable
 
-    colors = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
     heads = list(judged_cells(judged[0]))
@@ -495,7 +495,7 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for one in group:
             text, *others, verdict = map(escape, judged_cells(one).values())
-            cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]"]
+            cells = [*others, f"[{VERDICT_COLORS[one.verdict]}]{verdict}[/]"]
             if wide:
                 table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
             else:

@@ -14,14 +14,12 @@ from common.reporting.draws import told
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.records import find
-from common.reporting.render import claims_markdown, fill, tables_markdown
+from common.reporting.render import VERDICT_COLORS, claims_markdown, fill, tables_markdown
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_COLORS = {HOLDS: "green", FAILS: "red"}
 
 
 def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str, console: Console) -> None:
@@ -43,17 +41,13 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
     console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {told(draws)}[/]   {duration(seconds)}")
     if run:
         lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        lines.add_column("claim")
-        for name in ("paper", "yours", "recorded (95 %)"):
-            lines.add_column(name, justify="right")
-        lines.add_column("in your run")
+        for name in ("claim", "paper", "yours", "recorded (95 %)", "in your run"):
+            lines.add_column(name, justify="left" if name in ("claim", "in your run") else "right")
         for judged in run:
             verdict = verdict_of(judged)
             reference = recorded[judged.table, judged.check.id]
             margins = (judged.paper, _margin(judged), _margin(reference))
-            lines.add_row(
-                *map(escape, (judged.check.text, *margins)), f"[{_COLORS.get(verdict, 'yellow')}]{verdict}[/]"
-            )
+            lines.add_row(*map(escape, (judged.check.text, *margins)), f"[{VERDICT_COLORS[verdict]}]{verdict}[/]")
         console.print("", lines, sep="\n")
     total = sum(scale in claim.scales for table in source.tables for claim in table.claims)
     if total > len(run):
@@ -73,8 +67,8 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
 
 
 def verdict_of(judged: Judged) -> str:
-    """The verdict; for a single draw, whether its difference passes the threshold."""
-    if len(judged.draws) > 1:
+    """The verdict; for a single seed, whether its difference passes the threshold."""
+    if judged.seeds > 1:
         return judged.verdict
     return HOLDS if judged.passes else FAILS
 
@@ -83,5 +77,6 @@ def _margin(judged: Judged) -> str:
     """`+7.3 (5.9 to 8.6)`; empty if it was not measured."""
     if judged.difference is None:
         return ""
-    interval = "" if judged.interval is None else f" ({judged.interval[0]:.3g} to {judged.interval[1]:.3g})"
-    return f"{judged.difference:+.3g}{interval}"
+    interval = " to ".join(f"{end:.3g}" for end in judged.interval or ())
+    spread = "; ".join(filter(None, (interval, judged.rounding_note)))
+    return f"{judged.difference:+.3g}" + (f" ({spread})" if spread else "")

@@ -100,17 +100,17 @@ def test_what_is_no_measurement_is_not_compared(
     path = project / "papers/mct/tables.yaml"
     path.write_text(path.read_text().replace("stages: {paper: [ucf_1", "compared: false, stages: {paper: [ucf_1"))
     mine = [make_record("esc@base", 0, 50.0), make_record("ucf_1@better", 0, 20.0)]
-    assert [c.name for c in compare(load("mct"), "mini", mine, reference)] == ["New, ESC"]
+    assert [c.metric.label for c in compare(load("mct"), "mini", mine, reference)] == ["ESC"]
 
 
 def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     mine = [make_record("esc@base", 0, 62.0), make_record("ucf_1@better", 0, 20.0), make_record("ucf_1@base", 0, 1.0)]
     compared = compare(load("mct"), "mini", mine, reference)
     # `New longer` is filled by the stages of `New`.
-    assert [(c.name, c.verdict) for c in compared] == [
-        ("New, ESC", OUTSIDE),
-        ("New-One, UCF", IN_RANGE),
-        ("New, UCF", NO_REFERENCE),
+    assert [(c.row.label, c.metric.label, c.verdict) for c in compared] == [
+        ("New", "ESC", OUTSIDE),
+        ("New-One", "UCF", IN_RANGE),
+        ("New", "UCF", NO_REFERENCE),
     ]
     assert compared[0].difference == 12.0
     assert summary(compared[:1]).startswith("does not match the recorded runs: New, ESC 62.0 against 50.0 ± 2.0")

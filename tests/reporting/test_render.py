@@ -21,7 +21,9 @@ CLAIMS = """\
 
 Of 1 checks of ours, 0 hold. The others:
 
-- Loss is low: 9 (n=1) in loss: New, not separable (1 draw)"""
+- Loss is low: 13 (n=1; rounding alone: 8) in loss: New, not separable (1 seed)
+
+*Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."""
 TABLE = """\
 ### Transfer (mini)
 
@@ -61,7 +63,8 @@ def test_a_miniature_shows_its_own_numbers_alone(
     filled = render.fill(load("mct"), "mini", some_records)
     assert render.table_markdown(filled[0].result) == TABLE
     loss = make_record("base", 0, metrics={"test/loss": 9.0})
-    assert render.claims_markdown(render.fill(load("mct"), "mini", [*some_records, loss])) == CLAIMS
+    rounded = replace(loss, metrics={"test/loss": 17.0}, hardware={"isa": {"requested": "avx2", "machine": "avx2"}})
+    assert render.claims_markdown(render.fill(load("mct"), "mini", [*some_records, loss, rounded])) == CLAIMS
 
 
 def test_a_row_with_fewer_draws_says_so_once_and_a_note_of_two_tables_too(

@@ -18,10 +18,10 @@ def test_claims_stand_beside_the_recorded_ones(
     project: Path, make_record: MakeRecord, saved: Saved, capsys: Capsys
 ) -> None:
     """The paper's margin, that of this run, and that of the recorded runs; a claim without its rows is counted."""
-    for seed, gain in ((1, 4.0), (2, 6.0), (3, 5.0)):
+    for seed, isa, gain in ((1, "avx", 4.0), (2, "avx", 6.0), (3, "avx", 3.0), (3, "avx2", 7.0)):
         for stage in CELLS:
-            value = 50.0 + gain * stage.endswith("better")
-            record = make_record(stage, seed, metrics={"test/top1": value, "test/loss": 1.0})
+            hardware = {"isa": {"requested": isa, "machine": "avx2"}}
+            record = make_record(stage, seed, 50.0 + gain * stage.endswith("better"), hardware=hardware)
             folder = records.run_folder(project / "recorded", "mct", "mini", record.draw, stage)
             records.write(folder / records.RECORD_FILE, record)
     promote("mct", ["mini"], project / "recorded")
@@ -39,7 +39,7 @@ def test_claims_stand_beside_the_recorded_ones(
     shown = capsys.readouterr().out
     assert "MCT at mini scale, seed 0   61 s" in shown
     (line,) = [line.split() for line in shown.splitlines() if line.startswith("One helps")]
-    assert line == ["One", "helps", "+0.5", "+0.5", "+5", "(2.52", "to", "7.48)", "fails"]
+    assert line == ["One", "helps", "+0.5", "+0.5", "+5", "(2.52", "to", "7.48;", "rounding", "alone:", "4)", "fails"]
     assert "Your run" in shown
     assert "  details      assemble compare mct\n" in shown
     assert "Transfer (mini)" in (project / "runs/mct/mini/tables.md").read_text(encoding="utf-8")
