@@ -54,7 +54,7 @@ Text = Annotated[Line, AfterValidator(_filled)]
 class Part(BaseModel):
     """A mapping in a file; refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +62,7 @@ class Part(BaseModel):
         if isinstance(given, Mapping):
             valid = [field.alias or name for name, field in cls.model_fields.items()]
             for key in given:
-                if key not in valid and key not in cls.model_fields:
+                if key not in valid:
                     raise ValueError(f"unknown key {key!r}: {nearest(str(key), valid)}")
         return given
 
