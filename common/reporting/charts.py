@@ -80,16 +80,16 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
     left = _LETTER * max(map(len, labels)) + 14
     across = min(len(panels), _ACROSS, max(1, int((_WIDTH - left) / (_BOLD * max(len(name) for name, _ in panels)))))
     width, height = (_WIDTH - left) / across, _ROW * len(labels) + 56
-    figure = _figure(_WIDTH, height * math.ceil(len(panels) / across))
+    figure = new_figure(_WIDTH, height * math.ceil(len(panels) / across))
     for number, (name, found) in enumerate(panels):
         line, column = divmod(number, across)
-        axis = _axes(figure, left + width * column, height * line + 26, width - 16, height - 56)
+        axis = add_axes(figure, left + width * column, height * line + 26, width - 16, height - 56)
         axis.set_ylim(len(labels) - 0.5, -0.5)
         axis.yaxis.set_visible(False)
-        _text(figure, left + width * column, height * line + 18, name, fontweight="bold")
+        add_text(figure, left + width * column, height * line + 18, name, fontweight="bold")
         for place, label in enumerate(labels if column == 0 else ()):
             top = height * line + 26 + _ROW * (place + 0.5) + 4
-            _text(figure, left - 7, top, label, horizontalalignment="right")
+            add_text(figure, left - 7, top, label, horizontalalignment="right")
         values = [v for dot in found for v in (*dot.draws, dot.mean, *dot.published, dot.yours) if v is not None]
         room = 0.12 * (max(values) - min(values)) or 1.0
         low, high = min(values) - room, max(values) + room
@@ -102,36 +102,38 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
         _strokes(axis, [(dot.mean, y, dot.mean, y) for y, dot in spots], BLUE, 7)
         _strokes(axis, [(v, y - 0.4, v, y + 0.4) for y, dot in spots for v in dot.published], ORANGE, 3)
         _strokes(axis, [(v, y, v, y) for y, dot in spots if (v := dot.yours) is not None], GREEN, 7)
-    return _svg(figure, title)
+    return to_svg(figure, title)
 
 
 def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
     """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; logarithmic beyond 1."""
     rows = [(name, judged) for name, found in groups.items() for judged in found]
     labels = _LETTER * max(len(judged.check.text) for _, judged in rows) + 20
-    figure = _figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
-    axis = _axes(figure, labels, 4, _WIDTH + 88 - labels, _ROW * (len(rows) + len(groups)))
-    axis.set_xscale("symlog", linthresh=1)
+    figure = new_figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
+    axis = add_axes(figure, labels, 4, _WIDTH + 88 - labels, _ROW * (len(rows) + len(groups)))
     ticks = (-10, -1, 0, 1, 10, 50)
-    axis.set_xticks(ticks, [f"{tick:+}" if tick else "0" for tick in ticks])
-    axis.set_xticks([], minor=True)
+    axis.set_xticks([*map(_bent, ticks)], [f"{tick:+}" if tick else "0" for tick in ticks])
     axis.set_ylim(len(rows) + len(groups) - 0.5, -0.5)
     axis.yaxis.set_visible(False)
     axis.axvline(0, color=LINE, linewidth=1)
     place = 0
     for name, found in groups.items():
-        _text(figure, 8, 4 + _ROW * (place + 0.5) + 4, name, fontweight="bold")
+        add_text(figure, 8, 4 + _ROW * (place + 0.5) + 4, name, fontweight="bold")
         for judged in found:
             place += 1
             color = {HOLDS: GREEN, FAILS: ORANGE}.get(judged.verdict, DIM)
-            _text(figure, 8, 4 + _ROW * (place + 0.5) + 4, judged.check.text)
-            ours, papers = judged.difference or 0.0, judged.paper_margin or 0.0
-            low, high = judged.interval or (ours, ours)
+            add_text(figure, 8, 4 + _ROW * (place + 0.5) + 4, judged.check.text)
+            ends = judged.interval or (0.0, 0.0)
+            ours, papers, low, high = map(_bent, (judged.difference or 0.0, judged.paper_margin or 0.0, *ends))
             _strokes(axis, [(low, place, high, place)], color, 2)
             _strokes(axis, [(ours, place, ours, place)], color, 7)
             _strokes(axis, [(papers, place - 0.3, papers, place + 0.3)], INK, 3)
         place += 1
-    return _svg(figure, "Margins of the papers' claims: the paper's, and ours at mini scale")
+    return to_svg(figure, "Margins of the papers' claims: the paper's, and ours at mini scale")
+
+
+def _bent(value: float) -> float:
+    return value if abs(value) <= 1 else math.copysign(1 + math.log10(abs(value)), value)
 
 
 def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
@@ -140,11 +142,8 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
     Dot and line are our mean and interval, the tick is the paper's margin; the second of a pair is yours.
     """
 
-    def bent(value: float) -> float:
-        return value if abs(value) <= 1 else math.copysign(1 + math.log10(abs(value)), value)
-
     def x(value: float) -> str:
-        return f"{2 + 96 * (bent(value) - low) / (high - low):.1f}%"
+        return f"{2 + 96 * (_bent(value) - low) / (high - low):.1f}%"
 
     def line(kind: str, left: float, right: float, y: tuple[int, int] = (50, 50)) -> str:
         return f'<line class="{kind}" x1="{x(left)}" x2="{x(right)}" y1="{y[0]}%" y2="{y[1]}%"/>'
@@ -153,7 +152,7 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
     if all(one.difference is None for one in judged):
         return []
     known = [v for j in judged for v in (0.0, j.difference, j.paper_margin, *(j.interval or ())) if v is not None]
-    low, high = bent(min(known)), bent(max(known) or 1.0)
+    low, high = _bent(min(known)), _bent(max(known) or 1.0)
     drawn = []
     for ours, yours in claims:
         parts = [line("zero", 0, 0, (0, 100))]
@@ -173,10 +172,10 @@ def curve(result: TableResult) -> str:
     drawn, panels = result.table.curve, _curve_panels(result)
     if drawn is None or not panels:
         return ""
-    figure = _figure(_WIDTH, 300 * len(panels))
+    figure = new_figure(_WIDTH, 300 * len(panels))
     right = _WIDTH - _LETTER * max(len(label) for lines in panels.values() for label in lines) - 14
     for panel, (y, lines) in enumerate(panels.items()):
-        axis = _axes(figure, 52, 300 * panel + 14, right - 64, 240)
+        axis = add_axes(figure, 52, 300 * panel + 14, right - 64, 240)
         axis.set_xscale("log")
         axis.axhline(0, color=LINE, linewidth=1)
         places = sorted({place for line in lines.values() for place, *_ in line})
@@ -190,8 +189,8 @@ def curve(result: TableResult) -> str:
             color = SERIES[number % len(SERIES)]
             _band(axis, [(place, low, high) for place, _, low, high in line], color, 0.2)
             axis.plot(*zip(*((place, mean) for place, mean, *_ in line)), color=color, linewidth=2, clip_on=False)
-            _text(figure, right, 300 * panel + 26 + 18 * number, label, color=color)
-    return _svg(figure, f"{result.table.title} ({result.scale})")
+            add_text(figure, right, 300 * panel + 26 + 18 * number, label, color=color)
+    return to_svg(figure, f"{result.table.title} ({result.scale})")
 
 
 def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
@@ -213,25 +212,25 @@ def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float
 
 @functools.lru_cache(4000)
 def _training(title: str, lines: tuple[tuple[str, Points], ...], band: tuple[tuple[float, float, float], ...]) -> str:
-    figure = _figure(_SMALL, 180)
-    axis = _axes(figure, 50, 24, _SMALL - 62, 132)
-    _text(figure, 4, 14, title, fontweight="bold")
+    figure = new_figure(_SMALL, 180)
+    axis = add_axes(figure, 50, 24, _SMALL - 62, 132)
+    add_text(figure, 4, 14, title, fontweight="bold")
     if band:
         _band(axis, band, LINE)
     for number, (_, points) in enumerate(lines):
         if points:
             axis.plot(*zip(*points, strict=True), color=SERIES[number % len(SERIES)], linewidth=1.5, clip_on=False)
     ends = ", ".join(f"{name}: {points[-1][1]:.4g} at the end" for name, points in lines if points)
-    return _svg(figure, f"{title} by step; {ends}")
+    return to_svg(figure, f"{title} by step; {ends}")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / 72, height / 72), facecolor=GROUND)
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Axes at a place in pixels, independent of font sizes."""
     full_width, full_height = (72 * inches for inches in figure.get_size_inches())
     box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
@@ -244,7 +243,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
     return axis
 
 
-def _text(figure: Figure, x: float, y: float, text: str, **style: str) -> None:
+def add_text(figure: Figure, x: float, y: float, text: str, **style: str) -> None:
     """Text at a place in pixels, by its baseline."""
     width, height = (72 * inches for inches in figure.get_size_inches())
     style = {"color": INK, **style}
@@ -266,20 +265,20 @@ def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, 
     axis.fill(*zip(*outline, strict=True), color=color, alpha=alpha, linewidth=0, clip_on=False)
 
 
-def _svg(figure: Figure, label: str) -> str:
+def to_svg(figure: Figure, label: str) -> str:
     """A figure as text, without what differs between machines and without ids, which would repeat on a page."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "assemble", "path.simplify": False}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.fonttype": "none", "path.simplify": False}):
+        FigureCanvasSVG(figure).print_svg(buffer)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r" (?:id|clip-path)=\"[^\"]*\"| transform=\"rotate\(-0 [^\"]*\"", "", text)
     text = re.sub(r"\s*</?g>", "", text)
     text = re.sub(r"<clipPath>.*?</clipPath>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*'[^;\"]*", r"font\1: \2sans-serif", text)
+    text = re.sub(r"font(-family)?: ((?:bold )?[\d.]+px )?[^;\"]*'[^;\"]*", r"font\1: \2sans-serif", text)
     text = re.sub(r"(\d+\.\d)\d+|\s*\n(?=[LMCQz\"])", r"\1", text).replace('pt"', '"')
     names = {light: name for name, (light, _) in COLORS.items()}
     text = re.sub("|".join(names), lambda found: f"var(--{names[found[0]]}, {found[0]})", text)

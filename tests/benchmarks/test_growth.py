@@ -167,13 +167,13 @@ def _slope(name: str, column: int) -> float:
 
 def _drawn() -> str:
     """Milliseconds and megabytes of every part against N, as a figure like those of tables."""
-    figure = charts._figure(860, 300)
+    figure = charts.new_figure(860, 300)
     for left, column, unit, title in ((52, 1, 1e-3, "CPU ms"), (350, 2, 1e6, "MB")):
-        axis = charts._axes(figure, left, 26, 220, 232)
+        axis = charts.add_axes(figure, left, 26, 220, 232)
         axis.set(xscale="log", yscale="log")
         axis.set_xlabel("N", color=charts.INK)
         axis.grid(axis="y", color=charts.LINE)
-        charts._text(figure, left, 16, title, fontweight="bold")
+        charts.add_text(figure, left, 16, title, fontweight="bold")
         for number, (name, rows) in enumerate(FOUND.items()):
             turn, color = divmod(number, len(charts.SERIES))
             places, values = [row[0] for row in rows], [row[column] / unit for row in rows]
@@ -182,7 +182,7 @@ def _drawn() -> str:
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()
     axis.legend(frameon=False, labelcolor=charts.INK, fontsize=11, loc="upper left", bbox_to_anchor=(1, 1))
-    return charts._svg(figure, "Time and memory against N")
+    return charts.to_svg(figure, "Time and memory against N")
 
 
 @pytest.fixture(scope="module", autouse=True)
