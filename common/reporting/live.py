@@ -36,8 +36,6 @@ class LiveReport(ThreadingHTTPServer):
         runs: folder of runs; a change in it renders the page again.
     """
 
-    daemon_threads = True
-
     def __init__(self, render: Callable[[str], str], runs: Path, port: int) -> None:
         self._render, self._runs = render, runs
         self._lock = threading.Lock()

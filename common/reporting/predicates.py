@@ -112,7 +112,7 @@ def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predica
 
 def _name_cells(text: str, rows: Collection[str], metrics: Collection[str]) -> tuple[str, dict[str, CellName]]:
     """Replace every `row.metric` by a plain name that Python's grammar accepts."""
-    plain = sorted((re.escape(row) for row in rows if re.fullmatch(r"\w[\w-]*", row)), key=len, reverse=True)
+    plain = [re.escape(row) for row in rows if re.fullmatch(r"\w[\w-]*", row)]
     labels = "|".join([r"`(?P<quoted>[^`]*)`", rf"(?<![\w.`])(?P<plain>{'|'.join(plain) or '(?!)'})(?=\s*\.)"])
     pattern = re.compile(rf"(?:{labels})\s*\.\s*(?P<metric>\w+)")
     cells: dict[str, CellName] = {}
