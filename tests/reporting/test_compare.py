@@ -174,6 +174,7 @@ def test_curves_are_promoted(project: Path, saved: Saved) -> None:
     promote("mct", ("mini",), runs)
     curves = project / "papers" / "mct" / "results" / "curves.csv.gz"
     first = curves.read_bytes()
+    assert first[4:8] == bytes(4)  # without the time, so that equal curves are equal files
     assert gzip.decompress(first).endswith(b"mini,seed0,base,train/loss,0 1,9 5\n")
     promote("mct", ("mini",), runs)
     assert curves.read_bytes() == first

@@ -80,6 +80,23 @@ def test_a_rounding_needs_its_instructions_and_comes_before_torch(monkeypatch: p
         use("sse41")
 
 
+@pytest.mark.parametrize(
+    ("flags", "isa"),
+    [
+        ("sse4_1", "sse41"), ("avx", "avx"), ("sse4_1 avx fma", "avx"), ("avx2", None), ("avx2 fma", "avx2"),
+        ("avx512f avx512bw avx512dq avx512vl", "avx512"), ("", None),
+    ],
+)  # fmt: skip
+def test_a_machine_has_the_strongest_set_of_its_flags(
+    flags: str, isa: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: Some: CPU\nflags\t\t: {flags}\n\nflags\t\t: avx2 fma\n")
+    monkeypatch.setattr(draws, "Path", lambda _: tmp_path / "cpuinfo")
+    assert machine_isa() == isa
+    assert draws.cpu_info("model name") == "Some: CPU"
+    assert draws.cpu_info("cores") == ""
+
+
 @pytest.mark.skipif(machine_isa() not in ("avx2", "avx512"), reason="needs a processor with AVX2")
 def test_torch_obeys() -> None:
     program = (

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from common.reporting import live
 from common.reporting.live import LiveReport
 from common.reporting.report import page
 from tests.chromium import needed, opened
@@ -46,7 +49,6 @@ def test_the_page_follows_its_runs(server: LiveReport, run: Path) -> None:
     status, headers, text = get(server)
     assert status == 200
     assert "default-src 'none'" in headers["Content-Security-Policy"]
-    assert "Transfer" in text
     server._next = 0.0  # as after a while
     stamp = get(server, "/stamp")[2]
     assert f'"{stamp}"' in text
@@ -83,6 +85,18 @@ def test_a_failure_to_render_is_told_and_ends_nothing(project: Path, run: Path) 
         broken = False
         assert get(server)[::2] == (200, "fine")
         server.shutdown()
+
+
+def test_rendering_takes_a_tenth_of_the_time_at_most(project: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    with LiveReport(lambda stamp: now.__setitem__(0, now[0] + 3.0) or stamp, project / "runs", 0) as server:
+        first = server.page()
+        (run / "metrics.csv").unlink()
+        now[0] = 132.9  # thirty seconds after the three that it took
+        assert server.page() == first
+        now[0] = 133.0
+        assert server.page() != first
 
 
 @needed

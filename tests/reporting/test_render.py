@@ -24,18 +24,6 @@ Of 1 checks of ours, 0 hold. The others:
 - Loss is low: 13 (n=1; rounding alone: 8) in loss: New, not separable (1 seed)
 
 *Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."""
-TABLE = """\
-### Transfer (mini)
-
-| | UCF (%) | ESC |
-|---|---:|---:|
-| New | 50.0 ± 1.4 | 30.0 (n=1) |
-| New-One | 61.0 ± 1.4 | – |
-| New longer (ours) | 50.0 ± 1.4 | 30.0 (n=1) |
-
-- (*) a slip
-
-<sub>2 draws.</sub>"""
 
 
 @pytest.fixture
@@ -57,11 +45,9 @@ def test_a_table_without_a_value_is_one_line(project: Path, capsys: Capsys) -> N
     assert capsys.readouterr().out == "Transfer (mini): not measured yet\n"
 
 
-def test_a_miniature_shows_its_own_numbers_alone(
+def test_checks_that_do_not_hold_are_listed_below_the_claims(
     project: Path, some_records: list[Record], make_record: MakeRecord
 ) -> None:
-    filled = render.fill(load("mct"), "mini", some_records)
-    assert render.table_markdown(filled[0].result) == TABLE
     loss = make_record("base", 0, metrics={"test/loss": 9.0})
     rounded = replace(loss, metrics={"test/loss": 17.0}, hardware={"isa": {"requested": "avx2", "machine": "avx2"}})
     assert render.claims_markdown(render.fill(load("mct"), "mini", [*some_records, loss, rounded])) == CLAIMS
@@ -114,35 +100,3 @@ def test_markers_are_idempotent(tmp_path: Path) -> None:
     once = "a\n<!-- begin:x -->\nnew | text\n\\1\n<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n"
     assert path.read_text() == once
     assert not write({path: marked(path, x="new | text\n\\1")})
-
-
-def test_deviations_stand_once_below_all_tables(project: Path, some_records: list[Record]) -> None:
-    filled = render.fill(load("mct"), "mini", some_records)
-    text = render.tables_markdown([*filled, *filled])
-    assert "\n\nBesides sizes, mini deviates from the paper in `model.estimator`; `assemble show mct/RECIPE`" in text
-    assert render.remarks([*filled, *filled]) == {
-        "Deviations from the paper at mini scale, besides sizes": ["`model.estimator`: the small bank"]
-    }
-
-
-def test_values_of_ours_stand_once_below_the_tables_of_a_published_recipe(
-    project: Path, make_record: MakeRecord, capsys: Capsys
-) -> None:
-    def made(scale: str) -> list[Record]:
-        rate = [{"field": "model.rate", "value": "0.1"}]
-        one = make_record("esc@base", scale=scale, ours=rate)
-        other = [*rate, {"field": "data.batch_size", "value": "64"}]
-        # The same field with another value in another stage.
-        return [one, make_record("esc@better", scale=scale, ours=[*other, {"field": "model.rate", "value": "0.2"}])]
-
-    filled = render.fill(load("mct"), "paper", made("paper"))
-    text = render.tables_markdown([*filled, *filled])
-    assert text.endswith(
-        "### Values we chose at paper scale, since no source of the paper gives them\n\n"
-        "- `data.batch_size`: 64\n- `model.rate`: 0.1, 0.2"
-    )
-    render.print_tables(filled, Console(width=200))
-    assert "Values we chose at paper scale" in (out := capsys.readouterr().out)
-    assert "`model.rate`: 0.1, 0.2" in out
-    # A miniature's values are all its own.
-    assert "no source" not in render.tables_markdown(render.fill(load("mct"), "mini", made("mini")))

@@ -14,10 +14,9 @@ import pytest
 from common.reporting import media
 from common.reporting.curves import read_curves
 from common.reporting.papers import existing_papers
-from common.reporting.promote import promote
 from common.reporting.report import build
 from common.reporting.tables import load
-from tests.reporting.conftest import Capsys, MakeRecord, Saved
+from tests.reporting.conftest import Capsys, Saved
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -74,41 +73,12 @@ def test_the_page_is_self_contained(project: Path, saved: Saved) -> None:
     assert {s[1:] for s in page.sources if s.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert all(values.get("alt") for tag, values in page.elements if tag == "img")
+    assert {values["popovertarget"] for _, values in page.elements if "popovertarget" in values} <= set(page.ids)
     assert re.search(r"train/loss by step; seed 0: [\d.]+ at the end, seed 1: [\d.]+ at the end", text)
     assert text.count("&lt;i&gt;word&lt;/i&gt;") == 2 * media.MAX_TABLE_ROWS
     assert "10 more rows are in the file" in text
     assert "a &lt;small&gt; bank" in text
     assert "numbers.json (not a picture), lost.png (not in the run&#39;s folder)" in text
-
-
-def test_every_measured_cell_tells_where_it_comes_from(project: Path, saved: Saved, make_record: MakeRecord) -> None:
-    data = {"test (esc50)": {"version": "1", "samples": 400, "skipped": 3, "skipped_names": []}}
-    for seed in (0, 1, 2):
-        saved("esc@base", seed, 10.0 + seed, data=data, deviations=[{"field": "a.init_args.b", "reason": "c"}])
-    promote("mct", runs=project / "runs")
-    text = written(project, runs=project / "nowhere")
-    page = Page(text)
-    buttons = [
-        values["popovertarget"] for tag, values in page.elements if tag == "button" and "popovertarget" in values
-    ]
-    boxes = [values["id"] for tag, values in page.elements if "popover" in values]
-    assert len(buttons) == 2  # New and New longer are the same stages
-    assert buttons == boxes
-    box = re.search(rf'id="{boxes[0]}".*?</div>', text, re.DOTALL)
-    assert box
-    for part in (
-        "seed 0: 10, seed 1: 11, seed 2: 12", "2026-01-02", "aaaaaaaaaa", "Some CPU, 2 cores", "400 samples, 3 skipped",
-        make_record().configuration, "papers/mct/results/mini/seed0.json papers/mct/results/mini/seed1.json",
-        "<dd>a.b</dd>", "<code>assemble explain mct transfer New esc --scale mini</code>",
-    ):  # fmt: skip
-        assert part in box.group()
-    assert "11.0 ± 1.0</button>" in text
-    # Only a table at paper scale shows published values, in cells of their own.
-    assert '<td class="published"' not in text
-    assert text.count(">measured at mini</th>") == 1
-    assert '<td class="published">81.5</td>' in written(project, scale="paper")
-    assert "There are no runs on this machine" in text
-    assert not re.search("<(img|video)", text)
 
 
 def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
@@ -148,6 +118,14 @@ def test_a_damaged_run_is_left_out_with_one_warning(
     assert str(folder) in told
 
 
+def test_media_fit_into_a_budget(tmp_path: Path) -> None:
+    budget, told = media.Budget(3 * media.MEBIBYTE), []
+    for size in (2 * media.MEBIBYTE, 2 * media.MEBIBYTE + 1, media.MEBIBYTE, 1):
+        (tmp_path / "clip.mp4").write_bytes(bytes(size))
+        told.append(budget.refuse(tmp_path / "clip.mp4"))
+    assert told == ["", "2.0 MiB, more than 2", "", "the page is full"]
+
+
 def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved) -> None:
     secret = project / "secret.csv"
     secret.write_text("user,password\nroot,hunter2\n")
@@ -177,19 +155,9 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "none.csv") == {}
 
 
-def test_curves_lie_over_those_of_the_recorded_draws(project: Path, saved: Saved, tmp_path: Path) -> None:
-    for seed, height in ((0, 1), (1, 3), (2, 2)):
-        folder = saved("base", seed, job="pretrain")
-        points = "".join(f"{step},train/loss,{height + step}\n" for step in range(3))
-        (folder / "metrics.csv").write_text(f"step,name,value\n{points}")
-        if seed < 2:
-            promote("mct")
-    text = written(tmp_path, runs=project / "runs")
-    assert "the range of 2 recorded draws" in text
-
-
 def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
     text = written(tmp_path, runs=tmp_path)
+    assert "There are no runs on this machine" in text
     page = Page(text)
     assert {s[1:] for s in page.sources if s.startswith("#")} <= set(page.ids)
     for paper in existing_papers():
@@ -198,18 +166,3 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
         for table in source.tables:
             assert any(i.startswith(f"{paper.short}-{table.id}-".replace("_", "-")) for i in page.ids if i), table.id
     assert len(text) < 3_000_000
-
-
-def test_yours_stand_beside_what_is_recorded(project: Path, saved: Saved) -> None:
-    """A run of a recorded seed never takes its place, nor does it enter its mean."""
-    for stage, value in (("ucf_1@base", 50.0), ("ucf_1@better", 60.0)):
-        saved(stage, 0, value)
-    promote("mct", runs=project / "runs")
-    saved("ucf_1@better", 0, 40.0, started="2026-02-01T00:00:00Z")
-    text = written(project)
-    assert '<th scope="col" class="kind measured">recorded at mini</th>' in text
-    assert '<th scope="col" class="kind yours">yours at mini</th>' in text
-    assert re.search(r'class="measured"><button[^>]*>60.0</button>', text)
-    assert re.search(r'class="yours"><button[^>]*>40.0</button>', text)
-    assert "+10 (n=1)" in text
-    assert "-10 (n=1)" in text

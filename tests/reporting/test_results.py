@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from common.commands.main import main
+from common.reporting.curves import read_table, table_of
 from common.reporting.papers import existing_papers, paper_named
 from common.reporting.promote import promote
 from common.reporting.records import Record, RecordError, config_hash
@@ -155,6 +157,13 @@ def test_a_malformed_file_is_named(file: str, damage: Callable[[Path], None], sa
     damage(paper_named("mct").results)
     with pytest.raises(RecordError, match=file):
         find_promoted("mct")
+
+
+def test_a_curve_may_have_more_points_than_fit_into_a_field_of_csv_by_default(tmp_path: Path) -> None:
+    curves = {("mini", "seed0", "avid"): {"train/loss": [(float(step), float(step)) for step in range(30_000)]}}
+    (tmp_path / "curves.csv.gz").write_bytes(table_of(curves))
+    csv.field_size_limit(131_072)  # the default
+    assert read_table(tmp_path / "curves.csv.gz") == curves
 
 
 def test_a_damaged_table_of_curves_is_named_and_not_replaced(saved: Saved) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from common.reporting import render, wandb_report, wandb_server
-from common.reporting.aggregate import deviations_of
 from common.reporting.papers import existing_papers
-from common.reporting.records import short_name
 from common.reporting.render import fill_best, row_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
@@ -66,9 +64,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
     texts = [block["content"] for block in blocks(spec, "markdown-block")]
     grids = blocks(spec, "panel-grid")
     measured = [f for f in filled if f.result.measured]
-    deviations = [f"`{short_name(d['field'])}`" for f in filled for d in deviations_of(f.result.records)]
     assert len(texts) == len(filled) + len(render.remarks(filled))
-    assert all(any(deviation in text for text in texts[len(filled) :]) for deviation in deviations)
     assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
     for f, text in zip(filled, texts):
         assert all(one.check.text.replace("|", "\\|") in text for one in (*f.claims, *f.checks))
@@ -77,10 +73,6 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
         keys = {metric for panel in panels(grid) for metric in panel["config"]["metrics"]}
         shown = [m for m in table.metrics if not m.hidden]
         assert {f"summary_metrics.table/{table.id}/{m.id}" for m in shown} <= keys
-        for panel in panels(grid):
-            title, (key,) = panel["config"]["chartTitle"], panel["config"]["metrics"]
-            assert ("published" in title) == key.startswith("summary_metrics.published/")
-            assert ("published" in title) != (f"measured at {scale}" in title)
         for runset in grid["metadata"]["runSets"]:
             found = filters(runset)
             assert found["paper"] == ("=", paper.name)
@@ -107,13 +99,11 @@ def test_without_a_key_the_reports_are_files(project: Path, capsys: Capsys) -> N
     assert run("wandb-report") == 0
     out = capsys.readouterr().out
     assert "not sent: no key" in out
-    assert "not sent: " in out
     for path in (project / "runs" / "mct" / "wandb-report.json", project / "runs" / "wandb-report.json"):
         assert f"wrote: {path}" in out
         assert json.loads(path.read_text())["spec"]["blocks"]
     (project / "runs" / "wandb-report.json").unlink()
     assert run("wandb-report", "mct", "--offline") == 0
-    assert "not sent: --offline" in capsys.readouterr().out
     assert not (project / "runs" / "wandb-report.json").exists()  # that is the report of all
 
 
