@@ -118,8 +118,6 @@ def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value
 
 def read_csv(path: Path, parse: Callable[[Any], Value], **options: Any) -> Iterator[Value]:
     """Parse the rows of a CSV file; see :func:`read_rows`."""
-    # The module's default field limit is too small for captions.
-    csv.field_size_limit(2**24)
 
     def rows(lines: Iterator[str]) -> Iterable[Any]:
         reader: csv.DictReader[str] = csv.DictReader(lines, **options)

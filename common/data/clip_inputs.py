@@ -63,7 +63,7 @@ class AudioInput:
 def read_statistics(path: Path) -> dict[str, np.ndarray]:
     """Read per-bin audio statistics from an .npz file or one of our pre-training checkpoints."""
     if path.suffix == ".npz":
-        with parsing(path, StageError), np.load(path, allow_pickle=False) as content:
+        with parsing(path, StageError), np.load(path) as content:
             found = {name: content[name] for name in ("mean", "std") if name in content}
     else:
         checkpoint = read_checkpoint(path)

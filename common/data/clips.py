@@ -69,8 +69,6 @@ def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDAr
 
 def repeated(samples: Tensor, first: int, count: int) -> Tensor:
     """`count` samples starting at `first`; at the end, the sound loops."""
-    if first + count <= len(samples):
-        return samples[first : first + count]
     return samples[(first + torch.arange(count)) % len(samples)]
 
 
@@ -89,11 +87,10 @@ class ClipDataset(ItemDataset):
         listing: Listing,
         *,
         clips_per_video: int = 1,
-        seed: int = 0,
-        max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_fraction=max_skipped_fraction)
+        super().__init__(listing, passes=clips_per_video, **options)
         self.cache = FileCache.shared(cache_bytes)
 
     @abstractmethod
@@ -166,7 +163,8 @@ class AudioVisualClips(ClipDataset):
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
         frames, samples = self._cut(clip, rng, with_video=self.video_transform is not None)
         sample: Sample = {}
-        if self.video_transform is not None and frames is not None:
+        if self.video_transform is not None:
+            assert frames is not None
             sample["video"] = self.video_transform(frames, rng)
         sample["audio"] = self.audio_transform(samples, rng)
         sample["sound_label"] = torch.tensor(clip.sound_label)

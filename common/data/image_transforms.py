@@ -133,7 +133,7 @@ class SquashTransform:
         flipped = rng is not None and bool(rng.random() < probability)
         planes = torch.from_numpy(_planes(ImageOps.mirror(image) if flipped else image))
         if image.size != (self.size, self.size):
-            planes = F.interpolate(planes[None], (self.size, self.size), mode="bilinear", align_corners=False)[0]
+            planes = F.interpolate(planes[None], (self.size, self.size), mode="bilinear")[0]
         return planes.clamp_(0.0, 1.0), flipped
 
 

@@ -32,11 +32,10 @@ class ImageItems(ItemDataset):
         transform: ImageTransform | SquashTransform,
         *,
         training: bool,
-        seed: int = 0,
-        max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction)
+        super().__init__(listing, **options)
         self.transform = transform.with_training(training)
         self.training = training
         self.cache = FileCache.shared(cache_bytes)

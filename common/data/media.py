@@ -193,13 +193,10 @@ def read_image(path: str | os.PathLike[str], cache: FileCache | None = None) -> 
     if cache is not None:
         return Image.fromarray(cache.get(path, lambda: np.array(read_image(path))))
     with parsing(path, MediaError), Image.open(path) as image:
-        image.load()
         return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy()
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -222,7 +219,7 @@ class MediaInfo:
     video_fps: float
     frame_size: tuple[int, int]
     audio_rate: int
-    seekable_audio: bool = True
+    seekable_audio: bool
 
     @property
     def decoded_bytes(self) -> float:
@@ -486,7 +483,7 @@ class MediaFile:
         # A frame without a stamp follows the previous one; after a seek the first one could be anywhere.
         following = limits[0] if seek_to is None else np.inf
         if seek_to is not None:
-            container.seek(int(seek_to / stream.time_base), stream=stream, backward=True)
+            container.seek(int(seek_to / stream.time_base), stream=stream)
         for frame in container.decode(stream):
             time = following if frame.time is None else frame.time
             following = time + (1.0 / self.info.video_fps if kind == "video" else frame.samples / frame.sample_rate)
@@ -498,11 +495,10 @@ class MediaFile:
         first = boundary - 0.5 * step
         if first - self.info.video_limits[0] > step:
             frames = self._frames("video", first)
-            for found in frames:
-                # A seek may go too far, or to a part that cannot be decoded (the last group of pictures in MPEG).
-                if found[0] < boundary:
-                    return chain([found], frames)
-                break
+            found = next(frames, None)
+            # A seek may go too far, or to a part that cannot be decoded (the last group of pictures in MPEG).
+            if found is not None and found[0] < boundary:
+                return chain([found], frames)
         return self._frames("video", None)
 
     def _pixels(self, frame: VideoFrame) -> Pixels:

@@ -62,7 +62,7 @@ def load_detector(weights: Path) -> GeneralizedRCNN:
     state = tensors_in(content)
     try:
         classes = len(state["roi_heads.box_predictor.cls_score.bias"])
-        detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes)
+        detector = fasterrcnn_resnet50_fpn(weights_backbone=None, num_classes=classes)
         # The released weights have no `num_batches_tracked`.
         counts = {key: value for key, value in detector.state_dict().items() if key.endswith("num_batches_tracked")}
         detector.load_state_dict({**counts, **state})

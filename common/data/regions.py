@@ -221,7 +221,7 @@ class _RegionFile:
         h5py = None if self.path.suffix.lower() == ".npz" else optional_package("h5py", "features")
         with parsing(self.path, RegionError):
             if h5py is None:
-                with np.load(self.path, allow_pickle=False) as held:
+                with np.load(self.path) as held:
                     found = dict(held)
             else:
                 file = h5py.File(self.path)

@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 
 class MadeOnDemand(Sequence[Item]):
-    """A lazy sequence; equals any sequence of the same items except text. A slice is a list."""
+    """A lazy sequence; equals any sequence of the same items. A slice is a list."""
 
     __slots__ = ()
 
@@ -47,7 +47,7 @@ class MadeOnDemand(Sequence[Item]):
         return map(self._item, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
+        if isinstance(other, Sequence):
             return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
         return NotImplemented
 
@@ -102,8 +102,8 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
         return tuple(own.tolist() if isinstance(own, np.ndarray) else own)
 
 
-def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+def _offsets(lengths: list[int]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 class Packed(MadeOnDemand[Item]):
@@ -133,7 +133,7 @@ class ColumnCache:
     def load(self) -> dict[str, npt.NDArray[Any]] | None:
         """The stored columns, or None if they are missing, out of date or unreadable."""
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            with np.load(self.path) as archive:
                 columns = dict(archive)
             watched = json.loads(columns.pop("watched").tobytes())
             return columns if all(stamp_of(Path(path)) == stamp for path, stamp in watched) else None

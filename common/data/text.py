@@ -62,9 +62,9 @@ def swap_left_right(text: str) -> str:
 def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
     """Token ids of a batch, padded at the end: int64 [B, L], L at least 1."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    padded = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), pad_id, dtype=np.int64)
+    padded = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), pad_id)
     filled = np.arange(padded.shape[1]) < lengths[:, None]
-    padded[filled] = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum()))
+    padded[filled] = np.fromiter((token for row in rows for token in row), dtype=np.int64)
     return torch.from_numpy(padded)
 
 
@@ -196,12 +196,7 @@ class WordPieceTokenizer(CaptionTokenizer):
                 f"vocabulary_size: {self.largest_size} is too small, the captions' {len(first)} different characters "
                 f"need {len(letters)}"
             )
-        trainer = WordPieceTrainer(
-            vocab_size=self.largest_size,
-            special_tokens=letters,
-            limit_alphabet=len(letters),
-            show_progress=False,
-        )
+        trainer = WordPieceTrainer(vocab_size=self.largest_size, special_tokens=letters, show_progress=False)
         # With threads, the library warns at every later fork of a worker.
         with environment(TOKENIZERS_PARALLELISM="false"):
             tokenizer.train_from_iterator(texts, trainer)
@@ -300,7 +295,7 @@ class XLMRTokenizer(CaptionTokenizer):
         normal = [self.normal_form(text) for text in texts]
         # A list always starts threads, which takes longer than tokenizing a few words.
         if len(texts) >= MANY_TEXTS:
-            rows = self._vocabulary.encode(normal, num_threads=-1)
+            rows = self._vocabulary.encode(normal)
         else:
             rows = [self._vocabulary.encode(text) for text in normal]
         return [[piece + 1 if piece else self.unknown_id for piece in row] for row in rows]
@@ -397,10 +392,10 @@ def _uncased(numbers: dict[str, int]) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordPiece
 
-    tokenizer = Tokenizer(WordPiece(numbers, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer = Tokenizer(WordPiece(numbers))
+    tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 

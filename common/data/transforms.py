@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -196,7 +196,7 @@ def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     # On bytes, this filter rounds as Pillow's fixed-point numbers do; on floats it would not.
-    return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
 
 
 def _clamp(values: Pixels) -> None:
@@ -321,8 +321,7 @@ class AudioTransform:
         """Mix to mono and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
         if samples.ndim == 2:
             samples = samples.mean(dim=0)
-        missing = self.num_samples - samples.shape[0]
-        return F.pad(samples, (0, missing)) if missing > 0 else samples[: self.num_samples]
+        return F.pad(samples, (0, self.num_samples - len(samples)))
 
     def decibels(self, samples: Tensor) -> Tensor:
         """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
@@ -338,7 +337,7 @@ class AudioTransform:
 
 @functools.lru_cache(maxsize=4)
 def _hann(size: int) -> Tensor:
-    return torch.hann_window(size, periodic=True, dtype=torch.float64)
+    return torch.hann_window(size, dtype=torch.float64)
 
 
 def compute_audio_statistics(
@@ -346,24 +345,24 @@ def compute_audio_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every bin of spectrograms [..., time, bins] in decibels, [bins] float32 each.
 
-    `path` is an .npz file to write, with arrays `mean`, `std` and `clips`.
+    `path` is an .npz file to write, with arrays `mean` and `std`.
 
     Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """
-    total = squares = np.zeros(0)
-    count = clips = 0
+    total: Any = 0.0
+    squares: Any = 0.0
+    count = 0
     for spectrogram in spectrograms:
         values = spectrogram.reshape(-1, spectrogram.shape[-1]).double()
-        sums, powers = values.sum(0).numpy(), values.square().sum(0).numpy()
-        total, squares = (total + sums, squares + powers) if count else (sums, powers)
+        total = total + values.sum(0).numpy()
+        squares = squares + values.square().sum(0).numpy()
         count += len(values)
-        clips += 1
     if not count:
         raise ValueError("no spectrogram to compute statistics of")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     if path is not None:
         content = io.BytesIO()
-        np.savez(content, mean=mean.astype(np.float32), std=std.astype(np.float32), clips=clips)
+        np.savez(content, mean=mean.astype(np.float32), std=std.astype(np.float32))
         write_atomically(Path(path), content.getvalue())
     return mean.astype(np.float32), std.astype(np.float32)

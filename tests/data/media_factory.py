@@ -93,14 +93,14 @@ def write_video(
     return path
 
 
-def write_audio(path: Path, samples: npt.NDArray[np.float32], rate: int = 16_000) -> Path:
+def write_audio(path: Path, audio: npt.NDArray[np.float32], audio_rate: int = 16_000) -> Path:
     """Write samples [channels, N] as a sound file; the codec follows the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(
-            CODECS[path.suffix][2], rate=rate, layout=LAYOUTS[len(samples)], options={"strict": "experimental"}
+            CODECS[path.suffix][2], rate=audio_rate, layout=LAYOUTS[len(audio)], options={"strict": "experimental"}
         )
-        _encode_audio(container, stream, samples, rate)
+        _encode_audio(container, stream, audio, audio_rate)
     return path
 
 

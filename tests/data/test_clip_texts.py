@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.annotations import read_json_lines
+from common.data.annotations import read_json, read_json_lines
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Subtitle
@@ -57,6 +57,8 @@ def test_blank_lines_and_byte_order_marks(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"b": "\\u2028"}')
     assert list(read_json_lines(path, dict)) == [{"a": 1}, {"b": "\u2028"}]
+    path.write_text('{"a": 1, "mask": [{"b": 2}]}')
+    assert read_json(path, frozenset({"mask"})) == {"a": 1}
     path.write_bytes(b"")
     assert list(read_json_lines(path, dict)) == []
 

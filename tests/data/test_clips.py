@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from common.data.clips import (
 )
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
-from common.data.media import MediaError, MediaFile
+from common.data.media import FileCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler
 from common.data.transforms import AudioTransform, VideoTransform
-from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
+from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_video, write_wav
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
 VIDEO = VideoTransform(crop=16)
@@ -60,6 +61,11 @@ def _good(folder: Path, count: int = 6) -> Listing:
 
 def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _numbers(video: torch.Tensor) -> torch.Tensor:
+    """The numbers of the frames of clips [..., 3, T, H, W]."""
+    return ((video.mean((-4, -2, -1)) * 255 - 8) / 3).round().int()
 
 
 def test_what_an_audio_visual_sample_holds(folder: Path) -> None:
@@ -114,8 +120,12 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
         _listing(folder, "ramp.avi"), EXACT, AUDIO, video_duration=1.0, video_fps=8.0, jitter=0.0, training=False
     )
     for item in range(20):
-        pictures, samples = clips._cut(clips.listing[0], np.random.default_rng(item), with_video=True)
+        rng = np.random.default_rng(item)
+        pictures, samples = clips._cut(clips.listing[0], rng, with_video=True)
+        first, _, following = np.random.default_rng(item).random(3)
         assert pictures is not None
+        assert int(pictures[0].float().mean().round()) == pytest.approx(levels[int(first * 8)], abs=2)
+        assert rng.random() == following
         brightness = pictures.float().mean((1, 2, 3)) / 255
         # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
         assert brightness.numpy() == pytest.approx(samples.view(8, 1000).mean(1).numpy(), abs=0.02)
@@ -175,17 +185,15 @@ def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: 
 
 
 def test_random_clips_of_labeled_videos(folder: Path) -> None:
-    clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False, clips_per_video=40)
-    starts = set()
-    for item in range(0, 240, 6):
-        video = clips[item]["video"]
-        assert video.shape == (3, 4, 16, 16)
-        numbers = ((video.mean((0, 2, 3)) * 255 - 8) / 3).round().int().tolist()
-        assert numbers == list(range(numbers[0], numbers[0] + 4))
-        starts.add(numbers[0])
-    assert min(starts) == 0
-    assert max(starts) in (11, 12)
-    assert len(starts) > 8
+    clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False)
+    dense = DenseVideoClips(_good(folder), EXACT, clips=5, random_starts=True, video_duration=0.5, video_fps=8.0)
+    for seed in range(20):
+        video = clips._sample(clips.listing[0], np.random.default_rng(seed))["video"]
+        first = int(np.random.default_rng(seed).random() * 12)
+        assert _numbers(video).tolist() == list(range(first, first + 4))
+        firsts = np.random.default_rng(seed).integers(0, 13, 5)
+        videos = dense._sample(clips.listing[0], np.random.default_rng(seed))["video"]
+        assert torch.equal(_numbers(videos), torch.from_numpy(firsts[:, None] + np.arange(4)).int())
 
 
 def test_short_videos_are_taken_whole_and_begin_anew(folder: Path) -> None:
@@ -194,18 +202,19 @@ def test_short_videos_are_taken_whole_and_begin_anew(folder: Path) -> None:
     one = VideoClips(listing, EXACT, video_duration=1.0, video_fps=8.0, training=False)[0]["video"]
     dense = DenseVideoClips(listing, EXACT, clips=3, video_duration=1.0, video_fps=8.0)[0]["video"]
     for video in (one, *dense):
-        numbers = ((video.mean((0, 2, 3)) * 255 - 8) / 3).round().int().tolist()
-        assert numbers == [0, 1, 2, 0, 1, 2, 0, 1]
+        assert _numbers(video).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-def test_dense_clips_cover_the_video(folder: Path) -> None:
+def test_dense_clips_cover_the_video(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FileCache, "_shared", None)
     clips = DenseVideoClips(_good(folder), EXACT, clips=5, video_duration=0.5, video_fps=8.0, cache_bytes=2**24)
     sample = clips[4]
     assert sample["video"].shape == (5, 3, 4, 16, 16)
     assert (int(sample["label"]), int(sample["index"])) == (1, 4)
-    numbers = ((sample["video"].mean((1, 3, 4)) * 255 - 8) / 3).round().int()
     expected = torch.from_numpy(dense_clip_starts(16, 4, 5))[:, None] + torch.arange(4)
-    assert torch.equal(numbers, expected.int())
+    assert torch.equal(_numbers(sample["video"]), expected.int())
+    clips.fill_cache()
+    assert len(clips.cache or ()) == 6
     # Each clip is what the transform makes of its frames alone.
     with MediaFile(clips.listing[4].path) as media:
         frames, _ = media.read_video(0.0, 2.0, 8.0)
@@ -216,13 +225,15 @@ def test_dense_clips_cover_the_video(folder: Path) -> None:
 def test_listed_segments_are_respected(folder: Path) -> None:
     segment = Clip(folder / "good0.mp4", label=0, start=0.5, end=1.25)
     listing = Listing.of("test", "1", [segment], ("a",), folder)
-    dense = DenseVideoClips(listing, EXACT, clips=4, video_duration=0.25, video_fps=8.0)[0]["video"]
-    numbers = ((dense.mean((1, 3, 4)) * 255 - 8) / 3).round().int()
-    assert (int(numbers.min()), int(numbers.max())) == (4, 9)
+    dense = DenseVideoClips(listing, EXACT, clips=4, video_duration=0.25, video_fps=8.0)
+    assert _numbers(dense[0]["video"]).tolist() == [[4, 5], [5, 6], [6, 7], [8, 9]]
+    assert frame_numbers(dense.preview(0)[None]) == [7]
+    long = VideoClips(listing, EXACT, video_duration=1.0, video_fps=8.0, training=False)[0]["video"]
+    assert _numbers(long).tolist() == [4, 5, 6, 7, 8, 9, 4, 5]
     random_clips = VideoClips(
         listing, EXACT, video_duration=0.25, video_fps=8.0, clips_per_video=30, training=False, max_skipped_fraction=0.0
     )
-    seen = {int(((random_clips[item]["video"].mean((0, 2, 3)) * 255 - 8) / 3).round().min()) for item in range(30)}
+    seen = {int(_numbers(random_clips[item]["video"]).min()) for item in range(30)}
     assert seen <= set(range(4, 9))
 
 
@@ -270,30 +281,37 @@ def test_test_windows_wrap_round(sounds: Listing) -> None:
     assert torch.equal(result[7], result[0])
 
 
-def test_a_file_shorter_than_a_window_repeats(folder: Path) -> None:
-    path = write_wav(folder / "tiny.wav", seconds=0.3, rate=8_000)
-    listing = Listing.of("tiny", "1", [Clip(path, 0)], ("a",), folder)
-    for training in (True, False):
-        for wrap in (4.9, None):
-            result = SoundWindows(listing, AUDIO, training=training, windows=3, wrap_seconds=wrap)[0]["audio"]
-            # Padding with zeros would leave frames at the floor.
-            assert float(result.amax(dim=(1, 3)).min()) > -20.0
-
-
-@pytest.mark.parametrize("wrap", [4.9, None])
-def test_training_windows_change_speed(sounds: Listing, wrap: float | None) -> None:
-    windows = SoundWindows(sounds, AUDIO, training=True, windows=60, wrap_seconds=wrap)
-    fine = AudioTransform(sample_rate=8_000, window=1.0, fft=4_096, frames_per_second=32)
-    windows.audio_transform = fine
-    peaks = windows[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 2_048
-    factors = 1000.0 / peaks
-    assert 0.74 < float(factors.min()) < 0.8
-    assert 1.25 < float(factors.max()) < 1.35
-    still = SoundWindows(sounds, fine, training=True, windows=5, wrap_seconds=wrap, speed=(1.0, 1.0))
-    assert set((still[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 2_048).round().int().tolist()) == {1000}
+@pytest.mark.parametrize("wrap", [4.0, None])
+def test_training_windows_change_speed_and_begin_where_drawn(sounds: Listing, wrap: float | None) -> None:
+    still = dataclasses.replace(AUDIO, volume=0.0)
+    windows = SoundWindows(sounds, still, training=True, windows=3, wrap_seconds=wrap)
+    clip = dataclasses.replace(sounds[0], start=0.25)
+    found = windows._sample(clip, np.random.default_rng(0))["audio"]
+    draws = np.random.default_rng(0).random((3, 2))
+    with MediaFile(clip.path) as media:
+        for window, (speed, place) in zip(found, draws, strict=True):
+            rate = round(8_000 * (3 / 4 + (4 / 3 - 3 / 4) * speed))
+            # Without wrapping, 4 s that end a tenth of a second before the file's 5 s.
+            samples = media.read_audio(0.25 if wrap else 0.25 + 0.65 * place, 4.0, rate)
+            first = int(place * 4.0 * rate) if wrap else 0
+            torch.testing.assert_close(window, still(torch.cat([samples, samples])[first:]))
 
 
 # -- which moments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("durations", "jitter", "draws", "expected"),
+    [
+        ((2.0, 2.0), 0.5, (0.25, 0.25), (2.5, 2.25)),
+        ((4.0, 1.0), 0.5, (0.5, 0.25), (3.5, 4.0)),
+        ((1.0, 4.0), 0.5, (0.75, 0.5), (5.5, 4.0)),
+        ((1.0, 4.0), 5.0, (0.75, 0.5), (5.0, 4.0)),
+        ((9.0, 1.0), 0.5, (0.5, 0.5), None),
+    ],
+)
+def test_the_shorter_clip_lies_around_the_longer(durations: Any, jitter: float, draws: Any, expected: Any) -> None:
+    assert paired_window((0.0, 10.0), (1.0, 9.0), *durations, jitter, draws) == expected
 
 
 @pytest.mark.parametrize("case", TIMING["snippet_windows"])

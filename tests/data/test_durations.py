@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.data import durations as module
-from common.data.datasets.audioset import AudioSet
+from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.kinetics import Kinetics400
 from common.data.durations import common_seconds, is_known, kept_at, long_enough
 from common.data.item_dataset import TooManyBrokenFiles
@@ -30,7 +30,8 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
         write_video(root / name, seconds=seconds, fps=8.0, size=(16, 16), audio_rate=8_000)
     write_video(root / "d.mp4", seconds=3.0, fps=8.0, size=(16, 16), audio_rate=8_000, with_audio=False)
     clips = [Clip(root / name, 0) for name in (*FILES, "d.mp4")]
-    return Listing.of("some", "all", [*clips, Clip(root / "b.mp4", 0, start=2.0)], ("one",), root)
+    clips += [Clip(root / "b.mp4", 0, start=2.0), Clip(root / "b.mp4", 0, start=4.0)]
+    return Listing.of("some", "all", clips, ("one",), root)
 
 
 def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
@@ -38,14 +39,17 @@ def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
     assert left.names == ["a.mp4", "b.mp4"]
     assert left.version == "all, more than 1.5 s of picture and sound"
     assert left.notes == (
-        "3 of 5 clips are left out: 1 without picture or sound, 2 with 1.5 s or less of both, 0 unreadable",
+        "4 of 6 clips are left out: 1 without picture or sound, 3 with 1.5 s or less of both, 0 unreadable",
     )
     assert left.fingerprint() != listing.fingerprint()
+    assert long_enough(listing, float(common_seconds(listing)[0])).names == ["b.mp4"]
     with pytest.raises(ValueError, match="some: no clip has picture and sound for more than 9 s"):
         long_enough(listing, 9)
 
 
-def test_what_is_known_is_not_asked_again(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_is_not_asked_again(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", 2)
     asked: list[str] = []
     probe = module._of_clip
@@ -57,27 +61,27 @@ def test_what_is_known_is_not_asked_again(listing: Listing, monkeypatch: pytest.
         return probe(clip)
 
     monkeypatch.setattr(module, "_of_clip", counted)
-    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
     with pytest.raises(KeyboardInterrupt):
         common_seconds(listing)
     assert not is_known(listing)
     first = common_seconds(listing)
-    assert asked == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "c.mp4", "d.mp4", "b.mp4"]
+    assert asked == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "c.mp4", "d.mp4", "b.mp4", "b.mp4"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == [f"  some: checking for sound, {done} of 4 files" for done in (0, 2)]
     assert is_known(listing)
     np.testing.assert_array_equal(common_seconds(listing), first)
-    assert first == pytest.approx([2.0, 3.0, 1.0, -1.0, 1.0], abs=0.15)
+    assert first == pytest.approx([2.0, 3.0, 1.0, -1.0, 1.0, 0.0], abs=0.15)
     kept_at(listing).write_bytes(b"damaged")
     np.testing.assert_array_equal(common_seconds(listing), first)
 
 
 def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_UNREADABLE", 0.5)
     whole = (listing.root / "a.mp4").read_bytes()
     (listing.root / "a.mp4").write_bytes(b"broken")
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "MOST_UNREADABLE", 0.05)
-        with pytest.raises(TooManyBrokenFiles, match=r"a\.mp4"):
-            long_enough(listing, 1.0)
+    with pytest.raises(TooManyBrokenFiles, match=r"a\.mp4"):
+        long_enough(listing, 1.0)
+    monkeypatch.setattr(module, "MOST_UNREADABLE", 0.5)
     left = long_enough(listing, 1.0)
     assert left.notes[-1].endswith(f"1 unreadable (cached: delete {kept_at(listing)} after repairing them)")
     (listing.root / "a.mp4").write_bytes(whole)
@@ -90,11 +94,10 @@ def test_what_the_system_refuses_for_now_is_not_remembered(listing: Listing, mon
     def refused(path: Path) -> MediaInfo:
         raise MediaError.of(path, "cannot be opened") from OSError(errno.EIO, "refused")
 
-    monkeypatch.setattr(module, "probe", refused)
-    with pytest.raises(MediaError, match="cannot be opened"):
-        long_enough(listing, 1.0)
-    monkeypatch.undo()
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(listing.root.parent / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "probe", refused)
+        with pytest.raises(MediaError, match="cannot be opened"):
+            long_enough(listing, 1.0)
     assert len(long_enough(listing, 1.5)) == 2
 
 
@@ -117,18 +120,10 @@ def test_data_sets_list_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_audioset_in_the_order_of_a_list(tmp_path: Path) -> None:
-    root = tmp_path / "audioset"
-    (root / "unbalanced_train_segments").mkdir(parents=True)
-    videos = [f"{letter * 11}" for letter in "abc"]
-    (root / "unbalanced_train_segments.csv").write_text("".join(f'{video}, 0.0, 10.0, "/m/x"\n' for video in videos))
-    for video in videos:
-        (root / "unbalanced_train_segments" / f"{video}_0_10000.mp4").touch()
-    names = [f"{videos[place]}_0_10000.mp4" for place in (2, 0)]
-    chosen = tmp_path / "unbalanced_train-100k.txt"
-    chosen.write_text("".join(f"{name}\n" for name in names))
-    prefix = "unbalanced_train_segments/"
-    in_order = AudioSet(root, chosen, in_list_order=True).listing("train")
-    assert in_order.names == [prefix + name for name in names]
-    assert AudioSet(root, chosen).listing("train").names == [prefix + name for name in sorted(names)]
+    root, chosen = write_audioset(tmp_path / "audioset"), tmp_path / "unbalanced_train-100k.txt"
+    first, _, third = AudioSet(root).listing("train").names
+    chosen.write_text("".join(f"{Path(name).name}\n" for name in (third, first)))
+    assert AudioSet(root, chosen, in_list_order=True).listing("train").names == [third, first]
+    assert AudioSet(root, chosen).listing("train").names == [first, third]
     with pytest.raises(ValueError, match="in_list_order needs"):
         AudioSet(root, in_list_order=True)

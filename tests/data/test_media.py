@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -16,12 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from common.data.clips import clip_start
 from common.data.media import (
     FileCache,
     FrameFolder,
     MediaError,
     MediaFile,
+    MediaInfo,
     _on_screen,
+    frame_count,
     probe,
     select_frames,
 )
@@ -30,6 +35,7 @@ from tests.data.media_factory import frame_numbers, numbered_frames, tone, write
 from tests.data.text_layouts import write_frames
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
+RATE = st.floats(1.0, 60.0)
 CONTAINERS = [(".mp4", 0), (".mp4", 2), (".mkv", 2), (".avi", 0)]
 
 
@@ -51,23 +57,52 @@ def test_a_frame_is_on_screen_until_the_next(times: list[int], boundaries: list[
 
 def test_worlds_write_clips_at_their_rate(folder: Path) -> None:
     write_clip(folder / "world.mp4", np.zeros((10, 16, 32, 3), np.uint8), 8)
-    found = probe(folder / "world.mp4")
-    assert (found.video_fps, found.video_limits, found.frame_size) == (8, (0, 1.25), (16, 32))
+    assert probe(folder / "world.mp4") == MediaInfo((0, 1.25), None, 8, (16, 32), 0, True)
 
 
-@pytest.mark.parametrize(("suffix", "b_frames"), CONTAINERS)
-def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frames: int) -> None:
-    path = write_video(folder / f"frames{b_frames}{suffix}", seconds=3.0, fps=25.0, b_frames=b_frames)
+def test_what_decoding_takes_is_known_before() -> None:
+    assert MediaInfo((0.5, 2.5), (0.25, 1.5), 8, (16, 32), 100, True).decoded_bytes == 16 * 16 * 32 * 3 + 125 * 8
+    assert MediaInfo(None, None, 8, (16, 32), 100, True).decoded_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("stream", "file", "tag", "expected"),
+    [
+        ((500, 2000), (0, 0), "", (0.5, 2.5)),
+        ((500, None), (250, 4000), "", (0.5, 4.25)),
+        ((None, None), (None, 4000), "soon", (0.0, 4.0)),
+        ((500, None), (0, 5_000_000), "01:02:03.500000000", (0.5, 3723.5)),
+        ((500, None), (0, 3000), "00:00:04.000000000", (0.5, 3.0)),
+        ((500, None), (0, 3000), "00:00:00.500000000", (0.5, 3.0)),
+        ((500, None), (None, None), "", (0.5, 7.0)),
+        ((8000, None), (None, None), "", (8.0, 8.0)),
+    ],
+)
+def test_a_header_says_where_a_stream_begins_and_ends(stream: Any, file: Any, tag: str, expected: Any) -> None:
+    """In milliseconds: start and duration of the stream and of the file; else the last packet (7 s) is the end."""
+    own = SimpleNamespace(
+        time_base=Fraction(1, 1000), start_time=stream[0], duration=stream[1], index=3, metadata={"DURATION": tag}
+    )
+    whole = SimpleNamespace(start_time=file[0] and 1000 * file[0], duration=file[1] and 1000 * file[1])
+    assert MediaFile._limits(SimpleNamespace(_ends={3: 7.0}), own, whole) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "b_frames", "fps"),
+    # Matroska rounds stamps to milliseconds.
+    [*((*kind, 25.0) for kind in CONTAINERS), (".mkv", 0, 30000 / 1001), (".mkv", 0, 23.976), (".mkv", 0, 15.0)],
+)
+def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frames: int, fps: float) -> None:
+    path = write_video(folder / f"frames{b_frames}{fps:.2f}{suffix}", seconds=3.0, fps=fps, b_frames=b_frames)
     with MediaFile(path) as media:
-        assert media.video_limits == pytest.approx((0.0, 3.0), abs=0.05)
-        assert media.video_fps == pytest.approx(25.0)
-        for start in (0.0, 0.3, 1.0, 2.36):
+        assert media.video_limits == pytest.approx((0.0, round(3.0 * fps) / fps), abs=0.05)
+        assert media.video_fps == pytest.approx(fps, rel=1e-4)
+        for start in (0.0, 0.3, 1.0, 1.31, 2.1):
             frames, actual = media.read_video(start, 0.5, 16.0)
-            first = int(np.floor(start * 25 + 1e-9))
-            expected = [int(np.floor((start + k / 16) * 25)) for k in range(8)]
-            assert frame_numbers(frames.numpy()) == expected
+            expected = np.floor((start + np.arange(8) / 16) * media.video_fps + 1e-6).astype(int)
+            assert frame_numbers(frames.numpy()) == expected.tolist()
             assert frames.dtype == torch.uint8
-            assert actual == pytest.approx(first / 25)
+            assert actual == pytest.approx(expected[0] / media.video_fps)
 
 
 @pytest.mark.parametrize("every", [20, 60])
@@ -86,42 +121,27 @@ def test_a_recording_that_was_never_finished_has_its_sound(folder: Path) -> None
     live = folder / "live.mkv"
     with av.open(str(whole)) as source, av.open(str(live), "w", options={"live": "1"}) as target:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        target.add_stream_from_template(source.streams[1])  # an empty second sound, which is ignored
         for packet in source.demux():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream_index]
                 target.mux(packet)
-    with av.open(str(live)) as container:
-        assert container.duration is None
+    assert av.open(str(live)).duration is None
     info = probe(live)
-    assert info.video_limits == pytest.approx((0.0, 3.0), abs=0.15)
-    assert info.audio_limits == pytest.approx((0.0, 3.0), abs=0.15)
+    assert info.video_limits == info.audio_limits == pytest.approx((0.0, 3.0))
     with MediaFile(live) as media:
+        assert frame_numbers(media.read_video(0.0, 0.5, 8.0)[0].numpy()) == [0, 1, 2, 3]
         assert len(media.read_audio(1.0, 0.5, 16_000)) == 8_000
-
-
-@pytest.mark.parametrize("fps", [30000 / 1001, 23.976, 15.0])
-def test_odd_frame_rates_and_rounded_time_stamps(folder: Path, fps: float) -> None:
-    # Matroska rounds stamps to milliseconds.
-    path = write_video(folder / f"odd{fps:.2f}.mkv", seconds=2.5, fps=fps, with_audio=False)
-    with MediaFile(path) as media:
-        for start in (0.0, 0.7, 1.31):
-            frames, actual = media.read_video(start, 0.5, 8.0)
-            expected = np.floor((start + np.arange(4) / 8) * media.video_fps).astype(int)
-            assert frame_numbers(frames.numpy()) == expected.tolist()
-            assert actual == pytest.approx(expected[0] / media.video_fps)
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".wav", ".flac"])
 def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
-    samples = tone(3.0, 16_000)
-    path = folder / f"sound{suffix}"
-    if suffix in (".mkv", ".avi"):
-        write_video(path, seconds=3.0, audio=samples)
-    else:
-        write_audio(path, samples, 16_000)
+    samples = tone(2.0, 16_000)
+    write = write_video if suffix in (".mkv", ".avi") else write_audio
+    path = write(folder / f"sound{suffix}", audio=samples)
     with MediaFile(path) as media:
-        assert media.audio_limits == pytest.approx((0.0, 3.0), abs=0.05)
-        for start in (0.0, 0.4, 1.75, 2.9):
+        assert media.audio_limits == pytest.approx((0.0, 2.0), abs=0.05)
+        for start in (0.0, 0.4, 1.25, 1.9):
             first = round(start * 16_000)
             expected = samples[0, first : first + 3200]
             window = media.read_audio(start, 0.2, 16_000)
@@ -137,12 +157,9 @@ def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
 def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str, channels: int) -> None:
     """Reading passes over PyAV's own resampler and threads, which cost more; the bits are the same."""
     sound = np.random.default_rng(0).normal(0, 0.1, (channels, 44_100)).astype(np.float32)
-    path = folder / f"pyav{channels}{suffix}"
     with_video = channels == 2 and suffix != ".flac"
-    if with_video:
-        write_video(path, size=(34, 50), audio=sound, audio_rate=22_050)
-    else:
-        write_audio(path, sound, 22_050)
+    write = write_video if with_video else write_audio
+    path = write(folder / f"pyav{channels}{suffix}", audio=sound, audio_rate=22_050)
     with av.open(str(path)) as container:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=8_000)
         decoded = [*container.decode(audio=0), None]
@@ -186,19 +203,15 @@ def test_the_cache_gives_the_same_sound_far_into_a_file(folder: Path, suffix: st
 
 
 def test_the_cache_is_bounded_and_notices_new_files(folder: Path) -> None:
-    paths = [write_video(folder / f"bounded{k}.mkv", seconds=1.0, fps=8.0) for k in range(4)]
-    size = MediaFile(paths[0], FileCache(2**30))._decoded.nbytes
-    cache = FileCache(int(2.5 * size))
-    for path in paths:
-        MediaFile(path, cache)
-        assert cache.nbytes <= cache.max_bytes
-    assert len(cache) == 2
-    with MediaFile(paths[0], FileCache(size // 4)) as media:
+    path, cache = write_video(folder / "bounded.mkv", seconds=1.0, fps=8.0), FileCache(2**20)
+    MediaFile(path, cache)
+    assert cache.nbytes == 8 * 32 * 48 * 3 + 16_000 * (2 + 2)  # pixels, and the sound as it is and in mono
+    with MediaFile(path, FileCache(cache.nbytes // 4)) as media:
         assert media._decoded.video is None
         assert frame_numbers(media.read_video(0.0, 1.0, 8.0)[0].numpy()) == list(range(8))
-    write_video(paths[3], frames=numbered_frames(20, (32, 48))[12:], fps=8.0)
-    os.utime(paths[3], ns=(1, 1))
-    with MediaFile(paths[3], cache) as media:
+    write_video(path, frames=numbered_frames(20, (32, 48))[12:], fps=8.0)
+    os.utime(path, ns=(1, 1))
+    with MediaFile(path, cache) as media:
         assert frame_numbers(media.read_video(0.0, 1.0, 8.0)[0].numpy()) == list(range(12, 20))
 
 
@@ -259,6 +272,19 @@ def test_frame_choice_equals_the_reference(case: dict) -> None:
     indices, start = select_frames(case["start"], case["duration"], case["video_fps"], case["src_fps"], end)
     assert indices.tolist() == case["frame_indices"]
     assert start == pytest.approx(case["actual_start"], abs=1e-9)
+
+
+@given(st.floats(-1.0, 5.0), st.floats(0.1, 20.0), st.floats(0.0, 0.999), st.floats(0.1, 3.0), RATE, RATE)
+def test_chosen_frames_exist_and_follow_each_other(
+    origin: float, seconds: float, draw: float, duration: float, video_fps: float, source_fps: float
+) -> None:
+    end = origin + seconds
+    start = clip_start((origin, end), duration, draw)
+    indices, actual = select_frames(start, duration, video_fps, source_fps, end, origin)
+    assert len(indices) <= frame_count(duration, video_fps)
+    assert np.all(np.diff(indices, prepend=0) >= 0)
+    assert all(origin + indices[-1:] / source_fps <= end + 1e-9)
+    assert abs(actual - start) <= 1.0 / source_fps + 1e-9
 
 
 @pytest.mark.parametrize("fps", [3.0, 24000 / 1001, 25.0, 30.0])
@@ -327,11 +353,10 @@ def test_frames_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_the_cache_changes_nothing_and_spares_reading(tmp_path: Path) -> None:
-    folder = write_frames(tmp_path / "clip", range(1, 5))
-    cached = FrameFolder(folder, cache=FileCache(10**6))
+    cached = FrameFolder(write_frames(tmp_path / "clip", range(1, 5)), cache=FileCache(10**6))
     cached.fill_cache()
-    plain, _ = FrameFolder(folder).read_video(0.0, 2.0, 3.0)
-    again, _ = cached.read_video(0.0, 2.0, 3.0)
-    assert torch.equal(plain, again)
-    again.zero_()
-    assert levels(cached.read_video(0.0, 2.0, 3.0)[0]) == [1, 2, 3, 4]
+    assert len(cached._cache or ()) == 4
+    for _ in range(2):
+        frames, _ = cached.read_video(0.0, 2.0, 3.0)
+        assert levels(frames) == [1, 2, 3, 4]
+        frames.zero_()  # the caller's own copy

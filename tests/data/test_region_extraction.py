@@ -18,8 +18,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from common.commands.main import main
 from common.data import region_extraction
 from common.data.datasets.folder import FolderOfImages
-from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
-from common.data.regions import RegionFeatures
+from common.data.region_extraction import Extraction, RegionExtractor, extract_regions, load_detector
+from common.data.regions import RegionFeatures, Regions
 from common.errors import StageError
 from tests.data.image_layouts import write_image
 
@@ -30,7 +30,7 @@ def detector() -> FasterRCNN:
     """A real Faster R-CNN with next to no backbone."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        backbone: Any = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+        backbone: Any = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
         backbone.out_channels = 8
         made = FasterRCNN(
             backbone,
@@ -56,21 +56,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_regions_lie_in_the_picture_and_are_the_best(extractor: RegionExtractor) -> None:
+def test_pictures_do_not_depend_on_what_is_beside_them(extractor: RegionExtractor) -> None:
     images = [torch.rand(3, 30, 44, generator=torch.Generator().manual_seed(n)) for n in range(2)]
     found = extractor(images)
     for own in found:
-        assert own.features.shape == (5, 12)
-        assert own.boxes.shape == (5, 4)
-        assert (own.boxes >= 0).all()
-        assert own.boxes[:, 2].max() <= 44
-        assert own.boxes[:, 3].max() <= 30
+        assert (own.features.shape, own.boxes.shape) == ((5, 12), (5, 4))
         assert (own.boxes[:, 2:] > own.boxes[:, :2]).all()
-        assert set(own.labels) <= set(range(1, CLASSES))
-        assert own.distribution is not None
-        np.testing.assert_allclose(own.distribution.sum(1), 1, rtol=1e-5)
-        assert (own.labels == own.distribution[:, 1:].argmax(1) + 1).all()
-    # Pictures do not depend on what is beside them.
+        np.testing.assert_allclose(own.distribution.sum(1), 1, rtol=1e-5)  # type: ignore[union-attr]
     alone = extractor(images[1:])[0]
     np.testing.assert_allclose(alone.features, found[1].features, atol=1e-5)
     np.testing.assert_allclose(alone.boxes, found[1].boxes, atol=1e-3)
@@ -87,6 +79,23 @@ def test_features_are_the_box_head_s(extractor: RegionExtractor) -> None:
         scale = torch.tensor([width / 44, height / 30] * 2)
         pooled = net.roi_heads.box_roi_pool(maps, [torch.from_numpy(own.boxes) * scale], batch.image_sizes)
         np.testing.assert_allclose(net.roi_heads.box_head(pooled).numpy(), own.features, atol=1e-3)
+
+
+def test_duplicates_come_last_and_boxes_are_scaled(extractor: RegionExtractor) -> None:
+    # Two of the four boxes overlap the first, with nearly its score; the last reaches out of the picture.
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 1, 10, 10], [20, 20, 40, 50]], dtype=torch.float32)
+    scores = torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.7, 0], [0.25, 0.75, 0], [0.65, 0.05, 0.3]])
+    features, order = torch.arange(8.0).view(4, 2), [0, 3, 2, 1]
+    found = extractor._chosen(boxes, features, scores, (30, 44), (60, 132))
+    assert found.boxes.tolist() == [[0, 0, 30, 20], [60, 40, 120, 60], [0, 2, 30, 20], [0, 0, 30, 18]]
+    assert (found.labels.tolist(), found.height, found.width) == ([1, 2, 1, 1], 60, 132)
+    assert np.array_equal(found.features, features[order])
+    assert np.array_equal(found.distribution, scores[order])  # type: ignore[arg-type]
+    none = extractor._chosen(boxes[:0], features[:0], scores[:0], (30, 44), (60, 132))
+    whole = Regions(np.zeros((1, 2)), np.array([[0, 0, 132, 60]]), np.zeros(1), 60, 132, np.eye(1, 3))
+    for name, value in vars(whole).items():
+        np.testing.assert_array_equal(getattr(none, name), value)
+    assert (none.labels.dtype, none.boxes.dtype, none.features.dtype) == (np.int64, np.float32, np.float32)
 
 
 def _counting(extractor: RegionExtractor, seen: list[int], stop_after: int | None = None) -> Any:
@@ -118,17 +127,23 @@ def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None
     found, expected = RegionFeatures(output), RegionFeatures(whole)
     for key in "01234":
         np.testing.assert_allclose(found[key].features, expected[key].features, atol=1e-5)
+        assert found[key].distribution is None
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz"])
-def test_pictures_are_called_as_their_captions_call_them(folder: Path, extractor: RegionExtractor, suffix: str) -> None:
+def test_pictures_are_called_as_their_captions_call_them(
+    folder: Path, extractor: RegionExtractor, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     names = ["cat.jpg.jpg", "dog.PNG.jpeg", os.fsdecode(b"caf\xe9.png")]
     for number, name in enumerate(names):
         write_image(folder / name, number)
     (folder / os.fsdecode(b"broken\xe9.png")).write_bytes(b"")
     output = folder.parent / f"a{suffix}"
-    extract_regions(folder, output, extractor)
+    broken = os.fsdecode(b"broken\xe9.png")
+    assert extract_regions(folder, output, extractor, distribution=True) == Extraction(8, (str(folder / broken),))
+    assert "broken" in caplog.text
     found = RegionFeatures(output)
+    assert found["3"].distribution is not None
     assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9"])
     assert (found["3"].height, found["3"].width) == (30, 43)
     assert b"broken\xe9.png" in output.with_name(f"{output.name}.skipped.txt").read_bytes()
@@ -155,13 +170,26 @@ def test_folders_that_cannot_be_used(tmp_path: Path, extractor: RegionExtractor,
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(region_extraction, "fasterrcnn_resnet50_fpn", lambda **_: detector())
+    made = {(None, CLASSES): detector}
+    monkeypatch.setattr(
+        region_extraction,
+        "fasterrcnn_resnet50_fpn",
+        lambda *, weights_backbone, num_classes: made[weights_backbone, num_classes](),
+    )
     torch.save(detector().state_dict(), tmp_path / "detector.pth")
     return tmp_path / "detector.pth"
 
 
-def test_weights_of_another_network_are_named(weights: Path) -> None:
+def test_weights_are_loaded_and_those_of_another_network_named(weights: Path) -> None:
     state = torch.load(weights)
+    state["roi_heads.box_predictor.cls_score.bias"] += 1
+    released = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for own, epsilon in ((state, 1e-5), (released, 0.0)):
+        torch.save({"model": own}, weights)
+        loaded = load_detector(weights)
+        assert all(torch.equal(loaded.state_dict()[key], value) for key, value in own.items())
+        assert [module.eps for module in loaded.modules() if isinstance(module, nn.BatchNorm2d)] == [epsilon]
+    assert RegionExtractor(loaded, origin={"weights": "a"}).identity == {"weights": "a", "regions": 100}
     lacking = {key: value for key, value in state.items() if not key.startswith("backbone")}
     for content in ({"weight": torch.zeros(1)}, lacking, {**state, "roi_heads.box_head.fc6.weight": torch.zeros(2, 2)}):
         torch.save(content, weights)

@@ -89,6 +89,10 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     for key in list(expected)[::53]:
         equal(found[key], expected[key])
         np.testing.assert_array_equal(found[key].distribution, expected[key].distribution)
+    with h5py.File(path) if suffix == ".h5" else np.load(path) as file:
+        kinds = {name: file[name].dtype.str for name in file if name != "image_id"}
+    integers = dict.fromkeys(("height_width", "num_boxes", "objects"), "<i4")
+    assert kinds == integers | dict.fromkeys(("bbox", "features", "distribution"), "<f4")
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert found.missing([*expected, "another"]) == ["another"]
     with pytest.raises(RegionError, match="another"):
@@ -97,23 +101,26 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
 def test_the_authors_columns_are_read(tmp_path: Path, suffix: str) -> None:
-    """Theirs are `wh` for height and width, and a distribution in place of the best class."""
+    """Theirs are `wh` for height and width, and a distribution in place of the best class, which counts first."""
     own = [regions(number, distribution=True) for number in range(3)]
     path = write(tmp_path / f"a{suffix}", *own, names=[f"{key}.jpg" for key in KEYS])
     rewrite(path, wh=np.full((3, 2), [HEIGHT, WIDTH]), height_width=None, objects=None)
     found = RegionFeatures(path)
     for key, expected in zip(KEYS, own):
         equal(found[key], expected)
+    both = rewrite(write(tmp_path / f"b{suffix}", *own), objects=np.full((3, 3), 1))
+    assert RegionFeatures(both)[KEYS[0]].labels.tolist() == [1, 1, 1]
 
 
 def test_several_files_are_one_and_the_first_has_its_way(tmp_path: Path) -> None:
-    first, second, third = (regions(number) for number in range(3))
+    names = [str(number) for number in range(30)]
+    first, second = [regions(number) for number in range(20)], [regions(number) for number in range(20, 50)]
     found = RegionFeatures(
-        [write(tmp_path / "0.h5", first, second), write(tmp_path / "1.npz", third, third, names=KEYS[1:])]
+        [write(tmp_path / "0.h5", *first, names=names), write(tmp_path / "1.npz", *second, names=names)]
     )
-    assert list(found.keys) == list(KEYS)
-    equal(found[KEYS[1]], second)
-    equal(found[KEYS[2]], third)
+    assert list(found.keys) == names
+    for name, expected in zip(names, [*first, *second[20:]], strict=True):
+        equal(found[name], expected)
 
 
 def test_row_numbers_are_the_digits_of_the_names(tmp_path: Path) -> None:
@@ -218,10 +225,12 @@ def changed(**changes: Any) -> Regions:
         changed(features=np.full((3, FEATURES), np.nan, np.float32)),
         changed(boxes=np.full((3, 4), np.inf, np.float32)),
         changed(height=0),
+        changed(width=0),
         changed(boxes=np.array([[1, 1, 39, 20]] * 3, np.float32), height=WIDTH, width=HEIGHT),
+        changed(boxes=np.array([[1, 1, 20, 39]] * 3, np.float32), height=HEIGHT, width=WIDTH),
         regions(0, 0),
     ],
-    ids=["features", "boxes", "size", "width before height", "none"],
+    ids=["features", "boxes", "height", "width", "width before height", "height before width", "none"],
 )
 def test_damaged_rows_name_the_picture(tmp_path: Path, own: Regions) -> None:
     found = RegionFeatures(write(tmp_path / "a.h5", regions(1), own, names=["good", "bad"]))

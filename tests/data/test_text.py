@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from common.data.text import (
     XLMRTokenizer,
     normalize_caption,
     swap_left_right,
+    text_numbers,
 )
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -44,67 +47,46 @@ AWKWARD = [
     "'",
 ]
 
-Maker = Callable[..., CaptionTokenizer]
-TOKENIZERS: list[Maker] = [
-    lambda **k: WordPieceTokenizer(vocabulary_size=120, **k),
-    lambda **k: SentencePieceTokenizer(vocabulary_size=120, **k),
-    lambda **k: WordVocabulary(**k),
-]
-every_tokenizer = pytest.mark.parametrize("make", TOKENIZERS, ids=["wordpiece", "sentencepiece", "words"])
+
+def learnt(kind: Any) -> CaptionTokenizer:
+    tokenizer: CaptionTokenizer = kind() if kind is WordVocabulary else kind(vocabulary_size=120)
+    tokenizer.prepare(CAPTIONS)
+    return tokenizer
 
 
-def ends(tokenizer: CaptionTokenizer) -> tuple[int, int]:
-    first, last = tokenizer.encode("")
-    return first, last
-
-
-# -- normal form -------------------------------------------------------------------------------------------------------
+KINDS = (WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary)
+tokenizer = pytest.fixture(scope="module", params=KINDS)(lambda request: learnt(request.param))
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("change", "text", "expected"),
     [
-        ("A Man  RIDING\ta wave. ", "a man riding a wave."),
-        ("Café Ångström", "cafe angstrom"),
-        ("one\u2028two\u2029three\x85four\u00a0five\r\nsix", "one two three four five six"),
-        ("ﬁne ½", "fine 1⁄2"),
-        ("ℌello", "hello"),
-        ("İstanbul", "istanbul"),
-        ("half \ud83d pair", "half pair"),
-        ("", ""),
-        ("\u2028", ""),
-        ("a 🙂", "a 🙂"),
+        (normalize_caption, "A Man  RIDING\ta wave. ", "a man riding a wave."),
+        (normalize_caption, "Café Ångström", "cafe angstrom"),
+        (normalize_caption, "one\u2028two\u2029three\x85four\u00a0five\r\nsix", "one two three four five six"),
+        (normalize_caption, "ﬁne ½", "fine 1⁄2"),
+        (normalize_caption, "ℌello", "hello"),
+        (normalize_caption, "İstanbul", "istanbul"),
+        (normalize_caption, "half \ud83d pair", "half pair"),
+        (normalize_caption, "", ""),
+        (normalize_caption, "\u2028", ""),
+        (normalize_caption, "a 🙂", "a 🙂"),
+        (swap_left_right, "a cat left of a dog, right there", "a cat right of a dog, left there"),
+        (swap_left_right, "bright copyright leftover cleft", "bright copyright leftover cleft"),
+        (swap_left_right, "a left-hand turn", "a right-hand turn"),
+        (swap_left_right, "Left, RIGHT", "Right, LEFT"),
+        (swap_left_right, "", ""),
     ],
 )
-def test_normal_form(text: str, expected: str) -> None:
-    assert normalize_caption(text) == expected
-
-
-# -- left and right ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a cat left of a dog, right there", "a cat right of a dog, left there"),
-        ("bright copyright leftover cleft", "bright copyright leftover cleft"),
-        ("a left-hand turn", "a right-hand turn"),
-        ("Left, RIGHT", "Right, LEFT"),
-        ("", ""),
-    ],
-)
-def test_sides_change_as_whole_words(text: str, expected: str) -> None:
-    assert swap_left_right(text) == expected
+def test_captions_are_changed(change: Callable[[str], str], text: str, expected: str) -> None:
+    assert change(text) == expected
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------
 
 
-@every_tokenizer
-def test_tokens_stand_between_boundaries(make: Maker) -> None:
-    tokenizer = make()
-    tokenizer.prepare(CAPTIONS)
-    start, end = ends(tokenizer)
+def test_tokens_stand_between_boundaries(tokenizer: CaptionTokenizer) -> None:
+    start, end = tokenizer.encode("")
     assert tokenizer.pad_id == 0 not in (start, end)
     for text in [*CAPTIONS[:5], *AWKWARD, "word " * 10_000, "w" * 10_000]:
         tokens = tokenizer.encode(text)
@@ -118,10 +100,7 @@ def test_tokens_stand_between_boundaries(make: Maker) -> None:
     assert len(tokenizer.encode("circle " * 10_000)) == tokenizer.max_tokens
 
 
-@every_tokenizer
-def test_decoding_gives_the_words_back(make: Maker) -> None:
-    tokenizer = make()
-    tokenizer.prepare(CAPTIONS)
+def test_decoding_gives_the_words_back(tokenizer: CaptionTokenizer) -> None:
     text = "a small red star left of a heart"
     tokenizer = pickle.loads(pickle.dumps(tokenizer))  # as it travels to workers
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -130,53 +109,39 @@ def test_decoding_gives_the_words_back(make: Maker) -> None:
     assert tokenizer.encode(text.upper() + "\u2028") == tokenizer.encode(text)
 
 
-@every_tokenizer
-def test_special_tokens_cannot_be_written_in_a_caption(make: Maker) -> None:
-    tokenizer = make()
-    tokenizer.prepare(CAPTIONS)
+def test_special_tokens_cannot_be_written_in_a_caption(tokenizer: CaptionTokenizer) -> None:
     inner = tokenizer.encode("[SEP] [CLS] [SOS] [EOS] <start> <end>")[1:-1]
-    assert not set(ends(tokenizer)) & set(inner)
+    assert not set(tokenizer.encode("")) & set(inner)
 
 
-@every_tokenizer
-def test_a_learnt_vocabulary_can_be_given(make: Maker, tmp_path: Path) -> None:
-    learnt = make()
-    learnt.prepare(CAPTIONS)
-    path = tmp_path / "vocabulary"
-    path.write_bytes(learnt.content)
-    given_file = type(learnt)(str(path))
-    given_file.prepare(pytest.fail("captions are not needed") for _ in range(1))
-    assert given_file.encode(CAPTIONS[0]) == learnt.encode(CAPTIONS[0])
+def test_a_learnt_vocabulary_can_be_given(tokenizer: CaptionTokenizer, tmp_path: Path) -> None:
     # In a folder it has its usual name.
-    path.rename(tmp_path / learnt.file_name)
-    in_folder = type(learnt)(str(tmp_path))
-    in_folder.prepare()
-    assert in_folder.encode(CAPTIONS[0]) == learnt.encode(CAPTIONS[0])
+    for name, given_path in (("vocabulary", tmp_path / "vocabulary"), (tokenizer.file_name, tmp_path)):
+        (tmp_path / name).write_bytes(tokenizer.content)
+        again = type(tokenizer)(str(given_path))  # type: ignore[call-arg]
+        again.prepare(pytest.fail("captions are not needed") for _ in range(1))
+        assert again.encode(CAPTIONS[0]) == tokenizer.encode(CAPTIONS[0])
 
 
-@every_tokenizer
-def test_errors_name_the_field_and_the_file(make: Maker, tmp_path: Path) -> None:
-    tokenizer = make()
-    kind = type(tokenizer)
+def test_errors_name_the_field_and_the_file(tokenizer: CaptionTokenizer, tmp_path: Path) -> None:
+    kind: Any = type(tokenizer)
     for captions in ([], ["", "\u2028"]):
         with pytest.raises(ValueError, match=kind.field):
-            tokenizer.prepare(captions)
+            kind().prepare(captions)
     with pytest.raises(FileNotFoundError, match=rf"{kind.field}: .*nowhere"):
         kind(str(tmp_path / "nowhere")).prepare()
     with pytest.raises(FileNotFoundError, match=kind.file_name):
         kind(str(tmp_path)).prepare()
-    for content in (b"", b"\xff\xff\xff", b"a\nb\n"):
+    for content in (b"", b"\xff\xff\xff", b"a\nb\n", b"[UNK]\n[PAD]\n[CLS]\n[SEP]\n[MASK]\n"):
         (tmp_path / "wrong").write_bytes(content)
         with pytest.raises(ValueError, match=str(tmp_path / "wrong")):
             kind(str(tmp_path / "wrong")).prepare()
 
 
 LEARN = """
-from tests.data.test_text import CAPTIONS, TOKENIZERS
-for make in TOKENIZERS:
-    tokenizer = make()
-    tokenizer.prepare(CAPTIONS)
-    print(tokenizer.content.hex())
+from tests.data.test_text import KINDS, learnt
+for kind in KINDS:
+    print(learnt(kind).content.hex())
 """
 
 
@@ -184,15 +149,38 @@ def test_learning_gives_the_same_in_every_process() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run([sys.executable, "-c", LEARN], env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    here = [make() for make in TOKENIZERS]
-    for tokenizer in here:
-        tokenizer.prepare(CAPTIONS)
-    assert done.stdout.split() == [tokenizer.content.hex() for tokenizer in here]
+    assert done.stdout.split() == [learnt(kind).content.hex() for kind in KINDS]
 
 
-def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
+def test_pieces_are_learnt_from_what_is_frequent() -> None:
+    words = WordPieceTokenizer(vocabulary_size=12)
+    words.prepare(["ab ab abc"] * 3)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert words.content.decode().split() == [*special, "a", "b", "c", "##b", "##c", "ab", "abc"]
+    assert words.mask_id == 4
+    WordPieceTokenizer(vocabulary_size=10).prepare(["ab ab abc"])
+    with pytest.raises(ValueError, match="vocabulary_size"):
+        WordPieceTokenizer(vocabulary_size=9).prepare(["ab ab abc"])
+    sentences = SentencePieceTokenizer(vocabulary_size=14)
+    sentences.prepare(["ab ab abc"] * 3)
+    pieces = [sentences._vocabulary.id_to_piece(number) for number in range(sentences.vocabulary_size)]
+    special = ["<unk>", "[SOS]", "[EOS]", "[MASK]"]
+    assert pieces == [*special, "ab", "▁ab", "▁abc", "bc", "▁a", "abc", "a", "b", "▁", "c"]
+    # An unknown sign is padding, which no loss counts.
+    assert sentences.encode("ab abc 🙂") == [1, 5, 6, 12, 0, 2]
+
+
+def test_texts_have_a_number_of_64_bits() -> None:
+    """A polynomial of the tokens plus one, modulo 2 to the power of 64."""
+    base, tokens = 6364136223846793005, torch.tensor([[5, 7, 9], [5, 0, 0]])
+    found = [number % 2**64 for number in text_numbers(tokens, torch.tensor([2, 1])).tolist()]
+    assert found == [(6 * base + 8 * base**2) % 2**64, 6 * base % 2**64]
+
+
+def test_word_pieces_agree_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import BertTokenizer
 
+    monkeypatch.setattr("common.data.text.KNOWN_WORDS", 3)
     pieces = [
         "[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a!,.红的", "##s", "star", "##fish", "cafe", "don",
         "'", "t",
@@ -206,20 +194,8 @@ def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
     for text in ["A starfish!", "stars, café", "红的a红", "Don't \u2028 star🙂", "a" * 200, "star " * 40, "", "starx"]:
         expected = theirs(normalize_caption(text), truncation=True, max_length=12)["input_ids"]
         assert ours.encode(text) == expected
+        assert len(ours._known) < 10
     assert ours.encode("a") == [3, 6, 4]
-
-
-def test_sentence_pieces_are_numbered_as_virtex_does() -> None:
-    import sentencepiece
-
-    tokenizer = SentencePieceTokenizer(vocabulary_size=120, max_tokens=5)
-    tokenizer.prepare(CAPTIONS)
-    model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content)
-    assert [model.id_to_piece(number) for number in range(4)] == ["<unk>", "[SOS]", "[EOS]", "[MASK]"]
-    assert tokenizer.vocabulary_size == 120
-    assert tokenizer.encode("a red circle") == [1, *model.encode("a red circle")[:3], 2]
-    # An unknown sign is padding, which no loss counts.
-    assert 0 in tokenizer.encode("🙂")
 
 
 def test_words_are_counted_and_ordered() -> None:
@@ -262,6 +238,10 @@ def test_xlmr_numbers(xlmr: XLMRTokenizer) -> None:
     assert 3 in xlmr.pieces(["Ω"])[0]
     assert xlmr.encode("") == [0, 2]
     assert xlmr.pieces([]) == []
+    assert xlmr.decode([0, 3, 2]) == " ⁇ "
+    small = XLMRTokenizer(vocabulary_size=34)
+    small.prepare(MULTILINGUAL[:4])
+    assert small.vocabulary_size == 34
 
 
 def test_xlmr_keeps_case_accents_and_limits(xlmr: XLMRTokenizer) -> None:
@@ -274,11 +254,12 @@ def test_xlmr_keeps_case_accents_and_limits(xlmr: XLMRTokenizer) -> None:
         assert xlmr.decode([0, *xlmr.pieces([text])[0], 2, xlmr.mask_id, xlmr.pad_id]) == text
 
 
-def test_xlmr_takes_no_other_model(tmp_path: Path) -> None:
+def test_a_model_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "captions.model"
-    path.write_bytes(SentencePieceTokenizer(vocabulary_size=60)._learn(["a dog runs and a cat runs"]))
-    with pytest.raises(ValueError, match=r"captions\.model"):
-        XLMRTokenizer(str(path)).prepare()
+    for made, read in ((SentencePieceTokenizer, XLMRTokenizer), (XLMRTokenizer, SentencePieceTokenizer)):
+        path.write_bytes(made(vocabulary_size=60)._learn(["a dog runs and a cat runs"]))
+        with pytest.raises(ValueError, match=r"captions\.model"):
+            read(str(path)).prepare()
 
 
 @given(words=st.lists(st.text(alphabet="adogruns Hläufběží犬走る狗跑\u3000,!", max_size=6), max_size=6))

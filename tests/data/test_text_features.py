@@ -36,7 +36,10 @@ def made(folder: Path, bert: Path, **changes: Any) -> FeatureStore:
 
 def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(bert)
-    store = pickle.loads(pickle.dumps(made(tmp_path / "coco-train-8.h5", bert)))  # as it travels to workers
+    counts: list[int] = []
+    store = made(tmp_path / "coco-train-8.h5", bert, advance=counts.append, described={"a": "b"})
+    assert (counts, store.about["a"]) == ([4, 2], "b")
+    store = pickle.loads(pickle.dumps(store))  # as it travels to workers
     assert (len(store), store.width, store.max_tokens) == (6, 12, T)
     captions = np.array([4, 0, 2, 0])
     flat = [text for own in CAPTIONS for text in own]
@@ -69,7 +72,7 @@ def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> Non
     folder = features.path("coco", "train", T)
     made(folder, bert)
     assert len(features.open("coco", "train", CAPTIONS, tokenizer)) == 6
-    other = Rows.texts([("a red dog", "a dog on the mat"), ("the cat",), ("a blue cat", "dogs", "?")])
+    other = Rows.texts([*CAPTIONS[:2], (*CAPTIONS[2][:2], "!")])  # as unknown as the question mark
     with pytest.raises(FeaturesError, match=r"coco-train-8\.h5.*other captions"):
         features.open("coco", "train", other, tokenizer)
     swapped = tmp_path / "vocabulary"
