@@ -66,7 +66,7 @@ class DetectionsOncePerImage:
             detections: for every image `boxes` [D, 4], `scores` [D] and `labels` [D].
             targets: for every image `boxes` [G, 4], `labels` [G] and optionally `difficult` [G].
         """
-        for item, found, target in zip(index.tolist(), detections, targets, strict=True):
+        for item, found, target in zip(index.tolist(), detections, targets):
             difficult = target.get("difficult", torch.zeros(len(target["labels"]), dtype=torch.bool))
             image = DetectedImage(
                 boxes=_array(found["boxes"], torch.float32).reshape(-1, 4),

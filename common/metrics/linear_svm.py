@@ -47,7 +47,7 @@ def classify_windowed(
     # In place: a mask makes a copy.
     x -= shift
     x /= scale
-    machine = LinearSVC(dual=True, intercept_scaling=1, **options)
+    machine = LinearSVC(dual=True, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         machine.fit(x, np.repeat(label[train_mask], windows))
@@ -107,16 +107,8 @@ def evaluate_class(
         return ClassVerdict(float("nan"), float("nan"), "no positive test sample")
 
     def machine(cost: float) -> LinearSVC:
-        # "auto" chooses the solver by the shape of the data; both have the same optimum.
-        return LinearSVC(
-            C=cost,
-            class_weight={1: positive_weight, -1: 1.0},
-            penalty="l2",
-            loss="squared_hinge",
-            dual="auto",
-            max_iter=max_iterations,
-            random_state=random_state,
-        )
+        weights = {1: positive_weight}
+        return LinearSVC(C=cost, class_weight=weights, max_iter=max_iterations, random_state=random_state)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -53,22 +53,22 @@ def caption_ranks(
 
     of_images, of_captions = [text.new_zeros(0)], [text.new_zeros(0)]
     with torch.autocast(image.device.type, enabled=False):  # rounded to bfloat16, many scores would tie
-        block = max(1, max_scores // max(1, len(captions)))
+        block = max(1, max_scores // len(captions))
         for start in range(0, len(image), block):
             scores = image[start : start + block] @ captions.T
             here = (own >= start) & (own < start + len(scores))
-            has_text = torch.zeros(len(scores), texts, dtype=torch.bool, device=image.device)
+            has_text = own.new_zeros(len(scores), texts, dtype=torch.bool)
             has_text[own[here] - start, text[here]] = True
             described = has_text.any(1)
             of_images.append(_ranks_of_relevant(scores[described], has_text[described][:, text]))
-        block = max(1, max_scores // max(1, len(image)))
+        block = max(1, max_scores // len(image))
         for start in range(0, len(captions), block):
             scores = captions[start : start + block] @ image.T
             asked, row = torch.unique(text[start : start + block], return_inverse=True)
-            row_of_text = torch.full((texts,), -1, dtype=torch.int64, device=image.device)
+            row_of_text = own.new_full((texts,), -1)
             row_of_text[asked] = torch.arange(len(asked), device=image.device)
             here = row_of_text[text] >= 0
-            shows_text = torch.zeros(len(asked), len(image), dtype=torch.bool, device=image.device)
+            shows_text = own.new_zeros(len(asked), len(image), dtype=torch.bool)
             shows_text[row_of_text[text[here]], own[here]] = True
             of_captions.append(_ranks_of_relevant(scores, shows_text[row]))
     return torch.cat(of_images), torch.cat(of_captions)
@@ -151,9 +151,7 @@ def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
     ranks = ranks.double()
     # The rank of a query without a valid score is the size of the gallery, which is never a hit.
     summary = {f"{direction}_r{k}": 100 * (ranks < min(k, gallery)).double().mean() for k in (1, 5, 10)}
-    ordered = ranks.sort().values
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-    return summary | {f"{direction}_medr": middle.floor() + 1, f"{direction}_meanr": ranks.mean() + 1}
+    return summary | {f"{direction}_medr": ranks.quantile(0.5).floor() + 1, f"{direction}_meanr": ranks.mean() + 1}
 
 
 def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +184,7 @@ def score_retrieval(
     own = _checked_owners(scores, scores.T, caption_image)
     scores = at_least_float32(scores)
     text = _numbered(equal_text, own)
-    has_text = torch.zeros(len(scores), int(text.max()) + 1, dtype=torch.bool, device=scores.device)
+    has_text = own.new_zeros(len(scores), int(text.max()) + 1, dtype=torch.bool)
     has_text[own, text] = True
     searched = has_text.any(1).nonzero()[:, 0]
     i2t = torch.cat([_ranks_of_relevant(scores[rows], has_text[rows][:, text]) for rows in searched.split(block)])

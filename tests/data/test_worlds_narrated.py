@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
@@ -14,12 +12,8 @@ from common.data.worlds.narrated import NarratedWorld, sentences
 from tests.data.worlds import tiny
 
 
-@pytest.fixture(scope="module")
-def world(rendered: Callable[[type[World]], Any]) -> NarratedWorld:
-    return rendered(NarratedWorld)
-
-
-def test_the_sentences_hold_every_word_of_every_file(world: NarratedWorld) -> None:
+def test_the_sentences_hold_every_word_of_every_file(rendered: Callable[[type[World]], Any]) -> None:
+    world = rendered(NarratedWorld)
     known = {word for sentence in sentences() for word in sentence.split()}
     used: set[str] = set()
     dataset = AVSD(world.root_of("avsd"))

@@ -5,21 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask
 
 from common.data.datasets.imagenet import ImageNet
 from common.data.worlds.base import World
-from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, coverage, repeated_scene
+from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, coverage, draw, mixed_scene, repeated_scene
 from common.data.worlds.shapes import ShapesWorld
 from tests.data.worlds import tiny
 
 
-@pytest.fixture(scope="module")
-def world(rendered: Callable[[type[World]], Any]) -> ShapesWorld:
-    return rendered(ShapesWorld)
-
-
 @pytest.mark.parametrize(("probe", "classes"), [("glyph", 16), ("colour", 6), ("count", 3)])
-def test_imagenet(world: ShapesWorld, probe: Any, classes: int) -> None:
+def test_imagenet(rendered: Callable[[type[World]], Any], probe: Any, classes: int) -> None:
+    world = rendered(ShapesWorld)
     other = tiny(ShapesWorld, world.folder.parent, probe=probe)
     assert other.folder == world.folder  # the class systems share the rest of the world
     other.prepare(["imagenet"])
@@ -49,3 +48,15 @@ def test_coverage_of_a_box_is_exact() -> None:
         assert coverage([[box + shift]], 8).sum() == pytest.approx(part)
     assert coverage([[box + 20]], 8).sum() == 0
     assert coverage([], 8).shape == (0, 8, 8)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_boxes_and_polygons_enclose_the_drawn_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    picture = draw(repeated_scene(rng, 3)[0] if seed % 2 else mixed_scene(rng), rng, 64)
+    for covered, box, polygon in zip(picture.coverage, picture.boxes, picture.polygons):
+        rows, columns = np.nonzero(covered > 0.02)
+        np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], box, atol=1)
+        inside, drawn = mask.decode(mask.frPyObjects([polygon.ravel().tolist()], 64, 64))[..., 0] == 1, covered > 0.5
+        assert (inside & drawn).sum() / (inside | drawn).sum() > 0.75  # bars are six pixels wide

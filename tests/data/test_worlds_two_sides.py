@@ -17,18 +17,16 @@ from common.data.worlds.two_objects import TwoObjectsWorld
 from common.data.worlds.two_sides import TwoSidesWorld
 from tests.data.worlds import read_caption, tiny
 
-KINDS = [TwoObjectsWorld, EmojiScenesWorld]
-every_kind = pytest.mark.parametrize("kind", KINDS)
 # Attributes of some picture.
 SHOWN = {TwoObjectsWorld: (0, 1, 2, 3, 0), EmojiScenesWorld: (0, 6, 2)}
+every_kind = pytest.mark.parametrize("kind", SHOWN, ids=lambda kind: kind.kind)
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.kind)
-def world(request: pytest.FixtureRequest, rendered: Callable[[type[World]], Any]) -> TwoSidesWorld:
-    return rendered(request.param)
-
-
-def test_the_reader_finds_captions_and_the_true_attributes(world: TwoSidesWorld) -> None:
+@every_kind
+def test_the_reader_finds_captions_and_the_true_attributes(
+    kind: type[TwoSidesWorld], rendered: Callable[[type[World]], Any]
+) -> None:
+    world = rendered(kind)
     dataset = COCO2014(world.root_of("coco_2014"))
     for split, count in (("train", 40), ("val", 24)):
         listing = dataset.listing(split)
@@ -39,7 +37,7 @@ def test_the_reader_finds_captions_and_the_true_attributes(world: TwoSidesWorld)
         assert found.dtype == np.int64
         assert (found == drawn.attributes).all()
         for row, captions in enumerate(known.captions):
-            assert {read_caption(text, type(world)) for text in captions} == {tuple(found[row].tolist())}
+            assert {read_caption(text, kind) for text in captions} == {tuple(found[row].tolist())}
         for row, clip in enumerate(listing):
             assert (np.asarray(Image.open(clip.path)) == drawn.images[row]).all()
 

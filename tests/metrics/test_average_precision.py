@@ -28,20 +28,14 @@ def test_equals_the_mean_precision_at_the_positives(seed: int, positives: int, n
     assert average_precision(scores, labels) == pytest.approx(precision[ordered == 1].mean())
 
 
-def test_difficult_samples_do_not_count() -> None:
+def test_difficult_samples_do_not_count_and_equal_scores_are_worth_the_share_of_positives() -> None:
     labels, scores = np.array([1, -1, 0, 1, -1]), np.array([3.0, 9.0, 2.0, 1.0, np.nan])
     assert average_precision(scores, labels) == average_precision(scores[labels >= 0], labels[labels >= 0])
-
-
-def test_equal_scores_are_worth_the_share_of_positives() -> None:
     assert average_precision(np.zeros(8), np.array([1, 1, 0, 0, 0, 0, 0, 0])) == pytest.approx(0.25)
 
 
-def test_without_positives_it_is_undefined() -> None:
+def test_without_positives_it_is_undefined_and_other_scores_are_refused() -> None:
     assert np.isnan(average_precision(np.arange(3.0), np.array([0, 0, -1])))
     assert np.isnan(average_precision(np.zeros(0), np.zeros(0, dtype=int)))
-
-
-def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         average_precision(np.array([np.nan, 0.0]), np.array([1, 0]))

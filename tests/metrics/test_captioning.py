@@ -185,9 +185,6 @@ def test_empty_candidates_and_references() -> None:
     assert scores.items["rouge_l"].tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
     assert scores.items["bleu_4"][[0, 1]].tolist() == [0, 0]  # type: ignore[index]
     assert scores.items["cider"].tolist() == [0, 0, 0, 0]  # type: ignore[union-attr]
-
-
-def test_no_items() -> None:
     scores = score({}, {})
     assert scores.ids == ()
     assert all(math.isnan(scores.measured[metric]) for metric in WITHOUT_JAVA)

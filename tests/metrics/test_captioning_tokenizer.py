@@ -22,11 +22,8 @@ def test_golden_strings(item: dict) -> None:
     assert tokenize(item["text"]) == item["tokenized"]
 
 
-def test_golden_punctuation_list() -> None:
-    assert frozenset(STRINGS["meta"]["punctuation_list"]) == PUNCTUATION
-
-
 def test_golden_captions() -> None:
+    assert frozenset(STRINGS["meta"]["punctuation_list"]) == PUNCTUATION
     for item in ITEMS:
         assert tokenize(item["hyp"]) == item["tok"]["coco"]["hyp"]
         assert [tokenize(text) for text in item["refs"]] == item["tok"]["coco"]["refs"]
@@ -64,11 +61,7 @@ def test_empty_text() -> None:
     assert ptb_tokens("") == []
     assert tokenize(" \t\u2028 ") == ""
     assert tokenize(". , ! ?") == ""
-
-
-@pytest.mark.parametrize("separator", LINE_SEPARATORS, ids=ascii)
-def test_line_separators_are_spaces(separator: str) -> None:
-    assert tokenize(f"a man{separator}walks{separator}") == "a man walks"
+    assert tokenize("walks".join(LINE_SEPARATORS)).split(" ") == ["walks"] * (len(LINE_SEPARATORS) - 1)
 
 
 TEXTS = st.text(st.sampled_from(list("aZ09 .,'\"-/!?:;()<>[]{}&@#$%_+=~^*|\\\u00e9\u0301\u2019\u2026\U0001f600\u2028")))

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError
 from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector
+
+
+def frozen(network: nn.Module) -> bool:
+    return not any(part.training for part in network.modules()) and not any(
+        weight.requires_grad for weight in network.parameters()
+    )
 
 
 def test_inception(tmp_path: Path) -> None:
@@ -20,6 +27,7 @@ def test_inception(tmp_path: Path) -> None:
     network = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
     torch.save(network.state_dict(), tmp_path / "inception.pth")
     inception = InceptionV3(tmp_path / "inception.pth")
+    assert frozen(inception)
     images = torch.rand(2, 3, 32, 32)
     features, probabilities = inception(images)
     assert features.shape == (2, 2048)
@@ -46,8 +54,10 @@ def test_detector(tmp_path: Path) -> None:
     assert {names[label]: CLASSES[number] for label, number in enumerate(detector.numbers[:91]) if number >= 0} == {
         name: name for name in CLASSES
     }
-    found = detector(torch.rand(2, 3, 64, 64))
-    assert found.shape == (2, 80)
+    assert frozen(detector)
+    assert detector(torch.rand(2, 3, 64, 64)).shape == (2, 80)
+    heads, resize = detector.network.roi_heads, detector.network.transform
+    assert (heads.score_thresh, heads.nms_thresh, resize.min_size, resize.max_size) == (0.5, 0.4, (64,), 128)
 
     def detected(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         return [{"labels": torch.tensor([18, 1, 12])}, {"labels": torch.tensor([], dtype=torch.int64)}]
@@ -59,7 +69,7 @@ def test_detector(tmp_path: Path) -> None:
 
 
 def test_clip(tmp_path: Path) -> None:
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = [
@@ -75,7 +85,15 @@ def test_clip(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
     clip = ClipEmbeddings(tmp_path)
-    assert clip.images(torch.rand(3, 3, 20, 20)).shape == (3, 8)
+    assert frozen(clip)
+    pictures = (torch.arange(64 * 64) % 7 % 2 * 255).byte().view(1, 1, 64, 64).expand(2, 3, 64, 64)  # overshoots
+    own = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)(list(pictures), return_tensors="pt")
+    looked_at: list[torch.Tensor] = []
+    clip.model.vision_model.register_forward_pre_hook(
+        lambda module, inputs, options: looked_at.append(options["pixel_values"]), with_kwargs=True
+    )
+    assert clip.images(pictures / 255).shape == (2, 8)
+    torch.testing.assert_close(looked_at[0], own["pixel_values"], rtol=0, atol=0.04)  # the original rounds to bytes
     texts = clip.texts(["a red dog", "a cat " * 30])
     assert texts.shape == (2, 8)
     torch.testing.assert_close(clip.texts(["a red dog"]), texts[:1])

@@ -111,7 +111,7 @@ class CaptionSet:
         inside = sentence[: len(gram)] == sentence[order - 1 :]
         key, count = _counted(sentence[: len(gram)][inside] * distinct + gram[inside])
         first_reference = np.searchsorted(key, len(self) * distinct)
-        row, gram = np.divmod(key, max(distinct, 1))
+        row, gram = np.divmod(key, distinct)
         candidate_key, reference_row = key[:first_reference], row[first_reference:] - len(self)
         reference_key = self.owner[reference_row] * distinct + gram[first_reference:]
         partner = np.searchsorted(candidate_key, reference_key)
@@ -126,7 +126,7 @@ class CaptionSet:
             reference_gram=gram[first_reference:],
             reference_count=count[first_reference:],
             partner=np.where(found, partner, -1),
-            document_frequency=np.bincount(_counted(reference_key)[0] % max(distinct, 1), minlength=distinct),
+            document_frequency=np.bincount(_counted(reference_key)[0] % distinct, minlength=distinct),
         )
 
 

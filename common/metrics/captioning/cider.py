@@ -39,6 +39,5 @@ def cider(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
     bigrams, reference_bigrams = (np.maximum(length - 1, 0) for length in captions.lengths)
     difference = bigrams[captions.owner] - reference_bigrams
     similarity *= np.exp(-(difference**2) / (2 * _SIGMA**2))
-    times = np.bincount(captions.owner, minlength=items)
-    score = 10 / ORDERS * np.bincount(captions.owner, similarity, minlength=items) / times
+    score = 10 / ORDERS * np.bincount(captions.owner, similarity) / np.bincount(captions.owner)
     return mean(score), score

@@ -32,9 +32,9 @@ class Moments:
     @classmethod
     def of(cls, features: Tensor | Floats) -> Moments:
         """Of features [N, d]."""
-        values = np.asarray(features.detach().cpu() if isinstance(features, Tensor) else features, dtype=np.float64)
+        values = torch.as_tensor(features, dtype=torch.float64).detach().cpu().numpy()
         _require_two(len(values))
-        covariance = np.atleast_2d(np.cov(values, rowvar=False, ddof=1))
+        covariance = np.atleast_2d(np.cov(values, rowvar=False))
         return cls(len(values), values.mean(axis=0), covariance)
 
     def save(self, path: str | Path) -> None:
@@ -47,7 +47,7 @@ class Moments:
     @classmethod
     def load(cls, path: str | Path) -> Moments:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(path) as file:
                 return cls(int(file["count"]), file["mean"], file["covariance"])
         except Exception as error:  # reading a damaged archive can raise anything
             raise ValueError(f"{path}: no feature statistics ({error}); delete it to recompute them") from error
@@ -77,9 +77,8 @@ class FeatureStatistics:
 
     def __init__(self) -> None:
         self._seen = Seen()
-        self._origin: Tensor | None = None
-        self._sum: Tensor | None = None
-        self._products: Tensor | None = None
+        # The first row, and relative to it the sum of the rows [d] and of their products [d, d].
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
         self._count = 0
 
     def update(self, index: Tensor, features: Tensor) -> None:
@@ -88,21 +87,18 @@ class FeatureStatistics:
         if not len(chosen):
             return
         rows = features.detach()[chosen].double()
-        if self._origin is None:
-            self._origin = rows[0].clone()
-            self._sum = torch.zeros_like(self._origin)
-            self._products = rows.new_zeros(rows.shape[1], rows.shape[1])
-        assert self._sum is not None
-        assert self._products is not None
-        rows = rows - self._origin
-        self._sum += rows.sum(0)
-        self._products.addmm_(rows.T, rows)
+        if self._sums is None:
+            self._sums = rows[0].clone(), torch.zeros_like(rows[0]), rows.new_zeros(rows.shape[1], rows.shape[1])
+        origin, total, products = self._sums
+        rows = rows - origin
+        total += rows.sum(0)
+        products.addmm_(rows.T, rows)
         self._count += len(rows)
 
     def compute(self) -> Moments:
         """The moments over the samples of all processes; the same on every process."""
-        self._seen.require_disjoint(None if self._origin is None else self._origin.device)
-        parts = [part for part in self._parts() if part.count]
+        self._seen.require_disjoint(None if self._sums is None else self._sums[0].device)
+        parts = self._parts()
         count = sum(part.count for part in parts)
         _require_two(count)
         mean = sum(part.count * part.mean for part in parts) / count
@@ -111,16 +107,14 @@ class FeatureStatistics:
         return Moments(count, np.asarray(mean), np.asarray(scatter) / (count - 1))
 
     def _parts(self) -> Sequence[Moments]:
-        """Moments of every process, with the sum of squares as covariance."""
-        if self._origin is None:
-            own = Moments(0, np.zeros(0), np.zeros((0, 0)))
-        else:
-            assert self._sum is not None
-            assert self._products is not None
-            shifted = self._sum / self._count
-            scatter = self._products - self._count * torch.outer(shifted, shifted)
-            own = Moments(self._count, (self._origin + shifted).cpu().numpy(), scatter.cpu().numpy())
-        return gather_objects([own])
+        """Moments of every process with samples, with the sum of squares as covariance."""
+        own = []
+        if self._sums is not None:
+            origin, total, products = self._sums
+            shifted = total / self._count
+            scatter = products - self._count * torch.outer(shifted, shifted)
+            own.append(Moments(self._count, (origin + shifted).cpu().numpy(), scatter.cpu().numpy()))
+        return gather_objects(own)
 
 
 def _require_two(count: int) -> None:

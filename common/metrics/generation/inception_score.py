@@ -22,17 +22,13 @@ def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, floa
     Returns:
         Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
     """
-    scores = torch.stack([_score(*_sums(part)) for part in probabilities.double().tensor_split(splits)])
+    parts = probabilities.double().tensor_split(splits)
+    scores = torch.stack([_score(len(part), torch.special.xlogy(part, part).sum(), part.sum(0)) for part in parts])
     return float(scores.mean()), float(scores.std(correction=0))
 
 
-def _sums(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number of rows, sum of p log p, sum of p [C]."""
-    count = torch.tensor(float(len(probabilities)), dtype=torch.float64, device=probabilities.device)
-    return count, torch.special.xlogy(probabilities, probabilities).sum(), probabilities.sum(0)
-
-
-def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
+def _score(count: int | Tensor, entropy: Tensor, total: Tensor) -> Tensor:
+    """The score of `count` rows, from the sum of their p log p and the sums of their p [C]."""
     mean = total / count
     # sum of p (log p - log mean) over classes and images; a class without any probability adds nothing.
     return ((entropy - torch.special.xlogy(total, mean).sum()) / count).exp()
@@ -68,14 +64,14 @@ class InceptionScore:
         # Like tensor_split: the first `longer` parts have one more sample.
         size, longer = divmod(self.total, self.splits)
         border = longer * (size + 1)
-        return torch.where(index < border, index // (size + 1), longer + (index - border) // max(size, 1))
+        return torch.where(index < border, index // (size + 1), longer + (index - border) // size)
 
     def compute(self) -> tuple[float, float]:
         """Mean and standard deviation over the parts; the same on every process."""
         device = None if self._sums is None else self._sums.device
         self._seen.require_disjoint(device)
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])
-        sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2, dtype=torch.float64)
+        sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2)
         if not bool((sums[:, 0] > 0).all()):
             raise ValueError("the inception score has a part without an image")
         scores = torch.stack([_score(part[0], part[1], part[2:]) for part in sums])

@@ -27,8 +27,8 @@ class InceptionV3(nn.Module):
         super().__init__()
         from torchvision.models import inception_v3
 
-        # The weights take [-1, 1]; `transform_input` is for torchvision's other preprocessing.
-        network = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False)
+        # The weights take [-1, 1].
+        network = inception_v3(init_weights=False)
         _fill(network, path)
         self.classifier = network.fc
         network.fc = nn.Identity()
@@ -120,8 +120,7 @@ class ObjectDetector(nn.Module):
         from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
         self.network = fasterrcnn_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=91,
-            min_size=size, max_size=2 * size, box_score_thresh=0.5, box_nms_thresh=0.4,
+            weights_backbone=None, min_size=size, max_size=2 * size, box_score_thresh=0.5, box_nms_thresh=0.4,
         )  # fmt: skip
         _fill(self.network, path)
         numbers = torch.full((92,), -1)

@@ -33,13 +33,13 @@ def first_ranked(
     count = len(image)
     identity = torch.arange(count) if identity is None else identity.cpu()
     generator = torch.Generator().manual_seed(seed)
-    block = max(_SCORES // max(count, min(candidates, count) * image.shape[1], 1), 1)
+    block = max(_SCORES // max(count, min(candidates, count) * image.shape[1]), 1)
     hits = []
     for start in range(0, count, block):
         rows = torch.arange(start, min(start + block, count))
         keys = torch.rand(len(rows), count, generator=generator)
         keys[identity[rows, None] == identity[None]] = 2.0
-        drawn, others = keys.topk(min(candidates - 1, count), dim=1, largest=False)
+        drawn, others = keys.topk(min(candidates - 1, count), largest=False)
         valid = (drawn < 1.5).to(image.device)
         if not bool(valid.any(1).all()):
             raise ValueError("R-precision needs different texts, but all images have the same one")
