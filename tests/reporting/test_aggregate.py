@@ -65,12 +65,6 @@ def test_measured_on_another_parent(project: Path, make_record: MakeRecord) -> N
     assert "measured on another `base`" in stale.notes[0]
 
 
-def test_missing_metric_is_said_once(project: Path, make_record: MakeRecord) -> None:
-    result = table("mini", [make_record("esc@base", k, metrics={"test/other": 1.0}) for k in (0, 1)])
-    assert result.cells["New", "esc"].values == {}
-    assert result.notes == ("no finite `test/top1` in the record of `esc@base`",)
-
-
 def test_deviations_are_collected_once(project: Path, make_record: MakeRecord) -> None:
     deviation = {"field": "model.estimator", "reason": "small"}
     result = table("mini", [make_record("esc@base", k, deviations=[deviation]) for k in (0, 1)])

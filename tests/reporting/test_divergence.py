@@ -123,9 +123,8 @@ def test_a_window_is_outside_beyond_the_interval_of_its_neighbors_variance() -> 
     assert [left(np.exp(spread).tolist(), [float(np.exp(x))]) for x in (3.2, 3.21)] == [None, 1]
     # Of nine windows of two steps only the fifth varies, and with it the three on either side, by a seventh.
     wide = [[0.0] * 4 + [x] + [0.0] * 4 for x in (-1.0, 0.0, 1.0)]
-    assert [left(wide, [0.0] * 2 * k + [1.2, 1.2] + [0.0] * 2 * (8 - k), size=2) for k in range(9)] == [
-        1, None, None, None, None, None, None, None, 17,
-    ]  # fmt: skip
+    moved = [[0.0] * 2 * k + [1.2, 1.2] + [0.0] * 2 * (8 - k) for k in range(9)]
+    assert [left(wide, mine, size=2) for mine in moved] == [1, *[None] * 7, 17]
     assert left(wide, [0.0] * 8 + [1.22] * 10, size=2) == 9
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from common.reporting import charts, render
@@ -37,8 +38,9 @@ def drawn(project: Path) -> Path:
     return project / "papers" / "mct" / "results" / "mini" / "transfer.svg"
 
 
-def words(drawing: str) -> list[str | None]:
-    return [text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")]
+def words(drawing: str) -> dict[str | None, tuple[float, float]]:
+    texts = ElementTree.fromstring(drawing).iter(f"{SVG}text")
+    return {text.text: (float(text.attrib.get("x", 0)), float(text.attrib.get("y", 0))) for text in texts}
 
 
 def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
@@ -76,6 +78,9 @@ def test_a_line_for_what_was_measured_at_two_places(drawn: Path, make_record: Ma
     assert (max(y for _, y in band) - first) / height == pytest.approx(127.06 / 40, abs=0.05)
     assert fourth - third == pytest.approx(height, abs=0.2)
     assert {"New", "less", "steps & more", "score", "gain", "1", "4"} <= set(words(drawing))
+    assert (words(drawing)["New"], words(drawing)["less"]) == ((722, 26), (722, 326))
+    # Zero and the axis of one panel, and of the other 300 pixels below.
+    assert [path[0][1] for path in paths(drawing, charts.LINE)] == pytest.approx([171, 254, 397, 554], abs=0.2)
     assert "One" not in words(drawing)
     assert charts.caption(filled.result) == "score and gain against steps & more; the bands are 95 % intervals"
 
@@ -113,9 +118,15 @@ def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_tw
     charts._training.cache_clear()
     assert charts.training("a & <b> $x$", lines, band) == drawing
     assert not re.search(r"\bid=|url\(|<use|<metadata|xml:|20\d\d-", drawing)
-    assert "a & <b> $x$" in words(drawing)
-    assert [len(paths(drawing, color)[0]) for color in (charts.BLUE, charts.ORANGE)] == [2, 1]
-    assert paths(drawing, charts.LINE)
+    # The axes take 258 by 132 pixels, of which a margin of 1 / 22 on each side is left.
+    lines = [path for color in (charts.BLUE, charts.ORANGE, charts.LINE) for path in paths(drawing, color)]
+    assert [*map(np.ravel, lines)] == [
+        pytest.approx(places, abs=0.2)
+        for places in (
+            [61.7, 90, 296.2, 150], [179, 120], [61.7, 150, 296.2, 150, 296.2, 90, 61.7, 30], [50, 156, 308, 156],
+        )
+    ]  # fmt: skip
+    assert words(drawing)["a & <b> $x$"] == (4, 14)
     assert ElementTree.fromstring(drawing).attrib["aria-label"].endswith("seed 0: 0 at the end, seed 1: 0.5 at the end")
 
 

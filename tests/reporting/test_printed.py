@@ -20,7 +20,8 @@ from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_report import PIXEL
 
 COMMANDS = (
-    "tables mct", "claims mct --runs RUNS", "compare mct --runs RUNS", "compare mct --runs RUNS --curves",
+    "tables mct", "tables mct --runs RUNS --scale smoke", "claims mct --runs RUNS",
+    "compare mct --runs RUNS", "compare mct --runs RUNS --curves",
     "power mct --row NEW-one --over base --metric UCF --gap 0.01 --power 0.9",
     "runs --runs RUNS", "runs --runs RUNS --json --where draw=seed0 state=running", "runs --runs RUNS --fields",
     "runs --runs RUNS --sort measured --reverse --columns run measured train/loss:min model.rate row revision cpu",
@@ -88,11 +89,7 @@ def test_what_commands_print(
     write_results(paper_named("mct"), records + bases, curves)
     end()
     for stage, rate in (("base", 0.1), ("base+1f2e3d", 0.3)):
-        config = {
-            "seed_everything": 0,
-            "model": {"class_path": "a.B", "init_args": {"rate": rate}},
-            "data": {"root": stage},
-        }
+        config = {"model": {"class_path": "a.B", "init_args": {"rate": rate}}, "data": {"root": stage}}
         folder = saved(stage, 0, 100 * rate, config=config, job="pretrain", wall_seconds=600 * rate, started="2026-02")
         rows = f"0,train/loss,3\n5,train/loss,2\n10,train/loss,{rate}\n10,val/loss,2\n"
         (folder / "metrics.csv").write_text(f"step,name,value\n{rows}")

@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from common.reporting import render
 from common.reporting.records import Record
 from common.reporting.render import marked, write
 from common.reporting.tables import load
-from tests.reporting.conftest import Capsys, MakeRecord
+from tests.reporting.conftest import MakeRecord
 
 CLAIMS = """\
 | claim | paper | mini (95 %) | verdict |
@@ -36,13 +35,6 @@ def some_records(make_record: MakeRecord) -> list[Record]:
         make_record("ucf_1@better", 1, 62.0),
         make_record("esc@base", 0, 30.0, git={"revision": "b" * 40, "dirty": True}),
     ]
-
-
-def test_a_table_without_a_value_is_one_line(project: Path, capsys: Capsys) -> None:
-    empty = render.fill(load("mct"), "mini", [])
-    assert render.table_markdown(empty[0].result) == "### Transfer (mini)\n\nNot measured yet."
-    render.print_tables(empty, Console())
-    assert capsys.readouterr().out == "Transfer (mini): not measured yet\n"
 
 
 def test_checks_that_do_not_hold_are_listed_below_the_claims(

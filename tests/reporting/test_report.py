@@ -119,8 +119,8 @@ def test_a_damaged_run_is_left_out_with_one_warning(
 
 
 def test_media_fit_into_a_budget(tmp_path: Path) -> None:
-    budget, told = media.Budget(3 * media.MEBIBYTE), []
-    for size in (2 * media.MEBIBYTE, 2 * media.MEBIBYTE + 1, media.MEBIBYTE, 1):
+    budget, told = media.Budget(3 * 2**20), []
+    for size in (2**21, 2**21 + 1, 2**20, 1):
         (tmp_path / "clip.mp4").write_bytes(bytes(size))
         told.append(budget.refuse(tmp_path / "clip.mp4"))
     assert told == ["", "2.0 MiB, more than 2", "", "the page is full"]

@@ -67,6 +67,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
     assert len(texts) == len(filled) + len(render.remarks(filled))
     assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
     for f, text in zip(filled, texts):
+        assert ("Not measured yet." in text) != bool(render.view(f.result).rows)
         assert all(one.check.text.replace("|", "\\|") in text for one in (*f.claims, *f.checks))
     for f, grid in zip(measured, grids):
         table, scale = f.result.table, f.result.scale
@@ -145,11 +146,17 @@ def test_the_view_of_a_paper_is_its_table(project: Path, stub: WandbStub, saved:
     (view,) = [view for view in stub.views.values() if view["displayName"] == VIEW]
     section = json.loads(view["spec"])["section"]
     (runset,) = section["runSets"]
-    assert filters(runset)["scale"] == ("=", "mini")
+    assert filters(runset) == {"paper": ("=", "mct"), "scale": ("=", "mini")}
     assert [key["name"] for key in runset["grouping"]] == ["stage.value"]  # two rows of this table are of one model
     pinned = [name for name, on in runset["runFeed"]["columnPinned"].items() if on]
     assert pinned == ["run:displayName", "summary:table/transfer/ucf", "summary:table/transfer/esc"]
     sections = section["panelBankConfig"]["sections"]
-    assert [part["name"] for part in sections] == ["Transfer", "Training", "Pictures, clips and texts"]
-    assert "table/transfer/esc" in json.dumps(sections[0])
-    assert "neighbors" in json.dumps(sections[2])
+    assert section["settings"]["xAxis"] == "trainer/global_step"
+    shown = {part["name"]: (part["isOpen"], [panel["config"] for panel in part["panels"]]) for part in sections}
+    assert list(shown) == ["Transfer", "Training", "Pictures, clips and texts"]
+    drawn = {"vertical": False, "groupAgg": "mean", "groupArea": "stddev"}
+    metrics = {name: [f"summary_metrics.table/transfer/{name.lower()}"] for name in ("UCF", "ESC")}
+    assert shown["Transfer"] == (True, [{"chartTitle": name, "metrics": metrics[name], **drawn} for name in metrics])
+    assert [(is_open, panel["chartTitle"]) for is_open, (panel, *_) in list(shown.values())[1:]] == [
+        (False, "Training loss"), (False, "neighbors"),
+    ]  # fmt: skip
