@@ -93,7 +93,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
 def _print(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
     console.print(Text.assemble((title, "bold"), ": ", state))
     # Text, not markup, because paths may contain square brackets.
-    console.print(Text(printable("\n".join(f"  {line}" for line in lines))), overflow="fold")
+    console.print(Text(printable("\n".join(f"  {line}" for line in lines))))
 
 
 def _state(status: DatasetStatus) -> Text:
@@ -150,7 +150,7 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, needs_sound: bool =
     clips = [listing[row] for row in spread(len(listing), 1000)]
     kept = files.cache_folder() / "tried_files" / f"{dataset.index_name('all')}.json"
     try:
-        known = json.loads(kept.read_text(encoding="utf-8"))
+        known = json.loads(kept.read_bytes())
     except (OSError, ValueError):
         known = {}
     verdicts: dict[str, str] = {}

@@ -8,43 +8,21 @@ import pytest
 
 from common.data.annotations import read_json, read_json_lines
 from common.data.datasets.avsd import AVSD
-from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Subtitle
 from common.data.listing import DatasetMissing
 from common.data.prepare import check_samples
 from tests.data.text_layouts import (
-    CLIPS,
     REFERENCES,
     question,
     references,
     write_avsd,
     write_json,
     write_lines,
-    write_tvc,
     write_tvqa,
 )
 
 
 # ---------------------------------------------------------------------------------------------------------------- TVQA
-@pytest.mark.parametrize("flat", [False, True])
-def test_rows_and_questions_are_aligned(tmp_path: Path, flat: bool) -> None:
-    dataset = TVQA(write_tvqa(tmp_path, flat=flat))
-    listing, questions = dataset.listing("train"), dataset.questions("train")
-    for clip, asked in zip(listing, questions, strict=True):
-        assert clip.path.name == asked.clip
-        assert clip.label == asked.answer
-        assert (clip.start, clip.end) == (None, None)
-    # About one clip, the order of the file stays.
-    assert [asked.number for asked in questions] == ([1, 3, 0, 2] if flat else [0, 2, 1, 3])
-    first = min(questions, key=lambda asked: asked.number)
-    assert first.text == "Who talks in s01e02_seg02_clip_00?"
-    assert first.options == tuple(f"Answer {place}" for place in range(5))
-    assert listing.classes == ("a", "b", "c", "d", "e")
-    assert [asked.number for asked in questions[1:3]] == ([3, 0] if flat else [2, 1])
-    assert dataset.listing("test_public").labels.tolist() == [-1] * 4
-    assert dataset.questions("test")[0].answer == -1
-
-
 def test_clips_of_the_first_show_with_a_prefix(tmp_path: Path) -> None:
     write_tvqa(tmp_path, [question(0, "bbt_s01e02_seg02_clip_00"), question(1, "s01e02_seg02_clip_00")])
     assert len(TVQA(tmp_path).listing("train")) == 2
@@ -63,14 +41,6 @@ def test_blank_lines_and_byte_order_marks(tmp_path: Path) -> None:
     assert list(read_json_lines(path, dict)) == []
 
 
-def test_subtitles(tmp_path: Path) -> None:
-    subtitles = TVQA(write_tvqa(tmp_path)).subtitles()
-    assert len(subtitles) == 2
-    # In the order of time, line breaks gone, other scripts kept.
-    assert subtitles[CLIPS[0]] == (Subtitle(0.5, 1.2, "Hello."), Subtitle(2.0, 3.0, "(Kate:) Späť, now."))
-    assert subtitles.get("unknown", ()) == ()
-
-
 @pytest.mark.parametrize(
     ("line", "limits", "expected"),
     [
@@ -87,47 +57,11 @@ def test_overlap(line: tuple[float, float], limits: tuple[float, float], expecte
     assert Subtitle(*line, "text").overlaps(limits) is expected
 
 
-# ----------------------------------------------------------------------------------------------------------------- TVC
-@pytest.fixture(params=["beside", "named"])
-def tvc(request: pytest.FixtureRequest, tmp_path: Path) -> TVC:
-    """Frames and subtitles in the folder of TVQA beside it, or in another one."""
-    root = write_tvc(tmp_path / "tvc")
-    clips = {"beside": tmp_path / "tvqa", "named": tmp_path / "elsewhere/films"}[request.param]
-    write_tvqa(clips)
-    return TVC(root, clips if request.param == "named" else None)
-
-
-def test_rows_and_moments_are_aligned(tvc: TVC) -> None:
-    for split, count in (("train", 2), ("val", 4)):
-        moments = tvc.moments(split)
-        for clip, own in zip(tvc.listing(split), moments, strict=True):
-            assert clip.path.name == own.clip
-            assert (clip.start, clip.end) == own.span
-            assert len(own.descriptions) == count
-        assert len(moments) == 4
-    assert moments[0].descriptions[1].text.startswith("Moment ")
-    assert "  " not in moments[0].descriptions[0].text
-    assert moments[0].descriptions[0].kind == "vt"
-    assert len(tvc.subtitles()[CLIPS[0]]) == 2
-    assert tvc.words() == {}
-    assert [own.descriptions for own in tvc.moments("test_public")] == [(), ()]
-    assert tvc.status().counts == {"train": 4, "val": 4, "test": 2}
-
-
 # ---------------------------------------------------------------------------------------------------------------- AVSD
-@pytest.mark.parametrize("suffix", ["_480", ""])
-def test_rows_and_dialogues_are_aligned(tmp_path: Path, suffix: str) -> None:
-    dataset = AVSD(write_avsd(tmp_path, suffix))
-    for split, count in (("train", 2), ("validation", 1), ("test", 2)):
-        videos = [own.video for own in dataset.dialogs(split)]
-        assert [clip.path.stem for clip in dataset.listing(split)] == videos
-        assert len(videos) == count
-    own = dataset.dialogs("train")[1]
-    assert own.video == "YSKX3"
-    assert (own.caption, own.summary) == ("a man sits .", "he eats .")
-    assert len(own.turns) == 10
-    assert own.turns[-1].answer == "he eats ."
-    assert own.references == ()
+def test_videos_of_full_size(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path, suffix=""))
+    assert [own.video for own in dataset.dialogs("validation")] == ["BBBB2"]
+    assert [clip.path.stem for clip in dataset.listing("test")] == ["CCCC3", "ZZZZ9"]
     assert sorted(check_samples(dataset, samples=6)) == ["", "", "", "no sound", "no sound"]
 
 

@@ -74,16 +74,10 @@ def test_language_captions_know_their_images() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ Conceptual Captions
-@pytest.mark.parametrize("headed", [False, True])
-def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
-    dataset = ConceptualCaptions(write_conceptual_captions(tmp_path, headed))
-    captions = dataset.captions("train")
-    assert rows(captions) == {"0": ("a \"quoted' dog",), "1": ("two cats",), "3": ("a tree , alone",)}
+def test_conceptual_captions(tmp_path: Path) -> None:
+    dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
     assert rows(dataset.captions("valid", "en")) == {"0": ("a val",)}
     assert dataset.image_path("1", "train").is_file()
-    listing = dataset.listing("train")
-    assert listing.names == ["training/0.jpg", "training/1.jpg"]
-    assert listing.missing_names == ("3",)
     # The names that img2dataset gives.
     named = tmp_path / "training" / "00000" / "000000003.jpg"
     named.parent.mkdir()
@@ -120,16 +114,10 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
 
 
 # ---------------------------------------------------------------------------------------------------- Multi30K
-@pytest.mark.parametrize("packed", [True, False])
-def test_multi30k(tmp_path: Path, packed: bool) -> None:
-    dataset = Multi30K(write_multi30k(tmp_path, packed))
-    captions = dataset.captions("train", "de")
-    assert list(captions.keys) == list(FLICKR[:2])
-    assert captions.captions[1] == tuple(f"de {number} of {FLICKR[1]}" for number in range(1, 6))
-    assert rows(dataset.captions("test_2016_flickr", "cs")) == {"5": ("cs of 5",)}
-    assert rows(dataset.captions("val", "fr")) == {FLICKR[2]: (f"fr of {FLICKR[2]}",)}
+def test_multi30k(tmp_path: Path) -> None:
+    dataset = Multi30K(write_multi30k(tmp_path))
+    assert list(dataset.captions("test_2016_flickr").keys) == ["5"]
     assert dataset.image_path(FLICKR[0], "train").is_file()
-    assert len(dataset.listing("test")) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- COCO and on it
@@ -147,31 +135,22 @@ def test_coco_has_captions_by_key(tmp_path: Path) -> None:
     assert list(COCOKarpathy(tmp_path, regions=tmp_path / "elsewhere").regions("test").keys) == [COCO[2]]
 
 
-@pytest.mark.parametrize("place", ["beside", "named"])
-def test_captions_of_coco_in_other_languages(tmp_path: Path, place: str) -> None:
-    coco = write_coco_karpathy(tmp_path / {"beside": "coco", "named": "films/coco2014"}[place])
-    named = coco if place == "named" else None
-    stair = STAIRCaptions(write_stair(tmp_path / "stair", "" if place == "named" else "stair_captions_v1.2"), named)
+def test_captions_of_coco_in_other_languages(tmp_path: Path) -> None:
+    coco = write_coco_karpathy(tmp_path / "films/coco2014")
+    stair = STAIRCaptions(write_stair(tmp_path / "stair", "stair_captions_v1.2"), coco)
     with pytest.raises(DatasetMissing, match="Karpathy's split is missing"):
         STAIRCaptions(stair.root, tmp_path / "nowhere").captions("train")
-    assert rows(stair.captions("train")) == {COCO[0]: ("キャプション 0 9", "キャプション 1 9")}
     assert rows(stair.captions("test", "ja")) == {COCO[2]: ("キャプション 0 73", "キャプション 1 73")}
-    assert len(STAIRCaptions(stair.root, named, restval=True).captions("train")) == 2
+    assert len(STAIRCaptions(stair.root, coco, restval=True).captions("train")) == 2
     assert stair.image_path(COCO[2], "test").is_file()
     write_features(coco / "regions" / "train.npz", COCO[:1])
     assert list(stair.regions("train").keys) == [COCO[0]]
-    assert stair.published_count("train") == 82_783
 
 
-@pytest.mark.parametrize("folder", ["coco-cn-version1805v1.1", "."])
-def test_coco_cn(tmp_path: Path, folder: str) -> None:
-    dataset = COCOCN(write_coco_cn(tmp_path / "coco_cn", folder))
+def test_coco_cn_without_coco(tmp_path: Path) -> None:
+    dataset = COCOCN(write_coco_cn(tmp_path / "coco_cn", "."))
     assert rows(dataset.captions("train")) == {COCO[0]: ("一只 狗", "狗")}
-    assert rows(dataset.captions("test", "zh")) == {COCO[2]: ("三只鸟",)}
     assert dataset.captions("train").groups.tolist() == [0]
-    write_coco_karpathy(tmp_path / "coco")
-    assert dataset.captions("train").groups.tolist() == [9]
-    assert dataset.image_path(COCO[0], "train").is_file()
 
 
 # ---------------------------------------------------------------------------------------------------- text alone

@@ -53,21 +53,3 @@ WRITERS: dict[type[MediaDataset], Callable[[Path], Path]] = {
     TVC: lambda root: write_tvc(write_tvqa(root.parent / "tvqa").parent / root.name),
     AVSD: write_avsd,
 }
-# Classes, and clips or images of each part, as their authors count them.
-PUBLISHED: dict[type[MediaDataset], tuple[int | None, ...]] = {
-    Kinetics400: (400, 240_000, 19_900, None),
-    AudioSet: (527, 1_784_108, 22_160, 20_371),
-    UCF101: (101, 9_537, 3_783, 9_586, 3_734, 9_624, 3_696),
-    HMDB51: (51, *[3_570, 1_530] * 3),
-    ESC50: (50, 2_000),
-    DCASE2014: (10, 100, 100),
-    COCO: (0, 118_287, 5_000),
-    COCO2014: (0, 82_783, 40_504),
-    COCOKarpathy: (0, 82_783, 30_504, 5_000, 5_000),
-    PascalVOC: (20, 2_501, 2_510, 5_011, 4_952),
-    ImageNet: (1000, 1_281_167, 50_000),
-    Multi30K: (0, 29_000, 1_014, 1_000),
-    TVQA: (5, 122_039, 15_253, 7_623),
-    TVC: (0, 86_603, 10_841, 5_420),
-    AVSD: (0, 7_659, 1_787, 1_710),
-}

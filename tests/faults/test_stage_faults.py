@@ -10,7 +10,6 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from common.stages import run as runner
 from common.stages import stopping
 from common.stages.request import StageRequest
 from common.stages.run import run_stage
-from common.training.callbacks import StopOnNonFiniteLoss, WholeCheckpoints
+from common.training.callbacks import WholeCheckpoints
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request
 from tests.trained import copied_avid
@@ -132,31 +131,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path, m
         run_stage(stage)
     assert (stage.directory / "checkpoints" / "non_finite.ckpt").is_file()
     assert not (stage.directory / "checkpoints" / "last.ckpt").exists()
-
-
-def test_no_checkpoint_is_written_over_the_last_good_one_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    """Where the flag is read every so many steps: several processes, or an accelerator."""
-    stop, saved = StopOnNonFiniteLoss(str(tmp_path)), []
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: own)
-    trainer: Any = SimpleNamespace(
-        world_size=2, global_rank=0, fit_loop=SimpleNamespace(total_batch_idx=3), strategy=strategy
-    )
-
-    def save(path: Path) -> None:
-        stop.on_save_checkpoint(trainer, None, {})  # type: ignore[arg-type]
-        saved.append(path.name)
-
-    def step(loss: float) -> None:
-        stop.on_train_batch_end(trainer, None, torch.tensor(loss), {"index": torch.tensor([5])}, 3)  # type: ignore[arg-type]
-
-    trainer.save_checkpoint = save
-    save(tmp_path / "last.ckpt")
-    step(1.0)
-    save(tmp_path / "last.ckpt")
-    step(float("nan"))
-    with pytest.raises(NonFiniteLossError, match=r"not finite at batch 3 .*samples of that batch: 5"):
-        save(tmp_path / "last.ckpt")
-    assert saved == ["last.ckpt", "last.ckpt", "non_finite.ckpt"]
 
 
 AVID = ["fit", "avid/avid", "--scale", "smoke"]

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.commands.run import print_filled
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
 from common.stages.plan import seconds_left
 from common.stages.request import Selection
-from common.training.callbacks import MissedCheckpoints, Progress
+from common.training import callbacks
+from common.training.callbacks import Progress
 from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures
 
 
@@ -30,31 +30,34 @@ def trainer(batch: int, max_steps: int = -1, **fields: Any) -> Any:
     return SimpleNamespace(fit_loop=loop, global_step=2 * (batch + 1), **(given | fields))
 
 
-def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
+def test_a_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress, module = Progress(tmp_path / FILE, every=0.0), SimpleNamespace(automatic_optimization=True)
-    started = time.time()
+    started, clock = time.time(), SimpleNamespace(monotonic=lambda: 0.5)
+    monkeypatch.setattr(callbacks, "time", clock)
+    loss = {"loss": torch.tensor(2.5)}
 
-    def after(at: Any, loss: float = 2.5) -> dict[str, Any] | None:
-        progress.on_train_batch_end(at, module, {"loss": torch.tensor(loss)}, None, 0)  # type: ignore[arg-type]
+    def after(at: Any, outputs: Any = loss) -> dict[str, Any] | None:
+        progress.on_train_batch_end(at, module, outputs, None, 0)  # type: ignore[arg-type]
         return read(tmp_path, started)
 
     assert after(trainer(0)) == {"step": 2, "share": 0.05, "loss": 2.5, "left": None}
-    time.sleep(0.02)
-    told = after(trainer(9))
-    assert told is not None
-    assert (told["step"], told["share"]) == (20, 0.5)
-    # Nine of ten steps that are left took 0.02 s or a little more.
-    assert 0.02 <= told["left"] < 2 * (time.time() - started)
-    # Two optimizers step in every batch, as its record counts them: 14 of the 20 steps that end the training.
-    assert after(trainer(6, max_steps=20))["share"] == pytest.approx(0.7)  # type: ignore[index]
+    clock.monotonic = lambda: 9.5  # for nine of the ten steps that are left
+    assert after(trainer(9), torch.tensor(2.0)) == {"step": 20, "share": 0.5, "loss": 2.0, "left": pytest.approx(10.0)}
     # A share of the batch's loss is what Lightning hands out where several batches make a step.
-    assert after(trainer(7, max_steps=20, accumulate_grad_batches=4))["loss"] == 10.0  # type: ignore[index]
+    parts = {"max_steps": 20, "accumulate_grad_batches": 4}
+    assert [after(trainer(7, **parts), own)["loss"] for own in (loss, None)] == [10.0, None]  # type: ignore[index]
+    module.automatic_optimization = False
+    assert after(trainer(7, **parts))["loss"] == 2.5  # type: ignore[index]
     assert after(trainer(9, is_global_zero=False))["step"] == 16  # type: ignore[index]
     assert read(tmp_path, time.time() + 60) is None  # of an earlier session
     progress.every = 60.0  # the loss is not read at every step
     assert [after(trainer(batch))["step"] for batch in (1, 2)] == [4, 4]  # type: ignore[index]
-    progress.on_fit_end(trainer(9), module)  # type: ignore[arg-type]
-    assert read(tmp_path, started) is None
+    progress.on_fit_end(trainer(9, is_global_zero=False), module)  # type: ignore[arg-type]
+    assert read(tmp_path, started) is not None
+    for _ in range(2):
+        progress.on_fit_end(trainer(9), module)  # type: ignore[arg-type]
+        assert read(tmp_path, started) is None
+    Progress(tmp_path / "missing" / FILE).on_train_batch_end(trainer(0), module, None, None, 0)  # type: ignore[arg-type]
 
 
 def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path: Path) -> None:
@@ -93,25 +96,6 @@ def test_a_terminal_shows_all_stages_at_once_and_clears_them(tmp_path: Path, mon
             watch.begin(name, tmp_path)
         assert str(shown["get_renderable"]()) == "  avid: 0 s\n  cma: 0 s"
     assert shown["transient"]
-
-
-@pytest.mark.parametrize(
-    ("steps", "epochs", "step", "due"),
-    [(3, 0, 6, True), (3, 0, 7, False), (3, 0, 8, False), (0, 2, 8, True), (0, 2, 4, False), (0, 2, 7, False)],
-)
-def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int, step: int, due: bool) -> None:
-    """A run of four batches an epoch resumes at a step whose permanent checkpoint is missing."""
-    kept = ModelCheckpoint(tmp_path, every_n_train_steps=steps, every_n_epochs=epochs, save_top_k=-1)
-    epoch, batch = divmod(step - 1, 4)
-    loop = SimpleNamespace(
-        epoch_progress=SimpleNamespace(current=SimpleNamespace(ready=epoch + 1)),
-        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(is_last_batch=batch == 3)),
-    )
-    saved: list[str] = []
-    run: Any = SimpleNamespace(global_step=step, fit_loop=loop, checkpoint_callbacks=[kept])
-    run.strategy, run.save_checkpoint = SimpleNamespace(broadcast=bool), lambda path, weights: saved.append(path)
-    MissedCheckpoints().on_train_start(run, None)  # type: ignore[arg-type]
-    assert bool(saved) == due
 
 
 @pytest.mark.usefixtures("project")

@@ -63,7 +63,6 @@ class AVSD(MediaDataset):
     title = "AVSD (DSTC7)"
     splits = ("train", "valid", "test")
     split_aliases: ClassVar[Mapping[str, str]] = {"val": "valid", "validation": "valid"}
-    num_classes = 0
     published_counts: ClassVar[Mapping[str, int]] = {"train": 7_659, "valid": 1_787, "test": 1_710}
     streams = ("video", "audio")
     expected_layout = (

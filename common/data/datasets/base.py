@@ -69,7 +69,7 @@ class MediaDataset(ABC):
     split_aliases: ClassVar[Mapping[str, str]] = {}
     num_folds: ClassVar[int] = 0
     fold_needed: ClassVar[bool] = False
-    num_classes: ClassVar[int]
+    num_classes: ClassVar[int] = 0
     published_counts: ClassVar[Mapping[str, int]] = {}
     count_tolerance: ClassVar[float] = 0.0
     optional_splits: ClassVar[frozenset[str]] = frozenset()

@@ -30,7 +30,6 @@ _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 class LanguageCaptioned(MediaDataset):
     """Base of sets with captions by language and region features; `regions` is by default a folder in the root."""
 
-    num_classes = 0
     streams = ("image",)
     languages: ClassVar[tuple[str, ...]]
     #: Whether its splits differ from those of `coco`, the data set whose images it shows.

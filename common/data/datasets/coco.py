@@ -62,7 +62,6 @@ class COCO(MediaDataset):
     title = "COCO 2017"
     splits = ("train", "val")
     split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val"}
-    num_classes = 0
     published_counts: ClassVar[Mapping[str, int]] = {"train": 118_287, "val": 5_000}
     streams = ("image",)
     expected_layout = (

@@ -80,7 +80,6 @@ class OwnFolder(MediaDataset):
         "evaluation": "test",
     }
     num_folds = 5
-    num_classes = 0
     size = "yours"
     license = "yours"
     source = "your own files"

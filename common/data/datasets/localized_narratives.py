@@ -35,7 +35,6 @@ class LocalizedNarratives(MediaDataset):
     Source: docs/papers/xmc_gan.md [7].
     """
 
-    num_classes = 0
     streams = ("image",)
     license = "narratives CC BY 4.0; the images belong to their authors"
     source = "https://google.github.io/localized-narratives"

@@ -64,7 +64,6 @@ class TVC(MediaDataset):
     splits = ("train", "val", "test")
     split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val", "test_public": "test"}
     optional_splits = frozenset({"test"})
-    num_classes = 0
     published_counts: ClassVar[Mapping[str, int]] = {"train": 86_603, "val": 10_841, "test": 5_420}
     streams = ("video",)
     expected_layout = (

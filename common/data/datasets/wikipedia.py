@@ -75,7 +75,6 @@ class WikipediaText(MediaDataset):
     title = "Wikipedia text"
     splits = ("train", "valid")
     split_aliases: ClassVar[Mapping[str, str]] = {"val": "valid", "validation": "valid"}
-    num_classes = 0
     streams = ()
     expected_layout = "<language>.train.txt and <language>.valid.txt   (UTF-8, one sentence per line; en, de, ...)"
     size = "100 GB for the 100 languages of the released model"
