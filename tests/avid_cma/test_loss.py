@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,8 +13,8 @@ from hypothesis import strategies as st
 
 from common.losses.nce import nce
 from papers.avid_cma.loss import BankLoss, skip_rows
+from tests.avid_cma.test_loss_golden import load, tensor
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
 ITEMS, DIM = 40, 8
 
 
@@ -34,10 +32,10 @@ def cma(mine: bool = True, **changes: Any) -> BankLoss:
 KINDS: dict[str, Callable[..., BankLoss]] = {"avid": avid, "cma": cma}
 
 
-def batch(step: int = 0, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(step: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(100 + step)
-    video, audio = (torch.randn(size, DIM, generator=generator) for _ in range(2))
-    return video.requires_grad_(), audio.requires_grad_(), torch.randperm(ITEMS, generator=generator)[:size]
+    video, audio = (torch.randn(6, DIM, generator=generator) for _ in range(2))
+    return video.requires_grad_(), audio.requires_grad_(), torch.randperm(ITEMS, generator=generator)[:6]
 
 
 def run(objective: BankLoss, steps: range, autocast: bool = False) -> list[torch.Tensor]:
@@ -64,8 +62,7 @@ def assert_equal(here: list[torch.Tensor], there: list[torch.Tensor]) -> None:
 
 
 def test_negative_mapping_equals_the_released_code() -> None:
-    with np.load(GOLDEN / "negative_mapping.npz", allow_pickle=False) as golden:
-        arrays = {key: torch.from_numpy(golden[key].astype(np.int64)) for key in golden.files}
+    arrays = {key: tensor(value).long() for key, value in load("negative_mapping").items()}
     assert torch.equal(skip_rows(arrays["avid_raw"], arrays["avid_y"][:, None]), arrays["avid_neg"])
     positives = arrays["cma_positive_set"][arrays["cma_y"]]
     assert torch.equal(positives, arrays["cma_pos"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from papers.avid_cma.mining import mine_positives
+from tests.avid_cma.test_loss_golden import load, tensor
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
 AGREEMENTS = ["consensus", "union", "video", "audio"]
 
 
@@ -39,10 +37,9 @@ def brute_force(video: torch.Tensor, audio: torch.Tensor, k: int, agreement: str
     ("agreement", "k"), [("consensus", 8), ("consensus", 32), ("union", 8), ("video", 8), ("audio", 8)]
 )
 def test_mined_sets_equal_the_released_code(agreement: str, k: int) -> None:
-    with np.load(GOLDEN / "cma_positives.npz", allow_pickle=False) as golden:
-        video, audio = (torch.from_numpy(golden[key]) for key in ("bank_v", "bank_a"))
-        mined = mine_positives(video, audio, k, agreement)  # type: ignore[arg-type]
-        np.testing.assert_array_equal(mined, golden[f"positive_set_{agreement}_k{k}"])
+    golden = load("cma_positives")
+    mined = mine_positives(tensor(golden["bank_v"]), tensor(golden["bank_a"]), k, agreement)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(mined, golden[f"positive_set_{agreement}_k{k}"])
     assert mined.dtype == torch.int32
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,14 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.losses.alignment import cosine_costs, transport_plan, word_region_alignment, word_region_distance
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "m3p" / "ipot.npz"
+from tests.m3p.tiny import arrays
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    with np.load(GOLDEN, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+    return arrays("ipot")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 
 from common.losses.info_nce import info_nce, info_nce_per_anchor
 from common.losses.margin import in_batch_hinge, queue_hinge
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "vse_loss.npz"
+from tests.mct.test_loss_golden import close, load
 
 
 @pytest.mark.parametrize(("name", "margin"), [("margin0p2", 0.2), ("margin0p05", 0.05)])
@@ -23,20 +21,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "vse_loss.npz"
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_in_batch_hinge_equals_the_released_code(kind: str, name: str, margin: float, dtype: torch.dtype) -> None:
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
-    with np.load(GOLDEN, allow_pickle=False) as golden:
-        image = torch.from_numpy(golden["image_emb"]).to(dtype).requires_grad_()
-        text = torch.from_numpy(golden["text_emb"]).to(dtype).requires_grad_()
-        loss = in_batch_hinge(image @ text.T, margin, hardest=kind == "max")
-        loss.backward()
-        np.testing.assert_allclose(loss.item(), golden[f"loss_{kind}_{name}"], rtol=0, atol=tolerance)
-        np.testing.assert_allclose(image.grad, golden[f"grad_image_{kind}_{name}"], rtol=0, atol=tolerance)
-        np.testing.assert_allclose(text.grad, golden[f"grad_text_{kind}_{name}"], rtol=0, atol=tolerance)
-
-
-def test_in_batch_hinge_sums_unless_asked_for_the_hardest() -> None:
-    scores = torch.zeros(3, 3)
-    assert in_batch_hinge(scores, 0.25).item() == 12 * 0.25
-    assert in_batch_hinge(scores, 0.25, hardest=True).item() == 6 * 0.25
+    golden = load("vse_loss")
+    image, text = (golden[f"{part}_emb"].to(dtype).requires_grad_() for part in ("image", "text"))
+    loss = in_batch_hinge(image @ text.T, margin, hardest=kind == "max")
+    loss.backward()
+    close(loss.item(), golden[f"loss_{kind}_{name}"], tolerance)
+    close(image.grad, golden[f"grad_image_{kind}_{name}"], tolerance)
+    close(text.grad, golden[f"grad_text_{kind}_{name}"], tolerance)
 
 
 def test_one_mask_for_all_anchors_may_have_one_dimension() -> None:
@@ -91,10 +82,13 @@ NO_NEGATIVE = torch.tensor([[True, False, True], [False, False, False]])
 def test_an_anchor_without_negatives_costs_nothing_and_has_no_gradient(kind: Any) -> None:
     positive = torch.tensor([0.1, -0.4], requires_grad=True)
     negatives = torch.tensor([[0.3, 9.0, 0.2], [0.5, 0.9, 0.8]], requires_grad=True)
-    if kind == "info_nce":
-        loss = info_nce_per_anchor(positive[:, None], negatives, NO_NEGATIVE)
-    else:
-        loss = queue_hinge(positive, negatives, 0.2, kind, NO_NEGATIVE)
+
+    def loss_of(others: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if kind == "info_nce":
+            return info_nce_per_anchor(positive[:, None], others, mask)
+        return queue_hinge(positive, others, 0.2, kind, mask)
+
+    loss = loss_of(negatives, NO_NEGATIVE)
     gradients = torch.autograd.grad(loss.sum(), [positive, negatives])
     assert loss[0] > 0
     assert loss[1] == 0
@@ -105,10 +99,7 @@ def test_an_anchor_without_negatives_costs_nothing_and_has_no_gradient(kind: Any
     # One row for all anchors is a mask too, and the scores that do not count may be anything.
     shared = torch.zeros(1, 3, dtype=torch.bool)
     wild = torch.full((2, 3), math.inf)
-    if kind == "info_nce":
-        assert torch.equal(info_nce_per_anchor(positive[:, None], wild, shared), torch.zeros(2))
-    else:
-        assert torch.equal(queue_hinge(positive, wild, 0.2, kind, shared), torch.zeros(2))
+    assert torch.equal(loss_of(wild, shared), torch.zeros(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

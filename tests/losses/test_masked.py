@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,14 +16,12 @@ from common.losses.masked import (
     masked_region_kl,
     masked_region_regression,
 )
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "m3p" / "generic_supervisions.npz"
+from tests.m3p.tiny import arrays
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    with np.load(GOLDEN, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+    return arrays("generic_supervisions")
 
 
 @pytest.fixture
@@ -60,7 +55,7 @@ def test_regression_equals_the_released_code(golden: dict[str, Tensor], logits: 
     torch.testing.assert_close(loss.double(), golden["mrfr_mean"], rtol=0, atol=1e-6)
 
 
-@given(count=st.integers(1, 6), classes=st.integers(2, 9), seed=st.integers(0, 99))
+@given(count=st.integers(1, 6), classes=st.integers(1, 9), seed=st.integers(0, 99))
 @settings(max_examples=40)
 def test_losses_are_the_written_formulas(count: int, classes: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -100,10 +95,6 @@ def test_half_precision_is_raised() -> None:
     assert masked_language_modeling(logits, torch.tensor([0, 1])).dtype == torch.float32
     assert torch.isfinite(masked_region_regression(logits, torch.zeros(2, 3, dtype=torch.half)))
     assert torch.isfinite(masked_region_kl(logits, torch.full((2, 3), 1 / 3)))
-
-
-def test_one_number_is_its_own_mean() -> None:
-    assert masked_region_regression(torch.tensor([[3.0]]), torch.tensor([[1.0]])) == 4
 
 
 def test_classes_have_the_leading_dimensions_of_the_distribution() -> None:

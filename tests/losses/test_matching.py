@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -11,27 +9,23 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
+from tests.m3p.tiny import arrays
 
 
 def test_two_way_matching_equals_the_released_code() -> None:
-    with np.load(GOLDEN / "generic_supervisions.npz", allow_pickle=False) as golden:
-        outputs, weight, bias, labels = (
-            torch.from_numpy(golden[name]) for name in ("region_outputs_BxSxC", "itm_weight", "itm_bias", "itm_labels")
-        )
-        logits = F.linear(outputs[:, 0], weight, bias)
-        np.testing.assert_allclose(image_text_matching(logits, labels), golden["itm_ce_mean"], atol=1e-6)
-        one = [float(image_text_matching(a[None], b[None].bool())) for a, b in zip(logits, labels)]
-        np.testing.assert_allclose(one, golden["itm_ce_per_pair"], atol=1e-6)
+    golden = arrays("generic_supervisions")
+    logits = F.linear(golden["region_outputs_BxSxC"][:, 0], golden["itm_weight"], golden["itm_bias"])
+    labels = golden["itm_labels"]
+    np.testing.assert_allclose(image_text_matching(logits, labels), golden["itm_ce_mean"], atol=1e-6)
+    one = [float(image_text_matching(a[None], b[None].bool())) for a, b in zip(logits, labels)]
+    np.testing.assert_allclose(one, golden["itm_ce_per_pair"], atol=1e-6)
 
 
 def test_candidates_equal_the_released_code() -> None:
-    with np.load(GOLDEN / "pretrain_losses.npz", allow_pickle=False) as golden:
-        logits = torch.from_numpy(golden["relation_logits"]).view(2, 4)
-        softmax, binary = candidate_matching(logits, torch.from_numpy(golden["positive_index"]))
-        np.testing.assert_allclose(softmax, golden["loss_vlm_ce"], atol=1e-6)
-        np.testing.assert_allclose(binary, golden["loss_vlm_bce"], atol=1e-6)
+    golden = arrays("pretrain_losses")
+    softmax, binary = candidate_matching(golden["relation_logits"].view(2, 4), golden["positive_index"])
+    np.testing.assert_allclose(softmax, golden["loss_vlm_ce"], atol=1e-6)
+    np.testing.assert_allclose(binary, golden["loss_vlm_bce"], atol=1e-6)
 
 
 @given(size=st.integers(1, 6), groups=st.integers(1, 6), seed=st.integers(0, 99))

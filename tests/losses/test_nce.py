@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,24 +12,25 @@ from hypothesis import strategies as st
 
 from common.losses.info_nce import info_nce, info_nce_per_anchor
 from common.losses.nce import estimate_normalizer, nce, nce_per_anchor
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "nce_core.npz"
+from tests.avid_cma.test_loss_golden import load, tensor
 
 
 @pytest.mark.parametrize("call", range(5))
 def test_nce_equals_the_released_code(call: int) -> None:
-    with np.load(GOLDEN, allow_pickle=False) as golden:
-        positives = torch.from_numpy(golden[f"pos_{call}"]).requires_grad_()
-        negatives = torch.from_numpy(golden[f"neg_{call}"]).requires_grad_()
-        # Calls 0 and 4 estimate the normalizer, 1 and 2 go on with that of call 0, 3 has it preset.
-        source = golden["neg_0"] if call < 3 else golden[f"neg_{call}"]
-        normalizer = estimate_normalizer(torch.from_numpy(source)) if call != 3 else torch.tensor(2.5)
-        loss = nce(positives, negatives, normalizer)
-        loss.backward()
-        np.testing.assert_allclose(float(normalizer), golden[f"Z_{call}"], rtol=1e-6, atol=2e-7)
-        np.testing.assert_allclose(loss.item(), golden[f"loss_{call}"], rtol=1e-6, atol=2e-7)
-        np.testing.assert_allclose(np.asarray(positives.grad), golden[f"grad_pos_{call}"], rtol=1e-6, atol=2e-7)
-        np.testing.assert_allclose(np.asarray(negatives.grad), golden[f"grad_neg_{call}"], rtol=1e-6, atol=2e-7)
+    golden = load("nce_core")
+    positives, negatives = (tensor(golden[f"{kind}_{call}"]).requires_grad_() for kind in ("pos", "neg"))
+    # Calls 0 and 4 estimate the normalizer, 1 and 2 go on with that of call 0, 3 has it preset.
+    source = golden["neg_0"] if call < 3 else golden[f"neg_{call}"]
+    normalizer = estimate_normalizer(tensor(source)) if call != 3 else torch.tensor(2.5)
+    loss = nce(positives, negatives, normalizer)
+    loss.backward()
+    for name, found in (
+        ("Z", normalizer),
+        ("loss", loss.detach()),
+        ("grad_pos", positives.grad),
+        ("grad_neg", negatives.grad),
+    ):
+        np.testing.assert_allclose(np.asarray(found), golden[f"{name}_{call}"], rtol=1e-6, atol=2e-7, err_msg=name)
 
 
 sizes = st.integers(1, 5)
