@@ -63,8 +63,6 @@ class Layouts:
     """Where everything lies."""
 
     root: Path
-    images: int
-    test_images: int
 
     @classmethod
     def write(cls, root: Path, images: int = 12, test_images: int = 5) -> Layouts:
@@ -97,7 +95,7 @@ class Layouts:
         tokenizer = XLMRTokenizer(vocabulary_size=140)
         tokenizer.prepare([sentence(one, number) for one in WORDS for number in range(200)])
         (root / "vocabulary").write_bytes(tokenizer.content)
-        return cls(root, images, test_images)
+        return cls(root)
 
     @property
     def tokenizer(self) -> XLMRTokenizer:
@@ -110,38 +108,33 @@ class Layouts:
     def switcher(self, **options: Any) -> CodeSwitcher:
         return CodeSwitcher(str(self.root / "dictionaries"), ["de", "fr"], **options)
 
+    def shared(self) -> dict[str, Any]:
+        """Options of both data modules."""
+        return {
+            "tokenizer": self.tokenizer,
+            "sets": self.sets(),
+            "test_sets": list(self.sets()),
+            "batch_size": 4,
+            "test_batch_size": 3,
+            "num_workers": 0,
+            "max_regions": 4,
+        }
+
     def pretraining(self, stage: str = "fit", rank: int = 0, world_size: int = 1, **options: Any) -> PretrainingData:
         """A data module as a trainer uses it."""
         chosen: dict[str, Any] = {
             "captions": [CaptionSet(ConceptualCaptions(self.root / "conceptual_captions"))],
             "text": WikipediaText(self.root / "wikipedia"),
-            "tokenizer": self.tokenizer,
-            "sets": self.sets(),
-            "test_sets": list(self.sets()),
-            "batch_size": 4,
             "text_batch_size": 4,
             "text_groups": 1,
             "bptt": 6,
             "steps_per_epoch": 5,
-            "test_batch_size": 3,
-            "num_workers": 0,
-            "max_regions": 4,
         }
-        return attached(PretrainingData(**chosen | options), stage, rank, world_size)
+        return attached(PretrainingData(**self.shared() | chosen | options), stage, rank, world_size)
 
     def retrieval(self, stage: str = "fit", **options: Any) -> RetrievalData:
         """A data module as a trainer uses it."""
-        chosen: dict[str, Any] = {
-            "tokenizer": self.tokenizer,
-            "sets": self.sets(),
-            "train_sets": ["multi30k_en"],
-            "test_sets": list(self.sets()),
-            "batch_size": 4,
-            "test_batch_size": 3,
-            "num_workers": 0,
-            "max_regions": 4,
-        }
-        return attached(RetrievalData(**chosen | options), stage)
+        return attached(RetrievalData(**self.shared() | {"train_sets": ["multi30k_en"]} | options), stage)
 
 
 def small_model(**changes: Any) -> M3P:

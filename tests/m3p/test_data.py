@@ -13,13 +13,12 @@ from scipy.stats import chisquare
 
 from common.data.annotations import LanguageCaptions
 from common.data.item_dataset import TooManyBrokenFiles
-from common.data.regions import RegionError
+from common.data.regions import RegionError, RegionFeatures, Regions
 from common.data.sequences import Rows, Texts
 from papers.m3p.captions import CaptionPool
 from papers.m3p.data import check_sizes
 from papers.m3p.encoder import M3PEncoder
 from papers.m3p.masking import Masking
-from papers.m3p.pairs import PairItems
 from tests.m3p.layouts import (
     LANGUAGES,
     WIDTH,
@@ -29,6 +28,7 @@ from tests.m3p.layouts import (
     regions_of,
     sentence,
     texts_of,
+    write_features,
 )
 from tests.m3p.tiny import labels_of, tiny_sizes
 
@@ -274,7 +274,10 @@ def test_negatives_are_uniform_and_siblings_among_them_where_they_may_be(layouts
 
 
 def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
-    """As COCO and COCO-CN are: another set has other images, too, and maybe the only regions of some."""
+    """As COCO and COCO-CN are: another set has other images, too, and maybe the only regions of some.
+
+    One with splits of its own adds none to those of its source: what COCO-CN trains on may be among what COCO tests.
+    """
     other = Layouts.write(tmp_path / "other", images=15)
     sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
     data = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[])
@@ -282,12 +285,6 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
     assert pairs.pool.counts.tolist() == [6] * 12 + [1] * 3
     assert pairs[0, 13]["index"] == 13
     assert pictures_of(steps(data)[0]["relations"][0]["t2i"])
-
-
-def test_a_set_with_splits_of_its_own_adds_no_images_to_those_of_its_source(layouts: Layouts, tmp_path: Path) -> None:
-    """What COCO-CN trains on may be among what COCO tests."""
-    other = Layouts.write(tmp_path / "other", images=15)
-    sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
     sets["other"].dataset.own_splits = True
     pooled = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
     assert pooled.pool.counts.tolist() == [6] * 12
@@ -383,44 +380,40 @@ def test_the_record(layouts: Layouts) -> None:
     assert (switched["samples"], switched["covered_by_language"]) == (36, {"de": 1.0, "fr": 1.0})
 
 
-class Broken:
-    """Region features of which some cannot be read."""
+def test_damaged_regions_are_skipped_and_counted(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = RegionFeatures.__getitem__
 
-    def __init__(self, features: Any, broken: set[str]) -> None:
-        self.features = features
-        self.broken = broken
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.features, name)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.features
-
-    def __getitem__(self, key: str) -> Any:
-        if key in self.broken:
+    def damaged(self: RegionFeatures, key: str) -> Regions:
+        if key in ("train_3", "train_4"):
             raise RegionError(f"{key}: damaged")
-        return self.features[key]
+        return read(self, key)
 
-
-def broken_pairs(layouts: Layouts, broken: set[str], share: float) -> tuple[Any, PairItems]:
-    data = layouts.retrieval(max_skipped_fraction=share)
-    pairs = data.training_pairs[0]
-    object.__setattr__(pairs.pictures, "features", Broken(pairs.pictures.features, broken))
-    return data, pairs
-
-
-def test_damaged_regions_are_skipped_and_counted(layouts: Layouts) -> None:
-    data, pairs = broken_pairs(layouts, {"train_3", "train_4"}, 0.2)
+    monkeypatch.setattr(RegionFeatures, "__getitem__", damaged)
+    data = layouts.retrieval(max_skipped_fraction=0.2)
     loader = data.train_dataloader()
     for step in loader:
         for group in step["relations"][0].values():
             assert not {3, 4} & set(pictures_of(group))
     described = data.describe()["training (multi30k)"]
     assert (described["skipped"], sorted(described["skipped_names"])) == (2, ["train_3", "train_4"])
-    assert pairs[0, 3]["index"] == 5
-    _, pairs = broken_pairs(layouts, {"train_3", "train_4"}, 0.1)
+    assert data.training_pairs[0][0, 3]["index"] == 5
+    pairs = layouts.retrieval(max_skipped_fraction=0.1).training_pairs[0]
     with pytest.raises(TooManyBrokenFiles, match="2 of 12 files cannot be used"):
         _ = [pairs[0, item] for item in range(60)]
+
+
+def test_images_without_regions_are_left_out_and_counted(tmp_path: Path) -> None:
+    own = Layouts.write(tmp_path / "data")
+    folder = own.root / "multi30k"
+    (folder / "regions/train.npz").unlink()
+    write_features(folder, "train", [f"train_{number}" for number in range(10)])
+    data = own.retrieval(max_skipped_fraction=0.2, batch_size=10)
+    shown = {n for step in data.train_dataloader() for n in pictures_of(step["relations"][0]["t2i"])}
+    assert shown == set(range(10))
+    described = data.describe()["training (multi30k)"]
+    assert (described["samples"], described["without_regions"]) == (10, 2)
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 12 images have no region features in .*train\.npz.*train_10"):
+        own.retrieval(max_skipped_fraction=0.1)
 
 
 @pytest.mark.parametrize("vlm_candidates", ["groups", "in_batch"])

@@ -19,13 +19,8 @@ from papers.m3p.encoder import M3P
 from papers.m3p.miniature import WarmStart
 from papers.m3p.module import M3PModule, adam
 from tests.m3p.layouts import WIDTH, Layouts, quiet_trainer, small_model
+from tests.m3p.test_updates import module as module_of
 from tests.m3p.tiny import values
-
-
-def fine_tuning(model: M3P, **options: Any) -> M3PModule:
-    """As the recipe has it: the match alone."""
-    off = {f"weight_{name}": 0.0 for name in ("xmlm", "mlm", "mrm_class", "mrm_regression")}
-    return M3PModule(model, **{**off, "vlm_ce_weight": 0.0, **options})
 
 
 def trained(module: pl.LightningModule, data: Any, folder: Path, steps: int = 2) -> dict[str, float]:
@@ -125,7 +120,7 @@ def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, t
     assert "test/multi30k_en_mr" in metrics
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": module.state_dict()}, path)
-    after = fine_tuning(small_model(), pretrained=str(path), learning_rate=1e-12)
+    after = module_of("fine_tuning", pretrained=str(path), learning_rate=1e-12)
     trained(after, layouts.retrieval(test_sets=["multi30k_en"]), tmp_path, steps=1)
     torch.testing.assert_close(after.model.encoder.token.weight, module.model.encoder.token.weight)
 

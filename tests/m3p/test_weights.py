@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.weights import RELEASED, export, load_into_model
+from tests.encoders.test_checkpoint_files import require_equal
 from tests.m3p.tiny import tiny_model, tiny_sizes, values
 
 IGNORED = (
@@ -25,8 +26,12 @@ def fresh(**changes: Any) -> M3P:
     return M3P(M3PEncoder(**tiny_sizes(**changes)))
 
 
-def same(one: M3P, other: M3P) -> bool:
-    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+@pytest.fixture
+def last(tmp_path: Path) -> Path:
+    """A checkpoint of our own stage, with the weights of the golden model."""
+    state = {f"model.{name}": value for name, value in tiny_model().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt"
 
 
 def test_names_and_shapes_are_those_of_the_released_checkpoint() -> None:
@@ -53,20 +58,15 @@ def test_a_released_checkpoint_loads_and_names_what_it_leaves(prefix: str, tmp_p
     model = fresh()
     left = load_into_model(model, path)
     assert left == ["pooled_layer2.dense.bias", "refine_embeddings.norm.weight"]
-    assert same(model, source)
+    require_equal(model, source)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_an_exported_checkpoint_comes_back(suffix: str, tmp_path: Path) -> None:
-    source = tiny_model()
-    torch.save({"state_dict": {f"model.{n}": v for n, v in source.state_dict().items()}}, tmp_path / "last.ckpt")
-    path = export(tmp_path / "last.ckpt", tmp_path / f"m3p{suffix}", "m3p")
-    model = fresh()
-    assert load_into_model(model, path) == []
-    assert same(model, source)
-    model = fresh()
-    assert load_into_model(model, tmp_path / "last.ckpt") == []
-    assert same(model, source)
+def test_an_exported_checkpoint_comes_back(suffix: str, last: Path, tmp_path: Path) -> None:
+    for path in (last, export(last, tmp_path / f"m3p{suffix}", "m3p")):
+        model = fresh()
+        assert load_into_model(model, path) == []
+        require_equal(model, tiny_model())
 
 
 def test_a_model_that_is_passed_on_can_be_started_from(tmp_path: Path) -> None:
@@ -75,18 +75,20 @@ def test_a_model_that_is_passed_on_can_be_started_from(tmp_path: Path) -> None:
     save_file({name: value.clone() for name, value in state.items()}, tmp_path / "model.safetensors")
     model = fresh()
     assert load_into_model(model, tmp_path) == ["detector.weight"]
-    assert same(model, source)
+    require_equal(model, source)
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 34, "type_vocab_size": 1, "layer_norm_eps": 1e-12, "pad_token_id": 1,
+}  # fmt: skip
 
 
 def xlm_r(**changes: Any) -> Any:
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
     torch.manual_seed(1)
-    sizes = {
-        "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-        "max_position_embeddings": 34, "type_vocab_size": 1, "layer_norm_eps": 1e-12, "pad_token_id": 1,
-    }  # fmt: skip
-    network = XLMRobertaForMaskedLM(XLMRobertaConfig(**(sizes | changes))).eval()
+    network = XLMRobertaForMaskedLM(XLMRobertaConfig(**(SIZES | changes))).eval()
     for parameter in network.parameters():  # norms and biases other than 1 and 0
         torch.nn.init.normal_(parameter, std=0.5)
     return network
@@ -121,33 +123,24 @@ def test_rows_of_positions_that_xlm_r_lacks_keep_their_start(tmp_path: Path) -> 
     assert torch.equal(model.encoder.position.weight[30:], before[30:])
 
 
-def test_the_text_encoder_goes_back_to_transformers(tmp_path: Path) -> None:
+def test_the_text_encoder_goes_back_to_transformers(last: Path, tmp_path: Path) -> None:
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    source = tiny_model(languages=6)
-    torch.save({"state_dict": {f"model.{n}": v for n, v in source.state_dict().items()}}, tmp_path / "last.ckpt")
-    path = export(tmp_path / "last.ckpt", tmp_path / "text.pt", "xlm_roberta")
-    config = XLMRobertaConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=34, type_vocab_size=1, layer_norm_eps=1e-12, pad_token_id=1,
-    )  # fmt: skip
-    network = XLMRobertaModel(config, add_pooling_layer=False).eval()
+    path = export(last, tmp_path / "text.pt", "xlm_roberta")
+    network = XLMRobertaModel(XLMRobertaConfig(**SIZES), add_pooling_layer=False).eval()
     network.load_state_dict(torch.load(path, weights_only=True))
     tokens = torch.tensor([[0, 7, 9, 2]])
     found = network(tokens).last_hidden_state
-    torch.testing.assert_close(found, source.encoder(tokens, tokens != 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, tiny_model().encoder(tokens, tokens != 1), rtol=1e-4, atol=1e-4)
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
-    source = tiny_model()
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {f"model.{n}": v for n, v in source.state_dict().items()}}, path)
+def test_what_does_not_fit_is_named(last: Path, tmp_path: Path) -> None:
     model = fresh(languages=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
         CheckpointError, match=r"model.pretrained: .*encoder.language.weight \[6, 16\] instead of \[3, 16"
     ):
-        load_into_model(model, path, "model.pretrained")
+        load_into_model(model, last, "model.pretrained")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="hf download"):
         load_into_model(model, tmp_path)
