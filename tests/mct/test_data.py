@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from common.data.datasets.coco import COCO
-from common.data.text import CaptionTokenizer, WordVocabulary
+from common.data.text import WordVocabulary
 from papers.mct.data import CaptionedViews, PretrainingData
 from tests.protocols.parts import attached
 from tests.protocols.test_captions import SIDED, Sentences, coco
@@ -95,14 +95,9 @@ def test_tags_and_ids_are_those_of_the_image(tmp_path: Path) -> None:
 # -- the module of pre-training ----------------------------------------------------------------------------------------
 
 
-def pretraining(root: Path, tokenizer: CaptionTokenizer | None = None, **fields: Any) -> PretrainingData:
-    options: dict[str, Any] = {"image": SMALL, "batch_size": 4, "num_workers": 0, "seed": 0, **fields}
-    return PretrainingData(COCO(root), tokenizer, **options)
-
-
 def test_batches_of_pretraining(tmp_path: Path) -> None:
-    coco(tmp_path)
-    data = attached(pretraining(tmp_path, WordVocabulary(min_count=1)))
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 4, "num_workers": 0, "seed": 0}
+    data = attached(PretrainingData(coco(tmp_path), WordVocabulary(min_count=1), **options))
     (batch,) = data.train_dataloader()
     assert batch["image_query"].shape == batch["image_key"].shape == (4, 3, 8, 8)
     assert batch["tags"].shape == (4, 3)

@@ -113,7 +113,10 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
-        self.before = {name: _state(tower) for name, tower in _towers(pl_module)}
+        self.before = {
+            name: [[p.detach().clone() for p in part.parameters()] for part in tower]
+            for name, tower in _towers(pl_module)
+        }
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.norms.append({"before": _norms(pl_module)})
@@ -135,10 +138,6 @@ def _towers(pl_module: MCTModule) -> list[tuple[str, tuple[nn.Module, nn.Module]
     """Each tower and its average."""
     named = ((name, getattr(pl_module.model, name), getattr(pl_module.average, name)) for name in ("image", "text"))
     return [(name, (query, key)) for name, query, key in named if query is not None]
-
-
-def _state(tower: tuple[nn.Module, nn.Module]) -> list[list[Tensor]]:
-    return [[p.detach().clone() for p in part.parameters()] for part in tower]
 
 
 def _norms(pl_module: MCTModule) -> dict[str, float]:

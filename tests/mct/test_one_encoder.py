@@ -36,20 +36,22 @@ class Map(nn.Module):
         return torch.tanh(self.convolution(images))
 
 
-def module(**options: Any) -> OneEncoder:
+def module(**options: Any) -> Any:
+    """The module; `logged` is what it logged."""
     torch.manual_seed(0)
     text = BertEncoder(None, VOCABULARY, 8, 2, 2, 16, max_tokens=9, dropout=0.0, initializer_range=0.5)
     found = OneEncoder(Map(), text, **{"candidates": 4, **options})
-    found.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    found.logged = {}  # type: ignore[assignment]
+    found.log_dict = lambda metrics, **kwargs: found.logged.update(metrics)  # type: ignore
     return found
 
 
-def some_batch(size: int = BATCH) -> dict[str, Tensor]:
+def some_batch() -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(1)
-    batch = {"image_query": torch.randn(size, 3, 8, 8, generator=draw), "image_id": torch.arange(size)}
+    batch = {"image_query": torch.randn(BATCH, 3, 8, 8, generator=draw), "image_id": torch.arange(BATCH)}
     for view in ("query", "key"):
-        tokens = torch.randint(5, VOCABULARY, (size, 7), generator=draw)
-        for row in range(size):
+        tokens = torch.randint(5, VOCABULARY, (BATCH, 7), generator=draw)
+        for row in range(BATCH):
             tokens[row, 6 - row % 3 :] = 0
         batch[f"tokens_{view}"], batch[f"lengths_{view}"] = tokens, (tokens != 0).sum(1)
         batch[f"tokens_{view}_masked"] = tokens.clone()
@@ -96,19 +98,18 @@ def test_padding_changes_no_score_and_no_loss() -> None:
 
 
 def test_the_loss_is_the_sum_and_the_image_meets_the_caption_that_follows_its_flip() -> None:
-    found, logged, read = module(), {}, []
-    found.log_dict = lambda metrics, **kwargs: logged.update(metrics)  # type: ignore[method-assign]
+    found, read = module(), []
     masked_words = found.masked_words
 
     def watched(batch: dict[str, Tensor], view: str, image: Tensor | None = None) -> Tensor:
         read.append((view, image is not None))
         return masked_words(batch, view, image)
 
-    found.masked_words = watched  # type: ignore[method-assign]
+    found.masked_words = watched
     found.training_step(some_batch(), 0)
     assert read == [("key", True), ("query", False)]
-    parts = [logged[f"train/{name}"] for name in ("match", "words", "words_alone")]
-    torch.testing.assert_close(logged["train/loss"], torch.stack(parts).sum())
+    parts = [found.logged[f"train/{name}"] for name in ("match", "words", "words_alone")]
+    torch.testing.assert_close(found.logged["train/loss"], torch.stack(parts).sum())
 
 
 # -- what is masked and matched ----------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def test_what_shows_the_same_is_no_negative(why: str) -> None:
         kept[-1].retain_grad()
         return kept[-1]
 
-    found.model.scores = watched  # type: ignore[method-assign]
+    found.model.scores = watched
     found.match(batch, found.model.start_images(batch["image_query"])).backward()
     counted = torch.ones(4, 4, dtype=torch.bool)
     counted[0, 1] = counted[1, 0] = False
@@ -175,7 +176,7 @@ def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
 def test_a_batch_is_whole_groups_on_each_device() -> None:
     found = module(candidates=4)
     data = SimpleNamespace(batch_size=8)
-    found._trainer = SimpleNamespace(datamodule=data, world_size=4, ckpt_path="last.ckpt")  # type: ignore[assignment]
+    found._trainer = SimpleNamespace(datamodule=data, world_size=4, ckpt_path="last.ckpt")
     with pytest.raises(ValueError, match=r"model\.candidates is 4: data\.batch_size 8 .* each of 4 devices"):
         found.setup("fit")
 
@@ -201,10 +202,7 @@ def test_two_processes_have_the_gradient_of_the_joined_batch() -> None:
 
 def test_own_ranks_are_those_of_the_scores() -> None:
     """Five captions of three images, two of them of the same words; text 4 belongs to an image that cannot be read."""
-    found = module().eval()
-    logged: dict[str, Tensor] = {}
-    found.log_dict = lambda metrics, **kwargs: logged.update(metrics)  # type: ignore[method-assign]
-    batch = some_batch()
+    found, batch = module().eval(), some_batch()
     images, tokens = batch["image_query"][:3], batch["tokens_key"][:5].clone()
     tokens[3] = tokens[0]
     owner = torch.tensor([0, 1, 2, 2, 5])
@@ -221,21 +219,19 @@ def test_own_ranks_are_those_of_the_scores() -> None:
         for one in tokens[:4, None]
     ], 1)  # fmt: skip
     first = [float((scores[:, column] >= scores[own, column]).sum() == 1) for column, own in enumerate([0, 1, 2, 2])]
-    assert logged["test/t2i_r1"] == pytest.approx(100 * sum(first) / 4)
+    assert found.logged["test/t2i_r1"] == pytest.approx(100 * sum(first) / 4)
     # Captions 0 and 3 have the same words, so that both are right for images 0 and 2.
     right = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
     best = scores.where(right, -torch.inf), scores.where(~right, -torch.inf)
     for name, axis in (("t2i", 0), ("i2t", 1)):
         hits = best[0].amax(axis) > best[1].amax(axis)
-        assert logged[f"test/{name}_r1_equal_text"] == pytest.approx(100 * hits.float().mean()), name
-    assert logged["test/t2i_chance_medr"] == 1.5
+        assert found.logged[f"test/{name}_r1_equal_text"] == pytest.approx(100 * hits.float().mean()), name
+    assert found.logged["test/t2i_chance_medr"] == 1.5
 
 
 def part_of_retrieval(rank: int, images: int, processes: int) -> dict[str, float]:
     """What is logged where every `processes`-th image and caption is here."""
     found, batch = module().eval(), some_batch()
-    logged: dict[str, Tensor] = {}
-    found.log_dict = lambda metrics, **kwargs: logged.update(metrics)  # type: ignore[method-assign]
     found.on_test_start()
     rows = torch.arange(BATCH)[rank::processes]
     own = rows[rows < images]
@@ -248,7 +244,7 @@ def part_of_retrieval(rank: int, images: int, processes: int) -> dict[str, float
         }, 0, 1,
     )  # fmt: skip
     found.on_test_epoch_end()
-    return {name: float(value) for name, value in logged.items()}
+    return {name: float(value) for name, value in found.logged.items()}
 
 
 @pytest.mark.parametrize("images", [1, 5])

@@ -39,15 +39,6 @@ SMALL: dict[str, Any] = {
 COLORS = ("red", "green", "blue")
 
 
-def small_decoder(seed: int = 0, dropout: float = 0.0) -> CaptionDecoder:
-    torch.manual_seed(seed)
-    decoder = CaptionDecoder(8, **SMALL, dropout=dropout)
-    for parameter in decoder.parameters():
-        # Larger than at the start, so that everything that can matter does.
-        nn.init.normal_(parameter, std=0.3)
-    return decoder
-
-
 def small_module(**options: Any) -> VirTex:
     torch.manual_seed(0)
     encoder = ImageResNet(
@@ -56,17 +47,12 @@ def small_module(**options: Any) -> VirTex:
     return VirTex(encoder, **{**SMALL, "layers": 1, **options})
 
 
-def some_captions(rows: int = 3, length: int = 7) -> Tensor:
-    tokens = torch.randint(3, 20, (rows, length), generator=torch.Generator().manual_seed(1))
-    for row in range(rows):
-        end = length - row
-        tokens[row, end - 1 :] = 0
-        tokens[row, 0], tokens[row, end - 1] = 1, 2
+def some_captions() -> Tensor:
+    tokens = torch.randint(3, 20, (3, 7), generator=torch.Generator().manual_seed(1))
+    for row in range(3):
+        tokens[row, 6 - row :] = 0
+        tokens[row, 0], tokens[row, 6 - row] = 1, 2
     return tokens
-
-
-def turned(tokens: Tensor) -> Tensor:
-    return pad_tokens([row[row != 0].flip(0).tolist() for row in tokens])
 
 
 GRID = torch.randn(3, 8, 2, 2, generator=torch.Generator().manual_seed(2))
@@ -98,7 +84,10 @@ def test_directions_share_all_but_the_transformer() -> None:
 
 def test_explicit_padding_masks_would_change_nothing_that_counts() -> None:
     """As VirTex does it: additive mask of the future, mask of padding keys, all positions at once."""
-    decoder = small_decoder().eval()
+    decoder = CaptionDecoder(8, **SMALL, dropout=0.0).eval()
+    for parameter in decoder.parameters():
+        # Larger than at the start, so that everything that can matter does.
+        nn.init.normal_(parameter, std=0.3)
     tokens = some_captions()
     counts = tokens != 0
     future = torch.full((7, 7), float("-inf")).triu(1)
@@ -122,7 +111,7 @@ def test_explicit_padding_masks_would_change_nothing_that_counts() -> None:
 def test_padding_never_changes_the_loss() -> None:
     module = small_module().eval()
     batch = {"image": torch.randn(3, 3, 16, 16), "tokens": some_captions(), "index": torch.arange(3)}
-    batch["tokens_reversed"] = turned(batch["tokens"])
+    batch["tokens_reversed"] = pad_tokens([row[row != 0].flip(0).tolist() for row in batch["tokens"]])
     wider = {**batch, **{name: F.pad(batch[name], (0, 3)) for name in ("tokens", "tokens_reversed")}}
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     with torch.no_grad():
