@@ -45,7 +45,9 @@ VIDEO = VideoInput(fps=6.0, frames=6, clips=1, crop=24, resize=24)
 FRAMES = VideoInput(fps=3.0, frames=6, clips=1, crop=24, resize=24)
 AUDIO = AudioInput(sample_rate=8000, seconds=1.0, window=256, hop=250, mel_bins=32, low=50.0, high=4000.0)
 LIMITS = PromptLimits(video_tokens=3, audio_tokens=2)
-WORDS = {"video_categories": VIDEO_WORDS, "audio_categories": AUDIO_CATEGORIES}
+NAMES = {"video": VIDEO_WORDS, "audio": AUDIO_CATEGORIES}
+#: Of the tasks without sound.
+FRAMED: dict[str, Any] = {"video": FRAMES, "prompt": LIMITS, "batch_size": 4, "video_categories": VIDEO_WORDS}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,8 @@ def tokenizer() -> TextTokenizer:
 
 def dialogs(world: NarratedWorld, tokenizer: TextTokenizer, **changes: Any) -> DialogData:
     settings = {"world": world, "video": VIDEO, "audio": AUDIO, "prompt": LIMITS, "batch_size": 4, "num_workers": 0}
-    return DialogData(AVSD("unused"), tokenizer, **{**settings, **WORDS, **changes})
+    settings |= {f"{modality}_categories": names for modality, names in NAMES.items()}
+    return DialogData(AVSD("unused"), tokenizer, **{**settings, **changes})
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -166,8 +169,7 @@ def test_modalities_can_be_switched_off(
 
 
 def test_a_batch_of_questions(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    options = {"world": world, "video": FRAMES, "prompt": LIMITS, "batch_size": 4, "video_categories": VIDEO_WORDS}
-    data = attached(QuestionAnsweringData(TVQA("unused"), tokenizer, **options))
+    data = attached(QuestionAnsweringData(TVQA("unused"), tokenizer, world=world, **FRAMED))
     assert data.modalities == ("video",)
     batch = next(iter(data.train_dataloader()))
     assert batch["video"].shape == (4, 1, 3, 6, 24, 24)
@@ -180,7 +182,7 @@ def test_a_batch_of_questions(world: NarratedWorld, tokenizer: TextTokenizer) ->
         assert options_of[place] == answer
     assert batch["label"].tolist() == batch["correct"].tolist()
     assert len(list(data.test_dataloader().dataset)) == 15
-    by_text = QuestionAnsweringData(TVQA("unused"), tokenizer, scoring="loglik", **options)
+    by_text = QuestionAnsweringData(TVQA("unused"), tokenizer, scoring="loglik", world=world, **FRAMED)
     batch = collate([by_text.items("val", False)[place] for place in range(3)])
     assert batch["option_labels"].shape == (3, 5, 2)
     assert "answer_options" not in batch
@@ -284,20 +286,21 @@ def test_words_are_replaced_as_often_as_asked() -> None:
 # -- classifiers -------------------------------------------------------------------------------------------------------
 
 
+def categories(world: NarratedWorld, modality: str) -> CategoryData:
+    dataset: MediaDataset = Kinetics400("unused") if modality == "video" else ESC50("unused")
+    options: dict[str, Any] = {"world": world, "batch_size": 4, "num_workers": 0}
+    if modality == "audio":
+        options |= {"fold": 1, "test_split": "test"}
+    return CategoryData(dataset, NAMES[modality], modality, video=VIDEO, audio=AUDIO, **options)
+
+
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_source_clips_with_their_words(world: NarratedWorld, modality: str) -> None:
-    dataset: MediaDataset = Kinetics400("unused") if modality == "video" else ESC50("unused")
-    names = VIDEO_WORDS if modality == "video" else AUDIO_CATEGORIES
-    folds: dict[str, Any] = {} if modality == "video" else {"fold": 1, "test_split": "test"}
-    data = attached(
-        CategoryData(
-            dataset, names, modality, world=world, video=VIDEO, audio=AUDIO, batch_size=8, num_workers=0, **folds
-        )
-    )
+    data, names = attached(categories(world, modality)), NAMES[modality]
     batch = next(iter(data.train_dataloader()))
-    assert batch[modality].shape == ((8, 3, 6, 24, 24) if modality == "video" else (8, 1, 33, 32))
+    assert batch[modality].shape == ((4, 3, 6, 24, 24) if modality == "video" else (4, 1, 33, 32))
     assert batch["words"].dtype == torch.bool
-    assert batch["words"].sum(1).tolist() == [3 if modality == "video" else 1] * 8
+    assert batch["words"].sum(1).tolist() == [3 if modality == "video" else 1] * 4
     items = data.items(data.train_split, False)
     for place in range(0, len(items), 7):
         own = {names[number] for number in items[place]["words"].nonzero().flatten().tolist()}
@@ -320,18 +323,13 @@ def test_classes_and_categories() -> None:
 def test_a_made_up_batch_has_the_shapes_of_a_real_one(
     task: str, world: NarratedWorld, tokenizer: TextTokenizer
 ) -> None:
-    settings: dict[str, Any] = {"world": world, "batch_size": 4, "num_workers": 0}
     if task == "dialog":
         data: Any = dialogs(world, tokenizer)
-    elif task == "video":
-        data = CategoryData(Kinetics400("unused"), VIDEO_WORDS, "video", video=VIDEO, **settings)
-    elif task == "audio":
-        data = CategoryData(
-            ESC50("unused"), AUDIO_CATEGORIES, "audio", audio=AUDIO, fold=1, test_split="test", **settings
-        )
+    elif task in NAMES:
+        data = categories(world, task)
     else:
         kind, dataset = {"question": (QuestionAnsweringData, TVQA), "caption": (CaptioningData, TVC)}[task]
-        data = kind(dataset("unused"), tokenizer, video=FRAMES, prompt=LIMITS, video_categories=VIDEO_WORDS, **settings)
+        data = kind(dataset("unused"), tokenizer, **FRAMED, world=world, num_workers=0)
     made = data.example_batch(None, 4, Draw())
     real = next(iter(attached(data).train_dataloader()))
     for name, value in made.batch.items():

@@ -65,8 +65,8 @@ def tokens(tokenization: Tokenization = "st_topk", **options: Any) -> ModalityTo
     return made
 
 
-def clips(batch: int = 3, count: int = 2) -> Tensor:
-    return torch.randn(batch, count, 3, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+def clips() -> Tensor:
+    return torch.randn(3, 2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(2))
 
 
 # -- the category table ------------------------------------------------------------------------------------------------
@@ -128,6 +128,11 @@ def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenization: Tok
 
 
 def test_batch_normalization_keeps_its_statistics_and_a_frozen_classifier_is_in_evaluation_mode() -> None:
+    # Also before anyone calls train: Lightning does neither when training starts nor, without validation, later.
+    fresh, frozen = tokens(), tokens("frozen")
+    assert fresh.training
+    assert not fresh.classifier.encoder.norm.training  # type: ignore[union-attr]
+    assert not any(module.training for module in frozen.classifier.modules())
     made = tokens().train()
     norm = made.classifier.encoder.norm  # type: ignore[union-attr]
     before = norm.running_mean.clone()  # type: ignore[union-attr, operator]
@@ -135,14 +140,6 @@ def test_batch_normalization_keeps_its_statistics_and_a_frozen_classifier_is_in_
     assert torch.equal(norm.running_mean, before)  # type: ignore[union-attr, arg-type]
     assert made.classifier.encoder.dropout.training  # type: ignore[union-attr]
     assert not tokens("frozen").train().classifier.encoder.dropout.training  # type: ignore[union-attr]
-
-
-def test_a_fresh_module_is_in_these_modes_before_anyone_calls_train() -> None:
-    # Lightning calls it neither when training starts nor, without validation, later.
-    norm = tokens().classifier.encoder.norm  # type: ignore[union-attr]
-    assert not norm.training  # type: ignore[union-attr]
-    assert not any(module.training for module in tokens("frozen").classifier.modules())
-    assert tokens().training
 
 
 def test_a_tied_table_sends_its_gradient_to_the_words() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +37,25 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(value, other[name]) for name, value in left.state_dict().items())
 
 
-@pytest.fixture
-def kinetics_file(tmp_path: Path) -> tuple[ModalityClassifier, Path]:
-    """As R(2+1)D weights are released: torchvision's names with the head `fc`."""
-    source = video()
-    state = OrderedDict((name.removeprefix("encoder."), value) for name, value in source.state_dict().items())
-    torch.save(state, tmp_path / "r2plus1d_34.pth")
-    return source, tmp_path / "r2plus1d_34.pth"
+def released(source: ModalityClassifier, path: Path, modality: str) -> Path:
+    """As R(2+1)D weights are released: torchvision's names with the head `fc`.
+
+    PANNs' are under `model`, with the filters of the spectrogram, and the head `fc_audioset`.
+    """
+    state: dict[str, Any] = {name.removeprefix("encoder."): value for name, value in source.state_dict().items()}
+    if modality == "audio":
+        state |= {f"fc_audioset.{part}": state.pop(f"fc.{part}") for part in ("weight", "bias")}
+        state["spectrogram_extractor.stft.conv_real.weight"] = torch.zeros(5, 1, 8)
+        state["logmel_extractor.melW"] = torch.zeros(5, 8)
+        state = {"iteration": 600000, "model": state}
+    torch.save(state, path)
+    return path
 
 
-@pytest.fixture
-def panns_file(tmp_path: Path) -> tuple[ModalityClassifier, Path]:
-    """As PANNs releases it: under `model`, with the filters of the spectrogram, and the head `fc_audioset`."""
-    source = audio()
-    state = {
-        name.removeprefix("encoder.") if name.startswith("encoder.") else name.replace("fc.", "fc_audioset."): value
-        for name, value in source.state_dict().items()
-    }
-    state["spectrogram_extractor.stft.conv_real.weight"] = torch.zeros(5, 1, 8)
-    state["logmel_extractor.melW"] = torch.zeros(5, 8)
-    torch.save({"iteration": 600000, "model": state}, tmp_path / "Cnn14.pth")
-    return source, tmp_path / "Cnn14.pth"
-
-
-@pytest.mark.parametrize("modality", ["video", "audio"])
-def test_a_released_network(modality: Any, request: pytest.FixtureRequest) -> None:
-    source, path = request.getfixturevalue("kinetics_file" if modality == "video" else "panns_file")
-    target = video() if modality == "video" else audio()
+@pytest.mark.parametrize(("modality", "make"), [("video", video), ("audio", audio)])
+def test_a_released_network(modality: Any, make: Any, tmp_path: Path) -> None:
+    source, target = make(), make()
+    path = released(source, tmp_path / "released.pth", modality)
     assert not same(source, target)
     load_classifier(target, path, modality, f"model.{modality}_pretrained")
     assert same(source, target)
@@ -85,17 +76,18 @@ def test_our_own_stages(prefix: str, tmp_path: Path) -> None:
     assert same(source, target)
 
 
-def test_what_does_not_fit_is_named(
-    kinetics_file: tuple[ModalityClassifier, Path], panns_file: tuple[ModalityClassifier, Path], tmp_path: Path
-) -> None:
-    cases: list[tuple[ModalityClassifier, Path, Any, str]] = [
-        (video(5), kinetics_file[1], "video", r"other shape: fc.weight \[4, 8\] instead of \[5, 8\]"),
-        (video(width=6), kinetics_file[1], "video", r"do not fit model.model.video_classifier: .*other shape"),
-        (video(), panns_file[1], "video", r"do not fit model.model.video_classifier: .*missing"),
-    ]
-    for target, path, modality, message in cases:
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    kinetics, panns = (
+        released(source, tmp_path / f"{modality}.pth", modality)
+        for modality, source in (("video", video()), ("audio", audio()))
+    )
+    for target, path, message in (
+        (video(5), kinetics, r"other shape: fc.weight \[4, 8\] instead of \[5, 8\]"),
+        (video(width=6), kinetics, r"do not fit model.model.video_classifier: .*other shape"),
+        (video(), panns, r"do not fit model.model.video_classifier: .*missing"),
+    ):
         with pytest.raises(CheckpointError, match=message):
-            load_classifier(target, path, modality, f"model.{modality}_pretrained")
+            load_classifier(target, path, "video", "model.video_pretrained")
 
 
 # -- the language model ------------------------------------------------------------------------------------------------
@@ -103,19 +95,16 @@ def test_what_does_not_fit_is_named(
 
 def test_a_folder_of_t5(tmp_path: Path) -> None:
     source, target = language(), language()
-    source.t5.save_pretrained(tmp_path / "t5")
-    load_language_model(target, tmp_path / "t5")
+    source.t5.save_pretrained(tmp_path)
+    load_language_model(target, tmp_path)
     assert same(source, target)
     assert target.t5.lm_head.weight is target.t5.shared.weight
-
-
-def test_an_old_file_of_t5_with_an_unused_bias(tmp_path: Path) -> None:
-    source, target = language(), language()
-    source.t5.save_pretrained(tmp_path)
+    # An old file has another name and holds a bias that nothing uses.
     state = load_file(tmp_path / "model.safetensors")
     state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(32, 2)
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
+    target = language()
     load_language_model(target, tmp_path)
     assert same(source, target)
 
