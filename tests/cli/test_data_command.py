@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from common.commands.main import main
 from common.data.regions import RegionFeatures
@@ -18,6 +17,7 @@ from common.errors import StageError
 from common.reporting.papers import existing_papers
 from common.stages.recipe_data import files_of
 from tests.data.image_layouts import write_coco
+from tests.xmc_gan.test_text import write_bert
 
 
 def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
@@ -56,14 +56,8 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "caption", ",", 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder of data sets with COCO 2014 in it, and a tiny BERT where the recipes look for it."""
-    from transformers import BertConfig, BertModel
-
     write_coco(tmp_path / "coco", train=3, year="2014")
-    folder = tmp_path / "bert-base-uncased"
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    write_bert(tmp_path / "bert-base-uncased", WORDS, width=8)
     return tmp_path
 
 

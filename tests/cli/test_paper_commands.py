@@ -10,7 +10,7 @@ from PIL import Image
 from common.commands.main import main
 from common.stages.run import run_stage
 from tests.stages import request
-from tests.xmc_gan.stages import Stages, finished
+from tests.trained import checkpoint
 
 
 def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
@@ -35,21 +35,11 @@ def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
     assert "embed_text" not in card
 
 
-CAPTION = "a red circle left and a blue square right on white"
-
-
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return finished()
-
-
-def generate(stages: Stages, output: Path, *arguments: str, stage: str = "xmc_gan") -> int:
-    checkpoint = str(stages.checkpoint(stage))
-    return main(["generate", "xmc_gan", *arguments, "--checkpoint", checkpoint, "--output", str(output)])
-
-
-def test_generate_writes_png_files(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(stages, tmp_path, CAPTION, "a purple triangle left of a circle", "--number", "2") == 0
+def test_generate_writes_png_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = "a red circle left and a blue square right on white", "a purple triangle left of a circle"
+    trained = str(checkpoint("xmc_gan"))
+    options = ["--number", "2", "--checkpoint", trained, "--output", str(tmp_path)]
+    assert main(["generate", "xmc_gan", *captions, *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith("written to")] == [
         "'a purple triangle left of a circle': the model does not know purple; it learned from a, and, at, black, "

@@ -224,29 +224,18 @@ def bert(world: TwoObjectsWorld, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return write_bert(tmp_path_factory.mktemp("bert"), sorted(pieces, key=pieces.__getitem__))
 
 
-def stored(world: TwoObjectsWorld, bert: Path, folder: Path, splits: tuple[str, ...] = ("train", "val")) -> Any:
-    """A data module whose text features were computed before."""
-    features = StoredFeatures(str(folder), str(bert))
-    dataset = COCO2014(world.root_of("coco_2014"))
-    tokenizer = WordPieceTokenizer(str(bert), max_tokens=T)
-    tokenizer.prepare()
-    for split in splits:
-        captions: Any = dataset.annotations(split).captions
-        make_store(
-            features.path("coco_2014", split, T),
-            captions,
-            tokenizer,
-            BertText(str(bert)),
-            bert_digest(bert),
-            batch_size=50,
-        )
-    return {"tokenizer": WordPieceTokenizer(str(bert), max_tokens=T), "text_features": features}
-
-
 @pytest.mark.parametrize("pool", ["official", "masked_mean"])
 def test_stored_features_are_those_of_the_model(world: TwoObjectsWorld, bert: Path, tmp_path: Path, pool: Any) -> None:
-    data = attached(mini(world, **stored(world, bert, tmp_path), sentence_pool=pool))
-    plain = attached(mini(world, tokenizer=WordPieceTokenizer(str(bert), max_tokens=T)))
+    features, tokenizer = StoredFeatures(str(tmp_path), str(bert)), WordPieceTokenizer(str(bert), max_tokens=T)
+    tokenizer.prepare()
+    for split in ("train", "val"):
+        captions: Any = COCO2014(world.root_of("coco_2014")).annotations(split).captions
+        path = features.path("coco_2014", split, T)
+        make_store(path, captions, tokenizer, BertText(str(bert)), bert_digest(bert), batch_size=50)
+    data, plain = (
+        attached(mini(world, tokenizer=WordPieceTokenizer(str(bert), max_tokens=T), **options))
+        for options in ({"text_features": features, "sentence_pool": pool}, {})
+    )
     encoder = BertText(str(bert), pool)
     loaders = ("train_dataloader", "test_dataloader")
     for mine, theirs in zip(*([b for name in loaders for b in getattr(module, name)()] for module in (data, plain))):

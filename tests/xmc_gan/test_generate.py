@@ -11,20 +11,15 @@ import yaml
 
 from common.errors import StageError
 from papers.xmc_gan import XMCGAN
-from tests.xmc_gan.stages import Stages, finished
+from tests.xmc_gan.stages import finished
 from tests.xmc_gan.test_text import write_bert
 
 CAPTION = "a red circle left and a blue square right on white"
 
 
 @pytest.fixture(scope="module")
-def stages() -> Stages:
-    return finished()
-
-
-@pytest.fixture(scope="module")
-def painter(stages: Stages) -> XMCGAN:
-    return XMCGAN.from_export(stages.checkpoint("xmc_gan"))
+def painter() -> XMCGAN:
+    return XMCGAN.from_export(finished().checkpoint("xmc_gan"))
 
 
 def test_images_follow_seed_and_caption(painter: XMCGAN) -> None:
@@ -51,7 +46,8 @@ def test_unknown_words_and_long_captions_are_told(painter: XMCGAN) -> None:
             painter.notes(nothing)
 
 
-def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:
+def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(tmp_path: Path) -> None:
+    stages = finished()
     moved, bert = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "bert-base-uncased"
     moved.parent.mkdir(parents=True)
     shutil.copy(stages.checkpoint("xmc_gan"), moved)

@@ -49,21 +49,18 @@ class Reader(AttributeClassifier):
 
 
 def miniature(
-    tmp_path: Path,
-    generated: Callable[[Tensor], Tensor],
-    count: int = COUNT,
-    sizes: Sequence[int] = ATTRIBUTE_SIZES,
+    tmp_path: Path, generated: Callable[[Tensor], Tensor], sizes: Sequence[int] = ATTRIBUTE_SIZES
 ) -> dict[str, float]:
     """The metrics of pictures that are made from what is to be seen."""
-    truth, others = drawn(count, sizes=sizes), drawn(count, seed=1, sizes=sizes)
+    truth, others = drawn(sizes=sizes), drawn(seed=1, sizes=sizes)
     reader = Reader(sizes=sizes)
     torch.save({"state_dict": {f"network.{k}": v for k, v in reader.state_dict().items()}}, tmp_path / "reader.ckpt")
     reader.pretrained = str(tmp_path / "reader.ckpt")
-    parts = [{"image": painted(others[part]), "index": part} for part in torch.arange(count).split(40)]
+    parts = [{"image": painted(others[part]), "index": part} for part in torch.arange(COUNT).split(40)]
     data = SimpleNamespace(attributes={"test": truth}.__getitem__, reference_loader=lambda: parts)
     evaluation = MiniatureEvaluation(reader)
     evaluation.begin(module(data, COUNT))
-    for part in torch.arange(count).split(32):
+    for part in torch.arange(COUNT).split(32):
         part = torch.cat([part, part[:1]])  # a picture that comes twice
         evaluation.update(painted(generated(truth[part])), {"image": painted(truth[part]), "index": part})
     return evaluation.compute()

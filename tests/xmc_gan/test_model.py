@@ -24,6 +24,7 @@ from papers.xmc_gan.layers import (
 from papers.xmc_gan.loss import pair_loss, word_loss
 from papers.xmc_gan.networks import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
 from papers.xmc_gan.weights import export, to_official
+from tests.encoders.test_official_network import count
 from tests.xmc_gan.golden import below, captions, channels_first, from_official, networks, tensor
 from tests.xmc_gan.stub import tiny
 
@@ -150,33 +151,27 @@ def test_scores_losses_and_gradients_of_both_networks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "width", "of_generator", "of_discriminator"),
+    ("side", "of_generator", "of_discriminator", "statistics", "vectors", "without_regions"),
     [
-        (128, 96, 78_507_779, 87_911_713),
-        (256, 96, 92_865_539, 99_415_585),
+        (128, 78_507_779, 87_911_713, 14_976, 14_305, 87_616_033),
+        (256, 92_865_539, 99_415_585, 18_048, 16_609, 98_824_993),
     ],
 )
 def test_parameters_are_as_many_as_in_the_official_networks(
-    side: int, width: int, of_generator: int, of_discriminator: int
+    side: int, of_generator: int, of_discriminator: int, statistics: int, vectors: int, without_regions: int
 ) -> None:
     spatial = [4, 2, 1] if side == 128 else [8, 4, 2, 1]
     encoder = [1, 2, 4, 8, 16, 16] if side == 128 else [1, 2, 4, 8, 8, 16, 16]
     with torch.device("meta"):
-        generator = Generator(width=width, channels=[16, 16, 8, *spatial])
-        discriminator = Discriminator(width=width, channels=encoder)
+        generator = Generator(width=96, channels=[16, 16, 8, *spatial])
+        discriminator = Discriminator(width=96, channels=encoder)
     assert (generator.image_size, discriminator.image_size) == (side, side)
-
-    def count(network: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in network.parameters())
-
     assert count(generator) == of_generator
     assert count(discriminator) == of_discriminator
-    if width == 96:
-        statistics = sum(buffer.numel() for buffer in generator.buffers())
-        assert statistics == {128: 14_976, 256: 18_048}[side]
-        assert sum(buffer.numel() for buffer in discriminator.buffers()) == {128: 14_305, 256: 16_609}[side]
-        discriminator.regions = None
-        assert count(discriminator) == {128: 87_616_033, 256: 98_824_993}[side]
+    assert sum(buffer.numel() for buffer in generator.buffers()) == statistics
+    assert sum(buffer.numel() for buffer in discriminator.buffers()) == vectors
+    discriminator.regions = None
+    assert count(discriminator) == without_regions
 
 
 def naive_generator(generator: Generator, *inputs: Tensor, enlarged: bool = True) -> Tensor:
@@ -210,21 +205,9 @@ def test_the_speed_ups_give_the_same_images_and_gradients(enlarged: bool, channe
         assert (fast - naive).abs().max() <= 1e-5 * scale
 
 
-def small_generator() -> Generator:
-    torch.manual_seed(0)
-    return Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=5, embedding_dim=6)
-
-
-def small_inputs(batch: int = 3) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    words = torch.randn(batch, 4, 6, generator=generator)
-    z, sentence = (torch.randn(batch, width, generator=generator) for width in (5, 6))
-    return [z, words, sentence, torch.tensor([1, 4, 2])[:batch]]
-
-
 def test_images_do_not_see_the_padding_and_follow_the_order_of_the_batch() -> None:
-    generator = small_generator().eval()
-    z, words, sentence, length = small_inputs()
+    generator = tiny().generator.eval()
+    z, words, sentence, length = *(torch.randn(3, *size) for size in ((5,), (4, 6), (6,))), torch.tensor([1, 4, 2])
     images = generator(z, words, sentence, length)
     assert images.shape == (3, 3, 32, 32)
     assert images.min() >= 0

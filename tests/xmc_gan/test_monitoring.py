@@ -7,20 +7,15 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from papers.xmc_gan.monitoring import slerp
-from tests.xmc_gan.stages import Stages, finished
+from tests.xmc_gan.stages import finished
 
 
-@pytest.fixture(scope="module")
-def stages() -> Stages:
-    return finished()
-
-
-def test_a_stage_leaves_its_figures(stages: Stages) -> None:
+def test_a_stage_leaves_its_figures() -> None:
+    stages = finished()
     media = stages.folder("xmc_gan") / "media"
     names = {"attention.png", "caption_grid.png", "captions.row.json", "captions.row.png", "interpolation.png"}
     assert {path.name for path in media.iterdir()} == names
@@ -34,8 +29,8 @@ def test_a_stage_leaves_its_figures(stages: Stages) -> None:
     }  # fmt: skip
 
 
-def test_all_stages_show_the_same_captions(stages: Stages) -> None:
-    rows = [stages.folder(name) / "media" / "captions.row" for name in ("real_images", "baseline", "xmc_gan")]
+def test_all_stages_show_the_same_captions() -> None:
+    rows = [finished().folder(name) / "media" / "captions.row" for name in ("real_images", "baseline", "xmc_gan")]
     captions = [json.loads(path.with_suffix(".row.json").read_text(encoding="utf-8")) for path in rows]
     assert captions[0] == captions[1] == captions[2]
     assert len(captions[0]) == 8

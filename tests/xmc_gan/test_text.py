@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from common.data.sequences import Rows
 from common.data.text import WordPieceTokenizer
@@ -32,7 +31,7 @@ def write_bert(folder: Path, words: Sequence[str] = WORDS, width: int = 12) -> P
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
     BertModel(
-        BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes, initializer_range=0.5)
+        BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes, initializer_range=0.5)
     ).save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     return folder
@@ -43,20 +42,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bert(tmp_path_factory.mktemp("bert"))
 
 
-def tokenizer_of(bert: Path, max_tokens: int = T) -> WordPieceTokenizer:
-    tokenizer = WordPieceTokenizer(str(bert), max_tokens=max_tokens)
+def tokenizer_of(bert: Path) -> WordPieceTokenizer:
+    tokenizer = WordPieceTokenizer(str(bert), max_tokens=T)
     tokenizer.prepare()
     return tokenizer
-
-
-def reference_states(bert: Path, tokens: Tensor, length: Tensor) -> Tensor:
-    """Hidden states of every place by transformers itself, with its two-dimensional mask."""
-    from transformers import BertModel
-
-    model: Any = BertModel
-    with torch.no_grad():
-        mask = (torch.arange(tokens.shape[1]) < length[:, None]).long()
-        return model.from_pretrained(bert, attn_implementation="eager").eval()(tokens, mask).last_hidden_state
 
 
 # ------------------------------------------------------------------------------------------------------------- pooling
@@ -69,17 +58,9 @@ def test_the_official_pooling_is_the_official_codes(case: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders
-def encoders(bert: Path) -> list[nn.Module]:
-    torch.manual_seed(0)
-    return [
-        BertText(str(bert), "masked_mean"),
-        NGramText(len(WORDS), 12),
-    ]
-
-
-@pytest.mark.parametrize("kind", [0, 1])
-def test_every_encoder_gives_words_and_sentences(bert: Path, kind: int) -> None:
-    encoder: Any = encoders(bert)[kind]
+@pytest.mark.parametrize("kind", [BertText, NGramText])
+def test_every_encoder_gives_words_and_sentences(bert: Path, kind: type) -> None:
+    encoder = BertText(str(bert), "masked_mean") if kind is BertText else NGramText(len(WORDS), 12)
     tokens, length = encode_texts([text for own in CAPTIONS for text in own], tokenizer_of(bert))
     words, sentence = encoder(tokens, length)
     assert encoder.feature_dim == 12
@@ -97,10 +78,15 @@ def test_every_encoder_gives_words_and_sentences(bert: Path, kind: int) -> None:
 
 
 def test_bert_is_that_of_transformers_and_frozen(bert: Path) -> None:
+    from transformers import BertModel
+
     encoder = BertText(str(bert)).train()
     tokens, length = encode_texts(["a red dog", "the cat"], tokenizer_of(bert))
     words, sentence = encoder(tokens, length)
-    states = reference_states(bert, tokens, length)
+    # Transformers itself, with its two-dimensional mask.
+    network: Any = BertModel.from_pretrained(bert, attn_implementation="eager").eval()
+    with torch.no_grad():
+        states = network(tokens, (torch.arange(T) < length[:, None]).long()).last_hidden_state
     for row, count in enumerate(length.tolist()):
         torch.testing.assert_close(words[row, :count], states[row, :count], atol=1e-5, rtol=1e-5)
         # The official sentence holds what BERT says at padded places.
