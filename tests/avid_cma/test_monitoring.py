@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,17 +32,12 @@ class Clips:
         return f"clip{item}"
 
 
-def draw(path: Path, video: torch.Tensor, audio: torch.Tensor, index: torch.Tensor) -> list[list[str]]:
-    module: Any = SimpleNamespace(loggers=[])
-    clips: Any = Clips()
-    return monitoring.draw_neighbors(module, clips, video, audio, index, path, queries=3, neighbors=2)
-
-
 def test_neighbors_are_the_nearest_other_clips(tmp_path: Path) -> None:
     index = torch.arange(11, -1, -1)  # rows in another order than the listing
     video, audio = unit(12), unit(12, seed=1)
-    table = draw(tmp_path / "media" / "neighbors.png", video, audio, index)
-    assert (tmp_path / "media" / "neighbors.png").stat().st_size > 0
+    module, clips, path = SimpleNamespace(loggers=[]), Clips(), tmp_path / "media" / "neighbors.png"
+    table = monitoring.draw_neighbors(module, clips, video, audio, index, path, queries=3, neighbors=2)  # type: ignore[arg-type]
+    assert path.stat().st_size > 0
     similarity = {
         "video to video": (video @ video.T).fill_diagonal_(-2),
         "audio to audio": (audio @ audio.T).fill_diagonal_(-2),

@@ -14,12 +14,8 @@ from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from common.stages.configuration import resolve
 from papers.avid_cma.networks import AVID
-from papers.avid_cma.weights import (
-    CheckpointError,
-    export,
-    load_backbone,
-    load_pretraining,
-)
+from papers.avid_cma.weights import CheckpointError, export, load_backbone, load_pretraining
+from tests.encoders.test_checkpoint_files import require_equal
 
 LAYOUT = json.loads(
     (Path(__file__).parents[1] / "golden" / "avid_cma" / "official_state_dict.json").read_text(encoding="utf-8")
@@ -57,11 +53,6 @@ def official_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def paper_model() -> AVID:
-    with torch.device("meta"):
-        return AVID(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
-
-
 def small_model() -> AVID:
     torch.manual_seed(1)
     return AVID(
@@ -84,9 +75,10 @@ def own_file(tmp_path: Path) -> Path:
 
 
 def test_official_checkpoint(official_file: Path) -> None:
-    found = load_pretraining(official_file, paper_model())
+    model = AVID(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
+    found = load_pretraining(official_file, model)
     assert set(found.model) == set(LAYOUT["model"])
-    AVID(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead()).load_state_dict(found.model, strict=True)
+    model.load_state_dict(found.model, strict=True)
     video, audio = found.memory["video_bank.vectors"], found.memory["audio_bank.vectors"]
     assert video.shape == audio.shape == (20, 128)
     assert not torch.equal(video, audio)
@@ -153,5 +145,4 @@ def test_protocols_read_whatever_holds_the_encoder(own_file: Path, tmp_path: Pat
         torch.manual_seed(2)
         encoder = R2Plus1D(depth=10, width=2, stem_pool=False) if modality == "video" else AudioConvNet(width=2)
         load_encoder(encoder, path, prefixes_of(recipe))
-        for name, value in expected.state_dict().items():
-            assert torch.equal(encoder.state_dict()[name], value), name
+        require_equal(encoder, expected)

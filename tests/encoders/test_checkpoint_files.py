@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import CheckpointError, load_encoder
@@ -60,13 +59,6 @@ def test_wherever_it_lies(tmp_path: Path, content: Any, new_format: bool) -> Non
     require_equal(encoder, network())
     # What was read does not hang on the file.
     path.write_bytes(b"\0" * path.stat().st_size)
-    require_equal(encoder, network())
-
-
-def test_safetensors(tmp_path: Path) -> None:
-    save_file(state_of(network()), tmp_path / "weights.safetensors")
-    encoder = network(2)
-    load_encoder(encoder, tmp_path / "weights.safetensors", PREFIXES)
     require_equal(encoder, network())
 
 

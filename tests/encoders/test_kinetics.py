@@ -8,10 +8,7 @@ from torch import nn
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
 
 from common.encoders.kinetics import KineticsR2Plus1D
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+from tests.encoders.test_official_network import count
 
 
 @pytest.mark.parametrize(("wide_second", "expected"), [(True, 63_697_175), (False, 61_831_661)])

@@ -7,10 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.encoders.panns import PANNsCNN14
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+from tests.encoders.test_official_network import count
 
 
 def test_parameters_with_and_without_the_head_of_527() -> None:

@@ -14,12 +14,6 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def new_bank(num_items: int = 12, dim: int = 6, momentum: float = 0.5, seed: int = 0) -> MemoryBank:
-    bank = MemoryBank(num_items, dim, momentum)
-    bank.vectors.copy_(unit(num_items, dim, seed=seed))
-    return bank
-
-
 @given(
     index=st.lists(st.integers(0, 11), min_size=1, max_size=20),
     momentum=st.floats(0, 1),
@@ -27,7 +21,8 @@ def new_bank(num_items: int = 12, dim: int = 6, momentum: float = 0.5, seed: int
 )
 @settings(max_examples=50)
 def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: int) -> None:
-    bank, embeddings = new_bank(momentum=momentum, seed=seed), unit(len(index), 6, seed=seed + 1)
+    bank, embeddings = MemoryBank(12, 6, momentum), unit(len(index), 6, seed=seed + 1)
+    bank.vectors.copy_(unit(12, 6, seed=seed))
     before = bank.vectors.clone()
     expected = before.clone()
     for row, embedding in zip(index, embeddings):
@@ -45,12 +40,3 @@ def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: 
 def test_last_occurrence(index: list[int]) -> None:
     expected = [len(index) - 1 - index[::-1].index(item) for item in index]
     assert last_occurrence(torch.tensor(index)).tolist() == expected
-
-
-def test_lookup_copies_rows_in_the_shape_of_the_index() -> None:
-    bank = new_bank()
-    rows = bank.lookup(torch.tensor([[3, 3, 0], [1, 2, 3]]))
-    assert rows.shape == (2, 3, 6)
-    assert torch.equal(rows[0, 0], bank.vectors[3])
-    rows.zero_()
-    assert bank.vectors.norm() > 0

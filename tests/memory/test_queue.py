@@ -11,15 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from common.memory.queue import KeyQueue
 from tests.distributed.harness import run_distributed
-
-
-def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
+from tests.memory.test_bank import unit
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
@@ -36,7 +31,7 @@ def test_any_batches_are_first_in_first_out(size: int, batches: list[int], with_
     reference: deque[tuple[torch.Tensor, int, list[bool]]] = deque(maxlen=size)
     written = 0
     for step, batch in enumerate(batches):
-        keys = F.normalize(torch.randn(batch, 4, generator=torch.Generator().manual_seed(step)), dim=1)
+        keys = unit(batch, 4, seed=step)
         ids = torch.arange(written, written + batch)
         tags = torch.stack([(ids >> bit) % 2 == 1 for bit in range(3)], dim=1)
         queue.enqueue(keys, ids, tags if with_tags else None)
@@ -84,11 +79,8 @@ def test_masks_of_both_warm_modes() -> None:
         queue.enqueue(unit(3, 4), torch.tensor([7, 7, 9]))
         empty = warm == "random"
         everything = queue.negatives_mask()
-        if empty:
-            assert everything is None
-        else:
-            assert everything is not None
-            assert everything.tolist() == [[True, True, True, False, False]]
+        assert (everything is None) == empty
+        assert everything is None or everything.tolist() == [[True, True, True, False, False]]
         mask = queue.negatives_mask(anchors)
         assert mask is not None
         assert mask.tolist() == [
@@ -105,7 +97,7 @@ def test_shared_tags_are_counted_one_by_one(batch: int, size: int, count: int, e
     anchors, stored = rng.random((batch, count)) < 0.4, rng.random((size, count)) < 0.4
     written = int(rng.integers(0, size + 1))
     queue = KeyQueue(size, 4, tag_count=count)
-    queue.enqueue(unit(written, 4) if written else torch.zeros(0, 4), tags=torch.from_numpy(stored[:written]))
+    queue.enqueue(unit(written, 4), tags=torch.from_numpy(stored[:written]))
     expected = [
         [slot < written and int((anchor & stored[slot]).sum()) > epsilon for slot in range(size)] for anchor in anchors
     ]

@@ -142,15 +142,11 @@ def test_a_clip_without_a_frame_is_shown_in_gray() -> None:
     assert figures.preview_of(clips, 1).tolist() == [[[127, 127, 127]]]
 
 
-def normal(rows: int, dim: int) -> Tensor:
-    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("dim", [4, 60])
 def test_a_map_of_more_classes_than_colors_is_the_same_again(tmp_path: Path, dim: int) -> None:
-    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    paths, features = [tmp_path / "one.png", tmp_path / "two.png"], torch.randn(64, dim).half()
     for path in paths:
-        figure = embedding_map(normal(64, dim).half(), [str(n % 30) for n in range(64)])
+        figure = embedding_map(features, [str(n % 30) for n in range(64)])
         assert figure is not None
         saved(figure, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()

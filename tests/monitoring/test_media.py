@@ -15,23 +15,17 @@ from common.monitoring.media import keep_clips, log_table, write_table
 from tests.monitoring.loggers import Kept
 
 
-def module_with(*loggers: Any) -> Any:
-    return SimpleNamespace(loggers=list(loggers))
-
-
 def test_a_table_is_a_csv_and_a_table_of_weights_and_biases(tmp_path: Path) -> None:
     kept = Kept()
+    module: Any = SimpleNamespace(loggers=[kept, object()])
     columns, rows = ["caption", "rank"], [['says "no", twice', 1], ["two\nlines", 2], ["红色的圆形", 3]]
-    write_table(module_with(kept, object()), tmp_path / "new" / "found.csv", columns, rows)
+    write_table(module, tmp_path / "new" / "found.csv", columns, rows)
     with (tmp_path / "new" / "found.csv").open(newline="", encoding="utf-8") as file:
         assert [*csv.reader(file)] == [columns, *([text, str(rank)] for text, rank in rows)]
     assert kept.tables == {"found_table": (columns, rows)}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["found.csv"]
-
-
-def test_arrays_are_images_in_a_table() -> None:
-    kept = Kept()
-    log_table(module_with(kept), "grid_table", ("caption", "real"), [("a", np.zeros((4, 4, 3), dtype=np.uint8))])
+    # Arrays are images.
+    log_table(module, "grid_table", ("caption", "real"), [("a", np.zeros((4, 4, 3), dtype=np.uint8))])
     columns, rows = kept.tables["grid_table"]
     assert columns == ["caption", "real"]
     assert [type(cell).__name__ for cell in rows[0]] == ["str", "Image"]
@@ -48,7 +42,8 @@ def test_the_first_small_clips_that_a_browser_plays_are_kept(tmp_path: Path, mon
     second, third, fourth = (clip(tmp_path / name) for name in ("d.webm", "e.mp4", "f.mp4"))
     sources = [first, large, film, tmp_path / "missing.mp4", first, second, third, fourth]
     kept = Kept()
-    copies = keep_clips(module_with(kept), ((path, path.stem) for path in sources), tmp_path / "media")
+    module: Any = SimpleNamespace(loggers=[kept])
+    copies = keep_clips(module, ((path, path.stem) for path in sources), tmp_path / "media")
     assert [path.name for path in copies] == ["clip_1.mp4", "clip_2.webm", "clip_3.mp4"]
     assert [path.read_bytes() for path in copies] == [path.read_bytes() for path in (first, second, third)]
     assert kept.videos == {"clip": ([str(path) for path in copies], ["a", "d", "e"])}
