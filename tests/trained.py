@@ -10,6 +10,7 @@ from common.stages.request import StageRequest
 from common.stages.run import run_stage
 from tests.m3p import stages as m3p
 from tests.stages import request, shared
+from tests.vx2text import stages as vx2text
 from tests.xmc_gan import stages as xmc_gan
 
 
@@ -17,8 +18,7 @@ def _stage(paper: str, runs: Path) -> StageRequest:
     if paper == "m3p":
         return m3p.stage("m3p", runs)
     if paper == "vx2text":
-        alone = [text for part in ("text", "video", "audio") for text in (f"--model.{part}_pretrained", "null")]
-        return request("vx2text/avsd", runs, *alone)
+        return request("vx2text/avsd", runs, *vx2text.WITHOUT_PARENTS)
     return request({"avid_cma": "avid/avid", "mct": "mct/mct"}[paper], runs)
 
 

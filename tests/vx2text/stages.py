@@ -12,6 +12,9 @@ from common.stages.cli import build
 from common.stages.configuration import resolve
 from papers.vx2text.data import collate
 
+#: Arguments of a stage that starts from random weights.
+WITHOUT_PARENTS = [word for name in ("text", "video", "audio") for word in (f"--model.{name}_pretrained", "null")]
+
 
 def built(recipe: str, tmp_path: Path, seed: int = 0, **overrides: Any) -> Any:
     """The recipe's `model` and `datamodule`; overrides are dotted fields with `__` for the dots."""

@@ -10,6 +10,8 @@ from common.reporting.records import Record
 from common.stages.run import run_stage
 from tests.stages import request, shared
 
+#: Arguments of a stage without the networks that others train.
+WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
 NAMES = ("mini_evaluator", "mini_image_network", "real_images", "xmc_gan", "baseline")
 
 
