@@ -10,33 +10,22 @@ import pytest
 import torch
 
 from common.memory.bank import MemoryBank
-from common.memory.collective import (
-    all_gather_rows,
-)
+from common.memory.collective import all_gather_rows
 from common.memory.queue import KeyQueue
 from common.training.callbacks import CheckReplicas
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
-from tests.avid_cma.test_loss_golden import TERMS, close, load, tensor
+from tests.avid_cma.test_loss_golden import TERMS, close, fill_banks, load, tensor
 from tests.distributed.harness import run_distributed
 
 
-def avid_objective(golden: dict[str, np.ndarray]) -> BankLoss:
-    objective = BankLoss(negatives=10).allocate(40, 16)
-    objective.video_bank.vectors.copy_(tensor(golden["bank_v_init"]))
-    objective.audio_bank.vectors.copy_(tensor(golden["bank_a_init"]))
-    return objective
-
-
-def cma_objective(golden: dict[str, np.ndarray]) -> BankLoss:
-    objective = BankLoss(negatives=12, within_negatives=5, positives=4, positive_within=1.0).allocate(60, 16)
-    objective.video_bank.vectors.copy_(tensor(golden["bank_v_init"]))
-    objective.audio_bank.vectors.copy_(tensor(golden["bank_a_init"]))
-    return objective
-
-
-def steps_of(rank: int, objective: BankLoss, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def steps_of(rank: int, name: str, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Every golden step on this rank's part of the data."""
+    if name == "cma":
+        objective = BankLoss(negatives=12, within_negatives=5, positives=4, positive_within=1.0).allocate(60, 16)
+    else:
+        objective = BankLoss(negatives=10).allocate(40, 16)
+    fill_banks(objective, golden["bank_v_init"], golden["bank_a_init"])
     # Only rank 0 starts from the golden banks: the others get them from it.
     if rank > 0:
         objective.video_bank.vectors.mul_(-1)
@@ -64,8 +53,7 @@ def steps_of(rank: int, objective: BankLoss, golden: dict[str, np.ndarray]) -> l
 @pytest.mark.parametrize("name", ["avid_cross", "cma"])
 def test_two_processes_equal_the_released_code(name: str) -> None:
     golden = load(f"ddp2_{name}")
-    make = cma_objective if name == "cma" else avid_objective
-    histories = run_distributed(lambda rank: steps_of(rank, make(golden), golden))
+    histories = run_distributed(steps_of, 2, name, golden)
     for rank_, history in enumerate(histories):
         for step, out in enumerate(history):
             close(out["loss"], golden["loss"][step, rank_])
@@ -82,16 +70,6 @@ def test_two_processes_equal_the_released_code(name: str) -> None:
         np.testing.assert_array_equal(histories[0][-1]["positive_set"], golden["positive_set"])
     for here, there in zip(*[history[-1]["banks"] for history in histories]):
         np.testing.assert_array_equal(here, there)
-
-
-def random_batch(
-    steps: int, batch: int, num_items: int, negatives: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    video, audio = (torch.randn(steps, batch, 8, generator=generator) for _ in range(2))
-    # From few items on purpose: one item then occurs several times in a batch, within a rank and across ranks.
-    index = torch.randint(4, (steps, batch), generator=generator)
-    return video, audio, index, torch.randint(num_items, (steps, batch, negatives), generator=generator)
 
 
 def seeded_objective(kind: str) -> BankLoss:
@@ -117,7 +95,9 @@ def train(objective: BankLoss, data: tuple[torch.Tensor, ...], part: slice) -> t
 
 @pytest.mark.parametrize("kind", ["avid", "cma"])
 def test_two_processes_equal_one_with_the_joined_batch(kind: str) -> None:
-    data = random_batch(steps=3, batch=8, num_items=30, negatives=7)
+    # Three steps of eight. From few items on purpose: one item then occurs several times in a batch, within a rank and
+    # across ranks.
+    data = *torch.randn(2, 3, 8, 8), torch.randint(4, (3, 8)), torch.randint(30, (3, 8, 7))
     gradients, banks = train(seeded_objective(kind), data, slice(None))
     parts = run_distributed(lambda rank: train(seeded_objective(kind), data, slice(4 * rank, 4 * rank + 4)))
     for part_gradients, part_banks in parts:

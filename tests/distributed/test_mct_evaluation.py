@@ -57,16 +57,13 @@ def gradients_of_bridge(batch: dict[str, Tensor]) -> tuple[float, dict[str, Tens
     return loss.item(), found | dict(module.bridge.named_buffers())
 
 
-def part_of_bridge(rank: int, batch: dict[str, Tensor]) -> Any:
-    return gradients_of_bridge({name: value.chunk(PROCESSES)[rank] for name, value in batch.items()})
-
-
 def test_every_process_trains_the_bridge_on_the_joined_batch() -> None:
     points = torch.randint(0, 1000, (8, WIDTH), generator=torch.Generator().manual_seed(1))
     points[5] = points[2]  # an equal caption on the other process
     batch = {"image": points, "tokens": points, "lengths": torch.full((8,), WIDTH), "image_index": torch.arange(8)}
     loss, gradients = gradients_of_bridge(batch)
-    for found, shared in run_distributed(part_of_bridge, PROCESSES, batch):
+    parts = [{name: value.chunk(PROCESSES)[rank] for name, value in batch.items()} for rank in range(PROCESSES)]
+    for found, shared in run_distributed(lambda rank: gradients_of_bridge(parts[rank]), PROCESSES):
         assert found == pytest.approx(loss, rel=1e-6)
         assert shared.keys() == gradients.keys()
         for name, gradient in gradients.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, train_on_two
 from tests.stages import request
+from tests.xmc_gan.stages import WITHOUT_PARENTS
 from tests.xmc_gan.stub import tiny, tiny_batch
 
 Gradients = dict[str, Tensor]
@@ -31,17 +32,6 @@ def _gradients(options: dict[str, Any], rows: slice, joint: bool) -> tuple[Gradi
     return found, loss, module.generator.norm.norm.running_variance
 
 
-def _of_rank(rank: int, processes: int, options: dict[str, Any], joint: bool) -> tuple[Gradients, Tensor, Tensor]:
-    return _gradients(options, slice(rank, None, processes), joint)
-
-
-def _compare(found: Gradients, expected: Gradients) -> None:
-    assert found.keys() == expected.keys()
-    scale = max(value.abs().max() for value in expected.values())
-    for name, value in expected.items():
-        assert (torch.as_tensor(found[name]) - value).abs().max() <= 2e-5 * scale, name
-
-
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize(
     ("processes", "group"),
@@ -55,9 +45,12 @@ def _compare(found: Gradients, expected: Gradients) -> None:
 def test_groups_equal_those_of_one_process(processes: int, group: int | None, joint: bool) -> None:
     options = {"negatives_group": group, "batch_norm_group": group}
     expected, loss, variance = _gradients(options, slice(None), joint)
-    ranks = run_distributed(_of_rank, processes, processes, options, joint)
-    for rank in ranks:
-        _compare(rank[0], expected)
+    ranks = run_distributed(lambda rank: _gradients(options, slice(rank, None, processes), joint), processes)
+    scale = max(value.abs().max() for value in expected.values())
+    for found, *_ in ranks:
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert (torch.as_tensor(found[name]) - value).abs().max() <= 2e-5 * scale, name
     # What is kept is what rank 0 has: the statistics of the first group.
     torch.testing.assert_close(torch.as_tensor(ranks[0][2]), variance)
     # The contrastive losses of a rank are those of its groups, the hinge that of its own images.
@@ -71,7 +64,6 @@ def test_groups_differ_from_the_whole_batch() -> None:
     assert not torch.allclose(whole[2], grouped[2])
 
 
-WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
 LAYER = {
     "trainer": {"limit_train_batches": 2},
     "model": {"init_args": {"loss": {"init_args": {"negatives_group": 2}}}},
