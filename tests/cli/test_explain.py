@@ -76,19 +76,6 @@ def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixtur
     )
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (("minni", "S", "fd"), "no table of xmc_gan named 'minni': did you mean 'mini'?"),
-        (("mini", "s plus w", "fd"), "did you mean 'S + W'?"),
-        (("mini", "S", "fdd"), "no metric of mini named 'fdd': did you mean 'fd'?"),
-        (("ablation", "S", "fid", "--scale", "mini"), "has no scale mini; scales: paper"),
-    ],
-)
-def test_a_wrong_name_is_answered(capsys: pytest.CaptureFixture[str], names: tuple[str, ...], words: str) -> None:
-    assert words in said(capsys, "xmcgan", *names, status=2)
-
-
 #: Some that other functions name, too.
 FUNCTIONS = {
     "test/video_top1": "ActionRecognition.results",
