@@ -19,29 +19,15 @@ ENTRIES = {
     Requirement(entry.partition(" \\\n")[0]): re.findall(r"--hash=(\S+)", entry)
     for entry in re.split(r"\n(?=\S)", LOCK.strip())
 }
+#: `sys_platform`, `platform_system` and `platform_machine`.
 SYSTEMS = {
-    "Linux, x86-64": {
-        "sys_platform": "linux",
-        "platform_system": "Linux",
-        "platform_machine": "x86_64",
-        "os_name": "posix",
-    },
-    "Linux, ARM": {
-        "sys_platform": "linux",
-        "platform_system": "Linux",
-        "platform_machine": "aarch64",
-        "os_name": "posix",
-    },
-    "macOS": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
+    "Linux, x86-64": ("linux", "Linux", "x86_64"),
+    "Linux, ARM": ("linux", "Linux", "aarch64"),
+    "macOS": ("darwin", "Darwin", "arm64"),
 }
 PYTHONS = ("3.11", "3.12", "3.13")
 #: The extras that `make setup` installs.
 EXTRAS = ("dev", "features", "wandb-reports")
-
-
-def asked_for() -> list[Requirement]:
-    optional = [text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra]]
-    return [Requirement(text) for text in (*PROJECT["dependencies"], *optional)]
 
 
 def pinned(environment: dict[str, str]) -> dict[str, str]:
@@ -57,7 +43,9 @@ def pinned(environment: dict[str, str]) -> dict[str, str]:
 
 
 def on(system: str, python: str) -> dict[str, str]:
-    return {**default_environment(), **SYSTEMS[system], "python_version": python, "python_full_version": f"{python}.0"}
+    machine = dict(zip(("sys_platform", "platform_system", "platform_machine"), SYSTEMS[system], strict=True))
+    version = {"python_version": python, "python_full_version": f"{python}.0", "os_name": "posix"}
+    return {**default_environment(), **machine, **version}
 
 
 def test_every_entry_has_hashes_and_none_names_a_place() -> None:
@@ -73,7 +61,8 @@ def test_every_entry_has_hashes_and_none_names_a_place() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_each_system_gets_what_the_project_asks_for(system: str, python: str) -> None:
     found = pinned(on(system, python))
-    for requirement in asked_for():
+    optional = [text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra]]
+    for requirement in map(Requirement, (*PROJECT["dependencies"], *optional)):
         name = canonicalize_name(requirement.name)
         assert name in found, f"{name} is not locked: make lock"
         assert requirement.specifier.contains(found[name], prereleases=True), f"{requirement}, locked {found[name]}"
