@@ -198,7 +198,7 @@ def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, 
     found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for y, lines in result.table.curve.panels.items() if result.table.curve else ():
         for label, points in lines.items():
-            judged = zip(points, judge(result, points.values()), strict=True)
+            judged = zip(points, judge(result, points.values()))
             known = [(x, one.difference, one.interval) for x, one in judged if one.difference is not None]
             if len(known) > 1:
                 found.setdefault(y, {})[label] = [(x, mean, *(ends or (mean, mean))) for x, mean, ends in known]
@@ -219,7 +219,7 @@ def _training(title: str, lines: tuple[tuple[str, Points], ...], band: tuple[tup
         _band(axis, band, LINE)
     for number, (_, points) in enumerate(lines):
         if points:
-            axis.plot(*zip(*points, strict=True), color=SERIES[number % len(SERIES)], linewidth=1.5, clip_on=False)
+            axis.plot(*zip(*points), color=SERIES[number % len(SERIES)], linewidth=1.5, clip_on=False)
     ends = ", ".join(f"{name}: {points[-1][1]:.4g} at the end" for name, points in lines if points)
     return to_svg(figure, f"{title} by step; {ends}")
 
@@ -262,7 +262,7 @@ def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], c
 
 def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, alpha: float = 1.0) -> None:
     outline = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in reversed(points)]
-    axis.fill(*zip(*outline, strict=True), color=color, alpha=alpha, linewidth=0, clip_on=False)
+    axis.fill(*zip(*outline), color=color, alpha=alpha, linewidth=0, clip_on=False)
 
 
 def to_svg(figure: Figure, label: str) -> str:

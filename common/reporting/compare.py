@@ -116,7 +116,7 @@ class Compared:
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
     """Compare every trained, unsettled cell of a paper at one scale, once, with its reference; worst first."""
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
-    for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
+    for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference)):
         for row in (row for row in ours.rows if not row.untrained):
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]

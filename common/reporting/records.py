@@ -209,7 +209,7 @@ def short_name(field: str) -> str:
 
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
     """Hash, in 12 hexadecimal digits, of a configuration without the `ignored` keys, which don't change results."""
-    canonical = json.dumps(counted(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
+    canonical = json.dumps(counted(_plain(config), frozenset(ignored)), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -363,7 +363,6 @@ def _git(root: Path, *arguments: str) -> str | None:
             capture_output=True,
             text=True,
             timeout=30,
-            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -97,7 +97,7 @@ class _Table:
             render.YOURS: f"yours at {self.scale}",
         }
         self.claims, self.checks = (
-            list(zip(main, other if self.has_both else [None] * len(main), strict=True))
+            list(zip(main, other if self.has_both else [None] * len(main)))
             for main, other in ((self.main.claims, yours.claims), (self.main.checks, yours.checks))
         )
 
@@ -130,9 +130,7 @@ class _Section:
         filled = [
             _Table(*pair)
             for scale in scales
-            for pair in zip(
-                render.fill(self.source, scale, self.recorded), render.fill(self.source, scale, self.fresh), strict=True
-            )
+            for pair in zip(render.fill(self.source, scale, self.recorded), render.fill(self.source, scale, self.fresh))
         ]
         measured = [table for table in filled if table.measured]
         self.best = next((scale for scale in scales if any(t.scale == scale for t in measured)), None)

@@ -33,7 +33,7 @@ tables:
       - {label: New, model: base, published: {ucf: 81.5, esc: {value: 70, mark: "*"}}}
       - {label: New-One, model: better, published: {ucf: 82}}
       - {label: New longer, model: base, ours: true, scales: [mini]}
-    notes: ["(*) a slip"]
+    notes: ["(*) a slip [sic]"]
     claims:
       - {id: helps, text: One helps, holds: "New-One.ucf >= New.ucf + 1"}
     checks:

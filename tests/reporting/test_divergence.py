@@ -22,7 +22,7 @@ from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 from tests.stages import request
 
-STEPS = range(10, 810, 10)
+STEPS = range(10, 670, 10)
 DATA = {"training": {"samples": 60, "skipped": 0, "fingerprint": "f0"}}
 LIKE: dict[str, Any] = {"data": DATA, "versions": {"torch": "2.14"}}
 UCF: dict[str, Any] = {"parents": {"model.init_args.pretrained": {"stage": "base", "lineage_hash": "0" * 12}}}
@@ -157,13 +157,13 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     assert told("--strict") == (
         0, "MCT, mini 2 of 2 stages stay inside the band, so their differences are within chance",
     )  # fmt: skip
-    write_curve(saved("base", 7, **{**fields, "git": {"revision": "b" * 40, "dirty": False}}), curve(70, 500))
+    write_curve(saved("base", 7, **{**fields, "git": {"revision": "b" * 40, "dirty": False}}), curve(70, 510))
     short = {"train/loss": curve(71)["train/loss"][:60]}
     write_curve(saved("ucf_1@base", 7, **{**fields, **UCF, "started": "2026-03"}), short)
     status, out = told("--strict")
     assert status == 1
-    assert "base 7 step 490 of 800, train/loss code: revision bbbbbbbb, recorded aaaaaaaa" in out
-    assert "ucf_1@base 7 step 610 of 800, train/loss parent: starts from base" in out
+    assert "base 7 step 490 of 660, train/loss code: revision bbbbbbbb, recorded aaaaaaaa" in out
+    assert "ucf_1@base 7 step 610 of 660, train/loss parent: starts from base" in out
     assert "0 of 2 stages stay inside the band" in out
     write_results(paper_named("mct"), reference, {})
     status, out = told("--strict")

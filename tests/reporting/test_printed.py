@@ -37,12 +37,12 @@ MEDIA = {
 PAPER: dict[str, Any] = {
     "scale": "paper", "started": "2026-01-01", "git": {"revision": "b" * 40, "dirty": True},
     "data": {"test (ucf)": {"version": "1", "samples": 400, "skipped": 3, "skipped_names": []}},
-    "deviations": [{"field": "model.init_args.rate", "reason": "a <small> rehearsal"}],
+    "deviations": [{"field": "model.init_args.rate", "reason": "a <small> [rehearsal]"}],
     "ours": [{"field": "data.size", "value": "64"}, {"field": "model.init_args.rate", "value": "0.1"}],
     "media": ["media/a_b_1.png", "media/clip_2.mp4", "media/texts.csv"],
     "hardware": {"cpu": "Some CPU", "accelerators": ["GPU", "GPU", "Other GPU"]},
 }  # fmt: skip
-OTHER: dict[str, Any] = {"ours": [{"field": "model.init_args.rate", "value": "0.2"}], "hardware": {"cpu": "Old CPU"}}
+OTHER: dict[str, Any] = {"ours": [{"field": "model.init_args.rate", "value": "0.2"}], "hardware": {"cpu": "Old [CPU]"}}
 
 
 def on_page(text: str) -> str:
@@ -90,7 +90,7 @@ def test_what_commands_print(
     end()
     for stage, rate in (("base", 0.1), ("base+1f2e3d", 0.3)):
         config = {"model": {"class_path": "a.B", "init_args": {"rate": rate}}, "data": {"root": stage}}
-        folder = saved(stage, 0, 100 * rate, config=config, job="pretrain", wall_seconds=600 * rate, started="2026-02")
+        folder = saved(stage, 0, 100 * rate, config=config, job="pretrain", wall_seconds=610 * rate, started="2026-02")
         rows = f"0,train/loss,3\n5,train/loss,2\n10,train/loss,{rate}\n10,val/loss,2\n"
         (folder / "metrics.csv").write_text(f"step,name,value\n{rows}")
     (folder / "identity.json").write_text('{"arguments": ["--model.rate", "0.3"]}')

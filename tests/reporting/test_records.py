@@ -187,7 +187,7 @@ def test_git_state_ignores_results_pages_and_runs_only(tmp_path: Path) -> None:
     git("add", ".")
     git("commit", "-qm", "first")
     state = records.git_state(tmp_path)
-    assert len(state["revision"]) == 40
+    assert len(state["revision"].encode()) == 40
     assert state["dirty"] is False
     results = tmp_path / "papers" / "mct" / "results" / "mini"
     results.mkdir(parents=True)

@@ -95,7 +95,7 @@ def test_a_terminal_shows_all_stages_at_once_and_clears_them(tmp_path: Path, mon
         for name in ("avid", "cma"):
             watch.begin(name, tmp_path)
         assert str(shown["get_renderable"]()) == "  avid: 0 s\n  cma: 0 s"
-    assert shown["transient"]
+    assert (shown["transient"], shown["refresh_per_second"]) == (True, 1)
 
 
 @pytest.mark.usefixtures("project")
