@@ -13,10 +13,11 @@ from common.commands.main import main
 from common.reporting.aggregate import collect
 from common.reporting.metric_source import find_metric
 from common.reporting.papers import SCALES, existing_papers
-from common.reporting.records import RECORD_FILE, write
+from common.reporting.records import IGNORED_KEYS, RECORD_FILE, SEED_KEYS, config_hash, write
 from common.reporting.results import find_promoted
 from common.reporting.tables import entries, expand, load
 from common.stages.configuration import leaves, resolve
+from common.stages.explain import explain
 
 PAPERS = [paper.name for paper in existing_papers()]
 
@@ -61,7 +62,10 @@ def test_a_cell_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for record in find_promoted("xmc_gan", "mini"):
         if record.stage in ("mini_evaluator", "s_w", "baseline") and record.draw.folder in ("seed0", "seed2"):
-            mine = replace(record, metrics={**record.metrics, "test/mini_fd": 123.0 + record.seed})
+            seed, git = record.seed, {"revision": f"{record.seed:020d}", "dirty": record.seed == 2}
+            made = {**record.metrics, "test/mini_fd": 123.0 + seed}
+            config = record.config | ({"extra": 1} if record.stage == "s_w" else {})
+            mine = replace(record, metrics=made, wall_seconds=60.0 * (1 + seed), git=git, config=config)
             write(mine.folder(tmp_path) / RECORD_FILE, mine)
     cell = ["xmcgan", "mini", "S + W", "fd", "--run"]
     output = said(capsys, *cell, str(tmp_path / "xmc_gan" / "mini" / "seed2" / "s_w"))
@@ -69,6 +73,15 @@ def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixtur
     assert "recorded   " in output
     assert output.rstrip().endswith("--seeds 2")
     assert "this run   124.0 ± 1.4 (n=2)" in said(capsys, *cell, str(tmp_path))
+    found = explain("xmcgan", "mini", "S + W", "fd", None, tmp_path)
+    now = [config_hash(one.configuration.config, IGNORED_KEYS | SEED_KEYS) for one in found.stages]
+    told = ("2.0", "0000000000 (dirty) and 1 more")
+    assert found.stage_rows() == [
+        ("mini_evaluator", "mini_evaluator", "-", now[0], *told),
+        ("s_w", "s_w", "mini_evaluator", f"{found.cell.records[0].configuration} (now {now[1]})", *told),
+    ]
+    assert found.commands() == ["assemble reproduce xmcgan --scale mini --stages s_w --seeds 0 2"]
+    assert (True, "s_w", "data.flip", "0", "0.5") in found.differences_from_paper()
     copy = shutil.copytree(tmp_path / "xmc_gan" / "mini" / "seed0" / "s_w", tmp_path / "copy")
     assert "this run   123.0 (n=1)" in said(capsys, *cell, str(copy))
     assert "did not measure this cell; it has baseline at mini" in said(

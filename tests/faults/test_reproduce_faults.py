@@ -146,3 +146,33 @@ def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) 
         process.communicate(b"\n")
     assert process.returncode == stop.value.status == 143
     assert saved.exists()
+
+
+@pytest.mark.parametrize(
+    ("signals", "waits", "status", "told"),
+    [
+        ([signal.SIGINT, signal.SIGINT], True, 130, [15, 9, 9]),  # Ctrl-C comes to children as SIGTERM
+        ([signal.SIGTERM, signal.SIGINT], True, 143, [15, 9, 9]),
+        ([signal.SIGHUP, signal.SIGTERM], False, 129, [9]),
+    ],
+)
+def test_a_command_that_does_not_stop_is_ended_with_its_processes(
+    signals: list[int], waits: bool, status: int, told: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stuck() -> None:
+        stopping.PATIENCE = 0.1 if not waits else LONG
+        with stopping.listening(), stopping.waiting_for(lambda number: os.write(1, b"%d\n" % number)):
+            stopping._listener.waiting -= not waits  # type: ignore[union-attr]
+            stopping._listener.children *= waits  # type: ignore[union-attr]
+            stopping.kill_at_end(lambda number: os.write(1, b"%d\n" % number))
+            for number in signals:
+                os.kill(os.getpid(), number)
+                time.sleep(0.2)
+            time.sleep(LONG)
+
+    process = multiprocessing.get_context("fork").Process(target=stuck)
+    process.start()
+    process.join(LONG)
+    assert process.exitcode == status
+    ended = "stopped at once; rerun the command to resume from the last checkpoints"
+    assert capfd.readouterr().out.splitlines() == [*map(str, told), ended]

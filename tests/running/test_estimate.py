@@ -174,15 +174,27 @@ def test_a_miniature_is_estimated_as_well() -> None:
 def test_the_plan_shows_an_estimate_of_every_configuration_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["plan", "mct", "--scale", "smoke", "--stages", "moco_v2", "--estimate", "--seeds", "0", "1"]
-    command += ["--runs", str(tmp_path), "--data", str(tmp_path)]
+    command = ["plan", "mct", "--scale", "smoke", "--stages", "moco_v2", "in_sup", "--estimate", "--seeds", "0", "1"]
+    command += ["--runs", str(tmp_path), "--data", str(tmp_path), "--utilization"]
     calls: list[Any] = []
-    monkeypatch.setattr(estimates, "estimate", lambda run: calls.append(run) or FOUND)
-    assert main(command) == 0
-    head, first, second, *_ = capsys.readouterr().out.splitlines()
-    assert head.endswith("h H100 SXM")
-    assert (first.split()[:3], second.split()[:3]) == (["moco_v2", "seed", "0"], ["moco_v2", "seed", "1"])
-    assert "41.1 GB" in first
-    assert "16.0 GB" in first
-    assert len(calls) == 1
-    assert main([*command, "--utilization", "3"]) == 2
+
+    def found(run: Any) -> Estimate:
+        calls.append(run)
+        if run.recipe == "moco_v2":
+            return FOUND
+        return replace(FOUND, steps=None, accumulated=2, convolution_flops=0, other_flops=0, loader_bytes=0)
+
+    monkeypatch.setattr(estimates, "estimate", found)
+    assert main([*command, "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(calls) == 2
+    rows = (
+        "in_sup seed {} 8 x 2 8 300.0 M 41.1 GB 3.5 GB 0 MB 0 - - - - -",
+        "moco_v2 seed {} 8 8 300.0 M 41.1 GB 3.5 GB 16.0 GB 40 1,000 791 1.1 0.57 0.18",
+    )
+    assert [" ".join(line.split()) for line in sorted(lines[1:-2])] == [row.format(n) for row in rows for n in (0, 1)]
+    assert lines[-2].split() == ["all", "2.2", "1.1", "0.36"]
+    assert lines[0].endswith("samples/s    h RTX 4090  h A100 80 GB    h H100 SXM")
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert "50% of" in lines[-1]
+    assert main([*command, "3"]) == 2

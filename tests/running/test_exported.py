@@ -1,4 +1,4 @@
-"""Trained models as folders: what is in them, that they work alone, and what is said of damaged ones."""
+"""Trained models as folders and on the Hub: what is in them, that they work alone, what is said of damaged ones."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
 from common.errors import StageError
+from common.reporting.papers import SCALES
 from common.reporting.records import Record
 from common.stages.export import TrainedModel, trained_model, write_export
+from common.stages.hub import fetch_export, push_export
+from common.stages.model_card import metadata, model_card
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 
@@ -323,3 +329,111 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     model.regions = None
     with pytest.raises(StageError, match="--extract-regions"):
         model.match("there", "a cat")
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+REPO = "someone/avid"
+LISTED = ["model.safetensors", "record.json"]
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """A function that puts a commit into the client's cache; there is no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def commit(repo: str, files: dict[str, bytes], digit: str = "1") -> str:
+        folder, number = tmp_path / "cache" / f"models--{repo.replace('/', '--')}", digit * 40
+        (folder / "snapshots" / number).mkdir(parents=True)
+        for name, content in files.items():
+            (folder / "snapshots" / number / name).write_bytes(content)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / "main").write_text(number, encoding="ascii")
+        return number
+
+    return commit
+
+
+def test_only_the_files_of_the_export_are_sent(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    (damaged / "notes.txt").touch()
+    sent: list[Any] = []
+    address = SimpleNamespace(commit_url="https://hub/commit/1")
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo, **about: sent.append((api.library_name, repo, about)))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda api, **about: sent.append(about) or address)
+    assert push_export(damaged, REPO, private=True) == "https://hub/commit/1"
+    files = ["config.json", "README.md", *LISTED]
+    assert sent == [
+        ("representation-assemble", REPO, {"private": True, "exist_ok": True}),
+        {"repo_id": REPO, "folder_path": damaged, "allow_patterns": files, "commit_message": "Export of export"},
+    ]
+
+
+def test_a_commit_is_fetched_and_stays_what_it_was(cached: Callable[..., str], exports: Callable[[str], Path]) -> None:
+    export = exports("avid_cma")
+    files = {name: (export / name).read_bytes() for name in ("config.json", *LISTED)}
+    first = cached(REPO, files)
+    assert fetch_export(REPO).name == first
+    model: Any = trained_model("avid_cma").from_pretrained(REPO)
+    assert not model.training
+    assert model.fingerprint() == trained_model("avid_cma").from_export(export).fingerprint()
+    with pytest.raises(StageError, match="is a model of avid, not of mct"):
+        trained_model("mct").from_pretrained(REPO)
+    config = {**json.loads(files["config.json"]), "seed": 7}
+    second = cached(REPO, {**files, "config.json": json.dumps(config).encode()}, "2")
+    assert fetch_export(REPO).name == second
+    pinned = fetch_export(REPO, first)
+    assert pinned.name == first
+    assert json.loads((pinned / "config.json").read_bytes())["seed"] == 0
+
+
+def test_what_cannot_be_fetched_is_told(cached: Callable[..., str], exports: Callable[[str], Path]) -> None:
+    cached("someone/bert", {"config.json": b'{"model_type": "bert"}'})
+    config = exports("avid_cma") / "config.json"
+    cached("someone/half", {"config.json": config.read_bytes()})
+    for repo in ("someone/other", "avid", "a/b/c", "../avid", "a/..", str(config), "someone/bert", "someone/half"):
+        with pytest.raises(StageError, match=re.escape(repo.replace("someone/bert", "someone--bert"))):
+            fetch_export(repo)
+    for digit, name in enumerate(("*", "../outside", "../../refs/main", "/etc/passwd", "a/../../b")):
+        cached("someone/bad", {"config.json": json.dumps({"files": {name: {}}}).encode()}, str(digit))
+        with pytest.raises(StageError, match="someone/bad: "):
+            fetch_export("someone/bad")
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_those_of_the_record_and_real_data_are_named(exports: Callable[[str], Path]) -> None:
+    export = exports("avid_cma")
+    from huggingface_hub import ModelCard
+
+    smoke = Record.from_json((export / "record.json").read_text(encoding="utf-8"))
+    model = trained_model("avid_cma")
+    mini = replace(smoke, scale="mini", metrics={**smoke.metrics, "test/none": None})
+    found = metadata(mini, "avid", model).to_dict()
+    card = ModelCard(f"---\n{yaml.safe_dump(found)}---\n")
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == smoke.metrics
+    assert {one.dataset_name for one in card.data.eval_results} == {"audio-visual world"}
+
+    arguments = smoke.config["data"]["init_args"]
+    real = replace(mini, scale="paper", config={**smoke.config, "data": {"init_args": {**arguments, "world": None}}})
+    arguments = {**smoke.config["model"]["init_args"], "warm_start": "/data/weights/IG65M.pth"}
+    released = replace(real, config={**real.config, "model": {"init_args": arguments}}, parents={})
+    for record, starts in ((replace(real, parents={}), "random weights"), (released, "IG65M.pth")):
+        card = model_card(record, "avid", model, "usage", REPO)
+        assert f'AVID.from_pretrained("{REPO}")' in card
+        assert f"| starts from | {starts} |" in card
+        assert ("The weights that training started from" in card) == (record is released)
+    found = metadata(real, "avid", model).to_dict()
+    assert found["license"] == "other"
+    assert found["datasets"] == ["kinetics400"]
+    assert "mini" not in found["tags"]
+    # Of each scale there is a card.
+    tags = {scale: set(metadata(replace(real, scale=scale), "avid", model).tags or []) for scale in SCALES}
+    assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
+        "paper": set(), "single": {"single"}, "mini": {"mini"}, "smoke": {"smoke"},
+    }  # fmt: skip

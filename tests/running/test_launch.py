@@ -1,17 +1,25 @@
-"""Which process is the main one, and whether as many were started as the configuration wants."""
+"""How a stage starts: its processes, what it imports, and what it leaves in memory."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from common.errors import StageError
+from common.reporting.papers import project_root
+from common.stages.cli import StageCLI
 from common.stages.launch import is_main_process, require_processes
-from common.stages.run import _wait_for_main_process
+from common.stages.run import _wait_for_main_process, run_stage
+from tests.machine import LONG
+from tests.stages import request
 
 NAMES = (
     *("LOCAL_RANK", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
@@ -46,18 +54,19 @@ def test_other_ranks_wait_for_the_first_ones_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("time.sleep", prepared)
     _wait_for_main_process(identity, SimpleNamespace(lineage="mine", stage="avid"))  # type: ignore[arg-type]
     assert len(waited) == 2
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0 * len(waited))
+    with pytest.raises(StageError, match="avid: rank 0 did not prepare"):
+        _wait_for_main_process(identity, SimpleNamespace(lineage="none", stage="avid"))  # type: ignore[arg-type]
+    assert len(waited) == 4
 
 
-@pytest.mark.parametrize("variables", [{}, BATCH, STEP, {**STEP, "SLURM_JOB_NAME": "bash"}, TORCHRUN, IN_A_JOB])
+MAIN = ({}, BATCH, STEP, {**STEP, "SLURM_JOB_NAME": "bash"}, TORCHRUN, IN_A_JOB)
+
+
+@pytest.mark.parametrize("variables", [*MAIN, {"LOCAL_RANK": "1"}, {**STEP, "SLURM_PROCID": "3"}, OTHER_NODE])
 def test_the_first_process_is_the_main_one(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     under(monkeypatch, **variables)
-    assert is_main_process()
-
-
-@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {**STEP, "SLURM_PROCID": "3"}, OTHER_NODE])
-def test_others_are_not(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    under(monkeypatch, **variables)
-    assert not is_main_process()
+    assert is_main_process() == (variables in MAIN)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +128,39 @@ def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatc
     under(monkeypatch, **{**STEP, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"})
     with pytest.raises(StageError, match="give srun another --job-name"):
         require_processes({"devices": 8, "num_nodes": 1})
+
+
+CODE = """
+import sys
+from common.stages.lightning_import import import_lightning
+import_lightning()
+import papers.avid_cma.data, papers.avid_cma.module
+import common.stages.cli, common.stages.loggers, common.stages.telemetry, common.training.callbacks
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"matplotlib", "scipy", "sklearn", "transformers", "wandb"}))
+from lightning_utilities.core.imports import RequirementCache, package_available
+print(bool(RequirementCache("scipy>=1")), package_available("scipy"))
+"""
+
+
+def test_a_stage_begins_without_plots_scipy_and_transformers() -> None:
+    """What is left out is there again for whoever asks for it later."""
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "True True"]
+
+
+def test_a_stage_leaves_nothing_of_the_one_before_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    instantiate = StageCLI.instantiate_trainer
+
+    def remembered(self: StageCLI, **options: Any) -> Any:
+        trainer = instantiate(self, **options)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    monkeypatch.setattr(StageCLI, "instantiate_trainer", remembered)
+    for number in range(3):
+        run_stage(request("mct/moco_v2", tmp_path / str(number)))
+    assert [trainer() is None for trainer in made[:-1]] == [True, True]

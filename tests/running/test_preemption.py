@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -218,6 +219,20 @@ def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
     assert run_distributed(_stopped_rank, 2, stage) == [[3, "Preempted "], [3, "SystemExit 0"]]
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_job_is_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = Mock(side_effect=[Mock(returncode=0), Mock(returncode=1, stderr=" no\n"), OSError("gone")])
+    monkeypatch.setattr(preemption.subprocess, "run", ran)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    failed = "job 4711 could not be requeued ({}); submit it again to resume"
+    told = [preemption.requeue() for _ in range(3)]
+    assert told == ["job 4711 was requeued", failed.format("no"), failed.format("gone")]
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "47")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    ran.side_effect = [Mock(returncode=0)]
+    assert preemption.requeue() == "job 47_3 was requeued"
+    assert ran.call_args.args == (["scontrol", "requeue", "47_3"],)
 
 
 def _of_rank(started: Any, gone: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from common.commands.run import print_filled
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
-from common.stages.plan import seconds_left
+from common.stages.plan import count_by_request, seconds_left
 from common.stages.request import Selection
 from common.training import callbacks
 from common.training.callbacks import Progress
@@ -129,6 +129,7 @@ def test_a_table_does_not_wait_for_rows_by_request(
     tables.write_text(text.replace("model: better,", "model: better, by_request: [mini],"), encoding="utf-8")
     for everything in (True, False):
         wanted = Selection(scale="mini", runs=project / "runs", everything=everything)
+        assert count_by_request("mct", wanted) == (0 if everything else 1)
         printed: set[str] = set()
         for stage in ("base", "ucf_1@base", "esc@base"):
             save(make_record(stage, 0, 50.0, metrics={"test/top1": 50.0, "test/loss": 1.0}))

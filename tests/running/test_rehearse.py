@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,19 +100,17 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
 def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (item,) = plan("mct", Selection(scale="paper", runs=tmp_path, data=tmp_path, stages=("in_sup",), rehearsal=True))
 
-    def judged(metrics: dict[str, float], steps: int, failure: str | None = None) -> rehearse.Rehearsed:
-        monkeypatch.setattr(rehearse, "finished_record", lambda request: _Record(metrics, steps))
+    def judged(metrics: dict[str, float | None], steps: int, failure: str | None = None) -> rehearse.Rehearsed:
+        record = SimpleNamespace(metrics=metrics, steps=steps, wall_seconds=7.2, hardware={"peak_memory_gib": 1.5})
+        monkeypatch.setattr(rehearse, "finished_record", lambda request: record)
         return rehearse._judged(item, rehearse.load("mct"), failure)
 
     monkeypatch.setattr(rehearse, "published_keys", lambda source, scale: {"in_sup": {"test/top1", "test/meteor"}})
     assert judged({}, 2).problem == "measured nothing that the tables read: test/meteor, test/top1"
     assert judged({"test/top1": 1.0}, 0).problem == "took no step"
     assert judged({"test/top1": 1.0}, 2, "broke").problem == "broke"
-    passed = judged({"test/top1": 1.0}, 2)
+    passed = judged({"test/top1": 1.0, "test/other": None}, 2)
     assert (passed.problem, passed.absent) == ("", ("test/meteor",))
-
-
-@dataclasses.dataclass
-class _Record:
-    metrics: dict[str, float]
-    steps: int
+    told = "without test/meteor, 2 steps, 2 metrics, 1 of them not finite, 7 s, 1.5 GiB"
+    assert str(passed) == f"  in_sup: passed, {told}"
+    assert str(judged({}, 2, "broke")) == "  in_sup: FAILED, broke"

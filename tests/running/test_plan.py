@@ -1,0 +1,140 @@
+"""Which stages run, in which order, how that is told, and as which commands."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+
+from common.errors import StageError
+from common.files import write_atomically
+from common.reporting import records
+from common.reporting.papers import working_folder
+from common.reporting.records import Record
+from common.stages import plan as planning
+from common.stages import reproduce as schedule
+from common.stages.plan import Planned, fit_arguments, plan, render_plan
+from common.stages.request import Selection
+from tests.reporting.conftest import MakeRecord, make_record  # noqa: F401 - a fixture
+
+Finish = Callable[..., Record]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of six cores, and no check of types, which imports everything."""
+    monkeypatch.setattr(planning, "usable_cores", lambda: 6)
+    for module in (planning, schedule):
+        monkeypatch.setattr(module, "check_configurations", lambda runs: None)
+
+
+@pytest.fixture
+def finish(make_record: MakeRecord) -> Finish:  # noqa: F811
+    """A function that writes the record of a planned stage."""
+
+    def write(item: Planned, seconds: float = 120.0) -> Record:
+        about = {name: getattr(item.request, name) for name in ("paper", "recipe", "job", "row", "scale")}
+        made, config = {"test/best_top1": 12.345, "test/retrieval_r1": 50.0}, item.run.config
+        about |= {"metrics": made, "config": config, "wall_seconds": seconds, "lineage_hash": item.request.lineage}
+        record = make_record(item.request.stage, item.request.seed, **about)
+        records.write(item.request.directory / "record.json", record)
+        return record
+
+    return write
+
+
+def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = Selection(scale="smoke", seeds=(0, 1, 2), runs=tmp_path, data=tmp_path, stages=("esc@avid",))
+    planned = {schedule._name(item): item for item in plan("avid", wanted)}
+    finish(planned["avid seed 2"], 30.0)
+    write_atomically(planned["avid seed 0"].request.directory / "checkpoints" / "last.ckpt", "")
+    ran: list[str] = []
+
+    def run(item: Planned) -> Record:
+        ran.append(schedule._name(item))
+        if ran[-1] == "avid seed 1":
+            raise KeyError("a bug")
+        if ran[-1] == "esc@avid seed 2":
+            raise StageError("no\x1b room")
+        return finish(item)
+
+    monkeypatch.setattr(schedule, "_run", run)
+    told: list[str] = []
+    assert schedule.reproduce("avid", wanted, finished=told.append) == {
+        (1, "avid"): "'a bug'", (1, "esc@avid"): "starts from avid, which failed", (2, "esc@avid"): "no\x1b room",
+    }  # fmt: skip
+    assert ran == ["avid seed 0", "esc@avid seed 0", "avid seed 1", "esc@avid seed 2"]
+    assert told == ["avid", "esc@avid"]
+    printed = capfd.readouterr()
+    changed = "was stopped, and its configuration or that of a stage it starts from changed: starts again"
+    assert printed.out.splitlines() == [
+        "AVID-CMA at scale smoke: 6 stages over seeds 0, 1, 2, 1 done, 5 to run",
+        "  expected: 2.5 min",
+        f"  avid seed 0: {changed}",
+        "[1/5] avid seed 0: best_top1 12.3, retrieval_r1 50.0  [2.0 min, about 2.0 min left]",
+        "[2/5] esc@avid seed 0: best_top1 12.3  [2.0 min, about 4.5 min left]",
+        "  FAILED avid seed 1: 'a bug'",
+        "  esc@avid seed 1: skipped, it starts from avid, which failed",
+        r"  FAILED esc@avid seed 2: no\x1b room",
+        "3 of 5 stages failed; the others are done. Rerun the command to retry.",
+    ]
+    assert printed.err.count("Traceback") == 1  # of the bug alone
+    # What is planned now, with the time of what is left; a malformed record counts as none.
+    write_atomically(planned["esc@avid seed 2"].request.directory / "record.json", "{")
+    text = render_plan(plan("avid", wanted), "text").splitlines()
+    assert text == [
+        "      draw    stage     recipe     time     why",
+        "done  seed 0  avid      avid                done 2026-01-02 03:04 in 2.0 min",
+        "done  seed 0  esc@avid  esc50_svm           done 2026-01-02 03:04 in 2.0 min",
+        "run   seed 1  avid      avid       30 s",
+        "run   seed 1  esc@avid  esc50_svm  2.0 min",
+        "done  seed 2  avid      avid                done 2026-01-02 03:04 in 30 s",
+        "run   seed 2  esc@avid  esc50_svm  2.0 min  its record is malformed",
+        "expected time of stages to run, 3 in parallel: 2.5 min",
+    ]
+
+
+def test_a_plan_as_commands(tmp_path: Path) -> None:
+    runs, program = tmp_path / "my runs", f"{sys.executable} -m common.commands.main"
+    wanted = Selection("paper", (0, 3), "slurm", runs, Path("/data"), stages=("esc@avid", "avid_cma"), isa="sse41")
+    commands, submissions = [], []
+    for number, (seed, stage) in enumerate(itertools.product((0, 3), ("avid", "avid_cma", "esc@avid")), start=1):
+        options = f"--scale paper --seed {seed} --isa sse41 --hardware slurm --runs '{runs}' --data /data --unless_done"
+        commands.append(f"{program} fit avid_cma/{stage} {options}")
+        nodes, devices = (1, 1) if stage == "esc@avid" else (4, 8)
+        after = "" if stage == "avid" else f"afterok:$stage_{1 if seed == 0 else 4},"
+        step = shlex.quote(f"srun --cpus-per-task=8 --kill-on-bad-exit=1 {commands[-1]}")
+        submissions.append(
+            f"stage_{number}=$(sbatch --parsable --job-name=avid_cma-{stage}-paper-s{seed}-sse41 "
+            f"--output='{runs}/avid_cma/paper/slurm/%x.log' --open-mode=append --nodes={nodes} "
+            f"--ntasks-per-node={devices} --cpus-per-task=8 --gres=gpu:{devices} --requeue --signal=USR1@120 "
+            f"--dependency={after}singleton --kill-on-invalid-dep=yes --wrap={step})"
+        )
+    begin, folder = ["#!/bin/sh", "set -e", f"cd {working_folder()}"], f"mkdir -p '{runs}/avid_cma/paper/slurm'"
+    planned = plan("avid", wanted)
+    assert render_plan(planned, "shell").splitlines() == [*begin, *commands]
+    assert render_plan(planned, "slurm").splitlines() == [*begin, folder, *submissions]
+    with pytest.raises(StageError, match=f"needs 4 nodes.* --seeds 0 --data /data --runs '{runs}' --format slurm"):
+        schedule._run(planned[0])
+
+
+def test_a_stage_of_several_devices_runs_in_a_process_of_its_own(
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = plan("mct", Selection("paper", (0,), "gpu8", tmp_path, tmp_path, stages=("moco_v2",)))
+    started = MagicMock()
+    monkeypatch.setattr(schedule.subprocess, "Popen", started)
+    ended = started.return_value.__enter__.return_value.wait
+    for ended.return_value, told in ((3, "ended with status 3"), (-9, "was ended by SIGKILL"), (0, "with status 0")):
+        with pytest.raises(StageError, match=told):
+            schedule._run(item)
+    record = finish(item)
+    assert schedule._run(item) == record
+    assert started.call_args.args[0][1:] == ["-m", "common.commands.main", *fit_arguments(item.request)]
