@@ -45,7 +45,7 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
 def count_by_request(paper: str, selection: Selection) -> int:
     """Number of tables that a selection omits, in whole or in part, because they run only on request."""
     chosen = selection.everything or selection.tables or selection.rows or selection.stages
-    tables, scale = [] if chosen else load(paper).tables, selection.scale
+    tables, scale = () if chosen else load(paper).tables, selection.scale
     return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
 
 
