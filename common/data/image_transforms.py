@@ -81,9 +81,7 @@ class ImageTransform:
         draws = rng.random(2 * CROP_TRIES + 15).tolist()
         order, strengths = draws[-8:-4], draws[-4:]
         jitter, grayscale, blur, sigma, flip = draws[-13:-8]
-        left, top, width, height = random_area(
-            image.width, image.height, self.min_area, self.max_aspect, draws[: 2 * CROP_TRIES + 2]
-        )
+        left, top, width, height = random_area(image.width, image.height, self.min_area, self.max_aspect, draws)
         image = image.crop((left, top, left + width, top + height))
         image = image.resize((self.crop, self.crop), Image.Resampling.BILINEAR)
         if jitter < self.jitter_probability:

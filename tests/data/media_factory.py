@@ -55,12 +55,7 @@ def write_video(
     b_frames: int = 0,
     codec: str | None = None,
 ) -> Path:
-    """Write a video file; codecs follow the suffix.
-
-    Args:
-        frames: Pixels [N, H, W, 3]; None = :func:`numbered_frames`.
-        audio: Samples [channels, N] in [-1, 1]; None = :func:`tone`.
-    """
+    """Write frames [N, H, W, 3] (None: `numbered_frames`) and samples [channels, N] (None: `tone`); see `CODECS`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     default_codec, pixel_format, default_audio_codec = CODECS[path.suffix]
     if frames is None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.audio.frame import AudioFrame
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -238,8 +240,7 @@ def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> Non
     covered = folder / f"covered{damaged}.mp3"
     # The size of a tag has seven bits a byte.
     covered.write_bytes(b"ID3\x03\0\0" + bytes([0, 0, len(frame) >> 7, len(frame) & 127]) + frame + plain.read_bytes())
-    with av.open(str(covered)) as container:
-        assert len(container.streams.video) == 1
+    assert len(av.open(str(covered)).streams.video) == 1
     with MediaFile(plain) as expected, MediaFile(covered) as media:
         assert media.info == expected.info
         assert media.video_limits is None
@@ -248,19 +249,44 @@ def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> Non
 
 def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(folder / "overshoot.mp4", seconds=4.0, key_frame_every=25)
-    frames_from = MediaFile._frames
-    calls: list[float | None] = []
-
-    def overshooting(self: MediaFile, kind: Any, seek_to: float | None) -> Any:
-        calls.append(seek_to)
-        return frames_from(self, kind, None if seek_to is None else seek_to + 1.0)
-
-    monkeypatch.setattr(MediaFile, "_frames", overshooting)
     with MediaFile(path) as media:
+        frames_from = media._frames
+        monkeypatch.setattr(media, "_frames", lambda kind, seek_to: frames_from(kind, seek_to and seek_to + 1.0))
         frames, _ = media.read_video(1.6, 0.5, 16.0)
     assert frame_numbers(frames.numpy())[0] == 40
-    assert calls[0] is not None
-    assert calls[1] is None
+
+
+@pytest.mark.parametrize(
+    ("stamps", "window", "begin", "expected"),
+    [
+        ((0.0, 0.14), (0.0, 1.0), 0.0, [(1, 100), (2, 100)]),
+        ((0.0, 0.3), (0.0, 1.0), 0.0, [(1, 100), (0, 200), (2, 100)]),
+        ((0.0, 0.3, 0.4), (0.0, 0.3), 0.0, [(1, 100)]),
+        ((0.0, 0.1, 0.5), (0.0, 0.2), 0.0, [(1, 100), (2, 100)]),
+        ((0.0, 0.06), (0.0, 1.0), 0.0, [(1, 100), (2, 100)]),
+        ((0.0, 0.02), (0.0, 1.0), 0.0, [(1, 100), (2, 20)]),
+        ((0.0, 2.5), (0.0, 9.0), 0.0, [(1, 100), (0, 2400), (2, 100)]),
+        ((0.0, 3.0), (0.0, 9.0), 0.0, [(1, 100)]),
+        ((0.5, 0.6, 0.7), (0.6, 0.65), 0.6, [(2, 100)]),
+    ],
+)
+def test_sound_lies_on_its_stamps(
+    folder: Path, stamps: tuple[float, ...], window: Any, begin: float, expected: list[tuple[int, int]]
+) -> None:
+    """Gaps of more than 50 ms are silent and overlaps cut; a stamp a second behind the end of the stream is damage."""
+    frames = [AudioFrame.from_ndarray(np.full((1, 100), n, np.int16), "s16", "mono") for n in (1, 2, 3)]
+    for frame in frames:
+        frame.sample_rate = 1000
+    with MediaFile(write_audio(folder / "stamps.wav", tone(2.0, 1000), 1000)) as media:
+        media._frames = lambda *_: zip(stamps, frames)  # type: ignore[method-assign,assignment]
+        track = media._collect_audio(*window, None)
+        assert track is not None
+        assert (track.start, [(n, len(list(own))) for n, own in groupby(track.samples[:, 0])]) == (begin, expected)
+        assert (media._collect_audio(*window, 0.0) is None) == (stamps[0] > window[0])
+        assert media._collect_audio(9.0, 9.5, None) is None
+        frames[1].sample_rate = 900
+        with pytest.raises(MediaError, match="from 1000 to 900"):
+            media._read_track(0.0, 9.0)
 
 
 # -- which frames ------------------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -56,21 +57,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_pictures_do_not_depend_on_what_is_beside_them(extractor: RegionExtractor) -> None:
-    images = [torch.rand(3, 30, 44, generator=torch.Generator().manual_seed(n)) for n in range(2)]
-    found = extractor(images)
-    for own in found:
-        assert (own.features.shape, own.boxes.shape) == ((5, 12), (5, 4))
-        assert (own.boxes[:, 2:] > own.boxes[:, :2]).all()
-        np.testing.assert_allclose(own.distribution.sum(1), 1, rtol=1e-5)  # type: ignore[union-attr]
-    alone = extractor(images[1:])[0]
-    np.testing.assert_allclose(alone.features, found[1].features, atol=1e-5)
-    np.testing.assert_allclose(alone.boxes, found[1].boxes, atol=1e-3)
-
-
-def test_features_are_the_box_head_s(extractor: RegionExtractor) -> None:
-    image = torch.rand(3, 30, 44, generator=torch.Generator().manual_seed(3))
-    own = extractor([image])[0]
+def test_features_are_the_box_head_s_whatever_picture_is_beside(extractor: RegionExtractor) -> None:
+    beside, image = (torch.rand(3, 30, width, generator=torch.Generator().manual_seed(3)) for width in (20, 44))
+    own = extractor([beside, image])[1]
+    assert (own.features.shape, own.boxes.shape) == ((5, 12), (5, 4))
     net: Any = extractor.detector
     with torch.inference_mode():
         batch, _ = net.transform([image])
@@ -98,31 +88,18 @@ def test_duplicates_come_last_and_boxes_are_scaled(extractor: RegionExtractor) -
     assert (none.labels.dtype, none.boxes.dtype, none.features.dtype) == (np.int64, np.float32, np.float32)
 
 
-def _counting(extractor: RegionExtractor, seen: list[int], stop_after: int | None = None) -> Any:
-    def count(images: list[Tensor]) -> Any:
-        if stop_after is not None and len(seen) >= stop_after:
-            raise KeyboardInterrupt
-        seen.extend([1] * len(images))
-        return extractor(images)
-
-    count.identity = extractor.identity  # type: ignore[attr-defined]
-    return count
-
-
 def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None:
     output, whole = folder.parent / "a.h5", folder.parent / "whole.h5"
     extract_regions(folder, whole, extractor, batch_size=2)
-    seen: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        extract_regions(folder, output, _counting(extractor, seen, 4), batch_size=2)
+    stops = [DEFAULT, DEFAULT, KeyboardInterrupt, KeyboardInterrupt, DEFAULT]
+    counted = Mock(wraps=extractor, identity=extractor.identity, side_effect=stops)
+    for distribution in (False, True):  # other options take up nothing
+        with pytest.raises(KeyboardInterrupt):
+            extract_regions(folder, output, counted, batch_size=2, distribution=distribution)
+        assert len(list((folder.parent / "a.h5.parts").glob("*.npz"))) == 2
     assert not output.is_file()
-    parts = sorted((folder.parent / "a.h5.parts").glob("*.npz"))
-    assert (len(seen), len(parts)) == (4, 2)
-    # Other options take up nothing.
-    with pytest.raises(KeyboardInterrupt):
-        extract_regions(folder, output, _counting(extractor, [], 1), batch_size=2, distribution=True)
-    extract_regions(folder, output, _counting(extractor, seen), batch_size=2)
-    assert len(seen) == 5
+    extract_regions(folder, output, counted, batch_size=2)
+    assert [len(call.args[0]) for call in counted.call_args_list] == [2, 2, 1, 2, 1]
     assert not (folder.parent / "a.h5.parts").exists()
     found, expected = RegionFeatures(output), RegionFeatures(whole)
     for key in "01234":
