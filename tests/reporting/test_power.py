@@ -64,14 +64,14 @@ def test_runs_and_gap_are_the_smallest() -> None:
 
 
 def test_the_command(project: Path, make_record: MakeRecord, capsys: Capsys) -> None:
-    recorded = {"ucf_1@base": (48.0, 52.0, 50.0), "ucf_1@better": (60.0, 63.0, 62.0), "esc@base": (20.0,)}
+    recorded = {"ucf_1@base": (48.0, 52.0), "ucf_1@better": (60.0, 63.0), "esc@base": (20.0,)}
     records = [make_record(stage, k, value) for stage, values in recorded.items() for k, value in enumerate(values)]
     write_results(paper_named("mct"), records, {})
     command = ["power", "mct", "--row", "NEW-one", "--over", "base", "--metric", "UCF"]
     assert main([*command, "--gap", "1"]) == 0
     out = capsys.readouterr().out
-    assert "a gap of 1 needs 5 paired runs (95 % range of the spread: 3 to 106)\n" in out
-    assert "min for 5 runs of 4 stages" in out
+    assert "a gap of 1 needs 7 paired runs (95 % range of the spread: 4 to 3,999)\n" in out
+    assert "min for 7 runs of 4 stages" in out
     for changed, told in (
         (("--row", "New-Onn"), "unknown row 'New-Onn': did you mean 'New-One'?"),
         (("--metric", "usf"), "no table has 'usf' of NEW-one and base: did you mean 'ucf'?"),
