@@ -88,10 +88,7 @@ def test_frechet_distance_of_features_that_share_no_direction() -> None:
 def test_moments_are_kept_in_a_file(tmp_path: Path) -> None:
     moments = Moments.of(GOLDEN["pool_a"])
     moments.save(tmp_path / "deep" / "real.npz")
-    again = Moments.load(tmp_path / "deep" / "real.npz")
-    assert again.count == 160
-    assert np.array_equal(again.mean, moments.mean)
-    assert np.array_equal(again.covariance, moments.covariance)
+    np.testing.assert_equal(vars(Moments.load(tmp_path / "deep" / "real.npz")), vars(moments))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["real.npz"]
     (tmp_path / "real.npz").write_bytes(b"PK broken")
     with pytest.raises(ValueError, match=r"real\.npz"):

@@ -219,14 +219,12 @@ class TwoSidesWorld(World):
                 f"{', '.join(annotations.tag_names[:4]) or 'none'}"
             )
         boxes = annotations.boxes()
-        if not boxes:
-            return np.zeros((0, len(cls.attribute_sizes())), dtype=np.int64)
         labels = np.stack([own["labels"] for own in boxes])
         corners = np.stack([own["boxes"] for own in boxes])
         count = len(cls.things)
         # The ground comes last, the things from left to right.
         middle = np.where(labels < count, corners[:, :, 0] + corners[:, :, 2], np.inf)
-        ordered = np.take_along_axis(labels, np.argsort(middle, axis=1, kind="stable"), axis=1)
+        ordered = np.take_along_axis(labels, np.argsort(middle), axis=1)
         both = np.stack(np.unravel_index(ordered[:, :2], cls.thing_sizes), axis=-1).reshape(len(boxes), -1)
         return np.concatenate([both, ordered[:, 2:] - count], axis=1)
 
