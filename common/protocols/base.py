@@ -40,12 +40,12 @@ class EncoderModule(pl.LightningModule):
         self.pretrained = pretrained
         self.encoder_prefixes = list(encoder_prefixes)
         self._frozen = frozen
-        self._before: dict[str, Tensor] | None = None
+        self._before: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """Load the pre-trained encoder before training; a test has the weights of the module's own checkpoint."""
         if stage == "fit":
-            self._before = None
+            self._before = {}
             if self.pretrained is not None:
                 self.load_pretrained(self.pretrained)
                 # Stored before a resumed run restores its own copy, which must be equal.
@@ -80,12 +80,11 @@ class EncoderModule(pl.LightningModule):
             self._before = self._before or self._unchanging()
 
     def on_train_end(self) -> None:
-        before = self._before or {}
         changed = [
             name
-            for name, value in (self._unchanging() if before else {}).items()
+            for name, value in self._unchanging().items()
             # Half precision rounds the weights once, when training starts.
-            if not torch.allclose(value, before[name].to(value.dtype), rtol=0, atol=0, equal_nan=True)
+            if not torch.equal(value, self._before[name].to(value.dtype))
         ]
         if changed:
             raise RuntimeError(

@@ -27,7 +27,7 @@ from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.memory.collective import all_gather_rows
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.protocols.data import hold_out
 from common.types import PartialFraction, PositiveFloat, PositiveInt
@@ -49,7 +49,7 @@ class Bridge(nn.Module):
 
     def __init__(self, widths: dict[Modality, int], embedding_dim: int, hidden_dim: int | None, copies: int) -> None:
         super().__init__()
-        layers, hidden = (1, 0) if hidden_dim is None else (2, hidden_dim)
+        layers, hidden = 1 if hidden_dim is None else 2, hidden_dim or embedding_dim
         self.norms = nn.ModuleDict({m: nn.BatchNorm1d(w, momentum=None, affine=False) for m, w in widths.items()})
         self.projections = nn.ModuleList(
             nn.ModuleDict({m: ProjectionHead(w, hidden, embedding_dim, layers) for m, w in widths.items()})
@@ -104,7 +104,7 @@ class BridgedRetrieval(EncoderModule):
         lengths: Sequence[PositiveInt] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ) -> None:
         super().__init__(image_encoder, pretrained, encoder_prefixes)
-        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
+        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"])
         if not lengths or sorted(set(lengths)) != list(lengths):
             raise ValueError(f"lengths: expected ascending numbers of steps, got {list(lengths)}")
         self.text_encoder = text_encoder.requires_grad_(False)
@@ -151,10 +151,7 @@ class BridgedRetrieval(EncoderModule):
             matched = scores.diagonal(dim1=1, dim2=2)[:, :, None]
             losses = info_nce_per_anchor(matched, scores, other) + info_nce_per_anchor(matched, scores.mT, other)
             losses = losses.mean(1) / 2
-        self.log_dict(
-            {f"train/loss_lr_{rate:g}": loss.detach() for rate, loss in zip(self.hparams["learning_rates"], losses)},
-            batch_size=len(owner),
-        )
+        self.log_dict({f"train/loss_lr_{rate:g}": loss for rate, loss in zip(self.hparams["learning_rates"], losses)})
         return losses.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -187,7 +184,6 @@ class BridgedRetrieval(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        require_test_loaders(self, 4, "images and captions to choose the learning rate by, then those to test on")
         names = ("feature",), ("feature", "image_index", "text")
         self.tables = [RowsOncePerSample(*names[place % 2]) for place in range(4)]
 
@@ -259,7 +255,7 @@ def convergence(curve: dict[int, Tensor]) -> dict[str, Tensor]:
     goal = 0.9 * values[-1]
     place = int((values >= goal).nonzero()[0])
     reached = steps[place]
-    if place and values[place] > values[place - 1]:
+    if place:
         part = (goal - values[place - 1]) / (values[place] - values[place - 1])
         reached = steps[place - 1] + part * (steps[place] - steps[place - 1])
     return {"area": area, "steps_to_90": 2**reached}

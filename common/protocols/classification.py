@@ -36,7 +36,7 @@ class Classification(EncoderModule):
         schedule: `steps` at the milestones (epochs, factor `gamma`), or a `cosine` over the whole training.
 
     Shapes:
-        Batch: `label`, `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W], in a test also
+        Batch: `label`, `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W], in a test
         [B, clips, 3, T, H, W].
     """
 
@@ -106,10 +106,8 @@ class Classification(EncoderModule):
         logits = self(_inputs(batch))
         losses = self.losses(logits, batch)
         loss = self.total(torch.stack(list(losses.values())))
-        size = len(batch["index"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        curves = self.curves(logits, losses, batch)
-        self.log_dict({f"train/{name}": value.detach() for name, value in curves.items()}, batch_size=size)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in self.curves(logits, losses, batch).items()})
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -145,11 +143,10 @@ class Classification(EncoderModule):
         self.meters[dataloader_idx].update(batch["index"], **values)
 
     def _test_logits(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits [B, C] of images, [B, clips, C] of videos; a video can be a single clip."""
+        """Logits [B, C] of images, [B, clips, C] of videos."""
         inputs = _inputs(batch)
         if "image" in batch:
             return self(inputs)
-        inputs = inputs.unsqueeze(1) if inputs.ndim == 5 else inputs
         return {name: logits.unflatten(0, inputs.shape[:2]) for name, logits in self(inputs.flatten(0, 1)).items()}
 
     def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
@@ -186,10 +183,9 @@ class SupervisedClassification(Classification):
             image_encoder, heads, num_classes, [learning_rate], "sgd", weight_decay=weight_decay, milestones=milestones,
             frozen=False, **kwargs,
         )  # fmt: skip
-        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        return {"top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
+        return {"top1": 100 * hits(logits["head"], batch["label"]).mean()}
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         (test,) = means
@@ -230,7 +226,6 @@ class ActionRecognition(Classification):
             video_encoder, heads, num_classes, [learning_rate], "adam", gamma=gamma, frozen=False,
             milestones=[warmup_epochs + epoch for epoch in milestones], **kwargs,
         )  # fmt: skip
-        self.save_hyperparameters(ignore=["video_encoder"])
         self.warmup_epochs = warmup_epochs
 
     def start_without_files(self) -> None:
@@ -251,7 +246,7 @@ class ActionRecognition(Classification):
                 parameter.grad = None
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        return {"clip_top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
+        return {"clip_top1": 100 * hits(logits["head"], batch["label"]).mean()}
 
     def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
         if loader == 0:
@@ -297,7 +292,6 @@ class LinearProbes(Classification):
             **kwargs,
         )  # fmt: skip
         self.official_quirks = official_quirks
-        self.save_hyperparameters(ignore=["video_encoder"])
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -376,7 +370,6 @@ class LinearClassification(Classification):
         super().__init__(
             image_encoder, heads, num_classes, learning_rates, "sgd", milestones=milestones, frozen=True, **kwargs
         )
-        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
         self.l2 = normalize_features == "l2"
         self.norm = nn.BatchNorm1d(width, affine=False) if normalize_features == "batch_norm" else nn.Identity()
 
@@ -385,7 +378,7 @@ class LinearClassification(Classification):
             features = self.encoder(inputs)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(_dtype(self.heads))
-            features = self.norm(F.normalize(features, dim=1) if self.l2 else features)
+            features = self.norm(F.normalize(features) if self.l2 else features)
             return {name: head(features) for name, head in self.named_heads()}
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -410,8 +403,6 @@ class LinearClassification(Classification):
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         validation, test = means
-        if not (validation["count"] > 0 and test["count"] > 0):
-            raise ValueError("test_dataloaders: one of the two has no image; hold out a part of the training set")
         valid = [name for name in self.names if validation[f"{name} finite"] == 1]
         if not valid:
             raise ValueError(f"learning_rates: training diverged with all of {', '.join(self.names)}; add smaller ones")
@@ -458,18 +449,10 @@ class MultiLabelTagging(Classification):
         super().__init__(
             image_encoder, heads, num_classes, [learning_rate], "sgd", milestones=milestones, frozen=True, **kwargs
         )
-        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
         self.table = RowsOncePerSample("scores", "labels")
 
-    def _labels(self, batch: Batch) -> Tensor:
-        labels = batch["labels"]
-        if labels.ndim != 2 or labels.shape[1] != self.num_classes:
-            shape = list(labels.shape)
-            raise ValueError(f"num_classes: the model has {self.num_classes}, but the labels have shape {shape}")
-        return labels
-
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        labels, scores = self._labels(batch), logits["head"]
+        labels, scores = batch["labels"], logits["head"]
         each = F.binary_cross_entropy_with_logits(scores, (labels == 1).to(scores.dtype), reduction="none")
         return {"head": torch.where(labels >= 0, each, 0.0).sum(1).mean()}
 
@@ -477,7 +460,7 @@ class MultiLabelTagging(Classification):
         self.table = RowsOncePerSample("scores", "labels")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        labels = self._labels(batch).to(torch.int8)
+        labels = batch["labels"].to(torch.int8)
         self.table.update(batch["index"], scores=self(batch["image"])["head"].float(), labels=labels)
 
     def on_test_epoch_end(self) -> None:

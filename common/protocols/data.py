@@ -94,12 +94,12 @@ class AudioVisualData(ShardedDataModule):
         return read_statistics(path)
 
 
-def _stamp(clip: Clip) -> tuple[int, int]:
-    """Modification time and size of the file with a clip's sound; zeros if it is missing."""
+def _stamp(clip: Clip) -> tuple[int, int] | None:
+    """Modification time and size of the file with a clip's sound; None if it is missing."""
     try:
         found = (clip.sound or clip.path).stat()
     except OSError:
-        return 0, 0
+        return None
     return found.st_mtime_ns, found.st_size
 
 
@@ -143,16 +143,19 @@ class VideoClassificationData(AudioVisualData):
     def num_classes(self) -> int:
         return len(self.listing.classes)
 
+    @property
+    def clip_options(self) -> dict[str, Any]:
+        """Arguments of all map-style data sets of this module."""
+        return {"video_duration": self.video.duration, "video_fps": self.video.fps, **self.item_options}
+
     @cached_property
     def training_clips(self) -> VideoClips:
         """The training set; its length is videos x clips_per_video."""
         return VideoClips(
             self.listing,
             self.video.transform(training=True),
-            video_duration=self.video.duration,
-            video_fps=self.video.fps,
             clips_per_video=self.clips_per_video,
-            **self.item_options,
+            **self.clip_options,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -160,13 +163,12 @@ class VideoClassificationData(AudioVisualData):
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A synthetic batch of `size` clips for a module with `num_classes`."""
-        published = self.dataset.published_count(self.train_split, self.fold)
-        items = 1000 if self.world is not None or published is None else published
         batch = {
             "video": draw.normal(size, 3, self.video.frames, self.video.crop, self.video.crop),
-            "index": draw.integers(0, items, size),
+            "index": torch.arange(size),
             "label": draw.integers(0, module.num_classes, size),
         }
+        published = self.dataset.published_count(self.train_split, self.fold)
         known = None if published is None else published * self.clips_per_video
         return Example(batch, batches_of_epoch(known, self.batch_size), {"num_classes": None})
 
@@ -178,16 +180,15 @@ class VideoClassificationData(AudioVisualData):
             transform,
             clips=clips,
             random_starts=random_starts,
-            video_duration=self.video.duration,
-            video_fps=self.video.fps,
-            **self.item_options,
+            **self.clip_options,
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        assert self.trainer is not None
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video.transform(training=False).normalized(batch["video"])
             # Lightning converts a batch to the weights' precision before this hook, except for bytes.
-            batch = batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
+            batch = self.trainer.precision_plugin.convert_input(batch)
         return batch
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

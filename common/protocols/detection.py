@@ -119,7 +119,7 @@ class Detection(pl.LightningModule):
         pictures: NonNegativeInt = 6,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+        self.save_hyperparameters(ignore=["image_encoder"])
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"milestones: expected ascending steps, got {list(milestones)}")
         self.image_encoder = image_encoder
@@ -175,8 +175,7 @@ class Detection(pl.LightningModule):
 
     def _crop(self, maps: Mapping[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         size = self.hparams["crop_size"]
-        with torch.autocast(maps["0"].device.type, enabled=False):
-            return roi_align(maps["0"], proposals, size, 1.0 / self.stride, sampling_ratio=0, aligned=True)
+        return roi_align(maps["0"], proposals, size, 1.0 / self.stride, aligned=True)
 
     def _features_of_crops(self, crops: Tensor) -> Tensor:
         return self.norm(self.image_encoder.layer4(crops)).mean((2, 3))
@@ -192,10 +191,8 @@ class Detection(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         _, losses = self(batch["images"], batch["targets"])
         loss = torch.stack(list(losses.values())).sum()
-        size = len(batch["images"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        each = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(each, batch_size=size)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -356,12 +353,6 @@ class BoxTransform:
     std: tuple[float, float, float] = IMAGENET_STD
     training: bool = True
 
-    def __post_init__(self) -> None:
-        if not self.sizes:
-            raise ValueError("sizes: expected at least one")
-        if self.max_size < max(*self.sizes, self.test_size):
-            raise ValueError(f"max_size ({self.max_size}) must not be smaller than one of sizes or test_size")
-
     def with_training(self, training: bool) -> BoxTransform:
         """The same transform for training or for a test."""
         return dataclasses.replace(self, training=training)
@@ -369,7 +360,7 @@ class BoxTransform:
     def resized(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
         """Width and height of a picture after resizing its shorter side."""
         scale = min(shorter / min(size), self.max_size / max(size))
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        return round(size[0] * scale), round(size[1] * scale)
 
     def __call__(
         self, image: Image.Image, boxes: np.ndarray, rng: np.random.Generator | None = None
@@ -378,9 +369,8 @@ class BoxTransform:
         size, flipped = self.test_size, False
         if self.training:
             assert rng is not None
-            draws = rng.random(2)
-            size = self.sizes[int(draws[0] * len(self.sizes))]
-            flipped = bool(draws[1] < self.flip)
+            size = self.sizes[int(rng.random() * len(self.sizes))]
+            flipped = rng.random() < self.flip
         width, height = self.resized(image.size, size)
         boxes = boxes * np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
         image = v2.resize(image, [height, width])
@@ -411,7 +401,7 @@ class DetectionImages(ImageItems):
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
         entry = self.boxes[item]
-        given = np.asarray(entry["boxes"], dtype=np.float32).reshape(-1, 4)
+        given = entry["boxes"]
         # Some annotations are off by a pixel.
         boxes = np.clip(given, 0, np.array([*image.size, *image.size], dtype=np.float32))
         wrong = (np.abs(boxes - given) > 1).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
@@ -480,8 +470,8 @@ class DetectionData(ImageData):
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         image = cast(BoxTransform, self.image)
         side = max(image.sizes)
-        boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]]) * side
-        objects = {"boxes": boxes, "labels": torch.tensor([1, 2]), "difficult": torch.zeros(2, dtype=torch.bool)}
+        boxes = torch.tensor([[0.0, 0.0, side, side]])
+        objects = {"boxes": boxes, "labels": torch.tensor([1]), "difficult": torch.tensor([False])}
         batch = {
             "images": [draw.normal(3, side, min(side * 4 // 3, image.max_size)) for _ in range(size)],
             "targets": [dict(objects) for _ in range(size)],
@@ -497,7 +487,7 @@ class DetectionData(ImageData):
         images = self.training_images
         sampler = EpochSampler(len(images), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
         size = self.batch_size // trainer.world_size
-        return self.loader(images, sampler, size, collate_detection, key=(0, 0))
+        return self.loader(images, sampler, size, collate_detection)
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader(self.test_images, self.test_batch_size, collate_fn=collate_detection)
@@ -539,7 +529,7 @@ def draw_detections(
         for box, label, score in zip(image.boxes, image.labels.tolist(), image.scores.tolist()):
             if score < LEAST_SCORE:
                 continue
-            color = colormaps["tab20"](label % 20)
+            color = colormaps["tab20"](label - 1)
             frame(axis, box, edgecolor=color, linewidth=1.5)
             name = plain(f"{images.listing.classes[label - 1]} {score:.2f}")
             axis.text(box[0], box[1], name, fontsize=6, color="white", backgroundcolor=color)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor, nn
@@ -45,9 +46,9 @@ class ImageEvaluation(ABC):
     def load_pretrained(self) -> None:
         """Read the networks, so a wrong file stops a run before it trains."""
 
+    @abstractmethod
     def why_not(self, metric: str) -> str:
         """Why a metric cannot be measured (its network is missing, or its name unknown), or empty."""
-        return ""
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
@@ -255,9 +256,7 @@ class GenerationEvaluation(ImageEvaluation):
         loader = self.data.caption_loader([image.caption for image in wanted])
         silent = not module.trainer.is_global_zero
         for batch in track(loader, "  images for object accuracy", disable=silent):
-            batch = {
-                name: value.to(module.device) if isinstance(value, Tensor) else value for name, value in batch.items()
-            }
+            batch = move_data_to_device(batch, module.device)
             with module.trainer.precision_plugin.forward_context():
                 images = module.images_of(batch, self.seed)
             named = _multi_hot([wanted[number].classes for number in batch["index"].tolist()])

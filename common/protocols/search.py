@@ -21,7 +21,7 @@ from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_test_loaders
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -39,12 +39,12 @@ class SearchSpace(nn.Module):
 
     def image(self, features: Tensor) -> Tensor:
         """Embeddings [B, embedding_dim] of image features [B, feature_dim], in float32."""
-        features = F.normalize(features.float(), dim=1).to(self.projection.weight.dtype)
-        return F.normalize(self.projection(features).float(), dim=1)
+        features = F.normalize(features.float()).to(self.projection.weight.dtype)
+        return F.normalize(self.projection(features).float())
 
     def text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings [B, embedding_dim] of captions [B, L] with their lengths [B], in float32."""
-        return F.normalize(self.text_encoder(tokens, lengths).float(), dim=1)
+        return F.normalize(self.text_encoder(tokens, lengths).float())
 
 
 class CrossModalSearch(EncoderModule):
@@ -91,7 +91,7 @@ class CrossModalSearch(EncoderModule):
         fold_size: PositiveInt | None = 1000,
     ) -> None:
         super().__init__(image_encoder, pretrained, encoder_prefixes)
-        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
+        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"])
         width = getattr(text_encoder, "feature_dim", embedding_dim)
         if width != embedding_dim:
             raise ValueError(f"embedding_dim: expected the {width} dimensions of text_encoder, got {embedding_dim}")
@@ -103,8 +103,6 @@ class CrossModalSearch(EncoderModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         check_vocabulary(self, self.space.text_encoder)
-        if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
-            raise ValueError("data: CrossModalSearch needs a data module with a val_dataloader to select weights")
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -119,10 +117,9 @@ class CrossModalSearch(EncoderModule):
             if self.hparams["mask_same_image"]:
                 owner = all_gather_concat(batch["image_index"])
                 same = (owner[:, None] == owner).fill_diagonal_(False)
-                # Low enough never to violate the margin.
-                scores = scores.masked_fill(same, -2.0 - self.hparams["margin"])
+                scores = scores.masked_fill(same, -torch.inf)
             loss = in_batch_hinge(scores, self.hparams["margin"], self.hparams["hardest"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["tokens"]))
+        self.log("train/loss", loss, prog_bar=True)
         # Every process has the whole loss but only its part of the gradient, and DDP averages the parts.
         return loss * world_size()
 
@@ -191,7 +188,6 @@ class CrossModalSearch(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        require_test_loaders(self, 2, "images, then captions")
         self.tables = _tables()
         if self.best is not None:
             self.best.restore()

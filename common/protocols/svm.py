@@ -86,7 +86,6 @@ class SoundSVM(FeatureSVM):
         **kwargs: Any,
     ) -> None:
         super().__init__(audio_encoder, **kwargs)
-        self.save_hyperparameters(ignore=["audio_encoder"])
         stage_channels(audio_encoder, "audio_encoder", layers)
         self.layers, self.folds, self.jobs = dict(layers), folds, jobs
         self.standardize_epsilon = standardize_epsilon
@@ -106,7 +105,6 @@ class SoundSVM(FeatureSVM):
         }
 
     def on_test_epoch_start(self) -> None:
-        require_test_loaders(self, 2, "training windows, then test windows")
         self.tables = [FileFeatures(), FileFeatures()]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -205,7 +203,6 @@ class MultiLabelSVM(FeatureSVM):
         **kwargs: Any,
     ) -> None:
         super().__init__(image_encoder, **kwargs)
-        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
         self.pool, self.jobs = pool, jobs
         self.options: dict[str, Any] = {
             "costs": costs, "folds": folds, "positive_weight": positive_weight, "max_iterations": max_iterations,
@@ -217,7 +214,7 @@ class MultiLabelSVM(FeatureSVM):
     def forward(self, images: Tensor) -> Tensor:
         """Features of unit length [B, channels * pool * pool] of images [B, 3, H, W], in float32."""
         feature_map = self.encoder.forward_map(images)  # type: ignore[operator]
-        return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1), dim=1)
+        return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1))
 
     def on_test_epoch_start(self) -> None:
         require_test_loaders(self, 2, "images to learn from, then images to test on")

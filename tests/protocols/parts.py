@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
@@ -35,26 +35,18 @@ def videos(size: int, clips: int = 0, side: int = 16) -> Samples:
     return [sample(item) for item in range(size)]
 
 
-class Sounds(Dataset[dict[str, Tensor]]):
+def sounds(size: int, windows: int, folds: int, noise: int) -> Samples:
     """Spectrograms whose class is a band."""
 
-    def __init__(self, size: int, windows: int, folds: int, noise: int) -> None:
-        self.size, self.windows, self.folds, self.noise = size, windows, folds, noise
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        draw = torch.Generator().manual_seed(1000 * self.noise + item)
+    def sample(item: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(1000 * noise + item)
         label = item % CLASSES
-        audio = torch.randn(self.windows, 1, 16, 24, generator=draw)
+        audio = torch.randn(windows, 1, 16, 24, generator=draw)
         audio[..., 8 * label : 8 * label + 8] += 1.0
-        return {
-            "audio": audio,
-            "label": torch.tensor(label),
-            "index": torch.tensor(item),
-            "fold": torch.tensor(1 + (item // CLASSES) % self.folds),
-        }
+        fold = {"fold": torch.tensor(1 + (item // CLASSES) % folds)} if folds > 1 else {}
+        return {"audio": audio, "label": torch.tensor(label), "index": torch.tensor(item), **fold}
+
+    return [sample(item) for item in range(size)]
 
 
 def pictures(size: int, noise: int = 0, tags: bool = False) -> Samples:

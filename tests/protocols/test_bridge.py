@@ -1,5 +1,6 @@
 """The bridge between frozen encoders, and that encoders trained together and apart are compared fairly."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
@@ -24,22 +25,22 @@ from tests.stages import read_metrics
 WIDTH, HIDDEN_WIDTH = 6, 8
 
 
-class Rows(Dataset[dict[str, Tensor]]):
+class Keyed(list[dict[str, Tensor]]):
+    """Samples that a key (epoch, item) finds, too."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key[1] if isinstance(key, tuple) else key)
+
+
+def rows(points: Tensor, images: bool, captions: bool) -> Any:
     """Images that are points, and captions that are another view of the same points."""
 
-    def __init__(self, points: Tensor, captions: bool, training: bool = False) -> None:
-        self.points, self.captions, self.training = points, captions, training
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        item = key[1] if isinstance(key, tuple) else key
-        point, number = self.points[item], torch.tensor(item)
+    def sample(item: int, point: Tensor) -> dict[str, Tensor]:
+        number = torch.tensor(item)
         caption = {"tokens": point, "lengths": torch.tensor(WIDTH), "image_index": number}
-        if self.training:
-            return {"image": point, **caption, "index": number}
-        return {"index": number, **(caption if self.captions else {"image": point})}
+        return {"index": number, **({"image": point} if images else {}), **(caption if captions else {})}
+
+    return Keyed(sample(item, point) for item, point in enumerate(points))
 
 
 class PointData(ShardedDataModule):
@@ -51,32 +52,27 @@ class PointData(ShardedDataModule):
         self.points = drawn.split([64, 24, 40])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(Rows(self.points[0], True, training=True))
+        return self.training_loader(rows(self.points[0], True, True))
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        parts = [Rows(points, captions) for points in self.points[1:] for captions in (False, True)]
+        parts = [rows(points, not captions, captions) for points in self.points[1:] for captions in (False, True)]
         return [self.evaluation_loader(part, 7, str(number)) for number, part in enumerate(parts)]
 
 
-class Linear(nn.Module):
-    """An encoder that is a fixed random map of the points; a useless one shows nothing of them."""
-
-    def __init__(self, seed: int, useless: bool = False) -> None:
-        super().__init__()
-        self.feature_dim = HIDDEN_WIDTH
-        draw = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(WIDTH, HIDDEN_WIDTH, generator=draw))
-        self.useless = useless
-
-    def forward(self, points: Tensor) -> Tensor:
-        features = (points.float() - 500) / 300 @ self.weight
-        return features * 0 if self.useless else features
+def encoder(seed: int) -> nn.Module:
+    """A fixed random map of the points."""
+    torch.manual_seed(seed)
+    module = nn.Linear(WIDTH, HIDDEN_WIDTH, bias=False)
+    module.feature_dim = HIDDEN_WIDTH  # type: ignore[assignment]
+    module.register_forward_pre_hook(lambda module, points: (points[0].float() - 500) / 100)
+    return module
 
 
-def bridged(useless: bool = False, **options: Any) -> BridgedRetrieval:
+def bridged(**options: Any) -> BridgedRetrieval:
+    image, text = encoder(1), encoder(2)
     torch.manual_seed(0)
     arguments = {"embedding_dim": 8, "lengths": [1, 4, 40], "learning_rates": [1e-6, 1e-2], **options}
-    return BridgedRetrieval(Linear(1), Linear(2, useless), **arguments)
+    return BridgedRetrieval(image, text, **arguments)
 
 
 def trained(tmp_path: Path, module: BridgedRetrieval, **options: Any) -> dict[str, float]:
@@ -102,6 +98,11 @@ def test_a_bridge_joins_two_views_of_the_same(tmp_path: Path, hidden_dim: int | 
     assert found["test/bridge_parameters"] == (linear if hidden_dim is None else deep)
     after = [parameter for encoder in module.frozen().values() for parameter in encoder.parameters()]
     assert all(torch.equal(left, right) for left, right in zip(before, after))
+    learned = {name.split(".")[1] for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert learned == {"projections"}
+    # Ten whole epochs, so the mean over the batches is that over the pairs.
+    mean = module.text_encoder(PointData().points[0]).mean(0)
+    torch.testing.assert_close(module.bridge.norms["text"].running_mean, mean, rtol=1e-3, atol=1e-3)
     curve = read_metrics(tmp_path / "metrics.csv")["bridge/r10"]
     assert [step for step, _ in curve] == [1, 4, 40]
 
@@ -116,17 +117,28 @@ def test_the_bridge_after_some_steps_is_that_of_a_shorter_training(tmp_path: Pat
 
 
 def test_equal_captions_are_no_negatives() -> None:
-    module = bridged()
-    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    module, logged = bridged(), {}
+    module.log_dict = logged.update  # type: ignore[method-assign]
     image = torch.randint(0, 1000, (4, WIDTH))
     batch = {"image": image, "tokens": image, "lengths": torch.full((4,), WIDTH), "image_index": torch.arange(4)}
-    assert module.training_step(batch, 0).item() > 1
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):  # the features are rounded, the loss is not
+        features = module.features(image), module.text_features(image)
+        loss = module.training_step(batch, 0)
+    parts = module.bridge("image", features[0]), module.bridge("text", features[1])
+    assert torch.cat(parts).norm(dim=2).flatten().tolist() == pytest.approx([1.0] * 16)
+    losses = {}
+    for rate, left, right in zip(("1e-06", "0.01"), *parts):
+        ways = left @ right.T / 0.1, right @ left.T / 0.1
+        each = [nn.functional.cross_entropy(way, torch.arange(4)).item() for way in ways]
+        losses[f"train/loss_lr_{rate}"] = sum(each) / 2
+    assert {name: float(value) for name, value in logged.items()} == pytest.approx(losses, rel=1e-5)
+    assert loss.item() == pytest.approx(sum(losses.values()), rel=1e-5)
     for equal in ({"tokens": image[:1].repeat(4, 1)}, {"image_index": torch.zeros(4)}):
         assert module.training_step({**batch, **equal}, 0).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
-    shape = (WIDTH, HIDDEN_WIDTH)
+    shape = (HIDDEN_WIDTH, WIDTH)
     state = {"image.weight": torch.ones(shape), "text.weight": torch.zeros(shape)}
     path = tmp_path / "both.ckpt"
     torch.save({"state_dict": state}, path)
@@ -143,10 +155,10 @@ def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
 
 
 def test_convergence_of_a_known_curve() -> None:
-    found = convergence({steps: torch.tensor(value) for steps, value in {1: 0.0, 2: 50.0, 8: 100.0}.items()})
+    found = convergence({steps: torch.tensor(value) for steps, value in {2: 0.0, 6: 50.0, 24: 100.0}.items()})
     # The last stretch is two octaves wide; 90 % lies at 4/5 of it.
-    assert found["area"].item() == pytest.approx((25 * 1 + 75 * 2) / 3)
-    assert found["steps_to_90"].item() == pytest.approx(2 ** (1 + 0.8 * 2))
+    assert found["area"].item() == pytest.approx((25 * math.log2(3) + 75 * 2) / math.log2(12), rel=1e-10)
+    assert found["steps_to_90"].item() == pytest.approx(6 * 2 ** (0.8 * 2))
     assert convergence({5: torch.tensor(7.0)}) == {"area": 7.0, "steps_to_90": pytest.approx(5.0)}
 
 
@@ -171,7 +183,9 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     assert (len(trained_on), len(chosen_by)) == (6, 2)
     assert not trained_on & chosen_by
     assert len(data.train_dataloader().dataset) == 2 * 6
+    assert [loader.dataset.training for loader in data.test_dataloader()[::2]] == [False, False]
     seen = [len(loader.dataset) for loader in data.test_dataloader()]
     assert seen == [2, len(data.annotations.captions[0]) * 2, 3, len(data.held_out_captions)]
-    with pytest.raises(ValueError, match=r"data\.held_out_fraction"):
-        attached(BridgeData(COCO(tmp_path), words, held_out_fraction=0.01, **options))
+    for fraction in (0.0, 0.01):
+        with pytest.raises(ValueError, match=r"data\.held_out_fraction"):
+            attached(BridgeData(COCO(tmp_path), words, held_out_fraction=fraction, **options))

@@ -11,7 +11,7 @@ import torch
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.text import CaptionTokenizer, WordVocabulary
+from common.data.text import WordVocabulary
 from common.protocols.bridge import BridgeData
 from common.protocols.captions import CaptionData, CaptionRows
 from common.protocols.search import SearchData
@@ -24,18 +24,12 @@ from tests.protocols.test_data import SMALL
 SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
 
 
-class Sentences(CaptionTokenizer):
+class Sentences(WordVocabulary):
     """Numbers that name the whole text, so that a test can read them back."""
 
-    file_name = "none"
-
     def __init__(self) -> None:
-        super().__init__(None, 30)
+        super().__init__()
         self.texts: list[str] = []
-        self.vocabulary_size = 1
-
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
     def encode(self, text: str) -> list[int]:
         self.texts.append(text)
@@ -43,15 +37,6 @@ class Sentences(CaptionTokenizer):
 
     def decode(self, tokens: Any) -> str:
         return self.texts[int(tokens[0]) - 1]
-
-    def _numbers(self, text: str) -> list[int]:
-        return []
-
-    def _learn(self, texts: Any) -> bytes:
-        return b""
-
-    def _read(self, content: bytes) -> None:
-        pass
 
 
 def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6) -> COCO:
@@ -105,29 +90,17 @@ def test_every_caption_is_searched_once_an_epoch(tmp_path: Path) -> None:
         ]
         captions = data.dataset.annotations("train").captions
         assert sorted(seen) == sorted((n, text) for n, own in enumerate(captions) for text in own)
+    assert loader.dataset.training
     for gallery, images in ((data.val_dataloader(), 2), (data.test_dataloader(), 3)):
+        assert not gallery[0].dataset.training
         assert [len(loader.dataset) for loader in gallery] == [images, 5 * images]
     assert data.test_dataloader()[1].dataset is data.test_dataloader()[1].dataset
-
-
-def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
-    coco(tmp_path)
-    data = attached(
-        SearchData(
-            COCO(tmp_path), WordVocabulary(min_count=1), test_split="val", captions_per_image=2, image=SMALL,
-            batch_size=6, num_workers=0,
-        )
-    )  # fmt: skip
-    assert len(data.train_dataloader().dataset) == 12
-    texts = {data.words.decode(row.tolist()) for batch in data.train_dataloader() for row in batch["tokens"]}
-    assert len(texts) == 2
-    assert len(data.test_dataloader()[1].dataset) == 6
 
 
 @pytest.mark.parametrize("kind", [SearchData, BridgeData])
 def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -> None:
     coco(tmp_path)
-    options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0, "captions_per_image": 2}
     options |= {"held_out_fraction": 0.3} if kind is BridgeData else {"test_split": "val"}
     data = attached(kind(COCO(tmp_path), WordVocabulary(min_count=1, max_tokens=9), **options))
     example = data.example_batch(None, 3, Draw())
@@ -137,5 +110,9 @@ def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -
         assert value.shape[0] == 3
         assert value.shape[1:] == batch[name].shape[1:] or name == "tokens"
     assert example.batch["tokens"].shape == (3, 9)
-    # Five captions of each of COCO's images.
-    assert example.batches == 5 * 118287 // 3 or example.batches is None
+    # Two captions of each of COCO's images.
+    assert (example.batches, example.facts) == (2 * 118287 // 3, {"vocabulary_size": 0})
+    texts = {data.words.decode(row.tolist()) for part in data.train_dataloader() for row in part["tokens"]}
+    assert (len(texts), len(data.train_dataloader().dataset)) == (2, 2 * len(data.listing))
+    assert len(data.test_dataloader()[-1].dataset) == 6
+    assert data.example_captions(200, Draw()).unique().tolist() == list(range(5, 40))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.clip_inputs import AudioInput
+from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.datasets.coco import COCO
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.folder import FolderOfAudio
@@ -18,6 +18,7 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
+from common.data.listing import Clip, Listing
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
 from common.training.examples import Draw
@@ -54,10 +55,10 @@ def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path,
     assert per_class.tolist() == [kept // 3] * 3
     assert data.num_classes == 3
     loaders = data.test_dataloader()
-    if share:
-        assert [len(loader.dataset) for loader in loaders] == [kept, 6]
-    else:
-        assert len(loaders.dataset) == 6
+    loaders = loaders if share else [loaders]
+    assert [len(loader.dataset) for loader in loaders] == ([kept, 6] if share else [6])
+    assert not any(loader.dataset.training for loader in loaders)
+    assert data.train_dataloader().dataset.training
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (5, 3, 8, 8)
     assert batch["label"].dtype == torch.int64
@@ -71,9 +72,12 @@ def test_labels_of_voc(tmp_path: Path, fit: bool) -> None:
     assert data.num_classes == 3
     assert list(data.class_names) == ["aeroplane", "bicycle", "train"]
     loaders = data.test_dataloader()
+    loaders = [loaders] if fit else loaders
+    assert not any(loader.dataset.training for loader in loaders)
     if fit:
-        assert len(loaders.dataset) == 3
-        assert len(data.train_dataloader().dataset) == 5
+        assert len(loaders[0].dataset) == 3
+        training = data.train_dataloader().dataset
+        assert (len(training), training.training) == (5, True)
         return
     assert [len(loader.dataset) for loader in loaders] == [5, 3]
     for loader, split in zip(loaders, ("trainval", "test")):
@@ -93,6 +97,14 @@ def test_labels_of_coco_are_its_categories(tmp_path: Path) -> None:
     assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, 8, 8)}
 
 
+def means(dataset: Any, **options: Any) -> np.ndarray:
+    audio = AudioInput(sample_rate=8_000, duration=0.5, fft=256, frames_per_second=40)
+    data = SoundClassificationData(dataset, num_workers=0, audio=audio, **options)
+    data.prepare_data()
+    data.setup("test")
+    return data.statistics_of_bins["mean"]
+
+
 def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,44 +112,47 @@ def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
     world = AudioVisualWorld(seed=3, esc_clips_per_fold=1)
     world.prepare(["esc50"])
 
-    def means(**options: Any) -> np.ndarray:
-        data = SoundClassificationData(
-            ESC50(world.root_of("esc50")),
-            train_split="all",
-            test_split="all",
-            num_workers=0,
-            audio=AudioInput(sample_rate=8_000, duration=0.5, fft=256, frames_per_second=40),
-            **options,
-        )
-        data.prepare_data()
-        data.setup("test")
-        return data.statistics_of_bins["mean"]
+    def of_world(**options: Any) -> np.ndarray:
+        return means(ESC50(world.root_of("esc50")), train_split="all", test_split="all", **options)
 
-    first = means(test_windows=3)
-    np.testing.assert_array_equal(means(test_windows=3, seed=1), first)  # nothing of these windows is drawn
-    assert not np.array_equal(means(test_windows=5), first)
-    assert not np.array_equal(means(test_windows=3, wrap_seconds=3.0), first)
+    first = of_world(test_windows=3)
+    np.testing.assert_array_equal(of_world(test_windows=3, seed=1), first)  # nothing of these windows is drawn
+    assert not np.array_equal(of_world(test_windows=5), first)
+    assert not np.array_equal(of_world(test_windows=3, wrap_seconds=3.0), first)
 
 
 def test_statistics_are_of_the_files_and_not_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
 
-    def means(folder: Path) -> np.ndarray:
-        audio = AudioInput(sample_rate=8_000, duration=0.5, fft=256, frames_per_second=40)
-        data = SoundClassificationData(FolderOfAudio(folder), num_workers=0, wrap_seconds=None, audio=audio)
-        data.prepare_data()
-        data.setup("test")
-        return data.statistics_of_bins["mean"]
+    def of_folder(name: str, frequency: float | None = None) -> np.ndarray:
+        for clip in ("a/1", "a/2", "b/1", "b/2") if frequency else ():
+            write_wav(tmp_path / name / f"{clip}.wav", seconds=5.0, rate=8_000, frequency=frequency)
+        return means(FolderOfAudio(tmp_path / name), wrap_seconds=None)
 
-    for folder, frequency in (("one", 440.0), ("two", 2_000.0)):
-        for name in ("a/1", "a/2", "b/1", "b/2"):
-            write_wav(tmp_path / folder / f"{name}.wav", seconds=5.0, rate=8_000, frequency=frequency)
-    first, second = means(tmp_path / "one"), means(tmp_path / "two")
+    first, second = of_folder("one", 440.0), of_folder("two", 2_000.0)
     assert first.argmax() != second.argmax()
-    np.testing.assert_array_equal(means(tmp_path / "one"), first)
-    for name in ("a/1", "a/2", "b/1", "b/2"):
-        write_wav(tmp_path / "one" / f"{name}.wav", seconds=5.0, rate=8_000, frequency=2_000.0)
-    np.testing.assert_allclose(means(tmp_path / "one"), second)
+    np.testing.assert_array_equal(of_folder("one"), first)
+    np.testing.assert_allclose(of_folder("one", 2_000.0), second)
+
+
+def test_clips_of_videos_are_as_the_settings_say(tmp_path: Path) -> None:
+    data = VideoClassificationData(
+        UCF101(tmp_path), fold=1, batch_size=3, num_workers=0, seed=5, clips_per_video=2, test_clips=4,
+        clip_accuracy_clips=5, test_batch_size=2, video=VideoInput(fps=8, duration=1.5, crop=16),
+    )  # fmt: skip
+    clips = [Clip(tmp_path / f"{number}.mp4", number) for number in range(3)]  # not read here
+    data.dataset.listing = lambda *_: Listing.of("three", "1", clips, ("a", "b", "c"), tmp_path)  # type: ignore
+    training, *tests = attached(data).train_dataloader(), *data.test_dataloader()
+    common = {"video_duration": 1.5, "video_fps": 8, "seed": 5, "max_skipped_fraction": 0.05, "cache_bytes": 0}
+    assert data.clip_options == common
+    assert (training.batch_size, len(training.dataset), training.dataset.training) == (3, 6, True)
+    found = [(of.batch_size, of.dataset.clips, of.dataset.random_starts) for of in tests]
+    assert found == [(2, 4, False), (2, 5, True)]
+    assert not tests[0].dataset.video_transform.normalize
+    made = data.example_batch(Model(), 30, Draw())
+    assert (made.batches, made.facts) == (2 * 9_537 // 3, {"num_classes": None})
+    assert (made.batch["video"].shape, len(made.batch["index"])) == ((30, 3, 12, 16, 16), 30)
+    assert made.batch["label"].unique().tolist() == [0, 1, 2]
 
 
 class Model:
@@ -148,11 +163,14 @@ def test_a_made_up_batch_looks_like_a_real_one(tmp_path: Path) -> None:
     write_imagenet(tmp_path / "imagenet", train=4, val=2)
     write_coco(tmp_path / "coco", train=4, val=3)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 2, "num_workers": 0}
-    for data in (
-        ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_fraction=0.0, **options),
-        MultiLabelData(COCO(tmp_path / "coco"), "train", "val", fit=True, **options),
+    for data, batches, values in (
+        (ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_fraction=0.25, **options), 480_437, [0, 1, 2]),
+        (MultiLabelData(COCO(tmp_path / "coco"), "train", "val", fit=True, **options), 59_143, [-1, 0, 1]),
     ):
-        real, made = next(iter(attached(data).train_dataloader())), data.example_batch(Model(), 2, Draw(0)).batch
+        example, more = (data.example_batch(Model(), size, Draw(0)) for size in (2, 30))
+        assert (example.batches, example.facts) == (batches, {"num_classes": None})
+        assert more.batch["label" if "label" in more.batch else "labels"].unique().tolist() == values
+        real, made = next(iter(attached(data).train_dataloader())), example.batch
         # The loader counts skipped files, and images with several labels have a class as well; no protocol reads these.
         assert set(real) - set(made) <= {"skipped", "label"}
         for name, value in made.items():

@@ -34,7 +34,7 @@ class TinyInception(nn.Module):
         super().__init__()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        features = nn.functional.adaptive_avg_pool2d(images, 2).flatten(1) @ torch.eye(12)  # rounds under autocast
         return features, features.softmax(1)
 
 
@@ -145,19 +145,22 @@ def test_the_metrics_of_the_paper(tiny: dict[str, str]) -> None:
     evaluation = GenerationEvaluation(**tiny, repeats=2, folds=5, candidates=20, object_copies=0)
     data = TinyData()
     evaluation.begin(module(data, len(IMAGES)))
-    update(evaluation, IMAGES)
-    update(evaluation, IMAGES.flip(0), repeat=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        update(evaluation, IMAGES)
+        update(evaluation, IMAGES.flip(0), repeat=1)
     found = evaluation.compute()
+    names = {"fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i"}
+    assert set(found) == names | {f"{name}_spread" for name in names} | {"r_precision_fold_spread"}
     features, probabilities = TinyInception("")(IMAGES)
     expected = frechet_distance(Moments.of(features), Moments.of(TinyInception("")(REAL)[0]))
     assert found["fid"] == pytest.approx(expected, rel=1e-6)
     assert found["fid_spread"] == pytest.approx(0, abs=1e-9)
     assert found["fid_tv"] == pytest.approx(4 * expected, rel=1e-6)
     assert found["inception_score"] == pytest.approx(inception_score(probabilities)[0], rel=1e-6)
-    own, flipped = (
-        r_precision(images.mean((2, 3)), TinyClip("").texts(TEXTS), None, 20, 5)[0]
-        for images in (IMAGES, IMAGES.flip(0))
+    (own, spread), (flipped, flipped_spread) = (
+        r_precision(images.mean((2, 3)), TinyClip("").texts(TEXTS), None, 20, 5) for images in (IMAGES, IMAGES.flip(0))
     )
+    assert found["r_precision_fold_spread"] == pytest.approx((spread + flipped_spread) / 2)
     assert found["r_precision"] == pytest.approx((own + flipped) / 2)
     assert found["r_precision_spread"] == pytest.approx((own - flipped) / 2)
     assert own > 50 > flipped
@@ -202,7 +205,7 @@ def test_object_accuracy_generates_images_of_its_own(tiny: dict[str, str]) -> No
 
 
 @pytest.mark.parametrize("copies", [0, 2])
-def test_captions_without_objects_leave_object_accuracy_out(copies: int, tiny: dict[str, str]) -> None:
+def test_captions_without_objects_leave_object_accuracy_out(copies: int, tiny: dict[str, str], capsys: Any) -> None:
     class NoObjects(TinyData):
         def texts(self, role: str, captions: list[int]) -> list[str]:
             return ["a red flower"] * len(captions)
@@ -217,12 +220,16 @@ def test_captions_without_objects_leave_object_accuracy_out(copies: int, tiny: d
     for repeat in range(2):
         update(evaluation, IMAGES, repeat)
     assert evaluation.compute().keys() == {"fid", "fid_spread", "inception_score", "inception_score_spread"}
+    assert capsys.readouterr().out.count("soa_c and soa_i are left out") == 1
 
 
 def test_what_is_missing_is_left_out(tiny: dict[str, str], tmp_path: Path) -> None:
     evaluation = GenerationEvaluation(
         inception=str(tmp_path / "absent.pth"), clip=None, detector=str(tmp_path / "also.pth"), object_copies=3
     )
+    for metric, reason in (("fid", "absent.pth"), ("r_precision", "evaluation.clip"), ("fids", "unknown")):
+        assert reason in evaluation.why_not(metric)
+    assert GenerationEvaluation(inception=tiny["inception"]).why_not("inception_score") == ""
     evaluation.begin(module(TinyData(), len(IMAGES)))
     update(evaluation, IMAGES)
     assert evaluation.compute() == {}

@@ -14,7 +14,7 @@ from common.metrics.linear_svm import evaluate_class
 from common.protocols.svm import MultiLabelSVM, SoundSVM
 from tests.protocols.parts import (
     CLASSES,
-    Sounds,
+    Samples,
     audio_encoder,
     average_precisions_of,
     image_encoder,
@@ -22,11 +22,12 @@ from tests.protocols.parts import (
     pictures,
     relabeled,
     results_of,
+    sounds,
     trainer,
 )
 
 
-def plain_svm(module: SoundSVM, layer: str, train: Sounds, test: Sounds, folds: list[int]) -> float:
+def plain_svm(module: SoundSVM, layer: str, train: Samples, test: Samples, folds: list[int]) -> float:
     """The protocol of docs/papers/avid_cma.md [10.3] written down without care for memory, in float64."""
 
     def features(item: dict[str, Tensor]) -> np.ndarray:
@@ -37,10 +38,10 @@ def plain_svm(module: SoundSVM, layer: str, train: Sounds, test: Sounds, folds: 
 
     accuracies = []
     for fold in folds:
-        learn = [item for item in map(train.__getitem__, range(len(train))) if len(folds) == 1 or item["fold"] != fold]
-        judge = [item for item in map(test.__getitem__, range(len(test))) if len(folds) == 1 or item["fold"] == fold]
+        learn = [item for item in train if len(folds) == 1 or item["fold"] != fold]
+        judge = [item for item in test if len(folds) == 1 or item["fold"] == fold]
         x = np.concatenate([features(item) for item in learn])
-        y = np.concatenate([[int(item["label"])] * train.windows for item in learn])
+        y = np.concatenate([[int(item["label"])] * len(item["audio"]) for item in learn])
         mean, std = x.mean(0), x.std(0) + 0.01
         machine = LinearSVC(
             C=module.options["C"], loss="hinge", tol=1e-4, max_iter=200, intercept_scaling=1, random_state=0
@@ -59,7 +60,7 @@ class TestSoundSVM:
 
     def test_five_folds(self, tmp_path: Path) -> None:
         module = SoundSVM(audio_encoder(), layers=self.layers)
-        train, test = Sounds(30, 2, 5, noise=1), Sounds(30, 3, 5, noise=2)
+        train, test = sounds(30, 2, 5, noise=1), sounds(30, 3, 5, noise=2)
         metrics = results_of(trainer(tmp_path), module, [loader(train, 4), loader(test, 7)])
         for layer in self.layers:
             expected = plain_svm(module.eval(), layer, train, test, [1, 2, 3, 4, 5])
@@ -70,28 +71,22 @@ class TestSoundSVM:
 
     def test_fixed_lists(self, tmp_path: Path) -> None:
         module = SoundSVM(audio_encoder(), layers=self.layers, C=1.0, folds=1)
-        train, test = Sounds(21, 2, 1, noise=1), Sounds(9, 3, 1, noise=2)
+        train, test = sounds(21, 2, 1, noise=1), sounds(9, 3, 1, noise=2)
         metrics = results_of(trainer(tmp_path), module, [loader(train), loader(test)])
         assert metrics["test/files"] == 9
         expected = plain_svm(module.eval(), "conv5x", train, test, [1])
         assert metrics["test/conv5x_top1"] == pytest.approx(expected, abs=1e-4)
+        with pytest.raises(ValueError, match="layers"):
+            SoundSVM(audio_encoder(), {"absent": 1})
 
-    def test_order_of_files_and_repeated_files_change_nothing(self, tmp_path: Path) -> None:
-        module = SoundSVM(audio_encoder(), layers=self.layers, folds=2)
-        train, test = Sounds(24, 2, 2, noise=1), Sounds(24, 2, 2, noise=2)
+    def test_order_repeated_files_and_several_processes_change_nothing(self, tmp_path: Path) -> None:
+        module, parallel = (SoundSVM(audio_encoder(), layers=self.layers, folds=2, jobs=jobs) for jobs in (1, 2))
+        train, test = sounds(24, 2, 2, noise=1), sounds(24, 2, 2, noise=2)
         once = results_of(trainer(tmp_path), module, [loader(train), loader(test)])
         order = [*torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist(), 3, 3, 17]
         mixed = [loader(torch.utils.data.Subset(part, order)) for part in (train, test)]
-        repeated = results_of(trainer(tmp_path), module, mixed)
+        repeated = results_of(trainer(tmp_path), parallel, mixed)
         assert repeated == once
-
-    def test_several_processes_fit_the_same_machines(self, tmp_path: Path) -> None:
-        results = []
-        for jobs in (1, 2):
-            module = SoundSVM(audio_encoder(), layers={"conv5x": 2}, folds=2, jobs=jobs)
-            loaders = [loader(Sounds(24, 2, 2, noise)) for noise in (1, 2)]
-            results.append(results_of(trainer(tmp_path), module, loaders))
-        assert results[0] == results[1]
 
 
 class TestMultiLabelSVM:
@@ -153,4 +148,4 @@ def test_several_devices_are_refused(tmp_path: Path) -> None:
     module = SoundSVM(audio_encoder(), {"conv5x": 2}, folds=1)
     run = trainer(tmp_path, devices=2, strategy="ddp_fork")
     with pytest.raises(Exception, match=r"trainer\.devices"):
-        run.test(module, [loader(Sounds(6, 1, 1, noise)) for noise in (1, 2)], verbose=False)
+        run.test(module, [loader(sounds(6, 1, 1, noise)) for noise in (1, 2)], verbose=False)

@@ -29,9 +29,10 @@ def test_every_sample_counts_once_and_kinds_apart() -> None:
     test = TextTest(("coco",))
     update(test, [7, 9], ["a", "b"], ["a", "x"])
     update(test, [9, 7], ["c", "c"], ["x", "a"])  # seen again, as after a broken file
+    update(test, [11], ["b"], ["a"])
     found = test.compute(CPU)
-    assert found["exact_match"].item() == 0.5
-    assert found["exact_match_shape"].item() == 1.0
+    assert found["exact_match"].item() == pytest.approx(1 / 3, rel=1e-12)
+    assert found["exact_match_shape"].item() == 0.5
     assert found["exact_match_color"].item() == 0.0
     assert found["distinct"].item() == 2
     assert "accuracy" not in found
@@ -45,7 +46,7 @@ def test_spaces_and_case_do_not_count() -> None:
 
 def test_withheld_answers_are_generated_and_not_judged() -> None:
     test = TextTest(("avsd_1ref", "avsd7"))
-    update(test, [0, 1], ["a", "b"], ["", "b c"], references=[[], ["b c", "cd", "b"]])
+    update(test, [0, 1], ["a", "b"], ["", "b c"], references=[[], ["b c", "cd"]])
     found = test.compute(CPU)
     assert found["exact_match"].item() == 0.0
     assert found["distinct"].item() == 2
@@ -75,6 +76,9 @@ def test_the_loss_is_per_word_piece() -> None:
 
 
 def test_options_are_counted_in_percent_and_withheld_ones_left_out() -> None:
+    test = TextTest()
+    test.update_choices(torch.tensor([4]), torch.tensor([0]), torch.tensor([0]))
+    assert test.compute(CPU)["accuracy"].item() == 100.0
     test = TextTest()
     test.update_choices(torch.tensor([0, 1, 2]), torch.tensor([3, 0, 1]), torch.tensor([3, -1, 2]))
     update(test, [0], ["one"], ["x"])
