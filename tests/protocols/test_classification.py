@@ -1,6 +1,7 @@
 """Fine-tuning, probes and classifiers on tiny synthetic sets."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from torch.utils.data import Subset
 from common.encoders.video import R2Plus1D
 from common.errors import NonFiniteLossError
 from common.metrics.average_precision import average_precision
+from common.protocols.bridge import BridgedRetrieval
 from common.protocols.classification import (
     ActionRecognition,
     LinearClassification,
@@ -22,10 +24,14 @@ from common.protocols.classification import (
     SupervisedClassification,
     probe,
 )
+from common.protocols.detection import Detection
+from common.protocols.search import CrossModalSearch
+from common.protocols.svm import SoundSVM
 from common.training.callbacks import StopOnNonFiniteLoss
 from tests.protocols.parts import (
     CLASSES,
     assert_same,
+    audio_encoder,
     average_precisions_of,
     checkpoint,
     copy_of,
@@ -366,3 +372,36 @@ def test_features_are_normalized_and_logits_precise(kind: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(module(given)["1"], expected[kind], rtol=1e-4, atol=1e-4)
         assert MultiLabelTagging(no_encoder(3), 2)(given)["head"].dtype == torch.float32
+
+
+def test_decay_and_milestones_reach_the_optimizer() -> None:
+    image, video, decay = image_encoder(), video_encoder(), {"weight_decay": 0.5}
+    for module, milestones in (
+        (SupervisedClassification(image, 3, **decay), [30, 60]),
+        (MultiLabelTagging(image, 3, **decay), [60, 80]),
+        (ActionRecognition(video, 3, warmup_epochs=2, **decay), [8, 12, 16]),
+        (LinearProbes(video, 3, {"pool": 1}, **decay), [6, 9]),
+    ):
+        configured: Any = module.configure_optimizers()
+        assert list(configured["lr_scheduler"]["scheduler"].milestones) == milestones
+        assert {group["weight_decay"] for group in configured["optimizer"].param_groups} == {0.5}
+
+
+def test_what_a_model_needs_of_the_data_is_checked(tmp_path: Path) -> None:
+    encoder = no_encoder(4)
+    encoder.vocabulary_size = 4  # type: ignore[assignment]
+    modules: list[tuple[Any, str, int, int]] = [
+        (LinearClassification(encoder, 2), "num_classes", 2, 1),
+        (MultiLabelTagging(encoder, 1), "num_classes", 1, 0),
+        (Detection(image_encoder(), 1), "num_classes", 1, 0),
+        (SoundSVM(audio_encoder(), {"conv5x": 1}), "num_classes", 2, 1),
+        (CrossModalSearch(encoder, encoder, embedding_dim=4), "vocabulary_size", 4, 5),
+        (BridgedRetrieval(encoder, encoder), "vocabulary_size", 4, 5),
+    ]
+    for module, name, right, wrong in modules:
+        run: Any = trainer(tmp_path)
+        module.trainer, run.datamodule = run, SimpleNamespace(**{name: right})
+        module.setup("test")
+        run.datamodule = SimpleNamespace(**{name: wrong})
+        with pytest.raises(ValueError, match=name):
+            module.setup("test")

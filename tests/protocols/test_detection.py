@@ -535,6 +535,20 @@ def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     assert again[0] == first
 
 
+def test_results_are_in_percent_and_by_both_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr("common.protocols.detection.log_results", lambda module, metrics: logged.update(metrics))
+    module = detector()
+    module.trainer = trainer(tmp_path)
+    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    module.detections.update(torch.tensor([0, 1]), [one_detection(0.9), nothing], [ONE_OBJECT, ONE_OBJECT])
+    module.on_test_epoch_end()
+    # One of two objects is found: precise at the recalls 0, 0.1, ..., 0.5, or 0, 0.01, ..., 0.5.
+    assert {name: value.item() for name, value in logged.items()} == pytest.approx(
+        {name: 600 / 11 if "coco" not in name else 5100 / 101 for name in METRICS} | {"test/images": 2}
+    )
+
+
 def test_statistics_are_made_with_the_synchronization_of_training(
     voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from common.data.datasets.coco import CLASSES
 from common.metrics.generation import Moments, frechet_distance, inception_score, r_precision
 from common.protocols import generation
 from common.protocols.generation import GenerationEvaluation, RealImages
+from tests.protocols.parts import loader, pictures, results_of, trainer
 
 
 def module(data: Any, samples: int, **more: Any) -> Any:
@@ -239,3 +241,17 @@ def test_what_is_missing_is_left_out(tiny: dict[str, str], tmp_path: Path) -> No
 def test_real_images_cannot_be_made_anew(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="evaluation"):
         RealImages(SimpleNamespace(**options))  # type: ignore[arg-type]
+
+
+def test_real_images_are_measured_as_if_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = MagicMock()
+    monkeypatch.setattr(generation, "draw_real_row", drawn)
+    evaluation = MagicMock(repeats=1, object_copies=0)
+    evaluation.compute.return_value = {"fid": 3.0}
+    images = RealImages(evaluation)
+    assert results_of(trainer(tmp_path), images, loader(pictures(6))) == {"test/fid": 3.0}
+    called = [call[0] for call in evaluation.method_calls]
+    assert called == ["load_pretrained", "begin", "update", "update", "compute"]
+    for call in evaluation.update.call_args_list:
+        assert call.args[0] is call.args[1]["image"]
+    drawn.assert_called_once_with(images)
