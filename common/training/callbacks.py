@@ -67,7 +67,7 @@ class StopOnNonFiniteLoss(Callback):
         step = trainer.fit_loop.total_batch_idx
         bad = ~torch.isfinite(loss.detach()).all()
         if self._first_bad is None:
-            self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
+            self._first_bad = torch.full((), -1, device=loss.device)
         unset = self._first_bad < 0
         self._first_bad = torch.where(bad & unset, torch.full_like(self._first_bad, step), self._first_bad)
         index = batch.get("index", batch.get("image_index")) if isinstance(batch, dict) else None
@@ -241,7 +241,7 @@ class Progress(Callback):
         }
         # Progress is optional; writers of other files report a full disk.
         with suppress(OSError):
-            self.path.write_text(json.dumps(progress), encoding="utf-8")
+            self.path.write_text(json.dumps(progress))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data.annotations import LanguageCaptions, read_json, read_once, read_rows, single_spaced
 from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDataset, Scan, prefix_of, walk
-from common.data.listing import DatasetError, DatasetMissing
+from common.data.listing import DatasetError, DatasetMissing, spread
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.data.sequences import Rows, Texts
 from common.files import parsing
@@ -101,7 +101,7 @@ class LanguageCaptioned(MediaDataset):
         return [f"{split}: {len(lacking):,} of {len(keys):,} images have no region features, such as {lacking[0]}"]
 
     def check_regions(self, samples: int) -> list[str]:
-        """Read the regions of random pictures of every split and report damage."""
+        """Read the regions of some pictures of every split and report damage."""
         problems = []
         for split in self.splits:
             try:
@@ -109,8 +109,7 @@ class LanguageCaptioned(MediaDataset):
             except (DatasetMissing, RegionError):
                 continue  # the status reports it
             keys = features.keys
-            chosen = np.random.default_rng(0).permutation(len(keys))[:samples]
-            for row in sorted(chosen.tolist()):
+            for row in spread(len(keys), samples):
                 try:
                     features[keys[row]]
                 except RegionError as error:
