@@ -68,6 +68,20 @@ def test_collate_pads_to_the_longest_caption() -> None:
     assert set(data.collate([{"tokens_reversed": [3, 1]}])) == {"tokens_reversed", "lengths_reversed"}
 
 
+def test_every_process_knows_the_words(tmp_path: Path) -> None:
+    """The first process prepares them, the others only set up; without a tokenizer there are none."""
+    coco(tmp_path)
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
+    prepared, other = (CaptionData(COCO(tmp_path), WordVocabulary(min_count=1), **options) for _ in range(2))
+    prepared.prepare_data()
+    other.setup("fit")
+    assert prepared.vocabulary_size == other.vocabulary_size > 5
+    images = attached(CaptionData(COCO(tmp_path), None, **options))
+    assert images.vocabulary_size == 0
+    assert len(images.test_dataloader().dataset) == 3
+    assert not images.held_out_images.training
+
+
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 

@@ -155,6 +155,21 @@ def test_clips_of_videos_are_as_the_settings_say(tmp_path: Path) -> None:
     assert made.batch["label"].unique().tolist() == [0, 1, 2]
 
 
+def test_windows_of_sounds_are_as_the_settings_say(tmp_path: Path) -> None:
+    np.savez(tmp_path / "statistics.npz", mean=np.full(65, 2.0), std=np.full(65, 3.0))
+    data = SoundClassificationData(
+        ESC50(tmp_path), training_windows=3, test_windows=4, wrap_seconds=2.5, excerpt_seconds=1.5, file_batch_size=2,
+        num_workers=0, seed=5, audio=AudioInput(fft=256, statistics=str(tmp_path / "statistics.npz")),
+    )  # fmt: skip
+    clips = [Clip(tmp_path / f"{number}.mp4", number) for number in range(3)]  # not read here
+    data.dataset.listing = lambda *_: Listing.of("three", "1", clips, ("a", "b", "c"), tmp_path)  # type: ignore
+    for loader, windows, training in zip(attached(data).test_dataloader(), (3, 4), (True, False), strict=True):
+        own = loader.dataset
+        assert (loader.batch_size, own.windows, own.training) == (2, windows, training)
+        assert (own.wrap_seconds, own.excerpt_seconds, own.seed, own.skipped.max_share) == (2.5, 1.5, 5, 0.05)
+        assert (own.audio_transform.mean[0], own.audio_transform.std[0]) == (2, 3)
+
+
 class Model:
     num_classes = 3
 
