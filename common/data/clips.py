@@ -321,18 +321,18 @@ class SoundWindows(ClipDataset):
 
     def _training_windows(self, media: MediaFile, limits: Limits, rng: np.random.Generator) -> Iterator[Tensor]:
         rate = self.audio_transform.sample_rate
-        whole = media.decode_audio(limits[0], limits[1] - limits[0]) if self.wrap_seconds is not None else None
+        seconds = limits[1] - limits[0]
+        whole = media.decode_audio(limits[0], seconds) if self.wrap_seconds is not None else None
         for _ in range(self.windows):
             draws = rng.random(2)
             decode_rate = round(rate * (self.speed[0] + draws[0] * (self.speed[1] - self.speed[0])))
             if whole is not None:
-                seconds = limits[1] - limits[0]
                 samples = whole.read(limits[0], seconds, decode_rate)
                 first = int(draws[1] * seconds * decode_rate)
             else:
                 start = clip_start(limits, self.excerpt_seconds + _EXCERPT_MARGIN, float(draws[1]))
-                seconds = min(self.excerpt_seconds, limits[1] - start)
-                samples, first = media.read_audio(start, seconds, decode_rate), 0
+                samples = media.read_audio(start, min(self.excerpt_seconds, limits[1] - start), decode_rate)
+                first = 0
             yield repeated(samples, first, self.audio_transform.num_samples)
 
     def _test_windows(self, media: MediaFile, limits: Limits, rng: np.random.Generator) -> Iterator[Tensor]:
