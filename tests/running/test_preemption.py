@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -221,6 +221,35 @@ def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
+@pytest.mark.parametrize(
+    ("own", "step", "answers", "expected"),
+    [
+        (None, 10, [True, False], signal.SIGTERM),  # of another rank
+        (signal.SIGINT, 10, [True, False], signal.SIGINT),
+        (signal.SIGUSR1, 10, [True, True], signal.SIGUSR1),
+        (None, 10, [False], None),
+        (signal.SIGTERM, 11, [], None),  # asked for every ten steps
+    ],
+)
+def test_ranks_agree_on_a_signal(
+    own: int | None, step: int, answers: list[bool], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, deadlines = Path("last.ckpt"), Mock()
+    monkeypatch.setattr(preemption, "received", lambda: own)
+    monkeypatch.setattr(preemption, "postpone", deadlines)
+    trainer = Mock(world_size=2, global_step=step)
+    trainer.fit_loop._should_accumulate.return_value = False
+    decide = trainer.strategy.reduce_boolean_decision
+    decide.side_effect = answers
+    callback, done = preemption.Preemption(path), expected is not None
+    callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    mine = [call(own is not None, all=False), call(own == signal.SIGUSR1, all=False)]
+    assert decide.call_args_list == mine[: len(answers)]
+    assert (callback.signal, callback.saved_step) == ((expected, step) if done else (None, None))
+    assert trainer.save_checkpoint.call_args_list == [call(path)] * done
+    assert deadlines.call_args_list == [call(20 * LONG), call(LONG)] * done
+
+
 def test_a_job_is_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = Mock(side_effect=[Mock(returncode=0), Mock(returncode=1, stderr=" no\n"), OSError("gone")])
     monkeypatch.setattr(preemption.subprocess, "run", ran)
@@ -233,6 +262,7 @@ def test_a_job_is_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ran.side_effect = [Mock(returncode=0)]
     assert preemption.requeue() == "job 47_3 was requeued"
     assert ran.call_args.args == (["scontrol", "requeue", "47_3"],)
+    assert ran.call_args.kwargs == {"capture_output": True, "text": True, "timeout": 60, "check": False}
 
 
 def _of_rank(started: Any, gone: Any) -> None:

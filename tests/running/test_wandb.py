@@ -7,13 +7,17 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from common.errors import StageError
+from common.reporting import records
+from common.stages import loggers, telemetry
 from common.stages.loggers import MetricsFile, wandb_mode
 from common.stages.run import _wandb_of, run_stage
 from common.stages.telemetry import Telemetry
@@ -32,14 +36,71 @@ def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expe
 
 
 def test_a_run_is_named_and_tagged_by_its_stage_and_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    runs: list[dict[str, Any]] = []
-    monkeypatch.setattr("common.stages.loggers.wandb_logger", lambda **options: runs.append(options))
-    for name in ("avid/avid", "avid/kinetics_linear@avid"):
-        _wandb_of(request(name, tmp_path), {}, {"revision": "0123456789abcdef"})
-    assert [(run["name"], run["tags"], run["job_type"], run["config"]["row"]) for run in runs] == [
-        ("avid-smoke-s0", ["smoke", "0123456789ab"], "pretrain", "avid"),
-        ("kinetics_linear@avid-smoke-s0", ["smoke", "avid", "0123456789ab"], "probe", "avid"),
-    ]
+    made: list[dict[str, Any]] = []
+    used: list[Any] = []
+    monkeypatch.setattr(loggers, "wandb_logger", lambda **options: made.append(options) or "a run")
+    monkeypatch.setattr(loggers, "note_files", lambda *given, **about: used.append((*given, about)))
+    monkeypatch.setattr("secrets.token_hex", lambda size: "ab" * size)
+    name = "kinetics_linear@avid"
+    avid, probe = request("avid/avid", tmp_path), request(f"avid/{name}", tmp_path)
+    for stage in (avid, probe, request("avid/avid", tmp_path, "--model.loss.temperature", "0.1")):
+        assert _wandb_of(stage, {"resolved": 1}, {"revision": "0123456789abcdef"}) == "a run"
+    config = probe.configuration.config
+    group = records.config_hash(config, records.IGNORED_KEYS | records.SEED_KEYS)[:8]
+    assert made[1] == {
+        "directory": tmp_path / "avid_cma" / "smoke" / "seed0" / name, "job_type": "probe", "whole": False,
+        "id": f"avid_cma-smoke-s0-kinetics_linear-avid-{probe.lineage[:8]}-abab", "name": f"{name}-smoke-s0",
+        "group": f"avid_cma/smoke/{name}-{group}", "tags": ["smoke", "avid", "0123456789ab"],
+        "notes": probe.configuration.describe(),
+        "config": {
+            "resolved": 1, "paper": "avid_cma", "scale": "smoke", "seed": 0, "revision": "0123456789abcdef",
+            "hardware": "cpu", "stage": name, "row": "avid", "recipe": "kinetics_linear",
+            "lineage_hash": probe.lineage, "config_hash": records.config_hash(config),
+        },
+    }  # fmt: skip
+    names = [(run["name"], run["tags"], run["job_type"], run["config"]["row"]) for run in made[::2]]
+    assert names[0] == ("avid-smoke-s0", ["smoke", "0123456789ab"], "pretrain", "avid")
+    assert names[1][0] == "avid-smoke-s0 temperature=0.1"
+    last = tmp_path / "avid_cma" / "smoke" / "seed0" / "avid" / "checkpoints" / "last.ckpt"
+    parents = {f"avid_cma-smoke-s0-avid-{avid.lineage[:8]}-last": last}
+    assert used == [("a run", own, "checkpoint", {"used": True}) for own in ({}, parents, {})]
+
+
+@pytest.mark.parametrize(
+    ("whole", "system", "mode", "earlier", "first"),
+    [(False, "0", "online", "run", 0), (True, "", "online", "offline-run", 20), (False, "1", "offline", "run", 20)],
+)
+def test_how_a_run_is_started(
+    whole: bool, system: str, mode: str, earlier: str, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    for name, value in {"WANDB_TAGS": " a ,,b", "WANDB_RUN_GROUP": "mine", "ASSEMBLE_WANDB_SYSTEM": system}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "")
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(loggers, "why_unreachable", lambda: "")
+    (tmp_path / "wandb" / f"{earlier}-1").mkdir(parents=True)
+    (tmp_path / "wandb" / f"{earlier}-1" / "run-one.wandb").write_bytes(bytes(640))
+    given: dict[str, Any] = {}
+    defined: list[Any] = []
+    run = SimpleNamespace(id="one", define_metric=lambda *names, **about: defined.append((*names, about)))
+    monkeypatch.setattr(wandb, "init", lambda **options: given.update(options) or run)
+    logger = loggers.wandb_logger(tmp_path, whole, id="one", tags=["x" * 70, "a"], group="stage")
+    assert logger is not None
+    assert (logger.experiment, logger.save_dir, logger._first) == (run, str(tmp_path), first)
+    settings, everything = given.pop("settings"), whole or system == "1"
+    assert given == {
+        "project": "representation-assemble", "dir": str(tmp_path), "id": "one", "tags": ["x" * 64, "a", "b"],
+        "group": "mine", "mode": mode, "resume": "allow" if mode == "online" else None, "reinit": "finish_previous",
+    }  # fmt: skip
+    assert (settings.init_timeout, settings.finish_timeout) == (20, 120 if everything else 30)
+    assert (settings.silent, settings.quiet, settings.disable_code) == (mode == "offline", True, True)
+    quiet = (settings.x_disable_stats, settings.x_disable_meta, settings.disable_git, settings.x_disable_machine_info)
+    assert {*quiet, settings.console == "off", not settings.x_save_requirements} == {not everything}
+    assert (os.environ["WANDB_ERROR_REPORTING"] == "false") == (mode == "offline")
+    step = "trainer/global_step"
+    assert defined == [(step, {}), ("*", {"step_metric": step, "step_sync": True})]
 
 
 def test_a_key_without_a_network_falls_back_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,8 +180,18 @@ def test_no_checkpoint_is_written_before_the_values_that_lead_to_it(
     assert (tmp_path / "last.ckpt").exists()
 
 
-def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path) -> None:
-    """Two batches make a step, and the schedule moves on at its end."""
+def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches make a step, and the schedule moves on at its end. A batch is waited for a second and takes three."""
+    now, told = 0.0, []
+
+    class Slow(torch.utils.data.Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, place: int) -> torch.Tensor:
+            nonlocal now
+            now += 0.5
+            return torch.ones(1)
 
     class Line(pl.LightningModule):
         def __init__(self) -> None:
@@ -128,6 +199,8 @@ def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path) -> None:
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            nonlocal now
+            now += 3.0
             return (self.weight * batch).mean()
 
         def configure_optimizers(self) -> Any:
@@ -135,12 +208,26 @@ def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path) -> None:
             scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    class Machine(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            told.append((step, metrics))
+
+    monkeypatch.setattr(telemetry, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(telemetry, "peak_memory_gib", lambda: 1.5)
     trainer = pl.Trainer(
-        max_steps=3, accumulate_grad_batches=2, log_every_n_steps=1, logger=MetricsFile(tmp_path / "metrics.csv"),
-        callbacks=[Telemetry()], accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
+        max_steps=3, accumulate_grad_batches=2, log_every_n_steps=1, accelerator="cpu", callbacks=[Telemetry()],
+        logger=[MetricsFile(tmp_path / "metrics.csv"), Machine(tmp_path)], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(12, 1), batch_size=2))
+    data: Any = pl.LightningDataModule.from_datasets(Slow(), batch_size=2)
+    data.batch_size = 2
+    trainer.fit(Line(), datamodule=data)
     found = read_metrics(tmp_path / "metrics.csv")
-    assert found["learning_rate"] == [(0, 1.0), (1, 0.5), (2, 0.25)]
-    assert found["gradient_norm"] == [(step, 1.0) for step in range(3)]
+    assert found == {"learning_rate": [(0, 1.0), (1, 0.5), (2, 0.25)], "gradient_norm": [(n, 1.0) for n in range(3)]}
+    machine = {"speed/data_waiting_share": 0.25, "speed/samples_per_second": 0.5, "memory/process_gib": 1.5}
+    own = [{name: values[step][1] for name, values in found.items()} for step in range(3)]
+    assert told == [(step, {**own[step], **machine}) for step in range(3)]
+    # On a GPU its memory counts.
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 29)
+    gpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
+    assert Telemetry()._of_machine(gpu)["memory/gpu_gib"] == 1.5
