@@ -74,20 +74,14 @@ def in_turns(
     return seconds
 
 
-def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float], unit: str = "ms") -> Line:
-    """Add a line on two series of times of the same rounds.
-
-    Args:
-        what, peer: see `Line`.
-        ours, theirs: seconds, or another amount of which less is better.
-        unit: `ms` for seconds; any other is printed as it is.
-    """
+def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Line:
+    """Add a line on the seconds that two took in the same rounds; for `what` and `peer` see `Line`."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
     # Of a median, from the median deviation, which a single slow round does not move.
     spread = 1.4826 * statistics.median(abs(one - ratio) for one in ratios)
     noise = 1.2533 * spread / math.sqrt(len(ratios)) if len(ratios) > 2 else None
-    mine, other = (amount(statistics.median(values), unit) for values in (ours, theirs))
+    mine, other = (amount(statistics.median(values)) for values in (ours, theirs))
     return add(Line(what, peer, mine, other, ratio, noise))
 
 
@@ -98,11 +92,9 @@ def add(line: Line) -> Line:
     return line
 
 
-def amount(value: float, unit: str = "ms") -> str:
-    """`12.3 ms` of 0.0123 seconds, `2.77 s` of 2.77; of another unit the number as it is."""
-    if unit != "ms":
-        return f"{value:.3g} {unit}"
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+def amount(seconds: float) -> str:
+    """`12.3 ms` of 0.0123 seconds, `2.77 s` of 2.77."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def cells(line: Line) -> list[str]:

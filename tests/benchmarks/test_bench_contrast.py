@@ -22,12 +22,10 @@ from common.memory.queue import KeyQueue
 from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCTModule
 from papers.xmc_gan.loss import XMCGANLoss
-from tests.benchmarks.speed import compare, in_turns, peer
+from tests.benchmarks.speed import Step, compare, in_turns, peer
 from tests.distributed.harness import run_distributed
 
 BATCH, PIXELS, QUEUE = 16, 96, 65_536
-WARM_UP, ROUNDS = 2, 8
-Step = Callable[[], None]
 
 
 def _batch() -> dict[str, Tensor]:
@@ -94,7 +92,7 @@ def test_the_image_term_against_lightly() -> None:
     peer("lightly.loss")
     torch.manual_seed(0)
     steps = {"lightly": _lightly_step(), "ours": _image_step()}
-    seconds = in_turns(steps, ROUNDS, WARM_UP)
+    seconds = in_turns(steps, 8, warm_up=2)
     # As fast, within the noise: no gate.
     compare("MoCo's step, ResNet-50, 16 images of 96 pixels", "lightly", seconds["ours"], seconds["lightly"])
 
@@ -167,7 +165,7 @@ def _over_two_processes(rank: int) -> dict[str, list[float]]:
     }
     for step in steps.values():
         torch.testing.assert_close(step(), steps["theirs"](), rtol=1e-4, atol=1e-6)
-    return in_turns(steps, 20, WARM_UP, time.perf_counter)
+    return in_turns(steps, 20, 2, time.perf_counter)
 
 
 def test_a_gathered_loss_against_open_clip() -> None:

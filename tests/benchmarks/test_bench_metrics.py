@@ -23,9 +23,12 @@ from common.metrics.retrieval import score_retrieval
 from tests.benchmarks.speed import compare, in_turns, peer
 
 ITEMS, REFERENCES, VOCABULARY = 5_000, 5, 4_000
-#: Most of the time that pycocoevalcap takes.
-MOST = {"cider": 0.2, "bleu": 0.6, "rouge_l": 0.2}
-Score = Callable[[], Any]
+#: Our function, pycocoevalcap's module and class, and the most of its time that ours takes.
+SCORES: dict[str, tuple[Callable[[CaptionSet], Any], str, str, float]] = {
+    "cider": (cider, "cider.cider", "Cider", 0.2),
+    "bleu": (bleu, "bleu.bleu", "Bleu", 0.6),
+    "rouge_l": (rouge_l, "rouge.rouge", "Rouge", 0.2),
+}
 
 
 def corpus() -> tuple[list[str], list[list[str]]]:
@@ -44,44 +47,33 @@ def corpus() -> tuple[list[str], list[list[str]]]:
     return [item[0] for item in texts], [item[1:] for item in texts]
 
 
-def ours(metric: str, candidates: list[str], references: list[list[str]]) -> Score:
-    function: Callable[[CaptionSet], Any] = {"cider": cider, "bleu": bleu, "rouge_l": rouge_l}[metric]
-    return lambda: function(CaptionSet(candidates, references))  # a fresh set: nothing is kept from the last round
-
-
-def theirs(metric: str, candidates: list[str], references: list[list[str]]) -> Score:
-    module, name = {
-        "cider": ("cider.cider", "Cider"),
-        "bleu": ("bleu.bleu", "Bleu"),
-        "rouge_l": ("rouge.rouge", "Rouge"),
-    }[metric]
+@pytest.mark.parametrize("metric", SCORES)
+def test_scores_are_faster(metric: str) -> None:
+    function, module, name, most = SCORES[metric]
     scorer = getattr(peer(f"pycocoevalcap.{module}"), name)
     options = {"verbose": 0} if metric == "bleu" else {}
+    candidates, references = corpus()
     results = {item: [text] for item, text in enumerate(candidates)}
     truths = dict(enumerate(references))
-    return lambda: scorer().compute_score(truths, results, **options)
-
-
-@pytest.mark.parametrize("metric", MOST)
-def test_scores_are_faster(metric: str) -> None:
-    data = corpus()
-    forms = {"ours": ours(metric, *data), "pycocoevalcap": theirs(metric, *data)}
+    forms: dict[str, Callable[[], Any]] = {
+        # A fresh set: nothing is kept from the last round.
+        "ours": lambda: function(CaptionSet(candidates, references)),
+        "pycocoevalcap": lambda: scorer().compute_score(truths, results, **options),
+    }
     (mean, items), (their_mean, their_items) = (score() for score in forms.values())
     np.testing.assert_allclose(mean, their_mean, rtol=0, atol=1e-9)
     np.testing.assert_allclose(items.T, np.asarray(their_items), rtol=0, atol=1e-9)
     seconds = in_turns(forms, 3)
     what = f"{metric} of 5,000 captions with 5 references"
-    compare(what, "pycocoevalcap", seconds["ours"], seconds["pycocoevalcap"]).stays_below(MOST[metric])
+    compare(what, "pycocoevalcap", seconds["ours"], seconds["pycocoevalcap"]).stays_below(most)
 
 
-def _compare_values(
-    what: str, ours: Callable[[], dict[str, Any]], theirs: Callable[[], dict[str, Any]], rounds: int = 3
-) -> None:
+def _compare_values(what: str, ours: Callable[[], dict[str, Any]], theirs: Callable[[], dict[str, Any]]) -> None:
     found, wanted = ours(), theirs()
     assert {name: float(found[name]) for name in wanted} == pytest.approx(
         {name: float(value) for name, value in wanted.items()}, rel=1e-4
     )
-    seconds = in_turns({"ours": ours, "torchmetrics": theirs}, rounds, warm_up=0)  # both ran above
+    seconds = in_turns({"ours": ours, "torchmetrics": theirs}, 3, warm_up=0)  # both ran above
     compare(what, "torchmetrics", seconds["ours"], seconds["torchmetrics"])
 
 

@@ -67,14 +67,6 @@ def _build(folder: Path, *overrides: str, callbacks: Sequence[Callback] = ()) ->
     return build(stage.configuration, stage_configuration(stage), {"default_root_dir": str(folder), **arguments})
 
 
-def _steps(folder: Path, *overrides: str) -> StepClock:
-    """Train one short epoch; its steps."""
-    clock = StepClock()
-    cli = _build(folder, *overrides, callbacks=[clock])
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    return clock
-
-
 @pytest.mark.parametrize("paper", [paper.short for paper in existing_papers()])
 def test_a_step_of_every_miniature(paper: str) -> None:
     """Baseline: its arithmetic, at the rate of a product of two matrices of 256 rows in the same run."""
@@ -99,7 +91,10 @@ def _median_step(rank: int, folder: str, world: int) -> float:
         )  # fmt: skip
     strategy = ["--trainer.strategy", "ddp"] if world > 1 else []
     size = ("--trainer.devices", str(world), "--data.batch_size", str(BATCH * world))
-    return statistics.median(_steps(Path(folder) / str(rank), *size, *strategy).seconds)
+    clock = StepClock()
+    cli = _build(Path(folder) / str(rank), *size, *strategy, callbacks=[clock])
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return statistics.median(clock.seconds)
 
 
 def _median_step_of_plain_pytorch(rank: int, folder: str, world: int) -> float:

@@ -27,9 +27,7 @@ from common.stages.plan import Selection, plan
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
 from papers.m3p.encoder import M3P, M3PEncoder
-from tests.benchmarks.speed import about_machine, amount
-
-Step = Callable[[], object]
+from tests.benchmarks.speed import Step, about_machine, amount
 
 
 class Part(NamedTuple):

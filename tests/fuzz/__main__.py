@@ -158,12 +158,11 @@ def main(minutes: float, seed: int, only: int | None = None, names: Sequence[str
     """Run cases of some targets for some minutes; returns the number of findings."""
     end = time.monotonic() + 60 * minutes
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    findings: list[str] = []
     with tempfile.TemporaryDirectory() as base:
         own = {"ASSEMBLE_CACHE": f"{base}/cache", "ASSEMBLE_TESTS": f"{base}/trained"}
         os.environ.update(own, WANDB_MODE="disabled", OMP_NUM_THREADS="1")
         good = {name: Path(base) / "good" / str(number) for number, name in enumerate(names)}
-        case = 0 if only is None else only
+        case = only or 0
         while time.monotonic() < end and (only is None or case == only):
             rng = np.random.default_rng((seed, case))
             name = names[int(rng.integers(len(names)))]
@@ -177,18 +176,16 @@ def main(minutes: float, seed: int, only: int | None = None, names: Sequence[str
             how = damage(path, rng)
             came, text = judge(TARGETS[name], folder, path)
             counts[name, came] += 1
-            if came == "FOUND":
-                findings.append(f"case {case}: {name}, {path.relative_to(folder)}, {how}: {text}")
-                print(findings[-1], flush=True)
-            elif only is not None:
-                print(f"case {case}: {name}, {path.relative_to(folder)}, {how}: {came}: {text}")
+            if came == "FOUND" or only is not None:
+                print(f"case {case}: {name}, {path.relative_to(folder)}, {how}: {came}: {text}", flush=True)
             shutil.rmtree(folder.parent, ignore_errors=True)
             case += 1
     print(f"\n{'target':<24}{'read':>8}{'told':>8}{'found':>8}")
     for name in names:
         print(f"{name:<24}" + "".join(f"{counts[name, came]:>8}" for came in ("read", "told", "FOUND")))
-    print(f"seed {seed}: {sum(counts.values())} cases, {len(findings)} findings")
-    return len(findings)
+    findings = sum(counts[name, "FOUND"] for name in names)
+    print(f"seed {seed}: {sum(counts.values())} cases, {findings} findings")
+    return findings
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import h5py
 import numpy as np
@@ -39,14 +38,8 @@ from tests.data.writers import WRITERS
 from tests.trained import checkpoint
 
 
-@dataclass(frozen=True)
-class Target:
-    """Good files, and what reads them.
-
-    Args:
-        write: makes the files in a folder.
-        read: reads all of them; a command returns its exit status.
-    """
+class Target(NamedTuple):
+    """What makes good files in a folder, and what reads all of them; a command returns its exit status."""
 
     write: Callable[[Path], object]
     read: Callable[[Path], object]
@@ -139,16 +132,6 @@ def _write_runs(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(place / "media" / "picture.png")
 
 
-def _read_record(folder: Path) -> None:
-    for path in folder.rglob("record.json"):
-        records.read(path)
-
-
-def _read_curves(folder: Path) -> None:
-    for path in folder.rglob("metrics.csv"):
-        read_curves(path)
-
-
 def _report(folder: Path) -> int:
     return main(["report", "--runs", str(folder / "runs"), "--output", str(folder.parent / "page.html")])
 
@@ -192,7 +175,6 @@ def _write_tables(folder: Path) -> None:
 
 
 def _write_config(folder: Path) -> None:
-    (folder / "mine.yaml").write_bytes((project_root() / "configs" / "avid_cma" / "cma.yaml").read_bytes())
     (folder / "mine.yaml").write_text("model: {init_args: {out_dim: 64}}\ndata: {init_args: {batch_size: 8}}\n")
 
 
@@ -250,8 +232,8 @@ TARGETS: dict[str, Target] = {
     "regions": Target(_write_regions, _read_regions),
     "text features": Target(_write_text_features, _read_text_features),
     "vocabularies": Target(_write_words, _read_words),
-    "record": Target(_write_runs, _read_record),
-    "curves": Target(_write_runs, _read_curves),
+    "record": Target(_write_runs, lambda folder: [records.read(path) for path in folder.rglob("record.json")]),
+    "curves": Target(_write_runs, lambda folder: [read_curves(path) for path in folder.rglob("metrics.csv")]),
     "tables": Target(_write_tables, lambda folder: tables._loaded("mct", folder / "tables.yaml", (0,))),
     "YAML": Target(_write_config, lambda folder: load_yaml(folder / "mine.yaml")),
     "checkpoint": Target(_write_checkpoint, _read_checkpoint),
