@@ -17,6 +17,24 @@ from wandb.sdk.lib import wbauth
 
 KEY = "1" * 40
 ENTITY = "someone"
+VIEWER = {
+    "viewer": {
+        "id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "admin": False,
+        "teams": {"edges": []},
+    }
+}  # fmt: skip
+#: Operations whose data are always the same.
+FIXED: dict[str, dict[str, Any]] = {
+    "Viewer": VIEWER,
+    "GetDefaultEntity": VIEWER,
+    "ServerFeaturesQuery": {"serverInfo": {"features": []}},
+    "OrganizationCoreWeaveOrganizationID": {"entity": {"organization": None}},
+    "MarkRunFilesUploaded": {"markRunFilesUploaded": {"success": True}},
+    "FetchArtifactDigestAlgorithm": {"project": {"artifactType": None}},
+    "XXHashDigestsEnabled": {"entity": {"xxhashDigestsEnabled": False}},
+    "GetProjects": {"models": {"edges": [], "pageInfo": {"endCursor": "", "hasNextPage": False}}},
+    "CreateProject": {"result": None},
+}
 
 
 @dataclass
@@ -96,6 +114,8 @@ class WandbStub:
         """The data of a GraphQL operation."""
         found = re.search(r"\b(query|mutation)\s+(\w+)", query)
         name = found.group(2) if found else "anonymous"
+        if name in FIXED:
+            return FIXED[name]
         handler = getattr(self, f"on_{name}", None)
         if handler is None:
             self.unknown.append(f"{name} {query[:2000]} {variables}")
@@ -103,29 +123,9 @@ class WandbStub:
         data: dict[str, Any] = handler(variables)
         return data
 
-    def on_Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
-        viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "admin": False}
-        return {"viewer": {**viewer, "teams": {"edges": []}}}
-
-    on_GetDefaultEntity = on_Viewer
-
-    def on_ServerFeaturesQuery(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"serverInfo": {"features": []}}
-
-    def on_OrganizationCoreWeaveOrganizationID(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"entity": {"organization": None}}
-
     def _bucket(self, run_id: str, project: str) -> dict[str, Any]:
         run = self.run(run_id)
         owner = {"id": "1", "name": ENTITY}
-        counts = {
-            key: len(run.files.get(name, {}))
-            for key, name in (
-                ("logLineCount", "output.log"),
-                ("historyLineCount", "wandb-history.jsonl"),
-                ("eventsLineCount", "wandb-events.jsonl"),
-            )
-        }
         return {
             "id": f"id-{run_id}",
             "name": run_id,
@@ -134,16 +134,16 @@ class WandbStub:
             "sweepName": None,
             "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
             "summaryMetrics": json.dumps(run.summary),
-            "historyTail": json.dumps(
-                [line for _, line in sorted(run.files.get("wandb-history.jsonl", {}).items())][-1:]
-            ),
+            "historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]),
             "eventsTail": "[]",
             "tags": run.fields.get("tags") or [],
             "notes": run.fields.get("notes") or "",
             # Without it the client takes the run for one that never began.
             "wandbConfig": json.dumps({"t": 1} if "_wandb" in run.config else {}),
             "project": {"id": "p1", "name": project, "entity": owner},
-            **counts,
+            "logLineCount": len(run.files.get("output.log", {})),
+            "historyLineCount": len(run.history),
+            "eventsLineCount": len(run.files.get("wandb-events.jsonl", {})),
         }
 
     def on_RunResumeStatus(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -167,19 +167,10 @@ class WandbStub:
         files = [{"name": name, "uploadUrl": f"{self.address}/put/{run}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": f"id-{run}", "uploadHeaders": [], "files": files}}
 
-    def on_MarkRunFilesUploaded(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"markRunFilesUploaded": {"success": True}}
-
     def on_ArtifactType(self, variables: dict[str, Any]) -> dict[str, Any]:
         known = [a for a in self.artifacts if a.name == variables["name"].split(":")[0]]
         artifact = {"artifactType": {"name": known[-1].kind}} if known else None
         return {"project": {"artifact": artifact}}
-
-    def on_FetchArtifactDigestAlgorithm(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"project": {"artifactType": None}}
-
-    def on_XXHashDigestsEnabled(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"entity": {"xxhashDigestsEnabled": False}}
 
     def on_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         sent = variables["input"]
@@ -224,12 +215,6 @@ class WandbStub:
         sent = variables["input"]
         self.run(sent["runName"]).used.append(self.artifacts[int(sent["artifactID"])].name)
         return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "", "state": "COMMITTED"}}}
-
-    def on_GetProjects(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"models": {"edges": [], "pageInfo": {"endCursor": "", "hasNextPage": False}}}
-
-    def on_CreateProject(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"result": None}
 
     def on_upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Keeps reports and saved views; one that was deleted cannot be written again."""
