@@ -38,18 +38,14 @@ def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def with_root(root: Path, **data: Any) -> dict[str, Any]:
-    dataset = {"init_args": {"root": str(root), "common_seconds": None}}
-    return {"data": {"init_args": {"world": None, "dataset": dataset, **data}}}
-
-
 def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Path) -> None:
     files = sorted((kinetics / "train").rglob("*.mp4"))
     files[3].write_bytes(b"")
     files[11].write_bytes(files[11].read_bytes()[:400])
     files[20].write_bytes(random.Random(0).randbytes(3000))
-    layer = with_root(kinetics, max_skipped_fraction=0.2)
-    layer["trainer"] = {"limit_train_batches": 1.0}
+    dataset = {"init_args": {"root": str(kinetics), "common_seconds": None}}
+    data = {"world": None, "dataset": dataset, "max_skipped_fraction": 0.2}
+    layer = {"data": {"init_args": data}, "trainer": {"limit_train_batches": 1.0}}
     record = run_stage(request("avid/avid", tmp_path / "run", layer=layer))
     training = record.data["training (kinetics400)"]
     assert training["samples"] == 60
