@@ -22,21 +22,21 @@ from tests.stages import callbacks
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
 
 
-def _run_until_killed(stage: StageRequest, owner: type, method: str, when: Callable[..., bool]) -> None:
-    original = getattr(owner, method)
+def _run_until_killed(stage: StageRequest, module: Any, step: int) -> None:
+    original = module.training_step
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        if when(*args, **kwargs):
+    def watched(self: Any, *args: Any) -> Any:
+        if self.trainer.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
+        return original(self, *args)
 
-    setattr(owner, method, watched)
+    module.training_step = watched
     run_stage(stage)
 
 
-def kill_when(stage: StageRequest, owner: type, method: str, when: Callable[..., bool]) -> None:
-    """Run a stage until a method is called with arguments for which `when` says so."""
-    process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, owner, method, when))
+def kill_at(stage: StageRequest, module: type, step: int) -> None:
+    """Run a stage until it is in the middle of a step."""
+    process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, module, step))
     process.start()
     process.join(LONG)
     assert process.exitcode == -signal.SIGKILL
@@ -76,11 +76,6 @@ def run_and_resume(
 def assert_resumes(stage: StageRequest, module: type, step: int) -> Record:
     """Run a stage, and again from its folder as it was in the middle of a step."""
     return run_and_resume(stage, module, "training_step", lambda self, *_: self.trainer.global_step == step)[0][1]
-
-
-def kill_at(stage: StageRequest, module: type, step: int) -> None:
-    """Run a stage until it is in the middle of a step."""
-    kill_when(stage, module, "training_step", lambda self, *_: self.trainer.global_step == step)
 
 
 def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:

@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from common.protocols.classification import ActionRecognition, LinearProbes
 from common.reporting import records
 from common.stages.plan import state_of
 from common.stages.request import recorded_lineage
@@ -130,19 +129,6 @@ def test_cma_with_a_set_mined_in_between(tmp_path: Path, monkeypatch: pytest.Mon
     run_stage(stages[1])
     assert mined[3:] == [14]  # the set of the second epoch came with the checkpoint
     compare(*(stage.directory for stage in stages))
-
-
-@pytest.mark.parametrize(
-    ("recipe", "module", "arguments"),
-    [
-        ("kinetics_linear", LinearProbes, {}),  # its encoder stays frozen
-        ("ucf101_fine_tune", ActionRecognition, {"warmup_epochs": 1, "milestones": [1]}),  # with dropout
-    ],
-)
-def test_protocols(recipe: str, module: type, arguments: dict[str, Any], tmp_path: Path) -> None:
-    trainer = {**LAYER["trainer"], "callbacks": callbacks(2)}
-    layer = {"trainer": trainer, "model": {"init_args": arguments}}
-    assert_resumes(request(f"avid/{recipe}", tmp_path, layer=layer), module, 7)
 
 
 def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.protocols.bridge import BridgedRetrieval
-from common.protocols.classification import LinearClassification
+from common.protocols.classification import ActionRecognition, LinearClassification, LinearProbes
 from common.protocols.search import CrossModalSearch
 from common.training.selection import BestWeights
 from papers.m3p.module import M3PModule
@@ -23,13 +23,12 @@ from papers.xmc_gan.module import XMCGANModule
 from tests.m3p.stages import stage as m3p_stage
 from tests.resume.killing import LAYER, assert_resumes, run_and_resume
 from tests.stages import callbacks, request
+from tests.vx2text import stages as vx2text
+from tests.xmc_gan import stages as xmc_gan
 
 # Four steps an epoch, a checkpoint every three: step 8 goes on from 6, in the middle of epoch 1.
 EVERY_THREE = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(3)}}
-WITHOUT_PARENTS = {
-    "avsd": [word for name in ("text", "video", "audio") for word in (f"--model.{name}_pretrained", "null")],
-    "xmc_gan": ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"],
-}
+WITHOUT_PARENTS = {"vx2text/avsd": vx2text.WITHOUT_PARENTS, "xmc_gan/xmc_gan": xmc_gan.WITHOUT_PARENTS}
 
 
 @pytest.mark.parametrize(
@@ -37,8 +36,7 @@ WITHOUT_PARENTS = {
     [("vx2text/avsd", VX2TextModule), ("vx2text/text_words", TextPretraining), ("xmc_gan/xmc_gan", XMCGANModule)],
 )
 def test_noise_dropout_averages_and_spectral_vectors(recipe: str, module: type, tmp_path: Path) -> None:
-    parents = WITHOUT_PARENTS.get(recipe.split("/")[1], [])
-    stage = request(recipe, tmp_path, *parents, layer=EVERY_THREE)
+    stage = request(recipe, tmp_path, *WITHOUT_PARENTS.get(recipe, []), layer=EVERY_THREE)
     assert assert_resumes(stage, module, 8).steps == 12
     if module is XMCGANModule:
         state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
@@ -76,17 +74,21 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "module", "killed_at"),
+    ("recipe", "module", "arguments", "killed_at"),
     [
-        ("virtex", VirTex, 7),
-        ("one_encoder", OneEncoder, 7),
-        ("imagenet_linear", LinearClassification, 7),
-        ("cross_modal_search", CrossModalSearch, 9),
+        ("avid/kinetics_linear", LinearProbes, {}, 7),  # its encoder stays frozen
+        ("avid/ucf101_fine_tune", ActionRecognition, {"warmup_epochs": 1, "milestones": [1]}, 7),  # with dropout
+        ("mct/virtex", VirTex, {}, 7),
+        ("mct/one_encoder", OneEncoder, {}, 7),
+        ("mct/imagenet_linear", LinearClassification, {}, 7),
+        ("mct/cross_modal_search", CrossModalSearch, {}, 9),
     ],
 )
-def test_the_other_modules_of_mct(tmp_path: Path, stage: str, module: type, killed_at: int) -> None:
-    layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
-    assert_resumes(request(f"mct/{stage}", tmp_path, layer=layer), module, killed_at)
+def test_protocols_and_baselines(
+    recipe: str, module: type, arguments: dict[str, Any], killed_at: int, tmp_path: Path
+) -> None:
+    layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}, "model": {"init_args": arguments}}
+    assert_resumes(request(recipe, tmp_path, layer=layer), module, killed_at)
 
 
 # Two iterations are a cycle and eight an epoch. With an update for each and a checkpoint every three, the kill at
