@@ -353,6 +353,12 @@ class BoxTransform:
     std: tuple[float, float, float] = IMAGENET_STD
     training: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError("sizes: expected at least one")
+        if self.max_size < max(*self.sizes, self.test_size):
+            raise ValueError(f"max_size ({self.max_size}) must not be smaller than one of sizes or test_size")
+
     def with_training(self, training: bool) -> BoxTransform:
         """The same transform for training or for a test."""
         return dataclasses.replace(self, training=training)
@@ -529,7 +535,7 @@ def draw_detections(
         for box, label, score in zip(image.boxes, image.labels.tolist(), image.scores.tolist()):
             if score < LEAST_SCORE:
                 continue
-            color = colormaps["tab20"](label - 1)
+            color = colormaps["tab20"](label % 20)
             frame(axis, box, edgecolor=color, linewidth=1.5)
             name = plain(f"{images.listing.classes[label - 1]} {score:.2f}")
             axis.text(box[0], box[1], name, fontsize=6, color="white", backgroundcolor=color)

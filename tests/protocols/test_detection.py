@@ -221,6 +221,14 @@ def test_a_test_image_is_resized_with_its_boxes() -> None:
     assert torch.equal(unchanged, torch.from_numpy(np.array(picture(40, 30))).permute(2, 0, 1) / 255)
 
 
+@pytest.mark.parametrize(
+    ("given", "field"), [({"sizes": ()}, "sizes"), ({"max_size": 799}, "max_size"), ({"test_size": 1334}, "max_size")]
+)
+def test_sizes_that_no_picture_can_have_are_refused(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}"):
+        BoxTransform(**given)
+
+
 def test_training_draws_sizes_and_flips_with_the_boxes() -> None:
     transform = BoxTransform(sizes=(8, 16), test_size=8, max_size=64, mean=(0, 0, 0), std=(1, 1, 1))
     pixels = np.zeros((8, 12, 3), dtype=np.uint8)
@@ -496,7 +504,7 @@ def test_the_true_and_the_likely_boxes_are_drawn(voc: Path, monkeypatch: pytest.
     assert not any(axis.axison for axis in axes)
     assert axes[0].get_xlim() == (0, 40)
     assert axes[0].get_ylim() == (32, 0)
-    assert text.get_bbox_patch().get_facecolor() == solid.get_edgecolor() == colormaps["tab20"](1)
+    assert text.get_bbox_patch().get_facecolor() == solid.get_edgecolor() == colormaps["tab20"](2)
     assert dashed.get_edgecolor() == (1, 1, 1, 1)
 
 
