@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from operator import itemgetter
@@ -51,7 +52,7 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
     found: dict[tuple[str, str, str], Curves] = {}
     if not path.exists():
         return found
-    csv.field_size_limit(2**31 - 1)  # a curve with many points exceeds the default
+    csv.field_size_limit(sys.maxsize)  # a curve with many points exceeds the default
     with parsing(path, RecordError), gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         for scale, draw, stage, name, steps, values in list(csv.reader(file))[1:]:
             points = zip(map(float, steps.split()), map(float, values.split()), strict=True)

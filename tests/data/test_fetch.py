@@ -114,6 +114,7 @@ class TestUnpack:
     def test_a_zip_without_its_first_folder(self, address: str, tmp_path: Path) -> None:
         Server.body = packed("x.zip", {"dataset-master/data/a.txt": b"a", "dataset-master/README": b"b"})
         data = one(address, file="set/x.zip", unpack="set", strip=1)
+        (tmp_path / "set/.unpacking-x.zip").mkdir(parents=True)  # a killed process left it
         fetch(data, tmp_path)
         assert (tmp_path / "set/data/a.txt").read_text() == "a"
         names = ["README", "data", "x.zip", "x.zip.unpacked"]

@@ -278,7 +278,7 @@ def _of_launcher(started: Any, gone: Any, rank: Any) -> None:
     process.join()
 
 
-def test_a_rank_ends_with_the_process_that_started_it() -> None:
+def test_a_rank_ends_with_the_process_that_started_it(capfd: pytest.CaptureFixture[str]) -> None:
     context = multiprocessing.get_context("fork")
     started, gone = context.Event(), context.Event()
     receiver, sender = context.Pipe(duplex=False)
@@ -289,6 +289,7 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     launcher.kill()
     launcher.join()
     until(lambda: not runs(rank))
+    assert capfd.readouterr() == ("", "rank ? stops: its parent process died\n")
 
 
 def test_a_job_is_queued_again_once_and_before_its_run_is_closed(
