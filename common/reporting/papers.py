@@ -35,7 +35,7 @@ class Paper:
     order: int
     recipe: str
     about: str = ""
-    without_files: dict[str, Any] = field(default_factory=dict, hash=False)
+    without_files: dict[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:

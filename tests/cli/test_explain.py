@@ -106,9 +106,13 @@ FUNCTIONS = {
 }
 
 
+#: Sections of a paper's page that its metrics cite.
+SECTIONS = {"avid_cma": "10.1 10.2 10.3", "xmc_gan": "9 14.5", "m3p": "10", "vx2text": "11", "mct": "8 9"}
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_function_of_every_metric_is_found(paper: str) -> None:
-    source, seen = load(paper), set()
+    source, seen, cited = load(paper), set(), set()
     for scale in SCALES:
         for stage in expand(source, scale):
             keys = {metric.key for _, _, metric in entries(source, stage.id, scale)}
@@ -119,3 +123,5 @@ def test_the_function_of_every_metric_is_found(paper: str) -> None:
                 found = find_metric(key, model)
                 assert found, f"no function names {key} of stage {stage.id}"
                 assert found.function == FUNCTIONS.get(key, found.function)
+                cited.add(found.page)
+    assert cited == {"", *(f"docs/papers/{paper}.md [{section}]" for section in SECTIONS[paper].split())}

@@ -47,6 +47,7 @@ def test_arithmetic() -> None:
         "AVID.ucf >= 1 or AVID.esc >= 1",
         "AVID.ucf >= AVID.esc ** 9",
         "AVID.ucf >= 'high'",
+        "AVID.ucf >= True",
         "1 >= 2",
         "AVID.ucf >=",
         "AVID.ucf >= 1 / 0",
@@ -100,7 +101,8 @@ def test_the_difference_is_paired_and_leaves_the_threshold_out() -> None:
     half = 4.302653 * 0.288675 / 3**0.5
     assert result.interval == pytest.approx((19 / 6 - half, 19 / 6 + half), abs=1e-5)
     assert result.outcome == "+3.17 (+2.45 to +3.88; n=3)"
-    assert judged("A.x < B.x", {0: 1.0}, {0: 4.0})[0].difference == -3.0
+    found = [judged(holds, {0: 1.0}, {0: 4.0})[0] for holds in ("A.x < B.x", "A.x + 2 > B.x / 2")]
+    assert [(one.difference, one.excess) for one in found] == [(-3.0, 3.0), (-1.0, 1.0)]
     assert judged("A.x / B.x < 0.5", {0: 1.0, 1: 1.0}, {0: 4.0, 1: 4.0})[0].outcome == "+0.25 (+0.25 to +0.25; n=2)"
 
 
@@ -123,3 +125,4 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
     # A tie of one draw is enough for one of the two.
     assert [verdict_of(judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0]) for sign in (">=", ">")] == ["holds", "fails"]
+    assert verdict_of(judged("A.x >= B.x", {0: 1.0, 1: 5.0}, {0: 2.0, 1: 3.0})[0]) == "not separable"

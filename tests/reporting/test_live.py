@@ -49,6 +49,8 @@ def test_the_page_follows_its_runs(server: LiveReport, run: Path) -> None:
     status, headers, text = get(server)
     assert status == 200
     assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert {**live.HEADERS, "Content-Type": "text/html; charset=utf-8"}.items() <= headers.items()
+    assert get(server, "/stamp")[1]["Content-Type"] == "text/plain; charset=utf-8"
     server._next = 0.0  # as after a while
     stamp = get(server, "/stamp")[2]
     assert f'"{stamp}"' in text

@@ -111,6 +111,7 @@ def test_values_that_json_lacks() -> None:
     record = a_record(metrics={"a": float("nan"), "b": 1}, config={"limit": float("inf"), "betas": (0.9, 0.99)})
     assert record.metrics == {"a": None, "b": 1.0}
     assert record.config == {"limit": "inf", "betas": [0.9, 0.99]}
+    assert (record.global_batch, record.steps, record.wall_seconds) == (0, 0, 0.0)
     assert Record.from_json(record.to_json()) == record
 
 
@@ -121,7 +122,7 @@ VALID = json.loads(a_record().to_json())
     ("content", "named"),
     [
         (b"{", "JSON"),
-        (json.dumps({key: VALID[key] for key in VALID if key != "git"}).encode(), "git"),
+        (json.dumps({key: VALID[key] for key in VALID if key != "git"}).encode(), "git: missing$"),
         (json.dumps({**VALID, "config": functools.reduce(lambda a, _: {"a": a}, range(900), {})}).encode(), "JSON"),
         (None, ""),
     ],
@@ -174,6 +175,11 @@ def test_expected_seconds_are_of_this_processor_or_instruction_set_and_pace(monk
     assert expected([run("a", 30.0)], "a", "b", "d") == [30.0, 8.0, None]
 
 
+def test_memory_is_in_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 801_000}.__getitem__)
+    assert records.hardware()["memory_gib"] == 3.1
+
+
 def test_git_state_ignores_results_pages_and_runs_only(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         subprocess.run(
@@ -181,7 +187,7 @@ def test_git_state_ignores_results_pages_and_runs_only(tmp_path: Path) -> None:
             check=True, capture_output=True,
         )  # fmt: skip
 
-    assert records.git_state(tmp_path) == {"revision": None, "dirty": None}
+    assert records.git_state(None) == records.git_state(tmp_path) == {"revision": None, "dirty": None}
     git("init", "-q")
     (tmp_path / "code.py").write_text("1")
     git("add", ".")

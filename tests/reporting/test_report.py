@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.reporting import media
-from common.reporting.curves import read_curves, thinned
+from common.reporting.curves import importance, read_curves, thinned
 from common.reporting.papers import existing_papers
 from common.reporting.report import build
 from common.reporting.tables import load
@@ -148,6 +148,8 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # too large to be drawn
     assert read_curves(path) == {"a": [(1.0, 2.0), (2.0, 1.0)]}
     assert read_curves(tmp_path / "none.csv") == {}
+    names = ["val/loss", "train/loss", "val/mlm_loss", "train/mlm_loss", "val/accuracy", "gradient_norm"]
+    assert sorted(sorted(names), key=importance) == names
     points = [(float(step), 10.0 * step) for step in range(201)]
     assert thinned({"a": points[:200], "b": points, "c": points[:1]}) == {
         "a": points[:200], "b": [(step + 0.5, 10 * step + 5.0) for step in range(0, 200, 2)] + points[200:],

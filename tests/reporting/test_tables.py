@@ -31,7 +31,7 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("model: better", "model: beter", r"rows\[2\]\.model: unknown stage 'beter': did you mean 'better'"),
         ("published: {ucf: 82}", "published: {ucf: high}", r"published\.ucf\.value\S*: expected .* number, got 'high'"),
         ("warm_start: base", "warm_start: bass", r"from\.model\.init_args\.warm_start: unknown stage 'bass'"),
-        ("New.ucf + 1", "Now.ucf + 1", r"claims\[0\] .*holds: .*Now"),
+        ("New.ucf + 1", "Now.ucf + 1", r"claims\[0\] .*holds: .Now\.ucf. is not allowed in .*; did you mean .New."),
         ("One helps", "One helps" + " more" * 20, r"claims\[0\] .*text: .*at most 90"),
         ("New.ucf + 1", "`New longer`.ucf + 1", r"transfer.*New longer.*'paper'"),
         ("scales: [mini]", "scales: [minni]", r"scales\[0\]: unknown scale 'minni': did you mean 'mini'"),

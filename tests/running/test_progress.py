@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from common.commands.run import print_filled
-from common.reporting.progress import FILE, Watch, read
+from common.reporting.progress import FILE, Watch, duration, read
 from common.reporting.records import Record
 from common.stages.plan import count_by_request, seconds_left
 from common.stages.request import Selection
@@ -73,7 +74,7 @@ def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path:
 
     reach(0.3, 10)
     assert not lines
-    reach(0.3, 70)
+    reach(0.3, 60.5)
     reach(0.4, 200)
     reach(0.55, 201)
     assert lines == [
@@ -81,6 +82,9 @@ def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path:
         "  avid seed 0: step 550, 55 %, loss 4.25, 3.3 min left",
     ]
     assert watch.lines() == lines[1:]
+    os.utime(tmp_path / FILE, (now - 1.5, now - 1.5))
+    assert (read(tmp_path, now - 0.9) is None, read(tmp_path, now)) == (False, None)
+    assert [duration(seconds) for seconds in (89, 90, 5399, 5400)] == ["89 s", "1.5 min", "90.0 min", "1.5 h"]
     (tmp_path / FILE).write_text('{"step": ')
     assert watch.lines()[0].endswith(" s")
     watch.end("avid seed 0")

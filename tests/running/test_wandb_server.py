@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from unittest.mock import Mock
+from urllib.error import HTTPError
 
 import pytest
 import wandb
@@ -116,7 +119,7 @@ def test_a_setting_that_cannot_be_right_is_told_in_one_line(
     assert out.count("\n") == 1
 
 
-def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_or_is_behind_a_broken_proxy_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -124,6 +127,11 @@ def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> N
         clock = time.monotonic()
         assert "does not answer" in why_unreachable()
         assert time.monotonic() - clock < 80  # the client itself asks again for 90 seconds
+    for code in (404, 502, 503, 504):
+        opener = Mock(**{"return_value.open.side_effect": HTTPError("", code, "no", Message(), None)})
+        monkeypatch.setattr(wandb_server, "build_opener", opener)
+        assert ("does not answer" in why_unreachable()) is (code != 404), code
+        opener.return_value.open.assert_called_once_with(server(), timeout=0.5)
 
 
 def test_stages_online(
