@@ -20,6 +20,8 @@ import yaml
 from common.commands.main import main
 from common.data import fetch as fetching
 from common.data.datasets.coco import ARCHIVES
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.fetch import OpenData, OpenFile, fetch, open_data
@@ -185,3 +187,5 @@ def test_the_table() -> None:
                 assert file.checksum == own
                 compared += 1
     assert compared == 9
+    assert COCOKarpathy("x").checksums().keys() == {"train2014.zip", "val2014.zip"}
+    assert "md5:29b22e2961454d5413ddabcf34fc5622" in ImageNet("x").checksums().values()

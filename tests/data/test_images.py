@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -55,21 +54,16 @@ def equal(first: Sample, second: Sample) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-def saved(path: Path, pixels: np.ndarray, mode: str | None = None, kind: str = "PNG", **options: Any) -> Path:
-    image = Image.fromarray(pixels)
-    (image if mode is None else image.convert(mode)).save(path, kind, **options)
-    return path
-
-
 def test_colors_grey_levels_and_alpha(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     for name, stored in {"RGB": pixels[..., :3], "RGBA": pixels, "L": pixels[..., 0], "LA": pixels[..., :2]}.items():
-        image = read_image(saved(tmp_path / f"{name}.png", stored))
+        Image.fromarray(stored).save(tmp_path / f"{name}.png")
+        image = read_image(tmp_path / f"{name}.png")
         assert (image.mode, image.size) == ("RGB", (7, 5))
         expected = stored[..., :3] if name.startswith("RGB") else np.repeat(stored.reshape(5, 7, -1)[..., :1], 3, 2)
         assert np.array_equal(np.asarray(image), expected)
-    bits = read_image(saved(tmp_path / "bits.png", pixels[..., 0] > 99))
-    assert set(np.unique(np.asarray(bits)).tolist()) == {0, 255}
+    Image.fromarray(pixels[..., 0] > 99).save(tmp_path / "bits.png")
+    assert set(np.unique(np.asarray(read_image(tmp_path / "bits.png"))).tolist()) == {0, 255}
 
 
 def test_palettes_with_and_without_transparency(tmp_path: Path) -> None:

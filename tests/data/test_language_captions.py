@@ -156,7 +156,7 @@ def test_coco_cn_without_coco(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- text alone
 def test_wikipedia(tmp_path: Path) -> None:
     dataset = WikipediaText(write_wikipedia(tmp_path))
-    assert dataset.languages == ("en", "zh_yue")
+    assert (dataset.languages, dataset.unit) == (("en", "zh_yue"), "sentences")
     lines = dataset.sentences("train", "zh_yue")
     assert list(lines) == ["One zh_yue.", "Twö.", "Three"]
     assert (len(lines), lines[-1], lines[:2]) == (3, "Three", ["One zh_yue.", "Twö."])
@@ -181,10 +181,10 @@ def test_a_language_without_text(tmp_path: Path) -> None:
     (tmp_path / "en.train.txt").write_text(" \n\n")
     with pytest.raises(ValueError, match=r"en\.train\.txt: holds no text"):
         TextLines(tmp_path / "en.train.txt")
-    (tmp_path / "en.train.txt").write_bytes(b"good\nb\xffd\n")
+    (tmp_path / "en.train.txt").write_bytes(b"good\n\nb\xffd")
     lines = WikipediaText(tmp_path).sentences("train", "en")
     assert lines[0] == "good"
-    with pytest.raises(ValueError, match=r"en\.train\.txt: not UTF-8 at byte 6"):
+    with pytest.raises(ValueError, match=r"en\.train\.txt: not UTF-8 at byte 7"):
         lines[1]
 
 

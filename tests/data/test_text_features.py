@@ -38,7 +38,7 @@ def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(bert)
     counts: list[int] = []
     store = made(tmp_path / "coco-train-8.h5", bert, advance=counts.append, described={"a": "b"})
-    assert (counts, store.about["a"]) == ([4, 2], "b")
+    assert (counts, store.about["a"], store.about["made_of"][:16]) == ([4, 2], "b", "02ae16c26782061d")
     store = pickle.loads(pickle.dumps(store))  # as it travels to workers
     assert (len(store), store.width, store.max_tokens) == (6, 12, T)
     captions = np.array([4, 0, 2, 0])

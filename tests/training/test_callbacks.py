@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import lightning.pytorch as pl
 import numpy as np
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import NonFiniteLossError, StageError
 from common.training import callbacks
+from common.training.selection import BestWeights
 
 NO_MODULE: Any = None
 
@@ -236,3 +238,17 @@ def test_a_checkpoint_that_cannot_be_written_says_why(tmp_path: Path, monkeypatc
         with pytest.raises(StageError, match=rf"last\.ckpt: {reason}\. "):
             checkpoints.save_checkpoint({}, tmp_path / "last.ckpt")
     assert written == ["before"] * 2
+
+
+def test_the_best_weights_are_kept_and_the_first_win_a_tie() -> None:
+    module, logger, network = Mock(), Mock(), nn.Linear(1, 1, bias=False)
+    best, module.loggers = BestWeights(network, "r1", "epoch"), [logger]
+    assert best.metrics() == {}
+    for done, score in ((2, 0.5), (4, 0.75), (4, 9.0), (6, 0.75)):
+        nn.init.constant_(network.weight, done)
+        best.compare(module, lambda score=score: {"r1": score}, done, done // 2, at_end=done == 6)
+    assert module.mock_calls == [call.eval(), call.train()] * 3
+    assert logger.log_metrics.mock_calls == [call({"val/r1": s}, at) for s, at in ((0.5, 2), (0.75, 4), (0.75, 5))]
+    assert best.metrics() == {"selected_epoch": 2.0, "validation_r1": 0.75}
+    best.restore()
+    assert (network.weight.item(), best.weights) == (4.0, None)

@@ -22,7 +22,7 @@ from common.data.listing import Clip, Listing
 from common.data.media import FileCache
 from common.data.samplers import EpochSampler
 from common.training.data_module import MOST_AHEAD, PartsLoader, ShardedDataModule, bytes_of, loader_plan
-from tests.data.image_layouts import write_image
+from tests.data.image_layouts import FEATURES, regions, write_image
 
 
 @pytest.fixture
@@ -236,6 +236,7 @@ def test_parts_make_the_same_batches(collate: Any) -> None:
 def test_bytes_of_whatever_a_sample_holds() -> None:
     sample = {"video": torch.zeros(3, 4, dtype=torch.uint8), "boxes": [torch.zeros(2), torch.zeros(3)], "name": "text"}
     assert bytes_of([sample, (torch.zeros(1).numpy(), 3)]) == 12 + 20 + 4
+    assert bytes_of(regions(0)) == 3 * 4 * (FEATURES + 4) + 3 * 8
 
 
 class Growing(Dataset[Any]):

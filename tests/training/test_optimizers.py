@@ -6,12 +6,15 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from common.training import optimizers
 from common.training.optimizers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
 
 
@@ -209,6 +212,22 @@ def test_lookahead_starts_from_the_weights_of_its_first_step() -> None:
     train(model, optimizer, range(1))
     train(reference, Lookahead(torch.optim.SGD(reference.parameters(), 0.1), k=1, alpha=0.5), range(1))
     assert same(model, reference)
+
+
+def test_gradients_are_clipped_by_lightning_where_it_has_to() -> None:
+    for precision, kind, limit, norm in (
+        ("bf16-mixed", None, 0.5, 0.5), ("32-true", "Type.NORM", 2.0, 2.0), ("32-true", "norm", None, 3.0),
+        ("32-true", "value", 0.5, None), ("16-mixed", "norm", 0.5, None),
+    ):  # fmt: skip
+        module: Any = nn.Linear(9, 1, bias=False)
+        module.trainer, module.device = SimpleNamespace(precision=precision), torch.device("cpu")
+        module.weight.grad, asked = torch.ones(1, 9), Mock()
+        module.clip_gradients, optimizer = asked, torch.optim.SGD(module.parameters(), 0.1)
+        optimizers.clip_by_norm(module, optimizer, limit, kind)
+        assert asked.mock_calls == ([] if norm else [call(optimizer, limit, kind)])
+        assert float(module.weight.grad.norm()) == pytest.approx(norm or 3.0)
+        assert optimizers.fused(module) == ({} if precision == "16-mixed" else {"fused": True})
+        assert optimizers.fused(module, on_cpu=False) == {}
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def test_optimizer_groups(tmp_path: Path) -> None:
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in cli.model.parameters() if p.requires_grad)
     # Two of forty steps warm up.
+    assert made["lr_scheduler"]["interval"] == "step"
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * optimizer.param_groups[0]["initial_lr"])
 
 

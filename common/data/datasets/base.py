@@ -86,9 +86,6 @@ class MediaDataset(ABC):
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(root={str(self.root)!r})"
-
     # ------------------------------------------------------------------------------------------------ listing
     def listing(self, split: str, fold: int | None = None) -> Listing:
         """The clips or images of a split (or alias) and fold (from 1), sorted by file name on every machine."""

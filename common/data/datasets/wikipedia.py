@@ -16,8 +16,6 @@ from common.data.datasets.base import DatasetStatus, MediaDataset, Scan
 from common.data.sequences import MadeOnDemand
 from common.files import named
 
-_READ_AT_ONCE = 2**24
-
 
 class TextLines(MadeOnDemand[str]):
     """The non-blank lines of a UTF-8 text file, read lazily."""
@@ -48,20 +46,11 @@ class TextLines(MadeOnDemand[str]):
 
 def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
     """First byte of every non-blank line, and the byte after its last."""
-    ends = []
-    blank = []
-    place = 0
     with named(path), path.open("rb") as stream:
-        while block := stream.readlines(_READ_AT_ONCE):
-            lengths = np.fromiter(map(len, block), dtype=np.int64, count=len(block))
-            ends.append(place + np.cumsum(lengths))
-            blank.append(np.fromiter((not line.strip() for line in block), dtype=np.bool_, count=len(block)))
-            place = int(ends[-1][-1])
-    if not ends:
-        return {"limits": np.zeros((0, 2), dtype=np.int64)}
-    after = np.concatenate(ends)
-    limits = np.stack([np.concatenate([[0], after[:-1]]), after], axis=1)
-    return {"limits": limits[~np.concatenate(blank)]}
+        # Blank lines are counted below zero.
+        lines = np.fromiter((-len(line) if line.isspace() else len(line) for line in stream), np.int64)
+    after = np.cumsum(np.abs(lines))
+    return {"limits": np.stack([after - lines, after], axis=1)[lines > 0]}
 
 
 class WikipediaText(MediaDataset):
