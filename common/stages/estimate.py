@@ -98,7 +98,7 @@ class Estimate:
         return None if self.steps is None else self.seconds(card, utilization) * self.steps * self.devices / 3600
 
     def samples_per_second(self, card: Card, utilization: float) -> float:
-        return self.size * self.accumulated * self.devices / max(self.seconds(card, utilization), 1e-12)
+        return self.size * self.accumulated * self.devices / self.seconds(card, utilization)
 
 
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
@@ -134,7 +134,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
     data, loader_bytes = training.data, 0
     if data.num_workers:
-        per_node = max(devices // int(run.config["trainer"].get("num_nodes", 1)), 1)
+        per_node = devices // int(run.config["trainer"].get("num_nodes", 1))
         sample = bytes_of(data.synthetic.batch) // training.size
         budget = data.in_flight_bytes // per_node
         loader_bytes = per_node * loader_plan(budget, sample, training.size, data.num_workers).held
@@ -148,7 +148,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         size=training.size,
         accumulated=accumulated,
         devices=devices,
-        precision=str(run.config["trainer"].get("precision", "32-true")),
+        precision=str(run.config["trainer"]["precision"]),
         loader_bytes=loader_bytes,
     )
 

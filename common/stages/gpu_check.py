@@ -81,9 +81,6 @@ def measure(
         raise StageError(
             f"recipe {run.recipe}: {size} samples do not fit into the device's memory; lower --batch-size ({error})"
         ) from None
-    finally:
-        if cuda:
-            torch.cuda.set_sync_debug_mode("default")
     kernels = watch.kernels()
     seconds = statistics.median(watch.seconds())
     waits = sum("called a synchronizing" in str(warning.message) for warning in caught)

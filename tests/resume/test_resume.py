@@ -18,7 +18,7 @@ from torch import Tensor
 from common.reporting import records
 from common.stages.plan import state_of
 from common.stages.request import recorded_lineage
-from common.stages.run import run_stage
+from common.stages.run import _prepare_folder, run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
@@ -135,8 +135,9 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     stage = request("avid/avid", tmp_path)
     record = run_stage(stage)
     changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
-    kill_at(changed, AVIDModule, 1)
-    kill_at(replace(stage, overrides={"model.init_args.learning_rate": 0.4}), AVIDModule, 1)
+    another = replace(stage, overrides={"model.init_args.learning_rate": 0.4})
+    _prepare_folder(changed)
+    _prepare_folder(another)
     kill_at(changed, AVIDModule, 1)
     # What was begun is not gone on with, and what was finished is.
     done, reason = state_of(stage)
@@ -155,3 +156,5 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     assert "the configuration was reverted" in capsys.readouterr().out
     assert state_of(stage)[0]
     assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage
+    _prepare_folder(another)
+    assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == stage.lineage

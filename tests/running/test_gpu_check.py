@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from common.commands.main import main
 from common.reporting import records
-from common.stages import gpu_check
+from common.stages import gpu_check, loading
 from common.stages.configuration import resolve
-from common.stages.loading import measure_loading
 
 
 def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +69,43 @@ def test_a_gpu_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.kernels() == {"aten::mm": 0.25}  # operations stand for kernels
 
 
-def test_samples_are_read(tmp_path: Path) -> None:
-    told = measure_loading(resolve("avid_cma", "avid", scale="smoke"), tmp_path, seconds=0.1)
-    assert re.match(r"\d.* samples a second on a core, .* MB read for each", told)
+@pytest.mark.parametrize(("busy", "idle", "whole", "size"), [(0.15, 0.25, "256", 32), (0.3, 0.0, "8", 2)])
+def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps that take 0.1, 0.2 and 0.6 s and wait 30 times for the device."""
+    double, given = Mock(**{"cuda.get_device_name.return_value": "H100"}), []
+    timer = Mock(**{"return_value.timeit.side_effect": lambda times: Mock(median=0.01 * times)})
+
+    def training(run: Any, trainer: dict[str, Any], draw: Any, size: int) -> Any:
+        _, watch, stop = trainer.pop("callbacks")
+        given.append((run.hardware, trainer, draw.empty, size, watch.warm_up, watch.last, watch.profiled, stop.batches))
+        watch.seconds, watch.kernels, watch.peak = lambda: [0.1, 0.2, 0.6], lambda: {"gemm": 0.1, "copy": busy - 0.1}, 7
+        return SimpleNamespace(run=lambda: [warnings.warn("called a synchronizing", stacklevel=1) for _ in range(30)])
+
+    for name, value in {
+        "torch": double, "benchmark.Timer": timer, "synthetic_training": training, "Record": SimpleNamespace,
+        "estimate": lambda run, size: SimpleNamespace(flops=6e9 * size, accumulated=2),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"common.stages.gpu_check.{name}", value)
+    warnings.simplefilter("ignore")
+    record = gpu_check.measure("avid", arguments=["--data.batch_size", whole])[0]
+    options = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    assert given == [("gpu8", options, False, size, 5, 25, 5, 31)]
+    assert record.metrics == {
+        "step_seconds": 0.2, "step_seconds_std": pytest.approx((0.14 / 3) ** 0.5), "flops": 3e9 * size,
+        "matrix_rate": 2 * 8192**3 / 0.1, "peak_bytes": 7.0, "host_waits": 1.5, "idle_share": pytest.approx(idle),
+    }  # fmt: skip
+    assert (record.hardware["accelerators"], record.global_batch, record.steps) == (["H100"], size, 20)
+    assert (record.row, record.seed, record.scale, len(record.started)) == (None, 0, "paper", 25)
+    double.randn.return_value.to.assert_called_with(double.bfloat16)
+    assert timer.call_args.kwargs["num_threads"] == double.get_num_threads()
+
+
+def test_samples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (loading._bytes_read() > 0) == Path("/proc/self/io").exists()
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(loading, "time", SimpleNamespace(process_time=iter([1.0, 1.1, 1.25, 1.5]).__next__))
+    monkeypatch.setattr(loading, "_bytes_read", iter([5e6, 29e6]).__next__)
+    told = loading.measure_loading(resolve("avid_cma", "avid", scale="smoke"), tmp_path, seconds=0.5)
+    assert told == "16 samples a second on a core, 3 MB read for each (8 samples)"
+    assert threads == [1, torch.get_num_threads()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -164,3 +165,7 @@ def test_a_stage_leaves_nothing_of_the_one_before_in_memory(tmp_path: Path, monk
     for number in range(3):
         run_stage(request("mct/moco_v2", tmp_path / str(number)))
     assert [trainer() is None for trainer in made[:-1]] == [True, True]
+    # Lightning only says which rank died.
+    names = ("pytorch", "fabric", "fabric.strategies.launchers.subprocess_script")
+    levels = [logging.getLogger(f"lightning.{name}").level for name in names]
+    assert levels == [logging.ERROR, logging.ERROR, logging.INFO]
