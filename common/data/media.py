@@ -41,8 +41,8 @@ Item = TypeVar("Item")
 AUDIO_PREROLL_SECONDS = 0.5
 # Some containers round time stamps to milliseconds: only a larger step is a real gap.
 AUDIO_GAP_SECONDS = 0.05
-# A header with a longer duration is damaged.
-LONGEST_SECONDS = 7 * 24 * 3600.0
+# A header with the duration of a week or more is damaged.
+LONGEST_SECONDS = 604_800.0
 #: Duration in Matroska: `00:00:09.480000000`.
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 # PyAV's names of the sample types.

@@ -90,9 +90,8 @@ def write_multi30k(
     write_lines(home / f"task1/image_splits/{task1}.txt", (f"{stem}.jpg" for stem in stems))
     for language, rows in captions.items():
         for number, texts in enumerate(zip(*rows), 1):
-            name = (
-                f"task2/raw/{task2}.{number}.{language}.gz" if len(rows[0]) > 1 else f"task1/raw/{task1}.{language}.gz"
-            )
+            independent = language in ("en", "de")
+            name = f"task2/raw/{task2}.{number}.{language}.gz" if independent else f"task1/raw/{task1}.{language}.gz"
             # Without a time stamp, the same text gives the same file.
             packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
             (home / name).write_bytes(packed)
