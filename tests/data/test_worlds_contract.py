@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World, Write
+from common.data.worlds.clip_generator import ClipGenerator
 from common.data.worlds.emoji import EmojiWorld
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
-from common.data.worlds.narrated import NarratedWorld
+from common.data.worlds.narrated import SOURCE, NarratedWorld, Scene, render_frames
 from common.data.worlds.shapes import ShapesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
-from tests.data.worlds import TINY, digest, media, tiny
+from tests.data.worlds import TINY, digest, media, small, tiny
 from tests.machine import LONG
 
 Rendered = Callable[[type[World]], Any]
@@ -108,6 +110,16 @@ def test_a_second_call_leaves_the_files_alone(
     assert all(world.root_of(name).stat().st_mode & 0o055 == 0o055 for name in world.names)
 
 
+@pytest.mark.parametrize("number", range(20))
+def test_larger_frames_show_the_same(number: int) -> None:
+    found = []
+    for size in (24, 48):
+        rng = np.random.default_rng(number)
+        frames = render_frames(Scene.drawn(rng), SOURCE, size, 5, rng)
+        found.append([small(frame) for frame in (*frames, *ClipGenerator(5, size).video(1, number, 1.0))])
+    np.testing.assert_allclose(*found, rtol=0, atol=25)
+
+
 # ---------------------------------------------------------------------------------------------------- one cache for all
 class Dots(World):
     """Two data sets of three files; the second one cannot be written while `full` is set."""
@@ -144,6 +156,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     half = world.folder / ".rendering-half"  # of a process that was killed
     half.mkdir()
     (half / "part.txt").write_bytes(b"")
+    (world.folder / ".rendering-stuck").touch()  # cannot be removed as a folder, which stops nobody
     world.prepare(["second"])
     assert not half.exists()
 
@@ -156,7 +169,7 @@ def test_without_locks_no_process_removes_what_another_one_renders(
     class Slow(Dots):
         def _fill(self, name: str, root: Path, write: Write) -> None:
             super()._fill(name, root, write)
-            Dots(tmp_path).prepare(["second"])  # another process comes when the files are there, but not renamed
+            Dots(tmp_path).prepare()  # another process comes when the files are there, but not renamed
 
     world = Slow(tmp_path)
     world.prepare(["first"])

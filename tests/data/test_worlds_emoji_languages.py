@@ -28,14 +28,8 @@ def world(rendered: Callable[[type[World]], Any]) -> EmojiLanguagesWorld:
 
 @pytest.fixture(scope="module")
 def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
-    made = [
-        ConceptualCaptions("?"),
-        Multi30K("?"),
-        COCOKarpathy("?"),
-        STAIRCaptions("?"),
-        COCOCN("?"),
-        WikipediaText("?"),
-    ]
+    kinds: list[Any] = [ConceptualCaptions, Multi30K, COCOKarpathy, STAIRCaptions, COCOCN, WikipediaText]
+    made = [kind("?") for kind in kinds]
     for dataset in made:
         world.place(dataset)
         assert world.needed_for(dataset) == (dataset.name, *["coco_karpathy"] * isinstance(dataset, OnCOCO))
@@ -44,17 +38,15 @@ def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------- division
 def test_the_whole_world_has_the_sizes_it_says() -> None:
-    whole = tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400)
+    sizes = {"concepts": None, "test": 300, "fine_tune": 400}
+    whole, other = (tiny(EmojiLanguagesWorld, None, seed=seed, **sizes) for seed in (3, 7))
     parts = (whole.test_concepts, whole.fine_tune_concepts, whole.pretraining_concepts)
     assert [len(part) for part in parts] == [300, 400, 118]
     assert len({concept.index for part in parts for concept in part}) == 818
     assert all(concept.core for part in parts for concept in part)
     assert whole.held_out_concepts == whole.text_concepts[:40]
     # Seeds are measured on the same pictures.
-    assert (
-        tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400, seed=7).test_concepts
-        == whole.test_concepts
-    )
+    assert other.test_concepts == whole.test_concepts
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
     assert min(coverage.values()) > 500

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from common.metrics.gathering import OncePerSample, gather_rows
+from common.metrics.gathering import OncePerSample, RowsOncePerSample, gather_rows
 from common.protocols.classification import (
     ActionRecognition,
     LinearClassification,
@@ -55,6 +55,24 @@ def test_rows_of_uneven_processes_are_joined_in_rank_order() -> None:
     for joined, of_one in run_distributed(gather_uneven):
         assert joined == [0, 10, 11]
         assert of_one == [[5.0, 5.0]] * 3
+
+
+def test_a_process_without_samples_gets_the_rows_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, index, rows = {"pair": (torch.Size([2]), torch.float16)}, torch.tensor([5, 3]), torch.rand(2, 2).half()
+    sent = iter([[shapes], torch.tensor([2]), index, torch.tensor([2]), rows])  # by the first of two
+
+    def all_gather(found: list[Any], own: Any) -> None:
+        first = next(sent)
+        found[:] = (found[0].copy_(first), found[1].copy_(own)) if isinstance(own, torch.Tensor) else (first, own)
+
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 1}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    for name in ("all_gather", "all_gather_object"):
+        monkeypatch.setattr(f"torch.distributed.{name}", all_gather)
+    with torch.device("meta"):  # all is made where it is asked for
+        found, collected = RowsOncePerSample("pair").compute("cpu")
+    assert (found.tolist(), found.dtype, next(sent, None)) == ([3, 5], torch.int64, None)
+    assert torch.equal(collected["pair"], rows.flip(0))
 
 
 def test_odd_number_of_samples_is_counted_exactly_once() -> None:

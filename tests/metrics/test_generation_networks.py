@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError
-from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector
+from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
 
 
 def frozen(network: nn.Module) -> bool:
@@ -43,6 +44,20 @@ def test_inception(tmp_path: Path) -> None:
         InceptionV3(tmp_path / "other.pth")
 
 
+def test_inception_of_2015_takes_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ported, path = MagicMock(), tmp_path / "inception.pth"  # torch-fidelity, which brings the real one, is optional
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", ported)
+    with pytest.raises(CheckpointError, match=r"inception\.pth"):
+        TensorFlowInception(path)
+    torch.save({}, path)
+    freeze = ported.return_value.requires_grad_
+    images = torch.tensor([-0.1, 0.0, 0.25, 0.999, 1.1])
+    assert TensorFlowInception(path)(images) is freeze.return_value.return_value
+    ported.assert_called_once_with("inception-v3-compat", ["2048"], str(path))
+    freeze.assert_called_once_with(False)
+    assert freeze.return_value.call_args.args[0].tolist() == [0, 0, 64, 255, 255]
+
+
 def test_detector(tmp_path: Path) -> None:
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
 
@@ -72,12 +87,8 @@ def test_clip(tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = [
-        "<|startoftext|>",
-        "<|endoftext|>",
-        *"abcdeghikloprstu",
-        *(f"{letter}</w>" for letter in "abcdeghikloprstu"),
-    ]
+    letters = "abcdeghikloprstu"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     text = {**size, "vocab_size": len(words), "max_position_embeddings": 12, "eos_token_id": 1, "bos_token_id": 0}
     vision = {**size, "image_size": 32, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path)

@@ -189,7 +189,8 @@ def test_statistics_of_real_images_are_kept(tiny: dict[str, str]) -> None:
     assert data.looked_at == 2
 
 
-def test_object_accuracy_generates_images_of_its_own(tiny: dict[str, str]) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_object_accuracy_generates_images_of_its_own(first: bool, tiny: dict[str, str], capsys: Any) -> None:
     asked = []
 
     def images_of(batch: dict[str, Tensor], seed: int) -> Tensor:
@@ -197,11 +198,13 @@ def test_object_accuracy_generates_images_of_its_own(tiny: dict[str, str]) -> No
         return torch.where(batch["caption"] % 4 == 1, 0.9, 0.1).float()[:, None, None, None].expand(-1, 3, 8, 8)
 
     maker = module(TinyData(), len(IMAGES), images_of=images_of)
+    maker.trainer.is_global_zero = first
     evaluation = GenerationEvaluation(detector=tiny["detector"], repeats=3, object_copies=2)
     evaluation.begin(maker)
     update(evaluation, IMAGES)
     found = evaluation.compute()
     assert sum(asked) == 2 * len(TEXTS)
+    assert ("images for object accuracy" in capsys.readouterr().out) == first
     # All 21 cats are found, and every second one of 20 dogs.
     assert found == {"soa_c": pytest.approx(75.0), "soa_i": pytest.approx(100 * (21 + 10) / 41)}
 

@@ -164,11 +164,8 @@ class TestCrossModalSearch:
                 options = {"callbacks": callbacks, "enable_checkpointing": True, "use_distributed_sampler": False}
                 session = trainer(tmp_path, max_epochs=3, logger=file, log_every_n_steps=1, **options)
                 session.fit(module, datamodule=SearchData(), ckpt_path=checkpoint, weights_only=True)
-            return (
-                module,
-                judged.steps,
-                {name: set(row) for name, row in read_metrics(tmp_path / "metrics.csv").items()},
-            )
+            curves = read_metrics(tmp_path / "metrics.csv")
+            return module, judged.steps, {name: set(row) for name, row in curves.items()}
 
         whole, steps, curves = run(None)
         assert steps == [3, 6, 9]

@@ -131,8 +131,6 @@ def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
     """Put a drawing, uint8 [64, 64, 4], on a plain ground, color [3] in [0, 1]; returns uint8 [size, size, 3]."""
     opacity = drawing[..., 3:] / 255
     pixels = np.round(drawing[..., :3] * opacity + 255 * ground * (1 - opacity)).astype(np.uint8)
-    if size == CELL:
-        return pixels
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
 
 
