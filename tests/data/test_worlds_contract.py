@@ -134,6 +134,7 @@ class Dots(World):
         return 3
 
     def _fill(self, name: str, root: Path, write: Write) -> None:
+        assert root.match(f"{self.folder.name}/.rendering-*")  # so that it is moved by a rename, or found and removed
         for number in range(3):
             write(root / "dots" / f"{number}.txt", lambda path=root / "dots" / f"{number}.txt": path.write_text(name))
             if self.full and number == 1:

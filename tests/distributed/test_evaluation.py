@@ -59,20 +59,20 @@ def test_rows_of_uneven_processes_are_joined_in_rank_order() -> None:
 
 def test_a_process_without_samples_gets_the_rows_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes, index, rows = {"pair": (torch.Size([2]), torch.float16)}, torch.tensor([5, 3]), torch.rand(2, 2).half()
-    sent = iter([[shapes], torch.tensor([2]), index, torch.tensor([2]), rows])  # by the first of two
+    sent = iter([[shapes], torch.tensor([2]), index, torch.tensor([2]), rows])  # by the second of two
 
     def all_gather(found: list[Any], own: Any) -> None:
-        first = next(sent)
-        found[:] = (found[0].copy_(first), found[1].copy_(own)) if isinstance(own, torch.Tensor) else (first, own)
+        other = next(sent)
+        found[:] = (found[0].copy_(own), found[1].copy_(other)) if isinstance(own, torch.Tensor) else (own, other)
 
-    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 1}.items():
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
         monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
     for name in ("all_gather", "all_gather_object"):
         monkeypatch.setattr(f"torch.distributed.{name}", all_gather)
     with torch.device("meta"):  # all is made where it is asked for
         found, collected = RowsOncePerSample("pair").compute("cpu")
     assert (found.tolist(), found.dtype, next(sent, None)) == ([3, 5], torch.int64, None)
-    assert torch.equal(collected["pair"], rows.flip(0))
+    torch.testing.assert_close(collected["pair"], rows.flip(0), rtol=0, atol=0)
 
 
 def test_odd_number_of_samples_is_counted_exactly_once() -> None:

@@ -51,11 +51,11 @@ def test_inception_of_2015_takes_bytes(tmp_path: Path, monkeypatch: pytest.Monke
         TensorFlowInception(path)
     torch.save({}, path)
     freeze = ported.return_value.requires_grad_
-    images = torch.tensor([-0.1, 0.0, 0.25, 0.999, 1.1])
+    images = torch.tensor([-0.1, 0.0, 0.75, 0.999, 1.1])
     assert TensorFlowInception(path)(images) is freeze.return_value.return_value
     ported.assert_called_once_with("inception-v3-compat", ["2048"], str(path))
     freeze.assert_called_once_with(False)
-    assert freeze.return_value.call_args.args[0].tolist() == [0, 0, 64, 255, 255]
+    assert freeze.return_value.call_args.args[0].tolist() == [0, 0, 191, 255, 255]
 
 
 def test_detector(tmp_path: Path) -> None:
