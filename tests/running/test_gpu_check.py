@@ -27,12 +27,8 @@ def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.Captur
     (record,) = records.find(tmp_path)
     assert (record.paper, record.stage, record.scale) == ("mct", "gpu_check_moco_v2", "smoke")
     assert (record.global_batch, record.steps, record.precision) == (4, 2, "32-true")
-    found = record.metrics
-    assert found["flops"] > 1e6
-    assert found["matrix_rate"] > 1e7
-    # Both are timed while other processes come and go.
-    assert found["flops"] / found["step_seconds"] < 100 * found["matrix_rate"]
-    assert found["host_waits"] is None
+    missing = {name for name, value in record.metrics.items() if value is None}
+    assert missing == {"peak_bytes", "host_waits", "idle_share"}
     # An ordinary record, which is listed with the runs.
     assert main(["runs", "--runs", str(tmp_path)]) == 0
     assert "gpu_check_moco_v2" in capsys.readouterr().out
@@ -88,8 +84,8 @@ def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, mo
         monkeypatch.setattr(f"common.stages.gpu_check.{name}", value)
     warnings.simplefilter("ignore")
     record = gpu_check.measure("avid", arguments=["--data.batch_size", whole])[0]
-    options = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
-    assert given == [("gpu8", options, False, size, 5, 25, 5, 31)]
+    trainer = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    assert given == [("gpu8", trainer, False, size, 5, 25, 5, 31)]
     assert record.metrics == {
         "step_seconds": 0.2, "step_seconds_std": pytest.approx((0.14 / 3) ** 0.5), "flops": 3e9 * size,
         "matrix_rate": 2 * 8192**3 / 0.1, "peak_bytes": 7.0, "host_waits": 1.5, "idle_share": pytest.approx(idle),

@@ -27,10 +27,7 @@ from tests.stages import read_metrics, request
 
 @pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])
 def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expected: str) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("looked for a server although nobody asked for it")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.delattr(socket, "create_connection")  # nobody asks for a server
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == expected
 
