@@ -66,8 +66,8 @@ def test_override_syntax() -> None:
     assert pairs == [("model.temperature", 0.1), ("a", [1, 2]), ("n", -3)]
     assert files == [Path("x.yaml")]
     # What YAML takes for a comment or for quotes.
-    pairs, _ = parse_overrides(["--a", "/mine/clips #2", "--b", "'1'", "--d", "null"])
-    assert [value for _, value in pairs] == ["/mine/clips #2", "1", None]
+    pairs, _ = parse_overrides(["--a", "/mine/clips #2", "--b", "'1'", "--c", "--", "--d", "null"])
+    assert [value for _, value in pairs] == ["/mine/clips #2", "1", "--", None]
 
 
 def test_the_stack_in_order() -> None:
@@ -129,6 +129,7 @@ def test_a_new_row_is_as_small_as_the_one_that_it_extends(
         ({"arguments": ["--trainer.max_epoch", "1"]}, r"'trainer.max_epoch'.*'max_epochs'"),
         ({"arguments": ["--model.class_path", "papers.avid_cma.module.Avid"]}, r"model.class_path.*does not exist"),
         ({"arguments": ["stray"]}, "stray"),
+        ({"arguments": ["--seed", "--x"]}, "--seed needs a value"),
     ],
 )
 def test_a_mistake_is_named_with_its_layer_and_the_nearest(call: dict, named: str) -> None:
