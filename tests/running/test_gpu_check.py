@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -92,7 +92,8 @@ def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, mo
     }  # fmt: skip
     assert (record.hardware["accelerators"], record.global_batch, record.steps) == (["H100"], size, 20)
     assert (record.row, record.seed, record.scale, len(record.started)) == (None, 0, "paper", 25)
-    double.randn.return_value.to.assert_called_with(double.bfloat16)
+    assert (record.precision, record.versions, record.wall_seconds >= 0) == ("bf16-mixed", records.versions(), True)
+    assert double.randn.mock_calls[-2:] == [call(8192, 8192, device="cuda"), call().to(double.bfloat16)]
     assert timer.call_args.kwargs["num_threads"] == double.get_num_threads()
 
 
