@@ -16,7 +16,7 @@ import numpy.typing as npt
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, probe, restrict
-from common.files import cache_folder, console, exclusive, write_whole
+from common.files import cache_folder, console, exclusive, usable_cores, write_whole
 
 #: Largest fraction of unreadable files.
 MOST_UNREADABLE = 0.05
@@ -57,7 +57,7 @@ def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
     """Seconds [N] that picture and sound of every clip overlap, cached."""
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_suffix(".lock")), ThreadPoolExecutor() as pool:
+    with exclusive(path.with_suffix(".lock")), ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:
         known = _kept(listing)
         left = np.flatnonzero(np.isnan(known))
         for first in range(0, len(left), _AT_ONCE):

@@ -61,7 +61,7 @@ def test_what_is_known_is_not_asked_again(
         return probe(clip)
 
     monkeypatch.setattr(module, "_of_clip", counted)
-    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     with pytest.raises(KeyboardInterrupt):
         common_seconds(listing)
     assert not is_known(listing)
