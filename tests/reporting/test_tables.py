@@ -11,6 +11,7 @@ from common.reporting.papers import existing_papers, paper_named
 from common.reporting.tables import TablesError, expand, load
 from tests.reporting.conftest import TABLES
 
+AGAIN = "\n  - {id: transfer, title: A, source: b, metrics: {a: {label: a, stage: esc, key: k}}, rows: [{label: A}]}"
 CURVE = "curve: {x: a, at: [1, 2], panels: {b: {c: %s}}}\n    title: Transfer"
 
 
@@ -37,6 +38,8 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("scales: [mini]", "scales: [minni]", r"scales\[0\]: unknown scale 'minni': did you mean 'mini'"),
         ("label: New-One", "label: New", r"label 'New' occurs twice"),
         ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' occurs twice"),
+        ("tables:", "tables:" + AGAIN, r"table id 'transfer' occurs twice"),
+        ("published: {ucf: 82}", "published: {ucf: [80, 82]}", r"'helps': New-One\.ucf has no published number"),
         ("base, job: pretrain", "base, job: pretrain, from: {x: better}", "start from itself: base -> better -> base"),
         ("from: {model.init_args.warm", "parents: {model.init_args.warm", r"stages\.better: unknown key 'parents'"),
         ("title: Transfer", CURVE % "'New.ucf{x}'", r"curve\.panels\.b\.c\.1\S*: .*'ucf1'"),
