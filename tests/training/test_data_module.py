@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -112,7 +113,9 @@ def test_steps_that_are_put_together_by_the_data_set(module: ShardedDataModule) 
     assert next(iter(module.step_loader(Steps())))["key"] == [3, 0]
 
 
-def test_the_record_names_what_was_skipped(module: ShardedDataModule, items: ImageItems) -> None:
+def test_the_record_names_what_was_skipped(
+    module: ShardedDataModule, items: ImageItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
     list(module.training_loader(items))
     list(module.evaluation_loader(items, 2))
     list(module.evaluation_loader(TensorDataset(torch.zeros(3)), 2, "captions"))
@@ -128,6 +131,10 @@ def test_the_record_names_what_was_skipped(module: ShardedDataModule, items: Ima
         "skipped_names": ["3.jpg"],
     }
     assert described["part (test)"]["samples"] == 1
+    # Other processes skipped other files.
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda flags, op: flags[1:].fill_(op is dist.ReduceOp.MAX))
+    assert module.describe()["training (test)"]["skipped"] == 4
 
 
 def test_workers_find_the_cache_filled(
