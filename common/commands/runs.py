@@ -60,7 +60,7 @@ def runs(
     if fields:
         print("\n".join(reading.field_names(kept)))
     elif json_:
-        json.dump([_described(run, columns) for run in kept], sys.stdout, indent=1, ensure_ascii=False)
+        json.dump([_described(run, columns) for run in kept], sys.stdout, indent=1, ensure_ascii=False, default=str)
         print()
     else:
         _shown(kept, columns or COLUMNS)

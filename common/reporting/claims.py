@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from common.reporting.aggregate import TableResult
+from common.reporting.draws import Draw, by_seed
 from common.reporting.predicates import CellName, Comparison
 from common.reporting.tables import Check, Claim
 
@@ -111,17 +112,18 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
     }
     if missing := [str(cell) for cell in cells if cell not in measured and cell not in printed]:
         return replace(judged, detail=f"not measured: {', '.join(missing)}")
-    draws = sorted(set.intersection(*map(set, measured.values()))) if measured else []
+    draws = set.intersection(*map(set, measured.values())) if measured else set()
     if not draws:
         return replace(judged, detail="no draw has all cells")
-    by_seed: dict[int, list[float]] = {}
+    differences: dict[Draw, float] = {}
     try:
         for draw in draws:
             values = printed | {cell: found[draw] for cell, found in measured.items()}
-            by_seed.setdefault(draw.seed, []).append(comparison.difference(values.__getitem__))
+            differences[draw] = comparison.difference(values.__getitem__)
     except ZeroDivisionError:
         return replace(judged, detail="divides by zero")
-    means = [statistics.fmean(found) for found in by_seed.values()]
+    roundings = by_seed(differences).values()
+    means = [statistics.fmean(found) for found in roundings]
     difference, interval = statistics.fmean(means), interval_of(means)
     accepted = {comparison.accepts(end) for end in interval or (-math.inf, math.inf)}
     return replace(
@@ -130,7 +132,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
         difference=difference,
         interval=interval,
         seeds=len(means),
-        rounding=max(max(found) - min(found) for found in by_seed.values()),
+        rounding=max(max(found) - min(found) for found in roundings),
         excess=min(map(comparison.excess, interval or (difference,))),
         passes=comparison.accepts(difference),
         detail=f"in {_what(cells, result)}",

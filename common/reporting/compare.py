@@ -57,9 +57,10 @@ class Compared:
 
     @property
     def settled(self) -> bool:
-        """Whether all recorded draws agree to the last digit, so that the cell can't tell runs apart."""
+        """Whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart."""
         spread = self.reference.spread
-        return spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
+        same = spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
+        return same and (self.difference is None or self.ratio <= 1)
 
     @property
     def _last_digit(self) -> float:

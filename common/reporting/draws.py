@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,14 @@ class Draw(NamedTuple):
 
     def __str__(self) -> str:
         return f"seed {self.label}"
+
+
+def by_seed(values: Mapping[Draw, float]) -> dict[int, list[float]]:
+    """Seed to its values under one or several roundings."""
+    found: dict[int, list[float]] = {}
+    for draw in sorted(values):
+        found.setdefault(draw.seed, []).append(values[draw])
+    return found
 
 
 def told(draws: Iterable[Draw]) -> str:

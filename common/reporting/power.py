@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from common.errors import ReportingError, nearest
 from common.reporting.aggregate import TableResult
 from common.reporting.claims import CONFIDENCE
+from common.reporting.draws import by_seed
 from common.reporting.tables import Metric, Row, part_named
 
 #: Most runs to consider.
@@ -19,7 +20,7 @@ MOST_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Paired:
-    """A metric of two rows of a table, and their difference in each draw that both have."""
+    """A metric of two rows of a table, and their difference in each seed that both have; roundings are averaged."""
 
     result: TableResult
     metric: Metric
@@ -29,7 +30,8 @@ class Paired:
     @property
     def differences(self) -> list[float]:
         mine, theirs = (self.result.cells[one.label, self.metric.id].values for one in (self.row, self.over))
-        return [mine[draw] - theirs[draw] for draw in sorted(mine.keys() & theirs.keys())]
+        differences = {draw: mine[draw] - theirs[draw] for draw in mine.keys() & theirs.keys()}
+        return [statistics.fmean(found) for found in by_seed(differences).values()]
 
     @property
     def stages(self) -> list[str]:

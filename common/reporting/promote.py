@@ -63,7 +63,9 @@ def promote(
             done.append(Promotion(kept, action, reason))
             if action in (PROMOTED, UPDATED, UNCHANGED):
                 promoted[place] = kept
-                curves[place] = read_points(record.folder(root) / "metrics.csv")
+                points = read_points(record.folder(root) / "metrics.csv")
+                if points or action != UNCHANGED:  # a copied record may lack the curves that are already promoted
+                    curves[place] = points
         if any(one.action in (PROMOTED, UPDATED, UNCHANGED) for one in done):
             write_results(entry, promoted.values(), curves)
     return done

@@ -211,7 +211,7 @@ def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None
 def parse_condition(text: str) -> tuple[str, str, str]:
     """Field, sign and value of a condition such as `scale=mini`, `test/top1>=80` or `stage~esc` (contains)."""
     match = _CONDITION.fullmatch(text)
-    if match is None:
+    if match is None or match["value"].startswith(("=", "<", ">", "~")):
         raise ReportingError(
             f"--where {text}: write FIELD=VALUE, such as scale=mini, 'test/top1>=80', state!=done or "
             "stage~esc (contains)"

@@ -14,7 +14,7 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
 from common.errors import ReportingError
-from common.files import write_atomically
+from common.files import parsing, write_atomically
 from common.reporting import render
 from common.reporting.papers import Paper
 from common.reporting.records import Record
@@ -206,7 +206,8 @@ def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str)
 
     The file `sent` keeps their ids by server, project and title, so that sending again replaces them.
     """
-    ids = json.loads(sent.read_text(encoding="utf-8")) if sent.is_file() else {}
+    with parsing(sent, ReportingError):
+        ids = json.loads(sent.read_text(encoding="utf-8")) if sent.is_file() else {}
     here = ids.setdefault(f"{server()}/{entity}/{project()}", {})
     for document in documents:
         title = document.title if isinstance(document, wr.Report) else document.name

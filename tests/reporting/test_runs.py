@@ -84,6 +84,7 @@ def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:
         (("--sort", "test/topp1"), "did you mean 'test/top1'"),
         (("--where", "model.rat=1"), "did you mean 'model.rate'"),
         (("--where", "mini"), "FIELD=VALUE"),
+        (("--where", "scale==mini"), "FIELD=VALUE"),
         (("--diff", "esc@base", "base"), "means several runs"),
         (("--diff", "seed0/esc@bas", "base"), "did you mean 'mct/mini/seed0/esc@base'"),
         (("--diff", "esc@base", "base", "--json"), "leave out --json"),
