@@ -191,7 +191,7 @@ class AudioVisualClips(ClipDataset):
             frames = None
             video_start, audio_start = window
             if with_video:
-                frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps)
+                frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps, video[1])
                 # The video starts at a frame; shift the sound with it.
                 audio_start += actual_start - video_start
             return frames, sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)

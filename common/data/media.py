@@ -6,6 +6,7 @@ Time stamps are reliable; the number of samples a decoder returns before the fir
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections import OrderedDict
@@ -322,17 +323,18 @@ class MediaFile:
         self.audio_limits = self.info.audio_limits
         self.video_fps = self.info.video_fps
 
-    def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
+    def read_video(self, start: float, duration: float, fps: float, last: float = math.inf) -> tuple[Tensor, float]:
         """Decode a clip at a given frame rate by repeating or dropping frames, never blending.
 
         Returns frames [T, H, W, 3] uint8 and the time of the first. T is the duration times `fps`, or less at the end
-        of the file.
+        of the file or at second `last`.
 
         Source: docs/papers/avid_cma.md [2.1].
         """
         if self.video_limits is None:
             raise MediaError.of(self.path, "has no video stream")
         origin, end = self.video_limits
+        end = min(end, last)
         indices, actual_start = select_frames(start, duration, fps, self.video_fps, end, origin)
         if not len(indices):
             raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")

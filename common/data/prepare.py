@@ -148,6 +148,8 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, needs_sound: bool =
     """
     listing = dataset.listing("all")
     clips = [listing[row] for row in spread(len(listing), 1000)]
+    # A recipe of pictures alone can use files whose sound is damaged.
+    streams = dataset.streams if needs_sound or "video" not in dataset.streams else ("video",)
     kept = files.cache_folder() / "tried_files" / f"{dataset.index_name('all')}.json"
     try:
         known = json.loads(kept.read_bytes())
@@ -158,11 +160,12 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, needs_sound: bool =
     bad = 0  # counts clips; several may share a file
     silent = []
     for clip in clips:
-        key = json.dumps([(str(path), files.stamp_of(path)) for path in (clip.path, clip.sound) if path is not None])
-        verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
-        if verdicts[key] == _SILENT and needs_sound:
+        stamps = [(str(path), files.stamp_of(path)) for path in (clip.path, clip.sound) if path is not None]
+        key = json.dumps([streams, *stamps])
+        verdicts[key] = known[key] if key in known else _verdict(clip, streams)
+        if verdicts[key] == _SILENT:
             silent.append(clip.path)
-        elif verdicts[key] not in ("", _SILENT):
+        elif verdicts[key]:
             broken[str(clip.path)] = verdicts[key]
             bad += 1
     with contextlib.suppress(OSError):
@@ -203,7 +206,7 @@ def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
                 if "video" in streams and media.audio_limits is None:
                     return _SILENT
                 media.read_audio(*_window(media.audio_limits), CHECKED_SAMPLE_RATE)
-        if clip.sound is not None:
+        if "audio" in streams and clip.sound is not None:
             with open_media(clip.sound) as media:
                 media.read_audio(*_window(media.audio_limits), CHECKED_SAMPLE_RATE)
     except MediaError as error:

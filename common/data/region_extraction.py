@@ -32,7 +32,7 @@ from common.data.media import MediaError, read_image
 from common.data.regions import RegionFeatures, Regions, picture_key, write_regions
 from common.encoders.checkpoint_files import read_checkpoint, tensors_in
 from common.errors import StageError, printable
-from common.files import write_atomically
+from common.files import stamp_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def extract_regions(
     files: list[Path] = []
     for start in track(range(0, len(keys), batch_size), "extracting regions"):
         batch = keys[start : start + batch_size]
-        made_of = json.dumps([extractor.identity, distribution, batch])
+        made_of = json.dumps([extractor.identity, distribution, [(key, stamp_of(pictures[key])) for key in batch]])
         part = parts / f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.npz"
         if not part.exists():
             images: dict[str, Tensor] = {}

@@ -29,11 +29,11 @@ from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.item_dataset import Sample
-from common.data.listing import Clip, Listing, spread
+from common.data.listing import Listing, spread
 from common.data.transforms import compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
-from common.files import cache_folder
+from common.files import cache_folder, stamp_of
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, NonNegativeInt, PartialFraction, PositiveFloat, PositiveInt
@@ -78,7 +78,8 @@ class AudioVisualData(ShardedDataModule):
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
         # A listing's fingerprint covers only names, so also check whether the files changed.
-        looked_at = [_stamp(listing[row]) for row in spread(len(listing), STATISTICS_CLIPS)]
+        clips = [listing[row] for row in spread(len(listing), STATISTICS_CLIPS)]
+        looked_at = [stamp_of(clip.sound or clip.path) for clip in clips]
         settings = [
             audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
             os.path.abspath(listing.root), looked_at, self.sounds_of_statistics(),
@@ -92,15 +93,6 @@ class AudioVisualData(ShardedDataModule):
             path.parent.mkdir(parents=True, exist_ok=True)
             compute_audio_statistics((sample["audio"] for sample in loader), path)
         return read_statistics(path)
-
-
-def _stamp(clip: Clip) -> tuple[int, int] | None:
-    """Modification time and size of the file with a clip's sound; None if it is missing."""
-    try:
-        found = (clip.sound or clip.path).stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 class VideoClassificationData(AudioVisualData):

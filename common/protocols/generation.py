@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -18,7 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from common.data.datasets.coco import CLASSES
-from common.files import cache_folder
+from common.files import cache_folder, stamp_of
 from common.metrics.gathering import gather_objects
 from common.metrics.generation import (
     FeatureStatistics,
@@ -281,7 +282,10 @@ class GenerationEvaluation(ImageEvaluation):
 
     def _key(self, name: str, loader: Any) -> str:
         weights = hashlib.sha256(Path(str(self.files[name])).read_bytes()).hexdigest()
-        content = repr((name, weights, loader.dataset.describe(), len(loader.dataset), vars(self.data.transform)))
+        dataset = loader.dataset
+        # The description covers only names, so also check whether the files changed.
+        files = [os.path.abspath(dataset.listing.root), *(stamp_of(clip.path) for clip in dataset.listing)]
+        content = repr((name, weights, dataset.describe(), len(dataset), vars(self.data.transform), files))
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -105,7 +105,8 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     broken.parent.mkdir()
     broken.write_bytes(b"PK")
     assert "val: region features cannot be used: " in dataset.region_notes("val")[0]
-    broken.unlink()
+    broken.rename(broken.with_name(".all.0a.1.tmp.npz"))
+    assert "val: no region features" in dataset.region_notes("val")[0]
     # A folder of its own comes first; elsewhere, it is named.
     write_features(tmp_path / "regions" / "train.npz", ["7"])
     assert list(dataset.regions("train").keys) == ["7"]

@@ -50,8 +50,7 @@ def test_the_whole_world_has_the_sizes_it_says() -> None:
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
     assert min(coverage.values()) > 500
-    smallest = tiny(EmojiLanguagesWorld, None, concepts=8, test=1, fine_tune=1)
-    assert len(smallest.pretraining_concepts) == 6
+    assert len(tiny(EmojiLanguagesWorld, None, concepts=8, test=1, fine_tune=1).pretraining_concepts) == 6
 
 
 def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:

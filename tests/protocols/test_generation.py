@@ -94,7 +94,7 @@ TEXTS = [f"a {'dog' if n % 2 else 'cat'} of {' '.join(map(str, color))}" for n, 
 
 
 class Real:
-    """The data set behind the real images."""
+    listing = MagicMock()
 
     def __len__(self) -> int:
         return len(REAL)
@@ -187,6 +187,9 @@ def test_statistics_of_real_images_are_kept(tiny: dict[str, str]) -> None:
     Path(tiny["inception"]).write_bytes(b"other weights")
     GenerationEvaluation(inception=tiny["inception"]).begin(module(data, len(IMAGES)))
     assert data.looked_at == 2
+    Real.listing.__iter__.return_value = [SimpleNamespace(path=Path(__file__))]  # other files of the same names
+    GenerationEvaluation(inception=tiny["inception"]).begin(module(data, len(IMAGES)))
+    assert data.looked_at == 3
 
 
 @pytest.mark.parametrize("first", [True, False])

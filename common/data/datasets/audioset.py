@@ -27,7 +27,7 @@ from common.data.datasets.base import (
     walk,
     write_lines,
 )
-from common.data.listing import DatasetMissing
+from common.data.listing import DatasetError, DatasetMissing
 from common.types import NonNegativeFloat
 
 _LIST_FOLDERS = ("", "metadata/", "csv/")
@@ -196,7 +196,9 @@ def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]
 def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Identifiers and display names of the classes, in the order of their official index."""
     rows = read_csv(path, lambda row: (int(row["index"]), row["mid"], row["display_name"]), skipinitialspace=True)
-    _, identifiers, names = zip(*sorted(rows))
+    if not (known := sorted(rows)):
+        raise DatasetError(f"{path}: lists no classes; download it again")
+    _, identifiers, names = zip(*known)
     return identifiers, names
 
 

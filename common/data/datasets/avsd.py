@@ -145,7 +145,7 @@ class AVSD(MediaDataset):
 
 def _dialogs(path: Path) -> list[Dialog]:
     with parsing(path, DatasetError):
-        return [
+        dialogs = [
             Dialog(
                 str(entry["image_id"]),
                 single_spaced(entry.get("caption", "")),
@@ -154,6 +154,9 @@ def _dialogs(path: Path) -> list[Dialog]:
             )
             for entry in read_json(path)["dialogs"]
         ]
+        if silent := next((dialog.video for dialog in dialogs if not dialog.turns), None):
+            raise ValueError(f"the dialogue about {silent} has no turns")
+        return dialogs
 
 
 def _turn(question: str, answer: str) -> Turn:

@@ -79,7 +79,8 @@ class LanguageCaptioned(MediaDataset):
         places += [(parent, pattern) for parent in (folder, self.root) for pattern in official]
         places.append((folder, "*"))  # otherwise, features of all splits in files of any name
         for parent, pattern in places:
-            found = [path for path in parent.glob(pattern) if path.suffix.lower() in REGION_SUFFIXES]
+            seen = (path for path in parent.glob(pattern) if not path.name.startswith("."))
+            found = [path for path in seen if path.suffix.lower() in REGION_SUFFIXES]
             if found:
                 return tuple(sorted(found, key=_natural))
         return ()

@@ -84,7 +84,7 @@ class WikipediaText(MediaDataset):
     @property
     def languages(self) -> tuple[str, ...]:
         self.require_folder()
-        found = tuple(sorted(path.name.split(".")[0] for path in self.root.glob("*.train.txt")))
+        found = tuple(sorted(path.name.split(".")[0] for path in self.root.glob("[!.]*.train.txt")))
         if not (self._wanted or found):
             raise self._lacks(self.root, "no file of text")
         return self._wanted or found
