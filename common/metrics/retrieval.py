@@ -126,7 +126,7 @@ def caption_retrieval(
     owners = _checked_owners(image, captions, caption_image)
     captions = captions.to(image.device)
     results = []
-    for start, end in _folds(len(image), fold_size):
+    for start, end in folds(len(image), fold_size):
         here = ((owners >= start) & (owners < end)).nonzero().flatten()
         text = None if equal_text is None else equal_text.to(image.device)[here]
         i2t, t2i = caption_ranks(image[start:end], captions[here], owners[here] - start, text, max_scores)
@@ -134,7 +134,8 @@ def caption_retrieval(
     return {name: torch.stack([result[name] for result in results]).mean() for name in results[0]}
 
 
-def _folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
+def folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
+    """First and last row of each fold; raises if the images cannot be divided."""
     if fold_size is None:
         return [(0, images)]
     count = max(1, round(images / fold_size))

@@ -8,6 +8,7 @@ from typing import Any, Self
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -42,9 +43,15 @@ class EncoderModule(pl.LightningModule):
         self._frozen = frozen
         self._before: dict[str, Tensor] = {}
 
+    #: What each loader of the test gives, in order; empty if their number is free.
+    test_loaders: Sequence[str] = ()
+
     def setup(self, stage: str) -> None:
         """Load the pre-trained encoder before training; a test has the weights of the module's own checkpoint."""
         if stage == "fit":
+            data = getattr(self.trainer, "datamodule", None)
+            if self.test_loaders and data is not None and is_overridden("test_dataloader", data):
+                self._check_test_loaders(data.test_dataloader())
             self._before = {}
             if self.pretrained is not None:
                 self.load_pretrained(self.pretrained)
@@ -65,6 +72,17 @@ class EncoderModule(pl.LightningModule):
             for name, encoder in self.frozen().items()
             for key, value in encoder.state_dict().items()
         }
+
+    def on_test_start(self) -> None:
+        if self.test_loaders:
+            self._check_test_loaders(self.trainer.test_dataloaders)
+
+    def _check_test_loaders(self, loaders: Any) -> None:
+        if (count := number_of(loaders)) != (wanted := len(self.test_loaders)):
+            raise ValueError(
+                f"test_dataloaders: {type(self).__name__} needs {wanted} ({', '.join(self.test_loaders)}), but the "
+                f"data has {count}; data.fit, data.held_out_fraction and data.clip_accuracy_clips change their number"
+            )
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of everything but frozen encoders, whose batch statistics must not change."""
@@ -107,15 +125,9 @@ def check_num_classes(module: pl.LightningModule, num_classes: int | None = None
         )
 
 
-def number_of_test_loaders(module: pl.LightningModule) -> int:
-    loaders: Any = module.trainer.test_dataloaders
+def number_of(loaders: Any) -> int:
+    """Number of data loaders, which may be one that is in no list."""
     return len(loaders) if isinstance(loaders, list | tuple) else 1
-
-
-def require_test_loaders(module: pl.LightningModule, number: int, expected: str) -> None:
-    """Raise unless the test has that many loaders; `expected` describes them."""
-    if number_of_test_loaders(module) != number:
-        raise ValueError(f"test_dataloaders: {type(module).__name__} needs {number} of them: {expected}")
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:

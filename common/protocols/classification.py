@@ -20,8 +20,7 @@ from common.protocols.base import (
     check_num_classes,
     log_results,
     mean_average_precision,
-    number_of_test_loaders,
-    require_test_loaders,
+    number_of,
 )
 from common.training.optimizers import warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -132,7 +131,7 @@ class Classification(EncoderModule):
 
     def on_test_epoch_start(self) -> None:
         values = [f"{name} {value}" for name in self.names for value in ("top1", "top5", "finite")]
-        self.meters = [OncePerSample(*values) for _ in range(number_of_test_loaders(self))]
+        self.meters = [OncePerSample(*values) for _ in range(number_of(self.trainer.test_dataloaders))]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         values: dict[str, Tensor] = {}
@@ -168,6 +167,8 @@ class SupervisedClassification(Classification):
 
     Source: docs/papers/mct.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
     """
+
+    test_loaders = ("test images",)
 
     def __init__(
         self,
@@ -275,6 +276,8 @@ class LinearProbes(Classification):
     Source: docs/papers/avid_cma.md [10.2].
     """
 
+    test_loaders = ("test videos",)
+
     def __init__(
         self,
         video_encoder: nn.Module,
@@ -354,6 +357,8 @@ class LinearClassification(Classification):
     Source: docs/papers/mct.md [9], ImageNet linear, and 12.4.
     """
 
+    test_loaders = ("images held out from training", "test images")
+
     def __init__(
         self,
         image_encoder: nn.Module,
@@ -397,10 +402,6 @@ class LinearClassification(Classification):
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         return {f"loss_lr_{rate}": loss for rate, loss in losses.items()}
 
-    def on_test_epoch_start(self) -> None:
-        require_test_loaders(self, 2, "images held out from the training set, then the test images")
-        super().on_test_epoch_start()
-
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         validation, test = means
         valid = [name for name in self.names if validation[f"{name} finite"] == 1]
@@ -436,6 +437,7 @@ class MultiLabelTagging(Classification):
     """
 
     fewest_classes = 1
+    test_loaders = ("test images",)
 
     def __init__(
         self,

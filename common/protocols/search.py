@@ -20,7 +20,7 @@ from common.data.text import CaptionTokenizer, text_numbers
 from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.gathering import RowsOncePerSample
-from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.metrics.retrieval import caption_retrieval, folds, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.training.selection import BestWeights
@@ -103,6 +103,9 @@ class CrossModalSearch(EncoderModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         check_vocabulary(self, self.space.text_encoder)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, SearchData):
+            folds(len(data.searched(data.test_split)[0]), self.hparams["fold_size"])  # refuse it before training
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -232,13 +235,13 @@ class SearchData(PairData):
         self.test_split = test_split
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        return self.gallery(*self._searched(self.held_out_split), "validation")
+        return self.gallery(*self.searched(self.held_out_split), "validation")
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return self.gallery(*self._searched(self.test_split))
+        return self.gallery(*self.searched(self.test_split))
 
     @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run; every epoch asks for the same two splits
-    def _searched(self, split: str) -> tuple[ImageItems, CaptionRows]:
+    def searched(self, split: str) -> tuple[ImageItems, CaptionRows]:
         images = ImageItems(self.dataset.listing(split), **self.options(training=False))
         used = [own[: self.captions_per_image] for own in self.dataset.annotations(split).captions]
         return images, CaptionRows(used, self.words)

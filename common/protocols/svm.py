@@ -20,7 +20,6 @@ from common.protocols.base import (
     check_num_classes,
     log_results,
     mean_average_precision,
-    require_test_loaders,
 )
 from common.protocols.classification import of_stages, stage_channels
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -190,6 +189,8 @@ class MultiLabelSVM(FeatureSVM):
     Source: docs/papers/mct.md [9], VOC07 linear SVM.
     """
 
+    test_loaders = ("images to learn from", "test images")
+
     def __init__(
         self,
         image_encoder: nn.Module,
@@ -217,7 +218,6 @@ class MultiLabelSVM(FeatureSVM):
         return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1))
 
     def on_test_epoch_start(self) -> None:
-        require_test_loaders(self, 2, "images to learn from, then images to test on")
         self.tables = [RowsOncePerSample("features", "labels") for _ in range(2)]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -344,6 +344,8 @@ class TestMultiLabelTagging:
         listed = average_precisions_of(tmp_path)
         assert [entry["average_precision"] for entry in listed] == pytest.approx(average)
         assert [entry["left_out"] for entry in listed] == [""] * CLASSES
+        with pytest.raises(ValueError, match=r"test_dataloaders: MultiLabelTagging needs 1 \(test images\)"):
+            results_of(run, module, [loader(test), loader(test)])
 
     def test_difficult_entries_teach_nothing(self) -> None:
         module = MultiLabelTagging(no_encoder(4), 2)

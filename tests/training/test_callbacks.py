@@ -111,7 +111,8 @@ class TestLosses:
     def test_the_first_bad_step_and_its_samples_are_named(self, tmp_path: Path, world_size: int, told_at: int) -> None:
         bad, good = torch.tensor(float("nan")), torch.tensor(1.0)
         stop, trainer = self.stop(tmp_path, world_size)
-        self.step(stop, trainer, 0, None)  # a step without a loss
+        for nothing in (None, {}):
+            self.step(stop, trainer, 0, nothing)
         for number in range(1, told_at):
             self.step(stop, trainer, number, bad, {"index": torch.arange(70)})
         with pytest.raises(NonFiniteLossError, match=r"at batch 1 \(rank 0\).*batch: 0, 1, .* 63\. .*, or look at"):

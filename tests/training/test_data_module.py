@@ -131,7 +131,6 @@ def test_the_record_names_what_was_skipped(
         "skipped_names": ["3.jpg"],
     }
     assert described["part (test)"]["samples"] == 1
-    # Other processes skipped other files.
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", lambda flags, op: flags[1:].fill_(op is dist.ReduceOp.MAX))
     assert module.describe()["training (test)"]["skipped"] == 4
