@@ -152,7 +152,7 @@ def embed(
         raise StageError(f"--output {output}: give a file that ends in .npz")
     files.require_writable(output.parent, "--output")
     texts = [*text, *(_lines(captions) if captions else [])]
-    if clash := next((one for one in text if Path(one).exists()), None):
+    if clash := next((one for one in text if os.path.exists(one)), None):  # a long text is no valid path
         raise StageError(f"--text {clash}: this is a file; give files before --text")
     if not media and not texts:
         raise StageError("nothing to embed: give files, --text or --captions")
@@ -394,6 +394,10 @@ def export(
     if layout == OWN_LAYOUT:
         written = write_export(trained_model(name), checkpoint, output, force, push)
     else:
+        if output.is_dir():
+            raise StageError(f"--output {output} is a folder: --layout {layout} writes a file")
+        if output.exists() and not force:
+            raise StageError(f"--output {output} exists: give another file, or --force to replace it")
         written = weights.export(checkpoint, output, layout)
     print(f"written to {written}")
     if push:

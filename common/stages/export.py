@@ -313,7 +313,8 @@ def write_export(
     trained = model.read(checkpoint)
     if trained.record is None:
         raise StageError(f"{checkpoint}: the stage has no record yet, which an export needs; let it finish first")
-    with parsing(Path(checkpoint), StageError):
+    place = Path(checkpoint)
+    with parsing((place if place.is_dir() else place.parent.parent) / RECORD, StageError):
         record = Record.from_json(trained.record)
     if trained.step not in (None, record.steps):
         raise StageError(

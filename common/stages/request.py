@@ -140,7 +140,7 @@ def finished_record(stage: StageRequest | Parent) -> records.Record | None:
 def recorded_lineage(identity_path: Path) -> str | None:
     try:
         return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

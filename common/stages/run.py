@@ -50,7 +50,13 @@ def _prepare_folder(request: StageRequest) -> None:
     if not is_main_process():
         _wait_for_main_process(identity, request)
         return
-    if recorded_lineage(identity) != request.lineage:
+    found = recorded_lineage(identity)
+    if found is None and identity.exists():
+        raise StageError(
+            f"{identity} cannot be read, so it is unknown which run {folder} holds: restore the file to resume, or "
+            "move the folder away to start again"
+        )
+    if found != request.lineage:
         begun = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
@@ -143,6 +149,8 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     stopping.check()
     last = request.directory / "checkpoints" / "last.ckpt"
     preemption = Preemption(last)
+    if is_main_process():
+        stopping.at_end(preemption.queue_again)
     with _claimed(request):
         _prepare_folder(request)
         # Check under the lock, so that no other command can finish it in between.
@@ -166,6 +174,10 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
                     f"{request.stage}: another process of the stage failed, was killed or ran out of memory; its "
                     "messages, if any, say why. Rerun the command to resume from the last checkpoint"
                 ) from error
+            if str(error).startswith("Caught ") and not isinstance(error, Preempted):
+                # An error of a loader process has its traceback before the message.
+                told = str(error).rpartition(f"{type(error).__name__}: ")[2]
+                raise type(error)(told.strip()) from error
             if str(error).startswith("Expected more than 1 value per channel"):
                 raise StageError(
                     f"{request.stage}: batch normalization got a single sample on a process: raise data.batch_size, or "

@@ -27,6 +27,7 @@ class _Listener:
         self.received: int | None = None
         self.children: list[Callable[[int], object]] = []
         self.ranks: list[Callable[[int], object]] = []
+        self.last_call: Callable[[int], object] | None = None
         self.deadline, self.waiting = 0.0, 0
         wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         wanted += [REQUEUE_SIGNAL] if "SLURM_JOB_ID" in os.environ else []
@@ -86,16 +87,18 @@ class _Listener:
         self.children += self.ranks
         self._tell(signal.SIGKILL)
         # Print in a thread: the main thread may hold the lock of a stream.
-        last = threading.Thread(target=_last_words, daemon=True)
+        last = threading.Thread(target=self._last_words, daemon=True)
         last.start()
-        last.join(2.0)
-        os._exit(128 + (self.received or signal.SIGTERM))
+        last.join(30.0 if self.received == REQUEUE_SIGNAL else 2.0)
+        # If a rank fails, its launcher kills rank 0, which may be requeueing.
+        os._exit(128 + (self.received or signal.SIGTERM) if is_main_process() else 0)
 
-
-def _last_words() -> None:
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")  # a live display hides the cursor
-    print("stopped at once; rerun the command to resume from the last checkpoints", flush=True)
+    def _last_words(self) -> None:
+        if self.last_call is not None and self.received is not None:
+            self.last_call(self.received)
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[?25h")  # a live display hides the cursor
+        print("stopped at once; rerun the command to resume from the last checkpoints", flush=True)
 
 
 _listener: _Listener | None = None
@@ -158,6 +161,12 @@ def kill_at_end(ranks: Callable[[int], object]) -> None:
     """Kill the ranks if this process ends without saving."""
     if _listener is not None:
         _listener.ranks.append(ranks)
+
+
+def at_end(call: Callable[[int], object]) -> None:
+    """Call this with the signal if this process ends without saving."""
+    if _listener is not None:
+        _listener.last_call = call
 
 
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:

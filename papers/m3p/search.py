@@ -27,6 +27,7 @@ from common.encoders.checkpoint_files import read_checkpoint, write_torch
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
+from common.stages import stopping
 from papers.m3p.captions import CaptionTokens, pad_captions
 from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
 from papers.m3p.pairs import CaptionSet, RegionItems
@@ -128,10 +129,12 @@ def score_pairs(
     for number in track(range(len(done), len(tiles)), title, transient=True, disable=not shown):
         captions = gallery.tokens[tiles[number]], gallery.token_mask[tiles[number]]
         done.append(model.score_tile(gallery.image, gallery.image_mask, *captions, tokens_per_batch).cpu())
-        due = time.monotonic() - saved > SAVE_EVERY or len(done) == len(tiles)
+        stopped = stopping.received() is not None
+        due = stopped or time.monotonic() - saved > SAVE_EVERY or len(done) == len(tiles)
         if partial is not None and due:
             write_torch(partial, {"digest": digest, "tiles": done})
             saved = time.monotonic()
+        stopping.check()
     # Captions are rows, because processes may have different numbers of them.
     device = gallery.image.device
     rows = torch.cat([torch.zeros(0, len(gallery.image)), *(tile.T for tile in done)])

@@ -108,9 +108,10 @@ def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
     texts = pictures.parent / "texts.txt"
     for paper, package in (("mct", "mct"), ("m3p", "m3p"), ("xmcgan", "xmc_gan")):
         common = (paper, *last(package))
-        told = run("embed", *common, pictures, "--captions", texts, "--text", "a cat", "--output", tmp_path / "x.npz")
+        cat = "a cat" * 60
+        told = run("embed", *common, pictures, "--captions", texts, "--text", cat, "--output", tmp_path / "x.npz")
         with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
-            assert content["text_names"].tolist() == ["a cat", "a red circle", "ein roter Apfel"]
+            assert content["text_names"].tolist() == [cat, "a red circle", "ein roter Apfel"]
             assert len(content["image"]) == 3
         assert "notes.csv" not in told
         found = run("retrieve", *common, "--query", "a red circle", "--among", pictures, "--top", "9")

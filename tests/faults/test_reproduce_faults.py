@@ -154,6 +154,7 @@ def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) 
         ([signal.SIGINT, signal.SIGINT], True, 130, [15, 9, 9]),  # Ctrl-C comes to children as SIGTERM
         ([signal.SIGTERM, signal.SIGINT], True, 143, [15, 9, 9]),
         ([signal.SIGHUP, signal.SIGTERM], False, 129, [9]),
+        ([signal.SIGUSR1], False, 138, [9]),
     ],
 )
 def test_a_command_that_does_not_stop_is_ended_with_its_processes(
@@ -161,10 +162,12 @@ def test_a_command_that_does_not_stop_is_ended_with_its_processes(
 ) -> None:
     def stuck() -> None:
         stopping.PATIENCE = 0.1 if not waits else LONG
+        os.environ["SLURM_JOB_ID"] = "1"
         with stopping.listening(), stopping.waiting_for(lambda number: os.write(1, b"%d\n" % number)):
             stopping._listener.waiting -= not waits  # type: ignore[union-attr]
             stopping._listener.children *= waits  # type: ignore[union-attr]
             stopping.kill_at_end(lambda number: os.write(1, b"%d\n" % number))
+            stopping.at_end(lambda number: print(-number, flush=True))
             for number in signals:
                 os.kill(os.getpid(), number)
                 time.sleep(0.2)
@@ -175,4 +178,4 @@ def test_a_command_that_does_not_stop_is_ended_with_its_processes(
     process.join(LONG)
     assert process.exitcode == status
     ended = "stopped at once; rerun the command to resume from the last checkpoints"
-    assert capfd.readouterr().out.splitlines() == [*map(str, told), ended]
+    assert capfd.readouterr().out.splitlines() == [*map(str, told), str(-signals[0]), ended]

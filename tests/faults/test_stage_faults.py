@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from common.commands.main import main
+from common.data.listing import DatasetError
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.errors import NonFiniteLossError, StageError
 from common.stages import run as runner
@@ -172,6 +173,18 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
     assert "config.yaml: not valid YAML" in capsys.readouterr().err
     checkpoint.unlink()
     assert run_stage(stage).steps == 2
+
+
+def test_an_error_of_a_loader_process_is_told_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> None:
+        told = "\nOriginal Traceback (most recent call last):\n  File\ncommon.data.listing.DatasetError: 3 of 4 files"
+        raise DatasetError(f"Caught DatasetError in DataLoader worker process 0.{told}\n")
+
+    monkeypatch.setattr(runner, "_run_claimed", failing)
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 1
+    assert "assemble: 3 of 4 files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "saved"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])

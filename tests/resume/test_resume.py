@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from common.errors import StageError
 from common.reporting import records
 from common.stages.plan import state_of
 from common.stages.request import recorded_lineage
@@ -158,3 +159,6 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage
     _prepare_folder(another)
     assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == stage.lineage
+    (stage.directory / "identity.json").write_text("[]")
+    with pytest.raises(StageError, match=r"identity\.json cannot be read"):
+        _prepare_folder(stage)

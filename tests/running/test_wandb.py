@@ -128,6 +128,9 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path)
     assert path.read_text(encoding="utf-8") == whole
     logger.drop_after(2)
     assert read_metrics(path) == {"a": [(0, 0.0), (1, 1 / 3), (2, 2 / 3)], "b": [(0, 1.0), (1, 1.0), (2, 1.0)]}
+    path.write_bytes(b"\xff")
+    with pytest.raises(StageError, match="csv: "):
+        logger.drop_after(2)
 
 
 def test_a_disk_that_was_full_for_a_while_costs_no_value(
