@@ -50,7 +50,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
 
     with parsing(configuration, StageError):
         config = parse_yaml(configuration.read_text(encoding="utf-8"))
-        found = str(config["model"]["class_path"])
+        found, _ = str(config["model"]["class_path"]), config["data"]["class_path"]
     if found not in kinds:
         raise StageError(f"{checkpoint} is of {found}, which {otherwise}")
     try:

@@ -77,6 +77,7 @@ class TestClassFolders:
         ("names", "message"),
         [
             (("train/cat/a.png", "test/cat/b.png", "extra/c.png"), "test, train and also extra"),
+            (("train/cat/a.png", "test/cat/b.png", "c.png"), r"test, train and also c\.png"),
             (("val/cat/a.png", "test/cat/b.png"), "none to train on"),
             (("cat/a.png", "loose.png"), r"loose\.png: no label"),
             (("a.png", "metadata.csv", "metadata.jsonl"), r"metadata\.csv and .*metadata\.jsonl: keep"),

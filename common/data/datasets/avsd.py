@@ -185,7 +185,7 @@ def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dia
     """Insert the references of the last answers into the test dialogues, by order as in the challenge's script."""
     with parsing(references, DatasetError):
         document = read_json(references)
-        names = {image["id"]: image.get("name", "") for image in document["images"]}
+        names = {image["id"]: image.get("name") or "" for image in document["images"]}
         texts: dict[int, list[str]] = {number: [] for number in names}
         for entry in document["annotations"]:
             texts[entry["image_id"]].append(single_spaced(entry["caption"]))

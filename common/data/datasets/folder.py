@@ -134,12 +134,13 @@ class OwnFolder(MediaDataset):
 
     def _contents(self) -> tuple[list[Item], Scan]:
         self.require_folder()
-        folders, _ = entries(self.root)
+        folders, loose = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]
         lists = [path for part in ("", *parts) for name in LISTS if (path := self.root / part / name).is_file()]
         if lists:
             return self._listed(lists, parts)
         others = [name for name in folders if parts and name not in parts and self._holds_any(name)]
+        others += [name for name in loose if parts and os.path.splitext(name)[1].lower() in self.suffixes]
         divided = bool(parts) and (not others or len({SPLIT_OF[part.lower()] for part in parts}) > 1)
         if divided and others:
             raise DatasetError(
