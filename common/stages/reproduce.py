@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from common.errors import Preempted, StageError, is_ours, printable
@@ -184,7 +184,8 @@ def _begin_worker() -> None:
 def _tell_workers(number: int) -> None:
     for worker in multiprocessing.active_children():
         if worker.pid is not None:
-            os.kill(worker.pid, number)
+            with suppress(ProcessLookupError):  # it may just have ended
+                os.kill(worker.pid, number)
 
 
 def _name(item: Planned) -> str:
