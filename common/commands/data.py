@@ -13,7 +13,7 @@ from common.reporting.papers import existing_papers, paper_named, working_folder
 
 def data_root() -> Path:
     """Default folder of the data sets: `$ASSEMBLE_DATA`, else `data` next to `runs`."""
-    return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data")
+    return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data").expanduser()
 
 
 def data(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -57,7 +57,16 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigurationError(f"{path} must have a mapping at its top level, not {type(loaded).__name__}")
+    if odd := next((key for key in _keys(loaded) if not isinstance(key, str)), None):
+        raise ConfigurationError(f"{path}: the key {odd!r} must be text; put on, yes and no in quotes")
     return loaded
+
+
+def _keys(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        yield from tree
+    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _keys(value)
 
 
 def merge(base: Any, layer: Any) -> Any:
@@ -373,6 +382,12 @@ def resolve(
     for layer in layers:
         config = merge(config, layer.content)
     further = [Layer(str(path), load_yaml(path)) for path in files]
+    for layer in (*further, *(Layer(f"--{key}", {key: value}) for key, value in overrides)):
+        for key in ("extends", "most_devices"):
+            if key in layer.content:
+                raise ConfigurationError(f"{layer.name}: {key} only works in a recipe, configs/{paper}/<recipe>.yaml")
+        if layer.content.get("seed_everything", seed) != seed:
+            raise ConfigurationError(f"{layer.name}: seed_everything is not the seed of this run, {seed}; set --seed")
     most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
     if most is not None and isinstance(devices, int) and devices > most:
         further.insert(0, Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
@@ -404,7 +419,9 @@ def resolve(
         if isinstance(config.get("model", {}), dict):  # anything else is refused below
             config = merge(config, switched)
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
-    ours = tuple(config.get("ours") or ())
+    ours: Any = config.get("ours") or ()
+    if not isinstance(ours, list | tuple):
+        raise ConfigurationError(f"{origin('ours', layers)}: 'ours' must be a list of fields, got {ours!r}")
     for key in STACK_KEYS:
         config.pop(key, None)
     config = copy.deepcopy(config)
@@ -427,7 +444,7 @@ def resolve(
         deviations=tuple(deviations),
         trains=trains,
         start_from=start_from,
-        ours=ours,
+        ours=tuple(ours),
     )
 
 

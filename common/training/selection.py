@@ -93,6 +93,8 @@ class CheckpointChoice:
 
     def require(self) -> None:
         self.files()
+        if self.evaluation.repeats != 1:
+            raise ValueError("model.choice.evaluation.repeats: every checkpoint is scored once; set it to 1")
         self.evaluation.load_pretrained()
         reason = self.evaluation.why_not(self.key)
         if reason:
