@@ -85,8 +85,8 @@ def select_frames(
     """Choose source frames for a clip at another rate: indices [T] from `origin`, and the time of the first.
 
     Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a frame
-    may repeat. Times stop half a source frame before the end of the clip, at the end of the stream, and at `frame_count`. `end` and
-    `origin` are the last second of the stream and the time of its frame 0.
+    may repeat. Times stop half a source frame before the end of the clip, at the end of the stream, and at
+    `frame_count`. `end` and `origin` are the last second of the stream and the time of its frame 0.
 
     Source: docs/papers/avid_cma.md [2.1].
     """

@@ -160,6 +160,11 @@ class RegionTextData(ShardedDataModule):
         if not self.searched:  # also before training, so that missing test data fail early
             self.searched = self.sets_to_search()
         if stage == "fit":
+            if self.vlm_candidates == "in_batch" and self.trainer is not None and self.trainer.world_size > 1:
+                raise ValueError(
+                    "trainer.devices: data.vlm_candidates in_batch compares all pairs of a batch, which must be on one "
+                    "device; use one device, or groups"
+                )
             self.read_training()
             if self.validation_split is not None and self.validation is None:
                 self.validation = self.pairs_of(

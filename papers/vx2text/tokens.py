@@ -151,6 +151,10 @@ class ModalityTokens(nn.Module):
         """Shape of the Gumbel noise of one sample, [clips, draws, C]; None if it needs none."""
         return (clips, draws_of(self.estimator, self.tokens), len(self.classifier.names)) if self.sampled else None
 
+    def scores(self, clips: Tensor) -> Tensor:
+        """Scores of the categories [B, S, C] for clips [B, S, ...]."""
+        return self.classifier(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+
     def forward(
         self, clips: Tensor, noise: Tensor | None = None, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -186,13 +186,13 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     def embed_video(self, videos: Items) -> Tensor:
         """Probabilities [B, S, C] of the categories of video for each of S clips."""
         clips = torch.stack(self.read_all("video", videos)).to(self.device)
-        return self.tokens["video"](clips)[2].float().softmax(-1)
+        return self.tokens["video"].scores(clips).float().softmax(-1)
 
     @torch.no_grad()
     def embed_audio(self, sounds: Items) -> Tensor:
         """Probabilities [B, 1, C] of the categories of sound."""
         windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
-        return self.tokens["audio"](windows[:, None])[2].float().softmax(-1)
+        return self.tokens["audio"].scores(windows[:, None]).float().softmax(-1)
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
         """Each file's tokens in the prompt: the most probable categories of each clip."""
