@@ -323,10 +323,9 @@ def _loader() -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = loader.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict | set):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be text or a number", key_node.start_mark
-                )
+            if key is None or isinstance(key, list | dict | set | bool):
+                problem = "a key must be text or a number; put on, off, yes, no and null in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} occurs twice; the first would be lost", key_node.start_mark

@@ -214,7 +214,7 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10
     "text",
     [
         "a: 1\nb: {c: 2, c: 3}", "a: [1", "? [1, 2]\n: 3", "a: " + "[" * 5000 + "]" * 5000, "!!int ''", "&a [*a]",
-        LAUGHS, LAUGHS.replace("[x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}"), "a: \xff",
+        LAUGHS, LAUGHS.replace("[x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}"), "a: \xff", "on: 1",
     ],
 )  # fmt: skip
 def test_yaml_is_strict(tmp_path: Path, text: str) -> None:

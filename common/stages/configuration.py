@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -57,16 +57,7 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigurationError(f"{path} must have a mapping at its top level, not {type(loaded).__name__}")
-    if odd := next((key for key in _keys(loaded) if not isinstance(key, str)), None):
-        raise ConfigurationError(f"{path}: the key {odd!r} must be text; put on, yes and no in quotes")
     return loaded
-
-
-def _keys(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        yield from tree
-    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _keys(value)
 
 
 def merge(base: Any, layer: Any) -> Any:
@@ -469,7 +460,7 @@ def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
 
 def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse unknown top-level keys and bare values; names the layer and the nearest valid key."""
-    for key in config:
+    for key in map(str, config):
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
                 f"{origin(key, layers)}: unknown key {key!r}; "
@@ -533,7 +524,7 @@ def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
         valid = arguments_of(cls)
         if valid is None or not isinstance(arguments, dict):
             continue
-        for argument in arguments:
+        for argument in map(str, arguments):
             if argument not in valid:
                 field = f"{path}.{argument}"
                 near = _elsewhere(argument, config, field) or nearest(argument, valid)
