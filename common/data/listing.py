@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.sequences import MadeOnDemand, Texts
+from common.files import stamp_of
 
 _KEPT = ("name", "version", "classes", "missing", "missing_names", "layout", "notes")
 
@@ -45,6 +46,10 @@ class Clip:
     start: float | None = None
     end: float | None = None
     sound: Path | None = None
+
+    def stamps(self) -> list[tuple[str, list[int]]]:
+        """Paths and stamps of its files, which tell changed files apart; a listing's fingerprint covers only names."""
+        return [(os.path.abspath(path), stamp_of(path)) for path in (self.path, self.sound) if path is not None]
 
 
 #: Numbers of a clip in a listing; NaN = None.

@@ -160,8 +160,7 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, needs_sound: bool =
     bad = 0  # counts clips; several may share a file
     silent = []
     for clip in clips:
-        stamps = [(str(path), files.stamp_of(path)) for path in (clip.path, clip.sound) if path is not None]
-        key = json.dumps([streams, *stamps])
+        key = json.dumps([streams, clip.stamps()])
         verdicts[key] = known[key] if key in known else _verdict(clip, streams)
         if verdicts[key] == _SILENT:
             silent.append(clip.path)

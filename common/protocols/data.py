@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,7 @@ from common.data.listing import Listing, spread
 from common.data.transforms import compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
-from common.files import cache_folder, stamp_of
+from common.files import cache_folder
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, NonNegativeInt, PartialFraction, PositiveFloat, PositiveInt
@@ -77,12 +76,10 @@ class AudioVisualData(ShardedDataModule):
         audio = self.audio
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
-        # A listing's fingerprint covers only names, so also check whether the files changed.
-        clips = [listing[row] for row in spread(len(listing), STATISTICS_CLIPS)]
-        looked_at = [stamp_of(clip.sound or clip.path) for clip in clips]
+        stamps = [listing[row].stamps() for row in spread(len(listing), STATISTICS_CLIPS)]
         settings = [
-            audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
-            os.path.abspath(listing.root), looked_at, self.sounds_of_statistics(),
+            audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(), stamps,
+            self.sounds_of_statistics(),
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -19,7 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from common.data.datasets.coco import CLASSES
-from common.files import cache_folder, stamp_of
+from common.files import cache_folder
 from common.metrics.gathering import gather_objects
 from common.metrics.generation import (
     FeatureStatistics,
@@ -283,9 +282,8 @@ class GenerationEvaluation(ImageEvaluation):
     def _key(self, name: str, loader: Any) -> str:
         weights = hashlib.sha256(Path(str(self.files[name])).read_bytes()).hexdigest()
         dataset = loader.dataset
-        # The description covers only names, so also check whether the files changed.
-        files = [os.path.abspath(dataset.listing.root), *(stamp_of(clip.path) for clip in dataset.listing)]
-        content = repr((name, weights, dataset.describe(), len(dataset), vars(self.data.transform), files))
+        stamps = [clip.stamps() for clip in dataset.listing]
+        content = repr((name, weights, dataset.describe(), len(dataset), vars(self.data.transform), stamps))
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
