@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import load_encoder
 from common.monitoring.media import media_folder, write_table
+from common.training.callbacks import listed
 
 Batch = dict[str, Tensor]
 
@@ -29,6 +30,9 @@ class EncoderModule(pl.LightningModule):
         encoder_prefixes: of its weights in that file; see `load_encoder`.
     """
 
+    #: What each loader of the test gives, in order; empty if their number is free.
+    test_loaders: Sequence[str] = ()
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -42,9 +46,6 @@ class EncoderModule(pl.LightningModule):
         self.encoder_prefixes = list(encoder_prefixes)
         self._frozen = frozen
         self._before: dict[str, Tensor] = {}
-
-    #: What each loader of the test gives, in order; empty if their number is free.
-    test_loaders: Sequence[str] = ()
 
     def setup(self, stage: str) -> None:
         """Load the pre-trained encoder before training; a test has the weights of the module's own checkpoint."""
@@ -78,7 +79,7 @@ class EncoderModule(pl.LightningModule):
             self._check_test_loaders(self.trainer.test_dataloaders)
 
     def _check_test_loaders(self, loaders: Any) -> None:
-        if (count := number_of(loaders)) != (wanted := len(self.test_loaders)):
+        if (count := len(listed(loaders))) != (wanted := len(self.test_loaders)):
             raise ValueError(
                 f"test_dataloaders: {type(self).__name__} needs {wanted} ({', '.join(self.test_loaders)}), but the "
                 f"data has {count}; data.fit, data.held_out_fraction and data.clip_accuracy_clips change their number"
@@ -123,11 +124,6 @@ def check_num_classes(module: pl.LightningModule, num_classes: int | None = None
         raise ValueError(
             f"num_classes: the model has {num_classes}, but the data set has {found}; set --model.num_classes {found}"
         )
-
-
-def number_of(loaders: Any) -> int:
-    """Number of data loaders, which may be one that is in no list."""
-    return len(loaders) if isinstance(loaders, list | tuple) else 1
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:

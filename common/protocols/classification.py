@@ -20,8 +20,8 @@ from common.protocols.base import (
     check_num_classes,
     log_results,
     mean_average_precision,
-    number_of,
 )
+from common.training.callbacks import listed
 from common.training.optimizers import warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -131,7 +131,7 @@ class Classification(EncoderModule):
 
     def on_test_epoch_start(self) -> None:
         values = [f"{name} {value}" for name in self.names for value in ("top1", "top5", "finite")]
-        self.meters = [OncePerSample(*values) for _ in range(number_of(self.trainer.test_dataloaders))]
+        self.meters = [OncePerSample(*values) for _ in listed(self.trainer.test_dataloaders)]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         values: dict[str, Tensor] = {}

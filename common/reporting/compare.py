@@ -60,7 +60,7 @@ class Compared:
         """Whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart."""
         spread = self.reference.spread
         same = spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
-        return same and (self.difference is None or self.ratio <= 1)
+        return same and self.verdict == IN_RANGE
 
     @property
     def _last_digit(self) -> float:

@@ -36,12 +36,14 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
     """All stages of a paper for every seed, parents first; raises an error if any has a misspelled field."""
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
-    if not instances and not any(selection.scale in table.scales for table in load(name).tables):
-        raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
-    if not instances and (chosen := [*(selection.tables or ()), *(selection.rows or ())]):
-        raise TablesError(
-            f"--tables, --rows: {', '.join(chosen)} has nothing to run at the scale {selection.scale!r}; set --scale"
-        )
+    if not instances:
+        if not any(selection.scale in table.scales for table in load(name).tables):
+            raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
+        if chosen := [*(selection.tables or ()), *(selection.rows or ())]:
+            given = ", ".join(chosen)
+            raise TablesError(
+                f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
+            )
     requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
     return [Planned(one, one.configuration, one.lineage, *state_of(one)) for one in requests]
 

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,11 @@ class CheckReplicas(Callback):
                     check(name)
 
 
+def listed(loaders: Any) -> Sequence[Any]:
+    """Data loaders as a list; a single one may come without."""
+    return loaders if isinstance(loaders, list | tuple) else [loaders]
+
+
 class SamplesForAll(Callback):
     """Fails early if a validation or test set has fewer samples than processes, which would hang after training."""
 
@@ -133,7 +138,7 @@ class SamplesForAll(Callback):
             if not is_overridden(f"{name}_dataloader", data) or (name == "val" and not validates):
                 continue
             loaders = getattr(data, f"{name}_dataloader")()
-            for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+            for loader in listed(loaders):
                 if 0 < (count := len(loader.dataset)) < trainer.world_size:
                     what = {"val": "validation"}.get(name, name)
                     raise ValueError(
