@@ -14,12 +14,16 @@ from common.reporting.tables import Published, Row, Table, Tables
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table at one scale; `values` are means over the cell's stages, whose ids are `instances`."""
+    """A cell of a table at one scale; `values` are means over the cell's stages, whose ids are `instances`.
+
+    `finished` are the draws of which all stages are recorded, also without a value: METEOR needs Java.
+    """
 
     published: Published | None = None
     values: dict[Draw, float] = field(default_factory=dict)
     records: tuple[Record, ...] = ()
     instances: tuple[str, ...] = ()
+    finished: frozenset[Draw] = frozenset()
 
     @property
     def mean(self) -> float | None:
@@ -63,14 +67,14 @@ class TableResult:
         return any(cell.values for cell in self.cells.values())
 
     def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
-        """Whether every cell has a value of each draw; rows by request count only if their stages are in `made`."""
+        """Whether every cell is finished for each draw; rows by request count only if their stages are in `made`."""
         by_request = {row.label for row in self.rows if self.scale in row.by_request}
         filled = [
             cell
             for (label, _), cell in self.cells.items()
             if cell.instances and (label not in by_request or set(cell.instances) <= set(made))
         ]
-        return bool(filled) and all(cell.values.keys() >= set(draws) for cell in filled)
+        return bool(filled) and all(cell.finished >= set(draws) for cell in filled)
 
 
 def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
@@ -131,6 +135,7 @@ def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResu
             notes.update(dict.fromkeys(chosen.left_out.get(instance, ())))
         values: dict[Draw, float] = {}
         used: list[Record] = []
+        finished: set[Draw] = set()
         for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
             found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
             numbers = {record.stage: record.metrics.get(metric.key) for record in found}
@@ -138,13 +143,16 @@ def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResu
             if len(found) < len(instances):
                 recorded = f"{len(found)} of {len(instances)} stages recorded; shown when all are"
                 notes[f"{metric.label} of {row.label}, {draw}: {recorded}"] = None
-            elif len(known) < len(found):
+                continue
+            finished.add(draw)
+            if len(known) < len(found):
                 without = (stage for stage, number in numbers.items() if number is None)
                 lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
             else:
                 values[draw] = statistics.fmean(known)
                 used += found
-        cells[row.label, metric.id] = Cell(row.published.get(metric.id), values, tuple(used), tuple(instances))
+        published = row.published.get(metric.id)
+        cells[row.label, metric.id] = Cell(published, values, tuple(used), tuple(instances), frozenset(finished))
     for key, stages in lacking.items():
         notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
     return TableResult(table, scale, cells, tuple(notes))

@@ -68,10 +68,10 @@ def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tupl
             cell = result.cells[row.label, metric.id]
             if cell.mean is not None and not metric.hidden:
                 draws = tuple(sorted(cell.values.values()))
-                interval = interval_of([statistics.fmean(found) for found in by_seed(cell.values).values()])
+                means = [statistics.fmean(values) for values in by_seed(cell.values).values()]
                 published = cell.published.ends if cell.published and result.scale == "paper" else ()
                 own = yours.cells[row.label, metric.id].mean if yours else None
-                found.append(_Dot(row.label, cell.mean, interval, draws, published, own))
+                found.append(_Dot(row.label, statistics.fmean(means), interval_of(means), draws, published, own))
         if len(found) > 1:
             panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(found)))
     return tuple(panels)

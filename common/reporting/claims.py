@@ -40,6 +40,7 @@ class Judged:
         excess: how far the worse end of the interval passes the threshold.
         passes: whether the mean difference is beyond the threshold, regardless of its interval.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
+        comparison: the deciding one; None if it was not run.
     """
 
     check: Check
@@ -54,6 +55,7 @@ class Judged:
     excess: float = -math.inf
     passes: bool = False
     detail: str = ""
+    comparison: Comparison | None = None
 
     @property
     def paper_margin(self) -> float | None:
@@ -84,6 +86,12 @@ class Judged:
 def judge(result: TableResult, checks: Iterable[Check]) -> list[Judged]:
     """Judge those claims or checks of a filled table that exist at its scale."""
     return [_judge(check, result) for check in checks if result.scale in check.scales]
+
+
+def judge_alike(judged: Judged, result: TableResult) -> Judged:
+    """The deciding comparison of a judged claim, judged over another result of its table."""
+    assert judged.comparison is not None
+    return _compare(judged.comparison, result, Judged(judged.check, judged.table, judged.scale, judged.paper))
 
 
 def _judge(check: Check, result: TableResult) -> Judged:
@@ -136,6 +144,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
         excess=min(map(comparison.excess, interval or (difference,))),
         passes=comparison.accepts(difference),
         detail=f"in {_what(cells, result)}",
+        comparison=comparison,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from common.reporting.aggregate import Cell, collect
 from common.reporting.records import Record
 from common.reporting.render import heading, measured_text
+from common.reporting.results import find_promoted
 from common.reporting.tables import Metric, Row, Table, Tables
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ class Compared:
             measured_text(cell, self.metric.decimals, len(cell.values)) for cell in (self.mine, self.reference)
         )
         return f"{self.row.label}, {self.metric.label} {mine} against {reference}"
+
+
+def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
+    """Promoted records other than these runs: a run that was promoted is no reference for itself."""
+    own = {(record.stage, record.draw, record.started) for record in mine}
+    return [record for record in find_promoted(paper, scale) if (record.stage, record.draw, record.started) not in own]
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:

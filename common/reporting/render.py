@@ -62,9 +62,14 @@ def records_of(paper: str, runs: Path | None = None) -> list[Record]:
     return find_promoted(paper) if runs is None else find(runs, paper)
 
 
+def fill_all(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
+    """Every table at every scale except smoke."""
+    return [f for scale in PROMOTED_SCALES for f in fill(source, scale, records, tables)]
+
+
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
     """Every table at every measured scale except smoke; an unmeasured table once, empty, at its largest scale."""
-    everywhere = [f for scale in PROMOTED_SCALES for f in fill(source, scale, records, tables)]
+    everywhere = fill_all(source, records, tables)
     filled: list[Filled] = []
     for table in source.tables:
         there = [f for f in everywhere if f.result.table is table]
@@ -374,7 +379,7 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
 
 def counted_claims(source: Tables, records: Sequence[Record]) -> str:
     """Number of claims with each verdict at the largest measured scale: `3 hold, 1 not run (mini)`."""
-    filled = fill_best(source, records)
+    filled = fill_all(source, records)
     measured = {f.result.scale for f in filled if f.result.measured}
     scale = next((scale for scale in PROMOTED_SCALES if scale in measured), "")
     counts = Counter(claim.verdict for f in filled if f.result.scale == scale for claim in f.claims)
@@ -422,9 +427,12 @@ def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
     """READMEs and figures of papers from the promoted records, and the overview; None for an obsolete figure."""
     found: dict[Path, str | None] = {}
     for paper in papers:
-        filled = fill_best(load(paper.name), find_promoted(paper.name))
+        source, records = load(paper.name), find_promoted(paper.name)
+        filled = fill_best(source, records)
         found[paper.readme] = marked(
-            paper.readme, claims=claims_markdown(filled), tables=tables_markdown(filled, minor_tables=False)
+            paper.readme,
+            claims=claims_markdown(fill_all(source, records)),
+            tables=tables_markdown(filled, minor_tables=False),
         )
         found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
         for f in filled:

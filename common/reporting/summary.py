@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.files import write_atomically
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, Judged
-from common.reporting.compare import compare, summary
+from common.reporting.aggregate import collect
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, Judged, judge_alike
+from common.reporting.compare import compare, others_recorded, summary
 from common.reporting.draws import told
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.records import find
 from common.reporting.render import VERDICT_COLORS, claims_markdown, fill, tables_markdown
-from common.reporting.results import find_promoted
 from common.reporting.tables import load
 
 if TYPE_CHECKING:
@@ -28,16 +28,18 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
     from rich.table import Table
 
     source, about = load(paper), paper_named(paper)
-    mine, promoted = find(runs, paper, scale), find_promoted(paper, scale)
-    filled = [f for f in fill(source, scale, mine) if f.result.measured]
+    mine = find(runs, paper, scale)
+    promoted = others_recorded(paper, scale, mine)
+    everything = fill(source, scale, mine)
+    filled = [f for f in everything if f.result.measured]
     if not filled:
         console.print("nothing was measured: there is no table to show")
         return
     path = runs / paper / scale / "tables.md"
     write_atomically(path, f"{claims_markdown(filled)}\n\n{tables_markdown(filled)}\n")
-    recorded = {(j.table, j.check.id): j for f in fill(source, scale, promoted) for j in f.claims}
+    recorded = {result.table.id: result for result in collect(source, scale, promoted)}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
-    draws = {record.draw for record in mine}
+    draws = {record.draw for f in filled for record in f.result.records}
     console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {told(draws)}[/]   {duration(seconds)}")
     if run:
         lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -45,11 +47,11 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
             lines.add_column(name, justify="left" if name in ("claim", "in your run") else "right")
         for judged in run:
             verdict = verdict_of(judged)
-            reference = recorded[judged.table, judged.check.id]
-            margins = (judged.paper, _margin(judged), _margin(reference))
-            lines.add_row(*map(escape, (judged.check.text, *margins)), f"[{VERDICT_COLORS[verdict]}]{verdict}[/]")
+            text = f"{judged.check.text}{f' ({judged.detail})' if judged.detail else ''}"
+            margins = (judged.paper, _margin(judged), _margin(judge_alike(judged, recorded[judged.table])))
+            lines.add_row(*map(escape, (text, *margins)), f"[{VERDICT_COLORS[verdict]}]{verdict}[/]")
         console.print("", lines, sep="\n")
-    total = sum(scale in claim.scales for table in source.tables for claim in table.claims)
+    total = sum(len(f.claims) for f in everything)
     if total > len(run):
         console.print(f"not run: {total - len(run)} of {total} claims{hint}", style="dim", highlight=False)
     if compared := compare(source, scale, mine, promoted):

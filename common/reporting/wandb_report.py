@@ -67,7 +67,9 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
         source = load(paper.name)
         blocks.append(wr.H2(paper.title))
         if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
-            claims = [(j.scale, *render.judged_cells(j).values()) for f in filled for j in f.claims]
+            scales = {f.result.scale for f in filled}
+            judged = [f for f in render.fill_all(source, records) if f.result.scale in scales]
+            claims = [(j.scale, *render.judged_cells(j).values()) for f in judged for j in f.claims]
             told: list[Any] = [
                 f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims
             ]

@@ -95,15 +95,16 @@ class Explanation:
         place = rows.index(self.row)
         return rows[place - 1] if place else next(iter(rows[1:]), None)
 
-    def differences_from(self, row: Row) -> list[tuple[str, str, str]]:
-        """Fields in which the rows' models differ, with both values; for rows without a model, of the test stages."""
+    def differences_from(self, neighbor: Row) -> list[tuple[str, str, str]]:
+        """Fields in which the rows' models differ, with both values; without two models, their last stages."""
 
         def fields(row: Row) -> dict[str, str]:
             chain = self._chain(row)
-            stage = next((one for one in chain if one.stage == row.model), chain[-1])
+            shared = self.row.model == neighbor.model
+            stage = chain[-1] if shared else next((one for one in chain if one.stage == row.model), chain[-1])
             return _fields(self._config(stage)) | {short_name(name): one.stage for name, one in stage.parents.items()}
 
-        return _differences(fields(self.row), fields(row))
+        return _differences(fields(self.row), fields(neighbor))
 
     def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
         """Whether a field is declared as a deviation, stage, field, value here, value at paper scale; no stand-ins."""

@@ -155,9 +155,9 @@ def test_strict_says_by_its_status_whether_runs_match(
     write_results(paper_named("mct"), reference, {})
     (project / "runs").mkdir()
     assert status() == 1  # nothing could be compared
-    saved("esc@base", 0, 51.0)
+    saved("esc@base", 0, 51.0, started="2026-02")
     assert status() == 0
-    saved("esc@base", 0, 62.0)
+    saved("esc@base", 0, 62.0, started="2026-02")
     capsys.readouterr()
     assert status() == 1
     assert "strict: mct, mini: New, ESC 62.0 against 50.0 ± 2.0 is off by 1.2 times" in capsys.readouterr().err
