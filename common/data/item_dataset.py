@@ -48,12 +48,16 @@ class SkipLedger:
             return
         self.flags[file] = 1
         logger.warning("skipped %s", error)
+        self.check(f" Last: {error}.")
+
+    def check(self, more: str = "") -> None:
+        """Raise if too many files were skipped."""
         count = self.count()
         if count > self.max_share * len(self.flags):
             some = ", ".join(self.names()[:5])
             raise TooManyBrokenFiles(
                 f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
-                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}. Last: {error}. Repair or remove the "
+                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}.{more} Repair or remove the "
                 "files, or raise max_skipped_fraction."
             )
 

@@ -113,6 +113,8 @@ class CaptionData(ImageData):
         self.held_out_annotations = self.dataset.annotations(self.held_out_split, self.held_out_listing)
         if self.tokenizer is not None:
             self._fit_tokenizer(self.annotations)
+            if not any(map(len, self.held_out_annotations.captions)):
+                raise ValueError(f"data.held_out_split: no image of {self.held_out_split} has a caption to search by")
 
     def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
         self.words.prepare(text for own in annotations.captions for text in own)

@@ -397,6 +397,8 @@ class MultiLabelData(ImageData):
             labels = self.dataset.labels(split, listing)
         else:
             labels = self.dataset.annotations(split, listing).tags
+        if not (labels > 0).any():
+            raise ValueError(f"{listing.root}: no image of {split} has a label (docs/own-data.md)")
         return LabeledImages(listing, labels, **self.options(training))
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -234,6 +234,11 @@ class SearchData(PairData):
         super().__init__(dataset, tokenizer, **kwargs)
         self.test_split = test_split
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not len(self.searched(self.test_split)[1]):
+            raise ValueError(f"data.test_split: no image of {self.test_split} has a caption to search by")
+
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return self.gallery(*self.searched(self.held_out_split), "validation")
 

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -133,6 +134,7 @@ class ShardedDataModule(pl.LightningDataModule):
         self.in_flight_bytes = in_flight_bytes
         self.max_skipped_fraction = max_skipped_fraction
         self._used: dict[str, Dataset[Any]] = {}
+        self._skipped: dict[str, Tensor] = {}
         if dataset is not None and world is not None:
             dataset.root = Path(world.root_of(dataset.name))
 
@@ -177,6 +179,8 @@ class ShardedDataModule(pl.LightningDataModule):
         )
         self._resume(sampler)
         self._used["training"] = dataset
+        if (items := _items_of(dataset)) is not None and "training" in self._skipped:
+            items.skipped.flags[self._skipped["training"]] = 1
         batch_size = batches_at_once * self.batch_size // trainer.world_size
         return self.loader(dataset, sampler, batch_size, collate_fn, LateLoader, (0, 0))
 
@@ -251,19 +255,32 @@ class ShardedDataModule(pl.LightningDataModule):
 
     # -- record --------------------------------------------------------------------------------------------------------
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Name, version, number of samples and skipped files of every data set used; called by all ranks."""
-        described: dict[str, dict[str, Any]] = {}
+    def state_dict(self) -> dict[str, Any]:
+        """Files that all ranks have skipped, for a resumed run; every rank writes checkpoints, so all combine here."""
+        skipped = {role: items.skipped.flags.nonzero().flatten() for role, _, items in self._combined()}
+        return {"skipped": skipped} if any(map(len, skipped.values())) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._skipped = state["skipped"]
+
+    def _combined(self) -> Iterator[tuple[str, Dataset[Any], ItemDataset]]:
+        """Roles, data sets and items; ranks read different files, so this combines and judges what they skipped."""
         assert self.trainer is not None
         for role, dataset in self._used.items():
             items = _items_of(dataset)
             if items is None:
                 continue
             if dist.is_available() and dist.is_initialized():
-                # Ranks read different files, so combine what they skipped.
                 flags = items.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
                 dist.all_reduce(flags, op=dist.ReduceOp.MAX)
                 items.skipped.flags.copy_(flags.cpu())
+                items.skipped.check()
+            yield role, dataset, items
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Name, version, number of samples and skipped files of every data set used; called by all ranks."""
+        described: dict[str, dict[str, Any]] = {}
+        for role, dataset, items in self._combined():
             names = items.skipped.names()
             described[f"{role} ({items.listing.name})"] = {
                 **items.describe(),

@@ -45,6 +45,12 @@ def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
         raise ValueError(f"trainer.precision {precision} rounds {rounded}: use bf16-mixed")
 
 
+def refuse_clip_value(module: pl.LightningModule, field: str) -> None:
+    """Raise for the trainer's clipping if the module clips by a field of its recipe."""
+    if module.trainer.gradient_clip_val:
+        raise ValueError(f"trainer.gradient_clip_val is not used here, since {field} clips: set that field")
+
+
 def clip_by_norm(
     module: pl.LightningModule,
     optimizer: Optimizer,

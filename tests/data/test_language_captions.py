@@ -146,6 +146,10 @@ def test_captions_of_coco_in_other_languages(tmp_path: Path) -> None:
     assert stair.image_path(COCO[2], "test").is_file()
     write_features(coco / "regions" / "train.npz", COCO[:1])
     assert list(stair.regions("train").keys) == [COCO[0]]
+    # COCO-CN has other splits, so its features may be in any of COCO's files.
+    write_features(coco / "regions" / "test.npz", COCO[1:])
+    chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"), coco)
+    assert [chinese.region_notes(split) for split in chinese.splits] == [[], [], []]
 
 
 def test_coco_cn_without_coco(tmp_path: Path) -> None:

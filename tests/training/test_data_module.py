@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache
 from common.data.samplers import EpochSampler
@@ -133,7 +134,19 @@ def test_the_record_names_what_was_skipped(
     assert described["part (test)"]["samples"] == 1
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", lambda flags, op: flags[1:].fill_(op is dist.ReduceOp.MAX))
-    assert module.describe()["training (test)"]["skipped"] == 4
+    with pytest.raises(TooManyBrokenFiles, match="4 of 5 files"):
+        module.describe()
+
+
+def test_a_resumed_run_knows_what_was_skipped_before(module: ShardedDataModule, items: ImageItems) -> None:
+    list(module.training_loader(items))
+    state = module.state_dict()
+    assert state["skipped"]["training"].tolist() == [3]
+    items.skipped.flags.zero_()
+    assert module.state_dict() == {}
+    module.load_state_dict(state)
+    module.training_loader(items)
+    assert items.skipped.names() == ["3.jpg"]
 
 
 def test_workers_find_the_cache_filled(

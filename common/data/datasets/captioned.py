@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data.annotations import LanguageCaptions, read_json, read_once, read_rows, single_spaced
 from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDataset, Scan, prefix_of, walk
-from common.data.listing import DatasetError, DatasetMissing, spread
+from common.data.listing import DatasetError, DatasetMissing, Listing, spread
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.data.sequences import Rows, Texts
 from common.files import parsing
@@ -146,6 +146,10 @@ class CaptionedDataset(LanguageCaptioned):
         with parsing(path, DatasetError):
             known = read_json(path)[self._checked(split, None)[0]]
             return replace(captions, groups=np.array([known[key] for key in captions.keys], dtype=np.int64))
+
+    def _all(self, split: str, fold: int | None) -> Listing:
+        # No index: it would not notice a list of captions that a finished download made longer.
+        return self._fresh(*self._checked(split, fold))[0]
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         keys = {key for language in self.languages for key in self.captions(split, language).keys}

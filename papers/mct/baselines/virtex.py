@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
-from common.data.images import ImageItems
+from common.data.images import ImageItems, require_captions
 from common.data.item_dataset import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
@@ -26,7 +26,7 @@ from common.memory.collective import mean_over_ranks
 from common.metrics.gathering import OncePerSample
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
-from common.training.optimizers import Lookahead, warm_up_then_cosine
+from common.training.optimizers import Lookahead, refuse_clip_value, warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 #: Token id of padding and of unknown pieces, which the loss ignores ([11]).
@@ -138,6 +138,10 @@ class BicaptionedImages(ImageItems):
 class BicaptioningData(CaptionData):
     """Images with a forward and a backward caption, to pre-train VirTex ([11])."""
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        require_captions(self.held_out_listing, self.held_out_annotations)
+
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self._images(self.listing, self.annotations, True), collate_fn=self.collate)
 
@@ -202,6 +206,7 @@ class VirTex(pl.LightningModule):
         self.backward_textual = reversed_twin(self.textual)
 
     def setup(self, stage: str) -> None:
+        refuse_clip_value(self, "model.clip_norm")
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         for name in ("vocabulary_size", "max_tokens"):
             needed = getattr(tokenizer, name, 0)
