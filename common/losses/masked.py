@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,7 +38,7 @@ def masked_region_regression(predictions: Tensor, features: Tensor) -> Tensor:
 
 
 def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross entropy of the detector's classes of masked regions, in nats (MRC); see `foreground_classes`.
+    """Mean cross entropy of the detector's classes of masked regions, in nats (MRC).
 
     Shapes:
         logits [K, C]; classes int64 [K] -> scalar
@@ -47,17 +46,6 @@ def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
     Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
     return masked_language_modeling(logits, classes)
-
-
-def foreground_classes(distribution: Tensor, background: int = 0) -> Tensor:
-    """The detector's most probable class of each region, without the background.
-
-    Shapes:
-        distribution [..., C] -> int64 [...]
-
-    Source: docs/papers/m3p.md [14], after UNITER's code.
-    """
-    return distribution.index_fill(-1, torch.tensor([background], device=distribution.device), -1.0).argmax(dim=-1)
 
 
 def masked_region_kl(logits: Tensor, distribution: Tensor, reduction: Reduction = "element") -> Tensor:

@@ -22,7 +22,13 @@ from common.memory.momentum import update_average
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
-from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused, refuse_half_weights
+from common.training.optimizers import (
+    CombinedOptimizer,
+    cosine_by_epoch,
+    fused,
+    refuse_clip_value,
+    refuse_half_weights,
+)
 from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
@@ -152,6 +158,7 @@ class MCTModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            refuse_clip_value(self, "model.text_clip_norm")
             refuse_half_weights(
                 self, "the small steps of the momentum averages to nothing, so that the keys never move"
             )

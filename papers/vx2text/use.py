@@ -120,12 +120,16 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def notes(self, question: str) -> list[str]:
-        tokenizer = self.tokenizer
+        tokenizer, notes = self.tokenizer, []
         unknown = [word for word in dict.fromkeys(question.split()) if tokenizer.unknown_id in tokenizer.encode(word)]
-        if not unknown:
-            return []
-        marks = "" if all(word.isalnum() for word in unknown) else "; try marks apart from words, as in `who speaks ?`"
-        return [f"the model does not know {', '.join(unknown)}{marks}"]
+        if unknown:
+            marks = (
+                "" if all(word.isalnum() for word in unknown) else "; try marks apart from words, as in `who speaks ?`"
+            )
+            notes.append(f"the model does not know {', '.join(unknown)}{marks}")
+        if (more := len(tokenizer.encode(question)) - self.prompt.limits.question) > 0:
+            notes.append(f"too long by {more} tokens; the end is not read")
+        return notes
 
     def answer(
         self,

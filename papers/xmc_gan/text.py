@@ -40,7 +40,7 @@ class BertText(nn.Module):
     ) -> None:
         super().__init__()
         self.sentence_pool = sentence_pool
-        self.sizes = sizes or ({} if pretrained is None else _bert_sizes(Path(pretrained)))
+        self.sizes = sizes or ({} if pretrained is None else bert_sizes(Path(pretrained)))
         self.encoder = BertEncoder(pretrained, dropout=0.0, **self.sizes)
         self.feature_dim = self.encoder.feature_dim
         self.requires_grad_(False).eval()
@@ -62,7 +62,7 @@ class BertText(nn.Module):
         return words * mask, pool_sentence(words, length, self.sentence_pool)
 
 
-def _bert_sizes(folder: Path) -> dict[str, int]:
+def bert_sizes(folder: Path) -> dict[str, int]:
     """Sizes from the configuration next to the weights; empty if it is missing or damaged."""
     try:
         stated = json.loads((folder / "config.json").read_bytes())

@@ -35,7 +35,7 @@ from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import path_of
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
-from papers.xmc_gan.text import BertText
+from papers.xmc_gan.text import BertText, bert_sizes
 
 #: Maximum number of words that a message lists of a small vocabulary.
 LISTED_WORDS = 60
@@ -95,6 +95,10 @@ class XMCGAN(TrainedModel):
             arguments["text_encoder"] = {"class_path": path_of(BertText), "init_args": sizes}
         else:
             weights |= renamed(stage.state, text_encoder="text_encoder")
+            given = stage.config["model"]["init_args"]["text_encoder"]
+            if given["class_path"] == path_of(BertText) and not given["init_args"].get("sizes"):
+                sizes = bert_sizes(Path(given["init_args"]["pretrained"]))
+                arguments["text_encoder"] = with_arguments(arguments["text_encoder"], sizes=sizes)
         learned = None
         if data.tokenizer.file is None:
             captions = data.annotations[data.split].captions

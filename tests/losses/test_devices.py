@@ -10,7 +10,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.margin import in_batch_hinge
-from common.losses.masked import foreground_classes
 from common.losses.matching import in_batch_matching
 from common.losses.nce import nce
 
@@ -22,7 +21,6 @@ from common.losses.nce import nce
         lambda scores: in_batch_matching(scores)[0],
         lambda scores: in_batch_matching(scores, scores[0].long())[1],
         lambda scores: nce(scores, scores, 2.0),
-        foreground_classes,
     ],
 )
 def test_tensors_of_two_devices_never_meet(loss: Callable[[Tensor], Tensor]) -> None:

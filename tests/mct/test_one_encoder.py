@@ -176,7 +176,7 @@ def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
 def test_a_batch_is_whole_groups_on_each_device() -> None:
     found = module(candidates=4)
     data = SimpleNamespace(batch_size=8)
-    found._trainer = SimpleNamespace(datamodule=data, world_size=4, ckpt_path="last.ckpt")
+    found._trainer = SimpleNamespace(datamodule=data, world_size=4, ckpt_path="last.ckpt", gradient_clip_val=None)
     with pytest.raises(ValueError, match=r"model\.candidates is 4: data\.batch_size 8 .* each of 4 devices"):
         found.setup("fit")
 

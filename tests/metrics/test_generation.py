@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from common.metrics.generation import (
     RPrecision,
     first_ranked,
     frechet_distance,
-    inception_score,
     mentioned_classes,
     object_accuracy,
     object_captions,
@@ -104,21 +104,21 @@ def test_inception_score_equals_the_official_one(splits: int) -> None:
     expected = pytest.approx(
         (float(GOLDEN[f"is_mean_split{splits}"]), float(GOLDEN[f"is_std_split{splits}"])), rel=1e-5, abs=1e-9
     )
-    assert inception_score(probabilities, splits) == expected
     meter = InceptionScore(splits, total=160)
     for part in torch.arange(160).split(33):
         meter.update(part, probabilities[part])
         meter.update(part[:2], probabilities[part[:2]].flip(1))
     assert meter.compute() == expected
-    uneven = InceptionScore(7, total=160)
-    uneven.update(torch.arange(160), probabilities)
-    assert uneven.compute() == pytest.approx(inception_score(probabilities, 7))
 
 
-def test_inception_score_of_sure_and_of_blind_classifiers() -> None:
-    assert inception_score(torch.eye(4))[0] == pytest.approx(4)
-    assert inception_score(torch.full((6, 4), 0.25))[0] == pytest.approx(1)
-    assert inception_score(torch.tensor([[1.0, 0.0]] * 3))[0] == pytest.approx(1)
+@pytest.mark.parametrize(
+    ("probabilities", "splits", "expected"),
+    [(torch.eye(4), 1, 4), (torch.full((6, 4), 0.25), 1, 1), (torch.eye(5), 2, (3 + 2) / 2)],
+)
+def test_inception_score_of_sure_and_of_blind_classifiers(probabilities: Any, splits: int, expected: float) -> None:
+    meter = InceptionScore(splits, total=len(probabilities))
+    meter.update(torch.arange(len(probabilities)), probabilities)
+    assert meter.compute()[0] == pytest.approx(expected)
     with pytest.raises(ValueError, match="without an image"):
         InceptionScore().compute()
     with pytest.raises(ValueError, match="10 parts"):

@@ -34,26 +34,23 @@ def without_stops(text: str) -> str:
     return " ".join(word for word in text.split() if word not in (",", "."))
 
 
-def preparation(protocol: Protocol, official_quirks: bool = True) -> tuple[Callable[[str], str], Callable[[str], str]]:
+def preparation(protocol: Protocol) -> tuple[Callable[[str], str], Callable[[str], str]]:
     """How a protocol prepares candidates, and how references.
 
     Args:
         protocol: `coco` nothing; `tvc` ASCII on both sides; `avsd_1ref` the DSTC7 word filter on both sides, meant for
             the one original answer; `avsd7` the same on candidates only, six references; `avsd8` the DSTC8 filter on
             candidates only.
-        official_quirks: keep the defect of the DSTC7 filter, which published numbers need. Without it `avsd_1ref`
-            and `avsd7` drop commas and full stops only.
     """
-    filter_ = without_short_words if official_quirks else without_stops
     match protocol:
         case "coco":
             return keep, keep
         case "tvc":
             return ascii_only, ascii_only
         case "avsd_1ref":
-            return filter_, filter_
+            return without_short_words, without_short_words
         case "avsd7":
-            return filter_, keep
+            return without_short_words, keep
         case "avsd8":
             return without_stops, keep
     raise ValueError(f"protocol: {protocol!r} is none of {', '.join(get_args(Protocol))}")

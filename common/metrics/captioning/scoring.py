@@ -47,20 +47,19 @@ def score_captions(
     references: Mapping[Any, Sequence[str]],
     protocol: Protocol = "coco",
     *,
-    official_quirks: bool = True,
     with_meteor: bool = True,
 ) -> CaptionScores:
     """BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
 
     Args:
         references: at least one per item of `candidates`.
-        protocol, official_quirks: see `protocols.preparation`.
+        protocol: see `protocols.preparation`.
         with_meteor: whether to run METEOR. Without Java its score is None, and one line is logged.
 
     Source: docs/papers/vx2text.md [11].
     """
     ids = tuple(references)
-    prepare_candidate, prepare_reference = preparation(protocol, official_quirks)
+    prepare_candidate, prepare_reference = preparation(protocol)
     texts = [prepare_candidate(candidates[one]) for one in ids]
     texts += [prepare_reference(text) for one in ids for text in references[one]]
     # Answers repeat; each distinct caption is tokenized once.

@@ -1,7 +1,7 @@
 """Scores of generated images, each with a pure function and an accumulator over batches and processes."""
 
 from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance
-from common.metrics.generation.inception_score import InceptionScore, inception_score
+from common.metrics.generation.inception_score import InceptionScore
 from common.metrics.generation.object_accuracy import (
     ObjectAccuracy,
     mentioned_classes,
@@ -18,7 +18,6 @@ __all__ = [
     "RPrecision",
     "first_ranked",
     "frechet_distance",
-    "inception_score",
     "mentioned_classes",
     "object_accuracy",
     "object_captions",

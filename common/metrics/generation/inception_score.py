@@ -12,22 +12,7 @@ from common.metrics.gathering import gather_objects
 from common.metrics.generation.seen import Seen
 
 
-def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, float]:
-    """`exp` of the mean KL divergence of the class probabilities of an image from their mean over all images.
-
-    Args:
-        probabilities: of the classes [N, C].
-        splits: consecutive parts, scored separately; the first ones have one more row if N is not a multiple.
-
-    Returns:
-        Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
-    """
-    parts = probabilities.double().tensor_split(splits)
-    scores = torch.stack([_score(len(part), torch.special.xlogy(part, part).sum(), part.sum(0)) for part in parts])
-    return float(scores.mean()), float(scores.std(correction=0))
-
-
-def _score(count: int | Tensor, entropy: Tensor, total: Tensor) -> Tensor:
+def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
     """The score of `count` rows, from the sum of their p log p and the sums of their p [C]."""
     mean = total / count
     # sum of p (log p - log mean) over classes and images; a class without any probability adds nothing.
@@ -35,7 +20,11 @@ def _score(count: int | Tensor, entropy: Tensor, total: Tensor) -> Tensor:
 
 
 class InceptionScore:
-    """The score over all batches and processes, from float64 sums; several `splits` need indices below `total`."""
+    """`exp` of the mean KL divergence of an image's class probabilities from their mean over all images, from 1 to C.
+
+    Over all batches and processes, from float64 sums. Several `splits` score consecutive parts of `total` images; the
+    first ones have one more if that is not a multiple.
+    """
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:
         if splits > 1 and (total is None or total < splits):
@@ -67,7 +56,7 @@ class InceptionScore:
         return torch.where(index < border, index // (size + 1), longer + (index - border) // size)
 
     def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation over the parts; the same on every process."""
+        """Mean and standard deviation (divisor n) over the parts; the same on every process."""
         device = None if self._sums is None else self._sums.device
         self._seen.require_disjoint(device)
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])

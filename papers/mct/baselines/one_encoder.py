@@ -30,7 +30,7 @@ from common.metrics.gathering import RowsOncePerSample, first_occurrences, gathe
 from common.metrics.retrieval import owner_rows, score_retrieval
 from common.protocols.captions import check_vocabulary
 from common.training.examples import Draw, Example
-from common.training.optimizers import adamw
+from common.training.optimizers import adamw, refuse_clip_value
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.mct.data import CaptionedViews, PretrainingData
 
@@ -195,6 +195,7 @@ class OneEncoder(pl.LightningModule):
         check_vocabulary(self, encoder)
         if stage != "fit":
             return
+        refuse_clip_value(self, "model.clip_norm")
         size, devices = self.hparams["candidates"], self.trainer.world_size
         if data.batch_size % (size * devices):
             raise ValueError(
