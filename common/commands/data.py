@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common.commands.parsing import Option, PaperName, at_least, existing_folder
-from common.errors import StageError
+from common.errors import StageError, optional_package
 from common.reporting.papers import existing_papers, paper_named, working_folder
 
 
@@ -59,6 +59,10 @@ def data(
     Only --fetch downloads anything.
     """
     root = (data or data_root()).resolve()
+    if (detector or output) and extract_regions is None:
+        raise StageError("--detector and --output need --extract-regions FOLDER")
+    if accept_license and fetch is None:
+        raise StageError("--accept-license needs --fetch NAME")
     if fetch is not None:
         return _fetch(paper_named(paper).short, root, fetch, accept_license)
     if extract_regions is not None:
@@ -127,6 +131,8 @@ def _extract(
         raise StageError(f"--output {output} exists: name a new file, or delete it")
     if output.suffix.lower() not in REGION_SUFFIXES:
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
+    if output.suffix.lower() != ".npz":
+        optional_package("h5py", "features")  # before hours of detection
     device = _device(device)
     extractor = RegionExtractor(load_detector(weights), regions, device, {"detector": digest(weights, "sha256")})
     found = extract_regions(images, output, extractor, batch_size, distribution)

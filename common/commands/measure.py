@@ -48,7 +48,7 @@ def gpu_check(
                 size=batch_size,
                 arguments=overrides,
             )
-        except StageError as error:
+        except Exception as error:  # one failed paper does not stop the others
             print(f"{paper.name}: {error}", flush=True)
             failed = True
             continue

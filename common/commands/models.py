@@ -23,8 +23,6 @@ OWN_LAYOUT = "safetensors"
 KINDS = ("video", "audio", "image", "text")
 #: Most characters of a caption in a file name.
 NAME_LENGTH = 60
-#: Options of the command line that a model class may declare.
-OPTIONS = ("language", "regions")
 #: Most reasons for skipping files to print.
 NAMED = 10
 
@@ -41,7 +39,6 @@ class ModelOptions:
 class EncoderOptions(ModelOptions):
     """Flags of the commands that embed files or texts."""
 
-    language: Annotated[str | None, "language of the texts, such as de"] = None
     regions: Annotated[Path | None, "region features of the images, for a model without a detector"] = None
 
 
@@ -66,10 +63,13 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
         usable = [one for one in existing_papers() if optional_part(one.name, "use")]
         others = ", ".join(one.short for one in usable if able(trained_model(one.name)))
         raise StageError(f"{paper.short} cannot {task}; {others} can")
-    for option in OPTIONS:
-        if getattr(options, option, None) is not None and option not in kind.options:
-            raise StageError(f"{paper.short} does not support --{option}")
+    _check_option(kind, "regions", getattr(options, "regions", None))
     return kind
+
+
+def _check_option(kind: Any, option: str, given: object) -> None:
+    if given is not None and option not in kind.options:
+        raise StageError(f"{kind.paper} does not support --{option}")
 
 
 def _check_exists(checkpoint: Path) -> None:
@@ -83,8 +83,6 @@ def _loaded(kind: Any, options: EncoderOptions) -> Any:
         from common.data.regions import RegionFeatures
 
         model.regions = RegionFeatures(options.regions)
-    if options.language is not None:
-        model.language = options.language
     return model
 
 
@@ -138,6 +136,7 @@ def embed(
     options: EncoderOptions,
     text: Annotated[Sequence[str], "texts"] = (),
     captions: Annotated[Path | None, "a file with one text per line"] = None,
+    language: Annotated[str | None, "language of the texts, such as de"] = None,
     output: Annotated[Path, ".npz file to write"],
     batch_size: Annotated[int, Option("files or texts at a time", parse=at_least(1))] = 16,
 ) -> int:
@@ -157,12 +156,15 @@ def embed(
     if not media and not texts:
         raise StageError("nothing to embed: give files, --text or --captions")
     of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)
+    _check_option(of_paper, "language", language)
     absent = next((path for path in media if not path.exists()), None)
     if absent and options.regions is None:  # region features only need the names of images
         raise StageError(f"{absent} does not exist")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
     paths = _found(media, kinds)
     model = _loaded(of_paper, options)
+    if language is not None:
+        model.language = language
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none, `embed` raises an error
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []

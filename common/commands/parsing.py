@@ -123,7 +123,7 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
         if rest[0].startswith("--"):
             hint = f": {nearest(rest[0], [flag for flag in parser._option_string_actions if flag.startswith('--')])}"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
-    place = values[places[0]] if rest else None
+    place = values.get(places[0]) if rest else None
     if isinstance(place, str) and "=" not in rest[0] and given.index(rest[0]) < given.index(place):
         parser.error(f"give {places[0]} before {rest[0]}, whose value was read as the {places[0]}")
     defaults = {parameter.name: parameter.default for parameter in parameters}

@@ -146,7 +146,8 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
         failed = reproduce(name, selection, jobs=side_by_side, finished=finished)
-        hint = "" if failed or options.everything else " (--everything runs all)"
+        chosen = options.tables or options.rows or options.stages or options.everything
+        hint = "" if failed or chosen else " (--everything runs all)"
         print_summary(name, selection.scale, selection.runs, time.monotonic() - began, hint, console())
     return 1 if failed else 0
 
@@ -182,6 +183,8 @@ def plan(
 
     if not 0 < utilization <= 1:
         raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
+    if estimate and format_ != "text":
+        raise StageError(f"--estimate prints text: leave out --format {format_}")
     planned = plan.plan(paper, _selection(options, options.seeds, options))
     if estimate:
         from common.stages import estimate as estimating

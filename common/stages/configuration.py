@@ -32,7 +32,7 @@ from common.stages.signatures import arguments_of, is_missing
 
 #: Keys of a YAML layer for the stack itself, not for LightningCLI.
 #: `most_devices`: the most devices per node over which the recipe's groups of samples can be split.
-STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours", "most_devices")
+STACK_KEYS = ("extends", "trains", "start_from", "ours", "most_devices")
 
 #: Keys of a layer or the command line that apply to every model; see common/training/switches.py.
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
@@ -293,7 +293,7 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
         name
         for name, one in vars(module).items()
         if isinstance(one, type) and one.__module__ == module.__name__ and hasattr(one, "name")
-        if not name.startswith("_") and one.streams[0] == kind  # type: ignore[attr-defined]
+        if not name.startswith("_") and one.streams[:1] == (kind,)  # type: ignore[attr-defined]
     ]
     if len(fitting) != 1:
         raise ConfigurationError(

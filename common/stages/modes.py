@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,21 @@ def print_configuration(request: StageRequest) -> None:
         print(f"# values we chose, since no source gives them: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
-    for line in _with_origins(run.config, run.layers):
+    for line in _with_origins(run.config, run.layers, request.parents):
         print(line)
 
 
-def _with_origins(tree: dict[str, Any], layers: Sequence[Layer], *parents: str) -> Iterator[str]:
-    """A configuration as YAML; a comment names the file that set each value."""
+def _with_origins(
+    tree: dict[str, Any], layers: Sequence[Layer], filled: Container[str], *parents: str
+) -> Iterator[str]:
+    """A configuration as YAML; a comment names the file that set each value. Parents set the `filled` ones later."""
     for key, value in tree.items():
         path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
+        if ".".join(path) in filled:
+            continue
         if isinstance(value, dict) and value:
             yield start
-            yield from _with_origins(value, layers, *path)
+            yield from _with_origins(value, layers, filled, *path)
         else:
             yield f"{start} {_in_one_line(value)}   # {origin('.'.join(path), layers)}"
 
@@ -116,8 +120,9 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     # A test must not overwrite the record's images.
     folder = request.directory / "test"
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
-    if validation and not is_overridden("val_dataloader", cli.datamodule):
-        raise StageError(f"{request.stage} has no validation data; leave out --validation")
+    validated = is_overridden("val_dataloader", cli.datamodule) and is_overridden("validation_step", cli.model)
+    if validation and not validated:
+        raise StageError(f"{request.stage} has no validation; leave out --validation")
     run_loop = cli.trainer.validate if validation else cli.trainer.test
     run_loop(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), weights_only=True, verbose=False)
     if is_main_process():

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import StageError
 from common.files import environment, write_atomically
 from common.reporting import records
 from common.reporting.papers import paper_named
@@ -46,22 +47,23 @@ class Rehearsed:
         return ", ".join(told)
 
 
-def write_fixtures(paper: str, folder: Path) -> Path:
-    """Write a paper's tiny data sets and random weights, unless they exist; returns their folder."""
+def write_fixtures(paper: str, root: Path) -> None:
+    """Write a paper's tiny data sets and random weights into `root`, unless they exist."""
     module = part(paper, "rehearsal", "cannot be rehearsed")
     version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-    root = folder / DATA_FOLDER / paper
     mark = root / _WRITTEN
     if mark.is_file() and mark.read_text(encoding="utf-8") == version:
-        return root
+        return
+    if root.exists() and not mark.is_file():
+        raise StageError(f"{root} exists and holds no rehearsal's data: give another --folder")
     say(f"writing tiny data sets and random weights to {root}")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
+    write_atomically(mark, "")
     module.write_datasets(root)
     if hasattr(module, "write_weights"):
         module.write_weights(root)
     write_atomically(mark, version)
-    return root
 
 
 def rehearse(
@@ -77,11 +79,12 @@ def rehearse(
     folder = folder.resolve()
     # With a separate cache and without W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
-        data = write_fixtures(name, folder)
+        data = folder / DATA_FOLDER / name
         selection = Selection(
             scale=scale, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
         )
         planned = plan(name, selection)
+        write_fixtures(name, data)
         say(f"reduced by configs/{name}/{REHEARSAL}.yaml")
         _forget_removed_parents(planned)
         failed = reproduce(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))

@@ -424,7 +424,9 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     if main_process:
         if cli.datamodule.world is not None:
             require_cache()
-        write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        # A run that takes this file as --config must not write in here.
+        kept = records.portable(resolved, [(str(directory), "$RUN")])
+        write_atomically(directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
         wandb = _wandb_of(request, resolved, git)
         if wandb is not None:
             trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]

@@ -134,7 +134,7 @@ class ShardedDataModule(pl.LightningDataModule):
         self.in_flight_bytes = in_flight_bytes
         self.max_skipped_fraction = max_skipped_fraction
         self._used: dict[str, Dataset[Any]] = {}
-        self._skipped: dict[str, Tensor] = {}
+        self._before: dict[str, tuple[str, Tensor]] = {}
         if dataset is not None and world is not None:
             dataset.root = Path(world.root_of(dataset.name))
 
@@ -178,11 +178,24 @@ class ShardedDataModule(pl.LightningDataModule):
             trainer.world_size,
         )
         self._resume(sampler)
-        self._used["training"] = dataset
-        if (items := _items_of(dataset)) is not None and "training" in self._skipped:
-            items.skipped.flags[self._skipped["training"]] = 1
+        self.train_on("training", dataset)
         batch_size = batches_at_once * self.batch_size // trainer.world_size
         return self.loader(dataset, sampler, batch_size, collate_fn, LateLoader, (0, 0))
+
+    def train_on(self, role: str, dataset: Dataset[Any]) -> None:
+        """Note a data set that is trained on; after a resume, its files must be those of the checkpoint."""
+        self._used[role] = dataset
+        items = _items_of(dataset)
+        if items is None or role not in self._before:
+            return
+        fingerprint, skipped = self._before[role]
+        if fingerprint != items.listing.fingerprint():
+            assert self.trainer is not None
+            raise ValueError(
+                f"{items.listing.root}: files came or went since this run began. Restore them to resume, or move "
+                f"{self.trainer.default_root_dir} away to start again"
+            )
+        items.skipped.flags[skipped] = 1
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         """Resumable loader for a data set of whole batches, with `(epoch, step)` keys."""
@@ -256,12 +269,14 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Files that all ranks have skipped, for a resumed run; every rank writes checkpoints, so all combine here."""
-        skipped = {role: items.skipped.flags.nonzero().flatten() for role, _, items in self._combined()}
-        return {"skipped": skipped} if any(map(len, skipped.values())) else {}
+        """Fingerprint and skipped files of each data set; all ranks write checkpoints, so they combine here."""
+        return {
+            role: (items.listing.fingerprint(), items.skipped.flags.nonzero().flatten())
+            for role, _, items in self._combined()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._skipped = state["skipped"]
+        self._before = state
 
     def _combined(self) -> Iterator[tuple[str, Dataset[Any], ItemDataset]]:
         """Roles, data sets and items; ranks read different files, so this combines and judges what they skipped."""

@@ -416,7 +416,7 @@ class PretrainingData(RegionTextData):
             trainer.world_size,
         )
         for number, pairs in enumerate(self.training_pairs):
-            self._used[f"training {number}"] = pairs
+            self.train_on(f"training {number}", pairs)
             if self.num_workers:
                 pairs.fill_cache()
         return self.step_loader(steps)

@@ -100,9 +100,10 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
         A clip is a video file or a folder of numbered frames; sound or picture may be missing.
         """
-        for part, content in {"speech": speech, "caption": known, "history": history}.items():
+        given = {"speech": (speech, "--speech"), "caption": (known, "--known"), "history": (history, "--turn")}
+        for part, (content, flag) in given.items():
             if content and not getattr(self.prompt.limits, part):
-                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave it out")
+                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave out {flag}")
         if len(options) != (expected := len(LETTERS) if self.task == "question" else 0):
             raise StageError(f"this model reads {expected} options (--option); {len(options)} are given")
         sample = self._read(clip)

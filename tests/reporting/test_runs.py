@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:
         (("--where", "scale==mini"), "FIELD=VALUE"),
         (("--diff", "esc@base", "base"), "means several runs"),
         (("--diff", "seed0/esc@bas", "base"), "did you mean 'mct/mini/seed0/esc@base'"),
-        (("--diff", "esc@base", "base", "--json"), "leave out --json"),
+        (("--diff", "esc@base", "base", "--json"), "leave out the other options"),
     ):
         assert main(["runs", *arguments, "--runs", str(folder)]) == 2
         assert re.search(told.replace("+", r"\+"), capsys.readouterr().err)
