@@ -85,11 +85,6 @@ class LanguageCaptions:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def rows_of(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Positions of some images; -1 without a caption in this language."""
-        positions = {key: row for row, key in enumerate(self.keys)}
-        return np.array([positions.get(key, -1) for key in keys], dtype=np.int64)
-
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over language, keys, captions and groups in order."""
         state = hashlib.sha256(f"captions 1 {self.language}\0".encode())

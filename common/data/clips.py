@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.item_dataset import ItemDataset, Key, Sample
+from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, Limits, MediaError, MediaFile, Pixels, frame_count, restrict
 from common.data.transforms import AudioTransform, VideoTransform
@@ -151,17 +151,8 @@ class AudioVisualClips(ClipDataset):
         self.video_fps = video_fps
         self.jitter = jitter if training else 0.0
 
-    def decibels(self, key: Key) -> Tensor:
-        """Spectrogram of an item's audio clip before augmentation and normalization, [1, frames, bins]."""
-
-        def make(file: int, rng: np.random.Generator) -> Sample:
-            _, samples = self._cut(self.listing[file], rng, with_video=False)
-            return {"audio": self.audio_transform.decibels(self.audio_transform.prepare(samples))}
-
-        return self._usable(key, make)["audio"]
-
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        frames, samples = self._cut(clip, rng, with_video=self.video_transform is not None)
+        frames, samples = self._cut(clip, rng)
         sample: Sample = {}
         if self.video_transform is not None:
             assert frames is not None
@@ -170,7 +161,7 @@ class AudioVisualClips(ClipDataset):
         sample["sound_label"] = torch.tensor(clip.sound_label)
         return sample
 
-    def _cut(self, clip: Clip, rng: np.random.Generator, with_video: bool) -> tuple[Tensor | None, Tensor]:
+    def _cut(self, clip: Clip, rng: np.random.Generator) -> tuple[Tensor | None, Tensor]:
         with (
             MediaFile(clip.path, self.cache) as media,
             contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache) as sound,
@@ -190,7 +181,7 @@ class AudioVisualClips(ClipDataset):
                 )
             frames = None
             video_start, audio_start = window
-            if with_video:
+            if self.video_transform is not None:
                 frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps, video[1])
                 # The video starts at a frame; shift the sound with it.
                 audio_start += actual_start - video_start

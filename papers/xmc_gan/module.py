@@ -71,7 +71,7 @@ class XMCGANModule(pl.LightningModule):
             )
         if loss.weights["real_word"] == 0:
             discriminator.regions = None
-        self.generators = MomentumPair(generator, copy_buffers=True)
+        self.generators = MomentumPair(generator)
         self.discriminator = discriminator
         self.loss = loss
         self.text_encoder = text_encoder

@@ -121,7 +121,7 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
     )
     for item in range(20):
         rng = np.random.default_rng(item)
-        pictures, samples = clips._cut(clips.listing[0], rng, with_video=True)
+        pictures, samples = clips._cut(clips.listing[0], rng)
         first, _, following = np.random.default_rng(item).random(3)
         assert pictures is not None
         assert int(pictures[0].float().mean().round()) == pytest.approx(levels[int(first * 8)], abs=2)
@@ -235,14 +235,6 @@ def test_listed_segments_are_respected(folder: Path) -> None:
     )
     seen = {int(_numbers(random_clips[item]["video"]).min()) for item in range(30)}
     assert seen <= set(range(4, 9))
-
-
-def test_spectrograms_for_statistics_hold_no_augmentation(folder: Path) -> None:
-    normalized = dataclasses.replace(AUDIO, mean=[-20.0] * 33, std=[10.0] * 33)
-    clips = AudioVisualClips(_good(folder), None, normalized, training=False)
-    sample = clips[2]
-    assert "video" not in sample
-    torch.testing.assert_close(clips.decibels(2), sample["audio"] * (10.0 + 1e-5) - 20.0, rtol=1e-5, atol=1e-4)
 
 
 # Sound windows

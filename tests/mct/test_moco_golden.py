@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.memory.momentum import MomentumPair
+from common.memory.momentum import update_average
 from papers.mct.loss import MultimodalContrast
 from papers.mct.networks import Tower, encode_keys
 from tests.distributed.harness import run_distributed
@@ -35,7 +36,8 @@ class Step(nn.Module):
 
     def __init__(self, golden: dict[str, Tensor]) -> None:
         super().__init__()
-        self.tower = MomentumPair(Tower(Encoder(), intra_dim=6, inter_dim=None))
+        tower = Tower(Encoder(), intra_dim=6, inter_dim=None)
+        self.tower = nn.ModuleDict({"query": tower, "key": copy.deepcopy(tower).requires_grad_(False)})
         self.objective = MultimodalContrast(
             weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=32, mask_same_image=False, intra_dim=6
         )
@@ -44,9 +46,9 @@ class Step(nn.Module):
         self.keys: Tensor | None = None
 
     def forward(self, views: Tensor, permutation: Tensor | None = None) -> Tensor:
-        query = self.tower(views[0])["intra"]
-        self.tower.update(0.99)
-        self.keys = encode_keys(self.tower.key, views[1], permutation=permutation)["intra"]
+        query = self.tower["query"](views[0])["intra"]
+        update_average(self.tower["key"].parameters(), self.tower["query"].parameters(), 0.99)
+        self.keys = encode_keys(self.tower["key"], views[1], permutation=permutation)["intra"]
         return self.objective({"ii": query}, {"ii": self.keys})["loss"]
 
     def enqueue(self) -> None:
