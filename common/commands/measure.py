@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Annotated
 
 from common import files
 from common.commands.parsing import Option, PaperNames, Runs, at_least
-from common.errors import StageError
+from common.errors import StageError, is_ours
 from common.reporting.papers import existing_papers, paper_named, runs_root
 
 
@@ -49,6 +50,8 @@ def gpu_check(
                 arguments=overrides,
             )
         except Exception as error:  # one failed paper does not stop the others
+            if not is_ours(error):
+                traceback.print_exc()
             print(f"{paper.name}: {error}", flush=True)
             failed = True
             continue

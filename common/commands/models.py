@@ -69,7 +69,7 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
 
 def _check_option(kind: Any, option: str, given: object) -> None:
     if given is not None and option not in kind.options:
-        raise StageError(f"{kind.paper} does not support --{option}")
+        raise StageError(f"{paper_named(kind.paper).short} does not support --{option}")
 
 
 def _check_exists(checkpoint: Path) -> None:

@@ -123,9 +123,10 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
         if rest[0].startswith("--"):
             hint = f": {nearest(rest[0], [flag for flag in parser._option_string_actions if flag.startswith('--')])}"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
-    place = values.get(places[0]) if rest else None
-    if isinstance(place, str) and "=" not in rest[0] and given.index(rest[0]) < given.index(place):
-        parser.error(f"give {places[0]} before {rest[0]}, whose value was read as the {places[0]}")
+    place = values.get(places[0])
+    flag = next((one for one in rest if one.startswith("--") and "=" not in one), None)
+    if isinstance(place, str) and flag and given.index(flag) < given.index(place):
+        parser.error(f"give {places[0]} before {flag}, whose value was read as the {places[0]}")
     defaults = {parameter.name: parameter.default for parameter in parameters}
     positional = [values.pop(place, defaults[place]) for place in places]
     for group, kind in groups.items():

@@ -44,7 +44,7 @@ def runs(
 
     folder = runs or runs_root()
     found = reading.find_runs(folder, [paper_named(name).name for name in papers])
-    if diff and (json_ or where or columns or sort or fields):
+    if diff and (json_ or where or columns or sort or reverse or fields):
         raise StageError("--diff prints tables of two runs: leave out the other options")
     if diff:
         first, second = reading.named_runs(found, diff)

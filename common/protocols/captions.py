@@ -161,8 +161,6 @@ class CaptionData(ImageData):
 
     def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
         """Loaders of the images and captions to search."""
-        if not len(captions):
-            raise ValueError(f"data: none of the {len(images.listing)} {role} images has a caption to search by")
         return [
             self.evaluation_loader(images, self.held_out_batch_size, role),
             self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),

@@ -70,8 +70,10 @@ def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tupl
                 draws = tuple(sorted(cell.values.values()))
                 means = [statistics.fmean(values) for values in by_seed(cell.values).values()]
                 published = cell.published.ends if cell.published and result.scale == "paper" else ()
-                own = yours.cells[row.label, metric.id].mean if yours else None
-                found.append(_Dot(row.label, statistics.fmean(means), interval_of(means), draws, published, own))
+                mean, own = statistics.fmean(means), None
+                if yours and (cell := yours.cells[row.label, metric.id]).values:
+                    own = statistics.fmean(statistics.fmean(found) for found in by_seed(cell.values).values())
+                found.append(_Dot(row.label, mean, interval_of(means), draws, published, own))
         if len(found) > 1:
             panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(found)))
     return tuple(panels)

@@ -117,8 +117,9 @@ class Compared:
 
 def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
     """Promoted records other than these runs: a run that was promoted is no reference for itself."""
-    own = {(record.stage, record.draw, record.started) for record in mine}
-    return [record for record in find_promoted(paper, scale) if (record.stage, record.draw, record.started) not in own]
+    # By seed, because promotion may have named the instruction set.
+    own = {(record.stage, record.seed, record.started) for record in mine}
+    return [record for record in find_promoted(paper, scale) if (record.stage, record.seed, record.started) not in own]
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:

@@ -36,7 +36,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
         console.print("nothing was measured: there is no table to show")
         return
     path = runs / paper / scale / "tables.md"
-    write_atomically(path, f"{claims_markdown(filled)}\n\n{tables_markdown(filled)}\n")
+    write_atomically(path, f"{claims_markdown(everything)}\n\n{tables_markdown(filled)}\n")
     recorded = {result.table.id: result for result in collect(source, scale, promoted)}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
     draws = {record.draw for f in filled for record in f.result.records}

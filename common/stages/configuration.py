@@ -288,16 +288,17 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
         folder = Path(str(import_module(_DATASETS).__file__)).parent
         known = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
         raise ConfigurationError(f"--{key} {value}: {nearest(value, known)}") from None
-    kind = class_at(configured).streams[0]
+    kind = class_at(configured).streams[:1]
     fitting = [
         name
         for name, one in vars(module).items()
         if isinstance(one, type) and one.__module__ == module.__name__ and hasattr(one, "name")
-        if not name.startswith("_") and one.streams[:1] == (kind,)  # type: ignore[attr-defined]
+        if not name.startswith("_") and one.streams[:1] == kind  # type: ignore[attr-defined]
     ]
     if len(fitting) != 1:
+        kinds = "".join(kind) or "text"
         raise ConfigurationError(
-            f"--{key} {value}: {len(fitting)} classes of {module.__name__} have {kind}; give the class itself, as in "
+            f"--{key} {value}: {len(fitting)} classes of {module.__name__} have {kinds}; give the class itself, as in "
             f"--{key} '{{class_path: {module.__name__}.NAME, init_args: {{root: FOLDER}}}}'"
         )
     return [

@@ -96,7 +96,7 @@ class Explanation:
         return rows[place - 1] if place else next(iter(rows[1:]), None)
 
     def differences_from(self, neighbor: Row) -> list[tuple[str, str, str]]:
-        """Fields in which the rows' models differ, with both values; without two models, their last stages."""
+        """Fields in which the rows' models differ, with both values; of the last stages if the models are the same."""
 
         def fields(row: Row) -> dict[str, str]:
             chain = self._chain(row)

@@ -134,6 +134,7 @@ class ShardedDataModule(pl.LightningDataModule):
         self.in_flight_bytes = in_flight_bytes
         self.max_skipped_fraction = max_skipped_fraction
         self._used: dict[str, Dataset[Any]] = {}
+        self._training: set[str] = set()
         self._before: dict[str, tuple[str, Tensor]] = {}
         if dataset is not None and world is not None:
             dataset.root = Path(world.root_of(dataset.name))
@@ -178,13 +179,14 @@ class ShardedDataModule(pl.LightningDataModule):
             trainer.world_size,
         )
         self._resume(sampler)
-        self.train_on("training", dataset)
+        self.note_training_set("training", dataset)
         batch_size = batches_at_once * self.batch_size // trainer.world_size
         return self.loader(dataset, sampler, batch_size, collate_fn, LateLoader, (0, 0))
 
-    def train_on(self, role: str, dataset: Dataset[Any]) -> None:
+    def note_training_set(self, role: str, dataset: Dataset[Any]) -> None:
         """Note a data set that is trained on; after a resume, its files must be those of the checkpoint."""
         self._used[role] = dataset
+        self._training.add(role)
         items = _items_of(dataset)
         if items is None or role not in self._before:
             return
@@ -192,8 +194,8 @@ class ShardedDataModule(pl.LightningDataModule):
         if fingerprint != items.listing.fingerprint():
             assert self.trainer is not None
             raise ValueError(
-                f"{items.listing.root}: files came or went since this run began. Restore them to resume, or move "
-                f"{self.trainer.default_root_dir} away to start again"
+                f"{items.listing.root}: files were added or removed since this run began. Restore them to resume, or "
+                f"move {self.trainer.default_root_dir} away to start again"
             )
         items.skipped.flags[skipped] = 1
 
@@ -269,10 +271,11 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Fingerprint and skipped files of each data set; all ranks write checkpoints, so they combine here."""
+        """Fingerprint and skipped files of each training set; all ranks call this, so they combine here."""
         return {
             role: (items.listing.fingerprint(), items.skipped.flags.nonzero().flatten())
             for role, _, items in self._combined()
+            if role in self._training
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -46,9 +46,9 @@ def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
 
 
 def refuse_clip_value(module: pl.LightningModule, field: str) -> None:
-    """Raise for the trainer's clipping if the module clips by a field of its recipe."""
+    """Raise for the trainer's clipping if only a `field` of the recipe, or nothing, clips the module's gradients."""
     if module.trainer.gradient_clip_val:
-        raise ValueError(f"trainer.gradient_clip_val is not used here, since {field} clips: set that field")
+        raise ValueError(f"trainer.gradient_clip_val has no effect here: {field} clips the gradients")
 
 
 def clip_by_norm(

@@ -31,6 +31,8 @@ from papers.m3p.streams import LanguageStream, MultitaskSteps, language_probabil
 
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
+#: Largest fraction of test images without regions: a smaller gallery raises recall.
+MOST_UNSEARCHED = 0.01
 
 
 class RegionTextData(ShardedDataModule):
@@ -255,10 +257,12 @@ class RegionTextData(ShardedDataModule):
         for name, one in self.test_sets.items():
             dataset, split = one.dataset, self.test_split
             captions = self.captions_of(dataset, split, one.language)
-            pictures = find_pictures([one], [captions], split, self.max_skipped_fraction, self.test_images)
+            limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
+            pictures = find_pictures([one], [captions], split, limit, self.test_images)
             key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
             if key not in images_of:
-                images_of[key] = RegionItems(pictures, max_regions=self.max_regions, **self.item_options)
+                options = {**self.item_options, "max_skipped_fraction": limit}
+                images_of[key] = RegionItems(pictures, max_regions=self.max_regions, **options)
             longest = self.tokenizer.max_tokens if self.cut_test_captions else None
             found.append(EvaluationSet(name, one, split, images_of[key], captions, self.test_captions, longest))
         return found
@@ -416,7 +420,7 @@ class PretrainingData(RegionTextData):
             trainer.world_size,
         )
         for number, pairs in enumerate(self.training_pairs):
-            self.train_on(f"training {number}", pairs)
+            self.note_training_set(f"training {number}", pairs)
             if self.num_workers:
                 pairs.fill_cache()
         return self.step_loader(steps)

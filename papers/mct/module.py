@@ -158,7 +158,7 @@ class MCTModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            refuse_clip_value(self, "model.text_clip_norm")
+            refuse_clip_value(self, "model.text_clip_norm" if self.model.text is not None else "nothing")
             refuse_half_weights(
                 self, "the small steps of the momentum averages to nothing, so that the keys never move"
             )

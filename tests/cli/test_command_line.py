@@ -113,7 +113,9 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "agreement: consensus   # configs/avid_cma/cma.yaml\n" in output
     assert "within_negatives: 8   # configs/avid_cma/smoke.yaml [cma]\n" in output
     assert "batch_norm_group: null   # configs/avid_cma/smoke.yaml\n" in output
-    assert yaml.safe_load(output)["model"]["class_path"] == "papers.avid_cma.module.AVIDModule"
+    printed = yaml.safe_load(output)["model"]
+    assert printed["class_path"] == "papers.avid_cma.module.AVIDModule"
+    assert "warm_start" not in printed["init_args"]  # as --config, the file must not replace the parent
     assert main(["fit", "avid/avid", "--scale", "mini", "--runs", str(tmp_path), "--print_config"]) == 0
     assert "\n# deviation of scale mini: model.init_args.head_batch_norm: Batch " in capsys.readouterr().out
 

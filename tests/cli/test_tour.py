@@ -63,7 +63,9 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         folder = tmp_path / "runs" / paper / "smoke" / "seed0" / stage
         folder.parent.mkdir(parents=True)
         folder.symlink_to(trained)
-        config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+        text = (trained / "config.yaml").read_text(encoding="utf-8")
+        assert "dirpath: $RUN/checkpoints" in text  # as --config, it must not write into this run
+        config = yaml.safe_load(text)
         world = instantiate(config["data"]["init_args"]["world"], World).folder
         (worlds / world.name).symlink_to(world)
         # The tour trains exactly these.

@@ -133,7 +133,11 @@ def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
 
 def test_languages_of_m3p(run: Run, tmp_path: Path) -> None:
     common = ("embed", "m3p", *last("m3p"), "--output", tmp_path / "x.npz", "--text", "ein roter Apfel")
-    assert "written to" in run(*common, "--language", "de")
+    vectors = []
+    for language in ((), ("--language", "de")):
+        run(*common, *language)
+        vectors.append(np.load(tmp_path / "x.npz")["text"])
+    assert not np.allclose(*vectors)
     assert "--language it: " in run(*common, "--language", "it", fails=True)
 
 

@@ -146,7 +146,7 @@ def test_a_resumed_run_knows_what_was_skipped_before(module: ShardedDataModule, 
     module.training_loader(items)
     assert items.skipped.names() == ["3.jpg"]
     items.listing = items.listing.subset(range(4))
-    with pytest.raises(ValueError, match=r"files came or went since this run began.*runs/stage"):
+    with pytest.raises(ValueError, match=r"files were added or removed since this run began.*runs/stage"):
         module.training_loader(items)
 
 

@@ -53,10 +53,10 @@ class OnCOCO(CaptionedDataset):
         return self.regions_root or self.coco.regions_folder
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """COCO's files without `regions`; those of all splits if the set has its own."""
+        """If `regions` is not given, COCO's files; those of all splits if the set has other ones."""
         if self.regions_root is not None:
             return super().region_paths(split)
-        parts = self.coco.splits if self.own_splits else (split,)
+        parts = ("train", "val", "test") if self.own_splits else (split,)
         return tuple(dict.fromkeys(path for part in parts for path in self.coco.region_paths(part)))
 
     def image_path(self, key: str, split: str) -> Path:
