@@ -165,6 +165,8 @@ def embed(
     model = _loaded(of_paper, options)
     if language is not None:
         model.language = language
+    if texts and "text" not in model.reads:
+        raise StageError("this model was trained without texts: leave out --text and --captions")
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none, `embed` raises an error
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []
@@ -223,6 +225,8 @@ def retrieve(
     of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval)
     query_kind, kind = _pair(of_paper, query, among, from_, to)
     model = _loaded(of_paper, options)
+    if lacking := {query_kind, kind} - {*model.reads}:
+        raise StageError(f"this model was trained without {' and '.join(sorted(lacking))}")
     skipped: list[tuple[int, str]] = []
     items: Sequence[Any]
     if among.suffix == ".npz":

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -100,6 +100,16 @@ class CaptionTokenizer(ABC):
         """Load `content` instead of calling `prepare`."""
         self._read(content)
         self.content = content
+
+    def state(self) -> dict[str, Tensor]:
+        """A learned vocabulary, for the checkpoint: the captions may change later."""
+        return {"vocabulary": torch.tensor(list(self.content), dtype=torch.uint8)} if self.file is None else {}
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Read the vocabulary of `state`, if it has one."""
+        if "vocabulary" in state:
+            self.read(bytes(state["vocabulary"].tolist()))
+        return "vocabulary" in state
 
     def prepare(self, captions: Iterable[str] = ()) -> None:
         """Read the vocabulary, or learn it from training captions."""

@@ -215,6 +215,9 @@ class MultiLabelSVM(FeatureSVM):
     def forward(self, images: Tensor) -> Tensor:
         """Features of unit length [B, channels * pool * pool] of images [B, 3, H, W], in float32."""
         feature_map = self.encoder.forward_map(images)  # type: ignore[operator]
+        channels = getattr(self.encoder, "num_features", feature_map.shape[1])  # of a network of timm
+        if feature_map.ndim != 4 or feature_map.shape[1] != channels:
+            raise ValueError("model.image_encoder: the SVM pools a map [B, C, h, w]: take a convolutional network")
         return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1))
 
     def on_test_epoch_start(self) -> None:

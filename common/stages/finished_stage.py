@@ -27,6 +27,12 @@ class FinishedStage:
     def state(self) -> dict[str, Any]:
         return self.content["state_dict"]
 
+    @property
+    def data_state(self) -> dict[str, Any]:
+        """What the data module kept in the checkpoint."""
+        found: dict[str, Any] = self.content.get(self.config["data"]["class_path"].rpartition(".")[2], {})
+        return found
+
     def data(self) -> Any:
         """The configured data module, not prepared."""
         import lightning.pytorch as pl

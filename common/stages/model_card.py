@@ -119,7 +119,8 @@ def _facts(record: Record, starts: list[str]) -> dict[str, str]:
 
 def _starts(record: Record) -> list[str]:
     """Stages and released files whose weights the training started from."""
-    found = {str(one["stage"]) for one in record.parents.values()}
+    parents = record.parents.items()
+    found = {str(one["stage"]) for field, one in parents if not _OTHERS.intersection(field.split("."))}
     features = record.config["data"]["init_args"].get("text_features")
     for field, value in leaves({"model": record.config["model"], "features": features}):
         *above, name = field.split(".")

@@ -251,6 +251,10 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
+    if isinstance(sets := arguments.get("sets"), dict):  # named ones, of which a recipe reads some
+        used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
+        sets = {name: one for name, one in sets.items() if name in used}
+        section = {**section, "init_args": {**arguments, "sets": sets}}
     for entry in dataset_entries(section):
         try:
             dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))

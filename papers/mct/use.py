@@ -60,6 +60,10 @@ class MCT(networks.MCT, TrainedModel):
         super().__init__(image, text)
         self.embedding = "inter" if "inter" in image.embeds else "intra"
 
+    @property
+    def reads(self) -> tuple[Modality, ...]:
+        return self.embeds if self.text is not None else ("image",)
+
     def read_inputs(self, trained: Trained) -> None:
         self.pixels = self.input(trained, "image", ImageTransform).with_training(False)
         if self.text is not None:
@@ -89,7 +93,8 @@ class MCT(networks.MCT, TrainedModel):
         inputs: dict[str, Any] = {"image": asdict(data.image), "tokenizer": None}
         files: dict[str, bytes | Path] = {}
         if data.tokenizer is not None and reads_captions:
-            data.prepare_data()
+            if not data.tokenizer.restore(stage.data_state):
+                data.prepare_data()
             field = data.tokenizer.field
             inputs["tokenizer"] = with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{field: None})
             files[data.tokenizer.file_name] = data.tokenizer.content

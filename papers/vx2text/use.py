@@ -65,6 +65,10 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         self.tie_tables(self.tokenizer)
 
     @classmethod
+    def card_usage(cls, trained: Trained) -> str:
+        return {"question": "usage_with_options", "caption": "usage_caption"}.get(trained.inputs["task"], "usage")
+
+    @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
         model = stage.config["model"]["init_args"]["model"]
@@ -158,11 +162,9 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     def words(self, clip: str | Path) -> dict[str, str]:
         """A clip's tokens in the prompt, by modality; skips missing modalities."""
         sample = self._read(clip)
-        return {
-            name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]]))[0]
-            for name in self.tokens
-            if sample[f"{name}_present"]
-        }
+        present = [name for name in self.tokens if sample[f"{name}_present"]]
+        found = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
+        return {name: words[0] for name, words in found.items() if words is not None}
 
     def _read(self, clip: str | Path) -> Sample:
         return dict(self.reader.read(Clip(Path(clip), -1), np.random.default_rng(0)))
@@ -199,9 +201,11 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
         return self.tokens["audio"].scores(windows[:, None]).float().softmax(-1)
 
-    def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
-        """Each file's tokens in the prompt: the most probable categories of each clip."""
+    def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str] | None:
+        """Each file's tokens in the prompt: the most probable categories of each clip; None for continuous features."""
         tokens = self.tokens[modality]  # type: ignore[index]
+        if tokens.projection is not None:
+            return None
         chosen = largest(embeddings, tokens.tokens).flatten(1)
         return [", ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
 

@@ -78,6 +78,7 @@ class XMCGAN(TrainedModel):
             # The vocabulary comes from the training captions, which the miniature's world writes.
             data.prepare_data()
             data.setup("predict")
+            data.tokenizer.restore(stage.data_state)
         else:
             data.tokenizer.prepare()
         # The generator that the test measured.

@@ -392,7 +392,8 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)
         if wanted not in self._names:  # read the folder once, because pictures are looked up one by one
-            items = sorted(self._contents()[0], key=lambda item: item.split != wanted)
+            own = set(self.listing(split).names)
+            items = sorted(self._contents()[0], key=lambda item: item.name not in own)
             # The first one wins, so this split's files take precedence over others of the same name.
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")

@@ -1,8 +1,8 @@
 """Procedural clips with sound, in twenty classes, each with several noisy cues.
 
 Color, shape and motion show a class; pitch, timbre and envelope sound it. Neighboring classes overlap in color, and in
-another order in pitch; classes share shapes and envelopes. So neither modality alone identifies the class, and both
-together nearly do.
+another order in pitch; classes share shapes and envelopes. So no single cue identifies the class; shape with motion
+does, and so does timbre with envelope.
 
 Picture and sound of a clip share the class, tempo, phase, and size (heard as loudness). Background, position, noise and
 hums are independent per modality and constant in a clip: they identify a clip within one modality only.
