@@ -81,7 +81,7 @@ reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write it
 # One failed paper does not stop the others; Ctrl-C, a closed terminal or TERM stops all.
 reproduce: $(STAMP) ## Train and evaluate all papers
 	@failed=0; for paper in $(PAPERS); do \
-	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; case $$status in 129|130|143) exit $$status;; esac; failed=1; }; done; exit $$failed
+	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; case $$status in 129|130|138|143) exit $$status;; esac; failed=1; }; done; exit $$failed
 
 rehearse-%: $(STAMP) ## Run a paper's published recipes on tiny data in the real layouts
 	$(ASSEMBLE) rehearse $* $(REHEARSED)

@@ -57,8 +57,8 @@ class SkipLedger:
             some = ", ".join(self.names()[:5])
             raise TooManyBrokenFiles(
                 f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
-                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}.{more} Repair or remove the "
-                "files, or raise max_skipped_fraction."
+                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}.{more} Repair the files "
+                "to resume; removing files or raising max_skipped_fraction starts again."
             )
 
     def count(self) -> int:

@@ -16,8 +16,6 @@ from common.stages.stopping import REQUEUE_SIGNAL, check, postpone, received
 
 #: Seconds to save a checkpoint.
 SAVING = 600.0
-#: Steps between two checks by several ranks whether any of them received a signal.
-EVERY_N_STEPS = 10
 
 
 class Preemption(Callback):
@@ -46,8 +44,6 @@ class Preemption(Callback):
         own, again = received(), received() == REQUEUE_SIGNAL
         asked = own is not None
         if trainer.world_size > 1:
-            if trainer.global_step % EVERY_N_STEPS:
-                return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
             if asked:
                 again = trainer.strategy.reduce_boolean_decision(again, all=False)

@@ -97,6 +97,7 @@ def reproduce(
                 if jobs > 1:
                     _tell_workers(signal.SIGTERM)  # also those that began after the signal
                 pool.shutdown(wait=True, cancel_futures=True)
+                stopping.before_leaving(number)
                 say("stopped; rerun the command to resume")
                 raise Preempted(number) from error
             if isinstance(error, BrokenExecutor):
@@ -215,7 +216,7 @@ def _run_listening(request: StageRequest) -> records.Record:
             f"--seeds {request.seed} --data {shlex.quote(str(request.data))} "
             f"--runs {shlex.quote(str(request.runs))} --format slurm`"
         )
-    if devices in (1, "auto") and nodes == 1:
+    if devices == 1 and nodes == 1:
         from common.stages.run import run_stage
 
         # Another command may have finished it since planning.

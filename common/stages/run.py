@@ -69,8 +69,12 @@ def _prepare_folder(request: StageRequest) -> None:
                 aside.rename(previous)
             told = f"the configuration was reverted: the earlier run is restored, the other one is in {previous}"
         elif begun and (previous / "record.json").is_file() and not (folder / "record.json").is_file():
+            if (folder / "checkpoints" / "last.ckpt").is_file():
+                raise StageError(
+                    f"the configuration changed; {folder} has an unfinished run and {previous} a finished one: move or "
+                    "delete one of them"
+                )
             shutil.rmtree(folder)
-            told = f"the configuration changed: the unfinished run is deleted, {previous} has the finished one"
         elif begun:
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
@@ -124,14 +128,18 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
     use(request.isa)
     if not is_main_process():
         end_with_parent()
+    record = None
     try:
         with stopping.listening():
-            return _run_listening(request, unless_done)
+            record = _run_listening(request, unless_done)
     except Preempted:
+        if record is not None:
+            return record  # the signal came after the last check, when nothing was left to stop
         if is_main_process():
             raise
         # If a rank fails, its launcher kills rank 0, which may be saving or requeueing.
         raise SystemExit(0) from None
+    return record
 
 
 def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
@@ -417,6 +425,8 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     trainer = cli.trainer
     # Lightning's handlers would save in the middle of a step and call collectives.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # Nothing sets what it would send to all ranks before each batch, with a wait for the device.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     if (ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
         stopping.kill_at_end(ranks)
     # Write the checkpoint to resume from last: the losses of its step follow it.

@@ -169,6 +169,9 @@ class MissedCheckpoints(Callback):
         if not step:
             return
         for kept in trainer.checkpoint_callbacks:
+            if isinstance(kept, ModelCheckpoint):
+                # Otherwise it saves again after the first part of an accumulated step.
+                kept._last_global_step_saved = step
             if not isinstance(kept, ModelCheckpoint) or kept.save_top_k != -1:
                 continue
             every, epochs = kept._every_n_train_steps, kept._every_n_epochs

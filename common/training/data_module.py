@@ -291,7 +291,7 @@ class ShardedDataModule(pl.LightningDataModule):
             if dist.is_available() and dist.is_initialized():
                 flags = items.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
                 dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-                items.skipped.flags.copy_(flags.cpu())
+                items.skipped.flags[flags.cpu().bool()] = 1  # loader processes may set others meanwhile
                 items.skipped.check()
             yield role, dataset, items
 

@@ -207,7 +207,6 @@ def _stopped_rank(rank: int, stage: StageRequest) -> tuple[int, str]:
         return original(self, inputs, batch_idx)
 
     AVIDModule.training_step = training_step  # type: ignore[method-assign]
-    preemption.EVERY_N_STEPS = 3
     try:
         run_stage(stage)
     except (Preempted, SystemExit) as end:
@@ -217,27 +216,26 @@ def _stopped_rank(rank: int, stage: StageRequest) -> tuple[int, str]:
 
 def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
-    assert run_distributed(_stopped_rank, 2, stage) == [[3, "Preempted "], [3, "SystemExit 0"]]
-    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert run_distributed(_stopped_rank, 2, stage) == [[2, "Preempted "], [2, "SystemExit 0"]]
+    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize(
-    ("own", "step", "answers", "expected"),
+    ("own", "answers", "expected"),
     [
-        (None, 10, [True, False], signal.SIGTERM),  # of another rank
-        (signal.SIGINT, 10, [True, False], signal.SIGINT),
-        (signal.SIGUSR1, 10, [True, True], signal.SIGUSR1),
-        (None, 10, [False], None),
-        (signal.SIGTERM, 11, [], None),  # asked for every ten steps
+        (None, [True, False], signal.SIGTERM),  # of another rank
+        (signal.SIGINT, [True, False], signal.SIGINT),
+        (signal.SIGUSR1, [True, True], signal.SIGUSR1),
+        (None, [False], None),
     ],
 )
 def test_ranks_agree_on_a_signal(
-    own: int | None, step: int, answers: list[bool], expected: int | None, monkeypatch: pytest.MonkeyPatch
+    own: int | None, answers: list[bool], expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, deadlines = Path("last.ckpt"), Mock()
     monkeypatch.setattr(preemption, "received", lambda: own)
     monkeypatch.setattr(preemption, "postpone", deadlines)
-    trainer = Mock(world_size=2, global_step=step)
+    trainer = Mock(world_size=2, global_step=10)
     trainer.fit_loop._should_accumulate.return_value = False
     decide = trainer.strategy.reduce_boolean_decision
     decide.side_effect = answers
@@ -245,7 +243,7 @@ def test_ranks_agree_on_a_signal(
     callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
     mine = [call(own is not None, all=False), call(own == signal.SIGUSR1, all=False)]
     assert decide.call_args_list == mine[: len(answers)]
-    assert (callback.signal, callback.saved_step) == ((expected, step) if done else (None, None))
+    assert (callback.signal, callback.saved_step) == ((expected, 10) if done else (None, None))
     assert trainer.save_checkpoint.call_args_list == [call(path)] * done
     assert deadlines.call_args_list == [call(20 * LONG), call(LONG)] * done
 
