@@ -123,7 +123,7 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
         if rest[0].startswith("--"):
             hint = f": {nearest(rest[0], [flag for flag in parser._option_string_actions if flag.startswith('--')])}"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
-    place = values.get(places[0])
+    place = values.get(places[0]) if rest else None
     flag = next((one for one in rest if one.startswith("--") and "=" not in one), None)
     if isinstance(place, str) and flag and given.index(flag) < given.index(place):
         parser.error(f"give {places[0]} before {flag}, whose value was read as the {places[0]}")

@@ -58,7 +58,7 @@ class SkipLedger:
             raise TooManyBrokenFiles(
                 f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
                 f"max_skipped_fraction = {self.max_share:g} allows. First: {some}.{more} Repair the files "
-                "to resume; removing files or raising max_skipped_fraction starts again."
+                "and rerun to resume, or raise max_skipped_fraction, which starts again."
             )
 
     def count(self) -> int:

@@ -116,14 +116,6 @@ class CaptionData(ImageData):
             if not any(map(len, self.held_out_annotations.captions)):
                 raise ValueError(f"data.held_out_split: no image of {self.held_out_split} has a caption to search by")
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | ({} if self.tokenizer is None else self.tokenizer.state())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        if self.tokenizer is not None:
-            self.tokenizer.restore(state)
-
     def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
         self.words.prepare(text for own in annotations.captions for text in own)
 

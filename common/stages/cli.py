@@ -21,8 +21,8 @@ class StageCLI(LightningCLI):
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
         self._limits = _whole_limits(config.get("trainer") or {})
         self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
-        switches, without = take_switches(config)
-        self.switches = Switches(**switches)  # type: ignore[arg-type]
+        self.stated_switches, without = take_switches(config)
+        self.switches = Switches(**self.stated_switches)  # type: ignore[arg-type]
         super().__init__(
             args=without,
             run=False,
@@ -65,9 +65,8 @@ class StageCLI(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """The configuration with every default filled in, as plain data."""
         self._dump_config()
-        on = {name: value for name, value in self.switches._asdict().items() if value}
         model = self.config_dump["model"]
-        model["init_args"] = {**(model.get("init_args") or {}), **on}
+        model["init_args"] = {**(model.get("init_args") or {}), **self.stated_switches}
         self.config_dump["trainer"].update(self._limits)
         return self.config_dump
 

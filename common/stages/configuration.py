@@ -175,7 +175,7 @@ def hardware_names() -> list[str]:
     return sorted(path.stem for path in (project_root() / "configs" / "hardware").glob("*.yaml"))
 
 
-def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
+def recipe_layers(paper: str, recipe: str) -> list[Layer]:
     """The recipe's layer after those that it extends, oldest first."""
     folder = project_root() / "configs" / paper
     chain: list[Layer] = []
@@ -210,7 +210,7 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
             raise ConfigurationError(f"{path}: unknown key {key!r}; {nearest(key, _OVERLAY_KEYS)}")
     families = overlay.get("families") or {}
     try:
-        chain = (family_of(Path(layer.name).stem, families) for layer in reversed(_recipe_layers(paper, recipe)))
+        chain = (family_of(Path(layer.name).stem, families) for layer in reversed(recipe_layers(paper, recipe)))
         lineage = next((found for found in chain if found), [])
     except ValueError as error:
         raise ConfigurationError(f"{path}: {error}") from None
@@ -361,7 +361,7 @@ def resolve(
         Layer("configs/trainer.yaml", load_yaml(root / "trainer.yaml")),
         Layer(f"configs/hardware/{hardware}.yaml", load_yaml(root / "hardware" / f"{hardware}.yaml")),
         Layer(f"configs/{paper}/base.yaml", load_yaml(root / paper / "base.yaml")),
-        *_recipe_layers(paper, recipe),
+        *recipe_layers(paper, recipe),
     ]
     overlay_layers, deviations = _overlay_layers(paper, recipe, scale)
     layers += overlay_layers
@@ -383,6 +383,7 @@ def resolve(
     most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
     if most is not None and isinstance(devices, int) and devices > most:
         further.insert(0, Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
+    overriding = len(layers)
     for layer in further:
         layers.append(layer)
         config = merge(config, layer.content)
@@ -407,6 +408,11 @@ def resolve(
         # With one device, DDP would leave its addresses in the environment, and the next stage couldn't start ranks.
         config = merge(config, {"trainer": {"strategy": "auto"}})
     for switch in SWITCHES:
+        for layer in layers[overriding:]:  # may state a switch at either place
+            model = layer.content.get("model")
+            inner = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+            if switch in {**inner, **layer.content}:
+                config[switch] = {**inner, **layer.content}[switch]
         switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
         if isinstance(config.get("model", {}), dict):  # anything else is refused below
             config = merge(config, switched)

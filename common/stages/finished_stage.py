@@ -29,7 +29,7 @@ class FinishedStage:
 
     @property
     def data_state(self) -> dict[str, Any]:
-        """What the data module kept in the checkpoint."""
+        """State of the data module in the checkpoint."""
         found: dict[str, Any] = self.content.get(self.config["data"]["class_path"].rpartition(".")[2], {})
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,15 @@ class Preemption(Callback):
 
 
 def requeue() -> str:
-    """Requeue this SLURM job; returns the outcome to print."""
+    """Requeue this SLURM job, unless one of its processes did; returns the outcome to print."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    mark = Path(tempfile.gettempdir(), f"assemble-requeued-{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}")
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return f"job {job} was requeued"
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
         problem = done.stderr.strip() if done.returncode else None
@@ -103,4 +109,5 @@ def requeue() -> str:
         problem = str(error)
     if problem is None:
         return f"job {job} was requeued"
+    mark.unlink()
     return f"job {job} could not be requeued ({problem}); submit it again to resume"

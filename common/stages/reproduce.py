@@ -97,7 +97,10 @@ def reproduce(
                 if jobs > 1:
                     _tell_workers(signal.SIGTERM)  # also those that began after the signal
                 pool.shutdown(wait=True, cancel_futures=True)
-                stopping.before_leaving(number)
+                if number == stopping.REQUEUE_SIGNAL:
+                    from common.stages.preempt import requeue
+
+                    say(f"  {requeue()}")
                 say("stopped; rerun the command to resume")
                 raise Preempted(number) from error
             if isinstance(error, BrokenExecutor):

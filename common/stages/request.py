@@ -21,6 +21,7 @@ from common.stages.configuration import (
     leaves,
     load_yaml,
     parse_overrides,
+    recipe_layers,
     recipes_of,
     resolve,
 )
@@ -208,7 +209,10 @@ def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list
             raise ConfigurationError(
                 f"{wanted!r} measures a model: say which, as in {short}/{one}; `assemble list {short}` shows all"
             )
-    job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
+    # The recipe, then those that it extends.
+    chain = [Path(layer.name).stem for layer in reversed(recipe_layers(paper, wanted))]
+    jobs = (stage.job for recipe in chain for stage in tables.stages.values() if stage.recipe == recipe)
+    job = next(jobs, "pretrain")
     return [StageInstance(wanted, wanted, job, None)]
 
 

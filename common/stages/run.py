@@ -76,9 +76,10 @@ def _prepare_folder(request: StageRequest) -> None:
                 )
             shutil.rmtree(folder)
         elif begun:
+            replaced = " and replaces an older one" if previous.exists() else ""
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
-            told = f"the configuration changed: the earlier run is now in {previous}"
+            told = f"the configuration changed: the earlier run is now in {previous}{replaced}"
         if told:
             print(f"  {request.stage}: {told}")
     make_folder(folder)
@@ -259,7 +260,7 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
-    if isinstance(sets := arguments.get("sets"), dict):  # named ones, of which a recipe reads some
+    if isinstance(sets := arguments.get("sets"), dict):  # M3P names its sets; check those that this recipe reads
         used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
         sets = {name: one for name, one in sets.items() if name in used}
         section = {**section, "init_args": {**arguments, "sets": sets}}
@@ -425,7 +426,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     trainer = cli.trainer
     # Lightning's handlers would save in the middle of a step and call collectives.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    # Nothing sets what it would send to all ranks before each batch, with a wait for the device.
+    # Before each batch, Lightning broadcasts its own flag for SIGTERM, which syncs the device; nothing sets it here.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     if (ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
         stopping.kill_at_end(ranks)

@@ -169,12 +169,6 @@ def at_end(call: Callable[[int], object]) -> None:
         _listener.last_call = call
 
 
-def before_leaving(number: int) -> None:
-    """Make the call of `at_end`, if there is one."""
-    if _listener is not None and _listener.last_call is not None:
-        _listener.last_call(number)
-
-
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
     """End this process, a rank or a worker, soon after its parent dies.
 

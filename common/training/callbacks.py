@@ -161,7 +161,10 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes the permanent checkpoint of the step that a run resumes from, if missing; other stages may need it."""
+    """Writes the permanent checkpoint of the step that a run resumes from, if missing; other stages may need it.
+
+    It also marks that step as saved. Without this, Lightning saves again after the first part of an accumulated step.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loop = trainer.fit_loop
@@ -169,10 +172,10 @@ class MissedCheckpoints(Callback):
         if not step:
             return
         for kept in trainer.checkpoint_callbacks:
-            if isinstance(kept, ModelCheckpoint):
-                # Otherwise it saves again after the first part of an accumulated step.
-                kept._last_global_step_saved = step
-            if not isinstance(kept, ModelCheckpoint) or kept.save_top_k != -1:
+            if not isinstance(kept, ModelCheckpoint):
+                continue
+            kept._last_global_step_saved = step
+            if kept.save_top_k != -1:
                 continue
             every, epochs = kept._every_n_train_steps, kept._every_n_epochs
             ends = loop.epoch_loop.batch_progress.is_last_batch

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.data.item_dataset import ItemDataset
 from common.data.samplers import EpochSampler
+from common.data.text import CaptionTokenizer
 from common.data.worlds.base import World
 from common.files import usable_cores
 from common.types import Fraction, NonNegativeInt, PositiveInt
@@ -108,9 +109,11 @@ class ShardedDataModule(pl.LightningDataModule):
 
     Attributes:
         needs_sound: whether clips without sound are skipped.
+        tokenizer: checkpoints keep the vocabulary that a `CaptionTokenizer` has learned.
     """
 
     needs_sound: ClassVar[bool] = False
+    tokenizer: Any = None
 
     def __init__(
         self,
@@ -271,15 +274,18 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Fingerprint and skipped files of each training set; all ranks call this, so they combine here."""
-        return {
+        """Fingerprint and skipped files of each training set, and a learned vocabulary; all ranks call this."""
+        found: dict[str, Any] = {
             role: (items.listing.fingerprint(), items.skipped.flags.nonzero().flatten())
             for role, _, items in self._combined()
             if role in self._training
         }
+        return found | (self.tokenizer.state() if isinstance(self.tokenizer, CaptionTokenizer) else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before = state
+        if isinstance(self.tokenizer, CaptionTokenizer):
+            self.tokenizer.restore(state)
 
     def _combined(self) -> Iterator[tuple[str, Dataset[Any], ItemDataset]]:
         """Roles, data sets and items; ranks read different files, so this combines and judges what they skipped."""

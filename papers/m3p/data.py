@@ -141,6 +141,12 @@ class RegionTextData(ShardedDataModule):
             self.world.prepare(["sentencepiece"])
         self.tokenizer.prepare(self.training_texts())
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        content = self.tokenizer.content
+        super().load_state_dict(state)
+        if self.tokenizer.content != content:  # setup has tokenized the captions
+            raise ValueError("data.tokenizer: the captions that it was learned from changed: restore them")
+
     def training_texts(self) -> Iterable[str]:
         """Training text to learn a missing tokenizer from."""
         for one in self.training_sets:

@@ -95,8 +95,8 @@ def find_pictures(
     if len(missing) > max_missing * total or not len(keys):
         raise TooManyBrokenFiles(
             f"{name}, {split}: {len(missing)} of {total} images have no region features in "
-            f"{', '.join(map(str, paths))}, more than {max_missing:.0%}; first {', '.join(missing[:5])}. Extract them "
-            "(for training, data.max_skipped_fraction may allow more)"
+            f"{', '.join(map(str, paths))}, more than {100 * max_missing:g} %; first {', '.join(missing[:5])}. Extract "
+            "them (for training, data.max_skipped_fraction may allow more)"
         )
     languages = ",".join(dict.fromkeys(one.language for one in sets))
     listing = Listing(

@@ -188,13 +188,6 @@ class TextToImageData(ShardedDataModule):
                     "text_encoder that computes the features while it trains"
                 ) from None
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | self.tokenizer.state()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.tokenizer.restore(state)
-
     def items_of(self, role: Role) -> CaptionedItems:
         """The items of a role, known after setup."""
         if role == "train":

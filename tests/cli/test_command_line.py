@@ -102,6 +102,11 @@ def test_fit_and_test(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     )
 
 
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    assert "\ncache " in capsys.readouterr().out
+
+
 def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["fit", "avid/avid_cma", "--scale", "smoke", "--runs", str(tmp_path), "--print_config"]) == 0
     output = capsys.readouterr().out

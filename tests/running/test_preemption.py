@@ -248,13 +248,14 @@ def test_ranks_agree_on_a_signal(
     assert deadlines.call_args_list == [call(20 * LONG), call(LONG)] * done
 
 
-def test_a_job_is_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = Mock(side_effect=[Mock(returncode=0), Mock(returncode=1, stderr=" no\n"), OSError("gone")])
+def test_a_job_is_queued_again_by_one_of_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = Mock(side_effect=[Mock(returncode=1, stderr=" no\n"), OSError("gone"), Mock(returncode=0)])
     monkeypatch.setattr(preemption.subprocess, "run", ran)
+    monkeypatch.setattr(preemption.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     failed = "job 4711 could not be requeued ({}); submit it again to resume"
-    told = [preemption.requeue() for _ in range(3)]
-    assert told == ["job 4711 was requeued", failed.format("no"), failed.format("gone")]
+    told = [preemption.requeue() for _ in range(4)]
+    assert told == [failed.format("no"), failed.format("gone"), *["job 4711 was requeued"] * 2]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "47")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     ran.side_effect = [Mock(returncode=0)]

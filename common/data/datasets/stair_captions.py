@@ -53,10 +53,11 @@ class OnCOCO(CaptionedDataset):
         return self.regions_root or self.coco.regions_folder
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """If `regions` is not given, COCO's files; those of all splits if the set has other ones."""
+        """If `regions` is not given, COCO's files; those of all its splits if the set has other ones."""
         if self.regions_root is not None:
             return super().region_paths(split)
-        parts = ("train", "val", "test") if self.own_splits else (split,)
+        rest = ["restval"] if any(self.regions_folder.glob("restval.*")) else []  # else any file would do
+        parts = ["train", *rest, "val", "test"] if self.own_splits else [split]
         return tuple(dict.fromkeys(path for part in parts for path in self.coco.region_paths(part)))
 
     def image_path(self, key: str, split: str) -> Path:
