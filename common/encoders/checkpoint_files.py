@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ from common.files import write_whole
 
 #: Names of the classifiers of torchvision's and timm's networks, which are not part of an encoder.
 CLASSIFIERS = ("fc.", "classifier.", "head.")
+
+
+#: What NumPy's arrays and numbers of plain types are made of, such as in PANNs' files; NumPy 2 renamed `core`.
+_BUILDERS = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+_NUMPY: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+    *((build, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, build in _BUILDERS.items()),
+]
 
 
 class CheckpointError(RuntimeError):
@@ -36,7 +47,8 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
             return load_file(path)
         # Memory-mapped, to read a backbone without gigabytes of queues, banks and optimizer state. Files from before
         # PyTorch 1.6, as some released ones are, cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not opened, because it is not a checkpoint or holds more than tensors and plain data. If you "
@@ -113,7 +125,7 @@ def first_of(names: Sequence[Any], limit: int = 6) -> str:
 
 
 def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the step counters of batch normalization, which files from before PyTorch 0.4.1 lack."""
+    """Add the step counters of batch normalization, which old files, such as some of torchvision, lack."""
     for name in [name for name in state if name.endswith(".running_var")]:
         state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     return state

@@ -78,7 +78,6 @@ def test_features_are_made_once(
     other = prepare_regions(few, "test", checkpoint, tmp_path / "kept")
     assert other == folder
     assert asked == [[COCO[2]]]
-    # Another network has features of its own.
     copy = tmp_path / "copy.ckpt"
     content = torch.load(checkpoint, weights_only=False)
     content["state_dict"]["network.classifier.bias"] += 1

@@ -92,6 +92,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     if number == signal.SIGUSR1:
         for name, value in SLURM.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(preemption.tempfile, "tempdir", str(tmp_path))
         scontrol = tmp_path / "bin" / "scontrol"
         scontrol.parent.mkdir()
         scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\n', encoding="utf-8")

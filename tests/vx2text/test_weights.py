@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -47,7 +48,7 @@ def released(source: ModalityClassifier, path: Path, modality: str) -> Path:
         state |= {f"fc_audioset.{part}": state.pop(f"fc.{part}") for part in ("weight", "bias")}
         state["spectrogram_extractor.stft.conv_real.weight"] = torch.zeros(5, 1, 8)
         state["logmel_extractor.melW"] = torch.zeros(5, 8)
-        state = {"iteration": 600000, "model": state}
+        state = {"iteration": 600000, "model": state, "sampler": {"order": np.arange(3)}}
     torch.save(state, path)
     return path
 

@@ -43,7 +43,7 @@ _FOLDERS_OF = {
     "evaluation": ("eval_segments", "evaluation", "eval"),
 }
 _CLASS_LIST = "class_labels_indices.csv"
-_PUBLISHED_LISTS = {"unbalanced_train-100k.txt": 99_999}
+_PUBLISHED_LISTS = {"unbalanced_train-100k.txt": 100_000}
 _ID_LENGTH = 11
 _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 
