@@ -15,7 +15,7 @@ from common.reporting import charts
 from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged, judge
 from common.reporting.draws import told
-from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, project_root
+from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, short_name
 from common.reporting.results import find_promoted
 from common.reporting.tables import Claim, Metric, Row, Tables, load
@@ -205,18 +205,20 @@ def revision_text(record: Record) -> str:
 # ---- Markdown
 
 
-def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
-    """A table as Markdown: cells, figure, notes that the page hasn't `said`, draws and source."""
+def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool = True) -> str:
+    """A table as Markdown: `cells`, figure, notes that the page hasn't `said`, draws and source."""
     shown = view(result)
     title = shown.title if result.scale == "paper" else f"{shown.title} ({shown.scale})"
     if not shown.rows:
         return f"### {title}\n\nNot measured yet."
-    lines = [f"### {title}", "", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
-    lines.append("|---|" + "---:|" * len(shown.metrics))
+    lines = [f"### {title}"]
+    if cells:
+        lines += ["", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
+        lines.append("|---|" + "---:|" * len(shown.metrics))
     paired = any(len(kinds) > 1 for kinds in shown.kinds.values())
-    for row, cells in shown.rows:
-        texts = [_pair(values) if paired else values[-1].text for values in cells]
-        counts = {len(value.cell.values) for values in cells for value in values if value.cell.values}
+    for row, row_cells in shown.rows if cells else ():
+        texts = [_pair(values) if paired else values[-1].text for values in row_cells]
+        counts = {len(value.cell.values) for values in row_cells for value in values if value.cell.values}
         draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
         # If all cells of a row have the same unusual number of draws, only the label shows it.
         label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
@@ -229,6 +231,7 @@ def table_markdown(result: TableResult, said: Collection[str] = ()) -> str:
     facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
     facts += ["Cells are *published / measured*"] if paired else []
     facts += _origin(result)
+    facts += [] if cells else [f"`assemble tables {paper_named(result.records[0].paper).short}` prints the values"]
     return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
 
 
@@ -354,8 +357,16 @@ def _is_minor(f: Filled) -> bool:
     return few and result.scale in result.table.by_request and not (f.claims or f.checks)
 
 
+def _is_drawn(result: TableResult) -> bool:
+    """Whether a table runs only on request and its curve shows all that it is about."""
+    return bool(result.table.curve) and result.scale in result.table.by_request
+
+
 def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
-    """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables."""
+    """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables.
+
+    Without `minor_tables`, those from one or two draws are omitted, and those that are drawn as a curve lack the cells.
+    """
     minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
     measured = [f.result for f in filled if f.result.measured and f.result not in minor]
     parts = []
@@ -366,7 +377,7 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
         shared = [note for note, count in counts.items() if count > 1]
         first = "Mean ± standard deviation over draws; *n* marks another number of draws than most cells have."
         parts = ["\n".join([first + meanings, *(["", *(f"- {note}" for note in shared)] if shared else [])])]
-        parts += [table_markdown(result, shared) for result in measured]
+        parts += [table_markdown(result, shared, minor_tables or not _is_drawn(result)) for result in measured]
     parts += _changes_markdown(filled)
     parts += remarks_markdown(_values_of_ours(filled))
     if minor:
