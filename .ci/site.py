@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("*.md", "docs/**/*.md", "papers/*/README.md", "tests/golden/*/README.md")
+PAGES = ("*.md", "docs/**/*.md", "papers/*/README.md", "tests/golden/README.md")
 PAPERS = ("avid_cma", "mct", "xmc_gan", "m3p", "vx2text")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 #: After an equation in docs/papers: our code for it and the golden test of that code, as in

@@ -1,4 +1,4 @@
-"""The loss against numbers that the authors' released code produced (see golden/avid_cma/README.md)."""
+"""The loss against numbers that the authors' released code produced (see golden/README.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Towers, momentum average, shuffled keys and queue against training steps of MoCo (see golden/mct/README.md)."""
+"""Towers, momentum average, shuffled keys and queue against training steps of MoCo (see golden/README.md)."""
 
 from __future__ import annotations
 
