@@ -118,7 +118,8 @@ def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves])
         # Exclude the run itself, which may have been promoted.
         base = by_stage.get(record.stage.partition("+")[0], ())
         others = [one for one in base if one[0].started != record.started]
-        if curves and (bands := _bands([theirs for _, theirs in others])):
+        seeds = {other.seed: theirs for other, theirs in others}  # roundings of one seed are not independent
+        if curves and (bands := _bands([*seeds.values()])):
             compared = _Compared(record, curves, [other for other, _ in others], bands)
             by_draw.setdefault(record.draw, []).append(compared)
     return [found for compared in by_draw.values() for found in _of_draw(compared)]
