@@ -113,6 +113,7 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], problem: str, advice: str = "") -> None:
     """Load weights that must fit; otherwise the error gives the problem, what doesn't fit, and advice."""
+    weights = with_counters(dict(weights))
     if misfit := differences(module.state_dict(), weights):
         raise CheckpointError(f"{problem}: {misfit}{advice}")
     module.load_state_dict(weights)
@@ -167,7 +168,7 @@ def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) 
         found = rename(found)
     load_exactly(
         encoder,
-        with_counters(found),
+        found,
         f"model.pretrained: the encoder in {path} (prefix {prefix!r}) does not match the configured "
         f"{type(encoder).__name__}",
         ". Configure the encoder with the sizes that it was pre-trained with.",

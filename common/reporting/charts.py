@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.reporting.aggregate import TableResult
-from common.reporting.claims import FAILS, HOLDS, Judged, interval_of, judge
-from common.reporting.draws import by_seed
+from common.reporting.claims import FAILS, HOLDS, Judged, interval_of, judge, seed_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,12 +67,11 @@ def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tupl
             cell = result.cells[row.label, metric.id]
             if cell.mean is not None and not metric.hidden:
                 draws = tuple(sorted(cell.values.values()))
-                means = [statistics.fmean(values) for values in by_seed(cell.values).values()]
+                means = seed_means(cell.values)
                 published = cell.published.ends if cell.published and result.scale == "paper" else ()
-                mean, own = statistics.fmean(means), None
-                if yours and (cell := yours.cells[row.label, metric.id]).values:
-                    own = statistics.fmean(statistics.fmean(found) for found in by_seed(cell.values).values())
-                found.append(_Dot(row.label, mean, interval_of(means), draws, published, own))
+                theirs = seed_means(yours.cells[row.label, metric.id].values) if yours else []
+                own = statistics.fmean(theirs) if theirs else None
+                found.append(_Dot(row.label, statistics.fmean(means), interval_of(means), draws, published, own))
         if len(found) > 1:
             panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(found)))
     return tuple(panels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.reporting.aggregate import TableResult
@@ -131,7 +131,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
     except ZeroDivisionError:
         return replace(judged, detail="divides by zero")
     roundings = by_seed(differences).values()
-    means = [statistics.fmean(found) for found in roundings]
+    means = seed_means(differences)
     difference, interval = statistics.fmean(means), interval_of(means)
     accepted = {comparison.accepts(end) for end in interval or (-math.inf, math.inf)}
     return replace(
@@ -154,6 +154,11 @@ def _what(cells: Sequence[CellName], result: TableResult) -> str:
     for cell in cells:
         rows.setdefault(result.table.metric(cell.metric).label, []).append(cell.row)
     return "; ".join(f"{label}: {' vs. '.join(found)}" for label, found in rows.items())
+
+
+def seed_means(values: Mapping[Draw, float]) -> list[float]:
+    """The mean over roundings of each seed; roundings of one seed are not independent."""
+    return [statistics.fmean(found) for found in by_seed(values).values()]
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:

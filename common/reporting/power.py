@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from common.errors import ReportingError, nearest
 from common.reporting.aggregate import TableResult
-from common.reporting.claims import CONFIDENCE
-from common.reporting.draws import by_seed
+from common.reporting.claims import CONFIDENCE, seed_means
 from common.reporting.tables import Metric, Row, part_named
 
 #: Most runs to consider.
@@ -31,7 +30,7 @@ class Paired:
     def differences(self) -> list[float]:
         mine, theirs = (self.result.cells[one.label, self.metric.id].values for one in (self.row, self.over))
         differences = {draw: mine[draw] - theirs[draw] for draw in mine.keys() & theirs.keys()}
-        return [statistics.fmean(found) for found in by_seed(differences).values()]
+        return seed_means(differences)
 
     @property
     def stages(self) -> list[str]:

@@ -260,7 +260,7 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
-    if isinstance(sets := arguments.get("sets"), dict):  # M3P names its sets; check those that this recipe reads
+    if isinstance(sets := arguments.get("sets"), dict):  # a recipe may name more sets than it reads
         used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
         sets = {name: one for name, one in sets.items() if name in used}
         section = {**section, "init_args": {**arguments, "sets": sets}}

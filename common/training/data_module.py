@@ -137,7 +137,7 @@ class ShardedDataModule(pl.LightningDataModule):
         self.in_flight_bytes = in_flight_bytes
         self.max_skipped_fraction = max_skipped_fraction
         self._used: dict[str, Dataset[Any]] = {}
-        self._training: set[str] = set()
+        self._training: dict[str, str] = {}  # role to fingerprint
         self._before: dict[str, tuple[str, Tensor]] = {}
         if dataset is not None and world is not None:
             dataset.root = Path(world.root_of(dataset.name))
@@ -189,12 +189,14 @@ class ShardedDataModule(pl.LightningDataModule):
     def note_training_set(self, role: str, dataset: Dataset[Any]) -> None:
         """Note a data set that is trained on; after a resume, its files must be those of the checkpoint."""
         self._used[role] = dataset
-        self._training.add(role)
         items = _items_of(dataset)
-        if items is None or role not in self._before:
+        if items is None:
+            return
+        self._training[role] = items.listing.fingerprint()
+        if role not in self._before:
             return
         fingerprint, skipped = self._before[role]
-        if fingerprint != items.listing.fingerprint():
+        if fingerprint != self._training[role]:
             assert self.trainer is not None
             raise ValueError(
                 f"{items.listing.root}: files were added or removed since this run began. Restore them to resume, or "
@@ -276,7 +278,7 @@ class ShardedDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Fingerprint and skipped files of each training set, and a learned vocabulary; all ranks call this."""
         found: dict[str, Any] = {
-            role: (items.listing.fingerprint(), items.skipped.flags.nonzero().flatten())
+            role: (self._training[role], items.skipped.flags.nonzero().flatten())
             for role, _, items in self._combined()
             if role in self._training
         }

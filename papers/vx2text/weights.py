@@ -14,7 +14,6 @@ from common.encoders.checkpoint_files import (
     load_exactly,
     read_checkpoint,
     tensors_in,
-    with_counters,
     write_torch,
 )
 from papers.vx2text.language_model import LanguageModel
@@ -41,7 +40,7 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
     state = _named(path, field)
     load_exactly(
         classifier,
-        with_counters(_trained(state, modality) or _released(state, modality)),
+        _trained(state, modality) or _released(state, modality),
         f"{field}: the weights in {path} do not fit model.model.{modality}_classifier",
         ". Give its encoder the layers and widths, and its list of categories, that they were trained with.",
     )

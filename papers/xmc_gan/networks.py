@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import load_exactly, named_tensors, read_checkpoint, with_counters
+from common.encoders.checkpoint_files import load_exactly, named_tensors, read_checkpoint
 from common.types import PositiveFloat, PositiveInt
 from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
@@ -336,7 +336,7 @@ class ImageNetFeatures(nn.Module):
             return
         field = "model.image_network.pretrained"
         weights = named_tensors(read_checkpoint(self.pretrained, "the weights of torchvision"))
-        load_exactly(self.network, with_counters(weights), f"{field}: {self.pretrained} holds another network")
+        load_exactly(self.network, weights, f"{field}: {self.pretrained} holds another network")
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         return super().train(False)

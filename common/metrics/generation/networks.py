@@ -11,13 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data.datasets.coco import CLASSES
-from common.encoders.checkpoint_files import (
-    CheckpointError,
-    load_exactly,
-    named_tensors,
-    read_checkpoint,
-    with_counters,
-)
+from common.encoders.checkpoint_files import CheckpointError, load_exactly, named_tensors, read_checkpoint
 
 # torchvision's detectors count 91 ids, as COCO does, of which these are not used.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -143,4 +137,4 @@ class ObjectDetector(nn.Module):
 
 
 def _fill(network: nn.Module, path: str | Path) -> None:
-    load_exactly(network, with_counters(named_tensors(read_checkpoint(path))), f"{path}: weights of another network")
+    load_exactly(network, named_tensors(read_checkpoint(path)), f"{path}: weights of another network")
