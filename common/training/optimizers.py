@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -102,7 +102,15 @@ class WrappedOptimizer(Optimizer):
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self._parts = list(parts)
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self.state = _JoinedState(self._parts)  # type: ignore[assignment]
+
+    @property  # type: ignore[override]
+    def state(self) -> dict[Tensor, Any]:
+        """State of all parts by parameter, in the parts' own dictionaries; unlike in torch, reading adds no entry."""
+        return {parameter: state for part in self._parts for parameter, state in part.state.items()}
+
+    @state.setter
+    def state(self, empty: object) -> None:
+        """Torch's constructor sets one, which the parts replace."""
 
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
         if len(states) != len(self._parts):
@@ -182,38 +190,6 @@ class Lookahead(WrappedOptimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
-
-
-class _JoinedState(MutableMapping[Tensor, Any]):
-    """State of all parts by parameter; unlike in torch, reading never creates an entry."""
-
-    def __init__(self, parts: Sequence[Optimizer]) -> None:
-        self._parts = parts
-
-    def _state_of(self, parameter: Tensor) -> MutableMapping[Tensor, Any]:
-        for part in self._parts:
-            if any(parameter is own for group in part.param_groups for own in group["params"]):
-                return part.state
-        raise KeyError(parameter)
-
-    def __getitem__(self, parameter: Tensor) -> Any:
-        for part in self._parts:
-            if parameter in part.state:
-                return part.state[parameter]
-        raise KeyError(parameter)
-
-    def __setitem__(self, parameter: Tensor, value: Any) -> None:
-        self._state_of(parameter)[parameter] = value
-
-    def __delitem__(self, parameter: Tensor) -> None:
-        del self._state_of(parameter)[parameter]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for part in self._parts:
-            yield from part.state
-
-    def __len__(self) -> int:
-        return sum(len(part.state) for part in self._parts)
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:
