@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -138,40 +139,25 @@ def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
 def _checkpointed(block: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return run(*args, **kwargs)
-    return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: _buffer_contexts(block), **kwargs)
+    contexts = nullcontext(), _EarlierBuffers(block)
+    return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: contexts, **kwargs)
 
 
-def _buffer_contexts(block: nn.Module) -> tuple[Any, Any]:
-    before: dict[tuple[nn.Module, str], Tensor] = {}
-    return _Remember(block, before), _Return(before)
-
-
-class _Remember:
-    """Context of a block's first forward pass: saves the buffers from before it."""
-
-    def __init__(self, block: nn.Module, before: dict[tuple[nn.Module, str], Tensor]) -> None:
-        self.block, self.before = block, before
-
-    def __enter__(self) -> None:
-        for module in self.block.modules():
-            if module.training:
-                for name, value in module._buffers.items():
-                    if value is not None:
-                        self.before[module, name] = value.clone()
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class _Return:
-    """Context of the recomputation: uses the saved buffers and discards its updates.
+class _EarlierBuffers:
+    """Context of a block's recomputation: uses the buffers from before the first pass and discards its updates.
 
     Otherwise running statistics would change twice per step, and spectral normalization would divide by another value.
     Buffers are swapped, not copied, because autograd forbids in-place changes of values it has saved.
     """
 
-    def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:
-        self.before = before
+    def __init__(self, block: nn.Module) -> None:
+        self.before: dict[tuple[nn.Module, str], Tensor] = {
+            (module, name): value.clone()
+            for module in block.modules()
+            if module.training
+            for name, value in module._buffers.items()
+            if value is not None
+        }
         self.now: dict[tuple[nn.Module, str], Tensor | None] = {}
 
     def __enter__(self) -> None:
