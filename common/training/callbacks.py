@@ -137,8 +137,7 @@ class SamplesForAll(Callback):
             validates = trainer.limit_val_batches and is_overridden("validation_step", pl_module)
             if not is_overridden(f"{name}_dataloader", data) or (name == "val" and not validates):
                 continue
-            loaders = getattr(data, f"{name}_dataloader")()
-            for loader in listed(loaders):
+            for loader in listed(getattr(data, f"{name}_dataloader")()):
                 if 0 < (count := len(loader.dataset)) < trainer.world_size:
                     what = {"val": "validation"}.get(name, name)
                     raise ValueError(

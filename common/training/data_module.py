@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -36,12 +36,7 @@ class LateLoader(DataLoader[Any]):
     """Starts its processes at the first batch: Lightning creates the iterator before it loads the checkpoint."""
 
     def __iter__(self) -> Any:
-        start = super().__iter__
-
-        def batches() -> Iterator[Any]:
-            yield from start()
-
-        return batches()
+        yield from super().__iter__()
 
 
 class PartsLoader(DataLoader[Any]):
@@ -352,17 +347,13 @@ def loader_plan(budget: int, sample_bytes: int, batch_size: int, workers: int, s
 
 def bytes_of(sample: Any) -> int:
     """Bytes of all tensors and arrays in a nested sample."""
-    if isinstance(sample, torch.Tensor):
-        return sample.numel() * sample.element_size()
-    if isinstance(sample, np.ndarray):
-        return int(sample.nbytes)
-    if dataclasses.is_dataclass(sample):
-        return bytes_of(vars(sample))
-    if isinstance(sample, Mapping):
-        return sum(map(bytes_of, sample.values()))
-    if isinstance(sample, Iterable) and not isinstance(sample, str | bytes):
-        return sum(map(bytes_of, sample))
-    return 0
+    held = 0
+    for leaf in tree_leaves(sample):
+        if dataclasses.is_dataclass(leaf):
+            held += bytes_of(vars(leaf))
+        elif isinstance(leaf, torch.Tensor | np.ndarray):
+            held += leaf.nbytes
+    return held
 
 
 def _items_of(dataset: Dataset[Any]) -> ItemDataset | None:
