@@ -186,7 +186,7 @@ def test_a_made_up_batch_looks_like_a_real_one(tmp_path: Path) -> None:
         (ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_fraction=0.25, **options), 480_437, [0, 1, 2]),
         (MultiLabelData(COCO(tmp_path / "coco"), "train", "val", fit=True, **options), 59_143, [-1, 0, 1]),
     ):
-        example, more = (data.example_batch(Model(), size, Draw(0)) for size in (2, 30))
+        example, more = (data.example_batch(Model(), size, Draw()) for size in (2, 30))
         assert (example.batches, example.facts) == (batches, {"num_classes": None})
         assert more.batch["label" if "label" in more.batch else "labels"].unique().tolist() == values
         real, made = next(iter(attached(data).train_dataloader())), example.batch
