@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import re
@@ -53,9 +54,8 @@ def named(path: Path) -> Iterator[None]:
 def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
     """Turn any error from parsing an untrusted file into `wrong`, naming the file; refuses pipes, which would block."""
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError(errno.EINVAL, "is not a regular file")
-        yield
+        with named(path):
+            yield
     except wrong:
         raise
     except Exception as error:  # Parsers raise anything for damaged or hostile content.
@@ -177,10 +177,6 @@ def require_writable(folder: Path, what: str) -> None:
         ) from None
 
 
-def require_cache() -> None:
-    require_writable(cache_folder(), "the cache folder (set by ASSEMBLE_CACHE)")
-
-
 def sweep(folder: Path) -> None:
     """Remove temporary files of killed processes from our own folders: runs, results, cache."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -193,18 +189,11 @@ def sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
-def sweep_cache() -> None:
-    for folder in (cache_folder(), *cache_folder().glob("*/")):
-        sweep(folder)
-
-
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # another user's process runs
     return True
 
 
@@ -235,10 +224,6 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:
     """Lock an open file until it is closed; False without lock support, BlockingIOError if held and not `wait`."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return False
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common.errors import Preempted, StageError, printable
-from common.files import lock, make_folder, require_cache, sweep, sweep_cache, write_atomically
+from common.files import cache_folder, lock, make_folder, require_writable, sweep, write_atomically
 from common.reporting import records
 from common.reporting.draws import use
 from common.reporting.papers import checkout
@@ -83,9 +83,8 @@ def _prepare_folder(request: StageRequest) -> None:
         if told:
             print(f"  {request.stage}: {told}")
     make_folder(folder)
-    sweep(folder)
-    sweep(folder / "checkpoints")
-    sweep_cache()
+    for swept in (folder, folder / "checkpoints", cache_folder(), *cache_folder().glob("*/")):
+        sweep(swept)
     about = {
         "lineage_hash": request.lineage,
         "stack": request.configuration.describe(),
@@ -438,7 +437,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     wandb = None
     if main_process:
         if cli.datamodule.world is not None:
-            require_cache()
+            require_writable(cache_folder(), "the cache folder (set by ASSEMBLE_CACHE)")
         # A run that takes this file as --config must not write in here.
         kept = records.portable(resolved, [(str(directory), "$RUN")])
         write_atomically(directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
