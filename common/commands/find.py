@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,10 +70,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
     source = load(paper.name)
     print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
-    rows = [
-        (t.id, _scales(t.scales, t.by_request), t.title, " ".join(m.id for m in t.metrics if not m.hidden))
-        for t in source.tables
-    ]
+    rows = []
+    for table in source.tables:
+        scales = " ".join(f"({one})" if one in table.by_request else one for one in table.scales)
+        rows.append((table.id, scales, table.title, " ".join(m.id for m in table.metrics if not m.hidden)))
     print_rows(("id", "scales", "title", "metrics"), rows)
 
     print(f"\nrows at {scale} (--rows takes a label or model); a row runs only on request for a table in brackets")
@@ -104,11 +105,6 @@ def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[Stag
         )
         rows.append((one.id, one.job, one.recipe, parents, "-" if time is None else duration(time), *draws))
     print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
-
-
-def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
-    """The scales of a table, in brackets if it runs only on request."""
-    return " ".join(f"({scale})" if scale in by_request else scale for scale in scales)
 
 
 def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
@@ -150,12 +146,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
 def _about(paper: str, recipe: str) -> str:
     """The comment at the head of a recipe."""
     lines = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
-    head = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        head.append(line.lstrip("# "))
-    return " ".join(head)
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -45,8 +45,6 @@ class EncoderOptions(ModelOptions):
 SpecialPaper = Annotated[str, "a paper whose model supports this; naming another one lists them"]
 Clip = Annotated[Path, "video file, with or without sound"]
 Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
-From = Annotated[str | None, Option("kind of the query", choices=KINDS)]
-To = Annotated[str | None, Option("kind of the results", choices=KINDS)]
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -190,12 +188,7 @@ def embed(
             for name, words in zip(columns[f"{kind}_names"], told):
                 print(printable(f"{name}, {kind}: {words}"))
     _tell_skipped(paths, skipped, "not fully read")
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **columns)
-
-    files.write_whole(output, write)
+    files.write_whole(output, lambda path: np.savez(path, **columns))
     print(f"written to {output}: {', '.join(shapes)}")
     return 0
 
@@ -213,8 +206,8 @@ def retrieve(
         "what to search: a folder, a file with one text per line, or an .npz file of `assemble embed`",
     ],
     top: Annotated[int, Option("number of results", parse=at_least(1))] = 5,
-    from_: From = None,
-    to: To = None,
+    from_: Annotated[str | None, Option("kind of the query", choices=KINDS)] = None,
+    to: Annotated[str | None, Option("kind of the results", choices=KINDS)] = None,
 ) -> int:
     """Rank files or texts by how well they match a query, with a trained model.
 
@@ -338,23 +331,14 @@ def generate(
     Example: assemble generate PAPER "a red circle left of a blue square" --checkpoint
     runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4
     """
-    files.require_writable(output, "--output")
-    for path in write_images(_special("generate", paper, model), captions, output, number, seed):
-        print(f"written to {path}")
-    return 0
-
-
-def write_images(model: Any, captions: Sequence[str], output: Path, number: int = 1, seed: int = 0) -> list[Path]:
-    """Write `number` images per caption as PNG files, and `grid.png` with a row per caption if there are several.
-
-    File names have the caption's position and text, the image's number and the seed; existing files are replaced.
-    """
     from torchvision.utils import make_grid, save_image
 
+    files.require_writable(output, "--output")
+    trained = _special("generate", paper, model)
     for caption in captions:
-        for note in model.notes(caption):
+        for note in trained.notes(caption):
             print(f"{caption!r}: {note}")
-    images = model.generate(captions, number, seed)
+    images = trained.generate(captions, number, seed)
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for place, (caption, own) in enumerate(zip(captions, images), start=1):
@@ -365,7 +349,9 @@ def write_images(model: Any, captions: Sequence[str], output: Path, number: int 
     if len(written) > 1:
         written.append(output / "grid.png")
         save_image(make_grid(images.flatten(0, 1), nrow=number, pad_value=1.0), written[-1])
-    return written
+    for path in written:
+        print(f"written to {path}")
+    return 0
 
 
 def export(

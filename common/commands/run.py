@@ -139,13 +139,11 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     selection = _selection(options, options.seeds, options)
     name = paper_named(paper).name
     printed: set[str] = set()
-
-    def finished(stage: str) -> None:
-        print_filled(name, stage, selection, printed)
-
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
-        failed = reproduce(name, selection, jobs=side_by_side, finished=finished)
+        failed = reproduce(
+            name, selection, jobs=side_by_side, finished=lambda stage: print_filled(name, stage, selection, printed)
+        )
         chosen = options.tables or options.rows or options.stages or options.everything
         hint = "" if failed or chosen else " (--everything runs all)"
         print_summary(name, selection.scale, selection.runs, time.monotonic() - began, hint, console())
