@@ -173,7 +173,6 @@ class VideoClassificationData(AudioVisualData):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        assert self.trainer is not None
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video.transform(training=False).normalized(batch["video"])
             # Lightning converts a batch to the weights' precision before this hook, except for bytes.

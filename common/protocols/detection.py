@@ -489,7 +489,6 @@ class DetectionData(ImageData):
     def statistics_dataloader(self) -> DataLoader[Any]:
         """Training batches in the order of the first epoch."""
         trainer = self.trainer
-        assert trainer is not None
         images = self.training_images
         sampler = EpochSampler(len(images), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
         size = self.batch_size // trainer.world_size

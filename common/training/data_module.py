@@ -107,6 +107,7 @@ class ShardedDataModule(pl.LightningDataModule):
         tokenizer: checkpoints keep the vocabulary that a `CaptionTokenizer` has learned.
     """
 
+    trainer: pl.Trainer  # Lightning sets it before it asks for a loader.
     needs_sound: ClassVar[bool] = False
     tokenizer: Any = None
 
@@ -162,7 +163,6 @@ class ShardedDataModule(pl.LightningDataModule):
             batches_at_once: batches per loader batch, which the training step splits.
         """
         trainer = self.trainer
-        assert trainer is not None
         if self.batch_size % trainer.world_size:
             # Check each batch: the sampler may be able to divide several together but not each.
             raise ValueError(
@@ -192,7 +192,6 @@ class ShardedDataModule(pl.LightningDataModule):
             return
         fingerprint, skipped = self._before[role]
         if fingerprint != self._training[role]:
-            assert self.trainer is not None
             raise ValueError(
                 f"{items.listing.root}: files were added or removed since this run began. Restore them to resume, or "
                 f"move {self.trainer.default_root_dir} away to start again"
@@ -207,7 +206,6 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def _resume(self, sampler: EpochSampler) -> None:
         trainer = self.trainer
-        assert trainer is not None
 
         def position() -> tuple[int, int]:
             """Epoch and batch to start at, read late: the loader may be created before the checkpoint is loaded."""
@@ -226,7 +224,6 @@ class ShardedDataModule(pl.LightningDataModule):
     ) -> DataLoader[Any]:
         """Loader that yields every item once over all ranks, in order; `batch_size` is per device."""
         trainer = self.trainer
-        assert trainer is not None
         self._used[role] = dataset
         # Ranks may differ by one item, so a step must not wait for the others.
         sampler = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
@@ -242,7 +239,6 @@ class ShardedDataModule(pl.LightningDataModule):
         key: Any = 0,
     ) -> DataLoader[Any]:
         """Loader with as many processes as memory allows; `key` selects the sample to measure."""
-        assert self.trainer is not None
         workers, ahead, part = min(self.num_workers, usable_cores()), None, batch_size
         items = _items_of(dataset)
         if workers and items is not None:
@@ -286,7 +282,6 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def _combined(self) -> Iterator[tuple[str, Dataset[Any], ItemDataset]]:
         """Roles, data sets and items; ranks read different files, so this combines and judges what they skipped."""
-        assert self.trainer is not None
         for role, dataset in self._used.items():
             items = _items_of(dataset)
             if items is None:

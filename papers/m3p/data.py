@@ -251,7 +251,6 @@ class RegionTextData(ShardedDataModule):
     def validation_loader(self) -> DataLoader[Any]:
         """Validation pairs as training steps, each once over all processes."""
         assert self.validation is not None
-        assert self.trainer is not None
         count = min(len(self.validation), self.validation_items or len(self.validation))
         size = max(self.batch_size // self.trainer.world_size, 1)
         return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.collator.step)
@@ -404,7 +403,6 @@ class PretrainingData(RegionTextData):
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
-        assert trainer is not None
         ranks = f"processes ({trainer.world_size})"
         for name, parts, what in (
             ("batch_size", trainer.world_size, ranks), ("text_batch_size", trainer.world_size, ranks),
