@@ -27,10 +27,6 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
 Value = Callable[["CellName"], float]
 
 
-class PredicateError(ReportingError):
-    """A predicate is invalid; the message says which part, and what is allowed."""
-
-
 @dataclass(frozen=True)
 class CellName:
     """A cell of a table by its row's label and its metric's id."""
@@ -103,10 +99,10 @@ def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predica
         tree = ast.parse(source.strip(), mode="eval").body
         parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
         comparisons = tuple(_comparison(part, cells, text, rows) for part in parts)
-    except PredicateError:
+    except ReportingError:
         raise
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        raise PredicateError(f"cannot read predicate {text[:80]!r}; write e.g. 'A.ucf >= B.ucf + 1'") from None
+        raise ReportingError(f"cannot read predicate {text[:80]!r}; write e.g. 'A.ucf >= B.ucf + 1'") from None
     return Predicate(text, comparisons)
 
 
@@ -120,9 +116,9 @@ def _name_cells(text: str, rows: Collection[str], metrics: Collection[str]) -> t
     def named(match: re.Match[str]) -> str:
         row = match["quoted"] if match["quoted"] is not None else match["plain"]
         if row not in rows:
-            raise PredicateError(f"unknown row {row!r} in {text!r}: {nearest(row, rows)}")
+            raise ReportingError(f"unknown row {row!r} in {text!r}: {nearest(row, rows)}")
         if match["metric"] not in metrics:
-            raise PredicateError(f"unknown metric {match['metric']!r} in {text!r}: {nearest(match['metric'], metrics)}")
+            raise ReportingError(f"unknown metric {match['metric']!r} in {text!r}: {nearest(match['metric'], metrics)}")
         name = f"{_PLACEHOLDER}{len(cells)}"
         cells[name] = CellName(row, match["metric"])
         return f" {name} "
@@ -133,10 +129,10 @@ def _name_cells(text: str, rows: Collection[str], metrics: Collection[str]) -> t
 def _comparison(node: ast.expr, cells: dict[str, CellName], text: str, rows: Collection[str]) -> Comparison:
     compare = _COMPARISONS.get(type(node.ops[0])) if isinstance(node, ast.Compare) and len(node.ops) == 1 else None
     if not isinstance(node, ast.Compare) or compare is None:
-        raise PredicateError(f"expected one comparison (>=, >, <=, <) per part of {text!r}")
+        raise ReportingError(f"expected one comparison (>=, >, <=, <) per part of {text!r}")
     found = Comparison(_term(node.left, cells, text, rows), compare, _term(node.comparators[0], cells, text, rows))
     if not found.cells():
-        raise PredicateError(f"{text!r} compares numbers only; name at least one cell as row.metric")
+        raise ReportingError(f"{text!r} compares numbers only; name at least one cell as row.metric")
     return found
 
 
@@ -160,4 +156,4 @@ def _term(node: ast.expr, cells: dict[str, CellName], text: str, rows: Collectio
         part = part.replace(name, str(cell))
     first = re.match(r"[\w-]+", part)
     hint = f"; {nearest(first[0], rows)}" if first and isinstance(node, ast.Name | ast.Attribute) else ""
-    raise PredicateError(f"{part!r} is not allowed in {text!r}: only row.metric, numbers and + - * /{hint}")
+    raise ReportingError(f"{part!r} is not allowed in {text!r}: only row.metric, numbers and + - * /{hint}")

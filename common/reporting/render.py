@@ -37,10 +37,6 @@ _MEANINGS = {
 }
 
 
-class RenderError(ReportingError):
-    """A page lacks the markers around rendered text; the message says what to add."""
-
-
 @dataclass(frozen=True)
 class Filled:
     """A filled table with the verdicts on the paper's claims and on our checks."""
@@ -429,7 +425,7 @@ def marked(path: Path, **bodies: str) -> str:
     for name, body in bodies.items():
         begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise RenderError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
+            raise ReportingError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
         text = text[: text.index(begin)] + begin + "\n" + body.strip("\n") + "\n" + text[text.index(end) :]
     return text
 

@@ -35,10 +35,6 @@ ROW = "$row"
 UNTRAINED = "untrained"
 
 
-class TablesError(ReportingError):
-    """A tables file is wrong; the message names the file and the field."""
-
-
 # During validation the context holds the valid names of stages, metrics and rows.
 _Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
 _Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(one for one in SCALES if one in given))]
@@ -344,7 +340,7 @@ class Tables(Part):
         for table in self.tables:
             if table.id == name:
                 return table
-        raise TablesError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
+        raise ReportingError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
 
     def instances(self, table: Table, row: Row, metric: Metric, scale: str) -> list[str]:
         """Ids of the stage instances whose mean fills a cell at a scale; empty if nothing is run for it."""
@@ -387,13 +383,13 @@ def load(paper: str) -> Tables:
 
 @functools.lru_cache(maxsize=64)
 def _loaded(paper: str, file: Path, stamp: tuple[int, ...]) -> Tables:
-    given = read_yaml(file, TablesError)
+    given = read_yaml(file, ReportingError)
     if not isinstance(given, Mapping):
-        raise TablesError(f"{file}: expected a mapping, got {given!r}")
+        raise ReportingError(f"{file}: expected a mapping, got {given!r}")
     try:
         return Tables.model_validate({**given, "paper": paper, "path": file}, context={})
     except ValidationError as error:
-        raise TablesError(f"{file}: {told(error, given)}") from None
+        raise ReportingError(f"{file}: {told(error, given)}") from None
 
 
 def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
@@ -441,7 +437,7 @@ def expand(
     labels = {name for table in kept for row in table.rows for name in (row.label, row.model) if name}
     for name in rows or ():
         if name not in labels:
-            raise TablesError(f"{source.path}: unknown row {name!r}: {nearest(name, labels)}; {listed}")
+            raise ReportingError(f"{source.path}: unknown row {name!r}: {nearest(name, labels)}; {listed}")
     everything = everything or not (tables is None and rows is None and stages is None)
     needed: dict[str, StageInstance] = {}
     for table in kept:
@@ -460,9 +456,9 @@ def expand(
             continue
         if name not in source.stages:
             near = nearest(name, {*source.stages, *needed})
-            raise TablesError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
+            raise ReportingError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
         if tables is not None or rows is not None:
-            raise TablesError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
+            raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
         _need(name, None, scale, source, needed)
     chosen: dict[str, StageInstance] = {}
 
@@ -485,11 +481,11 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
     stage = source.stages[name]
     if scale not in stage.scales:
         of = f", which row {row.label!r} needs," if row else ""
-        raise TablesError(f"{source.path}: stage {name!r}{of} does not exist at scale {scale!r}")
+        raise ReportingError(f"{source.path}: stage {name!r}{of} does not exist at scale {scale!r}")
     model = None
     if _uses_row(name, source.stages):
         if row is None:
-            raise TablesError(f"{source.path}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it")
+            raise ReportingError(f"{source.path}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it")
         model = row.model or UNTRAINED
     instance = f"{name}@{model}" if model else name
     if instance not in needed:

@@ -8,13 +8,14 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from common.errors import ReportingError
 from common.files import usable_cores
 from common.reporting import records
 from common.reporting.draws import NATIVE
 from common.reporting.papers import paper_named, working_folder
 from common.reporting.progress import duration
 from common.reporting.results import find_promoted
-from common.reporting.tables import TablesError, expand, load
+from common.reporting.tables import expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.request import Selection, StageRequest, finished_record, recorded_lineage, requests_for
 
@@ -38,10 +39,10 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
     if not instances:
         if not any(selection.scale in table.scales for table in load(name).tables):
-            raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
+            raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
         if chosen := [*(selection.tables or ()), *(selection.rows or ())]:
             given = ", ".join(chosen)
-            raise TablesError(
+            raise ReportingError(
                 f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
             )
     requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from common.errors import ReportingError
 from common.reporting.aggregate import Cell, TableResult
 from common.reporting.claims import Judged, judge
 from common.reporting.draws import Draw
-from common.reporting.predicates import PredicateError, parse
+from common.reporting.predicates import parse
 from common.reporting.summary import verdict_of
 from common.reporting.tables import Check, Claim, Metric, Row, Table, load
 
@@ -54,7 +55,7 @@ def test_arithmetic() -> None:
     ],
 )
 def test_everything_else_is_refused(text: str) -> None:
-    with pytest.raises(PredicateError):
+    with pytest.raises(ReportingError):
         parse(text, ROWS, METRICS)
 
 

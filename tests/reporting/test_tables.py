@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ReportingError
 from common.reporting import tables
 from common.reporting.papers import existing_papers, paper_named
-from common.reporting.tables import TablesError, expand, load
+from common.reporting.tables import expand, load
 from tests.reporting.conftest import TABLES
 
 AGAIN = "\n  - {id: transfer, title: A, source: b, metrics: {a: {label: a, stage: esc, key: k}}, rows: [{label: A}]}"
@@ -47,7 +48,7 @@ def rewritten(project: Path, old: str, new: str) -> None:
 )  # fmt: skip
 def test_errors_name_the_place(project: Path, old: str, new: str, words: str) -> None:
     rewritten(project, old, new)
-    with pytest.raises(TablesError, match=words):
+    with pytest.raises(ReportingError, match=words):
         load("mct")
 
 
@@ -77,7 +78,7 @@ def test_a_row_may_be_filled_by_stages_of_its_own(project: Path) -> None:
     assert "esc@better" not in ids(expand("mct", "mini"))
     for stages, words in (("{ecs: esc}", "did you mean 'esc'"), ("{esc: ucf_9}", "unknown stage")):
         rewritten(project, "model: better,", f"model: better, stages: {stages},")
-        with pytest.raises(TablesError, match=words):
+        with pytest.raises(ReportingError, match=words):
             load("mct")
 
 
@@ -100,11 +101,11 @@ def test_expand_selection_pulls_parents_in(project: Path) -> None:
     assert ids(expand("mct", "mini", rows=["better"])) == ["base", "better", "ucf_1@better", "esc@better"]
     assert ids(expand("mct", "mini", stages=["ucf_1@base"])) == ["base", "ucf_1@base"]
     assert ids(expand("mct", "mini", tables=["transfer"], rows=["Other"])) == []
-    with pytest.raises(TablesError, match="unknown table 'transfr': did you mean 'transfer'"):
+    with pytest.raises(ReportingError, match="unknown table 'transfr': did you mean 'transfer'"):
         expand("mct", "mini", tables=["transfr"])
-    with pytest.raises(TablesError, match="unknown row 'Newer'"):
+    with pytest.raises(ReportingError, match="unknown row 'Newer'"):
         expand("mct", "mini", rows=["Newer"])
-    with pytest.raises(TablesError, match="unknown stage 'ecs'"):
+    with pytest.raises(ReportingError, match="unknown stage 'ecs'"):
         expand("mct", "mini", stages=["ecs"])
 
 
@@ -122,5 +123,5 @@ def test_what_is_made_by_request_runs_when_it_is_named(project: Path) -> None:
 
 def test_stage_missing_at_a_scale(project: Path) -> None:
     rewritten(project, "mini: [ucf_1]", "mini: [ucf_1, ucf_2]")
-    with pytest.raises(TablesError, match="stage 'ucf_2', which row 'New' needs, does not exist at scale 'mini'"):
+    with pytest.raises(ReportingError, match="stage 'ucf_2', which row 'New' needs, does not exist at scale 'mini'"):
         expand("mct", "mini")
