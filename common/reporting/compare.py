@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table as RichTable
 
 from common.reporting.aggregate import Cell, collect
 from common.reporting.records import Record
 from common.reporting.render import heading, measured_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import Metric, Row, Table, Tables
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 OUTSIDE = "outside"
 IN_RANGE = "in range"
@@ -172,10 +172,6 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
 
 
 def rich_comparison(compared: Sequence[Compared]) -> RichTable:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
     colors = {OUTSIDE: "red", IN_RANGE: "green", NO_REFERENCE: "dim"}
     table = RichTable(box=box.SIMPLE_HEAD)
     for name in ("cell", "measured", "reference", "difference", "allowed", "verdict"):

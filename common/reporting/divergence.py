@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from common.reporting.aggregate import select
 from common.reporting.curves import Curves, read_points
@@ -170,8 +171,6 @@ class Band:
 
     def left_by(self, points: Points, cells: int) -> float | None:
         """The first step at which a curve is outside or missing; Bonferroni's correction is for `cells` windows."""
-        from scipy.special import stdtrit
-
         known = dict(points)  # may have more steps: the logging interval doesn't affect training
         lacking = min(set(self.steps) - known.keys(), default=None)
         before = [known[step] for step in self.steps if lacking is None or step < lacking]

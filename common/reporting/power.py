@@ -8,6 +8,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import chdtri, nctdtr, nctdtrinc, stdtrit
+
 from common.errors import ReportingError, nearest
 from common.reporting.aggregate import TableResult
 from common.reporting.claims import CONFIDENCE, seed_means
@@ -71,8 +73,6 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
 
 def power_of(gap: float, spread: float, runs: int) -> float:
     """Probability that the 95 % interval of `runs` differences with mean `gap` and deviation `spread` is above 0."""
-    from scipy.special import nctdtr, stdtrit
-
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)
     return float(1 - nctdtr(runs - 1, gap / spread * math.sqrt(runs), limit))
 
@@ -84,16 +84,12 @@ def runs_for(gap: float, spread: float, power: float) -> int:
 
 def smallest_gap(spread: float, runs: int, power: float) -> float:
     """The smallest true difference that so many runs separate with this power."""
-    from scipy.special import nctdtrinc, stdtrit
-
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)
     return float(nctdtrinc(runs - 1, 1 - power, limit)) * spread / math.sqrt(runs)
 
 
 def spread_range(spread: float, runs: int) -> tuple[float, float]:
     """95 % confidence interval of the standard deviation of so many normal values."""
-    from scipy.special import chdtri
-
     ends = chdtri(runs - 1, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = (spread * math.sqrt((runs - 1) / end) for end in ends)
     return low, high

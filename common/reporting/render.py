@@ -6,8 +6,14 @@ import html
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table as RichTable
 
 from common.errors import ReportingError
 from common.files import write_atomically
@@ -19,10 +25,6 @@ from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_pap
 from common.reporting.records import Record, find, short_name
 from common.reporting.results import find_promoted
 from common.reporting.tables import Claim, Metric, Row, Tables, load
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as RichTable
 
 DASH = "–"
 #: Claims of a paper in the README's figure and at the head of the report.
@@ -468,10 +470,6 @@ def write(pages: Mapping[Path, str | None]) -> list[Path]:
 
 
 def rich_table(shown: View) -> RichTable:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
     table = RichTable(
         title=escape(f"{shown.title} ({shown.scale})"),
         box=box.SIMPLE_HEAD,
@@ -494,13 +492,6 @@ WIDE = 140
 
 def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
     """Claims or checks for the terminal, grouped by table; below `WIDE` columns the other cells go under each text."""
-    from itertools import groupby
-
-    from rich import box
-    from rich.markup import escape
-    from rich.padding import Padding
-    from rich.table import Table as RichTable
-
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
     heads = list(judged_cells(judged[0]))

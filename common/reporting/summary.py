@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from common.files import write_atomically
 from common.reporting.aggregate import collect
@@ -18,15 +21,9 @@ from common.reporting.records import find
 from common.reporting.render import VERDICT_COLORS, claims_markdown, fill, tables_markdown
 from common.reporting.tables import load
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str, console: Console) -> None:
     """Print the screen, with a `hint` on claims not run; write measured tables to `runs/<paper>/<scale>/tables.md`."""
-    from rich.markup import escape
-    from rich.table import Table
-
     source, about = load(paper), paper_named(paper)
     mine = find(runs, paper, scale)
     promoted = others_recorded(paper, scale, mine)
