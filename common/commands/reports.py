@@ -264,17 +264,17 @@ def report(
     """Write one static HTML page: claims, tables, charts, curves, media."""
     from common.reporting import report as pages
 
-    names = _names(papers)
+    names, folder = _names(papers), runs or runs_root()
     if live:
         from common.reporting.live import LiveReport
 
-        folder = runs or runs_root()
         with LiveReport(lambda stamp: pages.page(names, scale, folder, stamp), folder, port) as server:
             print(f"{server.address} shows {folder}; Ctrl-C stops the server", flush=True)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
         return 0
-    path = pages.build(output or runs_root() / "report.html", names, scale, runs)
+    path = output or runs_root() / "report.html"
+    files.write_atomically(path, pages.page(names, scale, folder))
     print(f"wrote: {path} ({path.stat().st_size / 2**20:.1f} MB)")
     return 0
 

@@ -25,11 +25,6 @@ HEAD = ("scale", "draw", "stage", "name", "steps", "values")
 Curves = dict[str, list[tuple[float, float]]]
 
 
-def read_curves(path: Path) -> Curves:
-    """The curves of a run's `metrics.csv`, thinned for drawing."""
-    return thinned(read_points(path))
-
-
 def read_points(path: Path) -> Curves:
     """Every point of a run's `metrics.csv`; empty if it does not exist, or, with a warning, if it is damaged."""
     found: Curves = {}

@@ -10,13 +10,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from common.files import write_atomically
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from common.reporting import charts, media, render
 from common.reporting.aggregate import Cell
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
-from common.reporting.curves import band_of, importance, read_curves
+from common.reporting.curves import Curves, band_of, importance, read_points, thinned
 from common.reporting.media import Budget, Gallery, comparisons, gallery
-from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root, runs_root
+from common.reporting.papers import SCALES, Paper, paper_named, project_root
 from common.reporting.progress import duration
 from common.reporting.records import RECORD_FILE, Record, short_name, warn_of
 from common.reporting.results import draw_file, find_promoted, place_of, promoted_curves
@@ -26,24 +27,21 @@ from common.reporting.tables import Metric, Row, Tables, load
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
 
 
-def build(
-    output: Path, papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None
-) -> Path:
-    """Write the report page, see `page`; return its file."""
-    write_atomically(Path(output), page(papers, scale, runs))
-    return Path(output)
-
-
-def page(
-    papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None, stamp: str = ""
-) -> str:
+def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") -> str:
     """The report as HTML: promoted records, and local runs as "yours"; a live page reloads when `stamp` changes."""
-    folder = runs or runs_root()
-    chosen = [paper_named(name) for name in papers] if papers else existing_papers()
     scales = [scale] if scale else list(SCALES)
-    sections = [_Section(paper, scales, folder, Budget(media.MAX_PAGE_BYTES // len(chosen))) for paper in chosen]
+    sections = [
+        _Section(paper_named(name), scales, runs, Budget(media.MAX_PAGE_BYTES // len(papers))) for name in papers
+    ]
     newest = max((r.started for s in sections for r in (*s.recorded, *s.fresh)), default="")
-    text: str = _template().render(
+    environment = Environment(
+        loader=PackageLoader("common.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
         sections=sections,
         marks=MARKS,
         strips=charts.strips,
@@ -53,27 +51,13 @@ def page(
         newest=newest[:10],
         stamp=stamp,
     )
-    return text
-
-
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("common.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 @dataclass(frozen=True)
 class _ShownRun:
     run: Run
     progress: str
-    curves: dict[str, list[tuple[float, float]]]
+    curves: Curves
     gallery: Gallery
 
     @property
@@ -176,7 +160,7 @@ class _Section:
             self.files[id(run.record)] = _from_here(run.folder / RECORD_FILE)
         told = run.fields.get("progress", "") if run.record is None else ""
         pictures = gallery(run.folder, run.record, budget, rank == 0) if run.record else Gallery()
-        return _ShownRun(run, told, read_curves(run.folder / "metrics.csv"), pictures)
+        return _ShownRun(run, told, thinned(read_points(run.folder / "metrics.csv")), pictures)
 
     def origin(self, cell: Cell) -> dict[str, Any]:
         """Where the value of a cell comes from."""

@@ -27,7 +27,7 @@ from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTok
 from common.data.text_features import FeatureStore, SentencePool
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
 from common.reporting import records, tables
-from common.reporting.curves import read_curves
+from common.reporting.curves import read_points, thinned
 from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
 from common.stages.configuration import load_yaml
@@ -233,7 +233,7 @@ TARGETS: dict[str, Target] = {
     "text features": Target(_write_text_features, _read_text_features),
     "vocabularies": Target(_write_words, _read_words),
     "record": Target(_write_runs, lambda folder: [records.read(path) for path in folder.rglob("record.json")]),
-    "curves": Target(_write_runs, lambda folder: [read_curves(path) for path in folder.rglob("metrics.csv")]),
+    "curves": Target(_write_runs, lambda folder: [thinned(read_points(path)) for path in folder.rglob("metrics.csv")]),
     "tables": Target(_write_tables, lambda folder: tables._loaded("mct", folder / "tables.yaml", (0,))),
     "YAML": Target(_write_config, lambda folder: load_yaml(folder / "mine.yaml")),
     "checkpoint": Target(_write_checkpoint, _read_checkpoint),

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from common.reporting import media
-from common.reporting.curves import importance, read_curves, thinned
-from common.reporting.papers import existing_papers
-from common.reporting.report import build
+from common.reporting.curves import importance, read_points, thinned
+from common.reporting.papers import existing_papers, runs_root
+from common.reporting.report import page
 from common.reporting.tables import load
 from tests.reporting.conftest import Capsys, Saved
 
@@ -48,8 +48,8 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def written(folder: Path, **arguments: object) -> str:
-    return build(folder / "page.html", **arguments).read_text(encoding="utf-8")  # type: ignore[arg-type]
+def written(*papers: str, scale: str | None = None, runs: Path | None = None) -> str:
+    return page(papers or [paper.name for paper in existing_papers()], scale, runs or runs_root())
 
 
 def test_the_page_is_self_contained(project: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_the_page_is_self_contained(project: Path, saved: Saved, monkeypatch: py
         (folder / "media" / "rows.csv").write_text("clip,answer\n" + "".join(f"{i},<i>word</i>\n" for i in range(40)))
         rows = "".join(f"{i},train/loss,{1 / (i + 1)}\n" for i in range(1000))
         (folder / "metrics.csv").write_text("step,name,value\n" + rows + "1000,test/x,3\n1001,train/loss,nan\n")
-    text = written(project)
+    text = written()
     page = Page(text)
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert not re.search(r"url\(|@import|https?://(?!www.w3.org)|fetch\(", text)
@@ -73,16 +73,16 @@ def test_the_page_is_self_contained(project: Path, saved: Saved, monkeypatch: py
     assert {values["popovertarget"] for _, values in page.elements if "popovertarget" in values} <= set(page.ids)
     assert "numbers.json (not a picture), lost.png (not in the run&#39;s folder)" in text
     monkeypatch.setattr(media, "MAX_PAGE_BYTES", 2 * len(PIXEL))  # one picture for each of two papers
-    assert written(project, papers=["mct", "mct"]).count("picture.png (the page is full)") == 2
+    assert written("mct", "mct").count("picture.png (the page is full)") == 2
 
 
 def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
     saved("esc@base", 0, 10.0)
     saved("esc@base", 0, 99.0, scale="smoke")
-    text = written(project)
+    text = written()
     folded = text.index("their numbers mean nothing</summary>")
     assert text.index("10.0</button>") < folded < text.index("99.0</button>")
-    alone = written(project, scale="smoke")
+    alone = written(scale="smoke")
     assert "their numbers mean nothing</summary>" not in alone
     assert "99.0</button>" in alone
 
@@ -104,7 +104,7 @@ def test_a_damaged_run_is_left_out_with_one_warning(
     (folder / "media").mkdir()
     (folder / "media" / "words.row.png").write_bytes(PIXEL)
     (folder / file).write_bytes(content)
-    text = written(project)
+    text = written()
     csv.field_size_limit(limit)
     assert "20.0</button>" in text
     assert "30.0" not in text  # the mean with the damaged one
@@ -133,7 +133,7 @@ def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved)
         (folder / name).symlink_to(target)
     (folder / "media" / "d.png").symlink_to("/dev/zero")
     os.mkfifo(folder / "media" / "e.csv")
-    text = written(project)
+    text = written()
     assert "hunter2" not in text
     assert "<img" not in text
     assert all(f"{Path(name).name} (not in the run&#39;s folder)" in text for name in names if "row" not in name)
@@ -142,12 +142,12 @@ def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved)
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
-    assert read_curves(path) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
+    assert thinned(read_points(path)) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
     path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # the later of two at one step stays the later
-    assert read_curves(path) == {"a": [(0.0, 9.0), (1.0, 5.0), (1.0, 3.0)]}
+    assert thinned(read_points(path)) == {"a": [(0.0, 9.0), (1.0, 5.0), (1.0, 3.0)]}
     path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # too large to be drawn
-    assert read_curves(path) == {"a": [(1.0, 2.0), (2.0, 1.0)]}
-    assert read_curves(tmp_path / "none.csv") == {}
+    assert thinned(read_points(path)) == {"a": [(1.0, 2.0), (2.0, 1.0)]}
+    assert read_points(tmp_path / "none.csv") == {}
     names = ["val/loss", "train/loss", "val/mlm_loss", "train/mlm_loss", "val/accuracy", "gradient_norm"]
     assert sorted(sorted(names), key=importance) == names
     points = [(float(step), 10.0 * step) for step in range(201)]
@@ -157,7 +157,7 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
 
 
 def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
-    text = written(tmp_path, runs=tmp_path)
+    text = written(runs=tmp_path)
     assert "There are no runs on this machine" in text
     page = Page(text)
     assert {s[1:] for s in page.sources if s.startswith("#")} <= set(page.ids)

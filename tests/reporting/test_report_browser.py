@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from common.commands.main import main
 from common.reporting import records
-from common.reporting.report import build
 from common.reporting.results import find_promoted
 from tests.chromium import needed, opened, resize
 from tests.machine import until
@@ -42,7 +42,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.csv").write_text("step,name,value\n" + "".join(f"{i},train/loss,{9 - i}\n" for i in range(5)))
     values = json.loads(promoted.to_json()) | {"media": ["media/clip.mp4", "media/picture.png"]}
     records.write(run / records.RECORD_FILE, records.Record(**values))
-    return build(root / "report.html", runs=root / "runs")
+    assert main(["report", f"--runs={root / 'runs'}", f"--output={root / 'report.html'}"]) == 0
+    return root / "report.html"
 
 
 @pytest.fixture(scope="module")
