@@ -32,7 +32,6 @@ class Judged:
 
     Args:
         paper: the paper's margin; empty for a check.
-        verdict: `holds`, `fails`, `not separable` or `not run`.
         difference: mean over seeds of the deciding comparison's difference.
         interval: 95 % confidence interval of the mean; None below two seeds.
         seeds: how many have every cell of the deciding comparison.

@@ -25,6 +25,7 @@ HEAD = ("paper", "scale", "seed", "schema")
 #: Fields that go whole into `shared.json`; so do sections of the configuration, and the hardware without the peak.
 SHARED = ("data", "deviations", "git", "ours", "versions")
 PEAK = "peak_memory_gib"
+SHARED_FILE, CURVES_FILE = "shared.json", "curves.csv.gz"
 
 #: A run of a paper: its scale, the name of its draw, and its stage.
 Place = tuple[str, str, str]
@@ -50,7 +51,7 @@ def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
 
 
 def promoted_curves(paper: Paper) -> dict[Place, Curves]:
-    return read_table(_curves_file(paper))
+    return read_table(paper.results / CURVES_FILE)
 
 
 def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place, Curves]) -> None:
@@ -70,19 +71,11 @@ def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place
     both = {name: {**before.get(name, {}), **shared.get(name, {})} for name in {*before, *shared}}
     for folder in {paper.results, *(path.parent for path in draws)}:
         sweep(folder)
-    _update(_shared_file(paper), _json(both))
-    _update(_curves_file(paper), table_of(kept))
+    _update(paper.results / SHARED_FILE, _json(both))
+    _update(paper.results / CURVES_FILE, table_of(kept))
     for path, draw in draws.items():
         _update(path, _json(draw))
-    _update(_shared_file(paper), _json(shared))
-
-
-def _shared_file(paper: Paper) -> Path:
-    return paper.results / "shared.json"
-
-
-def _curves_file(paper: Paper) -> Path:
-    return paper.results / "curves.csv.gz"
+    _update(paper.results / SHARED_FILE, _json(shared))
 
 
 def _update(path: Path, content: bytes) -> None:
@@ -95,7 +88,7 @@ def _json(content: Any) -> bytes:
 
 
 def _read_shared(paper: Paper) -> Shared:
-    path = _shared_file(paper)
+    path = paper.results / SHARED_FILE
     with parsing(path, RecordError):
         return {name: dict(held) for name, held in parse_json(path.read_bytes()).items()} if path.exists() else {}
 

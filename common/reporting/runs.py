@@ -47,7 +47,6 @@ class Run:
 
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
-        state: `done`, `running` or `stopped`.
         told: progress of a running one, see `common.reporting.progress.read`.
     """
 

@@ -149,11 +149,6 @@ class Row(Part):
     stages: dict[_MetricName, _StageNames] = Field(default_factory=dict)
     by_request: _Scales = ()
 
-    @field_validator("published", mode="before")
-    @classmethod
-    def _null_is_unknown(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, Mapping) else given
-
     @field_validator("stages", mode="before")
     @classmethod
     def _same_stages_for_every_metric(cls, given: Any, info: ValidationInfo) -> Any:
@@ -245,22 +240,16 @@ class Table(Part):
     @model_validator(mode="before")
     @classmethod
     def _names_for_its_parts(cls, given: Any, info: ValidationInfo) -> Any:
-        """Pass the table's scales to its rows, claims and checks, and the names of metrics and rows to predicates."""
-        if not isinstance(given, Mapping) or info.context is None:
+        """Pass the names of metrics and rows to predicates."""
+        if not isinstance(given, Mapping):
             return given
-        changed = dict(given)
-        metrics = given.get("metrics")
-        if isinstance(metrics, Mapping):
-            changed["metrics"] = _named(metrics, "id")
-            _names(info)["metric"] = list(metrics)
         rows = [row for row in given.get("rows") or [] if isinstance(row, Mapping)]
         _names(info)["row"] = [" ".join(str(row.get("label")).split()) for row in rows]
-        for part in ("rows", "claims", "checks") if "scales" in given else ():
-            if isinstance(given.get(part), list):
-                changed[part] = [
-                    {"scales": given["scales"], **one} if isinstance(one, Mapping) else one for one in given[part]
-                ]
-        return changed
+        metrics = given.get("metrics")
+        if not isinstance(metrics, Mapping):
+            return given
+        _names(info)["metric"] = list(metrics)
+        return {**given, "metrics": _named(metrics, "id")}
 
     @field_validator("rows")
     @classmethod

@@ -133,16 +133,12 @@ def _lines(title: str, pattern: str) -> Any:
     return wr.LinePlot(title=title, x=x, metric_regex=pattern, groupby_aggfunc="mean", groupby_rangefunc="minmax")
 
 
-def media_keys(records: Iterable[Record]) -> tuple[list[str], list[str]]:
-    """Keys of logged media: pictures and clips (numbered files share one), and tables."""
-    files = [PurePosixPath(name) for record in records for name in record.media]
-    seen = {re.sub(r"_\d+$", "", file.stem) for file in files if file.suffix in (".png", ".mp4", ".webm", ".gif")}
-    return sorted(seen), sorted({f"{file.stem}_table" for file in files if file.suffix == ".csv"})
-
-
 def _media(records: Iterable[Record]) -> list[Any]:
-    seen, tables = media_keys(records)
-    panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in seen]
+    """Panels of logged media: pictures and clips (numbered files share a key), and tables."""
+    files = [PurePosixPath(name) for record in records for name in record.media]
+    keys = sorted({re.sub(r"_\d+$", "", f.stem) for f in files if f.suffix in (".png", ".mp4", ".webm", ".gif")})
+    tables = sorted({f"{file.stem}_table" for file in files if file.suffix == ".csv"})
+    panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in keys]
     return panels + [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
 
 
