@@ -39,9 +39,7 @@ DATA, CONFIGURATION, CODE, VERSIONS, INSTRUCTIONS = KINDS = (
     "data", "configuration", "code", "library versions", "instruction set",
 )  # fmt: skip
 UNCOMMITTED = "uncommitted changes"
-_OWN_PACKAGE = "representation-assemble"
 
-Points = list[tuple[float, float]]
 #: A record and its curves.
 RunWithCurves = tuple[Record, Curves]
 
@@ -169,7 +167,7 @@ class Band:
     values: np.ndarray[Any, Any]
     size: int
 
-    def left_by(self, points: Points, cells: int) -> float | None:
+    def left_by(self, points: list[tuple[float, float]], cells: int) -> float | None:
         """The first step at which a curve is outside or missing; Bonferroni's correction is for `cells` windows."""
         known = dict(points)  # may have more steps: the logging interval doesn't affect training
         lacking = min(set(self.steps) - known.keys(), default=None)
@@ -239,7 +237,7 @@ def _facts(record: Record) -> dict[str, dict[str, Any]]:
         CONFIGURATION: flat(counted(record.config, IGNORED_KEYS | SEED_KEYS))
         | {short_name(name): parent["stage"] for name, parent in record.parents.items()},
         CODE: {"revision": revision},
-        VERSIONS: {name: version for name, version in record.versions.items() if name != _OWN_PACKAGE},
+        VERSIONS: {name: version for name, version in record.versions.items() if name != "representation-assemble"},
         INSTRUCTIONS: {
             "instructions": instructions(record),
             "accelerators": ", ".join(record.hardware.get("accelerators", ())),

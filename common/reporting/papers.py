@@ -42,10 +42,6 @@ class Paper:
         return project_root() / "papers" / self.name
 
     @property
-    def tables_file(self) -> Path:
-        return self.root / "tables.yaml"
-
-    @property
     def results(self) -> Path:
         return self.root / "results"
 

@@ -310,14 +310,13 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 
 
 def expected_seconds(
-    stages: Iterable[str], here: Iterable[Record], recorded: Iterable[Record], isa: str = NATIVE
+    stages: Iterable[str], here: Iterable[Record], recorded: Sequence[Record], isa: str = NATIVE
 ) -> list[float | None]:
     """Seconds that stages take here, or None: the fastest run here, else the fastest recorded one, scaled by `here`.
 
     Recorded runs on this processor come first, then those with its instruction set. The fastest counts because other
     work on the machine only makes a run longer.
     """
-    recorded = list(recorded)
     wanted = machine_isa() if isa == NATIVE else isa
     similar = [r for r in recorded if instructions(r) == wanted]
     same = [r for r in similar if r.hardware.get("cpu") == processor()]

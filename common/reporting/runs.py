@@ -191,9 +191,8 @@ def headline(record: Record) -> str:
     return ", ".join(told)
 
 
-def field_names(runs: Iterable[Run]) -> list[str]:
+def field_names(runs: Sequence[Run]) -> list[str]:
     """Names of all fields of any run; basics first, then metrics, then the configuration's."""
-    runs = list(runs)
     metrics = {name for run in runs if run.record for name in run.record.metrics}
     metrics |= {name for run in runs for name in run.curves}
     configured = {name for run in runs for name in run.config} - metrics

@@ -367,7 +367,8 @@ class StageInstance:
 
 def load(paper: str) -> Tables:
     entry = paper_named(paper)
-    return _loaded(entry.name, entry.tables_file, tuple(stamp_of(entry.tables_file)))
+    file = entry.root / "tables.yaml"
+    return _loaded(entry.name, file, tuple(stamp_of(file)))
 
 
 @functools.lru_cache(maxsize=64)

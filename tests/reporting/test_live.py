@@ -29,8 +29,7 @@ def run(saved: Saved) -> Path:
 
 @pytest.fixture
 def server(project: Path, run: Path) -> Iterator[LiveReport]:
-    runs = project / "runs"
-    with LiveReport(lambda stamp: page(["mct"], None, runs, stamp), runs, 0) as found:
+    with LiveReport(lambda stamp: page(["mct"], None, project / "runs", stamp), project / "runs", 0) as found:
         threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield found
         found.shutdown()

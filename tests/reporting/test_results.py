@@ -44,7 +44,7 @@ def test_committed_results_are_written_as_they_were_read(
     entry = paper_named(paper)
     before, records, curves = contents(entry.results), find_promoted(paper), promoted_curves(entry)
     (tmp_path / "papers" / paper).mkdir(parents=True)
-    shutil.copy(entry.tables_file, tmp_path / "papers" / paper)
+    shutil.copy(entry.root / "tables.yaml", tmp_path / "papers" / paper)
     monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
     copy = paper_named(paper)
     write_results(copy, records, curves)

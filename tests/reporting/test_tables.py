@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import ReportingError
-from common.reporting import tables
 from common.reporting.papers import existing_papers, paper_named
-from common.reporting.tables import expand, load
+from common.reporting.tables import StageInstance, expand, load
 from tests.reporting.conftest import TABLES
 
 AGAIN = "\n  - {id: transfer, title: A, source: b, metrics: {a: {label: a, stage: esc, key: k}}, rows: [{label: A}]}"
 CURVE = "curve: {x: a, at: [1, 2], panels: {b: {c: %s}}}\n    title: Transfer"
 
 
-def ids(instances: list[tables.StageInstance]) -> list[str]:
+def ids(instances: list[StageInstance]) -> list[str]:
     return [instance.id for instance in instances]
 
 
@@ -73,8 +72,7 @@ def test_a_row_may_be_filled_by_stages_of_its_own(project: Path) -> None:
     assert source.instances(table, row, table.metric("ucf"), "mini") == ["ucf_1@better"]
     rewritten(project, "model: better,", "model: better, stages: $row,")
     source = load("mct")
-    row = next(row for row in source.tables[0].rows if row.stages)
-    assert source.instances(source.tables[0], row, table.metric("esc"), "mini") == ["better"]
+    assert source.instances(table, source.tables[0].row("New-One"), table.metric("esc"), "mini") == ["better"]
     assert "esc@better" not in ids(expand("mct", "mini"))
     for stages, words in (("{ecs: esc}", "did you mean 'esc'"), ("{esc: ucf_9}", "unknown stage")):
         rewritten(project, "model: better,", f"model: better, stages: {stages},")
