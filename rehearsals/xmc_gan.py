@@ -32,7 +32,7 @@ def write_weights(root: Path) -> None:
     # Make the recipes' files the way a user does.
     from papers.xmc_gan.prepare import text_features
 
-    text_features(root, device="cpu", batch_size=16)
+    text_features(root, bert=None, device="cpu", batch_size=16)
 
 
 def _write_narratives(root: Path, stem: str, parts: Sequence[str], name_of: Callable[[int], str], year: str) -> None:

@@ -62,11 +62,9 @@ class AVID(networks.AVID, TrainedModel):
 
     def read_inputs(self, trained: Trained) -> None:
         video, audio = self.input(trained, "video", VideoInput), self.input(trained, "audio", AudioInput)
-        statistics = self.input(trained, "audio_statistics", dict[str, list[float]])
-        self.read_as(video, audio, {name: np.array(values) for name, values in statistics.items()})
-
-    def read_as(self, video: VideoInput, audio: AudioInput, statistics: dict[str, np.ndarray] | None = None) -> None:
-        """Set the clip inputs; `statistics` are mean and deviation [F] of each frequency bin, None keeps decibels."""
+        # Mean and deviation [F] of each frequency bin.
+        found = self.input(trained, "audio_statistics", dict[str, list[float]])
+        statistics = {name: np.array(values) for name, values in found.items()}
         self.video, self.audio = video, audio
         self._pixels = video.transform(training=False).adapted(False, frame_count(video.duration, video.fps))
         self._spectrogram = audio.transform(training=False, statistics=statistics)

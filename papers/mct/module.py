@@ -87,11 +87,12 @@ class MCTModule(pl.LightningModule):
             embeddings["text"] = self.model.text(batch["tokens_query"])
         return {name: embeddings[query][head] for name, query, _, head in self.loss.contrasts()}
 
+    @torch.no_grad()
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Momentum embeddings of the other view of every image and caption, by the loss that compares them."""
         embeddings = {"image": encode_keys(self.average.image, batch["image_key"])}
         if self.average.text is not None:
-            embeddings["text"] = encode_keys(self.average.text, batch["tokens_key"], shuffle=False)
+            embeddings["text"] = self.average.text(batch["tokens_key"])
         return {name: embeddings[key][head] for name, _, key, head in self.loss.contrasts()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

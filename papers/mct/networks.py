@@ -72,9 +72,9 @@ class Tower(nn.Module):
             for name, dim in widths.items():
                 self.heads[name] = ProjectionHead(self.feature_dim, hidden, dim, 2, heads.batch_norm)
 
-    def features(self, *inputs: Tensor) -> Tensor:
+    def features(self, inputs: Tensor) -> Tensor:
         """Features for transfer, [B, feature_dim]."""
-        return self.backbone(*inputs)
+        return self.backbone(inputs)
 
     def project(self, features: Tensor) -> dict[str, Tensor]:
         hidden = self.trunk(features)
@@ -82,9 +82,9 @@ class Tower(nn.Module):
             return dict.fromkeys(("intra", "inter"), _unit(self.heads["both"](hidden)))
         return {name: _unit(head(hidden)) for name, head in self.heads.items()}
 
-    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim] of the existing heads, in at least float32."""
-        return self.project(self.features(*inputs))
+        return self.project(self.features(inputs))
 
 
 class MCT(nn.Module):
@@ -96,25 +96,20 @@ class MCT(nn.Module):
 
 
 @torch.no_grad()
-def encode_keys(
-    encoder: nn.Module, *inputs: Tensor, shuffle: bool = True, permutation: Tensor | None = None
-) -> dict[str, Tensor]:
+def encode_keys(encoder: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Keys of a batch, without gradient, as `Tower.forward` returns them.
 
     If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
     all processes are shuffled before encoding and restored afterwards, unless one process normalizes all together.
 
-    `permutation` [W * B] is a fixed order of the rows of all ranks.
-
     Source: [6].
     """
     grouped = any(isinstance(layer, GroupedBatchNorm) for layer in encoder.modules())
-    if not shuffle or not (grouped or is_distributed()):
-        return encoder(*inputs)
-    if permutation is None:
-        permutation = order_over_groups(inputs[0])
-    keys = encoder(*(batch_shuffle(rows, permutation) for rows in inputs))
-    return {name: batch_unshuffle(rows, permutation) for name, rows in keys.items()}
+    if not (grouped or is_distributed()):
+        return encoder(rows)
+    permutation = order_over_groups(rows)
+    keys = encoder(batch_shuffle(rows, permutation))
+    return {name: batch_unshuffle(key, permutation) for name, key in keys.items()}
 
 
 def _unit(embeddings: Tensor) -> Tensor:

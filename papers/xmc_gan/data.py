@@ -39,7 +39,6 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, PositiveInt
 
 Items = Literal["images", "captions"]
-CaptionChoice = Literal["random"]
 Role = Literal["train", "test", "reference"]
 
 #: First and last word id that every vocabulary has, for made-up captions.
@@ -141,7 +140,7 @@ class TextToImageData(ShardedDataModule):
         captions_per_image: PositiveInt = 5,
         split: str = "train",
         test_split: str = "val",
-        test_caption: CaptionChoice = "random",
+        test_caption: Literal["random"] = "random",
         test_samples: PositiveInt | None = 30000,
         reference_samples: PositiveInt | None = 30000,
         batch_size: PositiveInt = 56,

@@ -96,53 +96,34 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch normalization with scale and shift from a vector: BN(x) * (1 + gamma(c)) + beta(c).
+    """Batch normalization with scale and shift from a condition: BN(x) * (1 + gamma(c)) + beta(c).
+
+    With `spatial`, every place has its own scale and shift from a map of conditions. The map may be smaller than x by a
+    whole factor; each place then uses the nearest place of the map, as if the map were enlarged first.
 
     Shapes:
-        x [B, C, H, W], condition [B, K] -> [B, C, H, W]
+        x [B, C, H, W], condition [B, K], or [B, K, h, w] if `spatial` -> [B, C, H, W]
 
-    Source: [3.3].
+    Source: [3.3], [3.6] and the speed-up of 3.7.
     """
 
-    def __init__(self, channels: int, conditions: int, group: int | None = None) -> None:
+    def __init__(self, channels: int, conditions: int, spatial: bool, group: int | None = None) -> None:
         super().__init__()
         self.norm = BatchNorm(channels, group)
-        self.modulation = self.layer(conditions, 2 * channels)
+        self.spatial = spatial
+        self.modulation = nn.Conv2d(conditions, 2 * channels, 1) if spatial else nn.Linear(conditions, 2 * channels)
         for half in self.modulation.weight.chunk(2):
             nn.init.xavier_normal_(half)
         nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
 
-    def layer(self, inputs: int, outputs: int) -> nn.Linear | nn.Conv2d:
-        return nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.modulate(x, self.modulation(condition)[:, :, None, None])
-
-    def modulate(self, x: Tensor, modulation: Tensor) -> Tensor:
-        gamma, beta = modulation.chunk(2, dim=1)
-        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
-
-
-class SpatialConditionalBatchNorm(ConditionalBatchNorm):
-    """Batch normalization with a scale and shift per place from a map of conditions.
-
-    The map may be smaller than x by a whole factor; each place then uses the nearest place of the map, as if the map
-    were enlarged first.
-
-    Shapes:
-        x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]
-
-    Source: [3.6] and the speed-up of 3.7.
-    """
-
-    def layer(self, inputs: int, outputs: int) -> nn.Conv2d:
-        return nn.Conv2d(inputs, outputs, 1)
-
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         modulation = self.modulation(condition)
-        if modulation.shape[-2:] != x.shape[-2:]:
+        if not self.spatial:
+            modulation = modulation[:, :, None, None]
+        elif modulation.shape[-2:] != x.shape[-2:]:
             modulation = F.interpolate(modulation, x.shape[-2:], mode="nearest")
-        return self.modulate(x, modulation)
+        gamma, beta = modulation.chunk(2, dim=1)
+        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
 
 
 # -- convolutions ------------------------------------------------------------------------------------------------------

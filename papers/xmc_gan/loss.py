@@ -8,8 +8,7 @@ in float32.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,26 +42,6 @@ class Loss(NamedTuple):
 
     total: Tensor
     logs: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Negatives:
-    """The samples here that share negatives: `count` whole groups, or a part of one over several `ranks`."""
-
-    count: int
-    ranks: Any
-
-    @classmethod
-    def of(cls, samples: int, group: int | None) -> Negatives:
-        return cls(groups_here("model.loss.negatives_group", samples, group), shared_with(samples, group))
-
-    def here(self, x: Tensor) -> list[Tensor]:
-        """The samples [B, ...] of this rank by group."""
-        return split_groups(x, self.count)
-
-    def all(self, x: Tensor) -> list[Tensor]:
-        """The samples by group, including those of other ranks."""
-        return self.here(x) if self.ranks is None else [gather_with_gradient(x, self.ranks)]
 
 
 class XMCGANLoss:
@@ -137,20 +116,27 @@ class XMCGANLoss:
         return self.total("generator", hinge_generator(output.logit[n:]), terms)
 
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
-        negatives = Negatives.of(len(left), self.negatives_group)
-        groups = zip(negatives.all(left.float()), negatives.all(right.float()))
+        groups = zip(self.whole_groups(left.float()), self.whole_groups(right.float()))
         return mean([pair_loss(*group, self.temperature) for group in groups])
 
     def words(self, regions: Tensor, captions: Captions) -> Contrast:
-        negatives = Negatives.of(len(regions), self.negatives_group)
         # Captions are smaller than images, so each rank compares its own images with the captions of all ranks.
-        groups = zip(
-            negatives.here(regions), negatives.all(captions.words.float()), negatives.all(captions.length), strict=True
-        )
+        words, length = self.whole_groups(captions.words.float()), self.whole_groups(captions.length)
+        groups = zip(self.groups(regions), words, length, strict=True)
         similar = [word_similarity(*group, self.word_gammas) for group in groups]
-        if negatives.ranks is not None:
-            similar = [gather_with_gradient(similar[0].T, negatives.ranks).T]
+        ranks = shared_with(len(regions), self.negatives_group)
+        if ranks is not None:
+            similar = [gather_with_gradient(similar[0].T, ranks).T]
         return mean([contrast(logits) for logits in similar])
+
+    def groups(self, x: Tensor) -> list[Tensor]:
+        """The samples [B, ...] of this rank by group of negatives; a part of one if ranks share it."""
+        return split_groups(x, groups_here("model.loss.negatives_group", len(x), self.negatives_group))
+
+    def whole_groups(self, x: Tensor) -> list[Tensor]:
+        """`groups`, including the samples of other ranks."""
+        ranks = shared_with(len(x), self.negatives_group)
+        return self.groups(x) if ranks is None else [gather_with_gradient(x, ranks)]
 
     def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:
         total = sum((self.weights[name] * term.loss for name, term in terms.items()), hinge)
@@ -187,10 +173,10 @@ def contrast(logits: Tensor) -> Contrast:
     return Contrast(loss, accuracy, entropy)
 
 
-def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normalize: bool = True) -> Contrast:
+def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast:
     """Contrast of two vectors per sample: image and sentence, or generated and real image.
 
-    Cosines (dot products without `l2_normalize`) are divided by `temperature`.
+    Cosines are divided by `temperature`.
 
     Shapes:
         left, right [B, D]
@@ -198,9 +184,7 @@ def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normaliz
     Source: [5.2] to [5.5].
     """
     with torch.autocast(left.device.type, enabled=False):
-        left, right = left.float(), right.float()
-        if l2_normalize:
-            left, right = normalize(left), normalize(right)
+        left, right = normalize(left.float()), normalize(right.float())
         return contrast(left @ right.T / temperature)
 
 

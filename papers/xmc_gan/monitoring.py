@@ -96,9 +96,11 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
     lines = min(ATTENDED, len(shown.texts))
     own = type(captions)(*(value[:lines] for value in captions))
     weights = module.measured.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
-    words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
+    tokenizer = module.trainer.datamodule.tokenizer
     rows = []
-    for text, image, maps, spoken in zip(shown.texts, images, weights, words):
+    for text, image, maps in zip(shown.texts, images, weights):
+        inner = [tokenizer.decode([token]).strip() or "?" for token in tokenizer.encode(text)[1:-1]]
+        spoken = ["[start]", *inner, "[end]"]
         tops = maps.max(axis=(1, 2))
         shades = maps[: len(spoken)] / tops[: len(spoken), None, None].clip(min=1e-9)
         colored = (colormaps["viridis"](shades)[..., :3] * 255).astype(np.uint8)
@@ -106,13 +108,6 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
         rows.append(Row(text, [Cell(image), *(Cell(shade, below) for shade, below in zip(colored, texts))]))
     figure = image_grid(rows, "Attention of regions over words: brighter regions attend more; scaled for each word")
     save_figure(module, figure, folder / "attention.png", credit_of(module))
-
-
-def words_of(text: str, tokenizer: Any) -> list[str]:
-    """Text of each token of a caption; boundary tokens become `[start]` and `[end]`."""
-    tokens = tokenizer.encode(text)
-    inner = [tokenizer.decode([token]).strip() or "?" for token in tokens[1:-1]]
-    return ["[start]", *inner, "[end]"]
 
 
 def _noise(module: Any, count: int, number: int) -> Tensor:

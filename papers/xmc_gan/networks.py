@@ -18,7 +18,6 @@ from common.types import PositiveFloat, PositiveInt
 from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
     DoublingConv,
-    SpatialConditionalBatchNorm,
     SpectralConv,
     SpectralLinear,
     initialize,
@@ -75,10 +74,9 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, group: int | None = None) -> None:
         super().__init__()
-        norm = SpatialConditionalBatchNorm if spatial else ConditionalBatchNorm
-        self.norm1 = norm(inputs, conditions, group)
+        self.norm1 = ConditionalBatchNorm(inputs, conditions, spatial, group)
         self.conv1 = DoublingConv(inputs, outputs)
-        self.norm2 = norm(outputs, conditions, group)
+        self.norm2 = ConditionalBatchNorm(outputs, conditions, spatial, group)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
@@ -133,7 +131,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(blocks[:attending])
         self.query = nn.Conv2d(widths[attending], embedding_dim, 1)
         self.spatial_blocks = nn.ModuleList(blocks[attending:])
-        self.norm = SpatialConditionalBatchNorm(widths[-1], places, batch_norm_group)
+        self.norm = ConditionalBatchNorm(widths[-1], places, spatial=True, group=batch_norm_group)
         self.image = nn.Conv2d(widths[-1], 3, 3, padding=1)
         initialize(self)
 
@@ -177,10 +175,10 @@ class Generator(nn.Module):
         return context.transpose(1, 2).unflatten(2, shape), weights.transpose(1, 2).unflatten(2, shape)
 
 
-def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Attention of regions over words: a softmax of cosines times `gamma`, in float32.
 
-    Returns mixes of normalized words, and their weights. `length` counts valid words, at least one; None means all.
+    Returns mixes of normalized words, and their weights. `length` counts valid words, at least one.
 
     Shapes:
         query [B, R, E], words [B, T, E], length [B] -> [B, R, E], [B, R, T]
@@ -190,10 +188,8 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
     with torch.autocast(query.device.type, enabled=False):
         words = normalize(words.float())
         scores = gamma * normalize(query.float()) @ words.transpose(1, 2)
-        if length is not None:
-            padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
-            scores = scores.masked_fill(padded[:, None], -torch.inf)
-        weights = scores.softmax(dim=-1)
+        padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
+        weights = scores.masked_fill(padded[:, None], -torch.inf).softmax(dim=-1)
         return weights @ words, weights
 
 

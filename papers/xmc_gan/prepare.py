@@ -94,8 +94,8 @@ def _instance(section: dict[str, Any]) -> Any:
     return class_at(section["class_path"])(**(section.get("init_args") or {}))
 
 
-def report(data: Path, console: Console | None = None) -> None:
-    console = console or Console()
+def report(data: Path) -> None:
+    console = Console()
     table = Table(title="Text features (frozen BERT)", title_justify="left", show_lines=True)
     for heading in ("Captions", "State", "Path"):
         table.add_column(heading, overflow="fold")
@@ -107,15 +107,9 @@ def report(data: Path, console: Console | None = None) -> None:
         console.print(Text(f"`{COMMAND}` computes what it can, once: about 14 GB for COCO 2014, minutes on a GPU."))
 
 
-def text_features(
-    data: Path,
-    bert: Path | None = None,
-    device: str = "cpu",
-    batch_size: int = 256,
-    console: Console | None = None,
-) -> list[Path]:
+def text_features(data: Path, bert: Path | None, device: str, batch_size: int) -> list[Path]:
     """Make missing or outdated stores of all available data sets; `bert` overrides the recipes' folder."""
-    console = console or Console(stderr=True)
+    console = Console(stderr=True)
     made, states = [], {store: store.state() for store in wanted_stores(data, bert)}
     for store, state in states.items():
         if state in ("present", NO_DATA):

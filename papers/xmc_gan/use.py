@@ -73,12 +73,14 @@ class XMCGAN(TrainedModel):
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        data = stage.data()
+        data, learned = stage.data(), None
         if data.tokenizer.file is None:
             # The vocabulary comes from the training captions, which the miniature's world writes.
             data.prepare_data()
             data.setup("predict")
             data.tokenizer.restore(stage.data_state)
+            captions = data.annotations[data.split].captions
+            learned = sorted({w for own in captions for text in own for w in WORD.findall(normalize_caption(text))})
         else:
             data.tokenizer.prepare()
         # The generator that the test measured.
@@ -100,10 +102,6 @@ class XMCGAN(TrainedModel):
             if given["class_path"] == path_of(BertText) and not given["init_args"].get("sizes"):
                 sizes = bert_sizes(Path(given["init_args"]["pretrained"]))
                 arguments["text_encoder"] = with_arguments(arguments["text_encoder"], sizes=sizes)
-        learned = None
-        if data.tokenizer.file is None:
-            captions = data.annotations[data.split].captions
-            learned = sorted({w for own in captions for text in own for w in WORD.findall(normalize_caption(text))})
         tokenizer = stage.config["data"]["init_args"]["tokenizer"]
         inputs = {"tokenizer": with_arguments(tokenizer, **{data.tokenizer.field: None}), "learned_words": learned}
         model = {"class_path": path_of(cls), "init_args": arguments}
@@ -172,17 +170,13 @@ class XMCGAN(TrainedModel):
         """The discriminator's features of images as unit vectors [B, P]."""
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
         pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
-        return _features(self.discriminator, pictures)
+        return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
         """Captions in the space of the discriminator's features as unit vectors [B, P]."""
         vectors = self.vectors(self.read_all("text", texts))
         return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
-
-
-def _features(discriminator: Discriminator, pictures: Tensor) -> Tensor:
-    return F.normalize(discriminator.features(pictures)[0].float(), dim=1)
 
 
 MODEL = XMCGAN

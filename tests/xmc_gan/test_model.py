@@ -16,7 +16,6 @@ from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import (
     BatchNorm,
     ConditionalBatchNorm,
-    SpatialConditionalBatchNorm,
     SpectralConv,
     SpectralLinear,
     keeping_statistics,
@@ -66,8 +65,8 @@ LAYERS = {
     "sn_dense": lambda: SpectralLinear(6, 7),
     "sn_conv3": lambda: SpectralConv(5, 7, 3),
     "sn_conv1": lambda: SpectralConv(5, 7, 1),
-    "cbn": lambda: ConditionalBatchNorm(5, 6),
-    "lcbn": lambda: SpatialConditionalBatchNorm(5, 6),
+    "cbn": lambda: ConditionalBatchNorm(5, 6, spatial=False),
+    "lcbn": lambda: ConditionalBatchNorm(5, 6, spatial=True),
     "d_opt_block": lambda: DiscriminatorBlock(5, 7, first=True),
     "d_block_down": lambda: DiscriminatorBlock(5, 7),
     "d_block_same": lambda: DiscriminatorBlock(5, 5, halve=False),
@@ -176,14 +175,14 @@ def test_parameters_are_as_many_as_in_the_official_networks(
 
 def naive_generator(generator: Generator, *inputs: Tensor, enlarged: bool = True) -> Tensor:
     """The generator without its speed-ups: every map of conditions lies channels first, and is enlarged before use."""
-    original = SpatialConditionalBatchNorm.forward
+    original = ConditionalBatchNorm.forward
 
-    def forward(self: SpatialConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
-        condition = F.interpolate(condition, x.shape[-2:], mode="nearest") if enlarged else condition
+    def forward(self: ConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
+        condition = F.interpolate(condition, x.shape[-2:]) if enlarged and self.spatial else condition
         return original(self, x, condition.contiguous())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpatialConditionalBatchNorm, "forward", forward)
+        patch.setattr(ConditionalBatchNorm, "forward", forward)
         return generator(*inputs)  # type: ignore[no-any-return]
 
 

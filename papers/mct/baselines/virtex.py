@@ -101,13 +101,6 @@ class CaptionDecoder(nn.Module):
         return self.output(hidden)
 
 
-def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
-    """The decoder of the other direction: shares all but the transformer, whose copy starts from the same weights."""
-    twin = copy.deepcopy(decoder)
-    twin.visual_projection, twin.embedding, twin.output = decoder.visual_projection, decoder.embedding, decoder.output
-    return twin
-
-
 def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
     """Cross entropy [B, L - 1] of every token given those before it, 0 for padding, in at least float32."""
     logits, targets = decoder(grid, tokens[:, :-1]), tokens[:, 1:]
@@ -203,7 +196,10 @@ class VirTex(pl.LightningModule):
         self.textual = CaptionDecoder(
             width, vocabulary_size, hidden_size, layers, attention_heads, feedforward_size, dropout, max_tokens
         )
-        self.backward_textual = reversed_twin(self.textual)
+        # The directions share all but the transformer, whose copy starts from the same weights.
+        self.backward_textual = copy.deepcopy(self.textual)
+        for shared in ("visual_projection", "embedding", "output"):
+            setattr(self.backward_textual, shared, getattr(self.textual, shared))
 
     def setup(self, stage: str) -> None:
         refuse_clip_value(self, "model.clip_norm")
