@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -182,5 +181,4 @@ class AVIDModule(pl.LightningModule):
         metrics["bank_norm_error"] = torch.stack([(bank.norm(dim=1) - 1.0).abs().max() for bank in banks]).max()
         self.log_dict({f"test/{name}": torch.as_tensor(value) for name, value in metrics.items()})
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "media" / "neighbors.png"
-            monitoring.draw_neighbors(self, self.data.held_out_clips, video, audio, index, path)
+            monitoring.draw_neighbors(self, self.data.held_out_clips, video, audio, index)

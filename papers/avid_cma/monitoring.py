@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from common.metrics.retrieval import match_ranks
 from common.monitoring.figures import WRONG, Cell, Row, image_grid, preview_of, save_figure
-from common.monitoring.media import log_table
+from common.monitoring.media import log_table, media_folder
 from papers.avid_cma.mining import Agreement, mine_positives
 
 if TYPE_CHECKING:
@@ -99,7 +98,6 @@ def draw_neighbors(
     video: Tensor,
     audio: Tensor,
     index: Tensor,
-    path: Path,
     queries: int = 6,
     neighbors: int = 5,
 ) -> list[list[str]]:
@@ -131,7 +129,7 @@ def draw_neighbors(
             lines.append(Row(kind, cells))
             table.append([clips.name(items[0]), kind, *(clips.name(item) for item in items[1:])])
     title = "Query (left) and its nearest held-out clips; red: another class. For audio the clip's frame is shown"
-    save_figure(module, image_grid(lines, title), path)
+    save_figure(module, image_grid(lines, title), media_folder(module) / "neighbors.png")
     columns = ["query", "kind", *(f"neighbor {number + 1}" for number in range(len(table[0]) - 2))]
     log_table(module, "neighbors_table", columns, table)
     return table

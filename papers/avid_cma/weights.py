@@ -23,7 +23,6 @@ from common.encoders.checkpoint_files import (
 from common.encoders.video import R2Plus1D
 
 Modality = Literal["video", "audio"]
-TOWERS: dict[str, str] = {"video": "video_model.", "audio": "audio_model."}
 #: What `assemble export` can write.
 LAYOUTS: tuple[Modality, ...] = ("video", "audio")
 BACKBONE_FORMAT = "avid_cma/backbone/1"
@@ -48,7 +47,7 @@ def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
         content, state = _read(path)
         if weights := below(state, "model."):
             found = Pretraining(weights, below(state, "loss."), content.get("listing_fingerprint"))
-        elif below(state, TOWERS["video"]):
+        elif below(state, "video_model."):
             memory = _released_memory(named_tensors(content.get("train_criterion")))
             found = Pretraining(R2Plus1D.released_names(below(state, "")), memory)
         else:
@@ -85,10 +84,10 @@ def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
     """State dict of one encoder from a pre-training checkpoint or a released file."""
     state = {key.removeprefix("model."): value for key, value in _read(path)[1].items()}
-    if backbone := below(state, TOWERS[modality]):
+    if backbone := below(state, f"{modality}_model."):
         return R2Plus1D.released_names(backbone)
     raise CheckpointError(
-        f"{path}: no {modality} encoder: no entry starts with '{TOWERS[modality]}' in {first_of(list(state))}"
+        f"{path}: no {modality} encoder: no entry starts with '{modality}_model.' in {first_of(list(state))}"
     )
 
 

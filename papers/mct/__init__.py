@@ -10,12 +10,11 @@ a margin. Both kinds of losses share the encoders but not the projection heads. 
 probes, detection, and cross-modal search. The method is covered by US patent 12,223,439.
 """
 
+from importlib import import_module
 from typing import Any
 
 
-def __getattr__(name: str) -> Any:
-    if name != "MCT":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.mct.use import MCT
-
-    return MCT
+def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
+    if name == "MCT":
+        return import_module("papers.mct.use").MCT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -171,19 +171,20 @@ class MultimodalContrast(nn.Module):
                 if temperature := self.temperatures[head]:
                     query = query / temperature
                 own, others, keep = queue.compare(query, key.detach(), image_id if self.mask_same_image else None)
-                reported[f"accuracy_{name}"] = 1 - _marked(others >= own[:, None], keep).any(dim=1).float().mean()
+                counted = True if keep is None else keep
+                reported[f"accuracy_{name}"] = 1 - ((others >= own[:, None]) & counted).any(dim=1).float().mean()
                 if head == "inter":
                     across = cross_modal_loss(own, others, self.inter_loss, self.margin, self.inter_reduction, keep)
                     terms[name] = across.mean()
                     if self.inter_loss == "hinge":
-                        reported[f"active_{name}"] = _per_anchor(others > (own - self.margin)[:, None], keep)
+                        reported[f"active_{name}"] = _per_anchor((others > (own - self.margin)[:, None]) & counted)
                     continue
                 instance = instance_loss(own, others, keep)
                 terms[name] = instance.mean()
                 if queue.tag_count and tags is not None:
                     related = queue.shared_tags(tags, self.epsilon)
                     terms["tag"] = tag_loss(own, others, related, keep, instance).mean()
-                    reported["positives"] = 1 + _per_anchor(related, keep)
+                    reported["positives"] = 1 + _per_anchor(related & counted)
             reported["queue_fill"] = queue.valid.float().mean()
             terms = {name: term for name, term in terms.items() if self.weights[name]}
             loss: Any = sum(self.weights[name] * term for name, term in terms.items())
@@ -207,10 +208,6 @@ class MultimodalContrast(nn.Module):
             queue.synchronize()
 
 
-def _marked(chosen: Tensor, keep: Tensor | None) -> Tensor:
-    return chosen if keep is None else chosen & keep
-
-
-def _per_anchor(chosen: Tensor, keep: Tensor | None) -> Tensor:
+def _per_anchor(chosen: Tensor) -> Tensor:
     # In float32, because a sum of booleans first converts them to 64-bit integers.
-    return _marked(chosen, keep).float().sum() / len(chosen)
+    return chosen.float().sum() / len(chosen)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -33,7 +32,7 @@ from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
 from papers.mct.loss import MultimodalContrast
-from papers.mct.networks import MCT, SEPARATE, Heads, Tower, encode_keys
+from papers.mct.networks import MCT, Heads, Tower, encode_keys
 
 
 class MCTModule(pl.LightningModule):
@@ -53,7 +52,7 @@ class MCTModule(pl.LightningModule):
         image_encoder: nn.Module,
         loss: MultimodalContrast,
         text_encoder: nn.Module | None = None,
-        heads: Heads = SEPARATE,
+        heads: Heads = Heads(),  # noqa: B008 - frozen
         momentum: Fraction = 0.999,
         image_learning_rate: PositiveFloat = 0.03,
         image_momentum: Momentum = 0.9,
@@ -203,7 +202,7 @@ class MCTModule(pl.LightningModule):
             )  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
-        data, media = self.data, Path(self.trainer.default_root_dir) / "media"
+        data = self.data
         index, images = self._images.compute(self.device)
         rows = index.cpu().numpy()
         tags = torch.from_numpy(data.held_out_annotations.tags[rows]).to(self.device)
@@ -213,7 +212,7 @@ class MCTModule(pl.LightningModule):
         }
         if self.trainer.is_global_zero:
             names = [data.tag_names[row.argmax()] if row.any() else "no tag" for row in tags.cpu().numpy()]
-            monitoring.draw_map(self, images["feature"], names, media / "map.png", self.loss.seed)
+            monitoring.draw_map(self, images["feature"], names, self.loss.seed)
         if self.model.text is not None and "inter" in self.model.image.embeds:
             position, captions = self._captions.compute(self.device)
             row, known = owner_rows(index, captions["image"])
@@ -226,6 +225,6 @@ class MCTModule(pl.LightningModule):
                 text = [data.held_out_captions.text[place] for place in position[known].tolist()]
                 monitoring.draw_retrieval(
                     self, images["embedding"], caption, row, lambda i: data.held_out_images.preview(int(rows[i])),
-                    text, media, data.credit,
+                    text, data.credit,
                 )  # fmt: skip
         self.log_dict({f"test/{name}": value.to(self.device, torch.float32) for name, value in metrics.items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from common.monitoring.figures import (
     image_grid,
     save_figure,
 )
-from common.monitoring.media import log_table
+from common.monitoring.media import log_table, media_folder
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 # The cost of both is quadratic in this.
 LARGEST_SEARCH = 20_000
 LARGEST_UNIFORMITY = 2_000
+#: Queries in a figure of retrieval, and items found for each.
+QUERIES, FOUND = 6, 5
 
 
 def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
@@ -64,10 +65,7 @@ def draw_retrieval(
     caption_image: Tensor,
     picture: Callable[[int], np.ndarray],
     text: Sequence[str],
-    folder: Path,
-    credit: str = "",
-    queries: int = 6,
-    found: int = 5,
+    credit: str,
 ) -> None:
     """Draw the captions found for some images, and the images found for some captions; correct ones in green.
 
@@ -79,34 +77,34 @@ def draw_retrieval(
     for words, row in zip(text, caption_image.tolist()):
         owners[words].add(row)
 
-    rows = spread(len(image), queries)
-    best = similarity[rows].topk(min(found, len(caption))).indices.tolist()
+    rows = spread(len(image), QUERIES)
+    best = similarity[rows].topk(min(FOUND, len(caption))).indices.tolist()
     items = [
         Described(picture(row), [(text[m], RIGHT if row in owners[text[m]] else WRONG) for m in captions])
         for row, captions in zip(rows, best)
     ]
     figure = described_images(items, "Captions found for an image; green: its own, or the same words")
-    save_figure(module, figure, folder / "image_to_captions.png", credit)
+    save_figure(module, figure, media_folder(module) / "image_to_captions.png", credit)
     table = [[row, *(text[m] for m in captions)] for row, captions in zip(rows, best)]
     log_table(module, "image_to_captions_table", ["image", *_numbered("caption", best)], table)
 
-    asked = spread(len(caption), queries)
-    best = similarity[:, asked].T.topk(min(found, len(image))).indices.tolist()
+    asked = spread(len(caption), QUERIES)
+    best = similarity[:, asked].T.topk(min(FOUND, len(image))).indices.tolist()
     lines = [
         Row(text[m], [Cell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
         for m, images in zip(asked, best)
     ]
     figure = image_grid(lines, "Images found for a caption; green: its own, or one with the same words")
-    save_figure(module, figure, folder / "caption_to_images.png", credit)
+    save_figure(module, figure, media_folder(module) / "caption_to_images.png", credit)
     table = [[text[m], *images] for m, images in zip(asked, best)]
     log_table(module, "caption_to_images_table", ["caption", *_numbered("image", best)], table)
 
 
-def draw_map(module: pl.LightningModule, features: Tensor, labels: Sequence[str], path: Path, seed: int = 0) -> None:
-    """Draw features [N, d] in two dimensions, colored by class; nothing if there are too few."""
+def draw_map(module: pl.LightningModule, features: Tensor, labels: Sequence[str], seed: int) -> None:
+    """Draw `map.png`: features [N, d] in two dimensions, colored by class; nothing if there are too few."""
     title = "Held-out images by their backbone feature (t-SNE), colored by class"
     if (figure := embedding_map(features, labels, title, seed)) is not None:
-        save_figure(module, figure, path)
+        save_figure(module, figure, media_folder(module) / "map.png")
 
 
 def _numbered(noun: str, found: Sequence[Sequence[int]]) -> list[str]:

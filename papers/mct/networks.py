@@ -29,9 +29,6 @@ class Heads:
     batch_norm: bool = False
 
 
-SEPARATE = Heads()
-
-
 class Tower(nn.Module):
     """Backbone of one modality with features [B, feature_dim], and a projection head for each kind of contrast.
 
@@ -46,7 +43,7 @@ class Tower(nn.Module):
         backbone: nn.Module,
         intra_dim: int | None = 128,
         inter_dim: int | None = 1024,
-        heads: Heads = SEPARATE,
+        heads: Heads = Heads(),
     ) -> None:
         super().__init__()
         widths = {name: dim for name, dim in (("intra", intra_dim), ("inter", inter_dim)) if dim is not None}

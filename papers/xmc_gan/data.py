@@ -34,15 +34,13 @@ from common.data.text_features import (
 from common.data.worlds.base import World
 from common.data.worlds.two_sides import TwoSidesWorld
 from common.errors import StageError
+from common.protocols.captions import EXAMPLE_WORDS
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, PositiveInt
 
 Items = Literal["images", "captions"]
 Role = Literal["train", "test", "reference"]
-
-#: First and last word id that every vocabulary has, for made-up captions.
-COMMON_TOKENS = (5, 40)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,14 +240,14 @@ class TextToImageData(ShardedDataModule):
             "length": torch.full((count,), length),
         }
         if self.text_features is None:
-            batch["tokens"] = draw.integers(*COMMON_TOKENS, count, length)
+            batch["tokens"] = draw.integers(*EXAMPLE_WORDS, count, length)
         else:
             width = module.generator.sentence.in_features
             batch |= {"words": draw.normal(count, length, width), "sentence": draw.normal(count, width)}
         narratives = getattr(self.dataset, "published_narratives", {}) if self.items == "captions" else {}
         items = narratives.get(self.split, self.dataset.published_count(self.split))
         # Without captions, the vocabulary consists of the ids above.
-        facts = {"vocabulary_size": COMMON_TOKENS[1]}
+        facts = {"vocabulary_size": EXAMPLE_WORDS[1]}
         return Example(batch, batches_of_epoch(items, self.batch_size * self.minibatches), facts)
 
     # -- captions and what is known of them ----------------------------------------------------------------------------

@@ -35,9 +35,9 @@ class Clips:
 def test_neighbors_are_the_nearest_other_clips(tmp_path: Path) -> None:
     index = torch.arange(11, -1, -1)  # rows in another order than the listing
     video, audio = unit(12), unit(12, seed=1)
-    module, clips, path = SimpleNamespace(loggers=[]), Clips(), tmp_path / "media" / "neighbors.png"
-    table = monitoring.draw_neighbors(module, clips, video, audio, index, path, queries=3, neighbors=2)  # type: ignore[arg-type]
-    assert path.stat().st_size > 0
+    module = SimpleNamespace(loggers=[], trainer=SimpleNamespace(default_root_dir=tmp_path))
+    table = monitoring.draw_neighbors(module, Clips(), video, audio, index, queries=3, neighbors=2)  # type: ignore[arg-type]
+    assert (tmp_path / "media" / "neighbors.png").stat().st_size > 0
     similarity = {
         "video to video": (video @ video.T).fill_diagonal_(-2),
         "audio to audio": (audio @ audio.T).fill_diagonal_(-2),
