@@ -173,10 +173,10 @@ def contrast(logits: Tensor) -> Contrast:
     return Contrast(loss, accuracy, entropy)
 
 
-def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast:
+def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normalize: bool = True) -> Contrast:
     """Contrast of two vectors per sample: image and sentence, or generated and real image.
 
-    Cosines are divided by `temperature`.
+    Cosines (dot products without `l2_normalize`) are divided by `temperature`.
 
     Shapes:
         left, right [B, D]
@@ -184,7 +184,9 @@ def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast
     Source: [5.2] to [5.5].
     """
     with torch.autocast(left.device.type, enabled=False):
-        left, right = normalize(left.float()), normalize(right.float())
+        left, right = left.float(), right.float()
+        if l2_normalize:
+            left, right = normalize(left), normalize(right)
         return contrast(left @ right.T / temperature)
 
 
