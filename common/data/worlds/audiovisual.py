@@ -8,7 +8,7 @@ import itertools
 import json
 import wave
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -110,13 +110,10 @@ class AudioVisualWorld(World):
             "audio": _AUDIO_OPTIONS,
         }
 
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        getattr(self, f"_{name}")(root, write)
-
     # -- layouts -------------------------------------------------------------------------------------------------------
 
     def _kinetics400(self, root: Path, write: Write) -> None:
-        for split, count in (("train", self._count("pretrain")), ("val", self._count("validation"))):
+        for split, count in (("train", self.parameters["pretrain"]), ("val", self.parameters["validation"])):
             number = _SPLIT_NUMBERS[f"kinetics400/{split}"]
             for index in range(count):
                 begin, end = self._position_in_source(index)
@@ -129,8 +126,8 @@ class AudioVisualWorld(World):
         rows = (f"{n},{mid},{name}" for n, (mid, name) in enumerate(zip(identifiers, SOUND_CLASSES)))
         write_lines(root / "class_labels_indices.csv", ["index,mid,display_name", *rows], "\r\n")
         for split, list_name, count in (
-            ("train", "unbalanced_train_segments", self._count("audioset")),
-            ("eval", "eval_segments", self._count("audioset_evaluation")),
+            ("train", "unbalanced_train_segments", self.parameters["audioset"]),
+            ("eval", "eval_segments", self.parameters["audioset_evaluation"]),
         ):
             number = _SPLIT_NUMBERS[f"audioset/{split}"]
             lines = ["# Segments of the audio-visual world", f"# num_ytids={count}, num_segs={count}"]
@@ -145,45 +142,38 @@ class AudioVisualWorld(World):
             write_lines(root / f"{list_name}.csv", lines)
 
     def _ucf101(self, root: Path, write: Write) -> None:
-        groups = self._count("ucf_groups")
-        clips, tested = self._count("ucf_clips_per_group"), max(1, round(groups * _UCF_TEST_SHARE))
+        groups, classes = self.parameters["ucf_groups"], [name.title().replace(" ", "") for name in VIDEO_CLASSES]
+        clips, tested = self.parameters["ucf_clips_per_group"], max(1, round(groups * _UCF_TEST_SHARE))
         silent = self._silent_clips(write, self._generator, "ucf101")
-        write_ucf101(root, [_camel(name) for name in VIDEO_CLASSES], groups, clips, tested, "\n", silent)
+        write_ucf101(root, classes, groups, clips, tested, "\n", silent)
 
     def _hmdb51(self, root: Path, write: Write) -> None:
-        train, test = self._count("hmdb_train"), self._count("hmdb_test")
+        train, test = self.parameters["hmdb_train"], self.parameters["hmdb_test"]
         classes, name = [name.replace(" ", "_") for name in VIDEO_CLASSES], "world_{name}_u_cm_np1_fr_goo_{number}.avi"
-        # The three divisions test on different clips.
-        clips, silent = max(3 * test, train + test), self._silent_clips(write, self._with(_HARDER_PICTURE), "hmdb51")
+        clips = max(3 * test, train + test)  # the three divisions test on different clips
+        silent = self._silent_clips(write, replace(self._generator, nuisance=_HARDER_PICTURE), "hmdb51")
         write_hmdb51(root, classes, clips, train, test, name, write=silent)
 
     def _esc50(self, root: Path, write: Write) -> None:
-        number, seconds = itertools.count(), float(self.parameters["esc_seconds"])
+        number, seconds = itertools.count(), self.parameters["esc_seconds"]
 
         def sound(path: Path) -> None:
             write(path, partial(self._sound, path, self._generator, _SPLIT_NUMBERS["esc50"], next(number), seconds))
 
-        write_esc50(root, SOUND_CLASSES, self._count("esc_clips_per_fold"), write=sound)
+        write_esc50(root, SOUND_CLASSES, self.parameters["esc_clips_per_fold"], write=sound)
 
     def _dcase2014(self, root: Path, write: Write) -> None:
-        generator = self._with(_HARDER_SOUND)
-        seconds = float(self.parameters["dcase_seconds"])
+        generator = replace(self._generator, nuisance=_HARDER_SOUND)
+        seconds = self.parameters["dcase_seconds"]
         for split, folder in (("train", "scenes_stereo"), ("test", "scenes_stereo_testset")):
             number = _SPLIT_NUMBERS[f"dcase2014/{split}"]
-            for recording in range(self._count(f"dcase_{split}")):
+            for recording in range(self.parameters[f"dcase_{split}"]):
                 for label, name in enumerate(SOUND_CLASSES):
                     index = recording * NUM_CLASSES + label
                     path = root / folder / f"{name.replace(' ', '_')}{recording + 1:02d}.wav"
                     write(path, partial(self._sound, path, generator, number, index, seconds))
 
     # -- files ---------------------------------------------------------------------------------------------------------
-
-    def _count(self, name: str) -> int:
-        return int(self.parameters[name])
-
-    def _with(self, nuisance: Nuisance) -> ClipGenerator:
-        own = self._generator
-        return ClipGenerator(own.seed, own.size, own.fps, own.sample_rate, nuisance)
 
     def _position_in_source(self, index: int) -> tuple[int, int]:
         """First and last second in an imagined source video, for file names only."""
@@ -246,7 +236,3 @@ def _quantized(samples: np.ndarray) -> np.ndarray:
 def _video_id(*numbers: int) -> str:
     digest = hashlib.sha256(json.dumps(numbers).encode()).digest()
     return base64.urlsafe_b64encode(digest[:9]).decode()[:11]
-
-
-def _camel(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split())

@@ -49,6 +49,7 @@ class World(ABC):
     # Required attribution for figures with pictures of this world.
     credit: ClassVar[str] = ""
 
+    @abstractmethod  # a world states its parameters
     def __init__(self, parameters: Mapping[str, Any], root: str | None) -> None:
         self.parameters = dict(parameters)
         self._root = root
@@ -119,6 +120,6 @@ class World(ABC):
     def _folder_name(self, name: str) -> str:
         return name
 
-    @abstractmethod
     def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder; call `write` for each media file: it makes the folder and counts."""
+        """Write a data set into an empty folder, by the method `_<name>`; `write` makes folders and counts media files."""
+        getattr(self, f"_{name}")(root, write)

@@ -237,9 +237,6 @@ class EmojiWorld(World):
         own = set(concept.keywords[self.language])
         return tuple(Instance(n, box, area, outline) for n, tag in enumerate(self.tag_names) if tag in own)
 
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        getattr(self, f"_{name}")(root, write)
-
     # -- layouts -------------------------------------------------------------------------------------------------------
 
     def _coco(self, root: Path, write: Write) -> None:

@@ -326,9 +326,6 @@ class EmojiLanguagesWorld(World):
                 rows.append((picture_number(style, concept), concept, captions))
         return rows
 
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        getattr(self, f"_{name}")(root, write)
-
     # -- layouts -------------------------------------------------------------------------------------------------------
 
     def _conceptual_captions(self, root: Path, write: Write) -> None:
@@ -418,19 +415,11 @@ class EmojiLanguagesWorld(World):
         model = learn_pieces(texts, model_type="unigram", vocab_size=self.vocabulary_size, user_defined_symbols=signs)
         (root / "sentencepiece.bpe.model").write_bytes(model)
 
-    @cached_property
-    def _shown(self) -> tuple[Concept, ...]:
-        return _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
-
-    @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """English names of the region classes."""
-        return tuple(concept.name["en"] for concept in self._shown)
-
     def _imagenet(self, root: Path, write: Write) -> None:
-        label_of = {concept.index: label for label, concept in enumerate(self._shown)}
+        shown = _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
+        label_of = {concept.index: label for label, concept in enumerate(shown)}
         for split, styles, concepts in (
-            ("train", self.train_styles, self._shown),
+            ("train", self.train_styles, shown),
             # Validate on drawings by the test designer, without test concepts.
             ("val", (self.test_style,), self.text_concepts),
         ):
@@ -438,7 +427,7 @@ class EmojiLanguagesWorld(World):
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
                 path = imagenet_path(root, split, label_of[concept.index], picture_number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))
-        write_class_names(root, self.class_names)
+        write_class_names(root, [concept.name["en"] for concept in shown])
 
 
 def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.data.datasets.base import write_lines
 from common.data.datasets.esc50 import write_esc50
 from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.base import World, Write, arguments_of
@@ -158,19 +159,12 @@ class Scene:
         return self.shape, self.colour, self.direction
 
     @property
-    def audio_words(self) -> tuple[str, ...]:
-        return self.timbre, self.pitch
-
-    @property
     def audio_category(self) -> str:
         return f"{self.pitch} {self.timbre}"
 
-    def answer(self, kind: str) -> str:
-        return self.answers(kind)[0]
-
     def answers(self, kind: str) -> tuple[str, ...]:
         """Six ways to say the true answer; dialogues use the first."""
-        words = (*self.video_words, *self.audio_words, self.speaker)
+        words = (*self.video_words, self.timbre, self.pitch, self.speaker)
         # Other questions are about a single word.
         told = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
         return tuple(template.format(*told) for template in _ANSWERS[kind])
@@ -368,19 +362,13 @@ class NarratedWorld(World):
     def _rng(self, split: str, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _SPLIT_NUMBERS[split], index, stream])
 
-    def _count(self, name: str) -> int:
-        return int(str(self.parameters[name]))
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        getattr(self, f"_{name}")(root, write)
-
     # -- source domain -------------------------------------------------------------------------------------------------
 
     def _kinetics400(self, root: Path, write: Write) -> None:
         classes = list(itertools.product(SHAPES, COLOURS, DIRECTIONS))
         for folder, count in (("train", "source_clips"), ("val", "source_clips_validation")):
             split = f"kinetics400/{folder}"
-            for index in range(self._count(count)):
+            for index in range(self.parameters[count]):
                 scene = Scene(*classes[index % len(classes)], TIMBRES[0], PITCHES[0], SPEAKERS[0])
                 name = f"{folder}{index:0{11 - len(folder)}d}_{0:06d}_{max(1, round(self.seconds)):06d}.mp4"
                 path = root / folder / " ".join((scene.colour, scene.shape, scene.direction)) / name
@@ -397,7 +385,7 @@ class NarratedWorld(World):
             index = next(number)
             write(path, partial(self._sound, path, scenes[index % len(scenes)], index))
 
-        names, clips = [scene.audio_category for scene in scenes], self._count("source_sounds_per_fold")
+        names, clips = [scene.audio_category for scene in scenes], self.parameters["source_sounds_per_fold"]
         write_esc50(root, names, clips, "\n", sound)
 
     # -- dialogues -----------------------------------------------------------------------------------------------------
@@ -408,7 +396,7 @@ class NarratedWorld(World):
         parts = (("train", "dialogs", "N"), ("valid", "dialogs_validation", "V"), ("test", "dialogs_test", "T"))
         for part, count, letter in parts:
             split, dialogs = f"avsd/{part}", []
-            for index in range(self._count(count)):
+            for index in range(self.parameters[count]):
                 scene, clip = self.scene(split, index), f"{letter}{index:04d}"
                 folder = "Charades_vu17_test_480" if part == "test" else "Charades_v1_480"
                 path = root / folder / f"{clip}.mp4"
@@ -419,8 +407,8 @@ class NarratedWorld(World):
             _write_json(root / f"{part}_set4DSTC7-AVSD.json", _dialog_document(part, dialogs))
             if part == "test":
                 self._withhold(root, dialogs)
-        _write_json_lines(root / "subtitles.jsonl", speech)
-        _write_json_lines(root / "words.jsonl", words)
+        _write_json(root / "subtitles.jsonl", *speech)
+        _write_json(root / "words.jsonl", *words)
 
     def _dialog(self, clip: str, scene: Scene, split: str, index: int) -> dict[str, object]:
         rng = self._rng(split, index, _TEXT)
@@ -435,7 +423,7 @@ class NarratedWorld(World):
             "image_id": clip,
             "caption": scene.caption(int(rng.integers(3))),
             "summary": scene.summary(int(rng.integers(2))),
-            "dialog": [{"question": QUESTIONS[kind], "answer": scene.answer(kind)} for kind in kinds],
+            "dialog": [{"question": QUESTIONS[kind], "answer": scene.answers(kind)[0]} for kind in kinds],
         }
 
     def _withhold(self, root: Path, dialogs: list[dict[str, object]]) -> None:
@@ -468,7 +456,7 @@ class NarratedWorld(World):
         for season, (part, count) in enumerate(
             (("train", "moments"), ("val", "moments_validation"), ("test_public", "moments_test")), start=1
         ):
-            for index in range(self._count(count)):
+            for index in range(self.parameters[count]):
                 show = index % len(shows)
                 # The release names clips of the first show without a prefix.
                 prefix = ("", "castle_", "friends_")[show]
@@ -494,9 +482,9 @@ class NarratedWorld(World):
             speech.append(_subtitles(clip, lines))
             words.append(_true_words(clip, scene, sound=False))
         for part, records in questions.items():
-            _write_json_lines(root / f"tvqa_{part}.jsonl", records)
-        _write_json_lines(root / "tvqa_preprocessed_subtitles.jsonl", speech)
-        _write_json_lines(root / "words.jsonl", words)
+            _write_json(root / f"tvqa_{part}.jsonl", *records)
+        _write_json(root / "tvqa_preprocessed_subtitles.jsonl", *speech)
+        _write_json(root / "words.jsonl", *words)
 
     def _questions(self, scene: Scene, second: str, rng: np.random.Generator) -> Iterator[dict[str, object]]:
         end = self.long_seconds
@@ -534,7 +522,7 @@ class NarratedWorld(World):
                     ]
                 own.append(record)
         for part, records in moments.items():
-            _write_json_lines(root / f"tvc_{part}_release.jsonl", records)
+            _write_json(root / f"tvc_{part}_release.jsonl", *records)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -577,9 +565,5 @@ def _dialog_document(part: str, dialogs: Sequence[object]) -> dict[str, object]:
     return {"type": part, "version": "1.0", "dialogs": dialogs}
 
 
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def _write_json_lines(path: Path, records: Sequence[object]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+def _write_json(path: Path, *documents: object) -> None:
+    write_lines(path, map(json.dumps, documents))

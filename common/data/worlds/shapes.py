@@ -14,7 +14,7 @@ from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
 from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
 from common.data.datasets.imagenet import imagenet_path, write_class_names
 from common.data.datasets.voc import write_voc
-from common.data.worlds.base import World, Write, write_jpeg
+from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.data.worlds.glyphs import (
     COLOUR_NAMES,
     COUNTS,
@@ -159,35 +159,20 @@ class ShapesWorld(World):
         words: CaptionWords | None = None,
         root: str | None = None,
     ) -> None:
-        counts = {
-            "train": train,
-            "val": val,
-            "karpathy_train": karpathy_train,
-            "karpathy_val": karpathy_val,
-            "karpathy_test": karpathy_test,
-            "probe_train": probe_train,
-            "probe_test": probe_test,
-            "voc_train": voc_train,
-            "voc_test": voc_test,
-        }
-        voc_size = size if voc_size is None else voc_size
+        parameters = arguments_of(locals())
         if words is not None and caption_style != "sparse":
             raise ValueError(f"words: replaces the style 'sparse', but caption_style is {caption_style!r}")
         self.words = _STYLES[caption_style] if words is None else words
-        # `probe` is part of a folder's name instead, because all other files are the same.
-        super().__init__(
-            {"seed": seed, **counts, "size": size, "voc_size": voc_size, "words": asdict(self.words)}, root
-        )
         self.seed = seed
         self.size = size
-        self.voc_size = voc_size
+        self.voc_size = size if voc_size is None else voc_size
         self.probe = probe
+        # `probe` is part of a folder's name instead, because all other files are the same.
+        del parameters["probe"], parameters["caption_style"]
+        super().__init__({**parameters, "voc_size": self.voc_size, "words": asdict(self.words)}, root)
 
     def _folder_name(self, name: str) -> str:
         return f"imagenet-{self.probe}" if name == "imagenet" else name
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        getattr(self, f"_{name}")(root, write)
 
     # -- scenes --------------------------------------------------------------------------------------------------------
 

@@ -63,12 +63,7 @@ class TwoObjectsWorld(TwoSidesWorld):
         return center + half * np.stack([np.cos(turn), np.sin(turn)], axis=1)
 
 
-def _distances(
-    shapes: npt.NDArray[np.int64],
-    x: npt.NDArray[np.float64],
-    y: npt.NDArray[np.float64],
-    radius: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
+def _distances(shapes: npt.NDArray[np.int64], x: Floats, y: Floats, radius: Floats) -> Floats:
     """Signed distances of pixels from the object edges, below 0 inside, [N, 2, size, size]."""
     circle = np.hypot(x, y) - radius
     square = np.maximum(np.abs(x), np.abs(y)) - _HALF_SQUARE * radius

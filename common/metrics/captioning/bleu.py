@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.metrics.captioning.caption_set import ORDERS, CaptionSet
+from common.metrics.captioning.caption_set import ORDERS, CaptionSet, Floats, Ints
 
 # Value of an order without a match or n-gram, so only the brevity penalty gives an exact zero.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-def bleu(captions: CaptionSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
     """BLEU-1 to BLEU-4.
 
     Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter on a
@@ -26,7 +25,7 @@ def bleu(captions: CaptionSet) -> tuple[NDArray[np.float64], NDArray[np.float64]
     length, reference_length = captions.lengths
     matches, totals = np.zeros((items, ORDERS)), np.zeros((items, ORDERS))
     for order in range(1, ORDERS + 1):
-        ngrams = captions.ngrams(order)
+        ngrams = captions.ngrams[order]
         most = np.zeros(len(ngrams.candidate_count), dtype=np.int64)
         matched = ngrams.partner >= 0
         np.maximum.at(most, ngrams.partner[matched], ngrams.reference_count[matched])
@@ -44,9 +43,7 @@ def bleu(captions: CaptionSet) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return corpus if items else np.full(ORDERS, np.nan), per_item
 
 
-def _score(
-    matches: NDArray[np.float64], totals: NDArray[np.float64], length: NDArray[np.int64], closest: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _score(matches: Floats, totals: Floats, length: Ints, closest: Ints) -> Floats:
     """Geometric mean of the precisions up to every order [..., K], times the brevity penalty."""
     precision = (matches + _TINY) / (totals + _SMALL)
     score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, precision.shape[-1] + 1))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 #: Longest n-grams of BLEU and CIDEr.
 ORDERS = 4
 
@@ -22,14 +23,12 @@ class NGrams:
     An entry is one distinct n-gram of one sentence. Candidate entries are sorted by (item, gram).
 
     Attributes:
-        distinct: number of distinct n-grams in all sentences, G.
         candidate_item, candidate_gram, candidate_count: entries of the candidates, [C].
         reference_row, reference_gram, reference_count: entries of the references, [E]; a row is a reference's index.
         partner: candidate entry of the same item and n-gram for each reference entry, -1 if none, [E].
-        document_frequency: number of items with the n-gram in some reference, [G].
+        document_frequency: number of items with each distinct n-gram in some reference, [G].
     """
 
-    distinct: int
     candidate_item: Ints
     candidate_gram: Ints
     candidate_count: Ints
@@ -54,7 +53,6 @@ class CaptionSet:
             raise ValueError("every item needs at least one reference")
         self.candidates = list(candidates)
         self.references = [list(one) for one in references]
-        self._ngrams: dict[int, NGrams] = {}
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -78,38 +76,28 @@ class CaptionSet:
         return np.array([len(tokens) for tokens in self._sentences], dtype=np.int64)
 
     @cached_property
-    def _positions(self) -> tuple[Ints, Ints]:
-        """Sentence and token number of every position of all sentences joined, each [P]."""
+    def ngrams(self) -> dict[int, NGrams]:
+        """The n-grams of 1 to `ORDERS` tokens, by their number of tokens."""
         tokens = list(chain.from_iterable(self._sentences))
         number = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-        numbers = np.fromiter(map(number.__getitem__, tokens), np.int64, len(tokens))
-        return np.repeat(np.arange(len(self._sentences)), self._sentence_lengths), numbers
+        # Of every position of all sentences joined, [P].
+        token = np.fromiter(map(number.__getitem__, tokens), np.int64, len(tokens))
+        sentence = np.repeat(np.arange(len(self._sentences)), self._sentence_lengths)
+        gram, found = token, {}
+        for order in range(1, ORDERS + 1):
+            if order > 1:
+                # An n-gram is the shorter one at the same position and one more token. Both numbers are below the
+                # number of positions, so their pair fits an int64. Pairs that cross into the next sentence are counted
+                # too and dropped below.
+                gram = np.unique(gram[: len(gram) - 1] * len(number) + token[order - 1 :], return_inverse=True)[1]
+            begin = sentence[: len(gram)]
+            inside = begin == sentence[order - 1 :]
+            found[order] = self._counts(begin[inside], gram[inside], int(gram.max(initial=-1)) + 1)
+        return found
 
-    @cached_property
-    def _gram_numbers(self) -> list[Ints]:
-        """Per order from 1, the number of the n-gram starting at every position; grows on demand."""
-        return [self._positions[1]]
-
-    def ngrams(self, order: int) -> NGrams:
-        """The n-grams of `order` tokens (1 or more); cached."""
-        if order not in self._ngrams:
-            self._ngrams[order] = self._find(order)
-        return self._ngrams[order]
-
-    def _find(self, order: int) -> NGrams:
-        sentence, token = self._positions
-        vocabulary = int(token.max(initial=-1)) + 1
-        while len(self._gram_numbers) < order:
-            # An n-gram is the shorter one at the same position and one more token. Both numbers are below the number of
-            # positions, so their pair fits an int64. Pairs that cross into the next sentence are counted too and
-            # dropped below.
-            shorter = self._gram_numbers[-1]
-            pair = shorter[: len(shorter) - 1] * vocabulary + token[len(self._gram_numbers) :]
-            self._gram_numbers.append(np.unique(pair, return_inverse=True)[1])
-        gram = self._gram_numbers[order - 1]
-        distinct = int(gram.max(initial=-1)) + 1
-        inside = sentence[: len(gram)] == sentence[order - 1 :]
-        key, count = _counted(sentence[: len(gram)][inside] * distinct + gram[inside])
+    def _counts(self, sentence: Ints, gram: Ints, distinct: int) -> NGrams:
+        """From the sentence and the number, below `distinct`, of every n-gram."""
+        key, count = _counted(sentence * distinct + gram)
         first_reference = np.searchsorted(key, len(self) * distinct)
         row, gram = np.divmod(key, distinct)
         candidate_key, reference_row = key[:first_reference], row[first_reference:] - len(self)
@@ -118,7 +106,6 @@ class CaptionSet:
         found = partner < len(candidate_key)
         found[found] = candidate_key[partner[found]] == reference_key[found]
         return NGrams(
-            distinct=distinct,
             candidate_item=row[:first_reference],
             candidate_gram=gram[:first_reference],
             candidate_count=count[:first_reference],
@@ -137,5 +124,5 @@ def _counted(values: Ints) -> tuple[Ints, Ints]:
     return ordered[first], np.diff(first, append=len(ordered))
 
 
-def mean(items: NDArray[np.float64]) -> float:
+def mean(items: Floats) -> float:
     return float(items.mean()) if len(items) else float("nan")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.metrics.captioning.caption_set import ORDERS, CaptionSet, mean
+from common.metrics.captioning.caption_set import ORDERS, CaptionSet, Floats, mean
 
 #: Width of the Gaussian penalty on the difference in the number of bigrams.
 _SIGMA = 6.0
 
 
-def cider(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
+def cider(captions: CaptionSet) -> tuple[float, Floats]:
     """Cosine of the n-gram vectors of candidate and references, weighted by how rare an n-gram is.
 
     This is CIDEr-D, which coco-caption and the papers call CIDEr. Rarity is counted in the references of these items,
@@ -25,7 +24,7 @@ def cider(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
     items, references = len(captions), len(captions.owner)
     similarity = np.zeros(references)
     for order in range(1, ORDERS + 1):
-        ngrams = captions.ngrams(order)
+        ngrams = captions.ngrams[order]
         rarity = np.log(max(items, 1)) - np.log(np.maximum(ngrams.document_frequency, 1))
         candidate = ngrams.candidate_count * rarity[ngrams.candidate_gram]
         reference = ngrams.reference_count * rarity[ngrams.reference_gram]

@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.metrics.captioning.caption_set import CaptionSet
+from common.metrics.captioning.caption_set import CaptionSet, Floats
 
 METEOR_JAR = "meteor/meteor-1.5.jar"
 _SEPARATOR = "|||"
@@ -45,7 +43,7 @@ def _command() -> list[str]:
     return [java, "-Xmx2G", *encoding, "-jar", str(found), "-", "-", "-stdio", "-l", "en", "-norm"]
 
 
-def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[np.float64]]:
+def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, Floats]:
     """METEOR with the settings of coco-caption (English, normalized). Takes seconds to start and 1.5 GB of memory.
 
     Returns:
@@ -70,15 +68,15 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
         watch = threading.Timer(timeout, process.kill)
         watch.start()
         try:
-            statistics = _ask(process.stdin, process.stdout, requests, len(requests))
+            statistics = [_ask(process.stdin, process.stdout, request, 1)[0] for request in requests]
             total = f" {_SEPARATOR} ".join(["EVAL", *statistics])
-            scores = _ask(process.stdin, process.stdout, [total], len(requests) + 1)
-            values = np.array([float(score) for score in scores])
+            values = np.array(_ask(process.stdin, process.stdout, total, len(requests) + 1), dtype=np.float64)
         except (OSError, EOFError, ValueError) as error:
             process.kill()
             process.wait()
             messages.seek(0)
-            reason = str(error) or f"exit code {process.returncode}: {_last_line(messages.read())}"
+            said = messages.read().decode(errors="replace").strip().split("\n")[-1] or "no message"
+            reason = str(error) or f"exit code {process.returncode}: {said}"
             raise JavaUnavailable(f"METEOR gave no scores within {timeout:g} s ({reason})") from error
         finally:
             watch.cancel()
@@ -95,29 +93,11 @@ def _field(text: str) -> str:
     return " ".join(text.replace(_SEPARATOR, "").split())
 
 
-def _last_line(output: bytes) -> str:
-    lines = output.decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-
-
-def _ask(stdin: IO[bytes], stdout: IO[bytes], requests: Iterable[str], answers: int) -> list[str]:
-    """Write all requests while reading the answers; otherwise both pipes could fill up and deadlock."""
-
-    def write() -> None:
-        try:
-            for request in requests:
-                stdin.write(request.encode(errors="replace") + b"\n")
-            stdin.flush()
-        except OSError:
-            pass  # the reader reports the missing answers
-
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
-    lines = []
-    for _ in range(answers):
-        line = stdout.readline()
-        if not line:
-            raise EOFError
-        lines.append(line.decode().strip())
-    writer.join()
+def _ask(stdin: IO[bytes], stdout: IO[bytes], request: str, answers: int) -> list[str]:
+    with contextlib.suppress(OSError):  # the program has ended, so answers are missing
+        stdin.write(request.encode(errors="replace") + b"\n")
+        stdin.flush()
+    lines = [stdout.readline().decode().strip() for _ in range(answers)]
+    if not all(lines):
+        raise EOFError
     return lines

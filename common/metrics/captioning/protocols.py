@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 Protocol = Literal["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
-
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def keep(text: str) -> str:
@@ -17,7 +15,7 @@ def keep(text: str) -> str:
 
 def ascii_only(text: str) -> str:
     """Every non-ASCII character as one space, ends stripped."""
-    return _NOT_ASCII.sub(" ", text).strip()
+    return re.sub(r"[^\x00-\x7f]", " ", text).strip()
 
 
 def without_short_words(text: str) -> str:
@@ -35,22 +33,11 @@ def without_stops(text: str) -> str:
 
 
 def preparation(protocol: Protocol) -> tuple[Callable[[str], str], Callable[[str], str]]:
-    """How a protocol prepares candidates, and how references.
-
-    Args:
-        protocol: `coco` nothing; `tvc` ASCII on both sides; `avsd_1ref` the DSTC7 word filter on both sides, meant for
-            the one original answer; `avsd7` the same on candidates only, six references; `avsd8` the DSTC8 filter on
-            candidates only.
-    """
-    match protocol:
-        case "coco":
-            return keep, keep
-        case "tvc":
-            return ascii_only, ascii_only
-        case "avsd_1ref":
-            return without_short_words, without_short_words
-        case "avsd7":
-            return without_short_words, keep
-        case "avsd8":
-            return without_stops, keep
-    raise ValueError(f"protocol: {protocol!r} is none of {', '.join(get_args(Protocol))}")
+    """How a protocol prepares candidates, and how references."""
+    return {
+        "coco": (keep, keep),
+        "tvc": (ascii_only, ascii_only),
+        "avsd_1ref": (without_short_words, without_short_words),  # the reference is the one original answer
+        "avsd7": (without_short_words, keep),  # six references
+        "avsd8": (without_stops, keep),
+    }[protocol]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.metrics.captioning.caption_set import CaptionSet, mean
+from common.metrics.captioning.caption_set import CaptionSet, Floats, mean
 
 _BETA_SQUARED = 1.2**2  # recall counts more than precision
 
 
-def rouge_l(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
+def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
     """F-measure of the longest common subsequence with the references.
 
     The best precision and the best recall may come from different references. Sentences are split at single spaces, so

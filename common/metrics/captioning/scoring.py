@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 
 from common.metrics.captioning.bleu import bleu
-from common.metrics.captioning.caption_set import CaptionSet
+from common.metrics.captioning.caption_set import CaptionSet, Floats
 from common.metrics.captioning.cider import cider
 from common.metrics.captioning.meteor import JavaUnavailable, meteor
 from common.metrics.captioning.protocols import Protocol, preparation
@@ -34,8 +32,7 @@ class CaptionScores:
 
     ids: tuple[Any, ...]
     corpus: dict[str, float | None]
-    items: dict[str, NDArray[np.float64] | None]
-    notes: tuple[str, ...] = ()
+    items: dict[str, Floats | None]
 
     @property
     def measured(self) -> dict[str, float]:
@@ -69,17 +66,15 @@ def score_captions(
     captions = CaptionSet(words[: len(ids)], [[next(rest) for _ in references[one]] for one in ids])
 
     corpus: dict[str, float | None] = dict.fromkeys(METRICS)
-    items: dict[str, NDArray[np.float64] | None] = dict.fromkeys(METRICS)
+    items: dict[str, Floats | None] = dict.fromkeys(METRICS)
     bleus, bleu_items = bleu(captions)
     for order in range(4):
         corpus[f"bleu_{order + 1}"], items[f"bleu_{order + 1}"] = float(bleus[order]), bleu_items[:, order]
     corpus["rouge_l"], items["rouge_l"] = rouge_l(captions)
     corpus["cider"], items["cider"] = cider(captions)
-    notes = []
     if with_meteor:
         try:
             corpus["meteor"], items["meteor"] = meteor(captions)
         except JavaUnavailable as problem:
-            notes.append(f"METEOR is not measured: {problem}")
-            logger.warning(notes[-1])
-    return CaptionScores(ids, corpus, items, tuple(notes))
+            logger.warning("METEOR is not measured: %s", problem)
+    return CaptionScores(ids, corpus, items)
