@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.caption_set import CaptionSet, Floats
 from common.metrics.captioning.cider import cider
