@@ -67,14 +67,6 @@ class ImageResNet(nn.Module):
         """Input of the first stage, [B, stem_channels, H / 4, W / 4] by default."""
         return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
-    def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps of the four stages, `res2` to `res5`."""
-        stages: dict[str, Tensor] = {}
-        x = self.stem(images)
-        for name, stage in zip(self.stage_channels, (self.layer1, self.layer2, self.layer3, self.layer4)):
-            stages[name] = x = stage(x)
-        return stages
-
     def forward_map(self, images: Tensor) -> Tensor:
         """Map of the last stage, [B, feature_dim, h, w]; 7 x 7 for images of 224 pixels."""
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))

@@ -81,26 +81,6 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
         tensor.detach().copy_(flat)
 
 
-def checksum(values: Tensor) -> Tensor:
-    """Checksum of integers of any shape, int64 scalar, that also depends on their order."""
-    # Position-dependent odd weights; integer overflow just wraps.
-    values = values.long().flatten()
-    return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
-
-
-def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
-    """Raise RuntimeError with the ranks whose `checksum`, a small integer tensor, differs from rank 0's."""
-    if not is_distributed():
-        return
-    checksums = all_gather_concat(checksum.reshape(1, -1))
-    differing = (checksums != checksums[:1]).any(dim=1).nonzero().flatten().tolist()
-    if differing:
-        raise RuntimeError(
-            f"{what} differs between ranks: rank(s) {differing} disagree with rank 0. Every rank must start from the "
-            "same state (synchronize(), or the same checkpoint restored) and see the same updates in the same order."
-        )
-
-
 class Replicated(nn.Module):
     """A module whose buffers every rank holds and updates identically."""
 
@@ -113,13 +93,22 @@ class Replicated(nn.Module):
     @torch.no_grad()
     def check_replicas(self, name: str = "the memory") -> None:
         """Raise RuntimeError unless the buffers of all ranks are equal bit by bit; compares at most 1,024 vectors."""
-        parts = []
+        sums = []
         for buffer in self.buffers():
             if buffer.is_floating_point():
                 sample = torch.linspace(0, len(buffer) - 1, min(1024, len(buffer)), device=buffer.device).long()
                 buffer = buffer.index_select(0, sample).view(torch.int32)
-            parts.append(checksum(buffer))
-        require_equal_over_ranks(torch.stack(parts), name)
+            values = buffer.long().flatten()
+            # Odd weights for the order; overflow just wraps.
+            sums.append((values * (2 * torch.arange(len(values), device=values.device) + 1)).sum())
+        checksums = all_gather_concat(torch.stack(sums)[None])
+        differing = (checksums != checksums[:1]).any(dim=1).nonzero().flatten().tolist()
+        if differing:
+            raise RuntimeError(
+                f"{name} differs between ranks: rank(s) {differing} disagree with rank 0. Every rank must start from "
+                "the same state (synchronize(), or the same checkpoint restored) and see the same updates in the same "
+                "order."
+            )
 
 
 def ranks_apart(step: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.memory.collective import Replicated, all_gather_rows
+from common.memory.collective import Replicated
 
 Warm = Literal["random", "masked"]
 
@@ -18,8 +18,8 @@ _BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, so that they st
 class KeyQueue(Replicated):
     """The last `size` keys, first in first out, with what is known about each of them.
 
-    Every rank holds the full queue. `enqueue` gathers the keys of all ranks in rank order and writes the same rows
-    everywhere, so the copies stay equal without broadcasts after the start. All of it is in the state dict.
+    Every rank holds the full queue and writes the keys of all ranks, so the copies stay equal without broadcasts after
+    the start. All of it is in the state dict.
 
     The queue starts with random unit vectors. Until they are overwritten, `warm` decides whether they count as
     negatives: yes for `random`, as in MoCo, no for `masked`. They never count as positives.
@@ -73,20 +73,15 @@ class KeyQueue(Replicated):
     # -- writing -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Replace the oldest keys with the unit keys of all ranks, which must all call this, with batches of one size.
+    def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
+        """Replace the oldest keys with the unit keys of all ranks, gathered in rank order.
 
         Of a batch larger than the queue, the last `size` keys are kept. `image_id` is not negative (unknown by
         default); a queue with tags needs `tags`.
 
         Shapes:
-            keys [B, d]; image_id [B]; tags [B, T]
+            keys [M, d]; image_id [M]; tags [M, T]
         """
-        self.write(*all_gather_rows(keys.to(self.vectors.dtype), image_id, tags))
-
-    @torch.no_grad()
-    def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Local part of `enqueue` for a batch gathered from all ranks: keys [M, d], image_id [M], tags [M, T]."""
         surplus = max(len(keys) - self.size, 0)
         slots = (self.pointer + torch.arange(surplus, len(keys), device=keys.device)) % self.size
         self.vectors.index_copy_(0, slots, keys[surplus:].to(self.vectors.dtype))
@@ -111,12 +106,6 @@ class KeyQueue(Replicated):
             queries [B, d]; their keys of the same type [B, d] -> with the keys [B], with the queue [B, K]
         """
         return _Scores.apply(queries, keys, self.vectors)
-
-    def compare(
-        self, queries: Tensor, keys: Tensor, image_id: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`scores`, and the `negatives_mask` of the queries' images."""
-        return *self.scores(queries, keys), self.negatives_mask(image_id)
 
     def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
         """Which slots are negatives of which anchor; None if all are.

@@ -8,18 +8,20 @@ from torch import Tensor
 from common.losses.info_nce import at_least_float32
 from common.metrics.classification import label_ranks
 
+# Queries, and scores of at least one query, that are compared at a time; they bound the memory.
+_BLOCK, _SCORES = 1024, 1 << 22
 
-def match_ranks(query: Tensor, gallery: Tensor, block: int = 1024) -> Tensor:
+
+def match_ranks(query: Tensor, gallery: Tensor) -> Tensor:
     """Rank of every query's match, the gallery item in the same row, by inner product; [Q] int64, 0 is best.
 
     Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
 
     Args:
         query, gallery: [Q, d] and [N, d].
-        block: queries compared at a time; bounds the memory to `block * N` scores.
     """
-    own = torch.arange(len(query), device=query.device)
-    return torch.cat([label_ranks(part @ gallery.T, rows) for part, rows in zip(query.split(block), own.split(block))])
+    blocks = torch.arange(len(query), device=query.device).split(_BLOCK)
+    return torch.cat([label_ranks(query[rows] @ gallery.T, rows) for rows in blocks])
 
 
 def caption_ranks(
@@ -27,7 +29,6 @@ def caption_ranks(
     captions: Tensor,
     caption_image: Tensor,
     equal_text: Tensor | None = None,
-    max_scores: int = 1 << 22,
 ) -> tuple[Tensor, Tensor]:
     """Rank of the best matching caption of every image, and of the matching image of every caption, by inner product.
 
@@ -40,7 +41,6 @@ def caption_ranks(
         equal_text: a number per caption, [M] int64, equal for equal strings. Captions of other images with the text of
             a matching one then match too, and so do the images of captions with the query's text. None: all texts
             differ.
-        max_scores: scores compared at a time, to bound the memory; one query is always compared as a whole.
 
     Returns:
         Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best.
@@ -53,7 +53,7 @@ def caption_ranks(
 
     of_images, of_captions = [text.new_zeros(0)], [text.new_zeros(0)]
     with torch.autocast(image.device.type, enabled=False):  # rounded to bfloat16, many scores would tie
-        block = max(1, max_scores // len(captions))
+        block = max(1, _SCORES // len(captions))
         for start in range(0, len(image), block):
             scores = image[start : start + block] @ captions.T
             here = (own >= start) & (own < start + len(scores))
@@ -61,7 +61,7 @@ def caption_ranks(
             has_text[own[here] - start, text[here]] = True
             described = has_text.any(1)
             of_images.append(_ranks_of_relevant(scores[described], has_text[described][:, text]))
-        block = max(1, max_scores // len(image))
+        block = max(1, _SCORES // len(image))
         for start in range(0, len(captions), block):
             scores = captions[start : start + block] @ image.T
             asked, row = torch.unique(text[start : start + block], return_inverse=True)
@@ -105,7 +105,6 @@ def caption_retrieval(
     caption_image: Tensor,
     fold_size: int | None = None,
     equal_text: Tensor | None = None,
-    max_scores: int = 1 << 22,
 ) -> dict[str, Tensor]:
     """Search for captions by images and for images by captions; see `caption_ranks`.
 
@@ -129,7 +128,7 @@ def caption_retrieval(
     for start, end in folds(len(image), fold_size):
         here = ((owners >= start) & (owners < end)).nonzero().flatten()
         text = None if equal_text is None else equal_text.to(image.device)[here]
-        i2t, t2i = caption_ranks(image[start:end], captions[here], owners[here] - start, text, max_scores)
+        i2t, t2i = caption_ranks(image[start:end], captions[here], owners[here] - start, text)
         results.append(_summary("i2t", i2t, len(here)) | _summary("t2i", t2i, end - start))
     return {name: torch.stack([result[name] for result in results]).mean() for name in results[0]}
 
@@ -170,9 +169,7 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
     return row[known], known
 
 
-def score_retrieval(
-    scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None, block: int = 4096
-) -> dict[str, Tensor]:
+def score_retrieval(scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None) -> dict[str, Tensor]:
     """Search by a matrix of scores of all pairs, for models that read every pair; see `caption_ranks`.
 
     Returns what `caption_retrieval` does, and `mr`, the mean of the six recalls in percent.
@@ -188,9 +185,9 @@ def score_retrieval(
     has_text = own.new_zeros(len(scores), int(text.max()) + 1, dtype=torch.bool)
     has_text[own, text] = True
     searched = has_text.any(1).nonzero()[:, 0]
-    i2t = torch.cat([_ranks_of_relevant(scores[rows], has_text[rows][:, text]) for rows in searched.split(block)])
+    i2t = torch.cat([_ranks_of_relevant(scores[rows], has_text[rows][:, text]) for rows in searched.split(_BLOCK)])
     captions = torch.arange(len(own), device=scores.device)
-    t2i = torch.cat([_ranks_of_relevant(scores.T[rows], has_text.T[text[rows]]) for rows in captions.split(block)])
+    t2i = torch.cat([_ranks_of_relevant(scores.T[rows], has_text.T[text[rows]]) for rows in captions.split(_BLOCK)])
     found = _summary("i2t", i2t, len(own)) | _summary("t2i", t2i, len(scores))
     recalls = [found[f"{direction}_r{k}"] for direction in ("t2i", "i2t") for k in (1, 5, 10)]
     return found | {"mr": torch.stack(recalls).mean()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -84,10 +84,7 @@ class Classification(EncoderModule):
             features = self.features(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             features = dict.fromkeys(self.names, features) if isinstance(features, Tensor) else features
-            return {name: head(features[name].to(_dtype(head))) for name, head in self.named_heads()}
-
-    def named_heads(self) -> Iterator[tuple[str, nn.Module]]:
-        return zip(self.names, self.heads)
+            return {name: head(features[name].to(_dtype(head))) for name, head in zip(self.names, self.heads)}
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -384,7 +381,7 @@ class LinearClassification(Classification):
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(_dtype(self.heads))
             features = self.norm(F.normalize(features) if self.l2 else features)
-            return {name: head(features) for name, head in self.named_heads()}
+            return {name: head(features) for name, head in zip(self.names, self.heads)}
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropies; NaN without gradient for a classifier that diverged."""

@@ -91,8 +91,7 @@ NETWORKS = {
     ),
 }
 DISTANCES = ("inception", "inception_tv")
-#: Metrics reported with their standard deviation over the repetitions.
-SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
+METRICS = tuple(name for network in NETWORKS.values() for name in network.metrics)
 
 
 class GenerationEvaluation(ImageEvaluation):
@@ -175,9 +174,8 @@ class GenerationEvaluation(ImageEvaluation):
 
     def why_not(self, metric: str) -> str:
         self.load_pretrained()
-        known = [name for network in NETWORKS.values() for name in network.metrics]
-        if metric not in known:
-            return f"unknown metric; known are {', '.join(known)}"
+        if metric not in METRICS:
+            return f"unknown metric; known are {', '.join(METRICS)}"
         return self.missing.get(metric, "")
 
     def begin(self, module: pl.LightningModule) -> None:
@@ -243,7 +241,7 @@ class GenerationEvaluation(ImageEvaluation):
         spreads = {
             f"{name}_spread": float(np.std(repeated))
             for name, repeated in values.items()
-            if len(repeated) > 1 and name in SPREAD
+            if len(repeated) > 1 and name in METRICS
         }
         return {**means, **spreads}
 

@@ -18,7 +18,7 @@ from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
 from common.data.text import CaptionTokenizer, text_numbers
 from common.losses.margin import in_batch_hinge
-from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
+from common.memory.collective import all_gather_concat, gather_with_gradient
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, folds, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
@@ -113,8 +113,8 @@ class CrossModalSearch(EncoderModule):
         return self.encoder(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        image = _joined(self.space.image(self.features(batch["image"])))
-        text = _joined(self.space.text(batch["tokens"], batch["lengths"]))
+        image = gather_with_gradient(self.space.image(self.features(batch["image"])))
+        text = gather_with_gradient(self.space.text(batch["tokens"], batch["lengths"]))
         with torch.autocast(image.device.type, enabled=False):
             scores = image @ text.T
             if self.hparams["mask_same_image"]:
@@ -123,8 +123,7 @@ class CrossModalSearch(EncoderModule):
                 scores = scores.masked_fill(same, -torch.inf)
             loss = in_batch_hinge(scores, self.hparams["margin"], self.hparams["hardest"])
         self.log("train/loss", loss, prog_bar=True)
-        # Every process has the whole loss but only its part of the gradient, and DDP averages the parts.
-        return loss * world_size()
+        return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx == 0 and self.best is not None:
@@ -210,15 +209,6 @@ class CrossModalSearch(EncoderModule):
 
 def _tables() -> list[RowsOncePerSample]:
     return [RowsOncePerSample("embedding"), RowsOncePerSample("embedding", "image_index", "text")]
-
-
-def _joined(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, with the gradient of this process's."""
-    if not is_distributed():
-        return rows
-    start = rank() * len(rows)
-    gathered = all_gather_concat(rows)
-    return torch.cat([gathered[:start], rows, gathered[start + len(rows) :]])
 
 
 class SearchData(PairData):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
-from common.metrics.gathering import RowsOncePerSample, first_occurrences
+from common.metrics.gathering import RowsOncePerSample
 from common.metrics.linear_svm import classify_windowed, evaluate_class
 from common.protocols.base import (
     Batch,
@@ -90,7 +90,7 @@ class SoundSVM(FeatureSVM):
         self.standardize_epsilon = standardize_epsilon
         options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
         self.options: dict[str, Any] = options
-        self.tables: list[FileFeatures] = []
+        self.tables: list[dict[str, RowsOncePerSample]] = []
 
     def setup(self, stage: str) -> None:
         check_num_classes(self)
@@ -104,27 +104,30 @@ class SoundSVM(FeatureSVM):
         }
 
     def on_test_epoch_start(self) -> None:
-        self.tables = [FileFeatures(), FileFeatures()]
+        names = ("features", "label", "fold")
+        self.tables = [{layer: RowsOncePerSample(*names) for layer in self.layers} for _ in range(2)]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        audio = batch["audio"]
-        windows = {layer: rows.unflatten(0, audio.shape[:2]) for layer, rows in self(audio.flatten(0, 1)).items()}
-        fold = batch["fold"] if self.folds > 1 else torch.zeros_like(batch["label"])
-        self.tables[dataloader_idx].append(windows, torch.stack([batch["index"], batch["label"], fold], dim=1))
+        audio, index, label = batch["audio"], batch["index"].cpu(), batch["label"].cpu()
+        fold = batch["fold"].cpu() if self.folds > 1 else torch.zeros_like(label)
+        for layer, rows in self(audio.flatten(0, 1)).items():
+            features = rows.unflatten(0, audio.shape[:2]).cpu()
+            self.tables[dataloader_idx][layer].update(index, features=features, label=label, fold=fold)
 
     def on_test_epoch_end(self) -> None:
-        train, test = self.tables
-        label, fold = train.labels()
-        test_label, test_fold = test.labels()
+        # Drops the batches of a stage before it joins those of the next.
+        train, test = ({layer: table.pop(layer).compute()[1] for layer in self.layers} for table in self.tables)
+        (label, fold), (test_label, test_fold) = (
+            (rows["label"].numpy(), rows["fold"].numpy()) for (rows, *_) in (train.values(), test.values())
+        )
         folds = np.unique(fold)
         if len(folds) != self.folds:
             raise ValueError(f"folds: {self.folds} expected, but the training files belong to folds {folds.tolist()}")
-        features = {layer: (train.take(layer), test.take(layer)) for layer in self.layers}
-        self.tables = []
-        tasks = [(layer, number) for layer in features for number in folds]
+        tasks = [(layer, number) for layer in self.layers for number in folds]
         guesses = Parallel(n_jobs=self.jobs)(
             delayed(classify_windowed)(
-                *features[layer],
+                train[layer]["features"].numpy(),
+                test[layer]["features"].numpy(),
                 label,
                 train_mask=fold != number if self.folds > 1 else np.ones(len(fold), dtype=bool),
                 test_mask=test_fold == number,
@@ -133,40 +136,12 @@ class SoundSVM(FeatureSVM):
             )
             for layer, number in tasks
         )
-        right: dict[str, list[float]] = {layer: [] for layer in features}
+        right: dict[str, list[float]] = {layer: [] for layer in self.layers}
         for (layer, number), guess in zip(tasks, guesses):
             right[layer].append(100 * float(np.mean(guess == test_label[test_fold == number])))
         results = of_stages({layer: torch.tensor(np.mean(values)) for layer, values in right.items()})
         results["files"] = torch.tensor(float(len(test_label)))
         log_results(self, {f"test/{name}": value for name, value in results.items()})
-
-
-class FileFeatures:
-    """Features of one loader's files, stage by stage in float32 on the host, each file once by its index."""
-
-    def __init__(self) -> None:
-        self._facts: list[Tensor] = []
-        self._features: dict[str, list[np.ndarray]] = {}
-
-    def append(self, features: Mapping[str, Tensor], facts: Tensor) -> None:
-        """Add files: features [B, windows, dims] of every stage, and index, label and fold of every file [B, 3]."""
-        self._facts.append(facts.long().cpu())
-        for layer, rows in features.items():
-            self._features.setdefault(layer, []).append(rows.cpu().numpy())
-
-    def _kept(self) -> np.ndarray:
-        return first_occurrences(torch.cat(self._facts)[:, 0]).numpy()
-
-    def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Class and fold of every file, by index."""
-        _, label, fold = torch.cat(self._facts).numpy()[self._kept()].T
-        return label, fold
-
-    def take(self, layer: str) -> np.ndarray:
-        """Features [files, windows, dims] of a stage, by index; frees their memory here."""
-        rows, kept = np.concatenate(self._features.pop(layer)), self._kept()
-        # Files nearly always come once and in order: no second copy.
-        return rows if np.array_equal(kept, np.arange(len(rows))) else rows[kept]
 
 
 class MultiLabelSVM(FeatureSVM):

@@ -170,7 +170,8 @@ class MultimodalContrast(nn.Module):
                 query, key, head = at_least_float32(queries[name]), at_least_float32(keys[name]), CONTRASTS[name][2]
                 if temperature := self.temperatures[head]:
                     query = query / temperature
-                own, others, keep = queue.compare(query, key.detach(), image_id if self.mask_same_image else None)
+                own, others = queue.scores(query, key.detach())
+                keep = queue.negatives_mask(image_id if self.mask_same_image else None)
                 counted = True if keep is None else keep
                 reported[f"accuracy_{name}"] = 1 - ((others >= own[:, None]) & counted).any(dim=1).float().mean()
                 if head == "inter":

@@ -141,7 +141,7 @@ def test_a_queue_against_lightly() -> None:
 
     def ours() -> tuple[Tensor, ...]:
         found = _with_gradient(loss, query)()
-        queue.enqueue(key)
+        queue.write(key)
         return found
 
     what = "InfoNCE with gradient, 256 queries, a queue of 65,536 keys of 128"

@@ -55,7 +55,7 @@ def _mining(count: int) -> Step:
 
 def _queue(count: int) -> Step:
     queue, keys = KeyQueue(count, 128), _unit(64)
-    return lambda: (queue.scores(keys, keys), queue.enqueue(keys))
+    return lambda: (queue.scores(keys, keys), queue.write(keys))
 
 
 def _retrieval(count: int) -> Step:

@@ -136,7 +136,7 @@ def test_enqueued_keys_of_momentum_contrast() -> None:
     golden = load("moco_logits")
     queue = KeyQueue(32, 16).double()
     queue.vectors.copy_(golden["queue_before"].T)
-    queue.enqueue(F.normalize(golden["k_raw"], dim=1))
+    queue.write(F.normalize(golden["k_raw"], dim=1))
     close(queue.vectors.T, golden["queue_after"])
     assert queue.pointer == golden["ptr_after"]
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.memory.collective import all_gather_rows
 from common.memory.queue import KeyQueue
 from tests.distributed.harness import run_distributed
 from tests.memory.test_bank import unit
@@ -34,7 +35,7 @@ def test_any_batches_are_first_in_first_out(size: int, batches: list[int], with_
         keys = unit(batch, 4, seed=step)
         ids = torch.arange(written, written + batch)
         tags = torch.stack([(ids >> bit) % 2 == 1 for bit in range(3)], dim=1)
-        queue.enqueue(keys, ids, tags if with_tags else None)
+        queue.write(keys, ids, tags if with_tags else None)
         for key, number, row in zip(keys, ids.tolist(), tags.tolist()):
             reference.append((key, number, row))
         written += batch
@@ -64,8 +65,8 @@ def test_initial_keys_are_random_unit_vectors_given_by_the_seed() -> None:
 
 def test_keys_without_images_are_unknown_again() -> None:
     queue = KeyQueue(4, 4)
-    queue.enqueue(unit(4, 4), torch.arange(4))
-    queue.enqueue(unit(2, 4))
+    queue.write(unit(4, 4), torch.arange(4))
+    queue.write(unit(2, 4))
     assert queue.image_id.tolist() == [-1, -1, 2, 3]
 
 
@@ -76,7 +77,7 @@ def test_masks_of_both_warm_modes() -> None:
     anchors = torch.tensor([7, 8, -1])
     for warm in ("random", "masked"):
         queue = KeyQueue(5, 4, warm=warm)  # type: ignore[arg-type]
-        queue.enqueue(unit(3, 4), torch.tensor([7, 7, 9]))
+        queue.write(unit(3, 4), torch.tensor([7, 7, 9]))
         empty = warm == "random"
         everything = queue.negatives_mask()
         assert (everything is None) == empty
@@ -97,7 +98,7 @@ def test_shared_tags_are_counted_one_by_one(batch: int, size: int, count: int, e
     anchors, stored = rng.random((batch, count)) < 0.4, rng.random((size, count)) < 0.4
     written = int(rng.integers(0, size + 1))
     queue = KeyQueue(size, 4, tag_count=count)
-    queue.enqueue(unit(written, 4), tags=torch.from_numpy(stored[:written]))
+    queue.write(unit(written, 4), tags=torch.from_numpy(stored[:written]))
     expected = [
         [slot < written and int((anchor & stored[slot]).sum()) > epsilon for slot in range(size)] for anchor in anchors
     ]
@@ -109,7 +110,7 @@ def test_shared_tags_are_exact_for_many_tags_under_autocast() -> None:
     queue = KeyQueue(3, 2, tag_count=3001)
     tags = torch.ones(3, 3001, dtype=torch.bool)
     tags[1, 0] = False
-    queue.enqueue(unit(3, 2), tags=tags)
+    queue.write(unit(3, 2), tags=tags)
     with torch.autocast("cpu", torch.bfloat16):
         assert queue.shared_tags(tags[:1], 3000.5).tolist() == [[True, False, True]]
 
@@ -123,7 +124,7 @@ def test_a_restored_queue_goes_on_exactly() -> None:
 
     queue = KeyQueue(7, 4, tag_count=2, warm="masked")
     for step in range(4):
-        queue.enqueue(*batch(step))
+        queue.write(*batch(step))
     file = io.BytesIO()
     torch.save(queue.state_dict(), file)
     file.seek(0)
@@ -132,7 +133,7 @@ def test_a_restored_queue_goes_on_exactly() -> None:
     copied = copy.deepcopy(queue)
     after = batch(4)
     for each in (queue, restored, copied):
-        each.enqueue(*after)
+        each.write(*after)
     for name, value in queue.state_dict().items():
         assert torch.equal(restored.state_dict()[name], value)
         assert torch.equal(copied.state_dict()[name], value)
@@ -142,20 +143,20 @@ def test_a_restored_queue_goes_on_exactly() -> None:
 
 
 def test_ranks_write_the_joint_batch_in_rank_order() -> None:
-    def enqueue(rank: int) -> dict[str, torch.Tensor]:
+    def written(rank: int) -> dict[str, torch.Tensor]:
         queue = KeyQueue(7, 4, tag_count=2, seed=rank)
         queue.synchronize()
         for step in range(2):
             ids = torch.arange(3) + 3 * rank + 6 * step
-            queue.enqueue(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1))
+            queue.write(*all_gather_rows(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1)))
         queue.check_replicas()
         return queue.state_dict()
 
     alone = KeyQueue(7, 4, tag_count=2, seed=0)
     for step in range(2):
         ids = torch.arange(6) + 6 * step
-        alone.enqueue(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1))
-    for state in run_distributed(enqueue):
+        alone.write(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1))
+    for state in run_distributed(written):
         for name, value in alone.state_dict().items():
             np.testing.assert_array_equal(state[name], value)
 
@@ -190,7 +191,7 @@ def test_scores_equal_plain_autograd(
 def test_a_queue_that_is_written_before_the_backward_pass_is_an_error_and_no_wrong_gradient() -> None:
     queue, queries = KeyQueue(5, 6), unit(4, 6, seed=1).requires_grad_()
     loss = squares(*queue.scores(queries, unit(4, 6, seed=2)))
-    queue.enqueue(unit(4, 6, seed=2))
+    queue.write(unit(4, 6, seed=2))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 

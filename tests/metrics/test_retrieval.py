@@ -1,7 +1,6 @@
 """Retrieval measures: the official numbers, the definitions, and edge cases."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.metrics import retrieval
 from common.metrics.retrieval import caption_ranks, caption_retrieval, match_ranks, score_retrieval
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "retrieval.npz"
@@ -28,8 +28,9 @@ def owners() -> Tensor:
 
 
 @pytest.mark.parametrize("max_scores", [1, 7000, 1 << 22])
-def test_ranks(golden: dict[str, Tensor], owners: Tensor, max_scores: int) -> None:
-    i2t, t2i = caption_ranks(golden["image_emb"], golden["caption_emb"], owners, max_scores=max_scores)
+def test_ranks(monkeypatch: pytest.MonkeyPatch, golden: dict[str, Tensor], owners: Tensor, max_scores: int) -> None:
+    monkeypatch.setattr(retrieval, "_SCORES", max_scores)
+    i2t, t2i = caption_ranks(golden["image_emb"], golden["caption_emb"], owners)
     assert torch.equal(i2t, golden["i2t_ranks"])
     assert torch.equal(t2i, golden["t2i_ranks"])
 
@@ -52,8 +53,8 @@ def test_folds(golden: dict[str, Tensor], owners: Tensor) -> None:
         assert [float(value) for value in part.values()] == pytest.approx(expected.tolist(), abs=1e-12)
 
 
-def recall_at(query: torch.Tensor, gallery: torch.Tensor, k: int, **options: Any) -> torch.Tensor:
-    return 100 * (match_ranks(query, gallery, **options) < k).double().mean()
+def recall_at(query: torch.Tensor, gallery: torch.Tensor, k: int) -> torch.Tensor:
+    return 100 * (match_ranks(query, gallery) < k).double().mean()
 
 
 @given(seed=st.integers(0, 1000), queries=st.integers(1, 30), extra=st.integers(0, 10), block=st.integers(1, 40))
@@ -63,11 +64,11 @@ def test_ranks_agree_with_sorting_for_any_block(seed: int, queries: int, extra: 
     gallery = torch.from_numpy(draw.standard_normal((queries + extra, 8)))
     order = (query @ gallery.T).argsort(1, descending=True)
     expected = (order == torch.arange(queries)[:, None]).int().argmax(1)
-    assert torch.equal(match_ranks(query, gallery, block=block), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "_BLOCK", block)
+        assert torch.equal(match_ranks(query, gallery), expected)
     for k in (1, 5):
-        assert recall_at(query, gallery, k, block=block).item() == pytest.approx(
-            100 * (expected < k).double().mean().item()
-        )
+        assert recall_at(query, gallery, k).item() == pytest.approx(100 * (expected < k).double().mean().item())
 
 
 def test_identity_is_perfect_and_collapse_is_worthless() -> None:
@@ -117,8 +118,9 @@ class TestCaptions:
         scores = (image @ caption.T).numpy()
         own = torch.from_numpy(owner)
         for equal in (None, torch.from_numpy(text)):
-            with torch.device("meta"):  # all is made where the embeddings are
-                found = caption_ranks(image, caption, own, equal, max_scores)
+            with torch.device("meta"), pytest.MonkeyPatch.context() as patch:  # all is made where the embeddings are
+                patch.setattr(retrieval, "_SCORES", max_scores)
+                found = caption_ranks(image, caption, own, equal)
             expected = naive_caption_ranks(
                 scores, owner.tolist(), list(range(captions)) if equal is None else text.tolist()
             )
@@ -195,8 +197,9 @@ def test_scores_of_all_pairs_find_what_embeddings_find(seed: int, texts: int | N
     image, captions = (torch.randint(-2, 3, (n, 4), generator=generator).double() for n in (6, 11))
     owner = torch.randint(6, (11,), generator=generator)
     text = None if texts is None else torch.randint(texts, (11,), generator=generator)
-    with torch.device("meta"):
-        found = score_retrieval(image @ captions.T, owner, text, block=4)
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "_BLOCK", 4)
+        found = score_retrieval(image @ captions.T, owner, text)
     expected = caption_retrieval(image, captions, owner, equal_text=text)
     recalls = [value for name, value in expected.items() if "_r" in name]
     assert float(found.pop("mr")) == pytest.approx(float(sum(recalls)) / 6)
