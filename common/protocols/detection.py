@@ -232,13 +232,10 @@ class Detection(pl.LightningModule):
         # The head samples its crops at random.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            recompute_batch_statistics(self, (self._on_device(batch) for batch in islice(loader(), batches)))
+            moved = (self.trainer.strategy.batch_to_device(batch, self.device) for batch in islice(loader(), batches))
+            recompute_batch_statistics(self, ((batch["images"], batch["targets"]) for batch in moved))
         if synchronization is not None:
             synchronization.revert(self)
-
-    def _on_device(self, batch: Batch) -> tuple[Any, Any]:
-        batch = self.trainer.strategy.batch_to_device(batch, self.device)
-        return batch["images"], batch["targets"]
 
     def on_test_epoch_start(self) -> None:
         self.detections = DetectionsOncePerImage()

@@ -24,9 +24,13 @@ class GeneratedText:
     question: str = ""
     kind: str = ""
 
+    @property
+    def matches(self) -> bool:
+        """Whether the text equals the answer, ignoring spaces and case."""
+        return plain(self.text) == plain(self.answer)
+
 
 def plain(text: str) -> str:
-    """A text as it is compared: without case and repeated spaces."""
     return " ".join(text.casefold().split())
 
 
@@ -117,11 +121,11 @@ class TextTest:
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
-    """Share of texts that equal the answer, of all and per kind of question; `distinct` counts different texts."""
+    """Share of texts that match the answer, of all and per kind of question; `distinct` counts different texts."""
     found = {"distinct": float(len({plain(text.text) for text in texts}))}
     known = [text for text in texts if text.answer]
     for kind in ["", *sorted({text.kind for text in known} - {""})]:
-        matches = [float(plain(text.text) == plain(text.answer)) for text in known if kind in ("", text.kind)]
+        matches = [float(text.matches) for text in known if kind in ("", text.kind)]
         if matches:
             found[f"exact_match_{kind}" if kind else "exact_match"] = sum(matches) / len(matches)
     return found

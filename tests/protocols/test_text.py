@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.protocols.text import GeneratedText, TextTest, exact_match
+from common.protocols.text import GeneratedText, TextTest
 from tests.distributed.harness import run_distributed
 
 CPU = torch.device("cpu")
@@ -40,8 +40,8 @@ def test_every_sample_counts_once_and_kinds_apart() -> None:
 
 
 def test_spaces_and_case_do_not_count() -> None:
-    texts = [GeneratedText(text, "a red circle", ()) for text in (" A  Red\tcircle", "a redcircle")]
-    assert exact_match(texts) == {"distinct": 2.0, "exact_match": 0.5}
+    assert GeneratedText(" A  Red\tcircle", "a red circle", ()).matches
+    assert not GeneratedText("a redcircle", "a red circle", ()).matches
 
 
 def test_withheld_answers_are_generated_and_not_judged() -> None:

@@ -112,7 +112,7 @@ class AudioVisualWorld(World):
 
     # -- layouts -------------------------------------------------------------------------------------------------------
 
-    def _kinetics400(self, root: Path, write: Write) -> None:
+    def _fill_kinetics400(self, root: Path, write: Write) -> None:
         for split, count in (("train", self.parameters["pretrain"]), ("val", self.parameters["validation"])):
             number = _SPLIT_NUMBERS[f"kinetics400/{split}"]
             for index in range(count):
@@ -121,7 +121,7 @@ class AudioVisualWorld(World):
                 path = root / split / VIDEO_CLASSES[self._generator.label(index)] / name
                 write(path, partial(self._clip, path, number, index))
 
-    def _audioset(self, root: Path, write: Write) -> None:
+    def _fill_audioset(self, root: Path, write: Write) -> None:
         identifiers = [f"/m/0{number:02d}toy" for number in range(NUM_CLASSES)]
         rows = (f"{n},{mid},{name}" for n, (mid, name) in enumerate(zip(identifiers, SOUND_CLASSES)))
         write_lines(root / "class_labels_indices.csv", ["index,mid,display_name", *rows], "\r\n")
@@ -141,20 +141,20 @@ class AudioVisualWorld(World):
                 write(path, partial(self._clip, path, number, index))
             write_lines(root / f"{list_name}.csv", lines)
 
-    def _ucf101(self, root: Path, write: Write) -> None:
+    def _fill_ucf101(self, root: Path, write: Write) -> None:
         groups, classes = self.parameters["ucf_groups"], [name.title().replace(" ", "") for name in VIDEO_CLASSES]
         clips, tested = self.parameters["ucf_clips_per_group"], max(1, round(groups * _UCF_TEST_SHARE))
         silent = self._silent_clips(write, self._generator, "ucf101")
         write_ucf101(root, classes, groups, clips, tested, "\n", silent)
 
-    def _hmdb51(self, root: Path, write: Write) -> None:
+    def _fill_hmdb51(self, root: Path, write: Write) -> None:
         train, test = self.parameters["hmdb_train"], self.parameters["hmdb_test"]
         classes, name = [name.replace(" ", "_") for name in VIDEO_CLASSES], "world_{name}_u_cm_np1_fr_goo_{number}.avi"
         clips = max(3 * test, train + test)  # the three divisions test on different clips
         silent = self._silent_clips(write, replace(self._generator, nuisance=_HARDER_PICTURE), "hmdb51")
         write_hmdb51(root, classes, clips, train, test, name, write=silent)
 
-    def _esc50(self, root: Path, write: Write) -> None:
+    def _fill_esc50(self, root: Path, write: Write) -> None:
         number, seconds = itertools.count(), self.parameters["esc_seconds"]
 
         def sound(path: Path) -> None:
@@ -162,7 +162,7 @@ class AudioVisualWorld(World):
 
         write_esc50(root, SOUND_CLASSES, self.parameters["esc_clips_per_fold"], write=sound)
 
-    def _dcase2014(self, root: Path, write: Write) -> None:
+    def _fill_dcase2014(self, root: Path, write: Write) -> None:
         generator = replace(self._generator, nuisance=_HARDER_SOUND)
         seconds = self.parameters["dcase_seconds"]
         for split, folder in (("train", "scenes_stereo"), ("test", "scenes_stereo_testset")):

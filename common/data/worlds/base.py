@@ -121,5 +121,5 @@ class World(ABC):
         return name
 
     def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder, by the method `_<name>`; `write` makes folders and counts files."""
-        getattr(self, f"_{name}")(root, write)
+        """Write a data set into an empty folder, by `_fill_<name>`; `write` makes folders and counts media files."""
+        getattr(self, f"_fill_{name}")(root, write)

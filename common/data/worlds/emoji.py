@@ -239,7 +239,7 @@ class EmojiWorld(World):
 
     # -- layouts -------------------------------------------------------------------------------------------------------
 
-    def _coco(self, root: Path, write: Write) -> None:
+    def _fill_coco(self, root: Path, write: Write) -> None:
         categories = tuple((tag, "keyword") for tag in self.tag_names)
         vocabulary = Vocabulary(f"Emoji world. {CREDIT}", categories, tuple(STYLES.values()))
         for split, styles in (("train2017", self.train_styles), ("val2017", (self.test_style,))):
@@ -251,7 +251,7 @@ class EmojiWorld(World):
             ]
             write_coco(root, split, sorted(images, key=lambda image: image.number), vocabulary)
 
-    def _coco_karpathy(self, root: Path, write: Write) -> None:
+    def _fill_coco_karpathy(self, root: Path, write: Write) -> None:
         *whole, last = self.train_styles
         # A small selection may have no val concept.
         chosen = [concept for concept in self.concepts if concept.split == "val"] or [self.concepts[-1]]
@@ -271,7 +271,7 @@ class EmojiWorld(World):
             ]
         write_karpathy(root, parts)
 
-    def _imagenet(self, root: Path, write: Write) -> None:
+    def _fill_imagenet(self, root: Path, write: Write) -> None:
         indices = [concept.index for concept in self._classified]
         for style in (*self.train_styles, self.test_style):
             for concept, drawing in zip(self._classified, read_drawings(style, indices)):

@@ -165,7 +165,6 @@ class EmojiLanguagesWorld(World):
             )
         super().__init__({**parameters, "concepts": count, "train_styles": list(train_styles)}, root)
         self.seed = seed
-        self.unseen = unseen
         self.size = size
         self.keywords = keywords
         self.pictures_per_drawing = pictures_per_drawing
@@ -328,7 +327,7 @@ class EmojiLanguagesWorld(World):
 
     # -- layouts -------------------------------------------------------------------------------------------------------
 
-    def _conceptual_captions(self, root: Path, write: Write) -> None:
+    def _fill_conceptual_captions(self, root: Path, write: Write) -> None:
         captions: dict[str, list[str]] = {}
         groups: dict[str, dict[str, int]] = {}
         for split, styles, concepts, copies in (
@@ -345,7 +344,7 @@ class EmojiLanguagesWorld(World):
         write_conceptual_captions(root, captions)
         write_json(root / "groups.json", groups)
 
-    def _multi30k(self, root: Path, write: Write) -> None:
+    def _fill_multi30k(self, root: Path, write: Write) -> None:
         groups: dict[str, dict[str, int]] = {}
         for split in ("train", "val", "test"):
             styles, concepts = self._split(split)
@@ -358,7 +357,7 @@ class EmojiLanguagesWorld(World):
             groups[split] = {str(number): concept.index for number, concept, _ in rows}
         write_json(root / "groups.json", groups)
 
-    def _coco_karpathy(self, root: Path, write: Write) -> None:
+    def _fill_coco_karpathy(self, root: Path, write: Write) -> None:
         for split in ("train", "val", "test"):
             styles, concepts = self._split(split)
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, split == "train"):
@@ -372,33 +371,33 @@ class EmojiLanguagesWorld(World):
             for number, concept, own in self._captioned(split, (language,))
         ]
 
-    def _stair_captions(self, root: Path, write: Write) -> None:
+    def _fill_stair_captions(self, root: Path, write: Write) -> None:
         parts = {
             "train2014": self._annotated("train", "ja"),
             "val2014": [*self._annotated("val", "ja"), *self._annotated("test", "ja")],
         }
         write_stair_captions(root, parts, f"Emoji world. {CREDIT}")
 
-    def _coco_cn(self, root: Path, write: Write) -> None:
+    def _fill_coco_cn(self, root: Path, write: Write) -> None:
         parts = {
             split: [(Path(image.file_name).stem, image.captions) for image in self._annotated(split, "zh")]
             for split in ("train", "val", "test")
         }
         write_coco_cn(root, parts)
 
-    def _wikipedia(self, root: Path, write: Write) -> None:
+    def _fill_wikipedia(self, root: Path, write: Write) -> None:
         for language in LANGUAGES:
             sentences = self._sentences(language)
             held_out = max(len(sentences) // _HELD_OUT_SENTENCES, 1)
             write_lines(root / f"{language}.train.txt", sentences[held_out:])
             write_lines(root / f"{language}.valid.txt", sentences[:held_out])
 
-    def _dictionaries(self, root: Path, write: Write) -> None:
+    def _fill_dictionaries(self, root: Path, write: Write) -> None:
         for language, entries in self.dictionaries.items():
             lines = [f"{word}\t{translation}" for word, own in entries.items() for translation in own]
             write_lines(root / f"en-{language}.txt", lines)
 
-    def _sentencepiece(self, root: Path, write: Write) -> None:
+    def _fill_sentencepiece(self, root: Path, write: Write) -> None:
         texts = [text for language in LANGUAGES for text in self._sentences(language)]
         texts += [
             text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
@@ -415,11 +414,14 @@ class EmojiLanguagesWorld(World):
         model = learn_pieces(texts, model_type="unigram", vocab_size=self.vocabulary_size, user_defined_symbols=signs)
         (root / "sentencepiece.bpe.model").write_bytes(model)
 
-    def _imagenet(self, root: Path, write: Write) -> None:
-        shown = _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
-        label_of = {concept.index: label for label, concept in enumerate(shown)}
+    @cached_property
+    def _shown(self) -> tuple[Concept, ...]:
+        return _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
+
+    def _fill_imagenet(self, root: Path, write: Write) -> None:
+        label_of = {concept.index: label for label, concept in enumerate(self._shown)}
         for split, styles, concepts in (
-            ("train", self.train_styles, shown),
+            ("train", self.train_styles, self._shown),
             # Validate on drawings by the test designer, without test concepts.
             ("val", (self.test_style,), self.text_concepts),
         ):
@@ -427,7 +429,7 @@ class EmojiLanguagesWorld(World):
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
                 path = imagenet_path(root, split, label_of[concept.index], picture_number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))
-        write_class_names(root, [concept.name["en"] for concept in shown])
+        write_class_names(root, [concept.name["en"] for concept in self._shown])
 
 
 def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:

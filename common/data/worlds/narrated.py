@@ -364,7 +364,7 @@ class NarratedWorld(World):
 
     # -- source domain -------------------------------------------------------------------------------------------------
 
-    def _kinetics400(self, root: Path, write: Write) -> None:
+    def _fill_kinetics400(self, root: Path, write: Write) -> None:
         classes = list(itertools.product(SHAPES, COLOURS, DIRECTIONS))
         for folder, count in (("train", "source_clips"), ("val", "source_clips_validation")):
             split = f"kinetics400/{folder}"
@@ -374,7 +374,7 @@ class NarratedWorld(World):
                 path = root / folder / " ".join((scene.colour, scene.shape, scene.direction)) / name
                 write(path, partial(self._clip, path, scene, SOURCE, split, index, False))
 
-    def _esc50(self, root: Path, write: Write) -> None:
+    def _fill_esc50(self, root: Path, write: Write) -> None:
         scenes = [
             Scene(SHAPES[0], COLOURS[0], DIRECTIONS[0], *kind, SPEAKERS[0])
             for kind in itertools.product(TIMBRES, PITCHES)
@@ -390,7 +390,7 @@ class NarratedWorld(World):
 
     # -- dialogues -----------------------------------------------------------------------------------------------------
 
-    def _avsd(self, root: Path, write: Write) -> None:
+    def _fill_avsd(self, root: Path, write: Write) -> None:
         speech: list[object] = []
         words: list[object] = []
         parts = (("train", "dialogs", "N"), ("valid", "dialogs_validation", "V"), ("test", "dialogs_test", "T"))
@@ -463,7 +463,7 @@ class NarratedWorld(World):
                 name = f"{prefix}s{season:02d}e{index // 30 + 1:02d}_seg{index % 2 + 1:02d}_clip_{index % 30:02d}"
                 yield f"tvqa/{part}", part, index, name, shows[show]
 
-    def _tvqa(self, root: Path, write: Write) -> None:
+    def _fill_tvqa(self, root: Path, write: Write) -> None:
         questions: dict[str, list[object]] = {}
         speech, words = [], []
         for split, part, index, clip, show in self._long_clips():
@@ -500,7 +500,7 @@ class NarratedWorld(World):
             named = {f"a{place}": option for place, option in enumerate(options)}
             yield {"q": question, **named, "answer_idx": options.index(answer), "ts": span}
 
-    def _tvc(self, root: Path, write: Write) -> None:
+    def _fill_tvc(self, root: Path, write: Write) -> None:
         moments: dict[str, list[object]] = {}
         for split, part, index, clip, _ in self._long_clips():
             scene = self.scene(split, index)

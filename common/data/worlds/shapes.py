@@ -202,7 +202,7 @@ class ShapesWorld(World):
 
     # -- layouts -------------------------------------------------------------------------------------------------------
 
-    def _coco(self, root: Path, write: Write) -> None:
+    def _fill_coco(self, root: Path, write: Write) -> None:
         categories = tuple((glyph, GROUP_OF[glyph]) for glyph in GLYPHS)
         vocabulary = Vocabulary("Shapes world: scenes of glyphs", categories, _LICENCES)
         for part in ("train", "val"):
@@ -210,7 +210,7 @@ class ShapesWorld(World):
             images = self._captioned(f"coco/{part}", self.parameters[part], root / split, coco_name, write)
             write_coco(root, split, images, vocabulary)
 
-    def _coco_karpathy(self, root: Path, write: Write) -> None:
+    def _fill_coco_karpathy(self, root: Path, write: Write) -> None:
         parts: dict[str, list[Annotated]] = {}
         for part in ("train", "val", "test"):
             folder, name_of = root / karpathy_folder(part), partial(karpathy_name, split=part)
@@ -218,7 +218,7 @@ class ShapesWorld(World):
             parts[part] = self._captioned(f"karpathy/{part}", count, folder, name_of, write)
         write_karpathy(root, parts)
 
-    def _voc(self, root: Path, write: Write) -> None:
+    def _fill_voc(self, root: Path, write: Write) -> None:
         folder = root / "VOCdevkit" / "VOC2007"
         images: list[Annotated] = []
         parts: dict[str, list[int]] = {"train": [], "val": [], "trainval": [], "test": []}
@@ -237,7 +237,7 @@ class ShapesWorld(World):
                 images.append(Annotated(number, path.name, side, side, instances=objects))
         write_voc(folder, images, GLYPHS, parts)
 
-    def _imagenet(self, root: Path, write: Write) -> None:
+    def _fill_imagenet(self, root: Path, write: Write) -> None:
         names = {"glyph": GLYPHS, "colour": COLOUR_NAMES, "count": COUNT_WORDS}[self.probe]
         for split, count in (("train", self.parameters["probe_train"]), ("val", self.parameters["probe_test"])):
             for number, (attributes, _, picture) in enumerate(self._drawn(f"probe/{split}", count), 1):

@@ -108,7 +108,7 @@ class TwoSidesWorld(World):
         self.relations = relations
         super().__init__(parameters, root)
 
-    def _coco_2014(self, root: Path, write: Write) -> None:
+    def _fill_coco_2014(self, root: Path, write: Write) -> None:
         vocabulary = Vocabulary(self.description, self.categories(), self.licences)
         for split, count in self.counts.items():
             images: list[Annotated] = []

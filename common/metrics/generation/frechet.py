@@ -5,7 +5,6 @@ Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,23 +97,20 @@ class FeatureStatistics:
     def compute(self) -> Moments:
         """The moments over the samples of all processes; the same on every process."""
         self._seen.require_disjoint(None if self._sums is None else self._sums[0].device)
-        parts = self._parts()
-        count = sum(part.count for part in parts)
-        _require_two(count)
-        mean = sum(part.count * part.mean for part in parts) / count
-        # Sums of squares about the mean of every process, and of these means about the common one.
-        scatter = sum(part.covariance + part.count * np.outer(part.mean - mean, part.mean - mean) for part in parts)
-        return Moments(count, np.asarray(mean), np.asarray(scatter) / (count - 1))
-
-    def _parts(self) -> Sequence[Moments]:
-        """Moments of every process with samples, with the sum of squares as covariance."""
         own = []
         if self._sums is not None:
             origin, total, products = self._sums
             shifted = total / self._count
-            scatter = products - self._count * torch.outer(shifted, shifted)
-            own.append(Moments(self._count, (origin + shifted).cpu().numpy(), scatter.cpu().numpy()))
-        return gather_objects(own)
+            squares = products - self._count * torch.outer(shifted, shifted)
+            own.append(Moments(self._count, (origin + shifted).cpu().numpy(), squares.cpu().numpy()))
+        # Of every process with samples; here the covariance is the sum of squares about its mean.
+        parts: list[Moments] = gather_objects(own)
+        count = sum(part.count for part in parts)
+        _require_two(count)
+        mean = sum(part.count * part.mean for part in parts) / count
+        # The squares of the processes, and those of their means about the common one.
+        scatter = sum(part.covariance + part.count * np.outer(part.mean - mean, part.mean - mean) for part in parts)
+        return Moments(count, np.asarray(mean), np.asarray(scatter) / (count - 1))
 
 
 def _require_two(count: int) -> None:

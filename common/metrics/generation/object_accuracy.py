@@ -116,19 +116,14 @@ _PLURALS = {
     "men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "wolves": "wolf",
     "policemen": "policeman", "firemen": "fireman", "gentlemen": "gentleman", "canoes": "canoe", "calves": "calf",
     "neckties": "necktie", "bowties": "bowtie", "frisbies": "frisbie", "minibuses": "minibus",
+    "buses": "bus", "busses": "bus",
 }  # fmt: skip
-_WHOLE = frozenset(
-    {"bus", "minibus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"}
-)
-# Only the plural always means the fruit and not the color.
-_ORANGES = "oranges"
+_WHOLE = frozenset({"bus", "minibus", "skis", "scissors", "glass", "shears", "tennis", "sports", "plus", "grass"})
 
 
 def _singular(word: str) -> str:
     if word in _PLURALS:
         return _PLURALS[word]
-    if word in ("buses", "busses"):
-        return "bus"
     if word in _WHOLE or len(word) < 4 or word.endswith("ss"):
         return word
     if word.endswith("ies") and len(word) > 4:
@@ -138,16 +133,11 @@ def _singular(word: str) -> str:
     return word[:-1] if word.endswith("s") else word
 
 
-def _table() -> dict[tuple[str, ...], int]:
-    number = {name: position for position, name in enumerate(CLASSES)}
-    return {
-        tuple(phrase.split()): number.get(name, -1)
-        for name, phrases in _PHRASES.items()
-        for phrase in phrases.split("|")
-    }
-
-
-_BY_PHRASE = _table()
+_BY_PHRASE = {
+    tuple(phrase.split()): CLASSES.index(name) if name else -1
+    for name, phrases in _PHRASES.items()
+    for phrase in phrases.split("|")
+}
 _LONGEST = max(map(len, _BY_PHRASE))
 
 
@@ -164,7 +154,7 @@ def mentioned_classes(caption: str) -> tuple[int, ...]:
                 place += length
                 break
         else:
-            if spoken[place] == _ORANGES:
+            if spoken[place] == "oranges":  # only the plural always means the fruit and not the color
                 found.add(CLASSES.index("orange"))
             place += 1
     return tuple(sorted(found - {-1}))
