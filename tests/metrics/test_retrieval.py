@@ -1,6 +1,7 @@
 """Retrieval measures: the official numbers, the definitions, and edge cases."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ def owners() -> Tensor:
 
 
 @pytest.mark.parametrize("max_scores", [1, 7000, 1 << 22])
-def test_ranks(monkeypatch: pytest.MonkeyPatch, golden: dict[str, Tensor], owners: Tensor, max_scores: int) -> None:
-    monkeypatch.setattr(retrieval, "_SCORES", max_scores)
-    i2t, t2i = caption_ranks(golden["image_emb"], golden["caption_emb"], owners)
+def test_ranks(golden: dict[str, Tensor], owners: Tensor, max_scores: int) -> None:
+    with patch.object(retrieval, "_SCORES", max_scores):
+        i2t, t2i = caption_ranks(golden["image_emb"], golden["caption_emb"], owners)
     assert torch.equal(i2t, golden["i2t_ranks"])
     assert torch.equal(t2i, golden["t2i_ranks"])
 
@@ -64,8 +65,7 @@ def test_ranks_agree_with_sorting_for_any_block(seed: int, queries: int, extra: 
     gallery = torch.from_numpy(draw.standard_normal((queries + extra, 8)))
     order = (query @ gallery.T).argsort(1, descending=True)
     expected = (order == torch.arange(queries)[:, None]).int().argmax(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "_BLOCK", block)
+    with patch.object(retrieval, "_BLOCK", block):
         assert torch.equal(match_ranks(query, gallery), expected)
     for k in (1, 5):
         assert recall_at(query, gallery, k).item() == pytest.approx(100 * (expected < k).double().mean().item())
@@ -118,8 +118,7 @@ class TestCaptions:
         scores = (image @ caption.T).numpy()
         own = torch.from_numpy(owner)
         for equal in (None, torch.from_numpy(text)):
-            with torch.device("meta"), pytest.MonkeyPatch.context() as patch:  # all is made where the embeddings are
-                patch.setattr(retrieval, "_SCORES", max_scores)
+            with torch.device("meta"), patch.object(retrieval, "_SCORES", max_scores):  # made where the embeddings are
                 found = caption_ranks(image, caption, own, equal)
             expected = naive_caption_ranks(
                 scores, owner.tolist(), list(range(captions)) if equal is None else text.tolist()
@@ -197,8 +196,7 @@ def test_scores_of_all_pairs_find_what_embeddings_find(seed: int, texts: int | N
     image, captions = (torch.randint(-2, 3, (n, 4), generator=generator).double() for n in (6, 11))
     owner = torch.randint(6, (11,), generator=generator)
     text = None if texts is None else torch.randint(texts, (11,), generator=generator)
-    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "_BLOCK", 4)
+    with torch.device("meta"), patch.object(retrieval, "_BLOCK", 4):
         found = score_retrieval(image @ captions.T, owner, text)
     expected = caption_retrieval(image, captions, owner, equal_text=text)
     recalls = [value for name, value in expected.items() if "_r" in name]
