@@ -109,13 +109,8 @@ class RegionFeatures:
             listed = ", ".join(f"{file.path} {file.feature_size}" for file in self._files)
             raise RegionError(f"region feature files must have the same width, found: {listed or 'no file'}")
         self.feature_size = sizes.pop()
-        every = np.concatenate(names)
         # Sorted columns, because a dictionary of three million pictures takes half a gigabyte per process.
-        order = np.argsort(every, kind="stable")
-        ordered = every[order]
-        first = np.ones(len(order), dtype=np.bool_)
-        first[1:] = ordered[1:] != ordered[:-1]
-        self._sorted, self._places = ordered[first], order[first]
+        self._sorted, self._places = np.unique(np.concatenate(names), return_index=True)
         self._starts = np.cumsum([0, *map(len, names)])
 
     def __len__(self) -> int:
@@ -127,7 +122,6 @@ class RegionFeatures:
         return Texts(_decoded(self._sorted[row]) for row in np.argsort(self._places))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys without regions."""
         return [key for key in keys if self._find(key) < 0]
 
     def __getitem__(self, key: str) -> Regions:
@@ -264,8 +258,8 @@ def _check(regions: Regions, where: str) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]]) -> int:
-    """Write regions by name into an `.h5` or `.npz` file atomically and return how many; `.npz` keeps all in memory."""
+def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]]) -> None:
+    """Write regions by name into an `.h5` or `.npz` file atomically; `.npz` keeps all in memory."""
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(REGION_SUFFIXES)}")
@@ -273,9 +267,7 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Region
     first = next(iterator := iter(rows), None)
     if first is None:
         raise ValueError(f"{path}: no pictures to write region features of")
-    counts: list[int] = []
-    write_whole(path, lambda temporary: counts.append(write(temporary, itertools.chain([first], iterator))))
-    return counts[0]
+    write_whole(path, lambda temporary: write(temporary, itertools.chain([first], iterator)))
 
 
 def _packed(held: Sequence[tuple[str, Regions]]) -> dict[str, npt.NDArray[Any]]:
@@ -304,13 +296,11 @@ def _packed(held: Sequence[tuple[str, Regions]]) -> dict[str, npt.NDArray[Any]]:
     return columns
 
 
-def _write_numpy(path: Path, rows: Iterable[tuple[str, Regions]]) -> int:
-    held = list(rows)
-    np.savez(path, **_packed(held))  # type: ignore[arg-type]
-    return len(held)
+def _write_numpy(path: Path, rows: Iterator[tuple[str, Regions]]) -> None:
+    np.savez(path, **_packed(list(rows)))  # type: ignore[arg-type]
 
 
-def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]]) -> int:
+def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]]) -> None:
     h5py = optional_package("h5py", "features")
     count = 0
     with h5py.File(path, "w") as file:
@@ -327,4 +317,3 @@ def _write_hdf5(path: Path, rows: Iterator[tuple[str, Regions]]) -> int:
                 column.resize((count + len(held), *np.maximum(column.shape[1:], values.shape[1:])))
                 column[(slice(count, None), *map(slice, values.shape[1:]))] = values
             count += len(held)
-    return count

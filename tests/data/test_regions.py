@@ -79,7 +79,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     # More than one block, and the later ones have more regions.
     expected = {f"picture {number}.é": regions(number, 2 + number // 200, distribution=True) for number in range(530)}
     path = tmp_path / "new" / f"a{suffix}"
-    assert write_regions(path, expected.items()) == 530
+    write_regions(path, expected.items())
     if suffix == ".h5":  # a picture is read without its neighbors
         with h5py.File(path) as file:
             assert {file[name].chunks[0] for name in ("features", "bbox")} == {1}
