@@ -9,8 +9,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +38,8 @@ class ImageAnnotations:
     """
 
     image_ids: npt.NDArray[np.int64]
-    captions: Sequence[tuple[str, ...]]
-    caption_ids: Sequence[tuple[int, ...]]
+    captions: Rows[str]
+    caption_ids: Rows[int]
     tags: npt.NDArray[np.bool_]
     tag_names: tuple[str, ...]
     groups: npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class ImageAnnotations:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over ids, captions, tags and groups in order, without boxes."""
-        texts, numbers = Rows.texts(self.captions), Rows.numbers(self.caption_ids)
+        texts, numbers = self.captions, self.caption_ids
         state = hashlib.sha256(b"annotations 1\0")
         for column in (self.image_ids, self.groups, texts.starts, texts.column.ends, numbers.starts, numbers.column):
             state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
@@ -76,11 +76,7 @@ class LanguageCaptions:
     language: str
     keys: Texts
     captions: Rows[str]
-    groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-
-    def __post_init__(self) -> None:
-        if not len(self.groups):
-            object.__setattr__(self, "groups", np.arange(len(self.keys)))
+    groups: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -26,8 +26,6 @@ Item = TypeVar("Item")
 class MadeOnDemand(Sequence[Item]):
     """A lazy sequence; equals any sequence of the same items. A slice is a list."""
 
-    __slots__ = ()
-
     @abstractmethod
     def _item(self, position: int) -> Item:
         """Make the item at a position from 0 to length - 1."""
@@ -56,8 +54,6 @@ class MadeOnDemand(Sequence[Item]):
 
 class Texts(MadeOnDemand[str]):
     """Texts in one byte string; `errors` handles characters that UTF-8 lacks (`surrogateescape` for file names)."""
-
-    __slots__ = ("buffer", "ends", "errors")
 
     def __init__(self, texts: Iterable[str], errors: str = "surrogatepass") -> None:
         parts = [text.encode("utf-8", errors) for text in texts]
@@ -88,11 +84,11 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
 
     @classmethod
     def texts(cls, rows: Iterable[Sequence[str]]) -> Rows[str]:
-        return rows if isinstance(rows, Rows) else Rows(rows, Texts)
+        return Rows(rows, Texts)
 
     @classmethod
     def numbers(cls, rows: Iterable[Sequence[int]]) -> Rows[int]:
-        return rows if isinstance(rows, Rows) else Rows(rows, lambda values: np.fromiter(values, dtype=np.int64))
+        return Rows(rows, lambda values: np.fromiter(values, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.starts) - 1

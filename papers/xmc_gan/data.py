@@ -60,8 +60,7 @@ class CaptionedItems:
     @staticmethod
     def of(listing: Listing, annotations: ImageAnnotations, items: Items, captions_per_image: int) -> CaptionedItems:
         """All items of a split: one per image or per caption, with an image's first `captions_per_image` captions."""
-        captions = annotations.captions
-        texts = Rows.texts(captions)
+        texts = annotations.captions
         first, count = texts.starts[:-1], np.minimum(np.diff(texts.starts), captions_per_image)
         rows = np.arange(len(listing))
         if items == "captions":

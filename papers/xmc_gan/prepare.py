@@ -43,7 +43,7 @@ class WantedStore:
         return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
 
     def captions(self) -> Rows[str]:
-        return Rows.texts(self.dataset.annotations(self.split).captions)
+        return self.dataset.annotations(self.split).captions
 
     def state(self) -> str:
         """Whether the store is "present", "missing", or what is wrong."""

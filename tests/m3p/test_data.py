@@ -304,7 +304,7 @@ def test_groups_of_several_sets_do_not_mix() -> None:
             return self.count
 
     one = LanguageCaptions("en", Texts("abc"), Rows.texts([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
-    two = LanguageCaptions("zh", Texts("cd"), Rows.texts([("u",), ("v",)]))
+    two = LanguageCaptions("zh", Texts("cd"), Rows.texts([("u",), ("v",)]), np.arange(2))
     pool = CaptionPool([Counted(one, 4), Counted(two, 2)], ["a", "b", "c", "d"])  # type: ignore[list-item]
     assert pool.counts.tolist() == [1, 2, 2, 1]
     assert [pool.of(image).tolist() for image in range(4)] == [[0], [1, 2], [3, 4], [5]]

@@ -69,7 +69,7 @@ class MediaDataset(ABC):
     split_aliases: ClassVar[Mapping[str, str]] = {}
     num_folds: ClassVar[int] = 0
     fold_needed: ClassVar[bool] = False
-    num_classes: ClassVar[int] = 0
+    num_classes: ClassVar[int | None] = 0
     published_counts: ClassVar[Mapping[str, int]] = {}
     count_tolerance: ClassVar[float] = 0.0
     optional_splits: ClassVar[frozenset[str]] = frozenset()
@@ -138,7 +138,6 @@ class MediaDataset(ABC):
         return [(split, fold) for fold in range(1, self.num_folds + 1) for split in self.splits]
 
     def require_folder(self) -> None:
-        """Raise `DatasetMissing` if the folder does not exist."""
         if not self.root.is_dir():
             raise self._lacks(self.root)
 

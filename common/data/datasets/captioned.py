@@ -168,7 +168,6 @@ class CaptionedDataset(LanguageCaptioned):
         return scan
 
     def status(self) -> DatasetStatus:
-        """Status of captions by split and language, region features, and pictures."""
         counts: dict[str, int] = {}
         notes: list[str] = []
         problems: list[str] = []
@@ -229,7 +228,7 @@ def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[s
         raise DatasetError(f"{path}: has no captions; download it again")
     if len({key for key, _ in found}) < len(found):
         raise DatasetError(f"{path}: an image occurs twice")
-    return LanguageCaptions(language, Texts(kept), Rows.texts(kept.values()))
+    return LanguageCaptions(language, Texts(kept), Rows.texts(kept.values()), np.arange(len(kept)))
 
 
 def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:

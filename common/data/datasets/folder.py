@@ -80,6 +80,7 @@ class OwnFolder(MediaDataset):
         "evaluation": "test",
     }
     num_folds = 5
+    num_classes = None
     size = "yours"
     license = "yours"
     source = "your own files"
@@ -89,9 +90,6 @@ class OwnFolder(MediaDataset):
 
     def parts(self) -> list[tuple[str, int | None]]:
         return [("all", None)]
-
-    def published_classes(self) -> None:
-        return None
 
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
         layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
@@ -387,7 +385,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
                     )
                 keys[key] = item
         texts = Rows.texts(self._captions_of(item, language) for item in keys.values())
-        return LanguageCaptions(language, Texts(keys), texts)
+        return LanguageCaptions(language, Texts(keys), texts, np.arange(len(keys)))
 
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)

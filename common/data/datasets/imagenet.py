@@ -62,7 +62,7 @@ class ImageNet(MediaDataset):
     def published_count(self, split: str, fold: int | None = None) -> int | None:
         return self.published_counts[split] if self.class_list is None else None
 
-    def published_classes(self) -> int:
+    def published_classes(self) -> int | None:
         return self.num_classes if self.class_list is None else len(self._listed())
 
     def checksums(self) -> Mapping[str, str]:
