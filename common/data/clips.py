@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,13 +92,6 @@ class ClipDataset(ItemDataset):
         super().__init__(listing, passes=clips_per_video, **options)
         self.cache = FileCache.shared(cache_bytes)
 
-    @abstractmethod
-    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        """Cut the sample of a clip."""
-
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
-        return self._sample(self.listing[file], rng)
-
     def fill_cache(self) -> None:
         if self.cache is not None:
             files = (path for clip in self.listing for path in (clip.path, clip.sound) if path is not None)
@@ -141,27 +133,16 @@ class AudioVisualClips(ClipDataset):
     ) -> None:
         super().__init__(listing, **options)
         self.training = training
-        self.video_transform = (
-            None
-            if video_transform is None
-            else video_transform.adapted(training, frame_count(video_duration, video_fps))
-        )
+        frames = frame_count(video_duration, video_fps)
+        self.video_transform = video_transform and video_transform.adapted(training, frames)
         self.audio_transform = audio_transform.with_training(training)
         self.video_duration = video_duration
         self.video_fps = video_fps
         self.jitter = jitter if training else 0.0
 
-    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        frames, samples = self._cut(clip, rng)
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        clip = self.listing[file]
         sample: Sample = {}
-        if self.video_transform is not None:
-            assert frames is not None
-            sample["video"] = self.video_transform(frames, rng)
-        sample["audio"] = self.audio_transform(samples, rng)
-        sample["sound_label"] = torch.tensor(clip.sound_label)
-        return sample
-
-    def _cut(self, clip: Clip, rng: np.random.Generator) -> tuple[Tensor | None, Tensor]:
         with (
             MediaFile(clip.path, self.cache) as media,
             contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache) as sound,
@@ -179,13 +160,16 @@ class AudioVisualClips(ClipDataset):
                     f"too short: video {video[0]:.2f} to {video[1]:.2f} s, audio {audio[0]:.2f} to {audio[1]:.2f} s, "
                     f"wanted {self.video_duration:g} s and {audio_duration:g} s",
                 )
-            frames = None
             video_start, audio_start = window
             if self.video_transform is not None:
                 frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps, video[1])
+                sample["video"] = self.video_transform(frames, rng)
                 # The video starts at a frame; shift the sound with it.
                 audio_start += actual_start - video_start
-            return frames, sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
+            samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
+        sample["audio"] = self.audio_transform(samples, rng)
+        sample["sound_label"] = torch.tensor(clip.sound_label)
+        return sample
 
 
 class VideoClips(ClipDataset):
@@ -215,7 +199,8 @@ class VideoClips(ClipDataset):
         self.video_duration = video_duration
         self.video_fps = video_fps
 
-    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        clip = self.listing[file]
         with MediaFile(clip.path, self.cache) as media:
             limits = _limits(media.video_limits, clip, "video")
             start = clip_start(limits, self.video_duration, float(rng.random()))
@@ -246,7 +231,8 @@ class DenseVideoClips(VideoClips):
         self.clips = clips
         self.random_starts = random_starts
 
-    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        clip = self.listing[file]
         with MediaFile(clip.path, self.cache) as media:
             start, end = _limits(media.video_limits, clip, "video")
             frames, _ = media.read_video(start, end - start, self.video_fps)
@@ -297,7 +283,8 @@ class SoundWindows(ClipDataset):
         self.excerpt_seconds = excerpt_seconds
         self.speed = speed
 
-    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        clip = self.listing[file]
         with MediaFile(clip.sound or clip.path, self.cache) as media:
             limits = _limits(media.audio_limits, clip, "audio")
             if self.wrap_seconds is not None:

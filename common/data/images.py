@@ -63,7 +63,6 @@ class ImageItems(ItemDataset):
 
 
 def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
-    """Raise if an image has no caption."""
     without = np.flatnonzero([not own for own in annotations.captions])
     if len(without):
         raise ValueError(

@@ -39,9 +39,7 @@ class SkipLedger:
     def __init__(self, listing: Listing, max_share: float) -> None:
         self.listing = listing
         self.max_share = max_share
-        self.flags = torch.zeros(len(listing), dtype=torch.uint8)
-        if len(listing):
-            self.flags.share_memory_()
+        self.flags = torch.zeros(len(listing), dtype=torch.uint8).share_memory_()
 
     def record(self, file: int, error: MediaError) -> None:
         if self.flags[file]:

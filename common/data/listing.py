@@ -70,11 +70,6 @@ def joined(root: Path, name: str) -> Path:
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 
-def _relative(path: Path, root: Path) -> str:
-    # A clip outside the root keeps its absolute name, which survives joining.
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
 def file_names(names: Iterable[str]) -> Texts:
     """File names, which may hold any bytes, with forward slashes."""
     return Texts(names, "surrogateescape")
@@ -107,15 +102,6 @@ class Listing(MadeOnDemand[Clip]):
     missing_names: tuple[str, ...] = ()
     layout: str = ""
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, version: str, clips: Iterable[Clip], classes: Sequence[str], root: Path) -> Listing:
-        rows = list(clips)
-        limits = [[np.nan if limit is None else limit for limit in (clip.start, clip.end)] for clip in rows]
-        numbers = [(clip.label, clip.sound_label, clip.fold, *own) for clip, own in zip(rows, limits)]
-        sounds = Texts("" if clip.sound is None else _relative(clip.sound, root) for clip in rows)
-        names = file_names(_relative(clip.path, root) for clip in rows)
-        return cls(name, version, root, tuple(classes), names, np.array(numbers, NUMBERS), sounds)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import av
 import numpy as np
@@ -37,6 +37,8 @@ from common.files import parsing, told
 Limits = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
+# What a cache holds: a decoded picture, or a decoded media file.
+Content = TypeVar("Content", bound="Pixels | DecodedMedia")
 
 # A lossy decoder needs some packets before its output is right, so seek this much further back.
 AUDIO_PREROLL_SECONDS = 0.5
@@ -50,8 +52,6 @@ _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 # Source samples before and after a window, to settle the resampler's filter.
 RESAMPLER_MARGIN = 64
-#: Frames per second of the frames of TVQA.
-FRAME_RATE = 3.0
 _NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 
@@ -118,14 +118,6 @@ def _on_screen(timed: Iterable[tuple[float, Item]], boundaries: list[float], ste
 # -- cache -------------------------------------------------------------------------------------------------------------
 
 
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-Content = TypeVar("Content", bound=_Sized)
-
-
 class FileCache:
     """Least recently used decoded files, in the memory of this process; files larger than the bound are not kept."""
 
@@ -147,9 +139,6 @@ class FileCache:
             cls._shared = cls(max_bytes)
         cls._shared.max_bytes = max(cls._shared.max_bytes, max_bytes)
         return cls._shared
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Unpickled in another process, the cache is empty.
@@ -579,10 +568,11 @@ class FrameFolder:
     """A clip as numbered pictures without sound, read like a `MediaFile`; a missing number repeats the previous one."""
 
     audio_limits = None
+    #: That of TVQA's frames.
+    video_fps = 3.0
 
     def __init__(self, path: str | os.PathLike[str], cache: FileCache | None = None) -> None:
         self.path = Path(path)
-        self.video_fps = FRAME_RATE
         self._cache = cache
         with parsing(self.path, MediaError):
             names = sorted(os.listdir(self.path))
@@ -620,7 +610,6 @@ class FrameFolder:
 
 @contextlib.contextmanager
 def open_media(path: Path, cache: FileCache | None = None) -> Iterator[MediaFile | FrameFolder]:
-    """A media file, or a folder of frames."""
     if path.is_dir():
         yield FrameFolder(path, cache)
     else:

@@ -63,7 +63,7 @@ class VideoTransform:
 
     Args:
         frames: minimum length of the result; 0 leaves it to the data set.
-        resize: shorter side before a plain crop; None = `int(crop / 0.875)`.
+        resize: shorter side before a plain crop.
         keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
         min_area: smallest fraction of the frame that "msc" crops.
         jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
@@ -78,7 +78,7 @@ class VideoTransform:
     mode: Literal["msc", "crop"] = "msc"
     frames: int = 0
     crop: int = 224
-    resize: int | None = None
+    resize: int = 256
     keep_aspect: bool = True
     min_area: float = 0.08
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
@@ -89,24 +89,17 @@ class VideoTransform:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        if self.resized_side < self.crop:
+        if self.resize < self.crop:
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
-
-    @property
-    def resized_side(self) -> int:
-        """Shorter side before a plain crop."""
-        return int(self.crop / 0.875) if self.resize is None else self.resize
-
-    @property
-    def _block(self) -> int:
-        return max(CACHED_PIXELS // self.crop**2, 1)
 
     def adapted(self, training: bool, frames: int) -> VideoTransform:
         """A copy for training or evaluation, with at least that many frames."""
         return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        return pad_clip(self.without_padding(frames, rng), self.frames)
+        clip = self.without_padding(frames, rng)
+        length = clip.shape[1]
+        return clip if length >= self.frames else clip[:, torch.arange(self.frames) % length]
 
     def without_padding(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """Transform without looping, [T, H, W, 3] -> [3, T, crop, crop]."""
@@ -140,13 +133,14 @@ class VideoTransform:
         # NumPy has a lower cost per call, which dominates for small frames. Large ones are memory-bound, so take blocks
         # that fit into a core's cache.
         colors = planes.numpy()
-        for first in range(0, colors.shape[1], self._block):
-            self._jitter(colors[:, first : first + self._block], draws[-8:])
+        block = max(CACHED_PIXELS // self.crop**2, 1)
+        for first in range(0, colors.shape[1], block):
+            self._jitter(colors[:, first : first + block], draws[-8:])
         return self._standardized(planes)
 
     def _resized(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
-        side = self.resized_side
+        side = self.resize
         if not self.keep_aspect:
             return _bilinear(pixels, (side, side))
         if height <= width:
@@ -241,14 +235,6 @@ def shift_hue(colors: Pixels, shift: float) -> None:
         plane += value
 
 
-def pad_clip(clip: Tensor, frames: int) -> Tensor:
-    """Loop a clip [3, T, H, W] until it has enough frames. Source: docs/papers/avid_cma.md [2.2], "pad"."""
-    length = clip.shape[1]
-    if length >= frames:
-        return clip
-    return clip[:, torch.arange(frames) % length]
-
-
 @dataclass(frozen=True)
 class AudioTransform:
     """Samples of one clip to a log spectrogram with linear (not mel) frequency bins.
@@ -260,7 +246,7 @@ class AudioTransform:
         window: length of a clip in seconds.
         fft: length of the Fourier transform in samples. (The official configs name half of it `n_fft`.)
         volume: training scales the samples by a factor in [1 - volume, 1 + volume].
-        mean, std: statistics in decibels, one per bin (see :func:`compute_audio_statistics`); empty gives decibels.
+        mean, std: statistics in decibels, one per bin (see :func:`write_audio_statistics`); empty gives decibels.
 
     Shapes:
         samples float32 [N] or [channels, N] -> float32 [1, frames, bins].
@@ -340,12 +326,8 @@ def _hann(size: int) -> Tensor:
     return torch.hann_window(size, dtype=torch.float64)
 
 
-def compute_audio_statistics(
-    spectrograms: Iterable[Tensor], path: str | Path | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every bin of spectrograms [..., time, bins] in decibels, [bins] float32 each.
-
-    `path` is an .npz file to write, with arrays `mean` and `std`.
+def write_audio_statistics(spectrograms: Iterable[Tensor], path: Path) -> None:
+    """Write `mean` and `std` of every bin of spectrograms [..., time, bins] in decibels, [bins] float32, as .npz.
 
     Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """
@@ -361,8 +343,6 @@ def compute_audio_statistics(
         raise ValueError("no spectrogram to compute statistics of")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    if path is not None:
-        content = io.BytesIO()
-        np.savez(content, mean=mean.astype(np.float32), std=std.astype(np.float32))
-        write_atomically(Path(path), content.getvalue())
-    return mean.astype(np.float32), std.astype(np.float32)
+    content = io.BytesIO()
+    np.savez(content, mean=mean.astype(np.float32), std=std.astype(np.float32))
+    write_atomically(path, content.getvalue())

@@ -29,7 +29,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.item_dataset import Sample
 from common.data.listing import Listing, spread
-from common.data.transforms import compute_audio_statistics
+from common.data.transforms import write_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
 from common.files import cache_folder
@@ -88,7 +88,7 @@ class AudioVisualData(ShardedDataModule):
             chosen = spread(len(sounds), STATISTICS_CLIPS)  # type: ignore[arg-type]
             loader = DataLoader(Subset(sounds, chosen), batch_size=None, num_workers=self.num_workers)
             path.parent.mkdir(parents=True, exist_ok=True)
-            compute_audio_statistics((sample["audio"] for sample in loader), path)
+            write_audio_statistics((sample["audio"] for sample in loader), path)
         return read_statistics(path)
 
 

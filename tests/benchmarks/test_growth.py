@@ -28,6 +28,7 @@ from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
 from papers.m3p.encoder import M3P, M3PEncoder
 from tests.benchmarks.speed import Step, about_machine, amount
+from tests.data.media_factory import listing_of
 
 
 class Part(NamedTuple):
@@ -84,8 +85,7 @@ def _listing(count: int) -> Step:
     root = Path("/data")
 
     def step() -> None:
-        clips = (Clip(root / f"{number % 400}" / f"{number}.mp4", number % 400) for number in range(count))
-        listing = Listing.of("growth", "1", clips, [str(label) for label in range(400)], root)
+        listing = listing_of(root, [Clip(root / f"{n % 400}" / f"{n}.mp4", n % 400) for n in range(count)])
         assert Listing.of_columns(listing.columns()).fingerprint() == listing.fingerprint()
 
     return step

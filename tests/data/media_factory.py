@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+
+from common.data.listing import NUMBERS, Clip, Listing, file_names
+from common.data.sequences import Texts
 
 # Containers and codecs a test may ask for by suffix: (video codec, pixel format, audio codec).
 CODECS = {
@@ -22,6 +27,14 @@ CODECS = {
     ".wav": ("", "", "pcm_s16le"),
 }
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+
+
+def listing_of(root: Path, clips: Sequence[Clip], classes: Sequence[str] = "abc") -> Listing:
+    """A listing of clips of no data set."""
+    numbers = np.array([(clip.label, clip.sound_label, clip.fold, clip.start, clip.end) for clip in clips], NUMBERS)
+    names = file_names(os.path.relpath(clip.path, root) for clip in clips)
+    sounds = Texts(os.path.relpath(clip.sound, root) if clip.sound else "" for clip in clips)
+    return Listing("test", "1", root, tuple(classes), names, numbers, sounds)
 
 
 def numbered_frames(count: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

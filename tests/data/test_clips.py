@@ -26,10 +26,10 @@ from common.data.listing import Clip, Listing
 from common.data.media import FileCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler
 from common.data.transforms import AudioTransform, VideoTransform
-from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_video, write_wav
+from tests.data.media_factory import frame_numbers, listing_of, numbered_frames, tone, write_video, write_wav
 
 TIMING = json.loads((Path(__file__).parents[1] / "golden/avid_cma/timing.json").read_text())
-VIDEO = VideoTransform(crop=16)
+VIDEO = VideoTransform(crop=16, resize=18)
 AUDIO = AudioTransform(sample_rate=8_000, window=1.0, fft=128, frames_per_second=32)
 EXACT = VideoTransform(crop=16, resize=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -51,8 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _listing(folder: Path, *names: str) -> Listing:
-    clips = [Clip(folder / name, label=number % 3, sound_label=number % 2) for number, name in enumerate(names)]
-    return Listing.of("test", "1", clips, ("a", "b", "c"), folder)
+    return listing_of(folder, [Clip(folder / name, number % 3, number % 2) for number, name in enumerate(names)])
 
 
 def _good(folder: Path, count: int = 6) -> Listing:
@@ -110,7 +109,8 @@ def test_worker_processes_give_the_same_samples(folder: Path) -> None:
     assert all(_equal(first, second) for first, second in zip(here, there))
 
 
-def test_sound_moves_with_the_frames(folder: Path) -> None:
+def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AudioTransform, "__call__", lambda self, samples, rng: samples)
     # Each picture is as bright as the sound is loud at that time, so the two can be compared.
     levels = (40 + 10 * np.arange(16)).astype(np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (16, 20, 24, 3)).copy()
@@ -121,14 +121,13 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
     )
     for item in range(20):
         rng = np.random.default_rng(item)
-        pictures, samples = clips._cut(clips.listing[0], rng)
+        sample = clips._make(0, rng)
         first, _, following = np.random.default_rng(item).random(3)
-        assert pictures is not None
-        assert int(pictures[0].float().mean().round()) == pytest.approx(levels[int(first * 8)], abs=2)
+        brightness = sample["video"].mean((0, 2, 3))
+        assert 255 * float(brightness[0]) == pytest.approx(levels[int(first * 8)], abs=2)
         assert rng.random() == following
-        brightness = pictures.float().mean((1, 2, 3)) / 255
         # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
-        assert brightness.numpy() == pytest.approx(samples.view(8, 1000).mean(1).numpy(), abs=0.02)
+        assert brightness.numpy() == pytest.approx(sample["audio"].view(8, 1000).mean(1).numpy(), abs=0.02)
 
 
 BROKEN = ["empty.mp4", "garbage.mp4", "truncated.mp4", "missing.mp4", "sound_only.wav", "one_frame.mp4", "silent.mp4"]
@@ -188,11 +187,11 @@ def test_random_clips_of_labeled_videos(folder: Path) -> None:
     clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False)
     dense = DenseVideoClips(_good(folder), EXACT, clips=5, random_starts=True, video_duration=0.5, video_fps=8.0)
     for seed in range(20):
-        video = clips._sample(clips.listing[0], np.random.default_rng(seed))["video"]
+        video = clips._make(0, np.random.default_rng(seed))["video"]
         first = int(np.random.default_rng(seed).random() * 12)
         assert _numbers(video).tolist() == list(range(first, first + 4))
         firsts = np.random.default_rng(seed).integers(0, 13, 5)
-        videos = dense._sample(clips.listing[0], np.random.default_rng(seed))["video"]
+        videos = dense._make(0, np.random.default_rng(seed))["video"]
         assert torch.equal(_numbers(videos), torch.from_numpy(firsts[:, None] + np.arange(4)).int())
 
 
@@ -214,7 +213,7 @@ def test_dense_clips_cover_the_video(folder: Path, monkeypatch: pytest.MonkeyPat
     expected = torch.from_numpy(dense_clip_starts(16, 4, 5))[:, None] + torch.arange(4)
     assert torch.equal(_numbers(sample["video"]), expected.int())
     clips.fill_cache()
-    assert len(clips.cache or ()) == 6
+    assert len(clips.cache._entries if clips.cache else ()) == 6
     # Each clip is what the transform makes of its frames alone.
     with MediaFile(clips.listing[4].path) as media:
         frames, _ = media.read_video(0.0, 2.0, 8.0)
@@ -223,8 +222,7 @@ def test_dense_clips_cover_the_video(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_listed_segments_are_respected(folder: Path) -> None:
-    segment = Clip(folder / "good0.mp4", label=0, start=0.5, end=1.25)
-    listing = Listing.of("test", "1", [segment], ("a",), folder)
+    listing = listing_of(folder, [Clip(folder / "good0.mp4", label=0, start=0.5, end=1.25)])
     dense = DenseVideoClips(listing, EXACT, clips=4, video_duration=0.25, video_fps=8.0)
     assert _numbers(dense[0]["video"]).tolist() == [[4, 5], [5, 6], [6, 7], [8, 9]]
     assert frame_numbers(dense.preview(0)[None]) == [7]
@@ -246,7 +244,7 @@ def sounds(folder: Path) -> Listing:
     for number in range(3):
         path = write_wav(folder / f"sound{number}.wav", seconds=5.0, rate=16_000, frequency=500.0 * (number + 1))
         clips.append(Clip(path, label=number, fold=number + 1))
-    return Listing.of("sounds", "1", clips, ("a", "b", "c"), folder)
+    return listing_of(folder, clips)
 
 
 def test_what_a_sound_sample_holds(sounds: Listing) -> None:
@@ -276,9 +274,9 @@ def test_test_windows_wrap_round(sounds: Listing) -> None:
 @pytest.mark.parametrize("wrap", [4.0, None])
 def test_training_windows_change_speed_and_begin_where_drawn(sounds: Listing, wrap: float | None) -> None:
     still = dataclasses.replace(AUDIO, volume=0.0)
-    windows = SoundWindows(sounds, still, training=True, windows=3, wrap_seconds=wrap)
     clip = dataclasses.replace(sounds[0], start=0.25)
-    found = windows._sample(clip, np.random.default_rng(0))["audio"]
+    windows = SoundWindows(listing_of(sounds.root, [clip]), still, training=True, windows=3, wrap_seconds=wrap)
+    found = windows._make(0, np.random.default_rng(0))["audio"]
     draws = np.random.default_rng(0).random((3, 2))
     with MediaFile(clip.path) as media:
         for window, (speed, place) in zip(found, draws, strict=True):

@@ -16,7 +16,7 @@ from common.data.durations import common_seconds, is_known, kept_at, long_enough
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaInfo
-from tests.data.media_factory import write_video
+from tests.data.media_factory import listing_of, write_video
 
 FILES = {"a.mp4": 2.0, "b.mp4": 3.0, "c.mp4": 1.0}
 
@@ -31,19 +31,19 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
     write_video(root / "d.mp4", seconds=3.0, fps=8.0, size=(16, 16), audio_rate=8_000, with_audio=False)
     clips = [Clip(root / name, 0) for name in (*FILES, "d.mp4")]
     clips += [Clip(root / "b.mp4", 0, start=2.0), Clip(root / "b.mp4", 0, start=4.0)]
-    return Listing.of("some", "all", clips, ("one",), root)
+    return listing_of(root, clips)
 
 
 def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
     left = long_enough(listing, 1.5)
     assert left.names == ["a.mp4", "b.mp4"]
-    assert left.version == "all, more than 1.5 s of picture and sound"
+    assert left.version == "1, more than 1.5 s of picture and sound"
     assert left.notes == (
         "4 of 6 clips are left out: 1 without picture or sound, 3 with 1.5 s or less of both, 0 unreadable",
     )
     assert left.fingerprint() != listing.fingerprint()
     assert long_enough(listing, float(common_seconds(listing)[0])).names == ["b.mp4"]
-    with pytest.raises(ValueError, match="some: no clip has picture and sound for more than 9 s"):
+    with pytest.raises(ValueError, match="test: no clip has picture and sound for more than 9 s"):
         long_enough(listing, 9)
 
 
@@ -68,7 +68,7 @@ def test_what_is_known_is_not_asked_again(
     first = common_seconds(listing)
     assert asked == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "c.mp4", "d.mp4", "b.mp4", "b.mp4"]
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-2:] == [f"  some: checking for sound, {done} of 4 files" for done in (0, 2)]
+    assert printed[-2:] == [f"  test: checking for sound, {done} of 4 files" for done in (0, 2)]
     assert is_known(listing)
     np.testing.assert_array_equal(common_seconds(listing), first)
     assert first == pytest.approx([2.0, 3.0, 1.0, -1.0, 1.0, 0.0], abs=0.15)

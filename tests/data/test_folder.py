@@ -17,7 +17,7 @@ from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfIm
 from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.prepare import check_files
 from common.data.sequences import Texts
-from tests.data.media_factory import write_video, write_wav
+from tests.data.media_factory import listing_of, write_video, write_wav
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -139,7 +139,7 @@ class TestSounds:
         listing = FolderOfClips(touch(tmp_path, "a.mp4", "a.wav", "b.mp4")).listing("all")
         plain = replace(listing, sounds=Texts(()))
         assert plain.fingerprint() != listing.fingerprint()
-        assert Listing.of("a", "b", listing, (), tmp_path).fingerprint() == listing.fingerprint()
+        assert listing_of(tmp_path, listing).fingerprint() == listing.fingerprint()
         assert Listing.of_columns(listing.columns()).fingerprint() == listing.fingerprint()
 
 

@@ -381,7 +381,7 @@ def test_frames_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_the_cache_changes_nothing_and_spares_reading(tmp_path: Path) -> None:
     cached = FrameFolder(write_frames(tmp_path / "clip", range(1, 5)), cache=FileCache(10**6))
     cached.fill_cache()
-    assert len(cached._cache or ()) == 4
+    assert len(cached._cache._entries if cached._cache else ()) == 4
     for _ in range(2):
         frames, _ = cached.read_video(0.0, 2.0, 3.0)
         assert levels(frames) == [1, 2, 3, 4]

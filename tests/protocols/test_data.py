@@ -18,13 +18,13 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
-from common.data.listing import Clip, Listing
+from common.data.listing import Clip
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.protocols import data as protocol_data
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
-from tests.data.media_factory import write_wav
+from tests.data.media_factory import listing_of, write_wav
 from tests.protocols.parts import attached
 
 SMALL = ImageTransform(crop=8, resize=8)
@@ -118,7 +118,7 @@ def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
 
     first = of_world(test_windows=3)
     with monkeypatch.context() as patch:
-        patch.setattr(protocol_data, "compute_audio_statistics", None)  # they are kept, and nothing of these is drawn
+        patch.setattr(protocol_data, "write_audio_statistics", None)  # they are kept, and nothing of these is drawn
         np.testing.assert_array_equal(of_world(test_windows=3, seed=1), first)
     assert protocol_data.STATISTICS_CLIPS == 10_000  # docs/papers/avid_cma.md [2.3]
     assert not np.array_equal(of_world(test_windows=5), first)
@@ -144,8 +144,7 @@ def test_clips_of_videos_are_as_the_settings_say(tmp_path: Path) -> None:
         UCF101(tmp_path), fold=1, batch_size=3, num_workers=0, seed=5, clips_per_video=2, test_clips=4,
         clip_accuracy_clips=5, test_batch_size=2, video=VideoInput(fps=8, duration=1.5, crop=16),
     )  # fmt: skip
-    clips = [Clip(tmp_path / f"{number}.mp4", number) for number in range(3)]  # not read here
-    data.dataset.listing = lambda *_: Listing.of("three", "1", clips, ("a", "b", "c"), tmp_path)  # type: ignore
+    data.dataset.listing = lambda *_: listing_of(tmp_path, [Clip(Path(name), 0) for name in "abc"])  # type: ignore
     training, *tests = attached(data).train_dataloader(), *data.test_dataloader()
     common = {"video_duration": 1.5, "video_fps": 8, "seed": 5, "max_skipped_fraction": 0.05, "cache_bytes": 0}
     assert data.clip_options == common
@@ -165,8 +164,7 @@ def test_windows_of_sounds_are_as_the_settings_say(tmp_path: Path) -> None:
         ESC50(tmp_path), training_windows=3, test_windows=4, wrap_seconds=2.5, excerpt_seconds=1.5, file_batch_size=2,
         num_workers=0, seed=5, audio=AudioInput(fft=256, statistics=str(tmp_path / "statistics.npz")),
     )  # fmt: skip
-    clips = [Clip(tmp_path / f"{number}.mp4", number) for number in range(3)]  # not read here
-    data.dataset.listing = lambda *_: Listing.of("three", "1", clips, ("a", "b", "c"), tmp_path)  # type: ignore
+    data.dataset.listing = lambda *_: listing_of(tmp_path, [Clip(Path(name), 0) for name in "abc"])  # type: ignore
     for loader, windows, training in zip(attached(data).test_dataloader(), (3, 4), (True, False), strict=True):
         own = loader.dataset
         assert (loader.batch_size, own.windows, own.training) == (2, windows, training)

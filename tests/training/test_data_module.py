@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.item_dataset import TooManyBrokenFiles
-from common.data.listing import Clip, Listing
+from common.data.listing import Clip
 from common.data.media import FileCache
 from common.data.samplers import EpochSampler
 from common.training.data_module import MOST_AHEAD, PartsLoader, ShardedDataModule, bytes_of, loader_plan
 from tests.data.image_layouts import FEATURES, regions, write_image
+from tests.data.media_factory import listing_of
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageItems:
     for number in range(5):
         write_image(tmp_path / f"{number}.jpg", number)
     (tmp_path / "3.jpg").write_bytes(b"")
-    listing = Listing.of("test", "1", [Clip(tmp_path / f"{n}.jpg", 0) for n in range(5)], ("a",), tmp_path)
+    listing = listing_of(tmp_path, [Clip(tmp_path / f"{n}.jpg", 0) for n in range(5)])
     transform = ImageTransform(crop=8, resize=8)
     return ImageItems(listing, transform, training=True, cache_bytes=2**20, max_skipped_fraction=0.5)
 
@@ -158,7 +159,7 @@ def test_workers_find_the_cache_filled(
     loader = module.evaluation_loader(Subset(items, [0, 1]), 2)
     assert loader.num_workers == 1
     assert items.cache is not None
-    assert len(items.cache) == 4
+    assert len(items.cache._entries) == 4
     (batch,) = loader
     assert batch["index"].tolist() == [0, 1]
 
