@@ -49,7 +49,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of global batches in an epoch."""
         return self.num_samples // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:

@@ -120,7 +120,6 @@ class AudioSet(MediaDataset):
         return {**options, "in_list_order": True} if self.in_list_order and self.clip_list is not None else options
 
     def _scan(self, split: str, fold: int | None) -> Scan:
-        lists = {part: first_of(self.root, self._list_names(name)) for part, name in _LIST_OF.items()}
         own_list = self._one_of(*self._list_names(_LIST_OF[split]), reason="the list of segments is missing")
         watched: list[Path] = [own_list.parent, own_list]
         segments = list(_segments(own_list))
@@ -130,7 +129,8 @@ class AudioSet(MediaDataset):
             identifiers, classes = _class_names(class_list)
         else:
             # From all lists, so that every split has the same labels.
-            others = [path for part, path in lists.items() if path is not None and part != split]
+            found = (first_of(self.root, self._list_names(name)) for part, name in _LIST_OF.items() if part != split)
+            others = [path for path in found if path is not None]
             watched += others
             rows = itertools.chain(segments, *map(_segments, others))
             identifiers = classes = tuple(sorted({label for *_, labels in rows for label in labels}))
@@ -212,13 +212,6 @@ def _video_of(stem: str, listed: set[str]) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------------- writing
-_HEAD = (
-    "# Segments csv created Sun Mar  5 10:54:31 2017",
-    "# num_ytids=3, num_segs=3, num_unique_labels=2, num_positive_labels=3",
-    "# YTID, start_seconds, end_seconds, positive_labels",
-)
-
-
 def write_audioset(
     root: Path,
     clips: int = 3,
@@ -230,7 +223,7 @@ def write_audioset(
     write: WriteMedia = placeholder,
 ) -> Path:
     """Write a list of segments and its clips; if `listed` exceeds `clips`, the last clips are missing."""
-    lines = [*_HEAD]
+    lines = ["# YTID, start_seconds, end_seconds, positive_labels"]
     for number in range(clips if listed is None else listed):
         video, start = video_id(number, prefix), number * 10
         labels = "/m/09x0r,/t/dd00088" if number % 2 == 0 else "/m/03k3r"

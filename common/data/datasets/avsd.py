@@ -93,7 +93,6 @@ class AVSD(MediaDataset):
         return read_subtitles(path) if path.is_file() else None
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """True categories of picture and sound of every video; only miniatures have them."""
         return read_words(self.root)
 
     def _options(self) -> dict[str, object]:

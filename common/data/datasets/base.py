@@ -132,7 +132,9 @@ class MediaDataset(ABC):
         return self.num_classes
 
     def parts(self) -> list[tuple[str, int | None]]:
-        """Every (split, fold) that can be listed."""
+        """Every (split, fold) that can be listed, or the split that holds all."""
+        if "all" in self.splits:
+            return [("all", None)]
         if not self.fold_needed:
             return [(split, None) for split in self.splits]
         return [(split, fold) for fold in range(1, self.num_folds + 1) for split in self.splits]

@@ -129,7 +129,6 @@ def fill_scan(
 # ---------------------------------------------------------------------------------------------------- captions
 @read_once()
 def read_captions(path: Path) -> CaptionedImages:
-    """Read a COCO caption file, once per process."""
     with parsing(path, DatasetError):
         document = read_json(path)
         images = ((str(one["file_name"]), one["id"], one.get("group_id", one["id"])) for one in document["images"])
@@ -170,7 +169,6 @@ class Instances:
 
 @read_once()
 def read_instances(path: Path) -> Instances:
-    """Read a COCO instance file, once per process; columns of large ones are cached on disk."""
     columns = kept_columns(path, functools.partial(_instance_columns, path))
     return Instances(**{**columns, "categories": tuple(columns["categories"].tolist())})  # type: ignore[arg-type]
 
@@ -283,7 +281,6 @@ def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: 
 
 
 def coco_image(image: Annotated) -> dict[str, Any]:
-    """A picture in the form of COCO."""
     entry: dict[str, Any] = {
         "license": image.license + 1,
         "file_name": image.file_name,
@@ -298,7 +295,6 @@ def coco_image(image: Annotated) -> dict[str, Any]:
 
 
 def coco_captions(images: Iterable[Annotated]) -> list[dict[str, Any]]:
-    """The captions of pictures in the form of COCO."""
     return [
         {"image_id": image.number, "id": PER_IMAGE * image.number + n, "caption": caption}
         for image in images

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from common.data.annotations import LanguageCaptions, read_once
 from common.data.datasets.base import read_lines, write_lines
@@ -52,16 +51,13 @@ class COCOCN(OnCOCO):
                 for name in (f"coco-cn_{split}.txt", _CAPTIONS)
             )
         )
-        return replace(captions, groups=self._groups(captions, split))
-
-    def _groups(self, captions: LanguageCaptions, split: str) -> npt.NDArray[np.int64]:
-        """Groups from COCO's list; without it, or if it lacks an image, all groups differ."""
+        # Groups come from COCO's list; without it, or if it lacks an image, all groups differ.
         if not self.coco.has_list():
-            return captions.groups
+            return captions
         parts = [self.coco.images(part) for part in self.coco.splits]
         shown = {key: group for keys, _, groups in parts for key, group in zip(keys, groups)}
         found = [shown.get(key) for key in captions.keys]
-        return captions.groups if None in found else np.array(found, dtype=np.int64)
+        return captions if None in found else replace(captions, groups=np.array(found, dtype=np.int64))
 
 
 @read_once()

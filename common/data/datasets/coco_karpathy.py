@@ -75,9 +75,8 @@ class COCOKarpathy(LanguageCaptioned):
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
         """Captions of the images of a listing (None = the whole split), in its order; no tags or boxes."""
-        split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
-        images, _ = self._read()
+        images, _ = read_splits(self._one_of(_LIST))
         return images.annotations(images.rows_of(listing.names))
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
@@ -120,12 +119,9 @@ class COCOKarpathy(LanguageCaptioned):
         fill_scan(scan, images, files, rows=rows.tolist())
         return scan
 
-    def _read(self) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
-        return read_splits(self._one_of(_LIST))
-
     def _images(self, split: str) -> tuple[CaptionedImages, npt.NDArray[np.int64]]:
         """All images, and the rows of a split."""
-        images, splits = self._read()
+        images, splits = read_splits(self._one_of(_LIST))
         return images, np.flatnonzero((splits == split) | (self.restval and split == "train" and splits == "restval"))
 
 

@@ -46,9 +46,6 @@ class ESC50(MediaDataset):
     license = "CC BY-NC 3.0 (the ESC-10 part CC BY 3.0)"
     source = "https://github.com/karolpiczak/ESC-50"
 
-    def parts(self) -> list[tuple[str, int | None]]:
-        return [("all", None)]
-
     def _scan(self, split: str, fold: int | None) -> Scan:
         list_path = self._one_of(*(f"{folder}/meta/esc50.csv" for folder in _FOLDERS))
         audio = list_path.parent.parent / "audio"

@@ -88,9 +88,6 @@ class OwnFolder(MediaDataset):
     #: Further columns besides `file_name`, `label` and `split`.
     columns: ClassVar[tuple[str, ...]] = ()
 
-    def parts(self) -> list[tuple[str, int | None]]:
-        return [("all", None)]
-
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
         layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
         return DatasetMissing(

@@ -80,7 +80,6 @@ class LocalizedNarratives(MediaDataset):
 
     @staticmethod
     def file_name(image_id: str) -> str:
-        """File name of an image inside its folder."""
         return f"{image_id}.jpg"
 
 

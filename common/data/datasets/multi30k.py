@@ -83,15 +83,15 @@ def write_multi30k(
     root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
 ) -> None:
     """Write one split of Multi30K: five captions per image in `en` and `de`, one in the others."""
-    task1, task2 = (split, split) if split != "test" else ("test_2016_flickr", "test_2016")
     home = root / "data"
     for folder in ("task1/raw", "task2/raw"):
         (home / folder).mkdir(parents=True, exist_ok=True)
-    write_lines(home / f"task1/image_splits/{task1}.txt", (f"{stem}.jpg" for stem in stems))
+    write_lines(home / f"task1/image_splits/{_TASK1[split]}.txt", (f"{stem}.jpg" for stem in stems))
     for language, rows in captions.items():
         for number, texts in enumerate(zip(*rows), 1):
-            independent = language in ("en", "de")
-            name = f"task2/raw/{task2}.{number}.{language}.gz" if independent else f"task1/raw/{task1}.{language}.gz"
+            name = f"task1/raw/{_TASK1[split]}.{language}.gz"
+            if language in ("en", "de"):
+                name = f"task2/raw/{_TASK2[split]}.{number}.{language}.gz"
             # Without a time stamp, the same text gives the same file.
             packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
             (home / name).write_bytes(packed)

@@ -96,8 +96,9 @@ class PascalVOC(MediaDataset):
                 path = lists / f"{name}_{split}.txt"
                 if not path.is_file():
                     raise self._lacks(path, f"the list of class {name!r} is missing")
-                for image, state in _states(path):
-                    states.setdefault(f"{prefix}JPEGImages/{image}", []).append(state)
+                with parsing(path, DatasetError):
+                    for image, state in map(str.split, read_lines(path)):
+                        states.setdefault(f"{prefix}JPEGImages/{image}", []).append(_STATES[state])
         rows = [states.get(os.path.splitext(name)[0], []) for name in listing.names]
         for name, row in zip(listing.names, rows):
             if len(row) != len(listing.classes):
@@ -122,7 +123,10 @@ class PascalVOC(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         years = self._years_of(split)
-        scan = Scan(_classes_in(self._lists(self.years[0])), ", ".join(f"VOC{year}" for year in years))
+        endings = tuple(f"_{split}.txt" for split in self.splits)
+        names = [name for name in entries(self._lists(self.years[0]))[1] if name.endswith(endings)]
+        classes = tuple(sorted({name.rpartition("_")[0] for name in names}))
+        scan = Scan(classes, ", ".join(f"VOC{year}" for year in years))
         scan.watched += map(self._lists, self.years)
         for year in years:
             lists = self._lists(year)
@@ -150,17 +154,6 @@ class PascalVOC(MediaDataset):
 
     def _lists(self, year: str) -> Path:
         return self._one_of(f"VOCdevkit/VOC{year}/ImageSets/Main", f"VOC{year}/ImageSets/Main")
-
-
-def _classes_in(lists: Path) -> tuple[str, ...]:
-    """Class names of a folder with lists `<class>_<split>.txt`."""
-    endings = tuple(f"_{split}.txt" for split in PascalVOC.splits)
-    return tuple(sorted({name.rpartition("_")[0] for name in entries(lists)[1] if name.endswith(endings)}))
-
-
-def _states(path: Path) -> list[tuple[str, int]]:
-    with parsing(path, DatasetError):
-        return [(image, _STATES[state]) for image, state in map(str.split, read_lines(path))]
 
 
 def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
