@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
-from common.data.media import MediaError, probe, restrict
+from common.data.media import MediaError, MediaFile, restrict
 from common.files import cache_folder, console, exclusive, usable_cores, write_whole
 
 #: Largest fraction of unreadable files.
@@ -89,7 +89,8 @@ def _kept(listing: Listing) -> npt.NDArray[np.float64]:
 
 def _of_clip(clip: Clip) -> float:
     try:
-        info = probe(clip.path)
+        with MediaFile(clip.path) as media:
+            info = media.info
     except MediaError as error:
         # Do not cache transient errors of the disk or system.
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING:

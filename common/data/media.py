@@ -556,11 +556,6 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
     return np.stack([np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes[:channels]], axis=1)
 
 
-def probe(path: str | Path) -> MediaInfo:
-    with MediaFile(path) as media:
-        return media.info
-
-
 # -- folders of frames -------------------------------------------------------------------------------------------------
 
 

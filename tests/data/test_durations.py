@@ -95,7 +95,7 @@ def test_what_the_system_refuses_for_now_is_not_remembered(listing: Listing, mon
         raise MediaError.of(path, "cannot be opened") from OSError(errno.EIO, "refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "probe", refused)
+        patch.setattr(module, "MediaFile", refused)
         with pytest.raises(MediaError, match="cannot be opened"):
             long_enough(listing, 1.0)
     assert len(long_enough(listing, 1.5)) == 2

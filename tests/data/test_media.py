@@ -29,7 +29,6 @@ from common.data.media import (
     MediaInfo,
     _on_screen,
     frame_count,
-    probe,
     select_frames,
 )
 from common.data.worlds.audiovisual import write_clip
@@ -59,7 +58,7 @@ def test_a_frame_is_on_screen_until_the_next(times: list[int], boundaries: list[
 
 def test_worlds_write_clips_at_their_rate(folder: Path) -> None:
     write_clip(folder / "world.mp4", np.zeros((10, 16, 32, 3), np.uint8), 8)
-    assert probe(folder / "world.mp4") == MediaInfo((0, 1.25), None, 8, (16, 32), 0, True)
+    assert MediaFile(folder / "world.mp4").info == MediaInfo((0, 1.25), None, 8, (16, 32), 0, True)
 
 
 def test_what_decoding_takes_is_known_before() -> None:
@@ -129,7 +128,7 @@ def test_a_recording_that_was_never_finished_has_its_sound(folder: Path) -> None
                 packet.stream = streams[packet.stream_index]
                 target.mux(packet)
     assert av.open(str(live)).duration is None
-    info = probe(live)
+    info = MediaFile(live).info
     assert info.video_limits == info.audio_limits == pytest.approx((0.0, 3.0))
     with MediaFile(live) as media:
         assert frame_numbers(media.read_video(0.0, 0.5, 8.0)[0].numpy()) == [0, 1, 2, 3]
