@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from common.data.media import frame_count
 from common.data.transforms import AudioTransform, VideoTransform
 from common.encoders.checkpoint_files import read_checkpoint
 from common.errors import StageError
@@ -30,7 +31,7 @@ class VideoInput:
 
     @property
     def frames(self) -> int:
-        return int(self.duration * self.fps)
+        return frame_count(self.duration, self.fps)
 
     def transform(self, training: bool) -> VideoTransform:
         options = asdict(self)

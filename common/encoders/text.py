@@ -179,10 +179,8 @@ class GRUEncoder(nn.Module):
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         self.rnn = nn.GRU(embedding_dim, hidden_size, layers, batch_first=True)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Unit vectors [B, feature_dim], float32 or more, of tokens [B, L] padded at the end (`lengths`: nonzero)."""
-        if lengths is None:
-            lengths = (tokens != 0).sum(1)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Unit vectors [B, feature_dim], float32 or more, of tokens [B, L], padded with 0 at the end."""
         # Padding at the end changes no earlier state. Running over it is cheaper than packing, for which the host
         # would have to wait for the lengths.
         try:
@@ -190,7 +188,7 @@ class GRUEncoder(nn.Module):
         except IndexError:
             raise _too_few_embeddings(self.vocabulary_size) from None
         states, _ = self.rnn(embedded)
-        last = (lengths.to(tokens.device) - 1).clamp(min=0)
+        last = ((tokens != 0).sum(1) - 1).clamp(min=0)
         features = states[torch.arange(len(tokens), device=tokens.device), last]
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)

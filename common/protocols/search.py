@@ -28,7 +28,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 
 
 class SearchSpace(nn.Module):
-    """Embeds images and captions as unit vectors; `text_encoder` takes tokens [B, L] and lengths [B]."""
+    """Embeds images and captions as unit vectors; `text_encoder` takes tokens [B, L], padded with 0."""
 
     def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class SearchSpace(nn.Module):
         features = F.normalize(features.float()).to(self.projection.weight.dtype)
         return F.normalize(self.projection(features).float())
 
-    def text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Embeddings [B, embedding_dim] of captions [B, L] with their lengths [B], in float32."""
-        return F.normalize(self.text_encoder(tokens, lengths).float())
+    def text(self, tokens: Tensor) -> Tensor:
+        """Embeddings [B, embedding_dim] of captions [B, L], in float32."""
+        return F.normalize(self.text_encoder(tokens).float())
 
 
 class CrossModalSearch(EncoderModule):
@@ -59,7 +59,7 @@ class CrossModalSearch(EncoderModule):
     `test/validation_recall_sum`.
 
     Args:
-        text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
+        text_encoder: from tokens [B, L], padded with 0, to [B, embedding_dim].
         margin: by how much a pair must beat its negatives.
         hardest: only the hardest negative of every image and caption counts.
         mask_same_image: captions of the same image in a batch are no negatives.
@@ -68,9 +68,9 @@ class CrossModalSearch(EncoderModule):
         fold_size: images searched at a time in the test; None for all. Validation searches all.
 
     Shapes:
-        Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
-        images: `image`, `index` [B]. Batch of captions: `tokens`, `lengths`, `index` [B], and `image_index`
-        [B], the `index` of the caption's image.
+        Training batch: `image` [B, 3, H, W], `tokens` [B, L], `image_index` [B]. Batch of images: `image`,
+        `index` [B]. Batch of captions: `tokens`, `lengths`, `index` [B], and `image_index` [B], the `index` of
+        the caption's image.
 
     Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
     """
@@ -114,7 +114,7 @@ class CrossModalSearch(EncoderModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image = gather_with_gradient(self.space.image(self.features(batch["image"])))
-        text = gather_with_gradient(self.space.text(batch["tokens"], batch["lengths"]))
+        text = gather_with_gradient(self.space.text(batch["tokens"]))
         with torch.autocast(image.device.type, enabled=False):
             scores = image @ text.T
             if self.hparams["mask_same_image"]:
@@ -169,12 +169,11 @@ class CrossModalSearch(EncoderModule):
         if kind == 0:
             tables[0].update(batch["index"], embedding=self.space.image(self.features(batch["image"])))
         else:
-            tokens, lengths = batch["tokens"], batch["lengths"]
             tables[1].update(
                 batch["index"],
-                embedding=self.space.text(tokens, lengths),
+                embedding=self.space.text(batch["tokens"]),
                 image_index=batch["image_index"].long(),
-                text=text_numbers(tokens, lengths),
+                text=text_numbers(batch["tokens"], batch["lengths"]),
             )
 
     def _search(

@@ -207,7 +207,7 @@ class TestCrossModalSearch:
         assert not module.space.projection.bias.any()
         with torch.no_grad():
             image = module.space.image(module.features(batch["image"]))
-            text = module.space.text(batch["tokens"], batch["lengths"])
+            text = module.space.text(batch["tokens"])
             scores, found = image @ text.T, module.training_step(batch, 0)
         assert torch.cat([image, text]).norm(dim=1).tolist() == pytest.approx([1.0] * 8)
         of_image, of_text = [], []

@@ -126,7 +126,7 @@ class AVSD(MediaDataset):
         return [(videos.get(dialog.video), dialog) for dialog in dialogs]
 
     def _videos(self, watched: list[Path]) -> dict[str, str]:
-        """Video name -> file name relative to the root, or absolute if outside it."""
+        """Video name -> file name relative to the root."""
         home = self.root if self.videos is None else self.videos
         folders = [home / name for name in _VIDEO_FOLDERS if (home / name).is_dir()]
         if not folders and self.videos is not None and home.is_dir():
@@ -135,8 +135,7 @@ class AVSD(MediaDataset):
             raise self._lacks(home / _VIDEO_FOLDERS[0], "the videos are missing")
         found: dict[str, str] = {}
         for folder in folders:
-            inside = folder.is_relative_to(self.root)
-            prefix = folder.relative_to(self.root).as_posix() if inside else os.path.abspath(folder)
+            prefix = Path(os.path.relpath(folder, self.root)).as_posix()
             for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
                 found.setdefault(stem, f"{prefix}/{name}")
         return found
