@@ -403,12 +403,12 @@ class PretrainingData(RegionTextData):
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
-        ranks = f"processes ({trainer.world_size})"
-        for name, parts, what in (
-            ("batch_size", trainer.world_size, ranks), ("text_batch_size", trainer.world_size, ranks),
-        ):  # fmt: skip
-            if getattr(self, name) % parts:
-                raise ValueError(f"data.{name} ({getattr(self, name)}) is shared by {what} and must be divisible by it")
+        for name in ("batch_size", "text_batch_size"):
+            if getattr(self, name) % trainer.world_size:
+                raise ValueError(
+                    f"data.{name} ({getattr(self, name)}) is shared by processes ({trainer.world_size}) and must be "
+                    "divisible by it"
+                )
         steps = MultitaskSteps(
             self.streams,
             list(self.probabilities.values()),

@@ -137,12 +137,12 @@ class M3PEncoder(nn.Module):
     ) -> Tensor:
         """Vectors [B, L, D] of tokens int64 [B, L], independent of regions and other tokens; mask bool [B, L].
 
-        `first` is the position of the first token: 0 without regions, R after R regions. `languages` are ids [B]
-        or [B, L] of embeddings to add.
+        `first` is the position of the first token: 0 without regions, R after R regions. `languages` are ids [B] of
+        embeddings to add.
         """
         vectors = self.token(token_ids) + self.position.weight[first : first + token_ids.shape[1]]
         if languages is not None and self.languages > 1:
-            vectors = vectors + self.language(languages if languages.ndim == 2 else languages[:, None])
+            vectors = vectors + self.language(languages)[:, None]
         return self.dropout(self.norm(vectors)) * token_mask[..., None]
 
     def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
@@ -225,13 +225,10 @@ class MatchHead(nn.Module):
         self.dense = nn.Linear(width, width)
         self.score = nn.Linear(width, 1)
 
-    def pooled(self, first: Tensor) -> Tensor:
-        """[B, D], at least float32, from the hidden state [B, D] of the first position."""
-        return torch.tanh(_in_full_precision(self.dense, first))
-
     def forward(self, first: Tensor) -> Tensor:
-        """Logits [B] of hidden states [B, D]."""
-        return _in_full_precision(self.score, self.pooled(first))[..., 0]
+        """Logits [B], at least float32, of hidden states [B, D]."""
+        pooled = torch.tanh(_in_full_precision(self.dense, first))
+        return _in_full_precision(self.score, pooled)[..., 0]
 
 
 def _in_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -266,9 +263,9 @@ def all_pairs(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([first, second], dim=2).flatten(0, 1)
 
 
-def similar_lengths(token_mask: Tensor, together: int = CAPTIONS_TOGETHER) -> list[Tensor]:
+def similar_lengths(token_mask: Tensor) -> list[Tensor]:
     """Groups of caption numbers of similar length, shortest first."""
-    return list(token_mask.sum(1).argsort(stable=True).split(together))
+    return list(token_mask.sum(1).argsort(stable=True).split(CAPTIONS_TOGETHER))
 
 
 class M3P(nn.Module):

@@ -55,8 +55,9 @@ class RegionClassifier(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.class_count > self.hparams["classes"]:
-            raise ValueError(f"model.classes: {self.hparams['classes']} are too few for {data.class_count} categories")
+        count = len(data.dataset.listing("train").classes)
+        if count > self.hparams["classes"]:
+            raise ValueError(f"model.classes: {self.hparams['classes']} are too few for {count} categories")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         scores = self.network(batch["image"])
@@ -100,10 +101,6 @@ class RegionPictures(ShardedDataModule):
         super().__init__(dataset, world, batch_size=batch_size, **kwargs)
         self.image = image or ImageTransform()
         self.test_batch_size = test_batch_size
-
-    @property
-    def class_count(self) -> int:
-        return len(self.dataset.listing("train").classes)
 
     def items(self, split: str, training: bool) -> ImageItems:
         return ImageItems(self.dataset.listing(split), self.image, training=training, **self.item_options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.monitoring.figures import RIGHT, Cell, Row, image_grid, save_figure
@@ -11,7 +10,7 @@ from common.monitoring.media import media_folder, write_table
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from papers.m3p.search import RetrievalTest, Searched
+    from papers.m3p.search import RetrievalTest
 
 #: Captions shown per language, and pictures per caption.
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
@@ -20,22 +19,20 @@ SWITCHED = 24
 
 
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
-    """Write all figures and tables of a tested stage to the run's `media` folder, on the main process only."""
+    """Write `code_switched.csv`, and `retrieved.png` and `.csv`, the highest-scoring images for some captions per set.
+
+    They are in the `media` folder of a tested stage; only the main process writes.
+    """
     if not module.trainer.is_global_zero or not test.found:
         return
     folder = media_folder(module)
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-    draw_retrieved(module, data, test.found, folder)
     switched = data.switched_examples(SWITCHED)
     if switched:
         write_table(module, folder / "code_switched.csv", ["caption", "switched"], switched)
-
-
-def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched], folder: Path) -> None:
-    """`retrieved.png` and `.csv`: the highest-scoring images for some captions of every language."""
     rows: list[list[Any]] = []
     lines: list[Row] = []
-    for one in found:
+    for one in test.found:
         count = one.scores.shape[1]
         for column in range(0, count, max(count // CAPTIONS_SHOWN, 1))[:CAPTIONS_SHOWN]:
             scores, own = one.scores[:, column], int(one.caption_image[column])
@@ -51,4 +48,4 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
     # Some sets have regions but no images.
     if any(cell.image is not None for line in lines for cell in line.cells):
-        save_figure(module, image_grid(lines), folder / "retrieved.png", getattr(data, "credit", ""))
+        save_figure(module, image_grid(lines), folder / "retrieved.png", data.credit)

@@ -29,7 +29,7 @@ from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
 from common.stages import stopping
 from papers.m3p.captions import CaptionTokens, pad_captions
-from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
+from papers.m3p.encoder import M3P, similar_lengths
 from papers.m3p.pairs import CaptionSet, RegionItems
 
 
@@ -109,7 +109,6 @@ def score_pairs(
     tokens_per_batch: int,
     partial: Path | None = None,
     title: str = "",
-    captions_together: int = CAPTIONS_TOGETHER,
 ) -> Tensor:
     """Scores [N, M] float32 of all pairs, on the host of every process; all need the same gallery.
 
@@ -117,7 +116,7 @@ def score_pairs(
         tokens_per_batch: regions and tokens per batch, over all its pairs.
         partial: file of this process for partial scores, to resume an interrupted run.
     """
-    tiles = similar_lengths(gallery.token_mask, captions_together)[rank() :: world_size()]
+    tiles = similar_lengths(gallery.token_mask)[rank() :: world_size()]
     # What the scores depend on.
     sums = [value.detach().double().sum().cpu() for value in (*model.parameters(), gallery.image)]
     parts = [torch.stack(sums), gallery.tokens, gallery.token_mask, *tiles]
@@ -211,7 +210,11 @@ class RetrievalTest:
             gallery = Gallery(inputs["start"], inputs["region_mask"], one.tokens[known], one.token_mask[known])
             scores = self._scores(gallery, one.name, folder / f"{one.name}.{rank()}.pt")
             self.found.append(Searched(one, scores, owner, one.numbers[known], image))
-            results |= {f"{one.name}_{key}": value for key, value in self._recalls(scores, owner).items()}
+            if self.captions_per_image is not None:
+                columns = exactly(owner, self.captions_per_image)
+                scores, owner = scores[:, columns], owner[columns]
+            recalls = score_retrieval(scores, owner)
+            results |= {f"{one.name}_{key}": value for key, value in recalls.items() if "mean" not in key}
         for path in folder.glob(f"*.{rank()}.pt"):
             path.unlink()
         others = [results[f"{one.name}_mr"] for one in self.sets if one.source.language != "en"]
@@ -227,9 +230,3 @@ class RetrievalTest:
         title = f"  scoring {name}" if trainer.progress_bar_callback is not None else ""
         with trainer.strategy.precision_plugin.forward_context():
             return score_pairs(model, gallery, self.tokens_per_batch, partial, title)
-
-    def _recalls(self, scores: Tensor, owner: Tensor) -> dict[str, Tensor]:
-        if self.captions_per_image is not None:
-            columns = exactly(owner, self.captions_per_image)
-            scores, owner = scores[:, columns], owner[columns]
-        return {name: value for name, value in score_retrieval(scores, owner).items() if "mean" not in name}

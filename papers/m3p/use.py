@@ -23,7 +23,6 @@ from common.stages.export import (
 )
 from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import path_of
-from common.types import PositiveInt
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths
 from papers.m3p.pairs import region_batch
@@ -50,14 +49,11 @@ class M3P(encoder.M3P, TrainedModel):
     options = ("language", "regions")
 
     tokenizer: XLMRTokenizer
-
-    def __init__(self, encoder: M3PEncoder, region_classes: PositiveInt = 1600) -> None:
-        super().__init__(encoder, region_classes)
-        self.max_regions = 100
-        self.detector: RegionNetwork | None = None
-        self.regions: RegionFeatures | None = None
-        self.languages: list[str] = []
-        self._language: int | None = None
+    max_regions: int
+    detector: RegionNetwork | None
+    regions: RegionFeatures | None = None
+    languages: list[str]
+    _language: int | None = None
 
     @property
     def language(self) -> str | None:

@@ -23,8 +23,6 @@ from papers.m3p.encoder import M3P
 
 Layout = Literal["m3p", "xlm_roberta"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: Unused first rows of XLM-R's position table: its positions start after its padding id.
-XLM_R_FIRST_POSITION = 2
 _MOST_BLOCKS = 99
 
 
@@ -142,9 +140,9 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
     if layout == "m3p":
         written[_TABLE] = written["embeddings.weight"].clone()
     else:
-        # XLM-R's two unused position rows and its token type are zero.
+        # XLM-R's positions start after two unused rows; those and its token type are zero.
         positions = written["embeddings.position_embeddings.weight"]
-        unused = positions.new_zeros(XLM_R_FIRST_POSITION, positions.shape[1])
+        unused = positions.new_zeros(2, positions.shape[1])
         written["embeddings.position_embeddings.weight"] = torch.cat([unused, positions])
         written[_XLM_R_KIND] = positions.new_zeros(1, positions.shape[1])
     if Path(output).suffix == ".safetensors":

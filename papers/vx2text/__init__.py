@@ -10,11 +10,8 @@ Gumbel-softmax relaxation makes the choice of categories differentiable, so the 
 
 from typing import Any
 
-__all__ = ["VX2Text"]
 
-
-def __getattr__(name: str) -> Any:
-    """The model, imported lazily."""
+def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
     if name != "VX2Text":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from papers.vx2text.use import VX2Text

@@ -20,7 +20,6 @@ from common.data.datasets.tvqa import TVQA, Question, Subtitle
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import Limits
-from common.data.sequences import MadeOnDemand
 from common.data.text import pad_tokens
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
@@ -50,7 +49,6 @@ MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 #: Answer to a question with options: the letter of one; its text, by likelihood; or its position, for a model without a
 #: decoder.
 Scoring = Literal["label", "loglik", "position"]
-Slots = Literal["media", "words"]
 #: Subtitles by clip.
 Speech = Mapping[str, Sequence[Subtitle]]
 
@@ -75,30 +73,23 @@ class Example:
     clip: str
 
 
-@dataclass(frozen=True, eq=False)
-class Examples(MadeOnDemand[Example]):
-    """The texts of a split in the order of its listing; `make` takes the numbers of one of the `rows`."""
-
-    rows: npt.NDArray[np.int64]
-    make: Callable[..., Example]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def _item(self, position: int) -> Example:
-        return self.make(*self.rows[position].tolist())
+#: Makes the text of a file of a listing.
+MakeExample = Callable[[int], Example]
 
 
-def question_example(questions: Sequence[Question], subtitles: Speech, number: int) -> Example:
+def question_example(questions: Sequence[Question], subtitles: Speech, file: int) -> Example:
     """A question with options and the speech of the whole clip."""
-    question = questions[number]
+    question = questions[file]
     text = PromptText("question", question.text, spoken(subtitles, question.clip), options=question.options)
     answer = question.options[question.answer] if question.answer >= 0 else None
     return Example(text, answer, question.answer, () if answer is None else (answer,), question.clip)
 
 
-def dialog_example(dialogs: Sequence[Dialog], subtitles: Speech, with_summary: bool, number: int, turn: int) -> Example:
+def dialog_example(
+    dialogs: Sequence[Dialog], subtitles: Speech, with_summary: bool, rows: npt.NDArray[np.int64], file: int
+) -> Example:
     """A turn of a dialogue with its history; `with_summary` appends the video's summary to its caption."""
+    number, turn = rows[file].tolist()
     dialog = dialogs[number]
     asked = dialog.turns[turn]
     history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
@@ -111,8 +102,9 @@ def dialog_example(dialogs: Sequence[Dialog], subtitles: Speech, with_summary: b
     return Example(text, asked.answer, -1, references, dialog.video)
 
 
-def caption_example(moments: Sequence[Moment], subtitles: Speech, number: int, place: int) -> Example:
+def caption_example(moments: Sequence[Moment], subtitles: Speech, rows: npt.NDArray[np.int64], file: int) -> Example:
     """A description of a moment with the speech in it."""
+    number, place = rows[file].tolist()
     moment = moments[number]
     texts = tuple(description.text for description in moment.descriptions)
     text = PromptText("caption", speech=spoken(subtitles, moment.clip, moment.span))
@@ -124,7 +116,7 @@ def spoken(subtitles: Speech, clip: str, span: Limits | None = None) -> tuple[st
 
 
 class VideoTextItems(ItemDataset):
-    """Clips with their questions and answers, as input of `collate`; `examples` are in the order of the listing.
+    """Clips with their questions and answers, as input of `collate`.
 
     Args:
         reader: None puts true words in the places of modality tokens instead.
@@ -134,7 +126,7 @@ class VideoTextItems(ItemDataset):
     def __init__(
         self,
         listing: Listing,
-        examples: Examples,
+        example: MakeExample,
         prompt: Prompt,
         reader: ClipReader | None,
         known: KnownWords,
@@ -143,7 +135,7 @@ class VideoTextItems(ItemDataset):
         **options: Any,
     ) -> None:
         super().__init__(listing, **options)
-        self.examples = examples
+        self.example = example
         self.prompt = prompt
         self.reader = reader
         self.known = known
@@ -151,7 +143,7 @@ class VideoTextItems(ItemDataset):
         self.replaced = replaced
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
-        example = self.examples[file]
+        example = self.example(file)
         sample: Sample = {}
         if self.reader is not None:
             sample |= self.reader.read(self.listing[file], rng)
@@ -274,7 +266,7 @@ class VideoTextData(ShardedDataModule):
         video_categories: Sequence[str] | None = None,
         audio_categories: Sequence[str] | None = None,
         prompt: PromptLimits = DEFAULT_LIMITS,
-        slots: Slots = "media",
+        slots: Literal["media", "words"] = "media",
         replaced: Fraction = 0.15,
         train_split: str = "train",
         validation_split: str = "validation",
@@ -298,7 +290,7 @@ class VideoTextData(ShardedDataModule):
         self.categories: dict[Modality, Sequence[str]] = {
             name: names for name in self.modalities if (names := named[name]) is not None
         }
-        self.slots: Slots = slots
+        self.slots = slots
         self.replaced = replaced
         self.train_split = train_split
         self.validation_split = validation_split
@@ -307,20 +299,20 @@ class VideoTextData(ShardedDataModule):
         self.prompt = prompt_for(tokenizer, prompt, self.video, self.audio)
 
     @abstractmethod
-    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
-        """Listing of a split with one row per example, and the examples."""
+    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
+        """Listing of a split with one file per example, and what makes the example of a file."""
 
     def subtitles(self) -> Speech:
         return (self.dataset.subtitles() if self.prompt.limits.speech else None) or {}
 
     def items(self, split: str, training: bool) -> VideoTextItems:
-        listing, examples = self.examples(split, training)
+        listing, example = self.examples(split, training)
         reader = None
         if self.slots == "media":
             reader = ClipReader(self.video, self.audio, training, self.cache_bytes)
         return VideoTextItems(
             listing,
-            examples,
+            example,
             self.prompt,
             reader,
             KnownWords(self.dataset.words(), self.categories),
@@ -367,8 +359,6 @@ class VideoTextData(ShardedDataModule):
 class AnyTokenizer:
     """Replaces a tokenizer whose vocabulary file is missing: every text is one piece."""
 
-    pad_id, eos_id, letter_ids = 0, 1, (5, 6, 7, 8, 9)
-
     def encode(self, text: str) -> list[int]:
         return [5]
 
@@ -394,10 +384,9 @@ class QuestionAnsweringData(VideoTextData):
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
         self.scoring = scoring
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
-        questions = self.dataset.questions(split)
-        make = partial(question_example, questions, self.subtitles())
-        return self.dataset.listing(split), Examples(np.arange(len(questions))[:, None], make)
+    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
+        example = partial(question_example, self.dataset.questions(split), self.subtitles())
+        return self.dataset.listing(split), example
 
 
 class DialogData(VideoTextData):
@@ -421,7 +410,7 @@ class DialogData(VideoTextData):
         super().__init__(dataset, tokenizer, **kwargs)
         self.with_summary = with_summary
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
+    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         dialogs = self.dataset.dialogs(split)
         pairs = [
             (number, turn)
@@ -430,8 +419,8 @@ class DialogData(VideoTextData):
             if not training or dialog.turns[turn].answer is not None
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        make = partial(dialog_example, dialogs, self.subtitles(), self.with_summary)
-        return self.dataset.listing(split).subset(rows[:, 0]), Examples(rows, make)
+        example = partial(dialog_example, dialogs, self.subtitles(), self.with_summary, rows)
+        return self.dataset.listing(split).subset(rows[:, 0]), example
 
 
 class CaptioningData(VideoTextData):
@@ -449,7 +438,7 @@ class CaptioningData(VideoTextData):
     ) -> None:
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
+    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         moments = self.dataset.moments(split)
         pairs = [
             (number, place)
@@ -457,5 +446,5 @@ class CaptioningData(VideoTextData):
             for place in (range(len(moment.descriptions)) if training else [0])
         ]
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        make = partial(caption_example, moments, self.subtitles())
-        return self.dataset.listing(split).subset(rows[:, 0]), Examples(rows, make)
+        example = partial(caption_example, moments, self.subtitles(), rows)
+        return self.dataset.listing(split).subset(rows[:, 0]), example

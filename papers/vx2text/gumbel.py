@@ -15,10 +15,10 @@ from torch.nn import functional as F
 Estimator = Literal["st_topk", "st_independent", "soft", "st_topk_selected"]
 
 
-def gumbel_noise(*shape: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
+def gumbel_noise(*shape: int, generator: torch.Generator | None = None) -> Tensor:
     """Standard Gumbel noise in float32 ([4])."""
     # Inside (0, 1), so that the noise is finite.
-    uniform = torch.rand(*shape, generator=generator, device=device).clamp(1e-9, 1 - 1e-7)
+    uniform = torch.rand(*shape, generator=generator).clamp(1e-9, 1 - 1e-7)
     return -torch.log(-torch.log(uniform))
 
 

@@ -310,9 +310,6 @@ class CategoryData(ShardedDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.items(self.train_split, training=True))
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size, "validation")
-
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
 

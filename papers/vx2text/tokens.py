@@ -25,9 +25,7 @@ PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
 #: Kinds of tokens: an estimator of `papers.vx2text.gumbel`, which trains the classifier; `frozen`, the most probable
 #: categories of a frozen classifier; `nondifferentiable`, sampled as by `st_topk` without a gradient; or `continuous`,
 #: projected features of a trained encoder without categories, which the paper argues against.
-Tokenization = Literal[
-    "st_topk", "st_independent", "soft", "st_topk_selected", "frozen", "nondifferentiable", "continuous"
-]
+Tokenization = Literal[Estimator, "frozen", "nondifferentiable", "continuous"]
 #: Category embeddings: a parameter initialized with the mean of their names' word embeddings, or that mean itself.
 Table = Literal["learned", "tied"]
 

@@ -72,9 +72,12 @@ def one_by_one(model: M3P, gallery: Gallery) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("budget", "together"), [(1, 1), (60, 4), (10**6, 64)])
-def test_tiles_of_any_size_give_the_scores_of_each_pair_alone(budget: int, together: int) -> None:
+def test_tiles_of_any_size_give_the_scores_of_each_pair_alone(
+    budget: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("papers.m3p.encoder.CAPTIONS_TOGETHER", together)
     model, gallery = model_and_gallery()
-    scores = score_pairs(model, gallery, budget, captions_together=together)
+    scores = score_pairs(model, gallery, budget)
     torch.testing.assert_close(scores, one_by_one(model, gallery), rtol=1e-4, atol=1e-5)
 
 
@@ -103,8 +106,9 @@ class Stopped(Exception):
 
 
 def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("papers.m3p.encoder.CAPTIONS_TOGETHER", 3)
     model, gallery = model_and_gallery()
-    whole = score_pairs(model, gallery, 10**6, captions_together=3)
+    whole = score_pairs(model, gallery, 10**6)
     tile = M3P.score_tile
     scored: list[int] = []
 
@@ -118,17 +122,17 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     monkeypatch.setattr(M3P, "score_tile", stopping)
     partial = tmp_path / "scores" / "en.0.pt"
     with pytest.raises(Stopped):
-        score_pairs(model, gallery, 10**6, partial, captions_together=3)
+        score_pairs(model, gallery, 10**6, partial)
     scored[:] = [1, 1]  # room for one more only: of five tiles three are done
     monkeypatch.setattr(M3P, "score_tile", lambda *args: (scored.append(1), tile(*args))[1])
-    assert torch.equal(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole)
+    assert torch.equal(score_pairs(model, gallery, 10**6, partial), whole)
     assert len(scored) == 4
     # Other weights or captions: all is scored anew.
     with torch.no_grad():
         model.match_head.score.bias.add_(1.0)
-    torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
+    torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial), whole + 1)
     other = Gallery(gallery.image, gallery.image_mask, gallery.tokens.flip(0), gallery.token_mask.flip(0))
-    found = score_pairs(model, other, 10**6, partial, captions_together=3)
+    found = score_pairs(model, other, 10**6, partial)
     torch.testing.assert_close(found, whole.flip(1) + 1, rtol=1e-4, atol=1e-5)
 
 
