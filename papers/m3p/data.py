@@ -454,7 +454,7 @@ class PretrainingData(RegionTextData):
             "word_places": draw.integers(0, rows * self.bptt, masked),
             "word_targets": draw.integers(*MADE_UP_WORDS, masked),
         }
-        blocks = min(self.xmlm_steps, len(self.languages)) if self.xmlm_steps else 0
+        blocks = min(self.xmlm_steps, len(self.languages))
         step = {"xmlm": [block] * blocks, "relations": [pairs] * sets, "index": torch.arange(size)}
         return Example(step, self.steps_per_epoch, facts)
 

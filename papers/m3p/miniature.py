@@ -75,7 +75,7 @@ class RegionClassifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         means = self.accuracy.compute(self.device)
         values = {f"test/{name}": (100 * means[name]).float() for name in self.accuracy.names}
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+        self.log_dict(values)
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams

@@ -48,7 +48,6 @@ class RegionNetwork(nn.Module):
             stem_channels=channels[0],
             stem_kernel=3,
             stem_stride=1,
-            stem_pool=True,
         )
         self.classifier = nn.Linear(self.encoder.feature_dim, classes)
         self.side = side

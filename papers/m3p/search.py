@@ -104,11 +104,7 @@ class Gallery:
 
 
 def score_pairs(
-    model: M3P,
-    gallery: Gallery,
-    tokens_per_batch: int,
-    partial: Path | None = None,
-    title: str = "",
+    model: M3P, gallery: Gallery, tokens_per_batch: int, partial: Path | None = None, title: str = ""
 ) -> Tensor:
     """Scores [N, M] float32 of all pairs, on the host of every process; all need the same gallery.
 

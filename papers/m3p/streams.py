@@ -33,12 +33,11 @@ class LanguageStream:
     def __len__(self) -> int:
         return -(-len(self.tokens) // (self.batch_size * self.bptt))
 
-    def block(self, number: int, rows: slice = slice(None)) -> Ints:
-        """Some rows of a block, int64 [B, bptt]."""
-        number = range(len(self))[number]
+    def block(self, number: int) -> Ints:
+        """A block, int64 [batch_size, bptt]."""
         piece = len(self) * self.bptt
         filled = self.batch_size * piece - len(self.tokens)
-        start = np.arange(self.batch_size, dtype=np.int64)[rows] * piece
+        start = np.arange(self.batch_size, dtype=np.int64) * piece
         offset = number * self.bptt + np.arange(self.bptt) - 1
         position = start[:, None] + offset - filled
         # A piece is preceded by a closing token, not by the end of the previous piece.

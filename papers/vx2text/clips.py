@@ -83,8 +83,8 @@ DEFAULT_AUDIO = AudioInput()
 class LogMel:
     """Mel spectrogram of samples in decibels, as in PANNs.
 
-    Power of a centered, periodic Hann window, Slaney bands with unit area, 10 log10 of at least 1e-10. It isn't
-    normalized, because the network starts with a normalization.
+    Power of a centered, periodic Hann window with reflect padding, Slaney bands with unit area, 10 log10 of at least
+    1e-10. It isn't normalized, because the network starts with a normalization.
 
     Shapes:
         [N] -> [1, N // hop + 1, mel_bins].
@@ -110,15 +110,7 @@ class LogMel:
     def __call__(self, samples: Tensor) -> Tensor:
         missing = self.audio.samples - len(samples)
         samples = F.pad(samples, (0, missing)) if missing > 0 else samples[: self.audio.samples]
-        spectrum = torch.stft(
-            samples,
-            self.audio.window,
-            self.audio.hop,
-            window=self._hann,
-            center=True,
-            pad_mode="reflect",
-            return_complex=True,
-        )
+        spectrum = torch.stft(samples, self.audio.window, self.audio.hop, window=self._hann, return_complex=True)
         power = torch.view_as_real(spectrum).square().sum(-1)
         return (power.T @ self._bands).clamp_min_(1e-10).log10_().mul_(10.0)[None]
 

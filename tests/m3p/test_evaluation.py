@@ -72,9 +72,7 @@ def one_by_one(model: M3P, gallery: Gallery) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("budget", "together"), [(1, 1), (60, 4), (10**6, 64)])
-def test_tiles_of_any_size_give_the_scores_of_each_pair_alone(
-    budget: int, together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiles_of_any_size_score_each_pair_alone(budget: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("papers.m3p.encoder.CAPTIONS_TOGETHER", together)
     model, gallery = model_and_gallery()
     scores = score_pairs(model, gallery, budget)

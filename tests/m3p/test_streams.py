@@ -36,9 +36,6 @@ def test_blocks_equal_the_released_code() -> None:
         assert len(stream) == golden["n_batches"]
         for number, block in enumerate(golden["blocks"]):
             np.testing.assert_array_equal(stream.block(number).T, block)
-            np.testing.assert_array_equal(stream.block(number, slice(1, None, 2)).T, block[:, 1::2])
-        with pytest.raises(IndexError):
-            stream.block(3)
 
 
 @given(count=st.integers(1, 60), batch=st.integers(1, 5), bptt=st.integers(1, 7))
@@ -99,8 +96,8 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
     # With replacement: a step may read a language twice.
     assert (np.sort(chosen, axis=1)[:, 1:] == np.sort(chosen, axis=1)[:, :-1]).any()
-    for other_draws in (one.draws(1), schedule(1).draws(0)):
-        assert (chosen != other_draws[0][0][:, :, 0]).any()
+    assert (chosen != one.draws(1)[0][0][:, :, 0]).any()
+    assert (chosen != schedule(1).draws(0)[0][0][:, :, 0]).any()
 
     # Every group of rows draws for itself, and the first as one alone would.
     several, same_pairs = schedule(groups=3).draws(0)
