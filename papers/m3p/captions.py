@@ -28,15 +28,11 @@ class CaptionTokens:
 
     def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
         self.captions = captions
-        self.language = captions.language
         self.texts: Sequence[str] = captions.captions.column
         self.tokenizer = tokenizer
         self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
         # No piece has the id of the closing token, which follows every caption.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def pieces(self, number: int) -> Tokens:
         """Pieces of a caption, without boundary tokens."""
@@ -57,7 +53,7 @@ class CaptionPool:
 
     def __init__(self, sets: Sequence[CaptionTokens], keys: Sequence[str]) -> None:
         self.sets = sets
-        self._bases = np.cumsum([0, *(len(tokens) for tokens in sets)])
+        self._bases = np.cumsum([0, *(len(tokens.texts) for tokens in sets)])
         rows_of = [_rows(tokens.captions.keys, keys) for tokens in sets]
         image = np.concatenate(
             [np.repeat(rows, np.diff(tokens.captions.captions.starts)) for rows, tokens in zip(rows_of, sets)]

@@ -299,7 +299,7 @@ class PairItems(RegionItems):
 
     def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
         tokens, row = self.pool.caption(number)
-        if self.switch is not None and tokens.language == self.switch.source:
+        if self.switch is not None and tokens.captions.language == self.switch.source:
             return tokens.pieces_of(self.switch.switch(tokens.texts[row], rng))[: self.max_pieces]
         return tokens.pieces(row)[: self.max_pieces]
 

@@ -296,16 +296,10 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
 
 
 def test_groups_of_several_sets_do_not_mix() -> None:
-    class Counted:
-        def __init__(self, captions: LanguageCaptions, count: int) -> None:
-            self.captions, self.count = captions, count
-
-        def __len__(self) -> int:
-            return self.count
-
     one = LanguageCaptions("en", Texts("abc"), Rows.texts([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
     two = LanguageCaptions("zh", Texts("cd"), Rows.texts([("u",), ("v",)]), np.arange(2))
-    pool = CaptionPool([Counted(one, 4), Counted(two, 2)], ["a", "b", "c", "d"])  # type: ignore[list-item]
+    sets: list[Any] = [SimpleNamespace(captions=captions, texts=captions.captions.column) for captions in (one, two)]
+    pool = CaptionPool(sets, ["a", "b", "c", "d"])
     assert pool.counts.tolist() == [1, 2, 2, 1]
     assert [pool.of(image).tolist() for image in range(4)] == [[0], [1, 2], [3, 4], [5]]
     assert pool.caption(4)[1] == 0
