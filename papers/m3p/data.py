@@ -209,11 +209,6 @@ class RegionTextData(ShardedDataModule):
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
-    @property
-    @abstractmethod
-    def training_pairs(self) -> list[PairItems]:
-        """Training pairs of each caption set, or of pooled sets."""
-
     def pairs_of(
         self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool, split: str | None = None
     ) -> PairItems:
