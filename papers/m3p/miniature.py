@@ -74,8 +74,7 @@ class RegionClassifier(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         means = self.accuracy.compute(self.device)
-        values = {f"test/{name}": (100 * means[name]).float() for name in self.accuracy.names}
-        self.log_dict(values)
+        self.log_dict({f"test/{name}": (100 * means[name]).float() for name in self.accuracy.names})
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams

@@ -179,14 +179,13 @@ class RetrievalTest:
         self.tokens_per_batch = tokens_per_batch
         self.captions_per_image = captions_per_image
         self.by_means = by_means
-        self.found: list[Searched] = []
 
     def reset(self, module: Any) -> None:
         """Begin a test of `module.model` on the sets of its data module."""
         self.module = module
         self.sets: list[EvaluationSet] = module.trainer.datamodule.searched
         self.rows = {one.images: RowsOncePerSample("start", "region_mask") for one in self.sets}
-        self.found = []
+        self.found: list[Searched] = []
 
     def update(self, batch: Mapping[str, Tensor], loader: int) -> None:
         encoder, inputs = self.module.model.encoder, (batch["regions"], batch["boxes"], batch["region_mask"])

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -41,8 +42,6 @@ from papers.vx2text.loss import IGNORED
 from papers.vx2text.miniature import KnownWords
 from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, Prompt, PromptLimits, PromptText, TextTokenizer
 
-#: Turns of a dialogue of AVSD.
-TURNS = 10
 #: For made-up prompts: word ids that every vocabulary has, and the number of words that name parts of a prompt.
 MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 
@@ -351,16 +350,11 @@ class VideoTextData(ShardedDataModule):
         }
         for name in self.modalities:
             batch[f"{name}_present"] = torch.ones(size, dtype=torch.bool)
-        facts = {} if self.tokenizer.pretrained is None else {"tokenizer": AnyTokenizer()}
+        # Without the vocabulary file, every text is one piece.
+        any_tokenizer = SimpleNamespace(encode=lambda text: [5])
+        facts = {} if self.tokenizer.pretrained is None else {"tokenizer": any_tokenizer}
         items = self.dataset.published_counts.get(self.train_split)
         return ExampleBatch(batch, batches_of_epoch(items and items * self.rows_per_item, self.batch_size), facts)
-
-
-class AnyTokenizer:
-    """Replaces a tokenizer whose vocabulary file is missing: every text is one piece."""
-
-    def encode(self, text: str) -> list[int]:
-        return [5]
 
 
 class QuestionAnsweringData(VideoTextData):
@@ -397,7 +391,7 @@ class DialogData(VideoTextData):
         every_turn: train on all turns of each dialogue; recipes record it.
     """
 
-    rows_per_item = TURNS
+    rows_per_item = 10  # turns of a dialogue
 
     def __init__(
         self,
