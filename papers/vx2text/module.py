@@ -130,16 +130,13 @@ class VX2TextModule(pl.LightningModule):
         self._check_data()
         self.model.tie_tables(self.data.tokenizer)
         if stage == "fit" and self.trainer.ckpt_path is None:
-            self.load_pretrained()
-
-    def load_pretrained(self) -> None:
-        h: Any = self.hparams
-        if h.text_pretrained is not None:
-            load_language_model(self.model.language_model, h.text_pretrained, "model.text_pretrained")
-        for name, tokens in self.model.tokens.items():
-            if h[f"{name}_pretrained"] is not None:
-                load_classifier(tokens.classifier, h[f"{name}_pretrained"], name, f"model.{name}_pretrained")
-        self.model.start_tables(self.data.tokenizer)
+            h: Any = self.hparams
+            if h.text_pretrained is not None:
+                load_language_model(self.model.language_model, h.text_pretrained, "model.text_pretrained")
+            for name, tokens in self.model.tokens.items():
+                if h[f"{name}_pretrained"] is not None:
+                    load_classifier(tokens.classifier, h[f"{name}_pretrained"], name, f"model.{name}_pretrained")
+            self.model.start_tables(self.data.tokenizer)
 
     def _check_data(self) -> None:
         data, tokens = self.data, self.model.tokens
