@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-import re
 from pathlib import Path
 
 
@@ -55,35 +54,18 @@ def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
     """The module that defines a class or function, through imports, and its definition."""
     module, _, name = path.rpartition(".")
     defined, imported = _names(module)
-    if name not in defined:
-        return _find(imported[name]) if name in imported else None
-    # Parsing whole modules took a quarter of a plan's time.
-    initializer = defined[name].find("    def __init__(")
-    following = _MEMBER.search(defined[name], initializer + 1) if initializer >= 0 else None
-    try:
-        node: ast.stmt | None = ast.parse(defined[name][: following and following.start()]).body[0]
-    except SyntaxError:  # has a string with lines that are not indented
-        node = next((one for one in ast.parse(_source(module)).body if getattr(one, "name", None) == name), None)
-    return (module, node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
-
-
-#: A class or function with its decorators, up to the next line without indentation; its name.
-_DEFINITION = re.compile(r"^(?:@.+\n)*(?:class|def) (\w+)\b.*\n(?:(?:[ \])}#].*)?\n)*", re.MULTILINE)
-#: The start of a member of a class.
-_MEMBER = re.compile(r"^    (?:@|def |async def )", re.MULTILINE)
-#: A module, and the names imported from it, in parentheses or in a line.
-_IMPORT = re.compile(r"^from ([\w.]+) import (?:\(([^)]*)\)|([^(\n].*))", re.MULTILINE)
+    if name in defined:
+        return module, defined[name]
+    return _find(imported[name]) if name in imported else None
 
 
 @functools.cache
-def _names(module: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Sources of the classes and functions that a module defines, and paths of the names that it imports."""
-    source = _source(module)
-    imported = {}
-    for origin, several, line in _IMPORT.findall(source):
-        for name, alias in re.findall(r"(\w+)(?: as (\w+))?", re.sub("#.*", "", several or line)):
-            imported[alias or name] = f"{origin}.{name}"
-    return {found[1]: found[0] for found in _DEFINITION.finditer(source)}, imported
+def _names(module: str) -> tuple[dict[str, ast.ClassDef | ast.FunctionDef], dict[str, str]]:
+    """The classes and functions that a module defines, and paths of the names that it imports."""
+    body = ast.parse(_source(module)).body
+    imports = [one for one in body if isinstance(one, ast.ImportFrom)]
+    imported = {name.asname or name.name: f"{one.module}.{name.name}" for one in imports for name in one.names}
+    return {one.name: one for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef)}, imported
 
 
 @functools.cache
