@@ -28,14 +28,10 @@ class Preemption(Callback):
         self.saved_step: int | None = None
         self._asked = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def _check(self, *_: Any, **__: Any) -> None:
         check()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check()
-
-    def on_test_batch_start(self, *_: Any) -> None:
-        check()
+    setup = on_train_start = on_test_batch_start = _check
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,22 +51,12 @@ class Preemption(Callback):
             postpone(SAVING / 20)
             self.saved_step = trainer.global_step
 
-    # A step's logs are written after its last hook, so the run ends at the next one.
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._leave()
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
+    def _leave(self, *_: Any, **__: Any) -> None:
         if self.saved_step is not None and self.signal is not None:
             raise Preempted(self.signal)
+
+    # A step's logs are written after its last hook, so the run ends at the next one.
+    on_train_batch_start = on_validation_start = on_train_epoch_end = _leave
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # Requeue first: closing the trainer and W&B may use up SLURM's grace period.

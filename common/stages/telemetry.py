@@ -25,29 +25,21 @@ class Telemetry(Callback):
         self._rates: list[float] = []
         self._restart()
 
-    def _restart(self) -> None:
+    def _restart(self, *_: Any, **__: Any) -> None:
         self._began = self._ended = time.monotonic()
         self._waited = 0.0
         self._batches = 0
 
+    # Starting loader processes and validating do not count as a step.
+    on_train_epoch_start = on_validation_end = _restart
+
     @staticmethod
     def _logs(trainer: pl.Trainer) -> bool:
-        loop = trainer.fit_loop.epoch_loop
-        return (
-            bool(trainer.loggers)
-            and (loop._batches_that_stepped + 1) % max(int(getattr(trainer, "log_every_n_steps", 1)), 1) == 0
-        )
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
+        return bool(trainer.loggers) and (stepped + 1) % max(every, 1) == 0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Starting loader processes and validating do not count as a step.
-        self._restart()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restart()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self._waited += time.monotonic() - self._ended
 
     def on_before_optimizer_step(
@@ -59,8 +51,7 @@ class Telemetry(Callback):
         held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [gradient.detach() for gradient in held if not gradient.is_sparse]
         if gradients:
-            place = next(i for i, known in enumerate(trainer.optimizers) if _bare(known) is _bare(optimizer))
-            self._norms[place] = torch.nn.utils.get_total_norm(gradients)
+            self._norms[trainer.optimizers.index(optimizer)] = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,8 +83,7 @@ class Telemetry(Callback):
     def _of_machine(self, trainer: pl.Trainer) -> dict[str, float]:
         seconds = max(self._ended - self._began, 1e-9)
         found = {"speed/data_waiting_share": min(self._waited / seconds, 1.0)}
-        size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-        if size:
+        if size := getattr(getattr(trainer, "datamodule", None), "batch_size", None):
             found["speed/samples_per_second"] = self._batches * size / seconds
         device = trainer.strategy.root_device
         if device.type == "cuda":
@@ -105,10 +95,6 @@ class Telemetry(Callback):
 
 def _rates_of(trainer: pl.Trainer) -> list[float]:
     return [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
-
-
-def _bare(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def reset_peak_memory() -> None:
