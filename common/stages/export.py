@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.data.checksums import digest
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
 from common.files import parsing, put_back, whole_folder
@@ -49,7 +49,7 @@ class Trained:
     Attributes:
         model: `class_path` and `init_args` of the module.
         inputs: settings of tokenizers and transforms.
-        files: content or path of other files, such as vocabularies.
+        files: content of other files, such as vocabularies.
         record: JSON of the stage's record; None if the stage isn't finished.
         step: of the checkpoint; None for an export.
     """
@@ -57,7 +57,7 @@ class Trained:
     model: dict[str, Any]
     inputs: dict[str, Any]
     weights: dict[str, Tensor]
-    files: dict[str, bytes | Path] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     record: str | None = None
     origin: str = ""
     step: int | None = None
@@ -70,8 +70,7 @@ class Trained:
     def file(self, name: str) -> bytes:
         if name not in self.files:
             raise StageError(f"{self.where}: files has no {name}, which the model needs; export the model again")
-        found = self.files[name]
-        return found.read_bytes() if isinstance(found, Path) else found
+        return self.files[name]
 
 
 class TrainedModel(nn.Module):
@@ -194,15 +193,10 @@ class TrainedModel(nn.Module):
         embed = getattr(self, f"embed_{modality}")
         rows: list[Tensor] = []
         kept: list[int] = []
-        held: list[Any] = []
-        for place, sample in self.samples(modality, items, skipped):
-            held.append(sample)
-            kept.append(place)
-            if len(held) == at_once:
-                rows.append(embed(held).cpu())
-                held = []
-        if held:
-            rows.append(embed(held).cpu())
+        samples = self.samples(modality, items, skipped)
+        while batch := list(islice(samples, at_once)):
+            rows.append(embed([sample for _, sample in batch]).cpu())
+            kept += [place for place, _ in batch]
         if not rows:
             raise StageError(nothing_to_read(modality, items, skipped))
         return torch.cat(rows), kept
@@ -330,10 +324,7 @@ def write_export(
         (partial / RECORD).write_text(trained.record, encoding="utf-8")
         for name, content in trained.files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, partial / name)
-            else:
-                (partial / name).write_bytes(content)
+            (partial / name).write_bytes(content)
         config = {
             "format": FORMAT,
             "paper": model.paper,
@@ -345,7 +336,7 @@ def write_export(
             "model": trained.model,
             "inputs": trained.inputs,
             "files": {
-                name: {"bytes": (partial / name).stat().st_size, "sha256": _digest(partial / name)}
+                name: {"bytes": (partial / name).stat().st_size, "sha256": digest(partial / name, "sha256")}
                 for name in (WEIGHTS, RECORD, *sorted(trained.files))
             },
         }
@@ -355,7 +346,7 @@ def write_export(
     return output
 
 
-def check_free(output: Path, force: bool = False) -> None:
+def check_free(output: Path, force: bool) -> None:
     """Raise StageError if a folder to write isn't empty, or, with `force`, has anything except an export."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -417,7 +408,7 @@ def read_export(folder: str | Path, paper: str) -> Trained:
         with parsing(folder / name, StageError):
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError("is outside the export")
-            if _digest(folder / name) != expected.sha256:
+            if digest(folder / name, "sha256") != expected.sha256:
                 raise ValueError(f"does not have the SHA-256 of {CONFIGURATION}: copy it or export the model again")
     with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
@@ -425,13 +416,8 @@ def read_export(folder: str | Path, paper: str) -> Trained:
         weights |= {name: weights[other] for name, other in shared.items()}
     with parsing(folder / RECORD, StageError):
         record = (folder / RECORD).read_text(encoding="utf-8")
-    kept: dict[str, bytes | Path] = {name: folder / name for name in config.files if name not in (WEIGHTS, RECORD)}
-    return Trained(config.model, config.inputs, weights, kept, record, str(folder))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files = {name: (folder / name).read_bytes() for name in config.files if name not in (WEIGHTS, RECORD)}
+    return Trained(config.model, config.inputs, weights, files, record, str(folder))
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -163,7 +163,7 @@ class M3P(encoder.M3P, TrainedModel):
             detector = read_region_network(data.region_network)
             weights |= {f"detector.{name}": value for name, value in detector.state_dict().items()}
             inputs["detector"] = detector.settings
-        files: dict[str, bytes | Path] = {XLMRTokenizer.file_name: data.tokenizer.content}
+        files = {XLMRTokenizer.file_name: data.tokenizer.content}
         model = {**without_sources(stage.config["model"]["init_args"]["model"]), "class_path": path_of(cls)}
         return Trained(model, inputs, weights, files)
 

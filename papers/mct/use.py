@@ -91,7 +91,7 @@ class MCT(networks.MCT, TrainedModel):
         reads_captions = any(name.startswith("text.") for name in weights)
         towers = {"image": tower("image"), "text": tower("text") if reads_captions else None}
         inputs: dict[str, Any] = {"image": asdict(data.image), "tokenizer": None}
-        files: dict[str, bytes | Path] = {}
+        files: dict[str, bytes] = {}
         if data.tokenizer is not None and reads_captions:
             if not data.tokenizer.restore(stage.data_state):
                 data.prepare_data()
