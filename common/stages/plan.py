@@ -24,11 +24,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, the hash of its configuration and ancestors (`lineage`), and whether a record matches it (`done`)."""
+    """A stage, whether a record matches its configuration and ancestors (`done`), and why it runs or is skipped."""
 
     request: StageRequest
     run: RunConfiguration
-    lineage: str
     done: bool
     reason: str
 
@@ -46,7 +45,7 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
                 f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
             )
     requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
-    return [Planned(one, one.configuration, one.lineage, *state_of(one)) for one in requests]
+    return [Planned(one, one.configuration, *state_of(one)) for one in requests]
 
 
 def count_by_request(paper: str, selection: Selection) -> int:

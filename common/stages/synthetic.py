@@ -98,13 +98,6 @@ def devices_of(run: RunConfiguration) -> int:
     return (int(devices) if devices.isdigit() else 1) * (int(nodes) if nodes.isdigit() else 1)
 
 
-def size_per_device(run: RunConfiguration) -> int:
-    whole, devices = int(run.config["data"]["init_args"]["batch_size"]), devices_of(run)
-    if whole % devices:
-        raise StageError(f"data.batch_size ({whole}) is the global batch and must be divisible by {devices} devices")
-    return whole // devices
-
-
 def synthetic_training(
     run: RunConfiguration,
     trainer_arguments: Mapping[str, Any],
@@ -116,7 +109,13 @@ def synthetic_training(
 
     Without a size, use a device's share of the recipe's batch.
     """
-    size = size_per_device(run) if size is None else size
+    if size is None:
+        whole, devices = int(run.config["data"]["init_args"]["batch_size"]), devices_of(run)
+        size, rest = divmod(whole, devices)
+        if rest:
+            raise StageError(
+                f"data.batch_size ({whole}) is the global batch and must be divisible by {devices} devices"
+            )
     config = without_files(run)
     config["trainer"] = {
         **{name: value for name, value in config["trainer"].items() if name in KEPT},

@@ -193,7 +193,7 @@ def test_records_are_of_the_stages_as_they_are_configured_now(paper: str) -> Non
     for scale, seed in sorted({key[:2] for key in found}):
         for stage in plan(paper, Selection(scale=scale, seeds=(seed,), runs=nowhere, data=nowhere, everything=True)):
             record = found.pop((scale, seed, stage.request.stage), None)
-            assert record is None or record.lineage_hash == stage.lineage, stage.request.stage
+            assert record is None or record.lineage_hash == stage.request.lineage, stage.request.stage
     assert not found, f"no stage of these is left: {sorted(found)}"
 
 
