@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -244,8 +245,8 @@ def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(one for name in found for one in lineage(name)))
 
 
-def _path(config: dict[str, Any], dotted: str) -> list[str]:
-    """The keys to a field, with `init_args` inserted below a class, as LightningCLI does."""
+def _reach(config: dict[str, Any], dotted: str) -> tuple[list[str], Any]:
+    """The keys to a field, with `init_args` inserted below a class, as LightningCLI does; its value, or None."""
     path: list[str] = []
     node: Any = config
     for part in dotted.split("."):
@@ -254,12 +255,12 @@ def _path(config: dict[str, Any], dotted: str) -> list[str]:
             node = node.get("init_args")
         path.append(part)
         node = node.get(part) if isinstance(node, dict) else None
-    return path
+    return path, node
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     """A nested mapping that sets a field; without a `class_path` in it, merge() keeps the class."""
-    for part in reversed(_path(config, dotted)):
+    for part in reversed(_reach(config, dotted)[0]):
         value = {part: value}
     return value
 
@@ -274,18 +275,14 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
     `--data.dataset NAME` selects the class in `common/data/datasets/NAME.py` of the configured kind (clips, sounds or
     images), reads from the folder of `--data`, and removes the synthetic world.
     """
-    node: Any = config
-    for part in _path(config, key):
-        node = node.get(part) if isinstance(node, dict) else None
+    node = _reach(config, key)[1]
     configured = str(node.get("class_path", "")) if isinstance(node, dict) else ""
     if not isinstance(value, str) or "." in value or not configured.startswith(f"{_DATASETS}."):
         return [(key, value)]
-    from importlib import import_module
-
     try:
-        module = import_module(f"{_DATASETS}.{value}")
+        module = importlib.import_module(f"{_DATASETS}.{value}")
     except ModuleNotFoundError:
-        folder = Path(str(import_module(_DATASETS).__file__)).parent
+        folder = Path(str(importlib.import_module(_DATASETS).__file__)).parent
         known = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
         raise ConfigurationError(f"--{key} {value}: {nearest(value, known)}") from None
     kind = class_at(configured).streams[:1]
@@ -399,23 +396,7 @@ def resolve(
                 layers.append(Layer(f"{name} {key}", placed))
                 config = merge(config, placed)
     config["seed_everything"] = seed
-    trainer = config.get("trainer")
-    if isinstance(trainer, dict) and [trainer.get(key) for key in ("strategy", "devices", "num_nodes")] == [
-        "ddp",
-        1,
-        1,
-    ]:
-        # With one device, DDP would leave its addresses in the environment, and the next stage couldn't start ranks.
-        config = merge(config, {"trainer": {"strategy": "auto"}})
-    for switch in SWITCHES:
-        for layer in layers[overriding:]:  # may state a switch at either place
-            model = layer.content.get("model")
-            inner = (model.get("init_args") or {}) if isinstance(model, dict) else {}
-            if switch in {**inner, **layer.content}:
-                config[switch] = {**inner, **layer.content}[switch]
-        switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
-        if isinstance(config.get("model", {}), dict):  # anything else is refused below
-            config = merge(config, switched)
+    switches = {name: config.pop(name) for name in SWITCHES if name in config}
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
     ours: Any = config.get("ours") or ()
     if not isinstance(ours, list | tuple):
@@ -424,6 +405,15 @@ def resolve(
         config.pop(key, None)
     config = copy.deepcopy(config)
     check_keys(config, layers)
+    if {"strategy": "ddp", "devices": 1, "num_nodes": 1}.items() <= config["trainer"].items():
+        # With one device, DDP would leave its addresses in the environment, and the next stage couldn't start ranks.
+        config["trainer"]["strategy"] = "auto"
+    for layer in layers[overriding:]:  # may state a switch at either place
+        model = layer.content.get("model")
+        inner = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+        switches |= {**inner, **layer.content}
+    if switches := {name: switches[name] for name in SWITCHES if name in switches}:
+        config = merge(config, {"model": {"init_args": switches}})
     check_names(take_switches(config)[1], layers)
     if rehearsal:
         published = resolve(
@@ -500,8 +490,6 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
 
 
 def class_at(path: Any) -> Any:
-    import importlib
-
     module, _, name = str(path).rpartition(".")
     return getattr(importlib.import_module(module), name)
 
@@ -540,8 +528,6 @@ def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 def check_ranges(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse classes that cannot be imported, and arguments out of range."""
-    import inspect
-
     from common.types import outside
 
     for path, node in classes_in(take_switches(config)[1]):
@@ -551,7 +537,7 @@ def check_ranges(config: dict[str, Any], layers: Sequence[Layer]) -> None:
             raise ConfigurationError(
                 f"{origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
             ) from None
-        for argument, value, problem in outside(cls, node.get("init_args") or {}) if inspect.isclass(cls) else ():
+        for argument, value, problem in outside(cls, node.get("init_args") or {}) if isinstance(cls, type) else ():
             if value != "$SEED":
                 field = f"{path}.init_args.{argument}"
                 raise ConfigurationError(
