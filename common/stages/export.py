@@ -11,7 +11,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -59,13 +59,13 @@ class Trained:
     weights: dict[str, Tensor]
     files: dict[str, bytes] = field(default_factory=dict)
     record: str | None = None
-    origin: str = ""
+    origin: Path = Path()
     step: int | None = None
 
     @property
     def where(self) -> str:
-        path = Path(self.origin)
-        return str(path / CONFIGURATION if path.is_dir() else path.parent.parent / "config.yaml")
+        here = self.origin
+        return str(here / CONFIGURATION if here.is_dir() else here.parent.parent / "config.yaml")
 
     def file(self, name: str) -> bytes:
         if name not in self.files:
@@ -117,12 +117,10 @@ class TrainedModel(nn.Module):
         if path.is_dir():
             return read_export(path, cls.paper)
         stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
-        found = cls.gather(stage)
         record = stage.folder / RECORD
         with parsing(record, StageError):
             text = record.read_text(encoding="utf-8") if record.is_file() else None
-        step = stage.content.get("global_step")
-        return Trained(found.model, found.inputs, found.weights, found.files, text, str(path), step)
+        return replace(cls.gather(stage), record=text, origin=path, step=stage.content.get("global_step"))
 
     @classmethod
     def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
@@ -293,7 +291,7 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 
 
 def write_export(
-    model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False, repo: str | None = None
+    model: type[TrainedModel], checkpoint: Path, output: Path, force: bool = False, repo: str | None = None
 ) -> Path:
     """Atomically write the model of a stage or an export to a folder; the model card names `repo`, its Hub name."""
     from safetensors.torch import save_file
@@ -301,14 +299,12 @@ def write_export(
     from common.reporting.records import Record
     from common.stages.model_card import model_card
 
-    output = Path(output)
     put_back(output)
     check_free(output, force)
     trained = model.read(checkpoint)
     if trained.record is None:
         raise StageError(f"{checkpoint}: the stage has no record yet, which an export needs; let it finish first")
-    place = Path(checkpoint)
-    with parsing((place if place.is_dir() else place.parent.parent) / RECORD, StageError):
+    with parsing(Path(trained.where).with_name(RECORD), StageError):
         record = Record.from_json(trained.record)
     if trained.step not in (None, record.steps):
         raise StageError(
@@ -389,13 +385,11 @@ def _read_configuration(folder: Path) -> _Configuration:
     return found
 
 
-def read_export(folder: str | Path, paper: str) -> Trained:
+def read_export(folder: Path, paper: str) -> Trained:
     """Read an export of a paper, and check that it is complete."""
     from safetensors import safe_open
 
-    folder = Path(folder)
-    path = folder / CONFIGURATION
-    if not path.is_file():
+    if not (folder / CONFIGURATION).is_file():
         raise StageError(
             f"{folder} is not an export, it has no {CONFIGURATION}: give a folder of `assemble export`, or "
             "checkpoints/last.ckpt of a finished stage"
@@ -417,7 +411,7 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     with parsing(folder / RECORD, StageError):
         record = (folder / RECORD).read_text(encoding="utf-8")
     files = {name: (folder / name).read_bytes() for name in config.files if name not in (WEIGHTS, RECORD)}
-    return Trained(config.model, config.inputs, weights, files, record, str(folder))
+    return Trained(config.model, config.inputs, weights, files, record, folder)
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -40,8 +40,7 @@ class FinishedStage:
         return instantiate(self.config["data"], pl.LightningDataModule)
 
 
-def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str, example: str) -> FinishedStage:
-    checkpoint = Path(checkpoint)
+def open_finished(checkpoint: Path, kinds: Collection[str], otherwise: str, example: str) -> FinishedStage:
     configuration = checkpoint.parent.parent / "config.yaml"
     for path in (checkpoint, configuration):
         if not path.is_file():

@@ -33,9 +33,7 @@ class Preemption(Callback):
 
     setup = on_train_start = on_test_batch_start = _check
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return  # a checkpoint has no gradients
         own, again = received(), received() == REQUEUE_SIGNAL

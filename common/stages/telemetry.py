@@ -53,9 +53,7 @@ class Telemetry(Callback):
         if gradients:
             self._norms[trainer.optimizers.index(optimizer)] = torch.nn.utils.get_total_norm(gradients)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._batches += 1
         loop = trainer.fit_loop.epoch_loop
         if not self._logs(trainer) or loop._should_accumulate():
