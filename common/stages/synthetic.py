@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserList
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -38,27 +39,13 @@ class SyntheticData(pl.LightningDataModule):
             raise AttributeError(name)
         return found["synthetic"].facts[name] if name in found["synthetic"].facts else getattr(found["data"], name)
 
-    def train_dataloader(self) -> _SameBatch:
+    def train_dataloader(self) -> UserList[Any]:
         batch = self.synthetic.batch
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # like a loader for a GPU
-        # An epoch must not end within a measurement.
-        return _SameBatch(batch, max(self.synthetic.batches or 0, 1000))
-
-
-@dataclass
-class _SameBatch:
-    """Replaces torch's loader, which reads the value of a random tensor; fake tensors have no values."""
-
-    batch: Any
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.length):
-            yield self.batch
+        # Not torch's loader, which reads the value of a random tensor, or a list, which Lightning takes for several
+        # loaders. An epoch must not end within a measurement.
+        return UserList([batch] * max(self.synthetic.batches or 0, 1000))
 
 
 class StopAfter(pl.Callback):
