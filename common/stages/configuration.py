@@ -114,7 +114,6 @@ class RunConfiguration:
     paper: str
     recipe: str
     scale: str
-    hardware: str
     seed: int
     layers: tuple[Layer, ...]
     config: dict[str, Any]
@@ -425,7 +424,6 @@ def resolve(
         paper=paper,
         recipe=recipe,
         scale=scale,
-        hardware=hardware,
         seed=seed,
         layers=tuple(layers),
         config=config,

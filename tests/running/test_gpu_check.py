@@ -72,7 +72,8 @@ def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, mo
 
     def training(run: Any, trainer: dict[str, Any], draw: Any, size: int) -> Any:
         _, watch, stop = trainer.pop("callbacks")
-        given.append((run.hardware, trainer, draw.empty, size, watch.warm_up, watch.last, watch.profiled, stop.batches))
+        devices = run.config["trainer"]["devices"]
+        given.append((devices, trainer, draw.empty, size, watch.warm_up, watch.last, watch.profiled, stop.batches))
         watch.seconds, watch.kernels, watch.peak = lambda: [0.1, 0.2, 0.6], lambda: {"gemm": 0.1, "copy": busy - 0.1}, 7
         return SimpleNamespace(run=lambda: [warnings.warn("called a synchronizing", stacklevel=1) for _ in range(30)])
 
@@ -84,7 +85,7 @@ def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, mo
     warnings.simplefilter("ignore")
     record = gpu_check.measure("avid", arguments=["--data.batch_size", whole])[0]
     trainer = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
-    assert given == [("gpu8", trainer, False, size, 5, 25, 5, 31)]
+    assert given == [(8, trainer, False, size, 5, 25, 5, 31)]
     assert record.metrics == {
         "step_seconds": 0.2, "step_seconds_std": pytest.approx((0.14 / 3) ** 0.5), "flops": 3e9 * size,
         "matrix_rate": 2 * 8192**3 / 0.1, "peak_bytes": 7.0, "host_waits": 1.5, "idle_share": pytest.approx(idle),
