@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory_gib() -> float | None:
     """Peak resident memory in GiB since the last reset, without loader processes; None if unknown."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) / 2**20, 2)
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE):
+            return round(int(found[1]) / 2**20, 2)
     return None
