@@ -195,18 +195,17 @@ class TrainedModel(nn.Module):
         while batch := list(islice(samples, at_once)):
             rows.append(embed([sample for _, sample in batch]).cpu())
             kept += [place for place, _ in batch]
-        if not rows:
-            raise StageError(nothing_to_read(modality, items, skipped))
         return torch.cat(rows), kept
 
     def samples(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """The result of `read_<modality>` for every readable item, with its position; see `embed`."""
+        """The result of `read_<modality>` for every readable item, at least one, with its position; see `embed`."""
         from common.data.media import MediaError
         from common.data.regions import RegionError
 
         read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
+        unreadable = 0
         for place, item in enumerate(items):
             try:
                 yield place, read(item)
@@ -214,6 +213,11 @@ class TrainedModel(nn.Module):
                 if skipped is None:
                     raise
                 skipped.append((place, str(error)))
+                unreadable += 1
+        if not items:
+            raise StageError(f"there is no {modality} to read")
+        if skipped and unreadable == len(items):
+            raise StageError(f"none of the {len(items)} can be read as {modality}; the first: {skipped[0][1]}")
 
     def read_all(self, modality: Modality, items: Items) -> list[Any]:
         """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
@@ -255,12 +259,6 @@ class TrainedModel(nn.Module):
 def trained_model(paper: str) -> type[TrainedModel]:
     model: type[TrainedModel] = part(paper, "use", "has no trained models to use").MODEL
     return model
-
-
-def nothing_to_read(modality: str, items: Sequence[Any], skipped: Sequence[tuple[int, str]] | None) -> str:
-    if not items:
-        return f"there is no {modality} to read"
-    return f"none of the {len(items)} can be read as {modality}; the first: {skipped[0][1] if skipped else items[0]}"
 
 
 # -- configurations ----------------------------------------------------------------------------------------------------

@@ -12,15 +12,7 @@ from torch import Tensor
 from common.data.regions import RegionFeatures, Regions, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
-from common.stages.export import (
-    Items,
-    Modality,
-    Trained,
-    TrainedModel,
-    nothing_to_read,
-    with_arguments,
-    without_sources,
-)
+from common.stages.export import Items, Modality, Trained, TrainedModel, with_arguments, without_sources
 from common.stages.finished_stage import FinishedStage
 from common.stages.safe_builder import path_of
 from papers.m3p import encoder
@@ -99,8 +91,6 @@ class M3P(encoder.M3P, TrainedModel):
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> tuple[Any, list[int]]:
         samples = list(self.samples(modality, items, skipped))
-        if not samples:
-            raise StageError(nothing_to_read(modality, items, skipped))
         return [sample for _, sample in samples], [number for number, _ in samples]
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
