@@ -461,9 +461,12 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
                 f"{origin(key, layers)}: unknown key {key!r}; "
                 + (_elsewhere(key, config) or nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES)))
             )
-        if key != "seed_everything" and not isinstance(config[key], dict):
+        value = config[key]
+        if isinstance(value, dict) and not isinstance(value.get("init_args") or {}, dict):
+            key, value = f"{key}.init_args", value["init_args"]
+        if key != "seed_everything" and not isinstance(value, dict):
             raise ConfigurationError(
-                f"{origin(key, layers)}: {key!r} must have fields, as in --trainer.max_epochs 3, got {config[key]!r}"
+                f"{origin(key, layers)}: {key!r} must have fields, as in --trainer.max_epochs 3, got {value!r}"
             )
 
 

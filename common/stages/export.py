@@ -217,7 +217,8 @@ class TrainedModel(nn.Module):
         if not items:
             raise StageError(f"there is no {modality} to read")
         if skipped and unreadable == len(items):
-            raise StageError(f"none of the {len(items)} can be read as {modality}; the first: {skipped[0][1]}")
+            first = skipped[-unreadable][1]
+            raise StageError(f"none of the {len(items)} can be read as {modality}; the first: {first}")
 
     def read_all(self, modality: Modality, items: Items) -> list[Any]:
         """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
