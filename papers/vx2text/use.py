@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from common.data.item_dataset import Sample
@@ -118,7 +117,10 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         sample |= {"input_ids": self.prompt.encode(text)}
         if options:
             sample |= {"options": list(options), **option_targets(self.prompt, options, self.scoring)}
-        batch = move_data_to_device(collate([sample]), self.device)
+        batch = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in collate([sample]).items()
+        }
         embeddings, mask, _ = self(batch)
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
