@@ -1,8 +1,8 @@
 """Compares a run's cells with the recorded mean and spread over draws, worst first.
 
 A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
-deviations for many draws, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit. So one
-cell in twenty is outside by chance, and the cells of one draw are correlated.
+deviations for many seeds, 2.8 for six; roundings of one seed are not independent), within its metric's tolerance, or
+equal up to the last printed digit. So one cell in twenty is outside by chance, and the cells of one draw are correlated.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from common.reporting.aggregate import Cell, collect
+from common.reporting.draws import by_seed
 from common.reporting.records import Record
 from common.reporting.render import heading, measured_text
 from common.reporting.results import find_promoted
@@ -51,17 +52,25 @@ class Compared:
     def allowed(self) -> float:
         """The largest difference that still reproduces the reference; counts the uncertainty of both means."""
         chance = 0.0
-        if self.reference.spread:
-            chance = self._limit * self.reference.spread
-            chance *= math.sqrt(1 / len(self.reference.values) + 1 / len(self.mine.values))
+        if self.spread:
+            chance = self._limit * self.spread
+            chance *= math.sqrt(1 / self._seeds + 1 / len(by_seed(self.mine.values)))
         return max(chance, self.metric.tolerance.get(self.scale, 0.0), self._last_digit)
 
     @property
     def settled(self) -> bool:
         """Whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart."""
-        spread = self.reference.spread
-        same = spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
+        same = self.spread is not None and self.spread < self._last_digit and self.scale not in self.metric.tolerance
         return same and self.verdict == IN_RANGE
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the recorded draws; None below two seeds."""
+        return self.reference.spread if self._seeds > 1 else None
+
+    @property
+    def _seeds(self) -> int:
+        return len(by_seed(self.reference.values))
 
     @property
     def _last_digit(self) -> float:
@@ -71,16 +80,16 @@ class Compared:
     def _limit(self) -> float:
         from scipy.special import stdtrit
 
-        return float(stdtrit(len(self.reference.values) - 1, 1 - CHANCE / 2))
+        return float(stdtrit(self._seeds - 1, 1 - CHANCE / 2))
 
     @property
     def likelihood(self) -> float:
         """Probability that a draw like the recorded ones is this far off: 0.05 at the allowed difference."""
         from scipy.special import stdtr
 
-        if self.reference.spread is None:
+        if self.spread is None:
             return 1.0
-        return float(2 * stdtr(len(self.reference.values) - 1, -self.ratio * self._limit))
+        return float(2 * stdtr(self._seeds - 1, -self.ratio * self._limit))
 
     @property
     def ratio(self) -> float:
@@ -88,12 +97,12 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`in range`, `outside` or `no reference`; one draw has no spread to compare with."""
+        """`in range`, `outside` or `no reference`; one seed has no spread to compare with."""
         if self.difference is None:
             return NO_REFERENCE
         if self.ratio <= 1:
             return IN_RANGE
-        judged = self.reference.spread is not None or self.scale in self.metric.tolerance
+        judged = self.spread is not None or self.scale in self.metric.tolerance
         return OUTSIDE if judged else NO_REFERENCE
 
     @property
@@ -104,7 +113,7 @@ class Compared:
         ours = {(r.stage, r.configuration) for r in self.mine.records}
         if ours != {(r.stage, r.configuration) for r in self.reference.records}:
             return "another configuration"
-        return "one draw recorded" if self.reference.spread is None else ""
+        return "one seed recorded" if self.spread is None else ""
 
     @property
     def told(self) -> str:

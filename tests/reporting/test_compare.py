@@ -30,9 +30,9 @@ ROUNDED = {"isa": {"requested": "sse41", "machine": "avx2"}}
 
 @pytest.fixture
 def reference(make_record: MakeRecord) -> list[Record]:
-    """Two cells: 50 ± 2 over three draws, one of another rounding, and 20 of one draw."""
+    """Two cells: 50 ± 2 over three seeds, one of another rounding, and 20 of one seed."""
     found = [make_record("esc@base", k, value) for k, value in enumerate((48.0, 52.0))]
-    found.append(make_record("esc@base", 0, 50.0, hardware=ROUNDED))
+    found.append(make_record("esc@base", 2, 50.0, hardware=ROUNDED))
     return [*found, make_record("ucf_1@better", 0, 20.0)]
 
 
@@ -40,11 +40,16 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
     def verdict(stage: str, value: float) -> str:
         return compare(load("mct"), "mini", [make_record(stage, 7, value)], reference)[0].verdict
 
-    # Student's t for three draws, 4.303, times 2, times the root of 1 + 1 / 3: 9.94.
+    # Student's t for three seeds, 4.303, times 2, times the root of 1 + 1 / 3: 9.94.
     assert [verdict("esc@base", v) for v in (40.1, 59.9, 40.0, 60.0)] == [IN_RANGE] * 2 + [OUTSIDE] * 2
-    # One draw tells no spread: equal as printed is reproduced, else nothing is known.
+    # One seed tells no spread: equal as printed is reproduced, else nothing is known.
     assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [IN_RANGE, NO_REFERENCE]
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
+    # Another rounding of a seed adds to the spread, but doesn't count as another seed.
+    (found,) = compare(
+        load("mct"), "mini", [make_record("esc@base", 7, 50.0)], [*reference, make_record("esc@base", 2, 50.0)]
+    )
+    assert found.allowed == pytest.approx(4.303 * (8 / 3) ** 0.5 * (4 / 3) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(("recorded", "mine"), [(3, 1), (6, 1), (6, 3)])
