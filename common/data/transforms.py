@@ -178,7 +178,7 @@ class VideoTransform:
                     gray = gray.mean(axis=(-2, -1), keepdims=True)
                 colors *= factor
                 colors += gray * (np.float32(1.0) - factor)
-            _clamp(colors)
+            np.clip(colors, 0.0, 1.0, out=colors)
 
 
 @functools.lru_cache(maxsize=16)
@@ -191,11 +191,6 @@ def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         return pixels
     # On bytes, this filter rounds as Pillow's fixed-point numbers do; on floats it would not.
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-
-
-def _clamp(values: Pixels) -> None:
-    np.maximum(values, np.float32(0.0), out=values)
-    np.minimum(values, np.float32(1.0), out=values)
 
 
 def luma(colors: Pixels) -> Pixels:
@@ -230,7 +225,7 @@ def shift_hue(colors: Pixels, shift: float) -> None:
             plane -= np.float32(1.0)
         else:
             np.subtract(np.float32(2.0), plane, out=plane)
-        _clamp(plane)
+        np.clip(plane, 0.0, 1.0, out=plane)
         plane *= chroma
         plane += value
 
