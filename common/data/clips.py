@@ -134,7 +134,7 @@ class AudioVisualClips(ClipDataset):
         super().__init__(listing, **options)
         self.training = training
         frames = frame_count(video_duration, video_fps)
-        self.video_transform = video_transform and video_transform.adapted(training, frames)
+        self.video_transform = None if video_transform is None else video_transform.adapted(training, frames)
         self.audio_transform = audio_transform.with_training(training)
         self.video_duration = video_duration
         self.video_fps = video_fps

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.losses.info_nce import at_least_float32
 from common.metrics.classification import label_ranks
 
-# Queries, and scores of at least one query, that are compared at a time; they bound the memory.
+# Queries, and scores (but at least one query's), to compare at a time; bounds the memory.
 _BLOCK, _SCORES = 1024, 1 << 22
 
 

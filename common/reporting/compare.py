@@ -2,7 +2,7 @@
 
 A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
 deviations for many seeds, 2.8 for six; roundings of one seed are not independent), within its metric's tolerance, or
-equal up to the last printed digit. So one cell in twenty is outside by chance, and the cells of one draw are correlated.
+equal up to the last printed digit. So one cell in twenty is outside by chance; the cells of one draw are correlated.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
 def _names(module: str) -> tuple[dict[str, ast.ClassDef | ast.FunctionDef], dict[str, str]]:
     """The classes and functions that a module defines, and paths of the names that it imports."""
     body = ast.parse(_source(module)).body
-    imports = [one for one in body if isinstance(one, ast.ImportFrom)]
+    imports = [one for one in body if isinstance(one, ast.ImportFrom) and not one.level]
     imported = {name.asname or name.name: f"{one.module}.{name.name}" for one in imports for name in one.names}
     return {one.name: one for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef)}, imported
 

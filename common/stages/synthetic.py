@@ -43,7 +43,7 @@ class SyntheticData(pl.LightningDataModule):
         batch = self.synthetic.batch
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # like a loader for a GPU
-        # Not torch's loader, which reads the value of a random tensor, or a list, which Lightning takes for several
+        # Neither torch's loader, which reads the value of a random tensor, nor a list, which for Lightning is several
         # loaders. An epoch must not end within a measurement.
         return UserList([batch] * max(self.synthetic.batches or 0, 1000))
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.clips import repeated
-from common.data.media import Limits, MediaError, MediaFile, frame_count
+from common.data.media import Limits, MediaError, MediaFile
 from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
@@ -66,7 +66,7 @@ class AVID(networks.AVID, TrainedModel):
         found = self.input(trained, "audio_statistics", dict[str, list[float]])
         statistics = {name: np.array(values) for name, values in found.items()}
         self.video, self.audio = video, audio
-        self._pixels = video.transform(training=False).adapted(False, frame_count(video.duration, video.fps))
+        self._pixels = video.transform(training=False)
         self._spectrogram = audio.transform(training=False, statistics=statistics)
 
     def read_video(self, file: str | Path) -> Tensor:

@@ -26,6 +26,8 @@ from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
+#: Losses of matching images and captions.
+MATCH = ("vlm_ce", "vlm_bce")
 
 
 class M3PModule(pl.LightningModule):
@@ -137,8 +139,7 @@ class M3PModule(pl.LightningModule):
             for name, value in terms.items():
                 logs.setdefault(f"train/{name}", []).append(value.detach())
             # The match losses are weighted within their direction.
-            match = {"vlm_ce": weights[kind], "vlm_bce": weights[kind]}
-            own = {name: weights[name] * match.get(name, 1.0) for name in terms if name in weights}
+            own = {name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights}
             weighted = [weight * terms[name] for name, weight in own.items()]
             if h.updates == "per_group" and any(own.values()):
                 torch.stack(weighted).sum().backward()

@@ -19,9 +19,9 @@ SWITCHED = 24
 
 
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
-    """Write `code_switched.csv`, and `retrieved.png` and `.csv`, the highest-scoring images for some captions per set.
+    """Write `code_switched.csv`, and in `retrieved.png` and `.csv` the best images for some captions of each set.
 
-    They are in the `media` folder of a tested stage; only the main process writes.
+    Into the `media` folder of a tested stage, on the main process only.
     """
     if not module.trainer.is_global_zero or not test.found:
         return

@@ -112,6 +112,14 @@ def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) ->
 
 def region_boxes(height: int, width: int) -> np.ndarray:
     """The whole picture and its quarters: left, top, right, bottom in pixels, float32 [5, 4]."""
-    columns, rows = ([(0, size // 2), (size // 2, size)] for size in (width, height))
-    quarters = [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
-    return np.array([(0, 0, width, height), *quarters], dtype=np.float32)
+    middle, half = width // 2, height // 2
+    return np.array(
+        [
+            (0, 0, width, height),
+            (0, 0, middle, half),
+            (middle, 0, width, half),
+            (0, half, middle, height),
+            (middle, half, width, height),
+        ],
+        dtype=np.float32,
+    )

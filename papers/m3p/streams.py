@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,20 +62,24 @@ Step = dict[str, Any]
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
-def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Ints:
-    """Sources drawn in each step with replacement, and how often each was drawn before: int64 [steps, draws, 2].
+class Draws(NamedTuple):
+    """Sources drawn in each step of an epoch, and how often each was drawn before; int64 [steps, draws]."""
 
-    Draws per step are limited to the number of sources.
-    """
+    chosen: Ints
+    turn: Ints
+
+
+def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
+    """Sample with replacement; draws per step are limited to the number of sources."""
     draws = min(draws, len(probabilities))
-    if not draws:
-        return np.zeros((steps, 0, 2), dtype=np.int64)
-    chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
+    chosen = np.zeros(0, dtype=np.int64)
+    if draws:
+        chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
     turn = np.empty_like(chosen)
     for number in range(len(probabilities)):
         drawn = np.flatnonzero(chosen == number)
         turn[drawn] = np.arange(len(drawn))
-    return np.stack([chosen, turn], axis=1).reshape(steps, draws, 2)
+    return Draws(chosen.reshape(steps, draws), turn.reshape(steps, draws))
 
 
 @dataclass
@@ -112,7 +116,7 @@ class MultitaskSteps(Dataset[Step]):
     text_groups: int = 1
     rank: int = 0
     world_size: int = 1
-    _epoch: tuple[int, list[Ints], Ints] | None = None
+    _epoch: tuple[int, list[Draws], Draws] | None = None
     _orders: dict[tuple[int, int, tuple[int, ...]], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -121,18 +125,21 @@ class MultitaskSteps(Dataset[Step]):
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
         languages, relations = self.draws(epoch)
-        samples = [self._pairs(epoch, number, turn) for number, turn in relations[step].tolist()]
+        samples = [
+            self._pairs(epoch, int(number), int(turn))
+            for number, turn in zip(relations.chosen[step], relations.turn[step])
+        ]
         # The random numbers of the first group are seeded without its number.
         return {
             "xmlm": [
                 self._rows([self._block(epoch, step, draw, (n,) if n else (), own) for n, own in enumerate(languages)])
-                for draw in range(languages[0].shape[1])
+                for draw in range(languages[0].chosen.shape[1])
             ],
             "relations": [self.collator(batch) for batch in samples],
             "index": torch.tensor([int(sample["index"]) for batch in samples for sample in batch]),
         }
 
-    def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
+    def draws(self, epoch: int) -> tuple[list[Draws], Draws]:
         """Languages drawn by each group of rows, and caption sets, in an epoch; caches the last result."""
         if self._epoch is None or self._epoch[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
@@ -153,8 +160,8 @@ class MultitaskSteps(Dataset[Step]):
             last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
         return last[1]
 
-    def _block(self, epoch: int, step: int, draw: int, group: tuple[int, ...], draws: Ints) -> dict[str, Any]:
-        number, turn = draws[step, draw].tolist()
+    def _block(self, epoch: int, step: int, draw: int, group: tuple[int, ...], draws: Draws) -> dict[str, Any]:
+        number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))

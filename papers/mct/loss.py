@@ -172,20 +172,19 @@ class MultimodalContrast(nn.Module):
                     query = query / temperature
                 own, others = queue.scores(query, key.detach())
                 keep = queue.negatives_mask(image_id if self.mask_same_image else None)
-                counted = True if keep is None else keep
-                reported[f"accuracy_{name}"] = 1 - ((others >= own[:, None]) & counted).any(dim=1).float().mean()
+                reported[f"accuracy_{name}"] = 1 - _marked(others >= own[:, None], keep).any(dim=1).float().mean()
                 if head == "inter":
                     across = cross_modal_loss(own, others, self.inter_loss, self.margin, self.inter_reduction, keep)
                     terms[name] = across.mean()
                     if self.inter_loss == "hinge":
-                        reported[f"active_{name}"] = _per_anchor((others > (own - self.margin)[:, None]) & counted)
+                        reported[f"active_{name}"] = _per_anchor(_marked(others > (own - self.margin)[:, None], keep))
                     continue
                 instance = instance_loss(own, others, keep)
                 terms[name] = instance.mean()
                 if queue.tag_count and tags is not None:
                     related = queue.shared_tags(tags, self.epsilon)
                     terms["tag"] = tag_loss(own, others, related, keep, instance).mean()
-                    reported["positives"] = 1 + _per_anchor(related & counted)
+                    reported["positives"] = 1 + _per_anchor(_marked(related, keep))
             reported["queue_fill"] = queue.valid.float().mean()
             terms = {name: term for name, term in terms.items() if self.weights[name]}
             loss: Any = sum(self.weights[name] * term for name, term in terms.items())
@@ -207,6 +206,10 @@ class MultimodalContrast(nn.Module):
         """Copy the queues of rank 0 to every rank. Call once, before the first step."""
         for _, queue in self.named_queues():
             queue.synchronize()
+
+
+def _marked(chosen: Tensor, keep: Tensor | None) -> Tensor:
+    return chosen if keep is None else chosen & keep
 
 
 def _per_anchor(chosen: Tensor) -> Tensor:

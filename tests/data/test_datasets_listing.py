@@ -6,6 +6,7 @@ import functools
 import os
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,7 @@ def test_the_fingerprint_changes_with_names_labels_folds_and_limits_only():
     moved = [Clip(Path("/elsewhere") / clip.path.name, clip.label, fold=clip.fold) for clip in rows]
     assert listing_of(Path("/elsewhere"), moved).fingerprint() == original
     assert make(rows, "de").fingerprint() == original
+    assert replace(make(rows), name="other", version="2").fingerprint() == original
     for changed in (
         Clip(ROOT / "video x.mp4", 0),
         Clip(ROOT / "video 0.mp4", 1),

@@ -45,7 +45,7 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
     # One seed tells no spread: equal as printed is reproduced, else nothing is known.
     assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [IN_RANGE, NO_REFERENCE]
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
-    # Another rounding of a seed adds to the spread, but doesn't count as another seed.
+    # Another rounding of a seed counts in the spread, but not as another seed.
     (found,) = compare(
         load("mct"), "mini", [make_record("esc@base", 7, 50.0)], [*reference, make_record("esc@base", 2, 50.0)]
     )

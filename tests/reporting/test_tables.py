@@ -72,7 +72,8 @@ def test_a_row_may_be_filled_by_stages_of_its_own(project: Path) -> None:
     assert source.instances(table, row, table.metric("ucf"), "mini") == ["ucf_1@better"]
     rewritten(project, "model: better,", "model: better, stages: $row,")
     source = load("mct")
-    assert source.instances(table, source.tables[0].row("New-One"), table.metric("esc"), "mini") == ["better"]
+    table = source.tables[0]
+    assert source.instances(table, table.row("New-One"), table.metric("esc"), "mini") == ["better"]
     assert "esc@better" not in ids(expand("mct", "mini"))
     for stages, words in (("{ecs: esc}", "did you mean 'esc'"), ("{esc: ucf_9}", "unknown stage")):
         rewritten(project, "model: better,", f"model: better, stages: {stages},")

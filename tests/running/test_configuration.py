@@ -196,9 +196,10 @@ def test_names_of_arguments_are_those_of_the_imported_class(paper: str) -> None:
 
 def test_a_class_with_any_arguments_has_no_list_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_package").mkdir()
-    text = "class Open:\n    def __init__(self, width=3, **more): ...\n"
+    text = "class Net:\n    def __init__(self, width): ...\nclass Open:\n    def __init__(self, width, **more): ...\n"
     (tmp_path / "my_package" / "__init__.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
+    assert arguments_of("my_package.Net") == {"width"}
     assert arguments_of("my_package.Open") is None
 
 

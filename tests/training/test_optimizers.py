@@ -12,6 +12,7 @@ from unittest.mock import Mock, call
 
 import pytest
 import torch
+from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from torch import Tensor, nn
 
 from common.training import optimizers
@@ -139,14 +140,15 @@ def test_state_is_seen_by_parameter_and_changed_in_its_part(build: Any) -> None:
     assert {id(parameter) for parameter in optimizer.state} == {id(parameter) for parameter in model.parameters()}
     assert "momentum_buffer" in optimizer.state[model[0].weight]
     assert "exp_avg" in optimizer.state[model[2].weight]
-    for state in optimizer.state.values():  # what Lightning does to move it to a device
-        state |= {name: value.clone() for name, value in state.items() if value is not None}
     train(model, optimizer, range(1, 3))
     reference = network()
     train(reference, build(reference), range(3))
     assert same(model, reference)
     with pytest.raises(KeyError):
         optimizer.state[torch.zeros(1)]
+    _optimizer_to_device(optimizer, torch.device("meta"))  # as Lightning does, in place
+    kept = [state.get("exp_avg", state.get("momentum_buffer")) for state in optimizer.state.values()]
+    assert all(one.is_meta for one in kept)
 
 
 @pytest.mark.parametrize("build", BUILDERS)

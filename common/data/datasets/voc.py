@@ -123,7 +123,7 @@ class PascalVOC(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         years = self._years_of(split)
-        endings = tuple(f"_{split}.txt" for split in self.splits)
+        endings = tuple(f"_{one}.txt" for one in self.splits)
         names = [name for name in entries(self._lists(self.years[0]))[1] if name.endswith(endings)]
         classes = tuple(sorted({name.rpartition("_")[0] for name in names}))
         scan = Scan(classes, ", ".join(f"VOC{year}" for year in years))

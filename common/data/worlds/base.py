@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
 
 
-class World(ABC):
+class World:
     """Generated data as real files in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
@@ -49,7 +48,6 @@ class World(ABC):
     # Required attribution for figures with pictures of this world.
     credit: ClassVar[str] = ""
 
-    @abstractmethod  # a world states its parameters
     def __init__(self, parameters: Mapping[str, Any], root: str | None) -> None:
         self.parameters = dict(parameters)
         self._root = root

@@ -566,4 +566,5 @@ def _dialog_document(part: str, dialogs: Sequence[object]) -> dict[str, object]:
 
 
 def _write_json(path: Path, *documents: object) -> None:
+    """One line per document; several make JSON lines."""
     write_lines(path, map(json.dumps, documents))

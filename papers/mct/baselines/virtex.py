@@ -197,9 +197,9 @@ class VirTex(pl.LightningModule):
             width, vocabulary_size, hidden_size, layers, attention_heads, feedforward_size, dropout, max_tokens
         )
         # The directions share all but the transformer, whose copy starts from the same weights.
-        self.backward_textual = copy.deepcopy(self.textual)
-        for shared in ("visual_projection", "embedding", "output"):
-            setattr(self.backward_textual, shared, getattr(self.textual, shared))
+        twin = self.backward_textual = copy.deepcopy(self.textual)
+        twin.visual_projection, twin.embedding = self.textual.visual_projection, self.textual.embedding
+        twin.output = self.textual.output
 
     def setup(self, stage: str) -> None:
         refuse_clip_value(self, "model.clip_norm")
