@@ -41,7 +41,8 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        problem = "is a folder: give the file in it" if path.is_dir() else "no such checkpoint file"
+        raise CheckpointError(f"{path}: {problem}")
     try:
         if _is_safetensors(path):
             return load_file(path)

@@ -160,7 +160,7 @@ class GRUEncoder(nn.Module):
     """VSE++'s encoder of captions: word embeddings, a recurrent network, and its state after the last word.
 
     Shapes:
-        tokens int64 [B, L], lengths int64 [B] -> unit vectors [B, hidden_size]
+        tokens int64 [B, L] -> unit vectors [B, hidden_size]
 
     Source: docs/papers/mct.md [9], cross-modal search.
     """
@@ -188,7 +188,8 @@ class GRUEncoder(nn.Module):
         except IndexError:
             raise _too_few_embeddings(self.vocabulary_size) from None
         states, _ = self.rnn(embedded)
-        last = ((tokens != 0).sum(1) - 1).clamp(min=0)
+        # Not their number, since 0 is also SentencePiece's unknown piece.
+        last = (torch.arange(tokens.shape[1], device=tokens.device) * (tokens != 0)).amax(1)
         features = states[torch.arange(len(tokens), device=tokens.device), last]
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)

@@ -57,7 +57,7 @@ class OncePerSample:
 
     def update(self, index: Tensor, **values: Tensor) -> None:
         """Add samples [B] with one value [B] per name."""
-        self._indices.append(index.detach())
+        self._indices.append(index.clone())  # a tensor of a loader process keeps a file open
         self._values.append(torch.stack([values[name].detach().double() for name in self.names], dim=1))
 
     def compute(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
@@ -85,9 +85,9 @@ class RowsOncePerSample:
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
         """Add samples [B] with a tensor [B, ...] per name; trailing shapes and types are constant."""
-        self._indices.append(index.detach())
+        self._indices.append(index.clone())
         for name in self.names:
-            self._rows[name].append(rows[name].detach())
+            self._rows[name].append(rows[name].detach().clone())
 
     def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Ascending positions [N] and rows [N, ...] by name; a process without samples may need `device`."""
@@ -102,4 +102,7 @@ class RowsOncePerSample:
                 self._rows[name].append(torch.zeros(0, *shape, dtype=dtype, device=device))
         index = gather_rows(torch.cat(self._indices))
         first = first_occurrences(index)
-        return index[first], {name: gather_rows(torch.cat(rows))[first] for name, rows in self._rows.items()}
+        found = {name: gather_rows(torch.cat(rows)) for name, rows in self._rows.items()}
+        if torch.equal(first, torch.arange(len(index), device=first.device)):
+            return index, found  # usually; saves a copy
+        return index[first], {name: rows[first] for name, rows in found.items()}

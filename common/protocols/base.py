@@ -22,6 +22,13 @@ Batch = dict[str, Tensor]
 PREFIXES = ("encoder.", "")
 
 
+def required(encoder: nn.Module, name: str) -> Any:
+    """An attribute of an encoder, which may be the user's."""
+    if not hasattr(encoder, name):
+        raise ValueError(f"{type(encoder).__name__} has no {name}, which this protocol needs (docs/own-encoder.md)")
+    return getattr(encoder, name)
+
+
 class EncoderModule(pl.LightningModule):
     """Base of the protocols; a frozen encoder stays in evaluation mode, and training must not change it.
 

@@ -20,6 +20,7 @@ from common.protocols.base import (
     check_num_classes,
     log_results,
     mean_average_precision,
+    required,
 )
 from common.training.callbacks import listed
 from common.training.optimizers import warm_up_then_cosine
@@ -176,7 +177,7 @@ class SupervisedClassification(Classification):
         milestones: Sequence[NonNegativeInt] = (30, 60),
         **kwargs: Any,
     ) -> None:
-        heads = {"head": nn.Linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
+        heads = {"head": nn.Linear(required(image_encoder, "feature_dim"), num_classes)}
         super().__init__(
             image_encoder, heads, num_classes, [learning_rate], "sgd", weight_decay=weight_decay, milestones=milestones,
             frozen=False, **kwargs,
@@ -218,7 +219,7 @@ class ActionRecognition(Classification):
         gamma: PositiveFloat = 0.3,
         **kwargs: Any,
     ) -> None:
-        classifier = nn.Linear(int(video_encoder.feature_dim), num_classes)  # type: ignore[arg-type]
+        classifier = nn.Linear(required(video_encoder, "feature_dim"), num_classes)
         heads = {"head": nn.Sequential(nn.Dropout(dropout), classifier)}
         super().__init__(
             video_encoder, heads, num_classes, [learning_rate], "adam", gamma=gamma, frozen=False,
@@ -285,7 +286,7 @@ class LinearProbes(Classification):
         official_quirks: bool = False,
         **kwargs: Any,
     ) -> None:
-        channels = stage_channels(video_encoder, "video_encoder", layers)
+        channels = stage_channels(video_encoder, layers)
         heads = {stage: probe(channels[stage], side, num_classes) for stage, side in layers.items()}
         super().__init__(
             video_encoder, heads, num_classes, [learning_rate] * len(heads), "adam", milestones=milestones, frozen=True,
@@ -320,14 +321,15 @@ def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(pool, nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
 
 
-def stage_channels(encoder: nn.Module, field: str, layers: Mapping[str, int]) -> Mapping[str, int]:
+def stage_channels(encoder: nn.Module, layers: Mapping[str, int]) -> Mapping[str, int]:
     """Channels of every stage; checks that the encoder has the wanted ones."""
-    channels: Any = getattr(encoder, "stage_channels", None)
-    if channels is None:
-        raise ValueError(f"{field}: {type(encoder).__name__} cannot be probed, because it has no stage_channels")
+    channels: Mapping[str, int] = required(encoder, "stage_channels")
     unknown = sorted(set(layers) - set(channels))
     if unknown or not layers:
-        raise ValueError(f"layers: expected some of {', '.join(channels)}, got {', '.join(unknown) or 'none'}")
+        raise ValueError(
+            f"layers: expected some of {', '.join(channels)}, got {', '.join(unknown) or 'none'}; to replace all, give "
+            "--model.layers null before --model.layers '{...}'"
+        )
     return channels
 
 
@@ -365,7 +367,7 @@ class LinearClassification(Classification):
         normalize_features: Literal["none", "l2", "batch_norm"] = "none",
         **kwargs: Any,
     ) -> None:
-        width = int(image_encoder.feature_dim)  # type: ignore[arg-type]
+        width = required(image_encoder, "feature_dim")
         heads = {f"{rate:g}": linear(width, num_classes) for rate in learning_rates}
         if len(heads) != len(learning_rates) or not heads:
             raise ValueError(f"learning_rates: expected different values, got {list(learning_rates)}")
@@ -444,7 +446,7 @@ class MultiLabelTagging(Classification):
         milestones: Sequence[NonNegativeInt] = (60, 80),
         **kwargs: Any,
     ) -> None:
-        heads = {"head": linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
+        heads = {"head": linear(required(image_encoder, "feature_dim"), num_classes)}
         super().__init__(
             image_encoder, heads, num_classes, [learning_rate], "sgd", milestones=milestones, frozen=True, **kwargs
         )

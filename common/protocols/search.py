@@ -21,7 +21,7 @@ from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, gather_with_gradient
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, folds, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, required
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -95,7 +95,7 @@ class CrossModalSearch(EncoderModule):
         width = getattr(text_encoder, "feature_dim", embedding_dim)
         if width != embedding_dim:
             raise ValueError(f"embedding_dim: expected the {width} dimensions of text_encoder, got {embedding_dim}")
-        self.space = SearchSpace(int(image_encoder.feature_dim), text_encoder, embedding_dim)  # type: ignore[arg-type]
+        self.space = SearchSpace(required(image_encoder, "feature_dim"), text_encoder, embedding_dim)
         self.best: BestWeights | None = BestWeights(self.space, "recall_sum", "epoch")
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from common.protocols.base import (
     check_num_classes,
     log_results,
     mean_average_precision,
+    required,
 )
 from common.protocols.classification import of_stages, stage_channels
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -85,7 +86,7 @@ class SoundSVM(FeatureSVM):
         **kwargs: Any,
     ) -> None:
         super().__init__(audio_encoder, **kwargs)
-        stage_channels(audio_encoder, "audio_encoder", layers)
+        stage_channels(audio_encoder, layers)
         self.layers, self.folds, self.jobs = dict(layers), folds, jobs
         self.standardize_epsilon = standardize_epsilon
         options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
@@ -117,9 +118,9 @@ class SoundSVM(FeatureSVM):
     def on_test_epoch_end(self) -> None:
         # Drops the batches of a stage before it joins those of the next.
         train, test = ({layer: table.pop(layer).compute()[1] for layer in self.layers} for table in self.tables)
-        (label, fold), (test_label, test_fold) = (
-            (rows["label"].numpy(), rows["fold"].numpy()) for (rows, *_) in (train.values(), test.values())
-        )
+        layer = next(iter(self.layers))  # every stage has the same files
+        label, fold = (train[layer][name].numpy() for name in ("label", "fold"))
+        test_label, test_fold = (test[layer][name].numpy() for name in ("label", "fold"))
         folds = np.unique(fold)
         if len(folds) != self.folds:
             raise ValueError(f"folds: {self.folds} expected, but the training files belong to folds {folds.tolist()}")
@@ -179,6 +180,7 @@ class MultiLabelSVM(FeatureSVM):
         **kwargs: Any,
     ) -> None:
         super().__init__(image_encoder, **kwargs)
+        required(image_encoder, "forward_map")
         self.pool, self.jobs = pool, jobs
         self.options: dict[str, Any] = {
             "costs": costs, "folds": folds, "positive_weight": positive_weight, "max_iterations": max_iterations,
