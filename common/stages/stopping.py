@@ -54,21 +54,26 @@ class _Listener:
         signal.set_wakeup_fd(-1)
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
+        with suppress(OSError):  # else the parent's `close` would wait for this process
+            os.close(self._writer)
+            os.close(self._reader)
 
     def _note(self, number: int, frame: object) -> None:
         self.received = self.received or number
 
     def _watch(self) -> None:
-        poll = select.poll()
+        poll, first = select.poll(), True
         poll.register(self._reader)
         while True:
             numbers = os.read(self._reader, 64) if poll.poll(500 if self.deadline else None) else None
             if numbers == b"":
                 return
             for number in numbers or b"":
-                if number in self._before and not self.deadline:
+                if number in self._before and first:
+                    first = False
                     self.received = self.received or number
-                    self.deadline = time.monotonic() + PATIENCE
+                    # The main thread may have postponed it.
+                    self.deadline = max(self.deadline, time.monotonic() + PATIENCE)
                     # A child that gets SIGINT twice would end without saving.
                     self._tell(signal.SIGTERM if number == signal.SIGINT else number)
                     if number == signal.SIGINT and is_main_process() and os.isatty(2):

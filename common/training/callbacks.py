@@ -205,7 +205,8 @@ class Sessions(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint |= {"wall_seconds": self.seconds, "git": self.git}
+        # Lightning forgets that an early stopping ended the training, and would go on.
+        checkpoint |= {"wall_seconds": self.seconds, "git": self.git, "stopped": trainer.should_stop}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -213,6 +214,7 @@ class Sessions(Callback):
         if trainer.state.fn != TrainerFn.FITTING:  # the test after training loads a checkpoint of this session
             return
         self._earlier, before = checkpoint["wall_seconds"], checkpoint["git"]
+        trainer.should_stop = checkpoint.get("stopped", False)
         now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
         dirty = before["dirty"] if now["dirty"] is False else now["dirty"]
         others = [revision for revision in dict.fromkeys(earlier) if revision != now["revision"]]
