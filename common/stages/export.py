@@ -195,6 +195,7 @@ class TrainedModel(nn.Module):
         while batch := list(islice(samples, at_once)):
             rows.append(embed([sample for _, sample in batch]).cpu())
             kept += [place for place, _ in batch]
+            batch.clear()  # before the next files are read
         return torch.cat(rows), kept
 
     def samples(
@@ -349,7 +350,7 @@ def check_free(output: Path, force: bool) -> None:
         raise StageError(f"--output {output} has other files: give another folder")
     if not force:
         raise StageError(f"--output {output} already has an export: give another folder, or --force to replace it")
-    written = {CONFIGURATION, CARD, *_read_configuration(output).files}
+    written = {CONFIGURATION, CARD, ".gitattributes", *_read_configuration(output).files}
     for path in output.rglob("*"):
         name = path.relative_to(output).as_posix()
         if path.is_file() and name not in written and not name.startswith(".cache/"):  # of `hf download`

@@ -7,11 +7,12 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
+from common.errors import StageError
 from common.files import parse_yaml
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
 from common.stages.configuration import class_at, leaves
-from common.stages.recipe_data import dataset_entries
+from common.stages.recipe_data import dataset_entries, read_sets
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -133,9 +134,11 @@ def _starts(record: Record) -> list[str]:
 def _world(record: Record) -> Any:
     """Class of the synthetic world that replaced the data sets, or None."""
     world = record.config["data"]["init_args"].get("world")
+    if world and not str(world["class_path"]).startswith("common.data.worlds."):  # the record may be untrusted
+        raise StageError(f"record.json: {world['class_path']!r:.80} is not a world of this suite")
     return class_at(world["class_path"]) if world else None
 
 
 def _sets(record: Record) -> list[Any]:
-    paths = [entry["class_path"] for entry in dataset_entries(record.config["data"])]
+    paths = [entry["class_path"] for entry in dataset_entries(read_sets(record.config["data"]))]
     return [class_at(path) for path in dict.fromkeys(paths)]

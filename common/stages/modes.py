@@ -16,7 +16,7 @@ from common.reporting.tables import ROW, load
 from common.stages.configuration import Layer, leaves, origin
 from common.stages.launch import is_main_process, require_processes
 from common.stages.request import StageRequest
-from common.stages.run import run_stage, stage_configuration
+from common.stages.run import quiet_lightning, run_stage, stage_configuration
 
 
 def print_configuration(request: StageRequest) -> None:
@@ -26,7 +26,7 @@ def print_configuration(request: StageRequest) -> None:
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
     if run.describe_ours():
-        print(f"# values we chose, since no source gives them: {run.describe_ours()}")
+        print(f"# values that no source gives, as set here: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     for line in _with_origins(run.config, run.layers, request.parents):
@@ -55,7 +55,7 @@ def _in_one_line(value: object) -> str:
 def fit(request: StageRequest, unless_done: bool) -> int:
     if is_main_process():
         if ours := request.configuration.describe_ours():
-            print(f"values we chose, since no source gives them: {ours}")
+            print(f"values that no source gives, as set here: {ours}")
         if missing := _missing_weights(request):
             print(f"warning: {missing}", file=sys.stderr, flush=True)
     metrics = run_stage(request, unless_done).metrics
@@ -119,6 +119,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
         raise StageError(str(error)) from None
     # A test must not overwrite the record's images.
     folder = request.directory / "test"
+    quiet_lightning()
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
     validated = is_overridden("val_dataloader", cli.datamodule) and is_overridden("validation_step", cli.model)
     if validation and not validated:

@@ -20,6 +20,16 @@ def dataset_entries(section: object) -> list[dict[str, Any]]:
     return [node for _, node in classes_in(section) if node["class_path"].startswith("common.data.datasets.")]
 
 
+def read_sets(section: dict[str, Any]) -> dict[str, Any]:
+    """A data section without the `sets` that its recipe names but neither trains nor tests on."""
+    arguments = section.get("init_args") or {}
+    if not isinstance(sets := arguments.get("sets"), dict):
+        return section
+    used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
+    kept = {name: one for name, one in sets.items() if name in used}
+    return {**section, "init_args": {**arguments, "sets": kept}}
+
+
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     """The distinct data sets of a paper's published recipes."""
     found: dict[tuple[str, str], Any] = {}

@@ -30,7 +30,7 @@ from common.stages import stopping
 from common.stages.configuration import check_ranges, class_at, merge, place
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
-from common.stages.recipe_data import dataset_entries
+from common.stages.recipe_data import dataset_entries, read_sets
 from common.stages.request import Parent, StageRequest, finished_record, recorded_lineage
 from common.stages.stopping import end_with_parent
 
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from common.stages.loggers import StageWandbLogger
     from common.stages.preempt import Preemption
     from common.training.callbacks import Sessions
+
+#: Seconds to wait for a stage's lock.
+LOCK_PATIENCE = 6.0
 
 
 def _prepare_folder(request: StageRequest) -> None:
@@ -61,8 +64,8 @@ def _prepare_folder(request: StageRequest) -> None:
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
             aside = previous.with_name(f".{previous.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            if folder.exists():
+            if folder.exists():  # otherwise, a kill between the renames left the other run aside
+                shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
             previous.rename(folder)
             if aside.exists():
@@ -102,7 +105,7 @@ def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
         time.sleep(0.1)
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Keep the message about which rank died.
@@ -221,13 +224,18 @@ def _claimed(request: StageRequest) -> Iterator[None]:
             f"{request.stage} cannot write into {path.parent}: {error.strerror}; give another folder with --runs"
         ) from None
     with opened as file:
-        try:
-            held = lock(file, wait=False)
-        except BlockingIOError:
-            raise StageError(
-                f"{request.stage} ({request.draw}) is already running in another process, which locks {path}; wait for "
-                "it, or stop it"
-            ) from None
+        # Loader processes of a killed run hold the lock for up to five seconds.
+        deadline, held = time.monotonic() + LOCK_PATIENCE, None
+        while held is None:
+            try:
+                held = lock(file, wait=False)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StageError(
+                        f"{request.stage} ({request.draw}) is already running in another process, which locks {path}; "
+                        "wait for it, or stop it"
+                    ) from None
+                time.sleep(0.2)
         if not held:
             print(f"  {request.stage}: {path.parent} does not support locks: don't run this stage twice at once")
         yield
@@ -259,11 +267,7 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
-    if isinstance(sets := arguments.get("sets"), dict):  # a recipe may name more sets than it reads
-        used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
-        sets = {name: one for name, one in sets.items() if name in used}
-        section = {**section, "init_args": {**arguments, "sets": sets}}
-    for entry in dataset_entries(section):
+    for entry in dataset_entries(read_sets(section)):
         try:
             dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))
         except (ImportError, AttributeError, TypeError):
@@ -402,7 +406,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
 
     run, directory = request.configuration, request.directory
     last = directory / "checkpoints" / "last.ckpt"
-    _quiet_lightning()
+    quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
         # Threads slow down small networks; stages run in parallel instead.
         torch.set_num_threads(1)
