@@ -61,6 +61,10 @@ def data(
     root = (data or data_root()).resolve()
     if (detector or output) and extract_regions is None:
         raise StageError("--detector and --output need --extract-regions FOLDER")
+    if distribution and extract_regions is None:
+        raise StageError("--distribution needs --extract-regions FOLDER")
+    if bert and not text_features:
+        raise StageError("--bert needs --text-features")
     if accept_license and fetch is None:
         raise StageError("--accept-license needs --fetch NAME")
     if fetch is not None:

@@ -339,7 +339,8 @@ class MediaFile:
             frames = [pixels[frame] for frame in shown]
         if not frames:
             raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
-        return torch.from_numpy(np.stack(frames)), actual_start
+        with parsing(self.path, MediaError):  # frames may differ in size
+            return torch.from_numpy(np.stack(frames)), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Decode a window of sound as resampled mono: [N] float32, 16-bit values over 32767; shorter at the file's end.
@@ -563,7 +564,7 @@ class FrameFolder:
     """A clip as numbered pictures without sound, read like a `MediaFile`; a missing number repeats the previous one."""
 
     audio_limits = None
-    #: That of TVQA's frames.
+    #: TVQA's frames per second.
     video_fps = 3.0
 
     def __init__(self, path: str | os.PathLike[str], cache: FileCache | None = None) -> None:

@@ -130,7 +130,7 @@ def check_samples(dataset: MediaDataset, samples: int = 16) -> list[str]:
     parts = []
     for split, fold in dataset.parts():
         with contextlib.suppress(DatasetMissing, RuntimeError, ValueError):  # the status reports it
-            parts.append(dataset.listing(split, fold))
+            parts.append(dataset._all(split, fold))  # `listing` may open every file
     chosen: dict[Path, Clip] = {}
     for number, listing in enumerate(parts):
         share = samples // len(parts) + (number < samples % len(parts))

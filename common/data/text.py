@@ -126,8 +126,8 @@ class CaptionTokenizer(ABC):
         path = path / self.file_name if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.field}: {path} is not a regular file. Put the file there (nothing is downloaded), or set "
-                f"{self.field} to null to learn one from the training captions"
+                f"data.tokenizer.{self.field}: {path} is not a regular file. `save_pretrained` writes it beside the "
+                "model's weights (nothing is downloaded); null learns a vocabulary from the training captions"
             )
         with parsing(path, VocabularyError):
             self.read(path.read_bytes())

@@ -452,6 +452,7 @@ class DetectionData(ImageData):
 
     def setup(self, stage: str) -> None:
         self.listing = self.dataset.listing(self.train_split)
+        self.dataset.listing(self.test_split)  # missing test files fail before training
 
     @property
     def num_classes(self) -> int:

@@ -50,6 +50,7 @@ class PretrainingData(AudioVisualData):
 
     def prepare_data(self) -> None:
         super().prepare_data()
+        self.dataset.listing(self.held_out_split)  # fails before all training clips are opened
         listing = self.dataset.listing(self.split)
         # Without the pictures, which aren't decoded then.
         transform, options = self.audio.transform(training=False), self.item_options

@@ -136,7 +136,8 @@ class AVIDModule(pl.LightningModule):
         if theirs and theirs != ours:
             raise ValueError(
                 f"{what} was trained on another data set listing (fingerprint {theirs[:12]}, this one is {ours[:12]}): "
-                "memory banks hold one row per clip and only fit the very same files in the same order"
+                "memory banks hold one row per clip and only fit the very same files in the same order. Restore them, "
+                f"or move {self.trainer.default_root_dir} away to start again"
             )
 
     def on_fit_start(self) -> None:

@@ -379,22 +379,21 @@ class PretrainingData(RegionTextData):
         return [self.pairs_of([one], one.captions_per_image, self.masking is not None) for one in self.training_sets]
 
     def read_training(self) -> None:
-        if self.text is not None and not self.streams:
-            for language in self.languages:
-                lines = self.text.sentences(self.train_split, language)
-                if not len(lines):
-                    raise ValueError(f"{lines.path}: holds no text; add it, or leave {language} out of data.languages")
-                tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
-                self.sentences[language] = len(lines)
-                rows = self.text_batch_size // self.text_groups
-                self.streams.append(LanguageStream(tokens, rows, self.bptt, self.tokenizer.end_id))
-            self.probabilities = language_probabilities(self.sentences, self.language_alpha)
         for pairs in self.training_pairs:
             if len(pairs) < self.batch_size:
                 raise ValueError(
                     f"data.batch_size ({self.batch_size}) is larger than the {len(pairs)} captions of "
                     f"{pairs.listing.name} that an epoch shows; lower it, or raise captions_per_image"
                 )
+        if self.text is not None and not self.streams:
+            # Find a missing language before hours of tokenizing the others.
+            texts = {language: self.text.sentences(self.train_split, language) for language in self.languages}
+            for language, lines in texts.items():
+                tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
+                self.sentences[language] = len(lines)
+                rows = self.text_batch_size // self.text_groups
+                self.streams.append(LanguageStream(tokens, rows, self.bptt, self.tokenizer.end_id))
+            self.probabilities = language_probabilities(self.sentences, self.language_alpha)
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer

@@ -193,9 +193,11 @@ class ClipReader:
     ) -> Tensor:
         start, end = _limits(media.video_limits, clip)
         duration = min(video.frames / video.fps, end - start)
+        if duration < 1 / video.fps:  # TVC has moments shorter than one of TVQA's frames
+            duration = 1.5 / min(media.video_fps, video.fps)
         within = (np.arange(video.clips) + (places if self.training else 0.5)) / video.clips
         pieces = []
-        for begin in (start + within * (end - start - duration)).tolist():
+        for begin in (start + within * max(end - start - duration, 0.0)).tolist():
             frames, _ = media.read_video(begin, duration, video.fps)
             looped = len(frames) < video.frames
             pieces.append(frames[torch.arange(video.frames) % len(frames)] if looped else frames[: video.frames])

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -72,23 +73,26 @@ class Example:
     clip: str
 
 
-#: Makes the text of a file of a listing.
+#: From a position in the listing to its example.
 MakeExample = Callable[[int], Example]
 
 
-def question_example(questions: Sequence[Question], subtitles: Speech, file: int) -> Example:
+def question_example(questions: Sequence[Question], subtitles: Speech, position: int) -> Example:
     """A question with options and the speech of the whole clip."""
-    question = questions[file]
+    question = questions[position]
     text = PromptText("question", question.text, spoken(subtitles, question.clip), options=question.options)
     answer = question.options[question.answer] if question.answer >= 0 else None
     return Example(text, answer, question.answer, () if answer is None else (answer,), question.clip)
 
 
 def dialog_example(
-    dialogs: Sequence[Dialog], subtitles: Speech, with_summary: bool, rows: npt.NDArray[np.int64], file: int
+    dialogs: Sequence[Dialog], subtitles: Speech, with_summary: bool, rows: npt.NDArray[np.int64], position: int
 ) -> Example:
-    """A turn of a dialogue with its history; `with_summary` appends the video's summary to its caption."""
-    number, turn = rows[file].tolist()
+    """A turn of a dialogue with its history; `with_summary` appends the video's summary to its caption.
+
+    `rows` [N, 2] are dialogue and turn of each position.
+    """
+    number, turn = rows[position].tolist()
     dialog = dialogs[number]
     asked = dialog.turns[turn]
     history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
@@ -101,9 +105,11 @@ def dialog_example(
     return Example(text, asked.answer, -1, references, dialog.video)
 
 
-def caption_example(moments: Sequence[Moment], subtitles: Speech, rows: npt.NDArray[np.int64], file: int) -> Example:
-    """A description of a moment with the speech in it."""
-    number, place = rows[file].tolist()
+def caption_example(
+    moments: Sequence[Moment], subtitles: Speech, rows: npt.NDArray[np.int64], position: int
+) -> Example:
+    """A description of a moment with the speech in it; `rows` [N, 2] are moment and description of each position."""
+    number, place = rows[position].tolist()
     moment = moments[number]
     texts = tuple(description.text for description in moment.descriptions)
     text = PromptText("caption", speech=spoken(subtitles, moment.clip, moment.span))
@@ -115,7 +121,7 @@ def spoken(subtitles: Speech, clip: str, span: Limits | None = None) -> tuple[st
 
 
 class VideoTextItems(ItemDataset):
-    """Clips with their questions and answers, as input of `collate`.
+    """Clips with their questions and answers, as input of `collate`; `example` makes those of a position.
 
     Args:
         reader: None puts true words in the places of modality tokens instead.
@@ -297,6 +303,9 @@ class VideoTextData(ShardedDataModule):
         self.test_batch_size = test_batch_size
         self.prompt = prompt_for(tokenizer, prompt, self.video, self.audio)
 
+    def setup(self, stage: str) -> None:
+        self.dataset.listing(self.test_split)  # missing test files fail before training
+
     @abstractmethod
     def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         """Listing of a split with one file per example, and what makes the example of a file."""
@@ -403,6 +412,11 @@ class DialogData(VideoTextData):
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
         self.with_summary = with_summary
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not any(dialog.turns and dialog.turns[-1].answer for dialog in self.dataset.dialogs(self.test_split)):
+            rank_zero_warn("the test split has no answers, so it gets no CIDEr and BLEU; see `assemble data vx2text`")
 
     def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         dialogs = self.dataset.dialogs(split)

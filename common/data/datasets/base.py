@@ -186,7 +186,7 @@ class MediaDataset(ABC):
             if not 1 <= fold <= self.num_folds:
                 raise ValueError(f"{self.title} has the folds 1 to {self.num_folds}, not {fold!r}")
         elif self.fold_needed:
-            raise ValueError(f"{self.title} is split by folds: give fold = 1 to {self.num_folds}")
+            raise ValueError(f"{self.title} is split by folds: give fold = 1 to {self.num_folds} (--data.fold)")
         return split, fold
 
     def checksums(self) -> Mapping[str, str]:

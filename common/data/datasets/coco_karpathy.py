@@ -94,6 +94,13 @@ class COCOKarpathy(LanguageCaptioned):
         images, rows = self._images(self._checked(split, None)[0])
         return [_key(images.names[row]) for row in rows], images.image_ids[rows].tolist(), images.groups[rows].tolist()
 
+    def region_paths(self, split: str) -> tuple[Path, ...]:
+        """With `restval`, also the files of COCO's other splits, since its images are in val2014."""
+        several = self.restval and split == "train" and self.regions_root is None
+        parts = ("train", "restval", "val", "test") if several else (split,)
+        paths_of = super().region_paths
+        return tuple(dict.fromkeys(path for one in parts for path in paths_of(one)))
+
     def has_list(self) -> bool:
         return (self.root / _LIST).exists()
 

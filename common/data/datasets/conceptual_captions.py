@@ -45,7 +45,7 @@ class ConceptualCaptions(CaptionedDataset):
         "  or google.csv                                                  (tabs, a column `caption`)\n"
         "training/<row>.jpg and validation/<row>.jpg                      (optional with region features)"
     )
-    size = "0.5 GB of text; 430 GB of pictures; 1.3 TB of region features with 16 bits"
+    size = "0.5 GB of text; 430 GB of pictures; 2.7 TB of region features"
     license = "free for any use, with acknowledgment of Google; the pictures belong to their owners"
     source = "https://ai.google.com/research/ConceptualCaptions/download; pictures with img2dataset"
 

@@ -47,7 +47,7 @@ class Multi30K(CaptionedDataset):
         "data/task1/image_splits/{train,val,test_2016_flickr}.txt\n"
         "flickr30k-images/<number>.jpg                                    (optional with region features)"
     )
-    size = "20 MB of text; 4.4 GB of pictures; 13 GB of region features with 16 bits"
+    size = "20 MB of text; 4.4 GB of pictures; 25 GB of region features"
     license = "captions CC BY-NC-SA 4.0; the pictures belong to their Flickr authors, on request from Flickr30k"
     source = (
         "https://github.com/multi30k/dataset; pictures from https://shannon.cs.illinois.edu/DenotationGraph or, for "

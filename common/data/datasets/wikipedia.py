@@ -63,6 +63,7 @@ class WikipediaText(MediaDataset):
     name = "wikipedia"
     title = "Wikipedia text"
     splits = ("train", "valid")
+    optional_splits = frozenset({"valid"})
     split_aliases: ClassVar[Mapping[str, str]] = {"val": "valid", "validation": "valid"}
     streams = ()
     expected_layout = "<language>.train.txt and <language>.valid.txt   (UTF-8, one sentence per line; en, de, ...)"
@@ -108,6 +109,8 @@ class WikipediaText(MediaDataset):
                 try:
                     counts[f"{split} {language}"] = len(self.sentences(split, language))
                 except (FileNotFoundError, ValueError) as error:
+                    if split in self.optional_splits and isinstance(error, FileNotFoundError):
+                        continue
                     problems.append(str(error))
         return DatasetStatus(self, "text files" if counts else "", counts, problems)
 
