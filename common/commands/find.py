@@ -138,7 +138,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
-        print(f"values we chose, since no source gives them: {ours}")
+        print(f"values that no source gives, as set here: {ours}")
     print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows every field")
     return 0
 

@@ -56,11 +56,11 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
 
     paper = paper_named(name)
     kind = trained_model(paper.name)
-    _check_exists(options.checkpoint)
     if not able(kind):
         usable = [one for one in existing_papers() if optional_part(one.name, "use")]
         others = ", ".join(one.short for one in usable if able(trained_model(one.name)))
         raise StageError(f"{paper.short} cannot {task}; {others} can")
+    _check_exists(options.checkpoint)
     _check_option(kind, "regions", getattr(options, "regions", None))
     return kind
 
@@ -110,7 +110,8 @@ def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 def _lines(path: Path) -> list[str]:
     """The texts of a file, one per line."""
     with files.parsing(path, StageError):
-        texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        content = path.read_text(encoding="utf-8-sig")  # not splitlines(), which also splits at other characters
+        texts = [line.strip() for line in re.split(r"\r\n|\n|\r", content) if line.strip()]
         if not texts:
             raise ValueError("has no text: write one per line")
     return texts
@@ -149,10 +150,12 @@ def embed(
         raise StageError(f"--output {output}: give a file that ends in .npz")
     files.require_writable(output.parent, "--output")
     texts = [*text, *(_lines(captions) if captions else [])]
-    if clash := next((one for one in text if os.path.exists(one)), None):  # a long text is no valid path
+    if clash := next((one for one in text if os.path.isfile(one)), None):  # a long text is no valid path
         raise StageError(f"--text {clash}: this is a file; give files before --text")
     if not media and not texts:
         raise StageError("nothing to embed: give files, --text or --captions")
+    if second := next((path for path in media if path.suffix == ".ckpt"), None):
+        raise StageError(f"--checkpoint takes one file, but {second} follows: did a pattern match several?")
     of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)
     _check_option(of_paper, "language", language)
     absent = next((path for path in media if not path.exists()), None)
@@ -217,9 +220,13 @@ def retrieve(
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
     of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval)
     query_kind, kind = _pair(of_paper, query, among, from_, to)
+    if not query.strip():
+        raise StageError("--query is empty: give a file, or a text in quotes")
     model = _loaded(of_paper, options)
     if lacking := {query_kind, kind} - {*model.reads}:
         raise StageError(f"this model was trained without {' and '.join(sorted(lacking))}")
+    wanted = query if query_kind == "text" else Path(query)
+    getattr(model, f"read_{query_kind}")(wanted)  # fails before the gallery is embedded
     skipped: list[tuple[int, str]] = []
     items: Sequence[Any]
     if among.suffix == ".npz":
@@ -228,7 +235,7 @@ def retrieve(
     else:
         items = _lines(among) if kind == "text" else _found([among], [kind])
         gallery, kept = model.gallery(kind, items, skipped)
-    scores = model.compare(query_kind, query if query_kind == "text" else Path(query), kind, gallery)
+    scores = model.compare(query_kind, wanted, kind, gallery)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     rows = [(str(rank), f"{scores[at]:.3f}", str(items[kept[at]])) for rank, at in enumerate(order, start=1)]
     print_rows(("", "score", f"{kind} for {query} ({query_kind})"), rows)
@@ -240,9 +247,9 @@ def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | N
     """Kinds of query and results: the requested ones, else the first that the files allow."""
     path = Path(query)
     media = [kind for kind in of_paper.embeds if kind != "text"]
-    like_media = [kind for kind in media if path.suffix.lower() in _suffixes(kind)]
+    like_media = [kind for kind in media if kind == from_ or path.suffix.lower() in _suffixes(kind)]
     # Unlike `Path.is_file`, this accepts a text longer than a file name can be.
-    is_file = os.path.isfile(query)
+    is_file = from_ != "text" and os.path.isfile(query)
     if like_media and not is_file and from_ is None:
         raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
     held = _arrays_of(among) if among.suffix == ".npz" else media if among.is_dir() else ["text"]
@@ -331,10 +338,10 @@ def generate(
     Example: assemble generate PAPER "a red circle left of a blue square" --checkpoint
     runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4
     """
-    from torchvision.utils import make_grid, save_image
-
     files.require_writable(output, "--output")
     trained = _special("generate", paper, model)
+    from torchvision.utils import make_grid, save_image
+
     for caption in captions:
         for note in trained.notes(caption):
             print(f"{caption!r}: {note}")
@@ -377,6 +384,8 @@ def export(
     layouts = (OWN_LAYOUT, *(weights.LAYOUTS if weights else ()))
     if layout not in layouts:
         raise StageError(f"--layout {layout}: {nearest(layout, layouts)}")
+    if private and not push:
+        raise StageError("--private only works with --push")
     if push and layout != OWN_LAYOUT:
         raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from common import files
 from common.commands.parsing import ExistingRuns, OneScale, Option, PaperName, PaperNames, Runs, Scale, existing_folder
-from common.errors import ReportingError, optional_package
+from common.errors import ReportingError, StageError, optional_package
 from common.reporting.papers import (
     PROMOTED_SCALES,
     SCALES,
@@ -101,8 +101,8 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
         for judged in ([one for f in shown for one in f.claims], [one for f in shown for one in f.checks]):
             if judged:
                 console.print(render.rich_judged(judged, console.width))
-        if not shown:
-            console.print("nothing measured yet")
+        if not any((*f.claims, *f.checks) for f in shown):
+            console.print("no claim at the measured scales" if shown else "nothing measured yet")
     console.print(LEGEND, style="dim", markup=False)
     return 0
 
@@ -265,6 +265,8 @@ def report(
     from common.reporting import report as pages
 
     names, folder = _names(papers), runs or runs_root()
+    if live and output:
+        raise StageError("--live serves the page and writes no file: leave out --output")
     if live:
         from common.reporting.live import LiveReport
 

@@ -130,7 +130,7 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         + f", {len(planned) - len(waiting)} done, {len(waiting)} to run"
     )
     if ours := max((item.run.describe_ours() for item in planned), key=len, default=""):
-        say(f"  values we chose, since no source gives them (`ours` in configs/{paper.name}): {ours}")
+        say(f"  values that no source gives, as set here (`ours` in configs/{paper.name}): {ours}")
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     if waiting:

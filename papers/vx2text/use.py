@@ -52,6 +52,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     tokenizer: TextTokenizer
     prompt: Prompt
     reader: ClipReader
+    readers: dict[Modality, ClipReader]
 
     def read_inputs(self, trained: Trained) -> None:
         self.task, self.scoring = self.input(trained, "task", Task), self.input(trained, "scoring", Scoring)
@@ -62,6 +63,9 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         self.tokenizer = tokenizer.read(trained.file(VOCABULARY))
         self.prompt = prompt_for(self.tokenizer, limits, video, audio)
         self.reader = ClipReader(video, audio, training=False)
+        self.readers = {
+            "video": ClipReader(video, None, training=False), "audio": ClipReader(None, audio, training=False)
+        }  # fmt: skip
         self.tie_tables(self.tokenizer)
 
     @classmethod
@@ -110,7 +114,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
                 raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave out {flag}")
         if len(options) != (expected := len(LETTERS) if self.task == "question" else 0):
             raise StageError(f"this model reads {expected} options (--option); {len(options)} are given")
-        sample = self._read(clip)
+        sample = self._read(clip, self.reader)
         if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
             raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
         text = PromptText(self.task, question, tuple(speech), known, tuple(history), tuple(options))
@@ -161,18 +165,18 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
     def words(self, clip: str | Path) -> dict[str, str]:
         """A clip's tokens in the prompt, by modality; skips missing modalities."""
-        sample = self._read(clip)
+        sample = self._read(clip, self.reader)
         present = [name for name in self.tokens if sample[f"{name}_present"]]
         found = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
         return {name: words[0] for name, words in found.items() if words is not None}
 
-    def _read(self, clip: str | Path) -> Sample:
-        return dict(self.reader.read(Clip(Path(clip), -1), np.random.default_rng(0)))
+    def _read(self, clip: str | Path, reader: ClipReader) -> Sample:
+        return dict(reader.read(Clip(Path(clip), -1), np.random.default_rng(0)))
 
     def _read_stream(self, modality: Modality, file: str | Path) -> Tensor:
         if modality not in self.tokens:
             raise StageError(f"this model was trained without {modality}")
-        sample = self._read(file)
+        sample = self._read(file, self.readers[modality])
         if not sample[f"{modality}_present"]:
             raise MediaError.of(Path(file), f"has no {modality} stream")
         return sample[modality]
