@@ -380,11 +380,9 @@ def resolve(
     if most is not None and isinstance(devices, int) and devices > most:
         further.insert(0, Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
     overriding = len(layers)
-    for layer in further:
-        layers.append(layer)
-        config = merge(config, layer.content)
-    overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # set a class before its arguments
-    for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
+
+    def set_fields(name: str, pairs: Iterable[tuple[str, Any]]) -> None:
+        nonlocal config
         for given, stated in pairs:
             for key, value in _whole_dataset(config, given, stated):
                 if isinstance(value, str) and any(
@@ -394,6 +392,17 @@ def resolve(
                 placed = place(config, key, value)
                 layers.append(Layer(f"{name} {key}", placed))
                 config = merge(config, placed)
+
+    set_fields("tables.yaml", (stage_overrides or {}).items())
+    for layer in further:
+        layers.append(layer)
+        config = merge(config, layer.content)
+    overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # set a class before its arguments
+    set_fields("command line", overrides)
+    if any(short_name(key) == "data.dataset.root" for key, _ in overrides) and _reach(config, "data.world")[1]:
+        raise ConfigurationError(
+            "--data.dataset.root is not read, since data.world generates the data: add --data.dataset"
+        )
     config["seed_everything"] = seed
     switches = {name: config.pop(name) for name in SWITCHES if name in config}
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
@@ -410,8 +419,9 @@ def resolve(
     for layer in layers[overriding:]:  # may state a switch at either place
         model = layer.content.get("model")
         inner = (model.get("init_args") or {}) if isinstance(model, dict) else {}
-        switches |= {**inner, **layer.content}
-    if switches := {name: switches[name] for name in SWITCHES if name in switches}:
+        stated = {**inner, **layer.content}
+        switches |= {name: stated[name] for name in SWITCHES if name in stated}
+    if switches:
         config = merge(config, {"model": {"init_args": switches}})
     check_names(take_switches(config)[1], layers)
     if rehearsal:
@@ -444,6 +454,8 @@ def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[
 
 
 _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
+#: Flags of `fit` beside the configuration, which may be misspelled.
+_FLAGS = ("scale", "hardware", "seed", "isa", "runs", "unless_done", "print_config", "config")
 
 
 def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
@@ -459,7 +471,7 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
                 f"{origin(key, layers)}: unknown key {key!r}; "
-                + (_elsewhere(key, config) or nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES)))
+                + (_elsewhere(key, config) or nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES, *_FLAGS)))
             )
         value = config[key]
         if isinstance(value, dict) and not isinstance(value.get("init_args") or {}, dict):

@@ -87,7 +87,8 @@ def test_another_root_is_another_run_wherever_it_is_written(tmp_path: Path) -> N
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     assert stage(a) == stage(a, "elsewhere") == stage(str(tmp_path / "b" / ".." / "a")) != stage(b)
     assert stage("$DATA") != stage("$DATA", "elsewhere")
-    by_class = ("--data.dataset.class_path", f"{SETS}.folder.FolderOfImages", "--data.dataset.root", "$DATA")
+    own = f"{SETS}.folder.FolderOfImages"
+    by_class = ("--data.dataset.class_path", own, "--data.dataset.root", "$DATA", "--data.world", "null")
     assert stage("", "data", *by_class) == stage("", "data", *by_class) != stage("", "elsewhere", *by_class)
 
 
