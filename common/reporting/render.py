@@ -349,9 +349,10 @@ def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
 
 
 def _is_minor(f: Filled) -> bool:
-    """Whether a table runs only on request, has a cell with one or two draws, and has no claims or checks."""
+    """Whether a table runs only on request, has one row or a cell with one or two draws, and no claims or checks."""
     result = f.result
     few = any(len(cell.values) in (1, 2) for cell in result.cells.values())
+    few = few or len({row for (row, _), cell in result.cells.items() if cell.values}) == 1
     return few and result.scale in result.table.by_request and not (f.claims or f.checks)
 
 
@@ -363,7 +364,7 @@ def _is_drawn(result: TableResult) -> bool:
 def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
     """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables.
 
-    Without `minor_tables`, those from one or two draws are omitted, and those that are drawn as a curve lack the cells.
+    Without `minor_tables`, small ones are omitted, and those that are drawn as a curve lack the cells.
     """
     minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
     measured = [f.result for f in filled if f.result.measured and f.result not in minor]
@@ -380,7 +381,7 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
     parts += remarks_markdown(_values_of_ours(filled))
     if minor:
         titles = "; ".join(result.table.title for result in minor)
-        parts.append(f"`assemble tables {minor[0].records[0].paper}` also prints, from one or two draws: {titles}.")
+        parts.append(f"`assemble tables {minor[0].records[0].paper}` also prints small tables: {titles}.")
     if waiting := [f.result.table.title for f in filled if not f.result.measured]:
         parts.append(f"Not measured yet: {'; '.join(waiting)}.")
     return "\n\n".join(parts)

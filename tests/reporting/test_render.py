@@ -81,7 +81,7 @@ def test_a_page_names_a_table_by_request_of_one_draw(project: Path, make_record:
     table = judged.result.table.model_copy(update={"by_request": ("mini",)})
     filled = [render.Filled(replace(judged.result, table=table), [], [])]
     assert "### Transfer (mini)" in render.tables_markdown(filled)
-    assert render.tables_markdown(filled, minor_tables=False).endswith("also prints, from one or two draws: Transfer.")
+    assert render.tables_markdown(filled, minor_tables=False).endswith("also prints small tables: Transfer.")
     assert "### Transfer (mini)" in render.tables_markdown([judged], minor_tables=False)
 
 
