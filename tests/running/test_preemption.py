@@ -60,6 +60,13 @@ def _signal_at(number: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(AVIDModule, "training_step", training_step)
 
 
+def test_the_end_does_not_wait_for_a_forked_process() -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    with stopping.listening():
+        child.start()
+    child.kill()
+
+
 def _run_in_child(stage: StageRequest) -> int:
     """Run a stage in a process of its own and return its exit status, as the command line gives it."""
 
