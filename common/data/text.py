@@ -126,8 +126,8 @@ class CaptionTokenizer(ABC):
         path = path / self.file_name if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(
-                f"data.tokenizer.{self.field}: {path} is not a regular file. `save_pretrained` writes it beside the "
-                "model's weights (nothing is downloaded); null learns a vocabulary from the training captions"
+                f"data.tokenizer.{self.field}: {path} is not a regular file. Give the one that `save_pretrained` "
+                "writes into the model's folder (nothing is downloaded), or null to learn one from training captions"
             )
         with parsing(path, VocabularyError):
             self.read(path.read_bytes())

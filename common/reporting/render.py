@@ -349,7 +349,7 @@ def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
 
 
 def _is_minor(f: Filled) -> bool:
-    """Whether a table runs only on request, has one row or a cell with one or two draws, and no claims or checks."""
+    """Whether a table runs only on request, has no claims or checks, and one row or a cell with one or two draws."""
     result = f.result
     few = any(len(cell.values) in (1, 2) for cell in result.cells.values())
     few = few or len({row for (row, _), cell in result.cells.items() if cell.values}) == 1
@@ -364,7 +364,7 @@ def _is_drawn(result: TableResult) -> bool:
 def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
     """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables.
 
-    Without `minor_tables`, small ones are omitted, and those that are drawn as a curve lack the cells.
+    Without `minor_tables`, small tables are omitted, and those on request with a curve omit their cells.
     """
     minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
     measured = [f.result for f in filled if f.result.measured and f.result not in minor]

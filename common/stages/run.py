@@ -64,7 +64,7 @@ def _prepare_folder(request: StageRequest) -> None:
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
             aside = previous.with_name(f".{previous.name}")
-            if folder.exists():  # otherwise, a kill between the renames left the other run aside
+            if folder.exists():  # if not, a kill between the two renames left the other run in `aside`
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
             previous.rename(folder)

@@ -43,8 +43,8 @@ class SyntheticData(pl.LightningDataModule):
         batch = self.synthetic.batch
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # like a loader for a GPU
-        # Neither torch's loader, which reads the value of a random tensor, nor a list, which for Lightning is several
-        # loaders. An epoch must not end within a measurement.
+        # Torch's loader reads the value of a random tensor, and Lightning takes a list for several loaders. 1,000
+        # batches keep an epoch from ending during a measurement.
         return UserList([batch] * max(self.synthetic.batches or 0, 1000))
 
 

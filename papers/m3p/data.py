@@ -400,8 +400,8 @@ class PretrainingData(RegionTextData):
         for name in ("batch_size", "text_batch_size"):
             if getattr(self, name) % trainer.world_size:
                 raise ValueError(
-                    f"data.{name} ({getattr(self, name)}) is shared by processes ({trainer.world_size}) and must be "
-                    "divisible by it"
+                    f"data.{name} ({getattr(self, name)}) must be divisible by the number of processes "
+                    f"({trainer.world_size})"
                 )
         steps = MultitaskSteps(
             self.streams,

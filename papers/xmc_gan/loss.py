@@ -130,11 +130,11 @@ class XMCGANLoss:
         return mean([contrast(logits) for logits in similar])
 
     def groups(self, x: Tensor) -> list[Tensor]:
-        """The samples [B, ...] of this rank by group of negatives; a part of one if ranks share it."""
+        """This rank's samples [B, ...] by group of negatives; only its part of a group that spans ranks."""
         return split_groups(x, groups_here("model.loss.negatives_group", len(x), self.negatives_group))
 
     def whole_groups(self, x: Tensor) -> list[Tensor]:
-        """`groups`, including the samples of other ranks."""
+        """Like `groups`, but a group that spans ranks is gathered from all of them."""
         ranks = shared_with(len(x), self.negatives_group)
         return self.groups(x) if ranks is None else [gather_with_gradient(x, ranks)]
 

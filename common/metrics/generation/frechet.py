@@ -103,12 +103,12 @@ class FeatureStatistics:
             shifted = total / self._count
             squares = products - self._count * torch.outer(shifted, shifted)
             own.append(Moments(self._count, (origin + shifted).cpu().numpy(), squares.cpu().numpy()))
-        # Of every process with samples; here the covariance is the sum of squares about its mean.
+        # One entry per process with samples; `covariance` is the sum of squares about that process's mean.
         parts: list[Moments] = gather_objects(own)
         count = sum(part.count for part in parts)
         _require_two(count)
         mean = sum(part.count * part.mean for part in parts) / count
-        # The squares of the processes, and those of their means about the common one.
+        # Squares within each process, plus those of the process means about the common mean.
         scatter = sum(part.covariance + part.count * np.outer(part.mean - mean, part.mean - mean) for part in parts)
         return Moments(count, np.asarray(mean), np.asarray(scatter) / (count - 1))
 
