@@ -111,7 +111,7 @@ def _lines(path: Path) -> list[str]:
     """The texts of a file, one per line."""
     with files.parsing(path, StageError):
         content = path.read_text(encoding="utf-8-sig")  # not splitlines(), which also splits at other characters
-        texts = [line.strip() for line in re.split(r"\r\n|\n|\r", content) if line.strip()]
+        texts = [line.strip() for line in content.split("\n") if line.strip()]
         if not texts:
             raise ValueError("has no text: write one per line")
     return texts

@@ -102,7 +102,9 @@ class RowsOncePerSample:
                 self._rows[name].append(torch.zeros(0, *shape, dtype=dtype, device=device))
         index = gather_rows(torch.cat(self._indices))
         first = first_occurrences(index)
-        found = {name: gather_rows(torch.cat(rows)) for name, rows in self._rows.items()}
-        if torch.equal(first, torch.arange(len(index), device=first.device)):
-            return index, found  # usually; saves a copy
-        return index[first], {name: rows[first] for name, rows in found.items()}
+        in_order = torch.equal(first, torch.arange(len(index), device=first.device))  # of one process: saves a copy
+
+        def once(rows: Tensor) -> Tensor:
+            return rows if in_order else rows[first]
+
+        return once(index), {name: once(gather_rows(torch.cat(rows))) for name, rows in self._rows.items()}

@@ -378,7 +378,8 @@ def resolve(
             raise ConfigurationError(f"{layer.name}: seed_everything is not the seed of this run, {seed}; set --seed")
     most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
     if most is not None and isinstance(devices, int) and devices > most:
-        further.insert(0, Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
+        layers.append(Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
+        config = merge(config, layers[-1].content)
     overriding = len(layers)
 
     def set_fields(name: str, pairs: Iterable[tuple[str, Any]]) -> None:
@@ -401,7 +402,7 @@ def resolve(
     set_fields("command line", overrides)
     if any(short_name(key) == "data.dataset.root" for key, _ in overrides) and _reach(config, "data.world")[1]:
         raise ConfigurationError(
-            "--data.dataset.root is not read, since data.world generates the data: add --data.dataset"
+            "--data.dataset.root is not read, since data.world makes the data: add --data.dataset or --data.world null"
         )
     config["seed_everything"] = seed
     switches = {name: config.pop(name) for name in SWITCHES if name in config}

@@ -12,7 +12,7 @@ from common.files import parse_yaml
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
 from common.stages.configuration import class_at, leaves
-from common.stages.recipe_data import dataset_entries, read_sets
+from common.stages.recipe_data import dataset_entries, without_unread_sets
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -140,5 +140,5 @@ def _world(record: Record) -> Any:
 
 
 def _sets(record: Record) -> list[Any]:
-    paths = [entry["class_path"] for entry in dataset_entries(read_sets(record.config["data"]))]
+    paths = [entry["class_path"] for entry in dataset_entries(without_unread_sets(record.config["data"]))]
     return [class_at(path) for path in dict.fromkeys(paths)]

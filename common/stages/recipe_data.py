@@ -20,7 +20,7 @@ def dataset_entries(section: object) -> list[dict[str, Any]]:
     return [node for _, node in classes_in(section) if node["class_path"].startswith("common.data.datasets.")]
 
 
-def read_sets(section: dict[str, Any]) -> dict[str, Any]:
+def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
     """A data section without the `sets` that its recipe names but neither trains nor tests on."""
     arguments = section.get("init_args") or {}
     if not isinstance(sets := arguments.get("sets"), dict):

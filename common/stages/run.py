@@ -30,7 +30,7 @@ from common.stages import stopping
 from common.stages.configuration import check_ranges, class_at, merge, place
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
-from common.stages.recipe_data import dataset_entries, read_sets
+from common.stages.recipe_data import dataset_entries, without_unread_sets
 from common.stages.request import Parent, StageRequest, finished_record, recorded_lineage
 from common.stages.stopping import end_with_parent
 
@@ -53,6 +53,9 @@ def _prepare_folder(request: StageRequest) -> None:
     if not is_main_process():
         _wait_for_main_process(identity, request)
         return
+    aside = previous.with_name(f".{previous.name}")
+    if aside.exists() and not (folder.exists() and previous.exists()):  # a kill between the renames below
+        aside.rename(previous if folder.exists() else folder)
     found = recorded_lineage(identity)
     if found is None and identity.exists():
         raise StageError(
@@ -63,9 +66,7 @@ def _prepare_folder(request: StageRequest) -> None:
         begun = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
-            aside = previous.with_name(f".{previous.name}")
-            if folder.exists():  # if not, a kill between the two renames left the other run in `aside`
-                shutil.rmtree(aside, ignore_errors=True)
+            if folder.exists():
                 folder.rename(aside)
             previous.rename(folder)
             if aside.exists():
@@ -267,7 +268,7 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
-    for entry in dataset_entries(read_sets(section)):
+    for entry in dataset_entries(without_unread_sets(section)):
         try:
             dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))
         except (ImportError, AttributeError, TypeError):

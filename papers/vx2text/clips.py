@@ -193,8 +193,9 @@ class ClipReader:
     ) -> Tensor:
         start, end = _limits(media.video_limits, clip)
         duration = min(video.frames / video.fps, end - start)
-        if duration < 1 / video.fps:  # TVC has moments shorter than one of TVQA's frames
-            duration = 1.5 / min(media.video_fps, video.fps)
+        slower = min(media.video_fps, video.fps)
+        if duration < 1 / slower:  # TVC has moments shorter than one of TVQA's frames
+            duration = 1.5 / slower
         within = (np.arange(video.clips) + (places if self.training else 0.5)) / video.clips
         pieces = []
         for begin in (start + within * max(end - start - duration, 0.0)).tolist():

@@ -96,9 +96,11 @@ class COCOKarpathy(LanguageCaptioned):
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
         """With `restval`, also the files of COCO's other splits, since its images are in val2014."""
-        several = self.restval and split == "train" and self.regions_root is None
-        parts = ("train", "restval", "val", "test") if several else (split,)
         paths_of = super().region_paths
+        if not (self.restval and split == "train" and self.regions_root is None):
+            return paths_of(split)
+        rest = ["restval"] if any(self.regions_folder.glob("restval[._]*")) else []  # else any file would do
+        parts = ["train", *rest, "val", "test"]
         return tuple(dict.fromkeys(path for one in parts for path in paths_of(one)))
 
     def has_list(self) -> bool:
