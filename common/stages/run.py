@@ -67,6 +67,7 @@ def _prepare_folder(request: StageRequest) -> None:
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
             if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
             previous.rename(folder)
             if aside.exists():

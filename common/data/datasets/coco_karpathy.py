@@ -96,12 +96,14 @@ class COCOKarpathy(LanguageCaptioned):
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
         """With `restval`, also the files of COCO's other splits, since its images are in val2014."""
+        several = self.restval and split == "train" and self.regions_root is None
+        return self.all_region_paths() if several else super().region_paths(split)
+
+    def all_region_paths(self) -> tuple[Path, ...]:
+        """Files with the region features of all splits."""
         paths_of = super().region_paths
-        if not (self.restval and split == "train" and self.regions_root is None):
-            return paths_of(split)
         rest = ["restval"] if any(self.regions_folder.glob("restval[._]*")) else []  # else any file would do
-        parts = ["train", *rest, "val", "test"]
-        return tuple(dict.fromkeys(path for one in parts for path in paths_of(one)))
+        return tuple(dict.fromkeys(path for one in ("train", *rest, "val", "test") for path in paths_of(one)))
 
     def has_list(self) -> bool:
         return (self.root / _LIST).exists()

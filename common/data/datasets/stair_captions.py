@@ -56,9 +56,7 @@ class OnCOCO(CaptionedDataset):
         """If `regions` is not given, COCO's files; those of all its splits if the set has other ones."""
         if self.regions_root is not None:
             return super().region_paths(split)
-        rest = ["restval"] if any(self.regions_folder.glob("restval[._]*")) else []  # else any file would do
-        parts = ["train", *rest, "val", "test"] if self.own_splits else [split]
-        return tuple(dict.fromkeys(path for part in parts for path in self.coco.region_paths(part)))
+        return self.coco.all_region_paths() if self.own_splits else self.coco.region_paths(split)
 
     def image_path(self, key: str, split: str) -> Path:
         return self.coco.image_path(key, split)
