@@ -139,7 +139,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
         print(f"values that no source gives, as set here: {ours}")
-    print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows every field")
+    print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows all fields that the files set")
     return 0
 
 

@@ -71,7 +71,7 @@ def fit(
     Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
     --config FILE adds a layer.
 
-    `assemble list PAPER` lists stages and recipes; --print_config shows every field that you can set.
+    `assemble list PAPER` lists stages and recipes; --print_config shows the fields that the files set.
     """
     if any(one.partition("=")[0] == "--checkpoint" for one in overrides):
         raise StageError(

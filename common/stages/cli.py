@@ -6,11 +6,12 @@ import functools
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from common.errors import ConfigurationError
-from common.stages.configuration import RunConfiguration, check_ranges, take_switches
+from common.stages.configuration import RunConfiguration, check_ranges, class_at, classes_in, take_switches
 from common.training.callbacks import SamplesForAll
 from common.training.switches import ApplySwitches, Switches
 
@@ -117,8 +118,13 @@ def check(run: RunConfiguration) -> None:
     """Check types and ranges of a stage's configuration without building anything."""
     try:
         check_ranges(run.config, run.layers)
-        _Parsed(run.with_placeholders(DATA="data", RUN="run"))
-    except ConfigurationError as error:
+        config = run.with_placeholders(DATA="data", RUN="run")
+        _Parsed(config)
+        for path, node in classes_in(config["model"]):
+            if path.rpartition(".")[2] == "loss":  # refuses what does not go together
+                with torch.device("meta"):
+                    class_at(node["class_path"])(**node.get("init_args") or {})
+    except ValueError as error:
         raise ConfigurationError(f"{run.paper}/{run.recipe}: {error}") from None
 
 

@@ -29,7 +29,7 @@ from common.errors import ConfigurationError, nearest
 from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.records import REHEARSED, short_name
-from common.stages.signatures import arguments_of, is_missing
+from common.stages.signatures import arguments_of, fields_of, is_missing
 
 #: Keys of a YAML layer for the stack itself, not for LightningCLI.
 #: `most_devices`: the most devices per node over which the recipe's groups of samples can be split.
@@ -316,7 +316,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
         if not equals:
             if not pending or (pending[0].startswith("--") and len(pending[0]) > 2):
                 raise ConfigurationError(
-                    f"--{key} needs a value (`assemble fit ... --print_config` shows every field and its value)"
+                    f"--{key} needs a value (`assemble fit ... --print_config` shows fields and values)"
                 )
             value = pending.pop(0)
         if not value.strip():
@@ -538,6 +538,14 @@ def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
                 field = f"{path}.{argument}"
                 near = _elsewhere(argument, config, field) or nearest(argument, valid)
                 raise ConfigurationError(f"{origin(field, layers)}: unknown field {field!r} of {cls}; {near}")
+        for argument, fields in fields_of(cls).items():
+            stated = arguments.get(argument)
+            for name in stated if isinstance(stated, dict) and "class_path" not in stated else ():
+                if name not in fields:
+                    field = f"{path}.{argument}.{name}"
+                    raise ConfigurationError(
+                        f"{origin(field, layers)}: unknown field {field!r}; {nearest(str(name), fields)}"
+                    )
 
 
 def check_ranges(config: dict[str, Any], layers: Sequence[Layer]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ from common.reporting.papers import paper_named
 from common.reporting.records import MACHINE_KEYS, short_name
 from common.reporting.tables import StageInstance, Tables, expand, load
 from common.stages.configuration import (
+    Layer,
     RunConfiguration,
+    check_keys,
+    check_names,
     leaves,
     load_yaml,
+    merge,
     parse_overrides,
+    place,
     recipe_layers,
     recipes_of,
     resolve,
+    take_switches,
 )
 from common.stages.recipe_data import dataset_entries
 
@@ -98,10 +104,10 @@ class StageRequest:
         """Whether its numbers are comparable with published ones."""
         return self.scale == "paper" and not self.rehearsal
 
-    @cached_property
+    @functools.cached_property
     def configuration(self) -> RunConfiguration:
         """The merged configuration, without the parents' paths."""
-        return resolve(
+        run = resolve(
             self.paper,
             self.recipe,
             scale=self.scale,
@@ -112,8 +118,15 @@ class StageRequest:
             arguments=self.arguments,
             rehearsal=self.rehearsal,
         )
+        layers = [Layer(f"tables.yaml, from {name}", place(run.config, name, None)) for name in self.parents]
+        if layers:
+            config = functools.reduce(merge, (layer.content for layer in layers), run.config)
+            config = take_switches(config)[1]
+            check_keys(config, layers)
+            check_names(config, layers)
+        return run
 
-    @cached_property
+    @functools.cached_property
     def lineage(self) -> str:
         """Hash of this configuration and its ancestors'."""
         run = self.configuration

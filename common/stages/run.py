@@ -27,7 +27,7 @@ from common.reporting import records
 from common.reporting.draws import use
 from common.reporting.papers import checkout
 from common.stages import stopping
-from common.stages.configuration import check_ranges, class_at, merge, place
+from common.stages.configuration import class_at, merge, place
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
 from common.stages.recipe_data import dataset_entries, without_unread_sets
@@ -64,6 +64,8 @@ def _prepare_folder(request: StageRequest) -> None:
         )
     if found != request.lineage:
         begun = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+        if begun:
+            _check(request)  # a wrong field must not move a run aside
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
             if folder.exists():
@@ -96,6 +98,12 @@ def _prepare_folder(request: StageRequest) -> None:
         "arguments": list(request.arguments),
     }
     write_atomically(identity, json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def _check(request: StageRequest) -> None:
+    from common.stages.cli import check
+
+    check(request.configuration)
 
 
 def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
@@ -154,8 +162,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     import_lightning()
     stopping.check()
     if request.arguments:
-        # Check overrides before the data; importing their classes takes seconds.
-        check_ranges(config, request.configuration.layers)
+        _check(request)  # overrides before the data; importing their classes takes seconds
     _require_files(config.get("data"))
     from common.stages.preempt import Preemption
 

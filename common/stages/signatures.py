@@ -16,6 +16,22 @@ def arguments_of(path: str) -> frozenset[str] | None:
     return frozenset(names) if complete else None
 
 
+@functools.cache
+def fields_of(path: str) -> dict[str, set[str]]:
+    """The arguments of a class, bases included, that are dataclasses of ours, and their fields."""
+    module, node = _find(path) or ("", None)
+    found: dict[str, set[str]] = {}
+    for one in ast.walk(node) if isinstance(node, ast.ClassDef) and not is_missing(path) else ():
+        if isinstance(one, ast.arg) and one.annotation:
+            name = ast.unparse(one.annotation).removesuffix(" | None")
+            ours = _names(module)[1].get(name, module).startswith(("common.", "papers."))
+            kind = _find(f"{module}.{name}") if ours else None
+            if kind and any("dataclass" in ast.unparse(mark) for mark in kind[1].decorator_list):
+                found[one.arg] = _arguments(*kind)[0]
+    bases = [f"{module}.{ast.unparse(base).partition('[')[0]}" for base in getattr(node, "bases", ())]
+    return {name: fields for base in bases for name, fields in fields_of(base).items()} | found
+
+
 def is_missing(path: str) -> bool:
     """Whether a path in `common` or `papers` does not exist."""
     return path.partition(".")[0] in ("common", "papers") and _find(path) is None

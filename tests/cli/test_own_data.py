@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from common.commands.main import main
 from common.errors import ConfigurationError
 from common.reporting.papers import project_root
 from common.reporting.records import find
+from common.reporting.tables import StageInstance
+from common.stages.cli import check
 from common.stages.configuration import check_ranges, resolve
+from common.stages.request import Parent, Selection, requests_for
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
@@ -106,13 +110,22 @@ def test_the_short_name_takes_the_class_that_holds_the_same(paper: str, recipe: 
     assert data["world"] is None
 
 
-def test_short_names_that_do_not_fit_are_refused() -> None:
+def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="has an empty value"):
         resolve("avid", "avid", arguments=["--data.dataset", ""])
     with pytest.raises(ConfigurationError, match=r"--data.dataset foldr: did you mean 'folder'"):
         resolve("avid", "avid", arguments=["--data.dataset", "foldr"])
     with pytest.raises(ConfigurationError, match=r"0 classes of .*esc50 have video"):
         resolve("avid", "avid", arguments=["--data.dataset", "esc50"])
+    with pytest.raises(ConfigurationError, match=r"video\.fpz.*did you mean 'fps'"):
+        resolve("avid", "avid", arguments=["--data.video.fpz", "3"])
+    (request,) = requests_for("avid_cma", [StageInstance("x", "cma", "pretrain", None)], Selection(), 0)
+    for field in ("model.init_args.warm_strat", "modle.init_args.warm_start"):
+        with pytest.raises(ConfigurationError, match=r"tables\.yaml, from .*did you mean"):
+            assert replace(request, parents={field: Parent("avid", tmp_path, "0")}).configuration
+    arguments = ["--model.loss.within_negatives", "5120"]
+    with pytest.raises(ConfigurationError, match="at most negatives"):
+        check(resolve("avid", "cma", scale="smoke", arguments=arguments))
 
 
 def test_wrong_numbers_and_missing_captions_are_told(
