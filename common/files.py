@@ -97,7 +97,7 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; if no error occurs, it atomically replaces `output`."""
+    """Yield an empty folder to fill; if no error occurs, it replaces `output`, which a kill can't lose (`put_back`)."""
     output = output.resolve()
     put_back(output)
     partial = _beside(output, "tmp")
@@ -110,7 +110,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
         if not output.exists():
             partial.replace(output)
-        elif not _exchange(partial, output):
+        else:
             old = _beside(output, "old")
             output.replace(old)
             try:
@@ -140,15 +140,6 @@ def put_back(output: Path) -> None:
 
 def _beside(folder: Path, kind: str) -> Path:
     return folder.with_name(f".{folder.name}.{_OWN}.{os.getpid()}.{kind}")
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths atomically; False if unsupported."""
-    import ctypes
-
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -354,8 +345,11 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def console() -> Console:
-    """A `rich.console.Console`; in a pipe it is wide enough for tables."""
+    """The terminal's `rich.console.Console`, which live lines share; in a pipe it is wide enough for tables."""
+    from rich import get_console
     from rich.console import Console
 
+    if sys.stdout.isatty():
+        return get_console()
     found = Console()
-    return found if found.is_terminal else Console(width=200)
+    return found if found.is_terminal and "COLUMNS" in os.environ else Console(width=200)

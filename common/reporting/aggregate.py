@@ -67,13 +67,8 @@ class TableResult:
         return any(cell.values for cell in self.cells.values())
 
     def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
-        """Whether every cell is finished for each draw; rows by request count only if their stages are in `made`."""
-        by_request = {row.label for row in self.rows if self.scale in row.by_request}
-        filled = [
-            cell
-            for (label, _), cell in self.cells.items()
-            if cell.instances and (label not in by_request or set(cell.instances) <= set(made))
-        ]
+        """Whether every cell whose stages are in `made` is finished for each draw."""
+        filled = [cell for cell in self.cells.values() if cell.instances and set(cell.instances) <= set(made)]
         return bool(filled) and all(cell.finished >= set(draws) for cell in filled)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from common.files import exclusive
 from common.reporting.curves import read_points
 from common.reporting.draws import NATIVE
-from common.reporting.papers import PROMOTED_SCALES, paper_named, project_root, runs_root
-from common.reporting.records import Record, find, portable
+from common.reporting.papers import PROMOTED_SCALES, paper_named, runs_root
+from common.reporting.records import Record, find, without_folders
 from common.reporting.results import find_promoted, place_of, promoted_curves, write_results
 from common.reporting.tables import Tables, load
 
@@ -54,10 +54,7 @@ def promote(
         before = list(promoted.values())
         done = []
         for record in found:
-            kept = _as_kept(record, before)
-            # Committed files must not contain folders of this machine.
-            folders = [(str(project_root()), "."), (str(Path.home()), "~")]
-            kept = dataclasses.replace(kept, config=portable(kept.config, folders))
+            kept = without_folders(_as_kept(record, before))
             place = place_of(kept)
             action, reason = _decision(kept, promoted.get(place), tables, replace)
             done.append(Promotion(kept, action, reason))

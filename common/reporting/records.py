@@ -11,10 +11,12 @@ import platform
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetPydanticSchema, ValidationError
@@ -23,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from common import files
 from common.errors import ReportingError, printable
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, cpu_info, machine_isa
-from common.reporting.papers import SCALES, paper_named
+from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.schema import one_of, parse_json, told
 
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
@@ -247,6 +249,12 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
     return value
 
 
+def without_folders(record: Record) -> Record:
+    """For others: without folders of this machine."""
+    folders = [(str(project_root()), "."), (str(Path.home()), "~")]
+    return replace(record, config=portable(record.config, folders))
+
+
 def write(path: Path, record: Record) -> None:
     files.write_atomically(Path(path), record.to_json())
 
@@ -312,26 +320,32 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Sequence[Record], isa: str = NATIVE
 ) -> list[float | None]:
-    """Seconds that stages take here, or None: the fastest run here, else the fastest recorded one, scaled by `here`.
+    """Seconds that stages take here, or None if nothing is known.
 
-    Recorded runs on this processor come first, then those with its instruction set. The fastest counts because other
-    work on the machine only makes a run longer.
+    A run here counts most, then recorded runs on this processor, with its instruction set, and others. The stages that
+    one kind shares with a better one scale its other times. On each processor the fastest run counts, because other
+    work only makes a run longer; of several processors, the median.
     """
     wanted = machine_isa() if isa == NATIVE else isa
-    similar = [r for r in recorded if instructions(r) == wanted]
-    same = [r for r in similar if r.hardware.get("cpu") == processor()]
-    known = _fastest(recorded) | _fastest(similar) | _fastest(same)
-    own = _fastest(r for r in here if r.draw.isa == isa)
-    both = own.keys() & known.keys()
-    pace = sum(own[stage] for stage in both) / (sum(known[stage] for stage in both) or 1.0) if both else 1.0
-    return [own.get(stage, known[stage] * pace if stage in known else None) for stage in stages]
+    kinds: list[list[Record]] = [[], [], [], [record for record in here if record.draw.isa == isa]]
+    for record in recorded:
+        alike = instructions(record) == wanted
+        kinds[alike + (alike and record.hardware.get("cpu") == processor())].append(record)
+    known: dict[str, float] = {}
+    for kind in kinds:
+        better = _typical(kind)
+        both = known.keys() & better.keys()
+        pace = sum(better[stage] for stage in both) / (sum(known[stage] for stage in both) or 1.0) if both else 1.0
+        known = {stage: seconds * pace for stage, seconds in known.items()} | better
+    return [known.get(stage) for stage in stages]
 
 
-def _fastest(records: Iterable[Record]) -> dict[str, float]:
-    seconds: dict[str, float] = {}
+def _typical(records: Iterable[Record]) -> dict[str, float]:
+    fastest: dict[str, dict[str, float]] = defaultdict(dict)
     for record in records:
-        seconds[record.stage] = min(record.wall_seconds, seconds.get(record.stage, math.inf))
-    return seconds
+        cpu = record.hardware.get("cpu", "")
+        fastest[record.stage][cpu] = min(record.wall_seconds, fastest[record.stage].get(cpu, math.inf))
+    return {stage: median(seconds.values()) for stage, seconds in fastest.items()}
 
 
 def instructions(record: Record) -> str | None:

@@ -517,9 +517,11 @@ def print_table(filled: Filled, console: Console, measured_only: bool = False) -
     shown, claims, checks = view(filled.result), filled.claims, filled.checks
     if not shown.rows:
         console.print(f"{shown.title} ({shown.scale}): not measured yet", markup=False)
+        for note in filled.result.notes:
+            console.print(f"- {note}", markup=False, style="dim")
         return
-    if measured_only:
-        claims, checks = _run(claims), _run(checks)
+    if measured_only:  # the summary has the claims
+        claims, checks = [], _run(checks)
     console.print(rich_table(shown))
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")

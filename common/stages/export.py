@@ -93,7 +93,7 @@ class TrainedModel(nn.Module):
     paper: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
     classes: ClassVar[tuple[type, ...]]
-    no_files: ClassVar[frozenset[str]] = SOURCES
+    no_files: ClassVar[frozenset[str]] = SOURCES | {"vocabulary", "model"}
     example: ClassVar[str]
     otherwise: ClassVar[str]
     embeds: ClassVar[tuple[Modality, ...]] = ()
@@ -296,7 +296,7 @@ def write_export(
     """Atomically write the model of a stage or an export to a folder; the model card names `repo`, its Hub name."""
     from safetensors.torch import save_file
 
-    from common.reporting.records import Record
+    from common.reporting.records import Record, without_folders
     from common.stages.model_card import model_card
 
     put_back(output)
@@ -305,7 +305,7 @@ def write_export(
     if trained.record is None:
         raise StageError(f"{checkpoint}: the stage has no record yet, which an export needs; let it finish first")
     with parsing(Path(trained.where).with_name(RECORD), StageError):
-        record = Record.from_json(trained.record)
+        record = without_folders(Record.from_json(trained.record))
     if trained.step not in (None, record.steps):
         raise StageError(
             f"{checkpoint} is of step {trained.step:,}, but its record is of step {record.steps:,}: export last.ckpt"
@@ -317,7 +317,7 @@ def write_export(
         # A single entry, since safetensors writes several in random order, and the file would differ every time.
         save_file(tensors, partial / WEIGHTS, metadata={"shared": json.dumps(shared, sort_keys=True)})
         (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
-        (partial / RECORD).write_text(trained.record, encoding="utf-8")
+        (partial / RECORD).write_text(record.to_json(), encoding="utf-8")
         for name, content in trained.files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
@@ -337,7 +337,8 @@ def write_export(
             },
         }
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        card = model_card(record, output.name, model, model.card_usage(trained), repo)
+        with parsing(Path(trained.where).with_name(RECORD), StageError):
+            card = model_card(record, output.name, model, model.card_usage(trained), repo)
         (partial / CARD).write_text(card, encoding="utf-8")
     return output
 

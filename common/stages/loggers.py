@@ -218,7 +218,7 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
     whole = whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0")
 
     def start(mode: Any) -> StageWandbLogger:
-        if mode == "offline":
+        if mode == "offline" and _asked_mode() != "online":  # else only this stage is offline
             # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
             os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
         import wandb

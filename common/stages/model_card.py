@@ -24,8 +24,8 @@ SCALES = {
     "paper": "It was trained at the paper's scale.",
     "single": "It was trained on one GPU for about a day, on less data and for fewer steps than in the paper, so its "
     "numbers are not comparable with published ones.",
-    "mini": "**It is a miniature**: a small network, trained for minutes on a small stand-in for the data. It shows "
-    "how the method works and is of no use on real data; its numbers are not comparable with published ones.",
+    "mini": "**It is a miniature**: a small network, trained for minutes. It shows how the method works and is of no "
+    "use on real data; its numbers are not comparable with published ones.",
     "smoke": "**It is a smoke test**: a tiny network after a few steps, which checks that everything runs. It has "
     "learned nothing.",
 }
@@ -70,7 +70,8 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
     sets = [] if world else _sets(record)
     task = next((found for method, found in TASKS.items() if hasattr(model, method)), "feature-extraction")
     data = ", ".join(one.title for one in ([world] if world else sets)) or "unknown"
-    generated = world is not None and not world.credit
+    foreign = {*_starts(record)} - {parent["stage"] for parent in record.parents.values()}
+    generated = world is not None and not world.credit and not foreign
     learned = record.scale != "smoke"
     results = [
         EvalResult(

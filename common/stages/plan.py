@@ -74,13 +74,14 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
     return False, ""
 
 
-def seconds_by_records(planned: Sequence[Planned]) -> dict[str, float]:
-    """Expected time of each stage that has records."""
+def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bool]:
+    """Expected time of each stage that has records, and whether there is a record of this processor."""
     request, stages = planned[0].request, [item.request.stage for item in planned]
     here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
     found = zip(stages, records.expected_seconds(stages, here, recorded, request.isa))
-    return {stage: seconds for stage, seconds in found if seconds is not None}
+    known = {stage: seconds for stage, seconds in found if seconds is not None}
+    return known, any(record.hardware.get("cpu") == records.processor() for record in [*here, *recorded])
 
 
 def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
@@ -94,6 +95,13 @@ def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int)
         {key: [(key[0], p.stage) for p in item.request.parents.values()] for key, item in zip(keys, left)},
         jobs,
     )
+
+
+def expected_text(left: float | None, measured_here: bool) -> str:
+    """`seconds_left` in words."""
+    if left is None:
+        return "unknown, no earlier record of this scale"
+    return duration(left) + ("" if measured_here else " (a guess: no record of this processor)")
 
 
 def side_by_side(seconds: Mapping[Key, float], parents: Mapping[Key, Collection[Key]], jobs: int) -> float:
@@ -162,7 +170,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
 
 
 def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
-    known = seconds_by_records(planned) if planned else {}
+    known, measured_here = seconds_by_records(planned) if planned else ({}, True)
     rows = [("", "draw", "stage", "recipe", "time", "why")] + [
         (
             "done" if item.done else "run",
@@ -177,8 +185,7 @@ def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
-    left = seconds_left(known, todo, jobs)
-    told = "unknown, no earlier record of this scale" if left is None else duration(left)
+    told = expected_text(seconds_left(known, todo, jobs), measured_here)
     return "\n".join([*lines, f"expected time of stages to run, {jobs} in parallel: {told}"])
 
 

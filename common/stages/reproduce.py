@@ -25,6 +25,7 @@ from common.stages.plan import (
     Planned,
     check_configurations,
     count_by_request,
+    expected_text,
     fit_arguments,
     plan,
     seconds_by_records,
@@ -87,7 +88,7 @@ def reproduce(
                         failed[item.request.seed, item.request.stage] = str(error)
                         say(printable(f"  FAILED {_name(item)}: {error}"))
                         continue
-                    left = seconds_left(seconds_by_records(planned), [*running.values(), *waiting], jobs)
+                    left = seconds_left(seconds_by_records(planned)[0], [*running.values(), *waiting], jobs)
                     told = f", about {duration(left)} left" if left else ""
                     place = f"[{total - len(waiting) - len(running)}/{total}]"
                     say(f"{place} {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
@@ -134,8 +135,8 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     if waiting:
-        left = seconds_left(seconds_by_records(planned), waiting, jobs)
-        expected = "unknown, no earlier record of this scale" if left is None else duration(left)
+        known, measured_here = seconds_by_records(planned)
+        expected = expected_text(seconds_left(known, waiting, jobs), measured_here)
         say(f"  expected: {expected}" + (f", {jobs} stages in parallel" if jobs > 1 else ""))
 
 

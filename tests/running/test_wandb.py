@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from common.errors import StageError
 from common.reporting import records
 from common.stages import loggers, telemetry
 from common.stages.loggers import MetricsFile, wandb_mode
-from common.stages.run import _wandb_of, run_stage
+from common.stages.run import _wandb_of
 from common.stages.telemetry import Telemetry
 from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
@@ -98,18 +97,6 @@ def test_how_a_run_is_started(
     assert (os.environ["WANDB_ERROR_REPORTING"] == "false") == (mode == "offline")
     step = "trainer/global_step"
     assert defined == [(step, {}), ("*", {"step_metric": step, "step_sync": True})]
-
-
-def test_a_key_without_a_network_falls_back_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    with socket.socket() as deaf:  # it has a port and does not listen
-        deaf.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
-        clock = time.monotonic()
-        assert wandb_mode() == "offline"
-        assert time.monotonic() - clock < 80  # the client itself asks again for 90 seconds
-    assert run_stage(request("avid/avid", tmp_path)).metrics["test/retrieval_chance"] is not None
 
 
 def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:

@@ -121,12 +121,14 @@ def test_a_setting_that_cannot_be_right_is_told_in_one_line(
 
 def test_a_server_that_hangs_or_is_behind_a_broken_proxy_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", 0.5)
-        clock = time.monotonic()
-        assert "does not answer" in why_unreachable()
-        assert time.monotonic() - clock < 80  # the client itself asks again for 90 seconds
+    monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", 0.5)
+    with socket.socket() as deaf, socket.create_server(("127.0.0.1", 0)) as silent:
+        deaf.bind(("127.0.0.1", 0))  # it has a port and does not listen
+        for one in (deaf, silent):
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{one.getsockname()[1]}")
+            clock = time.monotonic()
+            assert "does not answer" in why_unreachable()
+            assert time.monotonic() - clock < 80  # the client itself asks again for 90 seconds
     for code in (404, 502, 503, 504):
         opener = Mock(**{"return_value.open.side_effect": HTTPError("", code, "no", Message(), None)})
         monkeypatch.setattr(wandb_server, "build_opener", opener)
