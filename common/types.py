@@ -26,6 +26,7 @@ PartialFraction = Annotated[float, _number(ge=0, lt=1)]
 Momentum = PartialFraction
 PositiveInt = Annotated[int, _whole(gt=0)]
 NonNegativeInt = Annotated[int, _whole(ge=0)]
+AtLeastTwo = Annotated[int, _whole(ge=2)]
 #: Pixels per side of a generated picture.
 PictureSide = Annotated[int, _whole(ge=16)]
 #: Pixels per side of a generated video; video encoders need an even number.

@@ -7,14 +7,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from common.data.datasets.audioset import write_audioset
-from common.data.datasets.dcase import write_dcase
 from common.data.datasets.esc50 import write_esc50
 from common.data.datasets.hmdb51 import write_hmdb51
-from common.data.datasets.kinetics import write_kinetics
 from common.data.datasets.ucf101 import write_ucf101
 from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.clip_generator import ClipGenerator
+from rehearsals.media_layouts import write_audioset, write_dcase, write_kinetics
 
 #: Different clips and sounds of each kind; the many files of a data set are links to them.
 CLIPS_PER_KIND = 12

@@ -46,23 +46,27 @@ def data(
     ] = None,
     detector: Annotated[Path | None, "weights of the detector; you have to provide them"] = None,
     output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
-    regions: Annotated[int, Option("most regions per image", parse=at_least(1))] = 100,
+    regions: Annotated[int | None, Option("most regions per image; default: 100", parse=at_least(1))] = None,
     distribution: Annotated[bool, "also store the probabilities of all classes"] = False,
     batch_size: Annotated[
         int | None,
         Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
     ] = None,
-    device: Annotated[str, Option(choices=("auto", "cpu", "cuda"))] = "auto",
+    device: Annotated[str | None, Option("default: auto", choices=("auto", "cpu", "cuda"))] = None,
 ) -> int:
     """List a paper's data sets and weights, which were found, and how to get the rest.
 
     Only --fetch downloads anything.
     """
     root = (data or data_root()).resolve()
-    if (detector or output) and extract_regions is None:
-        raise StageError("--detector and --output need --extract-regions FOLDER")
-    if distribution and extract_regions is None:
-        raise StageError("--distribution needs --extract-regions FOLDER")
+    given: dict[str, object] = {"--prepare": prepare, "--fetch": fetch, "--measure": measure is not None}
+    given |= {"--text-features": text_features, "--extract-regions": extract_regions}
+    if len(several := [flag for flag, value in given.items() if value]) > 1:
+        raise StageError(f"give only one of {', '.join(several)}")
+    if (detector or output or distribution or regions) and extract_regions is None:
+        raise StageError("--detector, --output, --distribution and --regions need --extract-regions FOLDER")
+    if (batch_size or device) and not (text_features or extract_regions):
+        raise StageError("--batch-size and --device need --text-features or --extract-regions FOLDER")
     if bert and not text_features:
         raise StageError("--bert needs --text-features")
     if accept_license and fetch is None:
@@ -72,7 +76,7 @@ def data(
     if extract_regions is not None:
         if output is None or detector is None:
             raise StageError("--extract-regions needs --output FILE (.h5 or .npz) and --detector WEIGHTS")
-        return _extract(extract_regions, output, detector, regions, batch_size or 4, device, distribution)
+        return _extract(extract_regions, output, detector, regions or 100, batch_size or 4, device, distribution)
     from common.data.prepare import report, report_files
     from common.stages.paper_modules import optional_part
     from common.stages.recipe_data import datasets_of, files_of
@@ -100,7 +104,7 @@ def data(
     return 0
 
 
-def _device(name: str) -> str:
+def _device(name: str | None) -> str:
     import torch
 
     if name != "cpu" and torch.cuda.is_available():
@@ -125,7 +129,7 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
 
 
 def _extract(
-    images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str, distribution: bool
+    images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str | None, distribution: bool
 ) -> int:
     from common.data.checksums import digest
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
@@ -137,8 +141,8 @@ def _extract(
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if output.suffix.lower() != ".npz":
         optional_package("h5py", "features")  # before hours of detection
-    device = _device(device)
-    extractor = RegionExtractor(load_detector(weights), regions, device, {"detector": digest(weights, "sha256")})
+    place = _device(device)
+    extractor = RegionExtractor(load_detector(weights), regions, place, {"detector": digest(weights, "sha256")})
     found = extract_regions(images, output, extractor, batch_size, distribution)
     print(f"{output}: regions of {found.written:,} images")
     if found.skipped:

@@ -101,7 +101,7 @@ class ClipDataset(ItemDataset):
         """The middle frame of a file as it is stored, [H, W, 3]."""
         clip = self.listing[item]
         with MediaFile(clip.path, self.cache) as media:
-            start, end = _limits(media.video_limits, clip, "video")
+            start, end = limits_of(media.video_limits, clip, "video")
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()
 
@@ -147,8 +147,8 @@ class AudioVisualClips(ClipDataset):
             MediaFile(clip.path, self.cache) as media,
             contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache) as sound,
         ):
-            video = _limits(media.video_limits, clip, "video")
-            audio = _limits(sound.audio_limits, clip, "audio")
+            video = limits_of(media.video_limits, clip, "video")
+            audio = limits_of(sound.audio_limits, clip, "audio")
             audio_duration = self.audio_transform.window
             draws = rng.random(2)
             window = paired_window(
@@ -202,7 +202,7 @@ class VideoClips(ClipDataset):
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         clip = self.listing[file]
         with MediaFile(clip.path, self.cache) as media:
-            limits = _limits(media.video_limits, clip, "video")
+            limits = limits_of(media.video_limits, clip, "video")
             start = clip_start(limits, self.video_duration, float(rng.random()))
             duration = min(self.video_duration, limits[1] - limits[0])
             frames, _ = media.read_video(start, duration, self.video_fps)
@@ -234,7 +234,7 @@ class DenseVideoClips(VideoClips):
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         clip = self.listing[file]
         with MediaFile(clip.path, self.cache) as media:
-            start, end = _limits(media.video_limits, clip, "video")
+            start, end = limits_of(media.video_limits, clip, "video")
             frames, _ = media.read_video(start, end - start, self.video_fps)
         length = frame_count(self.video_duration, self.video_fps)
         if self.random_starts:
@@ -286,7 +286,7 @@ class SoundWindows(ClipDataset):
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         clip = self.listing[file]
         with MediaFile(clip.sound or clip.path, self.cache) as media:
-            limits = _limits(media.audio_limits, clip, "audio")
+            limits = limits_of(media.audio_limits, clip, "audio")
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
             cut = self._training_windows if self.training else self._test_windows
@@ -321,7 +321,7 @@ class SoundWindows(ClipDataset):
             yield repeated(samples, int(start * rate), self.audio_transform.num_samples)
 
 
-def _limits(stream: Limits | None, clip: Clip, kind: str) -> Limits:
+def limits_of(stream: Limits | None, clip: Clip, kind: str) -> Limits:
     """First and last second of a clip inside a stream."""
     if stream is None:
         raise MediaError.of(clip.path, f"has no {kind} stream")

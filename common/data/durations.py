@@ -49,8 +49,9 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
     )
     if broken.any():
         note += f" (cached: delete {kept_at(listing)} after repairing them)"
+    notes = listing.notes if kept.all() else (*listing.notes, note)
     version = f"{listing.version}, more than {seconds:g} s of picture and sound"
-    return replace(listing.subset(np.flatnonzero(kept)), version=version, notes=(*listing.notes, note))
+    return replace(listing.subset(np.flatnonzero(kept)), version=version, notes=notes)
 
 
 def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:

@@ -107,11 +107,14 @@ class ItemDataset(Dataset[Sample], ABC):
         return self.listing.names[item]
 
     def describe(self) -> dict[str, Any]:
-        """Version, fingerprint and number of files, for the record."""
+        """Version, fingerprint and number of files, and what the listing lacks, for the record."""
+        listing = self.listing
+        lacking = {"missing": listing.missing, "notes": list(listing.notes)}
         return {
-            "version": self.listing.version,
-            "fingerprint": self.listing.fingerprint()[:16],
-            "samples": len(self.listing),
+            "version": listing.version,
+            "fingerprint": listing.fingerprint()[:16],
+            "samples": len(listing),
+            **{name: value for name, value in lacking.items() if value},
         }
 
     def _usable(self, key: Key, make: Callable[[int, np.random.Generator], Sample]) -> Sample:

@@ -63,7 +63,7 @@ def _prepared(dataset: MediaDataset, samples: int) -> DatasetStatus:
     notes = list(status.notes)
     silent = verdicts.count(_SILENT)
     if silent:
-        notes.append(f"{silent} of {len(verdicts)} files tried have no sound; they are skipped")
+        notes.append(f"{silent} of {len(verdicts)} files tried have no sound; recipes that need it skip them")
     if isinstance(dataset, LanguageCaptioned):
         notes += dataset.check_regions(samples)
     broken = tuple(verdict for verdict in verdicts if verdict not in ("", _SILENT))

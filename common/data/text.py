@@ -126,8 +126,8 @@ class CaptionTokenizer(ABC):
         path = path / self.file_name if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(
-                f"data.tokenizer.{self.field}: {path} is not a regular file. Give the one that `save_pretrained` "
-                "writes into the model's folder (nothing is downloaded), or null to learn one from training captions"
+                f"data.tokenizer.{self.field}: {path} is not a regular file. Give the released model's "
+                "(nothing is downloaded; `assemble data PAPER` lists it), or null to learn one from training captions"
             )
         with parsing(path, VocabularyError):
             self.read(path.read_bytes())
@@ -135,6 +135,10 @@ class CaptionTokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""
         return [self.start_id, *self._numbers(self.normal_form(text))[: self.max_tokens - 2], self.end_id]
+
+    def excess(self, text: str) -> int:
+        """Tokens of a text that `encode` cuts off."""
+        return max(0, 2 + len(self._numbers(self.normal_form(text))) - self.max_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without boundary and padding tokens."""

@@ -43,8 +43,7 @@ class PANNsCNN14(nn.Module):
     Args:
         mel_bins: mel bands, which are normalized separately.
         hidden_dim: features after the last linear layer; the width of the last block by default.
-        dropout: rate after every block; 2.5 times that, at most 1, before and after the linear layer (0.2 and 0.5 as
-            released).
+        dropout: rate after every block; 2.5 times that, at most 1, before the linear layer (0.2 and 0.5 as released).
 
     Shapes:
         [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T >= 2 ** (len(channels) - 1).
@@ -79,7 +78,5 @@ class PANNsCNN14(nn.Module):
             x = F.dropout(x, self.dropout, self.training)
         x = x.mean(3)
         x = x.amax(2) + x.mean(2)
-        before_linear = min(2.5 * self.dropout, 1.0)
-        x = F.dropout(x, before_linear, self.training)
-        x = torch.relu(self.fc1(x))
-        return F.dropout(x, before_linear, self.training)
+        x = F.dropout(x, min(2.5 * self.dropout, 1.0), self.training)
+        return torch.relu(self.fc1(x))  # the released classifier reads this; a dropout follows only for embeddings

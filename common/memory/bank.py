@@ -27,9 +27,6 @@ class MemoryBank(Replicated):
         self.momentum = momentum
         self.register_buffer("vectors", F.normalize(torch.randn(num_items, dim), dim=1))
 
-    def extra_repr(self) -> str:
-        return f"{self.num_items} x {self.dim}, momentum={self.momentum}"
-
     def lookup(self, index: Tensor) -> Tensor:
         """A copy of the rows of some items, without gradient; index [...] -> [..., d]."""
         rows = self.vectors.index_select(0, index.reshape(-1))

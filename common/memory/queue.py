@@ -66,10 +66,6 @@ class KeyQueue(Replicated):
         self.register_buffer("valid", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
-    def extra_repr(self) -> str:
-        tags = f", {self.tag_count} tags" if self.tag_count else ""
-        return f"{self.size} x {self.dim}{tags}, warm={self.warm}"
-
     # -- writing -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -145,7 +145,8 @@ def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]
     The VOC07 numbers of MoCo, VirTex and others come from detectron2, which applies these rules at every overlap. A
     detection belongs to the object of its class that it overlaps most. It is right when that overlap exceeds the
     threshold and no better detection belongs to the object; it does not count when the object is difficult. (detectron2
-    first rounds scores to three decimals and boxes to one. Here nothing is rounded.)
+    first rounds scores to three decimals and boxes to one, and leaves out a recall of exactly 0.3, 0.6 or 0.7. Here
+    nothing is rounded.)
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.

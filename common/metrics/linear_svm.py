@@ -93,8 +93,6 @@ def evaluate_class(
 
     Source: docs/papers/mct.md [9].
     """
-    if folds < 2:
-        raise ValueError(f"folds: a cross-validation needs at least 2, got {folds}")
     if not (np.isfinite(train_rows).all() and np.isfinite(test_rows).all()):
         raise ValueError("features: some are not finite; is the encoder's checkpoint damaged?")
     target = np.where(np.asarray(train_labels) == 1, 1, -1)

@@ -227,6 +227,13 @@ class ActionRecognition(Classification):
         )  # fmt: skip
         self.warmup_epochs = warmup_epochs
 
+    def on_fit_start(self) -> None:
+        if 0 < (self.trainer.max_epochs or 0) <= self.warmup_epochs:
+            raise ValueError(
+                f"trainer.max_epochs ({self.trainer.max_epochs}) includes model.warmup_epochs ({self.warmup_epochs}), "
+                "in which only the classifier learns: raise it, or lower warmup_epochs"
+            )
+
     def start_without_files(self) -> None:
         self.warmup_epochs = 0  # a measured step trains the encoder, as most steps do
 

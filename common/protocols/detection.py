@@ -386,18 +386,15 @@ class BoxTransform:
 class DetectionImages(ImageItems):
     """Images with the boxes of their objects. For `options` see ImageItems; `transform` is a BoxTransform.
 
-    Args:
-        keep_difficult: whether to keep objects marked as difficult; a test does.
     Returns of an item:
         `image` float32 [3, H, W]; `target`, a dict of `boxes` float32 [n, 4], `labels` int64 [n] from 1, `difficult`
         bool [n] and `image_id`, the position in the listing; `index`.
     """
 
-    def __init__(self, listing: Listing, boxes: Sequence[Boxes], keep_difficult: bool = True, **options: Any) -> None:
+    def __init__(self, listing: Listing, boxes: Sequence[Boxes], **options: Any) -> None:
         super().__init__(listing, **options)
         self._transform = cast(BoxTransform, self.transform)
         self.boxes = boxes
-        self.keep_difficult = keep_difficult
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         return self._transform.resized(size, self._transform.test_size)
@@ -413,12 +410,11 @@ class DetectionImages(ImageItems):
                 f"{self.name(item)}: the box {given[wrong][0].tolist()} (left, top, right, bottom) is not inside the "
                 f"image of {image.width} x {image.height} pixels; correct its annotation"
             )
-        kept = np.ones(len(boxes), dtype=np.bool_) if self.keep_difficult else ~entry["difficult"]
-        tensor, boxes = self._transform(image, boxes[kept], rng)
+        tensor, boxes = self._transform(image, boxes, rng)
         target = {
             "boxes": torch.from_numpy(boxes),
-            "labels": torch.from_numpy(entry["labels"][kept] + 1),
-            "difficult": torch.from_numpy(entry["difficult"][kept]),
+            "labels": torch.from_numpy(entry["labels"] + 1),
+            "difficult": torch.from_numpy(entry["difficult"]),
             "image_id": torch.tensor(item),
         }
         return {"image": tensor, "target": target}
@@ -429,7 +425,6 @@ class DetectionData(ImageData):
 
     Args:
         image: `training` is set automatically; None for the published transform.
-        train_difficult: whether to train on difficult objects too, as in the published numbers.
         test_batch_size: images per test step, per device.
     """
 
@@ -439,7 +434,6 @@ class DetectionData(ImageData):
         image: BoxTransform | None = None,
         train_split: str = "trainval",
         test_split: str = "test",
-        train_difficult: bool = True,
         test_batch_size: PositiveInt = 1,
         batch_size: PositiveInt = 16,
         **kwargs: Any,
@@ -447,12 +441,13 @@ class DetectionData(ImageData):
         super().__init__(dataset, image=cast(Any, image or BoxTransform()), batch_size=batch_size, **kwargs)
         self.train_split = train_split
         self.test_split = test_split
-        self.train_difficult = train_difficult
         self.test_batch_size = test_batch_size
 
     def setup(self, stage: str) -> None:
         self.listing = self.dataset.listing(self.train_split)
-        self.dataset.listing(self.test_split)  # missing test files fail before training
+        listing = self.dataset.listing(self.test_split)  # missing test files fail before training
+        boxes = self.dataset.boxes(self.test_split, listing)
+        self.test_images = DetectionImages(listing, boxes, **self.options(training=False))
 
     @property
     def num_classes(self) -> int:
@@ -461,12 +456,7 @@ class DetectionData(ImageData):
     @cached_property
     def training_images(self) -> DetectionImages:
         boxes = self.dataset.boxes(self.train_split, self.listing)
-        return DetectionImages(self.listing, boxes, self.train_difficult, **self.options(training=True))
-
-    @cached_property
-    def test_images(self) -> DetectionImages:
-        listing = self.dataset.listing(self.test_split)
-        return DetectionImages(listing, self.dataset.boxes(self.test_split, listing), **self.options(training=False))
+        return DetectionImages(self.listing, boxes, **self.options(training=True))
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_images, collate_fn=collate_detection)

@@ -32,7 +32,7 @@ from common.metrics.generation import (
 )
 from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
 from common.monitoring.image_rows import draw_real_row
-from common.types import NonNegativeInt, PositiveInt
+from common.types import AtLeastTwo, NonNegativeInt, PositiveInt
 
 Batch = dict[str, Any]
 
@@ -131,7 +131,7 @@ class GenerationEvaluation(ImageEvaluation):
         detector: str | None = None,
         repeats: PositiveInt = 3,
         splits: PositiveInt = 1,
-        candidates: PositiveInt = 100,
+        candidates: AtLeastTwo = 100,
         folds: PositiveInt = 10,
         object_copies: NonNegativeInt = 3,
         person_captions: PositiveInt = 30_000,

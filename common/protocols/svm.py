@@ -23,7 +23,7 @@ from common.protocols.base import (
     required,
 )
 from common.protocols.classification import of_stages, stage_channels
-from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class FeatureSVM(EncoderModule):
@@ -95,6 +95,11 @@ class SoundSVM(FeatureSVM):
 
     def setup(self, stage: str) -> None:
         check_num_classes(self)
+        listing = getattr(getattr(self.trainer, "datamodule", None), "listing", None)
+        if listing is not None and self.folds > 1:
+            folds = np.unique(listing.numbers["fold"])
+            if len(folds) != self.folds:
+                raise ValueError(f"folds: {self.folds} expected, but the files belong to folds {folds.tolist()}")
         super().setup(stage)
 
     def forward(self, audio: Tensor) -> dict[str, Tensor]:
@@ -121,10 +126,7 @@ class SoundSVM(FeatureSVM):
         layer = next(iter(self.layers))  # every stage has the same files
         label, fold = (train[layer][name].numpy() for name in ("label", "fold"))
         test_label, test_fold = (test[layer][name].numpy() for name in ("label", "fold"))
-        folds = np.unique(fold)
-        if len(folds) != self.folds:
-            raise ValueError(f"folds: {self.folds} expected, but the training files belong to folds {folds.tolist()}")
-        tasks = [(layer, number) for layer in self.layers for number in folds]
+        tasks = [(layer, number) for layer in self.layers for number in np.unique(fold)]
         guesses = Parallel(n_jobs=self.jobs)(
             delayed(classify_windowed)(
                 train[layer]["features"].numpy(),
@@ -172,7 +174,7 @@ class MultiLabelSVM(FeatureSVM):
         image_encoder: nn.Module,
         pool: Literal[1, 2] = 1,
         costs: Sequence[PositiveFloat] = (0.01, 0.1, 1.0, 10.0),
-        folds: PositiveInt = 3,
+        folds: AtLeastTwo = 3,
         positive_weight: NonNegativeFloat = 2.0,
         max_iterations: PositiveInt = 2000,
         random_state: NonNegativeInt = 0,

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -183,8 +184,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def note_training_set(self, role: str, dataset: Dataset[Any]) -> None:
         """Note a data set that is trained on; after a resume, its files must be those of the checkpoint."""
-        self._used[role] = dataset
-        items = _items_of(dataset)
+        items = self._use(role, dataset)
         if items is None:
             return
         self._training[role] = items.listing.fingerprint()
@@ -197,6 +197,14 @@ class ShardedDataModule(pl.LightningDataModule):
                 f"move {self.trainer.default_root_dir} away to start again"
             )
         items.skipped.flags[skipped] = 1
+
+    def _use(self, role: str, dataset: Dataset[Any]) -> ItemDataset | None:
+        self._used[role] = dataset
+        items = _items_of(dataset)
+        if items is not None and (missing := items.listing.missing):
+            some = ", ".join(items.listing.missing_names[:2])
+            rank_zero_warn(f"{items.listing.name}: {missing:,} listed items are missing and left out, such as {some}")
+        return items
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         """Resumable loader for a data set of whole batches, with `(epoch, step)` keys."""
@@ -224,7 +232,7 @@ class ShardedDataModule(pl.LightningDataModule):
     ) -> DataLoader[Any]:
         """Loader that yields every item once over all ranks, in order; `batch_size` is per device."""
         trainer = self.trainer
-        self._used[role] = dataset
+        self._use(role, dataset)
         # Ranks may differ by one item, so a step must not wait for the others.
         sampler = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
         return self.loader(dataset, sampler, batch_size, collate_fn)

@@ -1,4 +1,4 @@
-"""The data module of pre-training on files: clips without a sound track, and the statistics of the others."""
+"""The data module of pre-training on files, some of them without a sound track."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kinetics400"
 
 
-def data_of(root: Path, common_seconds: float | None = 1.0, **options: Any) -> PretrainingData:
+def data_of(root: Path, **options: Any) -> PretrainingData:
     data = PretrainingData(
-        Kinetics400(root, common_seconds),
+        Kinetics400(root, 1.0),
         clips_per_video=1,
         batch_size=2,
         num_workers=0,
@@ -45,19 +45,6 @@ def data_of(root: Path, common_seconds: float | None = 1.0, **options: Any) -> P
     data.prepare_data()
     data.setup("fit")
     return data
-
-
-def test_clips_without_sound_are_left_out_of_the_listing(root: Path) -> None:
-    skipping, listed = data_of(root, None), data_of(root)
-    for met, left_out in (
-        (skipping.training_clips, listed.training_clips),
-        (skipping.held_out_clips, listed.held_out_clips),
-    ):
-        assert [int(met[item]["index"]) for item in range(3)] == [0, 2, 2]
-        assert met.skipped.names() == [met.listing.names[1]]
-        assert len(left_out) == 2
-        assert left_out.listing.names == [met.listing.names[row] for row in (0, 2)]
-        assert left_out.skipped.count() == 0
 
 
 def test_statistics_do_not_depend_on_which_seed_was_computed_first(

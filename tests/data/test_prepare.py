@@ -15,12 +15,13 @@ from rich.console import Console
 from common.data import released_files
 from common.data.datasets.base import DatasetStatus, MediaDataset, placeholder
 from common.data.datasets.coco import COCO
-from common.data.datasets.dcase import DCASE2014, write_dcase
+from common.data.datasets.dcase import DCASE2014
 from common.data.datasets.folder import FolderOfClips
 from common.data.datasets.voc import PascalVOC
 from common.data.media import MediaFile
 from common.data.prepare import report, report_files
 from common.data.released_files import ReleasedFile, look_at
+from rehearsals.media_layouts import write_dcase
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 
@@ -112,7 +113,7 @@ def test_half_a_second_from_the_middle_of_each_file_is_decoded(tmp_path: Path, m
         ("3.wav", 1.0, 0.5, 16_000),
     ]
     assert (status.checked, status.broken) == (4, ())
-    assert "Note: 1 of 4 files tried have no sound; they are skipped" in text
+    assert "Note: 1 of 4 files tried have no sound; recipes that need it skip them" in text
 
 
 def test_no_torch_before_something_is_decoded():

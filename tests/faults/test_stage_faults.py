@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-import shutil
 import signal
 import tempfile
 import time
@@ -17,7 +15,6 @@ import torch
 
 from common.commands.main import main
 from common.data.listing import DatasetError
-from common.data.worlds.audiovisual import AudioVisualWorld
 from common.errors import NonFiniteLossError, StageError
 from common.stages import run as runner
 from common.stages import stopping
@@ -27,31 +24,6 @@ from common.training.callbacks import WholeCheckpoints
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request
 from tests.trained import copied_avid
-
-
-@pytest.fixture(scope="module")
-def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of our own in Kinetics' layout, to be damaged."""
-    world = AudioVisualWorld(seed=5, pretrain=60, validation=20)
-    world.prepare(["kinetics400"])
-    root = tmp_path_factory.mktemp("kinetics") / "kinetics400"
-    shutil.copytree(world.root_of("kinetics400"), root)
-    return root
-
-
-def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Path) -> None:
-    files = sorted((kinetics / "train").rglob("*.mp4"))
-    files[3].write_bytes(b"")
-    files[11].write_bytes(files[11].read_bytes()[:400])
-    files[20].write_bytes(random.Random(0).randbytes(3000))
-    dataset = {"init_args": {"root": str(kinetics), "common_seconds": None}}
-    data = {"world": None, "dataset": dataset, "max_skipped_fraction": 0.2}
-    layer = {"data": {"init_args": data}, "trainer": {"limit_train_batches": 1.0}}
-    record = run_stage(request("avid/avid", tmp_path / "run", layer=layer))
-    training = record.data["training (kinetics400)"]
-    assert training["samples"] == 60
-    assert training["skipped"] == 3
-    assert set(training["skipped_names"]) == {files[i].relative_to(kinetics).as_posix() for i in (3, 11, 20)}
 
 
 def test_cma_without_avid(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +120,9 @@ def test_steps_that_are_put_together_by_the_data_set(module: ShardedDataModule) 
 def test_the_record_names_what_was_skipped(
     module: ShardedDataModule, items: ImageItems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(module.training_loader(items))
+    items.listing = replace(items.listing, missing=2, missing_names=("8.jpg", "9.jpg"))
+    with pytest.warns(UserWarning, match="2 listed items are missing and left out, such as 8.jpg"):
+        list(module.training_loader(items))
     list(module.evaluation_loader(items, 2))
     list(module.evaluation_loader(TensorDataset(torch.zeros(3)), 2, "captions"))
     part: Dataset[Any] = Subset(items, [0, 2])
@@ -130,6 +133,7 @@ def test_the_record_names_what_was_skipped(
         "version": "1",
         "fingerprint": items.listing.fingerprint()[:16],
         "samples": 5,
+        "missing": 2,
         "skipped": 1,
         "skipped_names": ["3.jpg"],
     }

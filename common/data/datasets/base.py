@@ -351,11 +351,6 @@ def prefix_of(folder: Path, root: Path) -> str:
 WriteMedia = Callable[[Path], object]
 
 
-def video_id(number: int, prefix: str = "v") -> str:
-    """An ID of eleven characters, as on YouTube."""
-    return f"{prefix}{number:0{11 - len(prefix)}d}"
-
-
 def write_lines(path: Path, lines: Iterable[str], newline: str = "\n") -> None:
     """Write a text file and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)

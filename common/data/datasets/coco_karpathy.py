@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +21,10 @@ from common.data.annotations import (
     read_once,
     single_spaced,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, Scan, walk, write_json
+from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, Scan, walk, write_json
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import ARCHIVES, PER_IMAGE, Annotated, coco_name, fill_scan
-from common.data.listing import DatasetError, Listing
+from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.sequences import Rows, Texts
 from common.files import parsing
 
@@ -110,6 +111,24 @@ class COCOKarpathy(LanguageCaptioned):
 
     def image_path(self, key: str, split: str = "train") -> Path:
         return self.root / key.removeprefix("COCO_").partition("_")[0] / f"{key}.jpg"
+
+    def status(self) -> DatasetStatus:
+        """Counts images, or captions if there are only region features, which some models read instead."""
+        found, splits = super().status(), ("train", "val", "test")
+        if not self.has_list():
+            return found
+        if not any(map(self.region_paths, splits)):
+            note = f"without region features in {self.regions_folder}, which only some models need"
+            return replace(found, notes=(*found.notes, note))
+        notes = [note for split in splits for note in self.region_notes(split)]
+        if found.counts:
+            return replace(found, notes=(*found.notes, *notes))
+        try:
+            counts = {split: len(self.captions(split)) for split in splits}
+        except (DatasetMissing, ValueError):  # a damaged list, or one without a split
+            return found
+        notes.append("no images; models that read region features do not need them")
+        return DatasetStatus(self, "captions by image", counts, notes=tuple(notes))
 
     def _options(self) -> dict[str, object]:
         return {"restval": self.restval}

@@ -38,17 +38,17 @@ _PHRASES: dict[str, str] = {
     "stop sign": "stop sign",
     "parking meter": "parking meter",
     "bench": "bench|park bench",
-    "bird": "bird|seagull|gull|pigeon|parrot|duck|goose|geese|swan|owl|eagle|hawk|crow|flamingo|ostrich|penguin|"
-    "hummingbird|peacock|pelican|sparrow|dove",
-    "cat": "cat|kitten|kitty",
-    "dog": "dog|puppy|hound|poodle|corgi|terrier|retriever|bulldog|dalmatian|labrador",
-    "horse": "horse|pony|foal|stallion|mare",
-    "sheep": "sheep|lamb|ram|ewe",
-    "cow": "cow|bull|calf|cattle|ox|oxen|steer",
-    "elephant": "elephant",
-    "bear": "bear|polar bear|grizzly|grizzly bear|brown bear|black bear|panda bear|panda",
-    "zebra": "zebra",
-    "giraffe": "giraffe",
+    "bird": "bird|baby bird|family of duck|crowd of bird|seagull|gull|pigeon|parrot|duck|goose|geese|swan|owl|eagle|"
+    "hawk|crow|flamingo|ostrich|penguin|hummingbird|peacock|pelican|sparrow|dove",
+    "cat": "cat|baby cat|kitten|kitty",
+    "dog": "dog|baby dog|puppy|hound|poodle|corgi|terrier|retriever|bulldog|dalmatian|labrador",
+    "horse": "horse|baby horse|pony|foal|stallion|mare",
+    "sheep": "sheep|baby sheep|lamb|ram|ewe",
+    "cow": "cow|baby cow|bull|calf|cattle|ox|oxen|steer",
+    "elephant": "elephant|baby elephant",
+    "bear": "bear|baby bear|polar bear|grizzly|grizzly bear|brown bear|black bear|panda bear|panda",
+    "zebra": "zebra|baby zebra",
+    "giraffe": "giraffe|baby giraffe",
     "backpack": "backpack|back pack|rucksack|knapsack",
     "umbrella": "umbrella|parasol",
     "handbag": "handbag|hand bag|purse",
@@ -76,7 +76,7 @@ _PHRASES: dict[str, str] = {
     "sandwich": "sandwich|burger|hamburger|cheeseburger|panini",
     "orange": "orange fruit|orange slice|slice of orange|bowl of orange|mandarin|tangerine|clementine",
     "broccoli": "broccoli|brocolli",
-    "carrot": "carrot",
+    "carrot": "carrot|baby carrot",
     "hot dog": "hot dog|hotdog|chili dog|corn dog",
     "pizza": "pizza",
     "donut": "donut|doughnut",
@@ -88,7 +88,7 @@ _PHRASES: dict[str, str] = {
     "dining table": "dining table|dinner table|dining room table|kitchen table|table",
     "toilet": "toilet|urinal|commode",
     "tv": "tv|tvs|television|television set|tv set|flat screen|flatscreen",
-    "laptop": "laptop|laptop computer|notebook computer|macbook",
+    "laptop": "laptop|apple laptop|laptop computer|notebook computer|macbook",
     "mouse": "computer mouse|mouse",
     "remote": "remote|remote control|remote controller|wii remote|game controller|wii controller|wiimote",
     "keyboard": "keyboard|computer keyboard",
@@ -105,7 +105,8 @@ _PHRASES: dict[str, str] = {
     "teddy bear": "teddy bear|teddy|stuffed bear|stuffed teddy bear|stuffed teddy",
     "hair drier": "hair drier|hair dryer|hairdryer|blow dryer|hairdrier",
     "toothbrush": "toothbrush|tooth brush",
-    "": "remote area|remote location|mouse pad|toy train|train station|train track|bus stop|bus station|"
+    "": "dvd player|cd player|record player|pitcher of|cake batter|jet ski|"
+    "remote area|remote location|mouse pad|toy train|train station|train track|bus stop|bus station|"
     "baseball cap|car park|toilet paper|toilet brush|phone booth|book shelf|book case|flower bed|truck bed|bath tub|"
     "cat food|dog food|dog house|bird house|bird feeder|table cloth|table tennis|pizza box|pizza cutter|cake pan|"
     "orange juice|apple juice|apple computer|wine bottle opener|boat dock|plane ticket|bear claw|duck sauce|bowl cut|"
@@ -116,7 +117,7 @@ _PLURALS = {
     "men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "wolves": "wolf",
     "policemen": "policeman", "firemen": "fireman", "gentlemen": "gentleman", "canoes": "canoe", "calves": "calf",
     "neckties": "necktie", "bowties": "bowtie", "frisbies": "frisbie", "minibuses": "minibus",
-    "buses": "bus", "busses": "bus",
+    "buses": "bus", "busses": "bus", "shoes": "shoe",
 }  # fmt: skip
 _WHOLE = frozenset({"bus", "minibus", "skis", "scissors", "glass", "shears", "tennis", "sports", "plus", "grass"})
 
