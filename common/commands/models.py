@@ -125,6 +125,13 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told
             print(f"  {printable(reason)}")
 
 
+def _tell_cut(model: Any, texts: Sequence[Any]) -> None:
+    cut = [text for text in texts if model.tokenizer.excess(text)]
+    if cut:
+        limit = model.tokenizer.max_tokens
+        print(printable(f"{len(cut)} of {len(texts)} texts are cut to {limit} tokens, such as {cut[0]!r}"))
+
+
 # -- embed -------------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +175,7 @@ def embed(
         model.language = language
     if texts and "text" not in model.reads:
         raise StageError("this model was trained without texts: leave out --text and --captions")
+    _tell_cut(model, texts)
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none, `embed` raises an error
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []
@@ -235,6 +243,8 @@ def retrieve(
     else:
         items = _lines(among) if kind == "text" else _found([among], [kind])
         gallery, kept = model.gallery(kind, items, skipped)
+    texts = [query] if query_kind == "text" else items if kind == "text" and among.suffix != ".npz" else []
+    _tell_cut(model, texts)
     scores = model.compare(query_kind, wanted, kind, gallery)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     rows = [(str(rank), f"{scores[at]:.3f}", str(items[kept[at]])) for rank, at in enumerate(order, start=1)]
@@ -312,15 +322,18 @@ def answer(
 ) -> int:
     """Answer a question about a clip with a trained model."""
     trained = _special("answer", paper, model)
-    for note in trained.notes(question):
-        print(f"{question!r}: {note}", file=sys.stderr)
+    for note in trained.notes(question, speech, known, turn, option):
+        print(printable(note), file=sys.stderr)
     print(trained.answer(clip, question, speech=speech, options=option, history=turn, known=known))
     return 0
 
 
 def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Speech = ()) -> int:
     """Describe a clip with a trained model."""
-    print(_special("caption", paper, model).caption(clip, speech=speech))
+    trained = _special("caption", paper, model)
+    for note in trained.notes(speech=speech):
+        print(printable(note), file=sys.stderr)
+    print(trained.caption(clip, speech=speech))
     return 0
 
 

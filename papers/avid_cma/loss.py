@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import differences
 from common.losses.nce import estimate_normalizer, nce
 from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, mean_over_ranks, rank
@@ -167,11 +166,11 @@ class BankLoss(nn.Module):
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
         """Take banks and normalizer from another `BankLoss`; resets the step and the positives."""
         own = {name: value for name, value in self.named_buffers() if name != "positive_set"}
-        problem = differences(own, {name: memory[name] for name in own if name in memory})
-        if problem:
+        wrong = [name for name, value in own.items() if name not in memory or memory[name].shape != value.shape]
+        if wrong:
             raise ValueError(
-                f"model.warm_start holds no memory banks that fit ({problem}): give the checkpoint of an AVID stage "
-                "on the very same data set listing, with the same embedding width."
+                f"model.warm_start holds no memory banks that fit ({', '.join(wrong)}): give the checkpoint of an AVID "
+                "stage on the very same data set listing, with the same embedding width."
             )
         for name, value in own.items():
             value.copy_(memory[name])

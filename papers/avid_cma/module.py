@@ -122,7 +122,9 @@ class AVIDModule(pl.LightningModule):
             self.loss.positive_set.copy_(torch.arange(self.loss.positives, device=self.device))
         elif path is not None:
             start = load_pretraining(path, self.model)
-            self._require_listing(f"model.warm_start={path}", start.listing_fingerprint)
+            self._require_listing(
+                f"model.warm_start={path}", start.listing_fingerprint, "pre-train AVID on these files first"
+            )
             self.model.load_state_dict(start.model)
             self.loss.load_banks(start.memory)
         elif self.loss.positives:
@@ -131,13 +133,13 @@ class AVIDModule(pl.LightningModule):
                 "`assemble reproduce avid` does so for the stages of the tables"
             )
 
-    def _require_listing(self, what: str, theirs: str | None) -> None:
+    def _require_listing(self, what: str, theirs: str | None, otherwise: str) -> None:
         ours = self.data.listing.fingerprint()
         if theirs and theirs != ours:
             raise ValueError(
                 f"{what} was trained on another data set listing (fingerprint {theirs[:12]}, this one is {ours[:12]}): "
                 "memory banks hold one row per clip and only fit the very same files in the same order. Restore them, "
-                f"or move {self.trainer.default_root_dir} away to start again"
+                f"or {otherwise}"
             )
 
     def on_fit_start(self) -> None:
@@ -158,7 +160,8 @@ class AVIDModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._require_listing("this checkpoint", checkpoint["listing_fingerprint"])
+        again = f"move {self.trainer.default_root_dir} away to start again"
+        self._require_listing("this checkpoint", checkpoint["listing_fingerprint"], again)
 
     # -- evaluation after training -------------------------------------------------------------------------------------
 

@@ -142,18 +142,22 @@ class M3PModule(pl.LightningModule):
             own = {name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights}
             weighted = [weight * terms[name] for name, weight in own.items()]
             if h.updates == "per_group" and any(own.values()):
-                torch.stack(weighted).sum().backward()
+                self._backward(torch.stack(weighted).sum())
                 if iteration % h.accumulate == 0:
                     self.update()
             losses += weighted if h.updates == "per_cycle" else [value.detach() for value in weighted]
         loss = torch.stack(losses).sum()
         if h.updates == "per_cycle":
-            (loss / h.accumulate).backward()
+            self._backward(loss / h.accumulate)
             if (iteration + 1) % h.accumulate == 0:
                 self.update()
         means = {name: torch.stack(values).mean() for name, values in logs.items()}
         self.log_dict({"train/loss": loss.detach(), **means}, batch_size=self.data.batch_size)
         return loss.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # keeps the backward pass of losses in float32
+            loss.backward()
 
     def terms_of(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Kind and losses of each group of an iteration: text blocks first, then groups of pairs."""
@@ -258,6 +262,8 @@ class M3PModule(pl.LightningModule):
             raise ValueError("model.selection is best: data.validation_split must name the split to select by")
         if stage == "fit" and self.tasks.soft_classes and not self.data.distributions:
             raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
+        if stage == "fit" and self.weights["contrast"] > 0 and self.data.vlm_candidates != "in_batch":
+            raise ValueError("model.contrast_weight compares the pairs of a batch: set data.vlm_candidates to in_batch")
         if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 

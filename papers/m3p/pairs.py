@@ -159,10 +159,6 @@ class RegionItems(ItemDataset):
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
         raise ValueError("region features hold no picture")
 
-    def describe(self) -> dict[str, Any]:
-        missing = self.listing.missing
-        return {**super().describe(), **({"without_regions": missing} if missing else {})}
-
 
 def pad_regions(images: Sequence[Regions], rows: int) -> dict[str, npt.NDArray[Any]]:
     """Regions of several pictures in one array, padded with zeros to `rows` of each.

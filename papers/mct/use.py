@@ -93,7 +93,9 @@ class MCT(networks.MCT, TrainedModel):
         inputs: dict[str, Any] = {"image": asdict(data.image), "tokenizer": None}
         files: dict[str, bytes] = {}
         if data.tokenizer is not None and reads_captions:
-            if not data.tokenizer.restore(stage.data_state):
+            if data.tokenizer.file is not None:
+                data.tokenizer.prepare()
+            elif not data.tokenizer.restore(stage.data_state):
                 data.prepare_data()
             field = data.tokenizer.field
             inputs["tokenizer"] = with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{field: None})

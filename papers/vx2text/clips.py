@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.data.clips import limits_of
 from common.data.item_dataset import Sample
 from common.data.listing import Clip, Listing
-from common.data.media import FileCache, FrameFolder, Limits, MediaError, MediaFile, open_media, restrict
+from common.data.media import FileCache, FrameFolder, MediaFile, open_media
 from common.data.transforms import VideoTransform
 from common.training.examples import Draw
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -169,7 +170,7 @@ class ClipReader:
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
         """The middle frame of a clip in its stored size, [H, W, 3]."""
         with open_media(clip.path, self.cache) as media:
-            start, end = _limits(media.video_limits, clip)
+            start, end = limits_of(media.video_limits, clip, "video")
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()
 
@@ -191,7 +192,7 @@ class ClipReader:
         places: npt.NDArray[np.float64],
         rng: np.random.Generator,
     ) -> Tensor:
-        start, end = _limits(media.video_limits, clip)
+        start, end = limits_of(media.video_limits, clip, "video")
         duration = min(video.frames / video.fps, end - start)
         slower = min(media.video_fps, video.fps)
         if duration < 1 / slower:  # TVC has moments shorter than one of TVQA's frames
@@ -206,7 +207,7 @@ class ClipReader:
         return pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
 
     def _window(self, media: MediaFile | FrameFolder, clip: Clip, audio: AudioInput, place: float) -> Tensor:
-        start, end = _limits(media.audio_limits, clip)
+        start, end = limits_of(media.audio_limits, clip, "audio")
         begin = start + (place if self.training else 0.5) * max(end - start - audio.seconds, 0.0)
         return media.read_audio(begin, min(audio.seconds, end - begin), audio.sample_rate)
 
@@ -224,12 +225,3 @@ def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int,
     if audio is not None:
         clips["audio"] = draw.normal(size, 1, audio.samples // audio.hop + 1, audio.mel_bins)
     return clips
-
-
-def _limits(stream: Limits | None, clip: Clip) -> Limits:
-    if stream is None:
-        raise MediaError.of(clip.path, "has no video stream")
-    start, end = restrict(stream, clip.start, clip.end)
-    if end <= start:
-        raise MediaError.of(clip.path, f"holds nothing between {clip.start} and {clip.end} s")
-    return start, end

@@ -366,6 +366,11 @@ class VideoTextData(ShardedDataModule):
         return ExampleBatch(batch, batches_of_epoch(items and items * self.rows_per_item, self.batch_size), facts)
 
 
+def _warn_unless(found: bool, what: str) -> None:
+    if not found:
+        rank_zero_warn(f"the test split has no {what}, so its metrics are left out; see `assemble data vx2text`")
+
+
 class QuestionAnsweringData(VideoTextData):
     """TVQA: questions with five options ([7] and [10]). The answers of its test split are withheld; test on `val`.
 
@@ -386,6 +391,10 @@ class QuestionAnsweringData(VideoTextData):
     ) -> None:
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
         self.scoring = scoring
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        _warn_unless(any(one.answer >= 0 for one in self.dataset.questions(self.test_split)), "answers")
 
     def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         example = partial(question_example, self.dataset.questions(split), self.subtitles())
@@ -411,12 +420,15 @@ class DialogData(VideoTextData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
+        if with_summary and not self.prompt.limits.caption:
+            raise ValueError("data.with_summary needs a caption in the prompt: set data.prompt.caption, such as to 128")
         self.with_summary = with_summary
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if not any(dialog.turns and dialog.turns[-1].answer for dialog in self.dataset.dialogs(self.test_split)):
-            rank_zero_warn("the test split has no answers, so it gets no CIDEr and BLEU; see `assemble data vx2text`")
+        dialogs = self.dataset.dialogs(self.test_split)
+        _warn_unless(any(dialog.turns and dialog.turns[-1].answer for dialog in dialogs), "answers")
+        _warn_unless(any(dialog.references for dialog in dialogs), "six references")
 
     def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         dialogs = self.dataset.dialogs(split)
@@ -445,6 +457,10 @@ class CaptioningData(VideoTextData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        _warn_unless(any(one.descriptions for one in self.dataset.moments(self.test_split)), "descriptions")
 
     def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
         moments = self.dataset.moments(split)

@@ -43,6 +43,7 @@ class LanguageModel(nn.Module):
             num_heads=attention_heads,
             dropout_rate=dropout,
             decoder_start_token_id=0,
+            attn_implementation="sdpa",  # the only one for which `over_queries` is a mask
         )  # type: ignore[call-arg]
         self.t5: Any = self.network(config)
         with torch.no_grad():

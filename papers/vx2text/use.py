@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -128,16 +129,32 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         embeddings, mask, _ = self(batch)
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
-    def notes(self, question: str) -> list[str]:
-        tokenizer, notes = self.tokenizer, []
-        unknown = [word for word in dict.fromkeys(question.split()) if tokenizer.unknown_id in tokenizer.encode(word)]
+    def notes(
+        self,
+        question: str = "",
+        speech: Sequence[str] = (),
+        known: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        options: Sequence[str] = (),
+    ) -> list[str]:
+        """Warnings about texts: unknown words, and what is cut off."""
+        tokenizer, limits, notes = self.tokenizer, self.prompt.limits, []
+        words = " ".join((question, *speech, known, *chain(*history), *options)).split()
+        unknown = [word for word in dict.fromkeys(words) if tokenizer.unknown_id in tokenizer.encode(word)]
         if unknown:
             marks = (
                 "" if all(word.isalnum() for word in unknown) else "; try marks apart from words, as in `who speaks ?`"
             )
             notes.append(f"the model does not know {', '.join(unknown)}{marks}")
-        if (more := len(tokenizer.encode(question)) - self.prompt.limits.question) > 0:
-            notes.append(f"too long by {more} tokens; the end is not read")
+        parts = (
+            ([question], limits.question, "end"),
+            (speech, limits.speech, "beginning"),
+            ([known], limits.caption, "end"),
+        )
+        for texts, limit, cut in parts:
+            more = sum(len(tokenizer.encode(text)) for text in texts) - limit
+            if limit and more > 0:
+                notes.append(f"{texts[0]!r}: too long by {more} tokens; the {cut} is not read")
         return notes
 
     def answer(
@@ -176,6 +193,8 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     def _read_stream(self, modality: Modality, file: str | Path) -> Tensor:
         if modality not in self.tokens:
             raise StageError(f"this model was trained without {modality}")
+        if self.tokens[modality].projection is not None:
+            raise StageError("this model reads continuous features, not probabilities of categories")
         sample = self._read(file, self.readers[modality])
         if not sample[f"{modality}_present"]:
             raise MediaError.of(Path(file), f"has no {modality} stream")

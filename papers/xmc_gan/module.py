@@ -156,7 +156,8 @@ class XMCGANModule(pl.LightningModule):
         """Set the gradients of only this network, averaged over processes."""
         parameters = list(network.parameters())
         # DDP only averages gradients of `backward`, so average these here.
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
+        with torch.autocast(self.device.type, enabled=False):  # keeps the backward pass of losses in float32
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
         average_in_place(list(gradients))
         for parameter, gradient in zip(parameters, gradients):
             # As in `backward`: a fused step assumes that both have the same memory layout.
@@ -193,11 +194,16 @@ class XMCGANModule(pl.LightningModule):
                 "a list of n channels means 4 * 2^(n - 1)"
             )
         check_vocabulary(self, self.text_encoder)
+        if self.text_encoder is not None and self.data.text_features is not None:
+            raise ValueError("data.text_features replaces model.text_encoder: set one of them to null")
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
             for role in ("test", "reference"):
                 if len(self.data.items_of(role).first) < 2:
                     raise ValueError(f"data.{role}_samples: a covariance needs at least two images of data.test_split")
+            splits, images = getattr(self.evaluation, "splits", 1), len(self.data.items_of("test").first)
+            if splits > images:
+                raise ValueError(f"model.evaluation.splits: {splits} parts of {images} test images")
         if self.choice is not None:
             self.choice.require()
         if stage != "fit":

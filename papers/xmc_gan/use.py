@@ -134,10 +134,9 @@ class XMCGAN(TrainedModel):
             if len(unknown) == len(set(words)):
                 raise StageError(f"{caption!r}: {line}")
             notes.append(line)
-        count = 2 + sum(len(tokenizer.encode(piece)) - 2 for piece in pieces)
-        if count > tokenizer.max_tokens:
+        if more := tokenizer.excess(caption):
             read = tokenizer.decode(tokenizer.encode(caption))
-            notes.append(f"too long by {count - tokenizer.max_tokens} tokens; what the model reads is {read!r}")
+            notes.append(f"too long by {more} tokens; what the model reads is {read!r}")
         return notes
 
     def vectors(self, captions: Sequence[str]) -> Captions:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -69,22 +68,6 @@ def test_reproduce_skips_what_is_done(
     # A failed stage is the exit status.
     monkeypatch.setattr("common.stages.reproduce.reproduce", lambda *_, **__: {(0, "avid"): "made to fail"})
     assert main(arguments) == 1
-
-
-def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from papers.avid_cma.module import AVIDModule
-
-    def broken(self: Any, batch: Any, batch_idx: int) -> None:
-        raise ValueError("made to fail")
-
-    monkeypatch.setattr(AVIDModule, "training_step", broken)
-    arguments = ["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]
-    assert main([*arguments, "--jobs", "1"]) == 1  # in this process, where the module is broken
-    output = capsys.readouterr().out
-    assert "FAILED avid seed 0: made to fail" in output
-    assert "skipped, it starts from avid, which failed" in output
 
 
 def test_fit_and_test(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

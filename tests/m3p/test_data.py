@@ -405,7 +405,7 @@ def test_images_without_regions_are_left_out_and_counted(tmp_path: Path) -> None
     shown = {n for step in data.train_dataloader() for n in pictures_of(step["relations"][0]["t2i"])}
     assert shown == set(range(10))
     described = data.describe()["training (multi30k)"]
-    assert (described["samples"], described["without_regions"]) == (10, 2)
+    assert (described["samples"], described["missing"]) == (10, 2)
     with pytest.raises(TooManyBrokenFiles, match=r"2 of 12 images have no region features in .*train\.npz.*train_10"):
         own.retrieval(max_skipped_fraction=0.1)
 

@@ -72,7 +72,12 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
         vlm_candidates=vlm_candidates, code_switching=layouts.switcher(sentence_ratio=1.0), distributions=False
     )
     module = M3PModule(
-        small_model(), alignment_weight=0.1, itm_weight=1.0, contrast_weight=1.0, learning_rate=0.01, warmup_steps=1
+        small_model(),
+        alignment_weight=0.1,
+        itm_weight=1.0,
+        contrast_weight=float(vlm_candidates == "in_batch"),
+        learning_rate=0.01,
+        warmup_steps=1,
     )
     before = {name: value.clone() for name, value in module.named_parameters()}
     metrics = trained(module, data, tmp_path)

@@ -70,6 +70,7 @@ def test_every_task_writes_text_and_always_the_same(model: Any, clip: Path, tmp_
 def test_words_that_the_model_does_not_know_are_named(model: Any) -> None:
     assert model("avsd").notes("where does it move ?") == []
     assert model("avsd").notes("where does a zebra move ?") == ["the model does not know zebra"]
+    assert model("avsd").notes("who speaks ?", ["hello i am bob"]) == ["the model does not know bob"]
     (note,) = model("avsd").notes("where does it move?")
     assert note.startswith("the model does not know move?; try marks apart from words")
 
