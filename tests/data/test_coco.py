@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from common.data.datasets.coco import COCO, read_instances
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
-from tests.data.image_layouts import narrative, write_coco, write_image, write_karpathy, write_ln_coco
+from tests.data.image_layouts import narrative, write_coco, write_features, write_image, write_karpathy, write_ln_coco
 from tests.data.text_layouts import write_json
 from tests.data.text_layouts import write_lines as write_json_lines
 
@@ -213,6 +214,17 @@ def test_restval_can_join_train(tmp_path: Path) -> None:
     assert joined.published_count("train") == 113_287
     assert plain.published_count("train") == 82_783
     assert set(plain.listing("train").names) < set(joined.listing("train").names)
+
+
+def test_region_features_stand_in_for_pictures(tmp_path: Path) -> None:
+    root = write_karpathy(tmp_path)
+    for folder in ("train2014", "val2014"):
+        shutil.rmtree(root / folder)
+    assert not COCOKarpathy(root).status().present
+    keys = [key for split in ("train", "val", "test") for key in COCOKarpathy(root).captions(split).keys]
+    write_features(root / "regions" / "all.npz", keys)
+    status = COCOKarpathy(root).status()
+    assert (status.present, dict(status.counts)) == (True, {"train": 3, "val": 2, "test": 2})
 
 
 def test_karpathys_groups(tmp_path: Path) -> None:

@@ -191,6 +191,11 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     # The output is checked before a detector is loaded.
     assert main([*command, "--detector", "none.pth"]) == 2
     assert "a.h5 exists" in capsys.readouterr().err
+    for several in (["--prepare"], ["--fetch", "esc50"]):
+        assert main([*command, *several]) == 2
+        assert "give only one of" in capsys.readouterr().err
+    assert main(["data", "m3p", "--device", "cpu"]) == 2
+    assert "--device need" in capsys.readouterr().err
     for flag, value in (("--output", "a.txt"), ("--device", "gpu")):
         assert main([*command, "--detector", "none.pth", flag, value]) == 2
         assert flag in capsys.readouterr().err

@@ -34,6 +34,19 @@ def test_cma_without_avid(tmp_path: Path) -> None:
             run_stage(request(recipe, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("stage", "words", "arguments"),
+    [
+        ("avid/ucf101_fine_tune", "only the classifier learns", ("--model.warmup_epochs", "9")),
+        ("avid/esc50_svm", "folds: 3 expected", ("--model.folds", "3")),
+        ("mct/voc07_svm", "folds is 1", ("--model.folds", "1")),
+    ],
+)
+def test_settings_without_effect(stage: str, words: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises((ValueError, StageError), match=words):
+        run_stage(request(stage, tmp_path, *arguments))
+
+
 def test_banks_of_another_listing_on_resume(tmp_path: Path) -> None:
     stage = copied_avid(tmp_path)
     path = stage.directory / "checkpoints" / "last.ckpt"

@@ -267,6 +267,8 @@ def test_learning_rates() -> None:
     text = [0.01 * c * min(1, (step + 1) / 6) for step, c in enumerate(cosine)]
     for found, expected in zip(zip(*watch.rates, strict=True), (image, text, text), strict=True):
         assert found == pytest.approx(expected)
+    rates = train(module(), Data(images=4 * BATCH), epochs=3, max_steps=5).rates
+    assert rates[-1][0] == pytest.approx(0.05 * 0.25)  # falls to the end, also within an epoch
 
 
 def test_weight_decay_spares_what_has_one_dimension() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich import get_console
 
 from common.commands.run import print_filled
+from common.files import console
 from common.reporting.progress import FILE, Watch, duration, read
 from common.reporting.records import Record
 from common.stages.plan import count_by_request, seconds_left
@@ -29,6 +32,11 @@ def trainer(batch: int, max_steps: int = -1, **fields: Any) -> Any:
     given["accumulate_grad_batches"] = 1
     loop = SimpleNamespace(total_batch_idx=batch)
     return SimpleNamespace(fit_loop=loop, global_step=2 * (batch + 1), **(given | fields))
+
+
+def test_live_lines_and_tables_share_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert console() is get_console()
 
 
 def test_a_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
