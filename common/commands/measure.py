@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from typing import Annotated
 
@@ -31,11 +32,12 @@ def gpu_check(
     from rich.table import Table
 
     from common.reporting import records
-    from common.stages.gpu_check import measure
 
     measured = [paper_named(name) for name in papers] or existing_papers()
     if recipe and len(measured) != 1:
         raise StageError("--recipe needs one paper")
+    from common.stages.gpu_check import measure
+
     heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's rate", "peak GB", "idle", "waits")
     table, terminal, failed = Table(*heads), files.console(), False
     for paper in measured:
@@ -58,15 +60,16 @@ def gpu_check(
         path = record.folder(runs or runs_root()) / records.RECORD_FILE
         records.write(path, record)
         print(f"written to {path}")
-        numbers = {name: value or 0.0 for name, value in record.metrics.items()}
+        numbers = {name: math.nan if value is None else value for name, value in record.metrics.items()}
         rate = numbers["flops"] / numbers["step_seconds"]
         step, spread = 1000 * numbers["step_seconds"], 1000 * numbers["step_seconds_std"]
-        table.add_row(
-            paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]),
+        cells = (
             str(record.global_batch), f"{step:.1f} ± {spread:.1f}",
             f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
             f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
         )  # fmt: skip
+        named = (paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]))
+        table.add_row(*named, *("-" if "nan" in cell else cell for cell in cells))
         times = Table("kernel", "ms/step", "share", title=f"{paper.title}: where the time goes")
         for name, seconds in list(kernels.items())[:10]:
             times.add_row(name[:120], f"{1000 * seconds:.2f}", f"{seconds / sum(kernels.values()):.0%}")

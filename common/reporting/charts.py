@@ -49,7 +49,7 @@ def caption(result: TableResult) -> str:
     if result.table.curve and (panels := _curve_panels(result)):
         return f"{' and '.join(panels)} against {result.table.curve.x}; the bands are 95 % intervals"
     if result.table.chart and _panels(result):
-        return "Dots are means, lines their 95 % intervals, ticks draws"
+        return "Dots are means over seeds, lines their 95 % intervals (cut at the edge), ticks draws"
     return ""
 
 
@@ -282,7 +282,8 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r"\s*</?g>", "", text)
     text = re.sub(r"<clipPath>.*?</clipPath>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"font(-family)?: ((?:bold )?[\d.]+px )?[^;\"]*'[^;\"]*", r"font\1: \2sans-serif", text)
-    text = re.sub(r"(\d+\.\d)\d+|\s*\n(?=[LMCQz\"])", r"\1", text).replace('pt"', '"')
+    shorter = functools.partial(re.compile(r"(\d+\.\d)\d+|\s*\n(?=[LMCQz\"])").sub, r"\1")
+    text = re.sub(r"<[^>]+>", lambda tag: shorter(tag[0]), text).replace('pt"', '"')  # not in labels
     names = {light: name for name, (light, _) in COLORS.items()}
     text = re.sub("|".join(names), lambda found: f"var(--{names[found[0]]}, {found[0]})", text)
     style = f"@media (prefers-color-scheme: dark) {{svg {{{_DARK}}}}}"

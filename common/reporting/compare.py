@@ -55,7 +55,13 @@ class Compared:
         if self.spread:
             chance = self._limit * self.spread
             chance *= math.sqrt(1 / self._seeds + 1 / len(by_seed(self.mine.values)))
-        return max(chance, self.metric.tolerance.get(self.scale, 0.0), self._last_digit)
+        return max(chance, self._tolerance or 0.0, self._last_digit)
+
+    @property
+    def _tolerance(self) -> float | None:
+        """The error of the test set; without a spread, other seeds may differ by more."""
+        same = by_seed(self.mine.values).keys() == by_seed(self.reference.values).keys()
+        return self.metric.tolerance.get(self.scale) if same or self.spread is not None else None
 
     @property
     def settled(self) -> bool:
@@ -102,10 +108,7 @@ class Compared:
             return NO_REFERENCE
         if self.ratio <= 1:
             return IN_RANGE
-        # A tolerance is the error of the test set, which is all that runs of the same seeds may differ by.
-        same = by_seed(self.mine.values).keys() == by_seed(self.reference.values).keys()
-        judged = self.spread is not None or (same and self.scale in self.metric.tolerance)
-        return OUTSIDE if judged else NO_REFERENCE
+        return OUTSIDE if self.spread is not None or self._tolerance is not None else NO_REFERENCE
 
     @property
     def remark(self) -> str:

@@ -116,7 +116,7 @@ def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves])
     for record, curves in sorted(mine, key=lambda one: one[0].started):
         # Exclude the run itself, which may have been promoted.
         base = by_stage.get(record.stage.partition("+")[0], ())
-        others = [one for one in base if one[0].started != record.started]
+        others = [one for one in base if (one[0].seed, one[0].started) != (record.seed, record.started)]
         seeds = {other.seed: theirs for other, theirs in others}  # roundings of one seed are not independent
         if curves and (bands := _bands([*seeds.values()])):
             compared = _Compared(record, curves, [other for other, _ in others], bands)

@@ -132,7 +132,7 @@ class Record:
         hardware: see `hardware`; `peak_memory_gib` is the most memory the process held.
         global_batch: samples per step over all devices.
         started: UTC, ISO 8601.
-        data: data set name to `{"version", "samples", "skipped", "skipped_names"}`.
+        data: data set name to `{"version", "samples", "missing", "notes", "skipped", "skipped_names"}`.
         media: picture files, relative to the run's folder.
         former: hashes before a migration rewrote its configuration.
     """
@@ -250,7 +250,7 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
 
 
 def without_folders(record: Record) -> Record:
-    """For others: without folders of this machine."""
+    """A copy to publish, whose configuration names no folder of this machine."""
     folders = [(str(project_root()), "."), (str(Path.home()), "~")]
     return replace(record, config=portable(record.config, folders))
 
@@ -322,8 +322,8 @@ def expected_seconds(
 ) -> list[float | None]:
     """Seconds that stages take here, or None if nothing is known.
 
-    A run here counts most, then recorded runs on this processor, with its instruction set, and others. The stages that
-    one kind shares with a better one scale its other times. On each processor the fastest run counts, because other
+    A run here counts most, then recorded runs on this processor, with its instruction set, and others. Stages known in
+    two kinds give the factor for the worse kind's other times. On each processor the fastest run counts, because other
     work only makes a run longer; of several processors, the median.
     """
     wanted = machine_isa() if isa == NATIVE else isa
@@ -360,7 +360,7 @@ def git_state(root: Path | None) -> dict[str, Any]:
     if root is None:
         return {"revision": None, "dirty": None}
     revision = _git(root, "rev-parse", "HEAD")
-    apart = ("papers/*/results/**", "**/*.md", *(f"**/{scale}/seed*/**" for scale in SCALES))
+    apart = ("papers/*/results/**", "docs/images/claims.svg", "**/*.md", *(f"**/{scale}/seed*/**" for scale in SCALES))
     counted = (":/", *(f":(exclude,top,glob){pattern}" for pattern in apart))
     status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *counted)
     if revision is None or status is None:

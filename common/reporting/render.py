@@ -343,7 +343,7 @@ def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
     for scale in SCALES:
         records = [record for f in filled if f.result.scale == scale for record in f.result.records]
         if names := [f"`{short_name(deviation['field'])}`" for deviation in deviations_of(records)]:
-            reasons = f"`assemble show {records[0].paper}/RECIPE` gives the reasons"
+            reasons = f"`assemble show {paper_named(records[0].paper).short}/RECIPE` gives the reasons"
             lines.append(f"Besides sizes, {scale} deviates from the paper in {', '.join(names)}; {reasons}.")
     return lines
 
@@ -381,7 +381,8 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
     parts += remarks_markdown(_values_of_ours(filled))
     if minor:
         titles = "; ".join(result.table.title for result in minor)
-        parts.append(f"`assemble tables {minor[0].records[0].paper}` also prints small tables: {titles}.")
+        paper = paper_named(minor[0].records[0].paper).short
+        parts.append(f"`assemble tables {paper}` also prints small tables: {titles}.")
     if waiting := [f.result.table.title for f in filled if not f.result.measured]:
         parts.append(f"Not measured yet: {'; '.join(waiting)}.")
     return "\n\n".join(parts)

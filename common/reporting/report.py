@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.reporting import charts, media, render
-from common.reporting.aggregate import Cell
+from common.reporting.aggregate import Cell, select
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
 from common.reporting.curves import Curves, band_of, importance, read_points, thinned
 from common.reporting.media import Budget, Gallery, comparisons, gallery
@@ -108,6 +108,7 @@ class _Section:
         self.paper, self.scales, self.folder = paper, scales, folder
         self.source: Tables = load(paper.name)
         self.recorded = [r for r in find_promoted(paper.name) if r.scale in scales]
+        self.current = [r for scale in scales for r in select(self.recorded, paper.name, scale).kept.values()]
         self.files = {id(r): _from_here(draw_file(paper, r.scale, r.draw)) for r in self.recorded}
         self._shown_runs = self._readable(budget)
         self.fresh = [shown.run.record for shown in self._shown_runs if shown.run.record]
@@ -205,7 +206,7 @@ class _Section:
             for shown in group:
                 for metric, points in shown.curves.items():
                     lines.setdefault(metric, {f"seed {one.label}": () for one in group})[f"seed {shown.label}"] = points
-            draws = [place_of(r) for r in self.recorded if (r.scale, r.stage) == (scale, stage)] if lines else []
+            draws = [place_of(r) for r in self.current if (r.scale, r.stage) == (scale, stage)] if lines else []
             band = band_of(recorded.get(draw, {}) for draw in draws)
             sections.append(
                 {

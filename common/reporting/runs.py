@@ -183,11 +183,16 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def headline(record: Record) -> str:
     """Up to three metrics of a run, preferably those that tables show."""
-    filled = entries(load(record.paper), record.stage, record.scale)
+    filled = entries(load(record.paper), record.stage.partition("+")[0], record.scale)
     decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
     names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
     values = {name: record.metrics[name] for name in (names or list(record.metrics))[:3]}
-    told = (f"{n.removeprefix('test/')} {v:.{decimals.get(n, 1)}f}" for n, v in values.items() if v is not None)
+    told = []
+    for name, value in values.items():
+        if value is not None:
+            places = decimals.get(name, 1 if 10 <= abs(value) < 1e6 else None)
+            text = f"{value:.4g}" if places is None else f"{value:.{places}f}"
+            told.append(f"{name.removeprefix('test/')} {text}")
     return ", ".join(told)
 
 

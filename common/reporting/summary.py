@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -53,14 +54,16 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
         console.print(f"not run: {total - len(run)} of {total} claims{hint}", style="dim", highlight=False)
     if compared := compare(source, scale, mine, promoted):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
+    called = Path(sys.argv[0])  # make calls it without activating the environment
+    program = called if called.name == "assemble" and not called.is_absolute() else "assemble"
     options = "" if scale == "mini" else f" --scale {scale}"
     options += "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
     console.print(
         f"\n  tables       {path}\n"
-        f"  report       assemble report {about.short}{options}   (--live follows your runs)\n"
+        f"  report       {program} report {about.short}{options}   (--live follows your runs)\n"
         f"  records      {runs / paper / scale}/*/*/record.json\n"
-        f"  details      assemble compare {about.short}{options}\n"
-        f"  deviations   assemble show {about.short}/{about.recipe}{options}, and the end of {path.name}",
+        f"  details      {program} compare {about.short}{options}\n"
+        f"  deviations   {program} show {about.short}/{about.recipe}{options}, and the end of {path.name}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 

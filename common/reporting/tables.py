@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
@@ -507,5 +508,5 @@ def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, flo
         if (value := metrics.get(metric.key)) is not None:
             found[f"table/{table.id}/{metric.id}"] = value
             if metric.id in row.published:
-                found[f"published/{table.id}/{metric.id}"] = row.published[metric.id].ends[-1]
+                found[f"published/{table.id}/{metric.id}"] = fmean(row.published[metric.id].ends)
     return found
