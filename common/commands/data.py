@@ -19,7 +19,7 @@ def data_root() -> Path:
 def data(
     paper: PaperName,
     *,
-    data: Annotated[Path | None, "folder of the data sets; default: data"] = None,
+    data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None,
     prepare: Annotated[bool, "decode a sample of files and compare checksums"] = False,
     fetch: Annotated[
         str | None,
@@ -92,10 +92,12 @@ def data(
         return 0
     if measure is not None:
         from common.stages.configuration import resolve
-        from common.stages.loading import measure_loading
 
         recipe = measure or paper_named(paper).recipe
-        print(f"{recipe}: {measure_loading(resolve(name, recipe, scale='paper'), root)}")
+        run = resolve(name, recipe, scale="paper")
+        from common.stages.loading import measure_loading
+
+        print(f"{recipe}: {measure_loading(run, root)}")
         return 0
     report(datasets_of(name, root), prepare=prepare)
     report_files(files_of(name, root, verify=prepare))
@@ -132,7 +134,6 @@ def _extract(
     images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str | None, distribution: bool
 ) -> int:
     from common.data.checksums import digest
-    from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
     from common.data.regions import REGION_SUFFIXES
 
     if output.exists():
@@ -141,6 +142,8 @@ def _extract(
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if output.suffix.lower() != ".npz":
         optional_package("h5py", "features")  # before hours of detection
+    from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
+
     place = _device(device)
     extractor = RegionExtractor(load_detector(weights), regions, place, {"detector": digest(weights, "sha256")})
     found = extract_regions(images, output, extractor, batch_size, distribution)

@@ -19,7 +19,9 @@ COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
 DEVELOPING = ("dev", "docs", "bench", "mutation")
 
 
-def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: data"] = None) -> int:
+def doctor(
+    *, data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None
+) -> int:
     """Check this machine: devices, keys, packages, data sets.
 
     Exits with 1 if a package that every run needs is missing.

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     try:
+        if given == ["help"]:
+            given = ["--help"]
         if not given or given[0].startswith("-"):
             parser().parse_args(given)  # prints help or version, or says that a command is missing
         elif given[0] not in COMMANDS:

@@ -52,15 +52,15 @@ Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
 
 def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
     """The class of a paper's trained models; refuses one that isn't `able` to do the task or lacks a given option."""
+    paper = paper_named(name)
+    _check_exists(options.checkpoint)
     from common.stages.export import trained_model
 
-    paper = paper_named(name)
     kind = trained_model(paper.name)
     if not able(kind):
         usable = [one for one in existing_papers() if optional_part(one.name, "use")]
         others = ", ".join(one.short for one in usable if able(trained_model(one.name)))
         raise StageError(f"{paper.short} cannot {task}; {others} can")
-    _check_exists(options.checkpoint)
     _check_option(kind, "regions", getattr(options, "regions", None))
     return kind
 
@@ -243,8 +243,8 @@ def retrieve(
     else:
         items = _lines(among) if kind == "text" else _found([among], [kind])
         gallery, kept = model.gallery(kind, items, skipped)
-    texts = [query] if query_kind == "text" else items if kind == "text" and among.suffix != ".npz" else []
-    _tell_cut(model, texts)
+    texts = [query] if query_kind == "text" else []
+    _tell_cut(model, [*texts, *items] if kind == "text" and among.suffix != ".npz" else texts)
     scores = model.compare(query_kind, wanted, kind, gallery)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     rows = [(str(rank), f"{scores[at]:.3f}", str(items[kept[at]])) for rank, at in enumerate(order, start=1)]
@@ -303,6 +303,11 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
 # -- the other commands -----------------------------------------------------------------------------------------------
 
 
+def _check_clip(clip: Path) -> None:
+    if not clip.exists():
+        raise StageError(f"{clip} does not exist")
+
+
 def _special(command: str, paper: str, options: ModelOptions) -> Any:
     """The trained model, for a command that is one of its methods."""
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
@@ -321,6 +326,7 @@ def answer(
     speech: Speech = (),
 ) -> int:
     """Answer a question about a clip with a trained model."""
+    _check_clip(clip)
     trained = _special("answer", paper, model)
     for note in trained.notes(question, speech, known, turn, option):
         print(printable(note), file=sys.stderr)
@@ -330,6 +336,7 @@ def answer(
 
 def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Speech = ()) -> int:
     """Describe a clip with a trained model."""
+    _check_clip(clip)
     trained = _special("caption", paper, model)
     for note in trained.notes(speech=speech):
         print(printable(note), file=sys.stderr)

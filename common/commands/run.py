@@ -27,7 +27,7 @@ class Where:
     scale: Scale = "mini"
     hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
     runs: Runs = None
-    data: Annotated[Path | None, "folder of the data sets; default: data"] = None
+    data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None
     isa: Annotated[
         str, Option("emulate the floating-point rounding of another CPU; default: native", choices=INSTRUCTION_SETS)
     ] = NATIVE
