@@ -97,7 +97,7 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; if no error occurs, it replaces `output`, which a kill can't lose (`put_back`)."""
+    """Yield an empty folder to fill; if no error occurs, it replaces `output`; `put_back` mends a kill."""
     output = output.resolve()
     put_back(output)
     partial = _beside(output, "tmp")

@@ -48,7 +48,9 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
         f"sound, {short:,} with {seconds:g} s or less of both, {broken.sum():,} unreadable"
     )
     if broken.any():
-        note += f" (cached: delete {kept_at(listing)} after repairing them)"
+        note += (
+            f" (cached: delete {kept_at(listing).relative_to(cache_folder())} in the cache folder after repairing them)"
+        )
     notes = listing.notes if kept.all() else (*listing.notes, note)
     version = f"{listing.version}, more than {seconds:g} s of picture and sound"
     return replace(listing.subset(np.flatnonzero(kept)), version=version, notes=notes)

@@ -57,9 +57,9 @@ class VideoTransform:
     """Frames of one clip to a normalized tensor; random parameters are shared by the whole clip.
 
     Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter. Evaluation:
-    resize and center crop. Both: divide by 255, normalize, and loop short clips. Resizing is Pillow's bilinear filter
-    on bytes. `torchvision.transforms.v2` draws from one global generator, matches Pillow's resizing only with AVX2,
-    weights gray differently (0.2989 for 0.299) and is seven times slower for the hue.
+    resize and center crop. Both: divide by 255, normalize, and loop short clips. Resizing is within one gray level of
+    Pillow's bilinear filter. `torchvision.transforms.v2` draws from one global generator, resizes like Pillow only with
+    AVX2, weights gray differently (0.2989 for 0.299) and is seven times slower for the hue.
 
     Args:
         frames: minimum length of the result; 0 leaves it to the data set.
@@ -189,7 +189,7 @@ def _column(values: tuple[float, ...]) -> Tensor:
 def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == size:
         return pixels
-    # On bytes, this filter rounds as Pillow's fixed-point numbers do; on floats it would not.
+    # On bytes, this filter is within one gray level of Pillow's; on floats it would not be.
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
 
 

@@ -31,7 +31,7 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Update the average; call it before the optimizer step."""
+        """Update the average; call it once per iteration."""
         update_average(self.key.parameters(), self.query.parameters(), momentum)
         for target, source in zip(self.key.buffers(), self.query.buffers(), strict=True):
             target.copy_(source)

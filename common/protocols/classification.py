@@ -246,7 +246,7 @@ class ActionRecognition(Classification):
         # DDP needs a gradient of every parameter; during warm-up it is dropped before the step.
         return not self.warming_up or self.trainer.world_size > 1
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_after_backward(self) -> None:
         if self.warming_up:
             for parameter in self.encoder.parameters():
                 parameter.grad = None

@@ -106,6 +106,7 @@ class CrossModalSearch(EncoderModule):
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, SearchData):
             folds(len(data.searched(data.test_split)[0]), self.hparams["fold_size"])  # refuse it before training
+            data.val_dataloader()  # the record names it even if a resumed run does not validate again
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -114,6 +114,7 @@ class TrainedModel(nn.Module):
     def read(cls, path: str | Path) -> Trained:
         """Read an export, or `checkpoints/last.ckpt` of a finished stage."""
         path = Path(path)
+        put_back(path)
         if path.is_dir():
             return read_export(path, cls.paper)
         stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
@@ -293,7 +294,7 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 def write_export(
     model: type[TrainedModel], checkpoint: Path, output: Path, force: bool = False, repo: str | None = None
 ) -> Path:
-    """Atomically write the model of a stage or an export to a folder; the model card names `repo`, its Hub name."""
+    """Write the model of a stage or an export to a folder; the model card names `repo`, its Hub name."""
     from safetensors.torch import save_file
 
     from common.reporting.records import Record, without_folders

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import functools
 import io
 import multiprocessing
@@ -97,10 +96,9 @@ class MetricsFile(Logger):
                     content = content[file.write(content) :]
                 # A power loss must not lose rows from before the last checkpoint.
                 os.fsync(file.fileno())
-            except OSError as error:
-                if content or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no fsync
-                    os.truncate(self._path, size)  # remove the partial row
-                    raise
+            except OSError:
+                os.truncate(self._path, size)  # remove the partial row
+                raise
         self._waiting = []
 
     @rank_zero_only

@@ -72,7 +72,7 @@ def _missing_weights(request: StageRequest) -> str:
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
         return ""
     config = dict(leaves(request.configuration.config))
-    for stage in stages.values():
+    for stage in (one for one in stages.values() if request.scale in one.scales):
         fields = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
         empty = [short_name(field) for field in fields if config.get(field, "") is None]
         if empty:

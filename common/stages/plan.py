@@ -101,7 +101,7 @@ def expected_text(left: float | None, measured_here: bool) -> str:
     """`seconds_left` in words."""
     if left is None:
         return "unknown, no earlier record of this scale"
-    return duration(left) + ("" if measured_here else " (a guess: no record of this processor)")
+    return duration(left) + ("" if measured_here or not left else " (a guess: no record of this processor)")
 
 
 def side_by_side(seconds: Mapping[Key, float], parents: Mapping[Key, Collection[Key]], jobs: int) -> float:

@@ -25,7 +25,7 @@ from common.errors import Preempted, StageError, printable
 from common.files import cache_folder, lock, make_folder, require_writable, sweep, write_atomically
 from common.reporting import records
 from common.reporting.draws import use
-from common.reporting.papers import checkout
+from common.reporting.papers import checkout, paper_named
 from common.stages import stopping
 from common.stages.configuration import class_at, merge, place
 from common.stages.launch import is_main_process, require_processes
@@ -64,8 +64,6 @@ def _prepare_folder(request: StageRequest) -> None:
         )
     if found != request.lineage:
         begun = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
-        if begun:
-            _check(request)  # a wrong field must not move a run aside
         told = ""
         if recorded_lineage(previous / "identity.json") == request.lineage:
             if folder.exists():
@@ -98,12 +96,6 @@ def _prepare_folder(request: StageRequest) -> None:
         "arguments": list(request.arguments),
     }
     write_atomically(identity, json.dumps(about, indent=1, sort_keys=True) + "\n")
-
-
-def _check(request: StageRequest) -> None:
-    from common.stages.cli import check
-
-    check(request.configuration)
 
 
 def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
@@ -161,8 +153,10 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     # Import late: help, plans and skipped stages don't need torch.
     import_lightning()
     stopping.check()
-    if request.arguments:
-        _check(request)  # overrides before the data; importing their classes takes seconds
+    if request.arguments or recorded_lineage(request.directory / "identity.json") not in (None, request.lineage):
+        from common.stages.cli import check
+
+        check(request.configuration)  # on all ranks, before an earlier run is moved aside
     _require_files(config.get("data"))
     from common.stages.preempt import Preemption
 
@@ -259,8 +253,8 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
         if required and (not path.is_file() or finished_record(parent) is None):
             raise StageError(
                 f"{request.stage} starts from {path} ({name}), which does not exist or does not belong to a finished "
-                f"stage with this configuration; first run `assemble fit {request.paper}/{parent.stage}` with the same "
-                "--scale, --seed, --hardware and --runs"
+                f"stage with this configuration; first run `assemble reproduce {paper_named(request.paper).short} "
+                f"--scale {request.scale} --stages {parent.stage}` with the same --seeds, --hardware and --runs"
             )
         if path.is_file():
             config = merge(config, place(config, name, str(path)))

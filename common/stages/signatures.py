@@ -21,15 +21,20 @@ def fields_of(path: str) -> dict[str, set[str]]:
     """The arguments of a class, bases included, that are dataclasses of ours, and their fields."""
     module, node = _find(path) or ("", None)
     found: dict[str, set[str]] = {}
-    for one in ast.walk(node) if isinstance(node, ast.ClassDef) and not is_missing(path) else ():
-        if isinstance(one, ast.arg) and one.annotation:
-            name = ast.unparse(one.annotation).removesuffix(" | None")
+    if not isinstance(node, ast.ClassDef):
+        return found
+    for base in reversed([f"{module}.{ast.unparse(base).partition('[')[0]}" for base in node.bases]):
+        found |= fields_of(base) if base != path else {}
+    initializer = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    for one in ast.walk(initializer.args) if initializer else ():
+        if isinstance(one, ast.arg):
+            found.pop(one.arg, None)
+            name = ast.unparse(one.annotation).removesuffix(" | None") if one.annotation else ""
             ours = _names(module)[1].get(name, module).startswith(("common.", "papers."))
             kind = _find(f"{module}.{name}") if ours else None
             if kind and any("dataclass" in ast.unparse(mark) for mark in kind[1].decorator_list):
                 found[one.arg] = _arguments(*kind)[0]
-    bases = [f"{module}.{ast.unparse(base).partition('[')[0]}" for base in getattr(node, "bases", ())]
-    return {name: fields for base in bases for name, fields in fields_of(base).items()} | found
+    return found
 
 
 def is_missing(path: str) -> bool:

@@ -53,7 +53,9 @@ class ApplySwitches(Callback):
         if group is not None and stage == "fit" and data is not None:
             norms = (module for module in pl_module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
             if not any(parameter.requires_grad for norm in norms for parameter in norm.parameters()):
-                raise ValueError("batch_norm_group: no batch normalization that it applies to is trained; remove it")
+                raise ValueError(
+                    "batch_norm_group has no effect: no batch normalization of torch is trained; remove it"
+                )
             normalize_in_groups(pl_module, group, data.batch_size, trainer.world_size)
         if stage == "fit" and isinstance(trainer.strategy, DDPStrategy):
             # Rank 0's buffers are saved and do not depend on other ranks; broadcasting would wait at every step.

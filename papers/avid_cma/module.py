@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
-from common.training.optimizers import fused, refuse_half_weights
+from common.training.optimizers import clip_by_norm, fused, refuse_half_weights
 from common.types import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
@@ -80,6 +80,8 @@ class AVIDModule(pl.LightningModule):
         # An integer count would be divided by the number of processes and truncated.
         count: Any = float(len(video))
         self.log_dict({f"val/{name}": v for name, v in terms.items()}, batch_size=count, sync_dist=True)
+
+    configure_gradient_clipping = clip_by_norm
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams

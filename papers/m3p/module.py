@@ -264,6 +264,8 @@ class M3PModule(pl.LightningModule):
             raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
         if stage == "fit" and self.weights["contrast"] > 0 and self.data.vlm_candidates != "in_batch":
             raise ValueError("model.contrast_weight compares the pairs of a batch: set data.vlm_candidates to in_batch")
+        if stage == "fit" and self.best is not None:
+            self.data.validation_loader()  # the record names it even if a resumed run does not validate again
         if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 

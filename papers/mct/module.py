@@ -126,7 +126,8 @@ class MCTModule(pl.LightningModule):
         epochs = int(self.trainer.max_epochs or 0)
         if epochs < 1:
             raise ValueError("trainer.max_epochs must be at least 1: the learning rate falls over all epochs")
-        per_epoch = -(-int(self.trainer.estimated_stepping_batches) // epochs)  # max_steps may end within an epoch
+        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(-(-steps // epochs), 1)  # max_steps may end within an epoch
         cosine = cosine_by_epoch(epochs, per_epoch)
 
         def schedule(warmup_epochs: float) -> Callable[[int], float]:

@@ -137,7 +137,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> list[str]:
-        """Warnings about texts: unknown words, and what is cut off."""
+        """Warnings about texts: unknown words, and what is cut off (an earlier turn may be, too)."""
         tokenizer, limits, notes = self.tokenizer, self.prompt.limits, []
         words = " ".join((question, *speech, known, *chain(*history), *options)).split()
         unknown = [word for word in dict.fromkeys(words) if tokenizer.unknown_id in tokenizer.encode(word)]
@@ -146,15 +146,16 @@ class VX2Text(fusion.VX2Text, TrainedModel):
                 "" if all(word.isalnum() for word in unknown) else "; try marks apart from words, as in `who speaks ?`"
             )
             notes.append(f"the model does not know {', '.join(unknown)}{marks}")
-        parts = (
-            ([question], limits.question, "end"),
-            (speech, limits.speech, "beginning"),
-            ([known], limits.caption, "end"),
-        )
-        for texts, limit, cut in parts:
+        parts = [
+            ("the question", [question], limits.question, "end"),
+            ("the speech", speech, limits.speech, "beginning"),
+            ("the description", [known], limits.caption, "end"),
+            *((f"the option {option!r}", [option], limits.option, "end") for option in options),
+        ]
+        for part, texts, limit, cut in parts:
             more = sum(len(tokenizer.encode(text)) for text in texts) - limit
             if limit and more > 0:
-                notes.append(f"{texts[0]!r}: too long by {more} tokens; the {cut} is not read")
+                notes.append(f"{part} is too long by {more} tokens; the {cut} is not read")
         return notes
 
     def answer(

@@ -84,7 +84,7 @@ def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, mon
         long_enough(listing, 1.0)
     monkeypatch.setattr(module, "MOST_UNREADABLE", 0.5)
     left = long_enough(listing, 1.0)
-    assert left.notes[-1].endswith(f"1 unreadable (cached: delete {kept_at(listing)} after repairing them)")
+    assert f"delete durations/{kept_at(listing).name} in the cache folder" in left.notes[-1]
     (listing.root / "a.mp4").write_bytes(whole)
     assert len(long_enough(listing, 1.0)) == len(left)
     kept_at(listing).unlink()

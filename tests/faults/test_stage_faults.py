@@ -27,7 +27,9 @@ from tests.trained import copied_avid
 
 
 def test_cma_without_avid(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"starts from .*last.ckpt .*first run `assemble fit avid_cma/avid`"):
+    with pytest.raises(
+        StageError, match=r"starts from .*last.ckpt .*first run `assemble reproduce avid --scale smoke --stages avid`"
+    ):
         run_stage(request("avid/avid_cma", tmp_path))
     for recipe in ("avid/cma", "avid/ablation_cma"):  # no stages of the tables: no command trains AVID for them
         with pytest.raises(ValueError, match=r"(?s)CMA starts from a trained AVID: .*model.warm_start"):

@@ -211,6 +211,8 @@ def test_groups_of_the_optimizer(tmp_path: Path) -> None:
     assert sorted(seen) == sorted(names.values())
     assert "textual.output.bias" in seen
     assert "textual.output.weight" not in seen
+    factor = configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert [factor(0), factor(9), factor(30)] == pytest.approx([0.1, 1.0, 0.5])
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:

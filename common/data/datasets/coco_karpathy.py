@@ -121,12 +121,12 @@ class COCOKarpathy(LanguageCaptioned):
             note = f"without region features in {self.regions_folder}, which only some models need"
             return replace(found, notes=(*found.notes, note))
         notes = [note for split in splits for note in self.region_notes(split)]
-        if found.counts:
-            return replace(found, notes=(*found.notes, *notes))
         try:
-            counts = {split: len(self.captions(split)) for split in splits}
-        except (DatasetMissing, ValueError):  # a damaged list, or one without a split
-            return found
+            counts = {split: len(self.captions(split)) for split in splits if self.regions(split)}
+        except (DatasetMissing, ValueError, OSError):  # damaged
+            counts = {}
+        if found.counts or not counts:
+            return replace(found, notes=(*found.notes, *notes))
         notes.append("no images; models that read region features do not need them")
         return DatasetStatus(self, "captions by image", counts, notes=tuple(notes))
 

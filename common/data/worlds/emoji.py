@@ -33,6 +33,10 @@ STYLES = {
     "fluent_flat": "MIT License (Fluent Emoji, Microsoft)",
     "twemoji": "CC BY 4.0 (Twemoji, Twitter and contributors)",
 }
+# The last training designer's drawings of the pack's val concepts are Karpathy's val split.
+TRAIN_STYLES = ("noto", "openmoji", "fluent_flat")
+TEST_STYLE = "twemoji"
+DESIGNERS: dict[str, object] = {"train_styles": [*TRAIN_STYLES], "test_style": TEST_STYLE}
 Language = Literal["en", "de", "fr", "cs", "ja", "zh"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 CORE_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places")
@@ -102,15 +106,6 @@ def picture_number(style: str, concept: Concept) -> int:
     return 10_000 * STYLE_NUMBERS[style] + concept.index
 
 
-def check_designers(*styles: str) -> None:
-    """Raise unless there are at least two designers, all known and different."""
-    if len(styles) < 2 or len(set(styles)) < len(styles) or not set(styles) <= set(STYLES):
-        raise ValueError(
-            f"train_styles, test_style: at least two different ones of {', '.join(STYLES)} are needed, got "
-            f"{', '.join(styles)}"
-        )
-
-
 def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
     """Five captions of a concept, joined by commas; shorter if it has too few keywords.
 
@@ -141,14 +136,13 @@ class EmojiWorld(World):
     COCO is split by designer: training has all concepts, but no drawing by the test designer. `group_id` is the
     concept, so another drawing of it can be a second view. Categories are the keywords that at least three concepts
     share. ImageNet is split by concept: classes are subgroups, and its training pictures contain no test concept. (COCO
-    has drawings of those concepts, without their class.) The seed affects only grounds and captions of training
-    pictures.
+    has drawings of those concepts, with keywords that mostly imply the class.) The seed affects only grounds and
+    captions of training pictures.
 
     Args:
         language: of captions and tags; one of en, de, fr, cs, ja, zh.
         concepts: number of the 818 concepts that COCO holds, spread evenly; None for all.
         classes: number of the 30 subgroups that ImageNet holds, the largest first.
-        train_styles: training designers. The last one's drawings of the pack's val concepts are Karpathy's val split.
     """
 
     kind = "emoji"
@@ -164,24 +158,19 @@ class EmojiWorld(World):
         size: PictureSide = 32,
         concepts: PositiveInt | None = None,
         classes: PositiveInt = 30,
-        train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
-        test_style: str = "twemoji",
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        check_designers(*train_styles, test_style)
         core = tuple(concept for concept in read_concepts() if concept.core)
         sizes = Counter(concept.subgroup for concept in core)
         subgroups = sorted((name for name in sizes if sizes[name] >= CLASS_FROM), key=lambda name: (-sizes[name], name))
         if concepts is not None and concepts > len(core):
             raise ValueError(f"concepts: at most {len(core)}, got {concepts}")
         parameters["concepts"] = len(core) if concepts is None else concepts
-        super().__init__({**parameters, "train_styles": list(train_styles)}, root)
+        super().__init__(parameters | DESIGNERS, root)
         self.seed = seed
         self.language = language
         self.size = size
-        self.train_styles = tuple(train_styles)
-        self.test_style = test_style
         uses = Counter(word for concept in core for word in set(concept.keywords[language]))
         self.tag_names = tuple(sorted(word for word, count in uses.items() if count >= TAG_FROM))
         self.class_names = tuple(sorted(subgroups[:classes]))
@@ -242,7 +231,7 @@ class EmojiWorld(World):
     def _fill_coco(self, root: Path, write: Write) -> None:
         categories = tuple((tag, "keyword") for tag in self.tag_names)
         vocabulary = Vocabulary(f"Emoji world. {CREDIT}", categories, tuple(STYLES.values()))
-        for split, styles in (("train2017", self.train_styles), ("val2017", (self.test_style,))):
+        for split, styles in (("train2017", TRAIN_STYLES), ("val2017", (TEST_STYLE,))):
             seeded = split == "train2017"
             images = [
                 image
@@ -252,14 +241,14 @@ class EmojiWorld(World):
             write_coco(root, split, sorted(images, key=lambda image: image.number), vocabulary)
 
     def _fill_coco_karpathy(self, root: Path, write: Write) -> None:
-        *whole, last = self.train_styles
+        *whole, last = TRAIN_STYLES
         # A small selection may have no val concept.
         chosen = [concept for concept in self.concepts if concept.split == "val"] or [self.concepts[-1]]
         others = [concept for concept in self.concepts if concept not in chosen]
         sources: dict[str, list[tuple[str, Sequence[Concept]]]] = {
             "train": [*((style, self.concepts) for style in whole), (last, others)],
             "val": [(last, chosen)],
-            "test": [(self.test_style, self.concepts)],
+            "test": [(TEST_STYLE, self.concepts)],
         }
         parts: dict[str, list[Annotated]] = {}
         for part, pairs in sources.items():
@@ -273,7 +262,7 @@ class EmojiWorld(World):
 
     def _fill_imagenet(self, root: Path, write: Write) -> None:
         indices = [concept.index for concept in self._classified]
-        for style in (*self.train_styles, self.test_style):
+        for style in (*TRAIN_STYLES, TEST_STYLE):
             for concept, drawing in zip(self._classified, read_drawings(style, indices)):
                 trained = self._trained(style, concept)
                 number = picture_number(style, concept)
@@ -294,4 +283,4 @@ class EmojiByDesigner(EmojiWorld):
     title = "emoji world by designer"
 
     def _trained(self, style: str, concept: Concept) -> bool:
-        return style != self.test_style
+        return style != TEST_STYLE

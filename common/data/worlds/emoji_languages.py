@@ -28,11 +28,13 @@ from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.data.worlds.emoji import (
     CELL,
     CREDIT,
+    DESIGNERS,
     LANGUAGES,
     LIGHT,
     STYLE_NUMBERS,
+    TEST_STYLE,
+    TRAIN_STYLES,
     Concept,
-    check_designers,
     compose,
     picture_number,
     read_concepts,
@@ -146,12 +148,9 @@ class EmojiLanguagesWorld(World):
         keywords: PositiveInt = 3,
         pictures_per_drawing: PositiveInt = 3,
         vocabulary_size: PositiveInt = 8000,
-        train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
-        test_style: str = "twemoji",
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        check_designers(*train_styles, test_style)
         known = tuple(concept for concept in read_concepts() if concept.group != "Flags")
         every = tuple(concept for concept in known if concept.core)
         count = len(every) if concepts is None else concepts
@@ -163,14 +162,12 @@ class EmojiLanguagesWorld(World):
                 f"concepts: {count} less {test} for testing and {fine_tune} for fine-tuning leave {rest}; at least one "
                 "of each and six more are needed"
             )
-        super().__init__({**parameters, "concepts": count, "train_styles": list(train_styles)}, root)
+        super().__init__({**parameters, "concepts": count} | DESIGNERS, root)
         self.seed = seed
         self.size = size
         self.keywords = keywords
         self.pictures_per_drawing = pictures_per_drawing
         self.vocabulary_size = vocabulary_size
-        self.train_styles = tuple(train_styles)
-        self.test_style = test_style
         spread = [every[row * len(every) // count] for row in range(count)]
         # The split ignores the seed, so that all seeds have the same test pictures.
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
@@ -299,9 +296,9 @@ class EmojiLanguagesWorld(World):
     def _split(self, split: str) -> tuple[Sequence[str], Sequence[Concept]]:
         """Designers and concepts of a split, except for Conceptual Captions."""
         return {
-            "train": (self.train_styles, self.tuned_concepts),
-            "val": ((self.test_style,), self.held_out_concepts),
-            "test": ((self.test_style,), self.test_concepts),
+            "train": (TRAIN_STYLES, self.tuned_concepts),
+            "val": ((TEST_STYLE,), self.held_out_concepts),
+            "test": ((TEST_STYLE,), self.test_concepts),
         }[split]
 
     def _captioned(self, split: str, languages: Sequence[str]) -> list[tuple[int, Concept, dict[str, tuple[str, ...]]]]:
@@ -331,8 +328,8 @@ class EmojiLanguagesWorld(World):
         captions: dict[str, list[str]] = {}
         groups: dict[str, dict[str, int]] = {}
         for split, styles, concepts, copies in (
-            ("train", self.train_styles, self.pretraining_concepts, self.pictures_per_drawing),
-            ("val", (self.test_style,), self.held_out_concepts, 1),
+            ("train", TRAIN_STYLES, self.pretraining_concepts, self.pictures_per_drawing),
+            ("val", (TEST_STYLE,), self.held_out_concepts, 1),
         ):
             captions[split], groups[split] = [], {}
             for style, concept, copy, pixels in self._pictures(styles, concepts, copies, split == "train"):
@@ -421,9 +418,9 @@ class EmojiLanguagesWorld(World):
     def _fill_imagenet(self, root: Path, write: Write) -> None:
         label_of = {concept.index: label for label, concept in enumerate(self._shown)}
         for split, styles, concepts in (
-            ("train", self.train_styles, self._shown),
+            ("train", TRAIN_STYLES, self._shown),
             # Validate on drawings by the test designer, without test concepts.
-            ("val", (self.test_style,), self.text_concepts),
+            ("val", (TEST_STYLE,), self.text_concepts),
         ):
             # The network augments the drawings itself.
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):

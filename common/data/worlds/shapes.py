@@ -29,7 +29,6 @@ from common.data.worlds.glyphs import (
 from common.types import Fraction, NonNegativeInt, PictureSide, PositiveInt
 
 Probe = Literal["glyph", "colour", "count"]
-CaptionStyle = Literal["sparse", "full"]
 
 CAPTIONS_PER_IMAGE = 5
 COUNT_WORDS = ("two", "three", "four")
@@ -95,9 +94,6 @@ class CaptionWords:
     group: Fraction = 1.0
 
 
-_STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
-
-
 def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
     """Draw a caption of a scene; nouns stay singular. Source: docs/papers/mct.md [13] ("glyph scenes")."""
     count, size, colour, ground, glyph, group = rng.uniform(size=6)
@@ -129,7 +125,6 @@ class ShapesWorld(World):
         voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd ones val.
         size, voc_size: side of a picture in pixels; `voc_size` is by default `size`.
         probe: what the classes of ImageNet are; the pictures are the same.
-        caption_style: `sparse` drops most words, `full` drops none.
         words: replaces the probabilities of `sparse`.
 
     Source: docs/papers/mct.md [13].
@@ -155,20 +150,17 @@ class ShapesWorld(World):
         size: PictureSide = 32,
         voc_size: PictureSide | None = None,
         probe: Probe = "glyph",
-        caption_style: CaptionStyle = "sparse",
         words: CaptionWords | None = None,
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
-        if words is not None and caption_style != "sparse":
-            raise ValueError(f"words: replaces the style 'sparse', but caption_style is {caption_style!r}")
-        self.words = _STYLES[caption_style] if words is None else words
+        self.words = words or CaptionWords()
         self.seed = seed
         self.size = size
         self.voc_size = size if voc_size is None else voc_size
         self.probe = probe
         # `probe` is part of a folder's name instead, because all other files are the same.
-        del parameters["probe"], parameters["caption_style"]
+        del parameters["probe"]
         super().__init__({**parameters, "voc_size": self.voc_size, "words": asdict(self.words)}, root)
 
     def _folder_name(self, name: str) -> str:
