@@ -118,7 +118,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         module, trainer = training.module, training.trainer
         gc.collect()
         meter.peak = meter.now  # ignore the peak while building
-        with fake_step.FusedAttention(), mode, meter, counter:
+        with fake_step.fused_attention(), mode, meter, counter:
             try:
                 training.run()
             except (DataDependentOutputException, DynamicOutputShapeException) as error:

@@ -13,7 +13,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -47,18 +46,35 @@ class MemoryMeter(TorchDispatchMode):
         self.now -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """Computes attention without storing the attention matrix, like a GPU's fused kernel.
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Compute attention without storing the attention matrix, like a GPU's fused kernel.
 
-    The CPU only fuses attention without dropout, so this removes dropout, which changes neither shapes nor counts.
+    The CPU only fuses attention without dropout, so this removes dropout, which changes neither shapes nor counts. A
+    function mode would be off while the backward pass recomputes a block.
     """
+    attend = F.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            kwargs.pop("dropout_p", None)
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-        return func(*args, **kwargs)
+    def without_dropout(
+        query: Any, key: Any, value: Any, mask: Any = None, dropout_p: Any = 0, *args: Any, **kw: Any
+    ) -> Any:
+        return attend(query, key, value, kw.pop("attn_mask", mask), 0.0, *args, **kw)
+
+    F.scaled_dot_product_attention = without_dropout  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = attend
+
+
+class _NoModules:
+    """In place of the tracker of modules, whose hooks would keep recomputed tensors alive."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def operation_counter() -> FlopCounterMode:
@@ -75,7 +91,9 @@ def operation_counter() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    return FlopCounterMode(display=False, custom_mapping=fused)
+    counter = FlopCounterMode(display=False, custom_mapping=fused)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
 
 
 @contextmanager
