@@ -1,11 +1,16 @@
 """Set-up shared by all tests."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
 
 # Before anything reads them: no test logs to W&B that does not ask for it, writes into the user's cache or starts more
 # threads than one.
+for name in [one for one in os.environ if one.startswith(("ASSEMBLE_", "WANDB_", "SLURM_", "FORCE_COLOR", "NO_COLOR"))]:
+    if name != "ASSEMBLE_TESTS_HAVE":  # settings of whoever runs the tests
+        del os.environ[name]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["WANDB_SILENT"] = "true"

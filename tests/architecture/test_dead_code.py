@@ -56,8 +56,9 @@ def prefixes_in(tree: ast.AST) -> tuple[str, ...]:
 
 def pages() -> Iterator[Path]:
     """What names code beside code: configurations, tables, pages and what is run outside of Python."""
-    for pattern in ("configs/**/*.yaml", "papers/*/tables.yaml", "**/*.md", "Makefile", "pyproject.toml"):
-        yield from (path for path in ROOT.glob(pattern) if not {".venv", "runs"} & set(path.parts))
+    named = ("*.md", "docs/**/*.md", "papers/**/*.md", "common/**/*.md", "tests/**/*.md")
+    for pattern in ("configs/**/*.yaml", "papers/*/tables.yaml", *named, "Makefile", "pyproject.toml"):
+        yield from ROOT.glob(pattern)
     yield from (ROOT / "common" / "reporting" / "templates").iterdir()
 
 

@@ -85,9 +85,10 @@ def test_fit_and_test(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     )
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["doctor"])
-    assert "\ncache " in capsys.readouterr().out
+def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", "--data", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("\ncache ", "\ngpu ", "\nrevision ", "  mct: missing "))
 
 
 def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

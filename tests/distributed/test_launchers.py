@@ -108,9 +108,7 @@ exec "$@"
 """
 
 
-def test_a_submitted_plan_runs_through(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_submitted_plan_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs, log = tmp_path / "runs", tmp_path / "log"
     selected = ["--scale", "smoke", "--runs", str(runs), "--stages", "esc@avid"]
     script = _plan("avid", *selected, capsys=capsys)

@@ -46,7 +46,8 @@ def _start(command: list[str], program: tuple[str, ...] = PROGRAM, **environment
 def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
     """Send a signal after some seconds: the command ends with its status, marks no failure and leaves no process."""
     try:
-        process.communicate(timeout=after)
+        output, _ = process.communicate(timeout=after)
+        assert process.returncode == 0, output
         return  # this machine was faster than when the run was timed
     except subprocess.TimeoutExpired:
         # Before it listens, a signal ends it at once.

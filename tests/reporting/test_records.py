@@ -183,10 +183,13 @@ def test_memory_is_in_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert records.hardware()["memory_gib"] == 3.1
 
 
+SETTINGS = ("user.name=a", "user.email=a@b", "commit.gpgsign=false")
+
+
 def test_git_state_ignores_results_pages_and_runs_only(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            ["git", "-C", str(tmp_path), *(part for one in SETTINGS for part in ("-c", one)), *arguments],
             check=True, capture_output=True,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +222,10 @@ def _memory() -> int:
     return total
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="measures memory as Linux counts it")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists() or shutil.disk_usage("/dev/shm").free < 2**31,
+    reason="needs 2 GB of /dev/shm, as Linux counts it",
+)
 def test_a_loader_at_published_sizes_stays_within_its_memory(
     module: ShardedDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
