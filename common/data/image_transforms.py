@@ -43,7 +43,7 @@ class ImageTransform:
     Shapes:
         RGB picture -> float32 [3, crop, crop].
 
-    Source: docs/papers/mct.md [7] ("image views") and 9.
+    Source: docs/papers/mct.md [7] ("image aug") and [9].
     """
 
     crop: PositiveInt = 224

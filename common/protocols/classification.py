@@ -360,7 +360,7 @@ class LinearClassification(Classification):
         normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature, by
             the batch in training and by running statistics in the test, without learned parameters.
 
-    Source: docs/papers/mct.md [9], ImageNet linear, and 12.4.
+    Source: docs/papers/mct.md [9], ImageNet linear.
     """
 
     test_loaders = ("images held out from training", "test images")

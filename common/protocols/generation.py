@@ -43,7 +43,7 @@ class ImageEvaluation(ABC):
     repeats: int = 1  # how often all images are generated, with different noise
 
     @abstractmethod
-    def load_pretrained(self) -> None:
+    def load_pretrained(self, told: bool = True) -> None:
         """Read the networks, so a wrong file stops a run before it trains."""
 
     @abstractmethod
@@ -165,15 +165,15 @@ class GenerationEvaluation(ImageEvaluation):
                     reason = str(error)
             if reason:
                 self.missing.update(dict.fromkeys(metrics, f"{' and '.join(metrics)} will be left out: {reason}"))
-        for line in dict.fromkeys(self.missing.values()):
-            print_once(line)
         return loaded
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self, told: bool = True) -> None:
         _ = self.networks
+        for line in dict.fromkeys(self.missing.values()) if told else ():
+            print_once(line)
 
     def why_not(self, metric: str) -> str:
-        self.load_pretrained()
+        _ = self.networks
         if metric not in METRICS:
             return f"unknown metric; known are {', '.join(METRICS)}"
         return self.missing.get(metric, "")

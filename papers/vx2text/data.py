@@ -368,7 +368,7 @@ class VideoTextData(ShardedDataModule):
 
 def _warn_unless(found: bool, what: str) -> None:
     if not found:
-        rank_zero_warn(f"the test split has no {what}, so its metrics are left out; see `assemble data vx2text`")
+        rank_zero_warn(f"the test split has no {what}, so metrics of them are left out; see `assemble data vx2text`")
 
 
 class QuestionAnsweringData(VideoTextData):

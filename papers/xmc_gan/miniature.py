@@ -276,7 +276,7 @@ class MiniatureEvaluation(ImageEvaluation):
         self.candidates = candidates
         self.seed = seed
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self, told: bool = True) -> None:
         self.evaluator.load_pretrained()
 
     def why_not(self, metric: str) -> str:
