@@ -322,21 +322,21 @@ def expected_seconds(
 ) -> list[float | None]:
     """Seconds that stages take here, or None if nothing is known.
 
-    A run here counts most, then recorded runs on this processor, with its instruction set, and others. Stages known in
-    two kinds give the factor for the worse kind's other times. On each processor the fastest run counts, because other
-    work only makes a run longer; of several processors, the median.
+    A run here counts most, then recorded runs on this processor, with its instruction set, and others. Times of a worse
+    kind are scaled by the median over the stages that it shares with a better one. On each processor the fastest run
+    counts, because other work only makes a run longer; of several processors, the median.
     """
     wanted = machine_isa() if isa == NATIVE else isa
     kinds: list[list[Record]] = [[], [], [], [record for record in here if record.draw.isa == isa]]
     for record in recorded:
         alike = instructions(record) == wanted
         kinds[alike + (alike and record.hardware.get("cpu") == processor())].append(record)
-    known: dict[str, float] = {}
-    for kind in kinds:
-        better = _typical(kind)
-        both = known.keys() & better.keys()
-        pace = sum(better[stage] for stage in both) / (sum(known[stage] for stage in both) or 1.0) if both else 1.0
-        known = {stage: seconds * pace for stage, seconds in known.items()} | better
+    tables, known = [_typical(kind) for kind in kinds], dict[str, float]()
+    for number, times in enumerate(tables):
+        for better in tables[number + 1 :]:
+            if paces := [better[stage] / times[stage] for stage in times.keys() & better.keys() if times[stage]]:
+                times = {stage: seconds * median(paces) for stage, seconds in times.items()}
+        known |= times
     return [known.get(stage) for stage in stages]
 
 
