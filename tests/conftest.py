@@ -37,6 +37,9 @@ from common.data.media import FileCache
 #: Folders whose files take longest: they go first, so that no process is left alone with one at the end.
 SLOWEST = ("resume", "running", "distributed", "faults", "cli", "training")
 
+#: These start autograd's threads, after which a forked process cannot train.
+LAST = ("test_estimate.py", "test_gpu_check.py")
+
 # One thread: results do not depend on the machine's core count, and forked workers inherit no thread pool.
 torch.set_num_threads(1)
 
@@ -50,7 +53,7 @@ settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.parent.name not in SLOWEST)
+    items.sort(key=lambda item: (item.path.name in LAST, item.path.parent.name not in SLOWEST))
 
 
 def pytest_collection_finish() -> None:
