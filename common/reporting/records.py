@@ -326,11 +326,11 @@ def expected_seconds(
     kind are scaled by the median over the stages that it shares with a better one. On each processor the fastest run
     counts, because other work only makes a run longer; of several processors, the median.
     """
-    wanted = machine_isa() if isa == NATIVE else isa
+    wanted, cpu = machine_isa() if isa == NATIVE else isa, processor()
     kinds: list[list[Record]] = [[], [], [], [record for record in here if record.draw.isa == isa]]
     for record in recorded:
         alike = instructions(record) == wanted
-        kinds[alike + (alike and record.hardware.get("cpu") == processor())].append(record)
+        kinds[alike + (alike and record.hardware.get("cpu") == cpu)].append(record)
     tables, known = [_typical(kind) for kind in kinds], dict[str, float]()
     for number, times in enumerate(tables):
         for better in tables[number + 1 :]:

@@ -81,7 +81,7 @@ def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bo
     recorded = find_promoted(request.paper, request.scale)
     found = zip(stages, records.expected_seconds(stages, here, recorded, request.isa))
     known = {stage: seconds for stage, seconds in found if seconds is not None}
-    return known, any(record.hardware.get("cpu") == records.processor() for record in [*here, *recorded])
+    return known, records.processor() in {record.hardware.get("cpu") for record in [*here, *recorded]}
 
 
 def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:

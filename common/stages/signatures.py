@@ -23,16 +23,16 @@ def fields_of(path: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     if not isinstance(node, ast.ClassDef):
         return found
-    for base in reversed([f"{module}.{ast.unparse(base).partition('[')[0]}" for base in node.bases]):
+    for base in reversed(_bases(module, node)):
         found |= fields_of(base) if base != path else {}
-    initializer = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    initializer = _initializer(node)
     for one in ast.walk(initializer.args) if initializer else ():
         if isinstance(one, ast.arg):
             found.pop(one.arg, None)
             name = ast.unparse(one.annotation).removesuffix(" | None") if one.annotation else ""
             ours = _names(module)[1].get(name, module).startswith(("common.", "papers."))
             kind = _find(f"{module}.{name}") if ours else None
-            if kind and any("dataclass" in ast.unparse(mark) for mark in kind[1].decorator_list):
+            if kind and _is_dataclass(kind[1]):
                 found[one.arg] = _arguments(*kind)[0]
     return found
 
@@ -47,21 +47,33 @@ def _arguments(module: str, node: ast.ClassDef | ast.FunctionDef) -> tuple[set[s
     if isinstance(node, ast.FunctionDef):
         return _parameters(node)
     names: set[str] = set()
-    initializer = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    initializer = _initializer(node)
     if initializer is not None:
         names, complete = _parameters(initializer)
         if complete:
             return names, True
-    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+    elif _is_dataclass(node):
         fields = [one.target for one in node.body if isinstance(one, ast.AnnAssign)]
         names = {one.id for one in fields if isinstance(one, ast.Name)}
-    for base in node.bases:
-        if found := _find(f"{module}.{ast.unparse(base).partition('[')[0]}"):
+    for base in _bases(module, node):
+        if found := _find(base):
             more, complete = _arguments(*found)
             names |= more
             if complete and more:
                 return names, True
     return names, initializer is None and bool(names)
+
+
+def _initializer(node: ast.ClassDef) -> ast.FunctionDef | None:
+    return next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+
+
+def _is_dataclass(node: ast.ClassDef | ast.FunctionDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def _bases(module: str, node: ast.ClassDef) -> list[str]:
+    return [f"{module}.{ast.unparse(base).partition('[')[0]}" for base in node.bases]
 
 
 def _parameters(function: ast.FunctionDef) -> tuple[set[str], bool]:

@@ -198,12 +198,13 @@ class XMCGANModule(pl.LightningModule):
             raise ValueError("data.text_features replaces model.text_encoder: set one of them to null")
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
-            for role in ("test", "reference"):
-                if len(self.data.items_of(role).first) < 2:
+            images = {role: len(self.data.items_of(role).first) for role in ("test", "reference")}
+            for role, count in images.items():
+                if count < 2:
                     raise ValueError(f"data.{role}_samples: a covariance needs at least two images of data.test_split")
-            splits, images = getattr(self.evaluation, "splits", 1), len(self.data.items_of("test").first)
-            if splits > images:
-                raise ValueError(f"model.evaluation.splits: {splits} parts of {images} test images")
+            splits = getattr(self.evaluation, "splits", 1)
+            if splits > images["test"]:
+                raise ValueError(f"model.evaluation.splits: {splits} parts of {images['test']} test images")
         if self.choice is not None:
             self.choice.require()
         if stage != "fit":

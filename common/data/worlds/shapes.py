@@ -125,7 +125,7 @@ class ShapesWorld(World):
         voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd ones val.
         size, voc_size: side of a picture in pixels; `voc_size` is by default `size`.
         probe: what the classes of ImageNet are; the pictures are the same.
-        words: replaces the probabilities of `sparse`.
+        words: probability of each kind of word in a caption; by default `CaptionWords()`.
 
     Source: docs/papers/mct.md [13].
     """
