@@ -34,81 +34,30 @@ CROWD = 3
 
 @dataclass(frozen=True)
 class Compared:
-    """A measured cell and its reference; `table` is the first table with this cell."""
+    """A measured cell and its reference; `table` is the first table with this cell.
+
+    Args:
+        difference: measured minus reference; None without a reference.
+        spread: standard deviation of the recorded draws; None below two seeds.
+        allowed: the largest difference that still reproduces the reference; counts the uncertainty of both means.
+        ratio: the difference in units of the allowed one.
+        likelihood: probability that a draw like the recorded ones is this far off: 0.05 at the allowed difference.
+        verdict: `in range`, `outside` or `no reference`; one seed has no spread to compare with.
+        settled: whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart.
+    """
 
     table: Table
     row: Row
     metric: Metric
-    scale: str
     mine: Cell
     reference: Cell
-
-    @property
-    def difference(self) -> float | None:
-        mine, reference = self.mine.mean, self.reference.mean
-        return None if mine is None or reference is None else mine - reference
-
-    @property
-    def allowed(self) -> float:
-        """The largest difference that still reproduces the reference; counts the uncertainty of both means."""
-        chance = 0.0
-        if self.spread:
-            chance = self._limit * self.spread
-            chance *= math.sqrt(1 / self._seeds + 1 / len(by_seed(self.mine.values)))
-        return max(chance, self._tolerance or 0.0, self._last_digit)
-
-    @property
-    def _tolerance(self) -> float | None:
-        """The error of the test set; without a spread, other seeds may differ by more."""
-        same = by_seed(self.mine.values).keys() == by_seed(self.reference.values).keys()
-        return self.metric.tolerance.get(self.scale) if same or self.spread is not None else None
-
-    @property
-    def settled(self) -> bool:
-        """Whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart."""
-        same = self.spread is not None and self.spread < self._last_digit and self.scale not in self.metric.tolerance
-        return same and self.verdict == IN_RANGE
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the recorded draws; None below two seeds."""
-        return self.reference.spread if self._seeds > 1 else None
-
-    @property
-    def _seeds(self) -> int:
-        return len(by_seed(self.reference.values))
-
-    @property
-    def _last_digit(self) -> float:
-        return 0.5 * 10.0**-self.metric.decimals
-
-    @property
-    def _limit(self) -> float:
-        from scipy.special import stdtrit
-
-        return float(stdtrit(self._seeds - 1, 1 - CHANCE / 2))
-
-    @property
-    def likelihood(self) -> float:
-        """Probability that a draw like the recorded ones is this far off: 0.05 at the allowed difference."""
-        from scipy.special import stdtr
-
-        if self.spread is None:
-            return 1.0
-        return float(2 * stdtr(self._seeds - 1, -self.ratio * self._limit))
-
-    @property
-    def ratio(self) -> float:
-        return abs(self.difference or 0.0) / self.allowed
-
-    @property
-    def verdict(self) -> str:
-        """`in range`, `outside` or `no reference`; one seed has no spread to compare with."""
-        if self.difference is None:
-            return NO_REFERENCE
-        if self.ratio <= 1:
-            return IN_RANGE
-        return OUTSIDE if self.spread is not None or self._tolerance is not None else NO_REFERENCE
+    difference: float | None
+    spread: float | None
+    allowed: float
+    ratio: float
+    likelihood: float
+    verdict: str
+    settled: bool
 
     @property
     def remark(self) -> str:
@@ -129,6 +78,32 @@ class Compared:
         return f"{self.row.label}, {self.metric.label} {mine} against {reference}"
 
 
+def _compared(table: Table, row: Row, metric: Metric, scale: str, mine: Cell, reference: Cell) -> Compared:
+    from scipy.special import stdtr, stdtrit
+
+    difference = None if mine.mean is None or reference.mean is None else mine.mean - reference.mean
+    own, recorded = by_seed(mine.values), by_seed(reference.values)
+    spread = reference.spread if len(recorded) > 1 else None
+    tolerance = metric.tolerance.get(scale)
+    if spread is None and own.keys() != recorded.keys():
+        tolerance = None  # it is the error of the test set; other seeds may differ by more
+    last_digit = 0.5 * 10.0**-metric.decimals
+    limit = float(stdtrit(len(recorded) - 1, 1 - CHANCE / 2))
+    chance = limit * spread * math.sqrt(1 / len(recorded) + 1 / len(own)) if spread else 0.0
+    allowed = max(chance, tolerance or 0.0, last_digit)
+    ratio = abs(difference or 0.0) / allowed
+    likelihood = 1.0 if spread is None else float(2 * stdtr(len(recorded) - 1, -ratio * limit))
+    if difference is None or (ratio > 1 and spread is None and tolerance is None):
+        verdict = NO_REFERENCE
+    else:
+        verdict = IN_RANGE if ratio <= 1 else OUTSIDE
+    agree = spread is not None and spread < last_digit and scale not in metric.tolerance
+    settled = agree and verdict == IN_RANGE
+    return Compared(
+        table, row, metric, mine, reference, difference, spread, allowed, ratio, likelihood, verdict, settled
+    )
+
+
 def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
     """Promoted records other than these runs: a run that was promoted is no reference for itself."""
     # By seed, because promotion may have named the instruction set.
@@ -144,7 +119,7 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
                 if cell.values and metric.compared:
-                    compared = Compared(ours.table, row, metric, scale, cell, other)
+                    compared = _compared(ours.table, row, metric, scale, cell, other)
                     found.setdefault((cell.instances, metric.key), compared)
     unsettled = [compared for compared in found.values() if not compared.settled]
     return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
