@@ -94,23 +94,23 @@ def _shown(runs: Sequence[Run], columns: Sequence[str]) -> None:
 
 def _diff(first: Run, second: Run) -> int:
     """Print where two configurations differ, and every metric."""
-    from common.reporting.runs import config_differences, metric_differences, text_of
+    from common.reporting.runs import config_differences, counts, metric_differences, text_of
 
     config, metrics = config_differences(first, second), metric_differences(first, second)
     for title, differing in (
-        ("configuration", [d for d in config if d.counts]),
-        ("machine and paths, not part of the hash", [d for d in config if not d.counts]),
+        ("configuration", [d for d in config if counts(d[0])]),
+        ("machine and paths, not part of the hash", [d for d in config if not counts(d[0])]),
     ):
         print(f"{title}: {'' if differing else 'nothing differs'}")
         if differing:
-            rows = [[d.field, text_of(d.first), text_of(d.second)] for d in differing]
+            rows = [[name, text_of(one), text_of(other)] for name, one, other in differing]
             print_rows(("field", "first", "second"), rows)
             print()
     print("metrics:" if metrics else "metrics: none yet")
     rows = []
-    for d in metrics:
-        both = isinstance(d.first, int | float) and isinstance(d.second, int | float)
-        rows.append([d.field, text_of(d.first), text_of(d.second), f"{d.second - d.first:+.5g}" if both else ""])
+    for name, one, other in metrics:
+        both = isinstance(one, int | float) and isinstance(other, int | float)
+        rows.append([name, text_of(one), text_of(other), f"{other - one:+.5g}" if both else ""])
     if rows:
         print_rows(("metric", "first", "second", "difference"), rows)
     print(f"first: {first.name}\nsecond: {second.name}")

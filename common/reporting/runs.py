@@ -285,38 +285,27 @@ def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
     return found
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A field in which two runs differ; `counts` says whether it may change results."""
-
-    field: str
-    first: Any
-    second: Any
-    counts: bool = True
-
-
-def config_differences(first: Run, second: Run) -> list[Difference]:
-    """Fields that differ between two runs, those that may change results first; with defaults if both stored them."""
+def config_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
+    """Fields that differ between two runs, with both values; with defaults if both stored them."""
     whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
     left, right = ((run.whole_config if whole else run.config) for run in (first, second))
-    found = [
-        Difference(name, left.get(name), right.get(name), _counts(name))
-        for name in dict.fromkeys([*left, *right])
-        if left.get(name) != right.get(name)
-    ]
-    return sorted(found, key=lambda d: (not d.counts, d.field))
+    return [one for one in _pairs(left, right) if one[1] != one[2]]
 
 
-def _counts(field: str) -> bool:
+def counts(field: str) -> bool:
+    """Whether a field of a configuration may change results."""
     return not IGNORED_KEYS & set(field.split(".")) or bool(SEED_KEYS & set(field.split(".")))
 
 
-def metric_differences(first: Run, second: Run) -> list[Difference]:
-    """All metrics of either run, equal or not: measurements, and the last values of curves."""
+def metric_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
+    """All metrics of either run, equal or not, with both values: measurements, and the last values of curves."""
 
     def known(run: Run) -> dict[str, Any]:
         ends = {name: value for name, value in run.curves.items() if ":" not in name}
         return {**ends, **(run.record.metrics if run.record else {})}
 
-    left, right = known(first), known(second)
-    return [Difference(name, left.get(name), right.get(name)) for name in sorted({*left, *right})]
+    return _pairs(known(first), known(second))
+
+
+def _pairs(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, left.get(name), right.get(name)) for name in sorted({*left, *right})]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import threading
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -83,20 +84,10 @@ def _knock() -> None:
 
 def within(seconds: float, function: Callable[[], _T]) -> _T:
     """Call a function of the client with a time limit, since the client retries for minutes."""
-    found: list[_T] = []
-    errors: list[Exception] = []
-
-    def call() -> None:
-        try:
-            found.append(function())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise ReportingError(f"W&B refused: {type(errors[0]).__name__}: {one_line(errors[0])}")
-    if not found:
-        raise ReportingError(f"W&B did not answer within {seconds:.0f} seconds")
-    return found[0]
+    try:
+        with ThreadPool(1) as pool:  # its thread is a daemon, so a call that hangs does not keep the process alive
+            return pool.apply_async(function).get(seconds)
+    except multiprocessing.TimeoutError:
+        raise ReportingError(f"W&B did not answer within {seconds:.0f} seconds") from None
+    except Exception as error:
+        raise ReportingError(f"W&B refused: {type(error).__name__}: {one_line(error)}") from None
