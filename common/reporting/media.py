@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +63,7 @@ class Gallery:
 
     media: list[Medium] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
-    rows: dict[str, tuple[list[str], Medium]] = field(default_factory=dict)
+    rows: dict[str, tuple[tuple[str, ...], Medium]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -90,20 +89,9 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
         elif name.endswith(_ROW):
             described = path.with_suffix(".json")
             columns = json.loads(described.read_text(encoding="utf-8")) if is_own(described, folder) else []
-            found.rows[path.name.removesuffix(_ROW)] = list(map(str, columns)), _embedded(path, record)
+            found.rows[path.name.removesuffix(_ROW)] = tuple(map(str, columns)), _embedded(path, record)
         else:
             found.media.append(_embedded(path, record))
-    return found
-
-
-def comparisons(
-    galleries: Iterable[tuple[str, str, Gallery]],
-) -> dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]]:
-    """Rows of pictures with the same columns: (scale, title, columns) to (stage, row), from (scale, stage, gallery)."""
-    found: dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]] = {}
-    for scale, stage, one in galleries:
-        for title, (columns, row) in one.rows.items():
-            found.setdefault((scale, title, tuple(columns)), []).append((stage, row))
     return found
 
 

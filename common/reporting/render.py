@@ -388,24 +388,21 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
     return "\n\n".join(parts)
 
 
-def counted_claims(source: Tables, records: Sequence[Record]) -> str:
-    """Number of claims with each verdict at the largest measured scale: `3 hold, 1 not run (mini)`."""
-    filled = fill_all(source, records)
-    measured = {f.result.scale for f in filled if f.result.measured}
-    scale = next((scale for scale in PROMOTED_SCALES if scale in measured), "")
-    counts = Counter(claim.verdict for f in filled if f.result.scale == scale for claim in f.claims)
-    told = ", ".join(counted(counts[one], one) for one in VERDICTS if counts[one])
-    return f"{told} ({scale})" if scale else "not measured yet"
-
-
-def counted(count: int, verdict: str) -> str:
-    return f"{count} {verdict if count == 1 else _PLURAL.get(verdict, verdict)}"
+def tally(judged: Iterable[Judged]) -> dict[str, str]:
+    """Verdict to the number of claims or checks that have it: `3 hold`."""
+    counts = Counter(one.verdict for one in judged)
+    words = {one: one if counts[one] == 1 else _PLURAL.get(one, one) for one in VERDICTS if counts[one]}
+    return {one: f"{counts[one]} {word}" for one, word in words.items()}
 
 
 def overview_markdown() -> str:
+    """The papers with their verdicts at the largest measured scale: `3 hold, 1 not run (mini)`."""
     lines = ["| paper | what it does | its claims |", "|---|---|---|"]
     for paper in existing_papers():
-        claims = counted_claims(load(paper.name), records_of(paper.name))
+        filled = fill_all(load(paper.name), find_promoted(paper.name))
+        scale = next((f.result.scale for f in filled if f.result.measured), None)
+        counts = tally(claim for f in filled if f.result.scale == scale for claim in f.claims)
+        claims = f"{', '.join(counts.values())} ({scale})" if scale else "not measured yet"
         lines.append(f"| [{paper.title}](papers/{paper.name}/README.md) | {_escape(paper.about)} | {claims} |")
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -14,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.reporting import charts, media, render
 from common.reporting.aggregate import Cell, select
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE
 from common.reporting.curves import Curves, band_of, importance, read_points, thinned
-from common.reporting.media import Budget, Gallery, comparisons, gallery
+from common.reporting.media import Budget, Gallery, Medium, gallery
 from common.reporting.papers import SCALES, Paper, paper_named, project_root
 from common.reporting.progress import duration
 from common.reporting.records import RECORD_FILE, Record, short_name, warn_of
@@ -45,7 +44,7 @@ def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") 
         sections=sections,
         marks=MARKS,
         strips=charts.strips,
-        tally=_tally,
+        tally=render.tally,
         judged_cells=render.judged_cells,
         row_text=render.row_text,
         newest=newest[:10],
@@ -56,7 +55,6 @@ def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") 
 @dataclass(frozen=True)
 class _ShownRun:
     run: Run
-    progress: str
     curves: Curves
     gallery: Gallery
 
@@ -130,9 +128,12 @@ class _Section:
         self.headline = [pair for pair in self.claims if pair[0].difference is not None][: render.MARGINS_SHOWN]
         self.first = next((table for table in filled if table.measured and table.claims), None)
         self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])
-        self.comparisons = comparisons(
-            (r.run.record.scale, r.run.record.stage, r.gallery) for r in self._shown_runs if r.run.record
-        )
+        # Rows of pictures with the same columns, by (scale, title, columns).
+        self.comparisons: dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Medium]]] = {}
+        for shown in self._shown_runs:
+            for title, (columns, row) in shown.gallery.rows.items():
+                key = shown.run.fields["scale"], title, columns
+                self.comparisons.setdefault(key, []).append((shown.run.fields["stage"], row))
         self.running = [shown for shown in self._shown_runs if shown.run.state == RUNNING]
         self.runs = self._runs()
 
@@ -159,9 +160,8 @@ class _Section:
         """Read everything in a run that could be malformed."""
         if run.record:
             self.files[id(run.record)] = _from_here(run.folder / RECORD_FILE)
-        told = run.fields.get("progress", "") if run.record is None else ""
         pictures = gallery(run.folder, run.record, budget, rank == 0) if run.record else Gallery()
-        return _ShownRun(run, told, thinned(read_points(run.folder / "metrics.csv")), pictures)
+        return _ShownRun(run, thinned(read_points(run.folder / "metrics.csv")), pictures)
 
     def origin(self, cell: Cell) -> dict[str, Any]:
         """Where the value of a cell comes from."""
@@ -213,7 +213,7 @@ class _Section:
                     "stage": stage,
                     "scale": scale,
                     "seeds": [shown.label for shown in group],
-                    "states": [f"seed {one.label}: {one.run.state} {one.progress}"
+                    "states": [f"seed {one.label}: {one.run.state} {one.run.fields.get('progress', '')}"
                                for one in group if not one.run.record],
                     "duration": duration(sum(r.wall_seconds for r in records)),
                     "provenance": render.provenance(records),
@@ -231,12 +231,6 @@ class _Section:
         for section in sections:
             section["open"] = section is first[0] or bool(section["states"])
         return sections
-
-
-def _tally(pairs: Sequence[tuple[Judged, Judged | None]]) -> dict[str, str]:
-    """The number of claims or checks with each verdict, in words."""
-    counts = Counter(judged.verdict for judged, _ in pairs)
-    return {verdict: render.counted(counts[verdict], verdict) for verdict in VERDICTS if counts[verdict]}
 
 
 def _from_here(path: Path) -> str:
