@@ -83,23 +83,18 @@ def _tree(file: Path) -> ast.Module:
 
 @functools.cache
 def _texts(file: Path) -> list[_Named]:
-    """The strings in a file's functions; a field of an f-string matches any text."""
-    found = []
-    for node, inside, read in _walk(_tree(file)):
-        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-        fixed = [str(one.value) if isinstance(one, ast.Constant) else "" for one in parts]
-        if inside and isinstance(inside[-1], ast.FunctionDef) and len("".join(fixed).removeprefix("test/")) > 1:
-            pattern = "".join(re.escape(text) or ".*" for text in fixed).removeprefix("test/")
-            found.append(_Named(pattern, len(parts) == 1, read, node.lineno, inside))
-    return found
+    return [*_walk(_tree(file))]
 
 
-def _walk(
-    node: ast.AST, inside: tuple[_Definition, ...] = (), read: bool = False
-) -> Iterator[tuple[ast.Constant | ast.JoinedStr, tuple[_Definition, ...], bool]]:
+def _walk(node: ast.AST, inside: tuple[_Definition, ...] = (), read: bool = False) -> Iterator[_Named]:
+    """The strings in functions; a field of an f-string matches any text."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.JoinedStr) or (isinstance(child, ast.Constant) and isinstance(child.value, str)):
-            yield child, inside, read
+            parts = child.values if isinstance(child, ast.JoinedStr) else [child]
+            fixed = [str(one.value) if isinstance(one, ast.Constant) else "" for one in parts]
+            if inside and isinstance(inside[-1], ast.FunctionDef) and len("".join(fixed).removeprefix("test/")) > 1:
+                pattern = "".join(re.escape(text) or ".*" for text in fixed).removeprefix("test/")
+                yield _Named(pattern, len(parts) == 1, read, child.lineno, inside)
         else:
             looked_up = isinstance(child, ast.Subscript) and isinstance(child.ctx, ast.Load)
             yield from _walk(child, (*inside, child) if isinstance(child, _Definition) else inside, read or looked_up)

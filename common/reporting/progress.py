@@ -16,14 +16,14 @@ FILE = "progress.json"
 QUIET = 60.0
 
 
-class Watch:
+class Watch(ExitStack):
     """Shows running stages: lines that update in place on a terminal, else a new line per quarter of a training."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
         self._say = say
         self._running: dict[str, tuple[Path, float]] = {}
         self._told: dict[str, tuple[int, float]] = {}
-        self._stack = ExitStack()
 
     def __enter__(self) -> Watch:
         if sys.stdout.isatty():
@@ -31,17 +31,14 @@ class Watch:
             from rich.text import Text
 
             shown = Live(get_renderable=lambda: Text("\n".join(self.lines())), refresh_per_second=1, transient=True)
-            self._stack.enter_context(shown)
+            self.enter_context(shown)
         else:
             ended = threading.Event()
             thread = threading.Thread(target=self._tell_on, args=(ended,), daemon=True)
             thread.start()
-            self._stack.callback(thread.join)
-            self._stack.callback(ended.set)
+            self.callback(thread.join)
+            self.callback(ended.set)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def begin(self, name: str, folder: Path) -> None:
         self._running[name] = folder, time.time()
@@ -77,10 +74,9 @@ def read(folder: Path, since: float) -> dict[str, Any] | None:
     try:
         if (folder / FILE).stat().st_mtime < since - 1:  # from an earlier session; file systems round times
             return None
-        progress: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return progress
 
 
 def _text(progress: dict[str, Any] | None) -> str:

@@ -102,10 +102,11 @@ def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
         shared.setdefault(field, {})[key] = content
         return key
 
+    optional = {field.name for field in fields(Record) if field.default is None or field.default_factory is not MISSING}
     packed = {
-        field.name: values[field.name]
-        for field in fields(Record)
-        if field.name not in (*HEAD, "stage") and (values[field.name] or not _empty_by_default(field))
+        name: value
+        for name, value in values.items()
+        if name not in (*HEAD, "stage") and (value or name not in optional)
     }
     for name in SHARED:
         if name in packed:
@@ -119,10 +120,6 @@ def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
         for name, value in packed["config"].items()
     }
     return packed
-
-
-def _empty_by_default(field: Any) -> bool:
-    return field.default is None or field.default_factory is not MISSING
 
 
 def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
