@@ -53,7 +53,7 @@ def log_image(module: pl.LightningModule, path: Path) -> None:
     _log(module, lambda logger: logger.log_image(path.stem, [str(path)]))
 
 
-def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> list[Path]:
+def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> None:
     """Copy the first `KEPT_CLIPS` playable clips of at most `LARGEST_CLIP` as `clip_<number>`, and log them."""
     kept: dict[Path, tuple[Path, str]] = {}
     for source, caption in clips:
@@ -66,7 +66,6 @@ def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], fo
     if kept:
         paths, captions = zip(*kept.values())
         _log(module, lambda logger: logger.log_video("clip", [str(path) for path in paths], caption=list(captions)))
-    return [path for path, _ in kept.values()]
 
 
 def _log(module: pl.LightningModule, log: Callable[[WandbLogger], None]) -> None:

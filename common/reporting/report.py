@@ -68,9 +68,9 @@ class _Table:
 
     def __init__(self, recorded: render.Filled, yours: render.Filled) -> None:
         self.recorded, self.yours = recorded, yours
-        self.main = recorded if recorded.result.measured else yours
-        self.measured = self.main.result.measured
-        self.has_both = self.main is recorded and yours.result.measured
+        main = recorded if recorded.result.measured else yours
+        self.measured = main.result.measured
+        self.has_both = main is recorded and yours.result.measured
         self.table, self.scale = recorded.result.table, recorded.result.scale
         self.id = self.table.id
         self.names = {
@@ -79,21 +79,12 @@ class _Table:
             render.YOURS: f"yours at {self.scale}",
         }
         self.claims, self.checks = (
-            list(zip(main, other if self.has_both else [None] * len(main)))
-            for main, other in ((self.main.claims, yours.claims), (self.main.checks, yours.checks))
+            list(zip(ours, other if self.has_both else [None] * len(ours)))
+            for ours, other in ((main.claims, yours.claims), (main.checks, yours.checks))
         )
-
-    @property
-    def view(self) -> render.View:
-        return render.view(self.recorded.result, self.yours.result)
-
-    @property
-    def curve(self) -> str:
-        return charts.curve(self.main.result)
-
-    @property
-    def dots(self) -> str:
-        return charts.dots(self.main.result, self.yours.result if self.has_both else None)
+        self.view = render.view(recorded.result, yours.result)
+        self.curve = charts.curve(main.result)
+        self.dots = charts.dots(main.result, yours.result if self.has_both else None)
 
 
 class _Section:

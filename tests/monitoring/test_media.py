@@ -43,7 +43,8 @@ def test_the_first_small_clips_that_a_browser_plays_are_kept(tmp_path: Path, mon
     sources = [first, large, film, tmp_path / "missing.mp4", first, second, third, fourth]
     kept = Kept()
     module: Any = SimpleNamespace(loggers=[kept])
-    copies = keep_clips(module, ((path, path.stem) for path in sources), tmp_path / "media")
+    keep_clips(module, ((path, path.stem) for path in sources), tmp_path / "media")
+    copies = sorted((tmp_path / "media").iterdir())
     assert [path.name for path in copies] == ["clip_1.mp4", "clip_2.webm", "clip_3.mp4"]
     assert [path.read_bytes() for path in copies] == [path.read_bytes() for path in (first, second, third)]
     assert kept.videos == {"clip": ([str(path) for path in copies], ["a", "d", "e"])}
