@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -296,7 +297,6 @@ def wandb_report(
     Without a paper, also publish one report of all papers. Without a key, only write the reports to files.
     """
     from common.reporting import render
-    from common.reporting.wandb_server import entity as entity_of_environment
     from common.reporting.wandb_server import why_no_key, why_unreachable
 
     missing = "--offline" if offline else why_no_key()
@@ -305,7 +305,7 @@ def wandb_report(
     from common.reporting import wandb_report as reporting
 
     sending = not missing and not unreachable
-    owner = entity or entity_of_environment() or (reporting.default_entity() if sending else "")
+    owner = entity or os.environ.get("WANDB_ENTITY", "") or (reporting.default_entity() if sending else "")
     measured = [(paper_named(name), render.records_of(name, runs)) for name in _names(papers)]
     reports = {paper.name: reporting.paper_report(paper, records, owner) for paper, records in measured}
     if not papers:

@@ -232,7 +232,7 @@ class Table(Part):
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     claims: tuple[Claim, ...] = ()
     checks: tuple[Check, ...] = ()
-    notes: tuple[Annotated[str, AfterValidator(lambda note: " ".join(note.split()))], ...] = ()
+    notes: tuple[Line, ...] = ()
     ours: StrictBool = False
     chart: StrictBool = False
     curve: Curve | None = None

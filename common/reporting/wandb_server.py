@@ -26,11 +26,6 @@ def project() -> str:
     return os.environ.get("WANDB_PROJECT") or "representation-assemble"
 
 
-def entity() -> str:
-    """User or team that owns the project: `WANDB_ENTITY`; empty for the key's default."""
-    return os.environ.get("WANDB_ENTITY", "")
-
-
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
