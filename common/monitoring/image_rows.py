@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,19 +27,12 @@ SHOWN_SIDE = 96
 GAP = 4
 
 
-class Shown(NamedTuple):
-    """Captions drawn in figures, and the batch that holds them."""
-
-    texts: list[str]
-    batch: dict[str, Any]
-
-
-def first_captions(module: pl.LightningModule) -> Shown:
-    """The first captions of the test, on the module's device."""
+def first_captions(module: pl.LightningModule) -> tuple[list[str], dict[str, Any]]:
+    """The first captions of the test, as drawn in figures, and the batch that holds them, on the module's device."""
     loader: Any = module.trainer.test_dataloaders
     samples = [loader.dataset[number] for number in range(min(CAPTIONS, len(loader.dataset)))]
     batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
-    return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
+    return module.trainer.datamodule.texts("test", batch["caption"]), batch  # type: ignore[attr-defined]
 
 
 def credit_of(module: pl.LightningModule) -> str:
@@ -50,9 +43,8 @@ def credit_of(module: pl.LightningModule) -> str:
 def draw_real_row(module: pl.LightningModule) -> None:
     """Write the row of the captions' real images, on rank 0 only."""
     if module.trainer.is_global_zero:
-        shown = first_captions(module)
-        images = pixels(shown.batch["image"])
-        log_image(module, write_row(shown.texts, images, media_folder(module), credit_of(module)))
+        texts, batch = first_captions(module)
+        log_image(module, write_row(texts, pixels(batch["image"]), media_folder(module), credit_of(module)))
 
 
 def pixels(images: Tensor) -> Pixels:

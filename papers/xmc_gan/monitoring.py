@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from torch import Tensor
 
 from common.monitoring.figures import Cell, Pixels, Row, image_grid, save_figure
-from common.monitoring.image_rows import Shown, credit_of, first_captions, pixels, write_row
+from common.monitoring.image_rows import credit_of, first_captions, pixels, write_row
 from common.monitoring.media import log_image, log_table, media_folder
 from papers.xmc_gan.networks import noise_of
 
@@ -41,14 +41,13 @@ def draw(module: Any) -> None:
     if not module.trainer.is_global_zero:
         return
     folder = media_folder(module)
-    shown = first_captions(module)
-    captions = module.captions(shown.batch)
-    count = len(shown.texts)
-    images = [module.measured(_noise(module, count, number), *captions) for number in range(NOISES)]
-    draw_grid(module, shown, [pixels(part) for part in images], folder)
-    log_image(module, write_row(shown.texts, pixels(images[0]), folder, credit_of(module)))
-    draw_interpolation(module, shown, captions, folder)
-    draw_attention(module, shown, captions, pixels(images[0]), folder)
+    texts, batch = first_captions(module)
+    captions = module.captions(batch)
+    images = [module.measured(_noise(module, len(texts), number), *captions) for number in range(NOISES)]
+    draw_grid(module, texts, pixels(batch["image"]), [pixels(part) for part in images], folder)
+    log_image(module, write_row(texts, pixels(images[0]), folder, credit_of(module)))
+    draw_interpolation(module, texts, captions, folder)
+    draw_attention(module, texts, captions, pixels(images[0]), folder)
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -62,50 +61,51 @@ def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
     return lengths * (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
 
 
-def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixels], folder: Path) -> None:
+def draw_grid(
+    module: pl.LightningModule, texts: Sequence[str], real: Pixels, generated: Sequence[Pixels], folder: Path
+) -> None:
     """Write `caption_grid.png`: a row per caption with its real image and, per noise vector, one of [N, S, S, 3]."""
-    real = pixels(shown.batch["image"])
     rows = [
         Row(text, [Cell(real[n], "real"), *(Cell(part[n], f"noise {k + 1}") for k, part in enumerate(generated))])
-        for n, text in enumerate(shown.texts)
+        for n, text in enumerate(texts)
     ]
     figure = image_grid(rows, "The real image of a caption, then generated ones")
     credit = credit_of(module)
     save_figure(module, figure, folder / "caption_grid.png", credit)
-    table = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
+    table = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(texts)]
     caption = f"caption ({credit})" if credit else "caption"
     columns = [caption, "real", *(f"generated {number + 1}" for number in range(len(generated)))]
     log_table(module, "caption_grid_table", columns, table)
 
 
-def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
+def draw_interpolation(module: Any, texts: Sequence[str], captions: Any, folder: Path) -> None:
     """Write `interpolation.png`: each caption with noise interpolated between two vectors."""
-    lines = min(PATHS, len(shown.texts))
+    lines = min(PATHS, len(texts))
     start, end = (_noise(module, lines, number) for number in (0, 1))
     rows = []
     for line in range(lines):
         own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
         images = pixels(module.measured(slerp(start[line], end[line], STEPS), *own))
-        rows.append(Row(shown.texts[line], [Cell(image) for image in images]))
+        rows.append(Row(texts[line], [Cell(image) for image in images]))
     figure = image_grid(rows, "Noise turns from one vector to another, the caption stays")
     save_figure(module, figure, folder / "interpolation.png", credit_of(module))
 
 
-def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
+def draw_attention(module: Any, texts: Sequence[str], captions: Any, images: Pixels, folder: Path) -> None:
     """Write `attention.png`: attention of the generator's regions to each word, for images [N, S, S, 3]."""
-    lines = min(ATTENDED, len(shown.texts))
+    lines = min(ATTENDED, len(texts))
     own = type(captions)(*(value[:lines] for value in captions))
-    weights = module.measured.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
+    weights = module.measured.attention(_noise(module, len(texts), 0)[:lines], *own).float().cpu().numpy()
     tokenizer = module.trainer.datamodule.tokenizer
     rows = []
-    for text, image, maps in zip(shown.texts, images, weights):
+    for text, image, maps in zip(texts, images, weights):
         inner = [tokenizer.decode([token]).strip() or "?" for token in tokenizer.encode(text)[1:-1]]
         spoken = ["[start]", *inner, "[end]"]
         tops = maps.max(axis=(1, 2))
         shades = maps[: len(spoken)] / tops[: len(spoken), None, None].clip(min=1e-9)
         colored = (colormaps["viridis"](shades)[..., :3] * 255).astype(np.uint8)
-        texts = (f"{word[:12]}\nup to {top:.2f}" for word, top in zip(spoken, tops))
-        rows.append(Row(text, [Cell(image), *(Cell(shade, below) for shade, below in zip(colored, texts))]))
+        notes = (f"{word[:12]}\nup to {top:.2f}" for word, top in zip(spoken, tops))
+        rows.append(Row(text, [Cell(image), *(Cell(shade, note) for shade, note in zip(colored, notes))]))
     figure = image_grid(rows, "Attention of regions over words: brighter regions attend more; scaled for each word")
     save_figure(module, figure, folder / "attention.png", credit_of(module))
 
