@@ -41,8 +41,7 @@ def test_the_first_small_clips_that_a_browser_plays_are_kept(tmp_path: Path, mon
     first, large, film = clip(tmp_path / "a.MP4"), clip(tmp_path / "b.mp4", 101), clip(tmp_path / "c.avi")
     second, third, fourth = (clip(tmp_path / name) for name in ("d.webm", "e.mp4", "f.mp4"))
     sources = [first, large, film, tmp_path / "missing.mp4", first, second, third, fourth]
-    kept = Kept()
-    module: Any = SimpleNamespace(loggers=[kept])
+    module: Any = SimpleNamespace(loggers=[kept := Kept()])
     keep_clips(module, ((path, path.stem) for path in sources), tmp_path / "media")
     copies = sorted((tmp_path / "media").iterdir())
     assert [path.name for path in copies] == ["clip_1.mp4", "clip_2.webm", "clip_3.mp4"]
