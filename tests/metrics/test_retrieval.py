@@ -28,14 +28,6 @@ def owners() -> Tensor:
     return torch.arange(300) // 5
 
 
-@pytest.mark.parametrize("max_scores", [1, 7000, 1 << 22])
-def test_ranks(golden: dict[str, Tensor], owners: Tensor, max_scores: int) -> None:
-    with patch.object(retrieval, "_SCORES", max_scores):
-        i2t, t2i = caption_ranks(golden["image_emb"], golden["caption_emb"], owners)
-    assert torch.equal(i2t, golden["i2t_ranks"])
-    assert torch.equal(t2i, golden["t2i_ranks"])
-
-
 def test_recalls_and_ranks(golden: dict[str, Tensor], owners: Tensor) -> None:
     found = caption_retrieval(golden["image_emb"], golden["caption_emb"], owners)
     expected = torch.cat([golden["i2t_r1_r5_r10_medr_meanr"], golden["t2i_r1_r5_r10_medr_meanr"]])
@@ -124,14 +116,6 @@ class TestCaptions:
                 scores, owner.tolist(), list(range(captions)) if equal is None else text.tolist()
             )
             assert tuple(ranks.tolist() for ranks in found) == expected
-
-    @pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
-    def test_collapse_is_worthless(self, value: float) -> None:
-        image, caption = torch.full((40, 3), value), torch.full((200, 3), value)
-        found = caption_retrieval(image, caption, torch.arange(200) // 5, fold_size=20)
-        assert all(found[f"{direction}_r{k}"].item() == 0 for direction in ("i2t", "t2i") for k in (1, 5, 10))
-        assert found["i2t_medr"].item() >= 95
-        assert found["t2i_medr"].item() >= 20
 
     def test_nan_is_never_a_hit_even_in_a_tiny_gallery(self) -> None:
         image = torch.eye(2)
