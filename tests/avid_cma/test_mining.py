@@ -65,13 +65,3 @@ def test_equal_rows_never_make_an_item_its_own_positive() -> None:
     assert not (mined == torch.arange(50)[:, None]).any()
     assert (mined[:, 1:] > mined[:, :-1]).all()
     assert torch.equal(mined, mine_positives(row, row, 7, rows=9))
-
-
-def test_items_alike_in_one_modality_only_are_no_consensus() -> None:
-    video, audio = banks(40, dim=64)
-    video[1] = video[0]  # 1 looks like 0 but sounds different
-    video[2], audio[2] = F.normalize(video[0] + 0.05, dim=0), F.normalize(audio[0] + 0.05, dim=0)
-    assert mine_positives(video, audio, 1, "consensus")[0].tolist() == [2]
-    assert mine_positives(video, audio, 1, "video")[0].tolist() == [1]
-    assert mine_positives(video, audio, 1, "union")[0].tolist() == [1]
-    assert mine_positives(video, audio, 1, "audio")[0].tolist() == [2]

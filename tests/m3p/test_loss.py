@@ -90,24 +90,6 @@ def in_batch_group() -> dict[str, torch.Tensor]:
     return group
 
 
-def test_pairs_in_a_batch_are_scored_as_each_pair_alone() -> None:
-    model, group = tiny_model(), in_batch_group()
-    images = torch.arange(3).repeat_interleave(3)
-    texts = torch.arange(3).repeat(3)
-    hidden = model.encoder(
-        group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
-    )
-    scores = model.match_head(hidden[:, 0]).view(3, 3)
-    target = torch.arange(3)
-    terms = terms_of(model, group)
-    expected = 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
-    torch.testing.assert_close(terms["vlm_ce"], expected)
-    torch.testing.assert_close(terms["vlm_bce"], F.binary_cross_entropy_with_logits(scores, torch.eye(3)))
-    own = hidden[[0, 4, 8], 5:].flatten(0, 1)
-    labels = group["word_labels"].flatten()
-    torch.testing.assert_close(terms["mlm"], F.cross_entropy(model.words(own[labels >= 0]), labels[labels >= 0]))
-
-
 @pytest.mark.parametrize("kind", ["t2i", "in_batch"])
 def test_generic_supervisions_train_all_they_should(kind: str) -> None:
     model = tiny_model()
@@ -166,7 +148,7 @@ def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> Non
         assert terms_of(model, group)["accuracy"] == accuracy
 
 
-def test_pairs_that_show_the_same_are_no_negatives_and_the_contrast_is_of_the_means() -> None:
+def test_pairs_are_scored_as_each_alone_without_those_that_show_the_same_and_the_contrast_is_of_means() -> None:
     model, group = tiny_model(), in_batch_group() | {"group": torch.tensor([4, 4, 9])}
     found = terms_of(model, group, contrast_temperature=0.3)
     alone = {name: value for name, value in group.items() if name != "group"}
@@ -178,6 +160,8 @@ def test_pairs_that_show_the_same_are_no_negatives_and_the_contrast_is_of_the_me
         ("vlm_ce", "vlm_bce"), in_batch_matching(model.match_head(hidden[:, 0]).view(3, 3), group["group"])
     ):
         torch.testing.assert_close(found[name], expected)
+    own, labels = hidden[[0, 4, 8], 5:].flatten(0, 1), group["word_labels"].flatten()
+    torch.testing.assert_close(found["mlm"], F.cross_entropy(model.words(own[labels >= 0]), labels[labels >= 0]))
     words = model.encoder.token(group["tokens"])
     text = torch.stack([rows[mask].mean(0) for rows, mask in zip(words, group["token_mask"])])
     image = model.encoder.region(group["regions"], group["boxes"]).mean(1)

@@ -132,15 +132,6 @@ def test_logits_loss_and_gradient_of_momentum_contrast(name: str, temperature: f
     close(raw.grad, golden[f"grad_q_raw_{name}"], tolerance)
 
 
-def test_enqueued_keys_of_momentum_contrast() -> None:
-    golden = load("moco_logits")
-    queue = KeyQueue(32, 16).double()
-    queue.vectors.copy_(golden["queue_before"].T)
-    queue.write(F.normalize(golden["k_raw"], dim=1))
-    close(queue.vectors.T, golden["queue_after"])
-    assert queue.pointer == golden["ptr_after"]
-
-
 def test_a_queue_that_wraps_equals_momentum_contrast() -> None:
     golden = load("moco_queue")
     objective = MultimodalContrast(

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from papers.vx2text.gumbel import choose, gumbel_noise
 
@@ -37,26 +35,13 @@ def test_golden_values_and_gradients(case: dict[str, Any], mode: str) -> None:
     torch.testing.assert_close(tokens, tensor(expected["tokens"]), atol=3e-12, rtol=0)
     if "indices" in expected and expected["indices"] is not None:
         assert chosen.tolist() == expected["indices"]
+    if mode in ("st_independent", "st_topk", "eval_topk"):
+        assert torch.equal(tokens, table[chosen])  # to the last bit
     tokens.backward(tensor(case["upstream"]))
     gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
     torch.testing.assert_close(gradient, tensor(expected["grad_logits"]), atol=3e-12, rtol=0)
     if "grad_table" in expected and expected["grad_table"] is not None:
         torch.testing.assert_close(table.grad, tensor(expected["grad_table"]), atol=3e-12, rtol=0)
-
-
-@settings(max_examples=25)
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000), st.sampled_from(["st_topk", "st_independent"]))
-def test_hard_tokens_are_rows_and_gradients_sum_to_zero(batch: int, k: int, seed: int, estimator: Any) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, 6, generator=generator).requires_grad_()
-    table = torch.randn(6, 3, generator=generator)
-    noise = gumbel_noise(batch, k, 6, generator=generator)
-    tokens, chosen = choose(logits, table, k, estimator, 1.0, noise)
-    assert torch.equal(tokens, table[chosen])
-    tokens.pow(2).sum().backward()
-    torch.testing.assert_close(logits.grad.sum(1), torch.zeros(batch), atol=1e-5, rtol=0)  # type: ignore[union-attr]
-    if estimator == "st_topk":
-        assert all(len(set(row)) == k for row in chosen.tolist())
 
 
 def test_draws_follow_the_probabilities() -> None:
