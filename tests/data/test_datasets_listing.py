@@ -59,14 +59,6 @@ def test_the_table_gives_back_the_clips(rows: list[Clip]):
     assert pickle.loads(pickle.dumps(listing)).fingerprint() == listing.fingerprint()
 
 
-@given(st.lists(clips, min_size=2, max_size=8, unique=True), st.randoms(use_true_random=False))
-@settings(max_examples=60)
-def test_the_fingerprint_changes_with_the_order(rows: list[Clip], random):
-    shuffled = list(rows)
-    random.shuffle(shuffled)
-    assert (make(shuffled).fingerprint() == make(rows).fingerprint()) == (shuffled == rows)
-
-
 def test_the_fingerprint_changes_with_names_labels_folds_and_limits_only():
     rows = some()
     original = make(rows).fingerprint()

@@ -7,13 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.text import text_numbers
 from common.encoders.text import GRUEncoder
 from common.protocols.search import CrossModalSearch
 from common.stages.loggers import MetricsFile
@@ -218,15 +215,3 @@ class TestCrossModalSearch:
         reduce: Callable[[list[float]], float] = max if hardest else sum
         expected = sum(map(reduce, of_image)) + sum(map(reduce, of_text))
         assert found.item() == pytest.approx(expected, rel=1e-5)
-
-    @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12), st.integers(0, 3))
-    def test_equal_captions_are_those_with_equal_tokens(self, captions: list[list[int]], more: int) -> None:
-        width = 4 + more
-        tokens = torch.tensor([[*caption, *[9] * (width - len(caption))] for caption in captions])
-        lengths = torch.tensor([len(caption) for caption in captions])
-        numbers = text_numbers(tokens, lengths).tolist()
-        # The same in a narrower batch.
-        assert numbers == text_numbers(tokens[:, : max(1, int(lengths.max()))].int(), lengths).tolist()
-        for left, number in zip(captions, numbers):
-            for right, other in zip(captions, numbers):
-                assert (left == right) == (number == other)

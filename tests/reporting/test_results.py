@@ -195,12 +195,3 @@ def test_records_are_of_the_stages_as_they_are_configured_now(paper: str) -> Non
             record = found.pop((scale, seed, stage.request.stage), None)
             assert record is None or record.lineage_hash == stage.request.lineage, stage.request.stage
     assert not found, f"no stage of these is left: {sorted(found)}"
-
-
-def test_moving_a_class_is_no_new_experiment() -> None:
-    def config(path: str, rate: float = 0.1) -> dict[str, object]:
-        return {"model": {"class_path": path, "init_args": {"learning_rate": rate, "parts": [{"class_path": path}]}}}
-
-    assert config_hash(config("papers.x.module.Net")) == config_hash(config("common.y.Net"))
-    assert config_hash(config("papers.x.module.Net")) != config_hash(config("papers.x.module.Other"))
-    assert config_hash(config("papers.x.module.Net")) != config_hash(config("papers.x.module.Net", 0.2))
