@@ -14,7 +14,7 @@ from papers.vx2text.loss import text_loss
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.stages import read_metrics, request
-from tests.vx2text.stages import batch_of, started
+from tests.vx2text.stages import WITHOUT_PARENTS, batch_of, started
 
 # Without dropout, which every process draws for itself; an odd number of samples is tested.
 LAYER: dict[str, Any] = {
@@ -40,14 +40,10 @@ LAYER: dict[str, Any] = {
             "learning_rate": 0.01,
             "video_learning_rate": 0.01,
             "audio_learning_rate": 0.01,
-            **{f"{name}_pretrained": None for name in ("text", "video", "audio")},
         }
     },
     "data": {"init_args": {"world": {"init_args": {"dialogs_test": 9}}, "test_batch_size": 2}},
 }
-WITHOUT_PARENTS = [
-    argument for name in ("text", "video", "audio") for argument in (f"--model.{name}_pretrained", "null")
-]
 
 
 def _request(runs: Path, devices: int) -> StageRequest:
