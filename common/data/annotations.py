@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.listing import DatasetError
-from common.data.sequences import ColumnCache, Rows, Texts
+from common.data.sequences import Columns, Rows, Texts, cached_columns
 from common.files import named, parsing, stamp_of, told
 
 Value = TypeVar("Value")
@@ -226,15 +225,9 @@ def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
     return decorated
 
 
-def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+def kept_columns(path: Path, make: Callable[[], Columns]) -> Columns:
     """Cache the columns made from a file until it changes; only worth it for files that take seconds to read."""
     if stamp_of(path)[2] < KEEP_FROM_BYTES:
         return make()
     digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]
-    cache = ColumnCache(f"{path.stem}-{digest}")
-    columns = cache.load()
-    if columns is None:
-        read_at = time.time()
-        columns = make()
-        cache.store(columns, [path], read_at)
-    return columns
+    return cached_columns(f"{path.stem}-{digest}", lambda: (make(), [path]))

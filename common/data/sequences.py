@@ -10,8 +10,9 @@ import contextlib
 import io
 import json
 import pickle
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from common.files import cache_folder, settled, stamp_of, write_atomically
 
 Item = TypeVar("Item")
+Columns = dict[str, npt.NDArray[Any]]
 
 
 class MadeOnDemand(Sequence[Item]):
@@ -117,35 +119,26 @@ class Packed(MadeOnDemand[Item]):
         return pickle.loads(self.buffer[self.ends[position] : self.ends[position + 1]])
 
 
-class ColumnCache:
-    """Columns in a file, valid while the files and folders they were read from have the same mtime and ctime.
+def cached_columns(name: str, make: Callable[[], tuple[Columns, Iterable[Path]]]) -> Columns:
+    """Columns from a file, while the files and folders they were read from have the same mtime and ctime.
 
-    Adding or removing a file changes its folder's; unpacking an archive may reset the mtime alone.
+    Adding or removing a file changes its folder's; unpacking an archive may reset the mtime alone. Otherwise, `make`
+    returns the columns and what it read; without any, they are not stored. Neither are they if a path changed in the
+    two seconds before (changes could go unnoticed) or the cache is not writable.
     """
-
-    def __init__(self, name: str) -> None:
-        self.path = cache_folder() / "indices" / f"{name}.npz"
-
-    def load(self) -> dict[str, npt.NDArray[Any]] | None:
-        """The stored columns, or None if they are missing, out of date or unreadable."""
-        try:
-            with np.load(self.path) as archive:
-                columns = dict(archive)
-            watched = json.loads(columns.pop("watched").tobytes())
-            return columns if all(stamp_of(Path(path)) == stamp for path, stamp in watched) else None
-        except Exception:  # Reading the sources again repairs any damaged cache.
-            return None
-
-    def store(self, columns: Mapping[str, npt.NDArray[Any]], watched: Iterable[Path], read_at: float) -> None:
-        """Store columns whose `watched` paths were read after `read_at`.
-
-        Does nothing if a path changed in the two seconds before (changes could go unnoticed) or the cache is not
-        writable.
-        """
-        stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
-        if not all(settled(stamp, read_at) for _, stamp in stamps):
-            return
+    path = cache_folder() / "indices" / f"{name}.npz"
+    with contextlib.suppress(Exception):  # Reading the sources again repairs any damaged cache.
+        with np.load(path) as archive:
+            columns = dict(archive)
+        watched = json.loads(columns.pop("watched").tobytes())
+        if all(stamp_of(Path(source)) == stamp for source, stamp in watched):
+            return columns
+    read_at = time.time()
+    columns, sources = make()
+    stamps = [(str(source), stamp_of(source)) for source in sorted(set(sources))]
+    if stamps and all(settled(stamp, read_at) for _, stamp in stamps):
         stream = io.BytesIO()
         np.savez(stream, watched=np.frombuffer(json.dumps(stamps).encode(), np.uint8), **columns)  # type: ignore[arg-type]
         with contextlib.suppress(OSError):
-            write_atomically(self.path, stream.getvalue())
+            write_atomically(path, stream.getvalue())
+    return columns

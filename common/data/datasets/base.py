@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from common.data.listing import NUMBERS, DatasetMissing, Listing, file_names
-from common.data.sequences import ColumnCache, Texts
+from common.data.sequences import Columns, Texts, cached_columns
 from common.files import named
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
@@ -99,15 +98,12 @@ class MediaDataset(ABC):
     def _all(self, split: str, fold: int | None) -> Listing:
         """All clips of a split, with or without sound, from the index if that is fresh."""
         split, fold = self._checked(split, fold)
-        cache = ColumnCache(self.index_name(split, fold))
-        columns = cache.load()
-        if columns is not None:
-            return Listing.of_columns(columns)
-        read_at = time.time()
-        listing, watched = self._fresh(split, fold)
-        if len(listing) >= INDEX_FROM:
-            cache.store(listing.columns(), watched, read_at)
-        return listing
+
+        def fresh() -> tuple[Columns, list[Path]]:
+            listing, watched = self._fresh(split, fold)
+            return listing.columns(), watched if len(listing) >= INDEX_FROM else []
+
+        return Listing.of_columns(cached_columns(self.index_name(split, fold), fresh))
 
     def index_name(self, split: str, fold: int | None = None) -> str:
         """Name of a split's listing in the cache."""
