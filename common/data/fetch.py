@@ -52,6 +52,10 @@ class OpenData:
             lines.append(f"  {file.address}\n    -> {file.file}, {known}")
         return "\n".join(lines)
 
+    def checksums(self) -> dict[str, str]:
+        """Published checksums by file name."""
+        return {Path(file.file).name: file.checksum for file in self.files if file.checksum}
+
 
 def open_data(name: str) -> OpenData:
     table = read_yaml(TABLE, StageError)

@@ -124,7 +124,7 @@ def test_no_torch_before_something_is_decoded():
 def test_a_wrong_checksum_is_named_and_costs_no_other_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     coco, voc = write_coco(tmp_path / "coco"), write_voc(tmp_path / "voc")
     good = f"sha256:{hashlib.sha256(b'archive').hexdigest()[:8]}"  # a prefix is enough
-    monkeypatch.setattr("common.data.datasets.coco.ARCHIVES", {"val2017.zip": good, "train2017.zip": good})
+    monkeypatch.setattr(COCO, "checksums", lambda self: {"val2017.zip": good, "train2017.zip": good})
     (coco / "val2017.zip").write_bytes(b"archive")
     (coco / "train2017.zip").write_bytes(b"half an arch")
     # What torchvision checks this archive with.

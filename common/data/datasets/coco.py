@@ -21,18 +21,9 @@ from common.data.annotations import (
     read_once,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, walk, write_json
+from common.data.fetch import open_data
 from common.data.listing import DatasetError, Listing
 from common.files import parsing
-
-#: Archives of the images and annotations, as TensorFlow Datasets recorded them.
-ARCHIVES = {
-    "train2014.zip": "sha256:ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-    "val2014.zip": "sha256:fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-    "annotations_trainval2014.zip": "sha256:031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-    "train2017.zip": "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-    "val2017.zip": "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-    "annotations_trainval2017.zip": "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-}
 
 #: The 80 classes of COCO's detection task, by category id.
 CLASSES: tuple[str, ...] = (
@@ -88,7 +79,7 @@ class COCO(MediaDataset):
         return images.annotations(rows, instances.tags(ids), instances.categories, read_boxes)
 
     def checksums(self) -> Mapping[str, str]:
-        return {name: checksum for name, checksum in ARCHIVES.items() if self.year in name}
+        return open_data(self.name).checksums()
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder = self._one_of(f"{split}{self.year}")

@@ -21,6 +21,7 @@ from common.data.datasets.base import (
     walk,
     write_lines,
 )
+from common.data.fetch import open_data
 from common.data.listing import DatasetError
 from common.files import parsing
 
@@ -65,9 +66,7 @@ class UCF101(MediaDataset):
     source = "https://www.crcv.ucf.edu/data/UCF101.php"
 
     def checksums(self) -> Mapping[str, str]:
-        # As TensorFlow Datasets recorded it.
-        name = "UCF101TrainTestSplits-RecognitionTask.zip"
-        return {name: "sha256:5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27"}
+        return open_data(self.name).checksums()
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         videos = self._one_of(*_VIDEO_FOLDERS)
