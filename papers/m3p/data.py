@@ -114,9 +114,9 @@ class RegionTextData(ShardedDataModule):
         if world is not None:
             for one in [*self.sets.values(), *self.training_sets]:
                 world.place(one.dataset)
-            tokenizer.file = str(world.tokenizer_file)
+            tokenizer.file = str(world.root_of("sentencepiece"))
             if code_switching is not None:
-                code_switching.dictionaries = world.dictionary_folder
+                code_switching.dictionaries = world.root_of("dictionaries")
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

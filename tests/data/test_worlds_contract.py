@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_second_call_leaves_the_files_alone(
         raise AssertionError("rendered again")
 
     world = rendered(kind)
-    monkeypatch.setattr(kind, "_fill", never)
+    monkeypatch.setattr(kind, "_render", never)
     world.prepare()
     # The folders are readable by others who share the cache.
     assert all(world.root_of(name).stat().st_mode & 0o055 == 0o055 for name in world.names)
@@ -130,10 +131,7 @@ class Dots(World):
     def __init__(self, root: Path | None) -> None:
         super().__init__({}, None if root is None else str(root))
 
-    def _files(self, name: str) -> int:
-        return 3
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
+    def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
         assert root.match(f"{self.folder.name}/.rendering-*")  # so that it is moved by a rename, or found and removed
         for number in range(3):
             write(root / "dots" / f"{number}.txt", lambda path=root / "dots" / f"{number}.txt": path.write_text(name))
@@ -141,6 +139,8 @@ class Dots(World):
                 raise OSError("no space left on device")
         with (self.folder / "rendered.txt").open("a", encoding="utf-8") as log:
             log.write(f"{name}\n")
+
+    _fill_second = partialmethod(_fill_first, name="second")
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_without_locks_no_process_removes_what_another_one_renders(
     monkeypatch.setattr("common.files.lock", lambda stream: False)
 
     class Slow(Dots):
-        def _fill(self, name: str, root: Path, write: Write) -> None:
-            super()._fill(name, root, write)
+        def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
+            super()._fill_first(root, write)
             Dots(tmp_path).prepare()  # another process comes when the files are there, but not renamed
 
     world = Slow(tmp_path)

@@ -18,7 +18,7 @@ from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.listing import Clip
 from common.data.media import MediaError
-from common.data.worlds.narrated import AUDIO_CATEGORIES, QUESTIONS, VIDEO_WORDS, NarratedWorld
+from common.data.worlds.narrated import COLOURS, DIRECTIONS, PITCHES, QUESTIONS, SHAPES, TIMBRES, NarratedWorld
 from common.training.examples import Draw
 from papers.vx2text.clips import AudioInput, ClipReader, LogMel, VideoInput
 from papers.vx2text.data import (
@@ -45,7 +45,8 @@ VIDEO = VideoInput(fps=6.0, frames=6, clips=1, crop=24, resize=24)
 FRAMES = VideoInput(fps=3.0, frames=6, clips=1, crop=24, resize=24)
 AUDIO = AudioInput(sample_rate=8000, seconds=1.0, window=256, hop=250, mel_bins=32, low=50.0, high=4000.0)
 LIMITS = PromptLimits(video_tokens=3, audio_tokens=2)
-NAMES = {"video": VIDEO_WORDS, "audio": AUDIO_CATEGORIES}
+VIDEO_WORDS = (*SHAPES, *COLOURS, *DIRECTIONS)
+NAMES = {"video": VIDEO_WORDS, "audio": tuple(f"{pitch} {timbre}" for timbre in TIMBRES for pitch in PITCHES)}
 #: Of the tasks without sound.
 FRAMED: dict[str, Any] = {"video": FRAMES, "prompt": LIMITS, "batch_size": 4, "video_categories": VIDEO_WORDS}
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import SentencePieceUnigramTokenizer
 
-from common.data.worlds.narrated import AUDIO_CATEGORIES, VIDEO_WORDS, sentences
+from common.data.worlds.narrated import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES, sentences
 from papers.vx2text.prompt import (
     LETTERS,
     Prompt,
@@ -159,7 +159,7 @@ def test_answers(words: TextTokenizer) -> None:
 
 def test_the_words_of_the_miniature(words: TextTokenizer) -> None:
     assert (words.pad_id, words.eos_id, words.unknown_id) == (0, 1, 2)
-    for word in " ".join((*VIDEO_WORDS, *AUDIO_CATEGORIES)).split():
+    for word in (*SHAPES, *COLOURS, *DIRECTIONS, *TIMBRES, *PITCHES):
         (number,) = words.encode(word)
         assert words.decode([number]) == word
     for sentence in sentences()[::50]:

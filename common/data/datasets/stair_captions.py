@@ -38,15 +38,12 @@ class OnCOCO(CaptionedDataset):
         regions: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(root, regions)
-        self._coco = None if coco is None else Path(coco).expanduser()
+        self.coco_root = None if coco is None else Path(coco).expanduser()
         self.restval = restval
 
     @property
     def coco(self) -> COCOKarpathy:
-        return COCOKarpathy(self._coco or self.root.parent / "coco", self.restval)
-
-    def place_coco(self, root: str | os.PathLike[str]) -> None:
-        self._coco = Path(root)
+        return COCOKarpathy(self.coco_root or self.root.parent / "coco", self.restval)
 
     @property
     def regions_folder(self) -> Path:
@@ -62,7 +59,7 @@ class OnCOCO(CaptionedDataset):
         return self.coco.image_path(key, split)
 
     def _options(self) -> dict[str, object]:
-        return {"coco": None if self._coco is None else str(self._coco), "restval": self.restval}
+        return {"coco": None if self.coco_root is None else str(self.coco_root), "restval": self.restval}
 
     def _picture_notes(self, split: str) -> list[str]:
         return []  # COCO's status reports images

@@ -36,7 +36,8 @@ class World:
     """Generated data as real files in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
-    classes for the real data read them. `root` is the folder for the worlds; None for `worlds` in the cache folder
+    classes for the real data read them. A method `_fill_<name>` writes each data set into an empty folder; its `write`
+    makes folders and counts media files. `root` is the folder for the worlds; None for `worlds` in the cache folder
     (`$ASSEMBLE_CACHE`, else the user's).
     """
 
@@ -56,13 +57,11 @@ class World:
         """Everything that affects the files, as plain data."""
         return {"version": self.version, "parameters": self.parameters}
 
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:16]
-
     @property
     def folder(self) -> Path:
         parent = cache_folder() / "worlds" if self._root is None else Path(self._root).expanduser()
-        return parent / f"{self.kind}-{self.key()}"
+        key = hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:16]
+        return parent / f"{self.kind}-{key}"
 
     def root_of(self, name: str) -> Path:
         """Folder to use as the root of a data set."""
@@ -104,7 +103,7 @@ class World:
             status.update(f"rendering {name} of the {self.title}, file {next(written):,}")
 
         try:
-            self._fill(name, scratch, write)
+            getattr(self, f"_fill_{name}")(scratch, write)
             scratch.chmod(0o755)  # a temporary folder is private; a shared cache is not
             try:
                 os.replace(scratch, final)
@@ -117,7 +116,3 @@ class World:
 
     def _folder_name(self, name: str) -> str:
         return name
-
-    def _fill(self, name: str, root: Path, write: Write) -> None:
-        """Write a data set into an empty folder, by `_fill_<name>`; `write` makes folders and counts media files."""
-        getattr(self, f"_fill_{name}")(root, write)

@@ -22,7 +22,7 @@ from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, w
 from common.data.datasets.conceptual_captions import conceptual_captions_folder, write_conceptual_captions
 from common.data.datasets.imagenet import imagenet_path, write_class_names
 from common.data.datasets.multi30k import write_multi30k
-from common.data.datasets.stair_captions import write_stair_captions
+from common.data.datasets.stair_captions import OnCOCO, write_stair_captions
 from common.data.text import learn_pieces
 from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.data.worlds.emoji import (
@@ -201,21 +201,11 @@ class EmojiLanguagesWorld(World):
     def place(self, dataset: Any) -> None:
         """Point a data set at its stand-in; `dataset.name` must be one of `names`."""
         dataset.root = self.root_of(dataset.name)
-        if hasattr(dataset, "place_coco"):
-            dataset.place_coco(self.root_of("coco_karpathy"))
+        if isinstance(dataset, OnCOCO):
+            dataset.coco_root = self.root_of("coco_karpathy")
 
     def needed_for(self, dataset: Any) -> tuple[str, ...]:
-        return (dataset.name, "coco_karpathy") if hasattr(dataset, "place_coco") else (dataset.name,)
-
-    @property
-    def tokenizer_file(self) -> Path:
-        """The SentencePiece model; `<unk>`, `<s>` and `</s>` are its pieces 0, 1 and 2, as in XLM-R's."""
-        return self.root_of("sentencepiece") / "sentencepiece.bpe.model"
-
-    @property
-    def dictionary_folder(self) -> Path:
-        """Folder of `en-<language>.txt`: lines of word, tab and translation; a word may have several lines."""
-        return self.root_of("dictionaries")
+        return (dataset.name, "coco_karpathy") if isinstance(dataset, OnCOCO) else (dataset.name,)
 
     # -- text ----------------------------------------------------------------------------------------------------------
 

@@ -30,10 +30,6 @@ TIMBRES = ("beep", "buzz", "hiss")
 PITCHES = ("high", "low")
 SPEAKERS = ("anna", "ben", "carla", "david", "emma")
 
-#: Categories of pictures and sounds; each clip has three of the first and one (two words) of the second.
-VIDEO_WORDS = (*SHAPES, *COLOURS, *DIRECTIONS)
-AUDIO_CATEGORIES = tuple(f"{pitch} {timbre}" for timbre in TIMBRES for pitch in PITCHES)
-
 #: Kind of question -> its wording.
 QUESTIONS = {
     "shape": "what shape is it ?",
