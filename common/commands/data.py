@@ -146,8 +146,8 @@ def _extract(
 
     place = _device(device)
     extractor = RegionExtractor(load_detector(weights), regions, place, {"detector": digest(weights, "sha256")})
-    found = extract_regions(images, output, extractor, batch_size, distribution)
-    print(f"{output}: regions of {found.written:,} images")
-    if found.skipped:
-        print(f"{len(found.skipped):,} images cannot be read (see {output}.skipped.txt), such as {found.skipped[0]}")
+    written, skipped = extract_regions(images, output, extractor, batch_size, distribution)
+    print(f"{output}: regions of {written:,} images")
+    if skipped:
+        print(f"{len(skipped):,} images cannot be read (see {output}.skipped.txt), such as {skipped[0]}")
     return 0

@@ -110,7 +110,7 @@ def _details(status: DatasetStatus) -> list[str]:
     lines += [f"Layout: {status.layout}"] if status.layout else []
     lines += [f"Size: {dataset.size}", f"License: {dataset.license}"]
     if not status.present:
-        lines += status.problem.splitlines()[:1]
+        lines += "".join(status.problems[:1]).splitlines()[:1]
         lines += ["Expected:", *(f"  {line}" for line in dataset.expected_layout.splitlines())]
         lines += [f"  {dataset.further_layout}"] if dataset.further_layout else []
     lines.append(f"Get it from: {dataset.source}")

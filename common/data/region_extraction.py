@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258f
 _OVERLAP = 0.5
 # Ignore lower scores: of a thousand proposals of a hundred classes only few are higher.
 _LEAST_SCORE = 1e-3
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """How many pictures a file holds, and which could not be read."""
-
-    written: int
-    skipped: tuple[str, ...]
 
 
 def load_detector(weights: Path) -> GeneralizedRCNN:
@@ -140,11 +132,11 @@ class RegionExtractor:
 
 def extract_regions(
     folder: Path, output: Path, extractor: RegionExtractor, batch_size: int = 4, distribution: bool = False
-) -> Extraction:
+) -> tuple[int, tuple[str, ...]]:
     """Write the region features of all pictures below a folder into a new `.h5` or `.npz` file, keyed by file name.
 
     A rerun resumes from `<output>.parts`; `<output>.skipped.txt` lists unreadable pictures. `distribution` also stores
-    the class probabilities.
+    the class probabilities. Returns how many pictures the file holds, and the unreadable ones.
     """
     pictures = _pictures(folder)
     keys = list(pictures)
@@ -176,7 +168,7 @@ def extract_regions(
     if skipped:
         listed = output.with_name(f"{output.name}.skipped.txt")
         write_atomically(listed, os.fsencode("".join(f"{path}\n" for path in skipped)))
-    return Extraction(len(features), skipped)
+    return len(features), skipped
 
 
 def _pictures(folder: Path) -> dict[str, Path]:

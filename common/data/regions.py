@@ -77,20 +77,16 @@ class Regions:
 
     @property
     def box_vectors(self) -> npt.NDArray[np.float32]:
-        return box_vectors(self.boxes, self.height, self.width)
+        """Relative left, top, right, bottom and area of the boxes, scaled to unit length: float32 [R, 5].
 
-
-def box_vectors(boxes: npt.ArrayLike, height: float, width: float) -> npt.NDArray[np.float32]:
-    """Relative left, top, right, bottom and area of boxes [..., 4] in pixels, scaled to unit length: float32 [..., 5].
-
-    An empty box at the origin stays zero. Source: docs/papers/m3p.md [3], "Image embedding".
-    """
-    corners = np.asarray(boxes, dtype=np.float64)
-    left, top, right, bottom = np.moveaxis(corners, -1, 0)
-    area = (right - left) * (bottom - top) / (width * height)
-    vectors = np.stack([left / width, top / height, right / width, bottom / height, area], axis=-1)
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+        An empty box at the origin stays zero. Source: docs/papers/m3p.md [3], "Image embedding".
+        """
+        left, top, right, bottom = self.boxes.astype(np.float64).T
+        area = (right - left) * (bottom - top) / (self.width * self.height)
+        sides = [left / self.width, top / self.height, right / self.width, bottom / self.height]
+        vectors = np.stack([*sides, area], axis=-1)
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 class RegionFeatures:

@@ -81,7 +81,7 @@ def test_a_missing_and_an_empty_folder_explain_themselves(kind: type[MediaDatase
         assert all(line in message for line in layout)
     status = dataset.status()
     assert not status.present
-    assert status.problem
+    assert status.problems
     assert status.dataset.root == tmp_path
 
 

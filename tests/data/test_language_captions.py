@@ -180,7 +180,7 @@ def test_a_language_without_text(tmp_path: Path) -> None:
     status = WikipediaText(tmp_path, ["en", "de"]).status()
     assert not status.present
     assert status.counts == {"train en": 3, "valid en": 1}
-    assert "no text in 'de'" in status.problem
+    assert "no text in 'de'" in status.problems[0]
     (tmp_path / "en.train.txt").write_text(" \n\n")
     with pytest.raises(ValueError, match=r"en\.train\.txt: holds no text"):
         TextLines(tmp_path / "en.train.txt")

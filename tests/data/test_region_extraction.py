@@ -19,7 +19,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from common.commands.main import main
 from common.data import region_extraction
 from common.data.datasets.folder import FolderOfImages
-from common.data.region_extraction import Extraction, RegionExtractor, extract_regions, load_detector
+from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
 from common.data.regions import RegionFeatures, Regions
 from common.errors import StageError
 from tests.data.image_layouts import write_image
@@ -117,7 +117,7 @@ def test_pictures_are_called_as_their_captions_call_them(
     (folder / os.fsdecode(b"broken\xe9.png")).write_bytes(b"")
     output = folder.parent / f"a{suffix}"
     broken = os.fsdecode(b"broken\xe9.png")
-    assert extract_regions(folder, output, extractor, distribution=True) == Extraction(8, (str(folder / broken),))
+    assert extract_regions(folder, output, extractor, distribution=True) == (8, (str(folder / broken),))
     assert "broken" in caplog.text
     found = RegionFeatures(output)
     assert found["3"].distribution is not None

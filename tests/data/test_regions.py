@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.regions import RegionError, RegionFeatures, Regions, box_vectors, write_regions
+from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
 from tests.data.image_layouts import FEATURES, HEIGHT, WIDTH, regions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "m3p" / "joint_forward.npz"
@@ -35,7 +36,8 @@ def equal(mine: Regions, other: Regions) -> None:
 def test_box_vectors_are_those_of_the_official_code() -> None:
     golden = np.load(GOLDEN)
     for boxes, (height, width), expected in zip(golden["boxes"], golden["wh_hw"], golden["loc"]):
-        np.testing.assert_allclose(box_vectors(boxes, height, width), expected, atol=1e-6)
+        found = replace(regions(0), boxes=boxes, height=height, width=width).box_vectors
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 #: Pixels; of less than a thousandth no length can be told from nothing.
@@ -45,7 +47,8 @@ _SIDES = st.floats(0, 100).map(lambda side: round(side, 3))
 @settings(max_examples=30)
 @given(st.lists(st.tuples(*[_SIDES] * 4), min_size=1, max_size=5), st.integers(1, 500), st.integers(1, 500))
 def test_box_vectors_have_length_one(boxes: list[tuple[float, ...]], height: int, width: int) -> None:
-    lengths = np.linalg.norm(box_vectors(boxes, height, width), axis=-1)
+    found = replace(regions(0), boxes=np.array(boxes), height=height, width=width)
+    lengths = np.linalg.norm(found.box_vectors, axis=-1)
     empty = ~np.any(boxes, axis=1)
     assert np.all(np.isclose(lengths, 1, atol=1e-5) | empty | (lengths < 1e-5))
 

@@ -52,7 +52,7 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
     assert found
     for dataset in found:
         status = dataset.status()
-        assert status.present, status.problem
+        assert status.present, status.problems
         assert not [note for note in status.notes if "no region features" in note], status.notes
 
 

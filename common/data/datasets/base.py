@@ -272,11 +272,6 @@ class DatasetStatus:
         """Whether every required split was found."""
         return not self.problems and bool(self.counts)
 
-    @property
-    def problem(self) -> str:
-        """The first problem, or ""."""
-        return self.problems[0] if self.problems else ""
-
 
 def _part(split: str, fold: int | None) -> str:
     return split if fold is None else f"{split} {fold}"

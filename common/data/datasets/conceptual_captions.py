@@ -61,12 +61,10 @@ def _read(path: Path) -> LanguageCaptions:
 # ---------------------------------------------------------------------------------------------------- writing
 def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) -> None:
     """Write the lists of Conceptual Captions; row n is `training/<n>.jpg` or `validation/<n>.jpg`."""
-    names = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
     for part, captions in parts.items():
         folder = conceptual_captions_folder(part)
-        write_lines(
-            root / names[part], (f"{text}\thttp://example.org/{folder}/{row}.jpg" for row, text in enumerate(captions))
-        )
+        lines = (f"{text}\thttp://example.org/{folder}/{row}.jpg" for row, text in enumerate(captions))
+        write_lines(root / _FILES[part][1], lines)
 
 
 def conceptual_captions_folder(split: str) -> str:

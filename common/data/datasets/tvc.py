@@ -107,9 +107,7 @@ class TVC(MediaDataset):
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Moment]]:
         """Frame folder, if there is one, and moment."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the moments are missing")
-        folders = frame_folders(self._home, watched)
-        if folders is None:
-            raise self._lacks(self._home / "frames_hq", "the frames are missing")
+        folders = frame_folders(self, self._home, watched)
         watched += [path.parent, path]
         # Relative names, even for a sibling folder, are the same on every machine.
         prefix = Path(os.path.relpath(self._home, self.root)).as_posix()

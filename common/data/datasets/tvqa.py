@@ -125,9 +125,7 @@ class TVQA(MediaDataset):
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Question]]:
         """Frame folder, if there is one, and question."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the questions are missing")
-        folders = frame_folders(self.root, watched)
-        if folders is None:
-            raise self._lacks(self.root / "frames_hq", "the frames are missing")
+        folders = frame_folders(self, self.root, watched)
         watched += [path.parent, path]
         questions = read_json_lines(path, functools.partial(_question, withheld=split == "test"))
         return [(folder_of(question.clip, folders), question) for question in questions]
@@ -147,11 +145,11 @@ def _question(record: dict[str, Any], withheld: bool) -> Question:
 
 
 # ---------------------------------------------------------------------------------------------------- shared files
-def frame_folders(home: Path, watched: list[Path]) -> dict[str, str] | None:
-    """Frame folders by clip, relative to `home`, or None if there are none; folders read are added to `watched`."""
+def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dict[str, str]:
+    """Frame folders by clip, relative to `home`; folders read are added to `watched`."""
     folder = first_of(home, _FRAME_FOLDERS)
     if folder is None:
-        return None
+        raise dataset._lacks(home / "frames_hq", "the frames are missing")
     found: dict[str, str] = {}
     pending = [folder]
     while pending:
