@@ -154,30 +154,20 @@ class CaptionedImages:
     captions: Rows[str]
     caption_ids: Rows[int]
 
-    def rows_of(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
+    def annotations(self, names: Iterable[str]) -> ImageAnnotations:
+        """The annotations of some images, in the given order, without tags and boxes."""
         positions = {name: row for row, name in enumerate(self.names)}
         try:
-            return np.array([positions[name] for name in names], dtype=np.int64)
+            rows = [positions[name] for name in names]
         except KeyError as error:
             raise DatasetError(f"{self.path} has no image {error}: the listing is not one of this data set") from None
-
-    def annotations(
-        self,
-        rows: npt.NDArray[np.int64],
-        tags: npt.NDArray[np.bool_] | None = None,
-        tag_names: tuple[str, ...] = (),
-        read_boxes: Callable[[], list[Boxes]] | None = None,
-    ) -> ImageAnnotations:
-        """The annotations of some images, in the given order."""
-        chosen = rows.tolist()
         return ImageAnnotations(
             self.image_ids[rows],
-            Rows.texts(self.captions[row] for row in chosen),
-            Rows.numbers(self.caption_ids[row] for row in chosen),
-            np.zeros((len(rows), 0), dtype=np.bool_) if tags is None else tags,
-            tag_names,
+            Rows.texts(self.captions[row] for row in rows),
+            Rows.numbers(self.caption_ids[row] for row in rows),
+            np.zeros((len(rows), 0), dtype=np.bool_),
+            (),
             self.groups[rows],
-            read_boxes,
         )
 
 

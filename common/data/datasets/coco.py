@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,14 +69,13 @@ class COCO(MediaDataset):
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
-        rows = images.rows_of(name.removeprefix(f"{split}{self.year}/") for name in listing.names)
+        found = images.annotations(name.removeprefix(f"{split}{self.year}/") for name in listing.names)
         path = self._instances_path(split)
         if not path.is_file():
-            return images.annotations(rows)
+            return found
         instances = read_instances(path)
-        ids = images.image_ids[rows]
-        read_boxes = functools.partial(boxes_of, path, ids)
-        return images.annotations(rows, instances.tags(ids), instances.categories, read_boxes)
+        tags, boxes = instances.tags(found.image_ids), functools.partial(boxes_of, path, found.image_ids)
+        return replace(found, tags=tags, tag_names=instances.categories, read_boxes=boxes)
 
     def checksums(self) -> Mapping[str, str]:
         return open_data(self.name).checksums()

@@ -79,7 +79,7 @@ class COCOKarpathy(LanguageCaptioned):
         """Captions of the images of a listing (None = the whole split), in its order; no tags or boxes."""
         listing = self.listing(split) if listing is None else listing
         images, _ = read_splits(self._one_of(_LIST))
-        return images.annotations(images.rows_of(listing.names))
+        return images.annotations(listing.names)
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
         """English captions of a split's images by key, whether or not the files exist."""

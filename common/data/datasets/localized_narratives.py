@@ -50,7 +50,7 @@ class LocalizedNarratives(MediaDataset):
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
         prefix = f"{self.folders[split]}/"
-        return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.names))
+        return images.annotations(name.removeprefix(prefix) for name in listing.names)
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder, paths = self._one_of(self.folders[split]), self._paths(split)
