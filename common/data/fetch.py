@@ -37,7 +37,6 @@ class OpenFile:
 class OpenData:
     """A data set or weights that can be downloaded; `note` says what the user must do afterwards."""
 
-    name: str
     title: str
     license: str
     terms: str
@@ -63,7 +62,7 @@ def open_data(name: str) -> OpenData:
         raise StageError(f"--fetch {name}: unknown name; {nearest(name, table)}")
     entry = dict(table[name])
     files = tuple(OpenFile(**file) for file in entry.pop("files"))
-    return OpenData(name=name, files=files, **entry)
+    return OpenData(files=files, **entry)
 
 
 def fetch(data: OpenData, root: Path) -> None:

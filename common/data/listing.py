@@ -16,8 +16,6 @@ import numpy.typing as npt
 from common.data.sequences import MadeOnDemand, Texts
 from common.files import stamp_of
 
-_KEPT = ("name", "version", "classes", "missing", "missing_names", "layout", "notes")
-
 
 class DatasetError(ValueError):
     """A file of a data set is damaged, or contradicts another; the message names it."""
@@ -145,15 +143,13 @@ class Listing(MadeOnDemand[Clip]):
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Everything as columns, for a cache."""
-        kept = {name: getattr(self, name) for name in _KEPT}
-        kept |= {"root": str(self.root), "names": list(self.names), "sounds": list(self.sounds)}
+        kept = vars(self) | {"root": str(self.root), "names": list(self.names), "sounds": list(self.sounds)}
+        del kept["numbers"]
         return {"numbers": self.numbers, "kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Listing:
         kept = json.loads(columns["kept"].tobytes())
-        own: dict[str, Any] = {
-            name: tuple(kept[name]) if isinstance(kept[name], list) else kept[name] for name in _KEPT
-        }
-        names, sounds = file_names(kept["names"]), Texts(kept["sounds"])
-        return cls(root=Path(kept["root"]), names=names, numbers=columns["numbers"], sounds=sounds, **own)
+        root, names, sounds = Path(kept.pop("root")), file_names(kept.pop("names")), Texts(kept.pop("sounds"))
+        own: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in kept.items()}
+        return cls(root=root, names=names, numbers=columns["numbers"], sounds=sounds, **own)

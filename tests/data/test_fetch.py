@@ -71,7 +71,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def one(address: str, **options: Any) -> OpenData:
     file = OpenFile(address, options.pop("file", "set/file.bin"), **options)
-    return OpenData("set", "A set", "CC0", "https://example.org", "1 MB", (file,))
+    return OpenData("A set", "CC0", "https://example.org", "1 MB", (file,))
 
 
 def packed(name: str, files: dict[str, bytes]) -> bytes:

@@ -232,8 +232,7 @@ class MediaDataset(ABC):
                 problems.append(str(error))
                 continue
             counts[part] = len(listing)
-            if listing.layout not in layouts:
-                layouts.append(listing.layout)
+            layouts.append(listing.layout)
             if listing.missing:
                 example = ", ".join(listing.missing_names[:2])
                 notes.append(f"{part}: {listing.missing:,} listed {self.unit} are missing, such as {example}")
@@ -241,7 +240,7 @@ class MediaDataset(ABC):
             if self.published_classes() not in (None, len(listing.classes)):
                 notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
             notes += [f"{part}: {note}" for note in listing.notes]
-        return DatasetStatus(self, "; ".join(layouts), counts, problems, tuple(dict.fromkeys(notes)))
+        return DatasetStatus(self, "; ".join(dict.fromkeys(layouts)), counts, problems, tuple(dict.fromkeys(notes)))
 
     def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
         if published is None or abs(found - published) <= self.count_tolerance * published:
