@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class ReleasedFile:
     size: str = "unknown"
     license: str = "unknown"
     source: str = "the recipe's own file"
-    contents: tuple[str, ...] = ()
+    contents: Sequence[str] = ()
     checksum: str = ""
 
 
@@ -42,10 +43,7 @@ class FileStatus:
 
 @functools.cache
 def released_files() -> tuple[ReleasedFile, ...]:
-    return tuple(
-        ReleasedFile(**{**entry, "contents": tuple(entry.get("contents", ()))})
-        for entry in read_yaml(TABLE, StageError)
-    )
+    return tuple(ReleasedFile(**entry) for entry in read_yaml(TABLE, StageError))
 
 
 def look_at(path: str, data: Path, recipes: tuple[str, ...] = (), verify: bool = False) -> FileStatus:

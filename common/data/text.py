@@ -113,24 +113,21 @@ class CaptionTokenizer(ABC):
 
     def prepare(self, captions: Iterable[str] = ()) -> None:
         """Read the vocabulary, or learn it from training captions."""
-        if self.file is not None:
-            if not self.content:
-                self._read_given(Path(self.file))
-            return
-        texts = [self.normal_form(caption) for caption in captions]
-        if not any(texts):
-            raise VocabularyError(f"{self.field}: there are no captions to learn one from")
-        self.read(self._learn(texts))
-
-    def _read_given(self, path: Path) -> None:
-        path = path / self.file_name if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"data.tokenizer.{self.field}: {path} is not a regular file. Give the released model's "
-                "(nothing is downloaded; `assemble data PAPER` lists it), or null to learn one from training captions"
-            )
-        with parsing(path, VocabularyError):
-            self.read(path.read_bytes())
+        if self.file is None:
+            texts = [self.normal_form(caption) for caption in captions]
+            if not any(texts):
+                raise VocabularyError(f"{self.field}: there are no captions to learn one from")
+            self.read(self._learn(texts))
+        elif not self.content:
+            path = Path(self.file)
+            path = path / self.file_name if path.is_dir() else path
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"data.tokenizer.{self.field}: {path} is not a regular file. Give the released model's (nothing is "
+                    "downloaded; `assemble data PAPER` lists it), or null to learn one from training captions"
+                )
+            with parsing(path, VocabularyError):
+                self.read(path.read_bytes())
 
     def encode(self, text: str) -> list[int]:
         """Token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""

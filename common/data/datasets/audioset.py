@@ -112,7 +112,7 @@ class AudioSet(MediaDataset):
 
     def _options(self) -> dict[str, object]:
         options: dict[str, object] = {"clip_list": str(self.clip_list), "trimmed": self.trimmed}
-        return {**options, "in_list_order": True} if self.in_list_order and self.clip_list is not None else options
+        return {**options, "in_list_order": True} if self.in_list_order else options
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         own_list = self._one_of(*self._list_names(_LIST_OF[split]), reason="the list of segments is missing")

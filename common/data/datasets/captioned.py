@@ -196,9 +196,7 @@ class CaptionedDataset(LanguageCaptioned):
         return []
 
 
-@read_once(16)
-def _region_features(paths: tuple[Path, ...], key: KeyKind) -> RegionFeatures:
-    return RegionFeatures(paths, key)
+_region_features = read_once(16)(RegionFeatures)
 
 
 def _natural(path: Path) -> tuple[str | int, ...]:

@@ -170,9 +170,7 @@ def folder_of(clip: str, folders: Mapping[str, str]) -> str | None:
     return folders.get(clip, folders.get(other))
 
 
-@read_once()
-def read_subtitles(path: Path) -> Subtitles:
-    return Subtitles(path)
+read_subtitles = read_once()(Subtitles)
 
 
 def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:

@@ -115,6 +115,4 @@ class WikipediaText(MediaDataset):
         return DatasetStatus(self, "text files" if counts else "", counts, problems)
 
 
-@read_once(256)
-def _text_lines(path: Path) -> TextLines:
-    return TextLines(path)
+_text_lines = read_once(256)(TextLines)

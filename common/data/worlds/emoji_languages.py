@@ -210,12 +210,12 @@ class EmojiLanguagesWorld(World):
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def captions_of(
-        self, concept: Concept, language: str, count: int, rng: np.random.Generator | None, first: bool = False
+        self, concept: Concept, language: str, count: int, rng: np.random.Generator, first: bool = False
     ) -> tuple[str, ...]:
         """Captions of a concept.
 
-        With `first`, the first caption is fixed (the name and the first keywords), needs no `rng`, and is not repeated
-        unless the concept has no keywords.
+        With `first`, the first caption is fixed (the name and the first keywords), and is not repeated unless the
+        concept has no keywords.
         """
         name = plain(concept.name[language])
         terms = dict.fromkeys(plain(word) for word in concept.keywords[language])
@@ -223,7 +223,6 @@ class EmojiLanguagesWorld(World):
         fixed = " ".join([name, *others[: self.keywords]])
         texts = [fixed] if first else []
         while len(texts) < count:
-            assert rng is not None
             number = int(rng.integers(min(len(others), self.keywords) + 1))
             text = " ".join([name, *(others[place] for place in rng.permutation(len(others))[:number])])
             if text != fixed or not others:

@@ -232,16 +232,11 @@ class ShapesWorld(World):
     def _fill_imagenet(self, root: Path, write: Write) -> None:
         names = {"glyph": GLYPHS, "colour": COLOUR_NAMES, "count": COUNT_WORDS}[self.probe]
         for split, count in (("train", self.parameters["probe_train"]), ("val", self.parameters["probe_test"])):
-            for number, (attributes, _, picture) in enumerate(self._drawn(f"probe/{split}", count), 1):
-                path = imagenet_path(root, split, label_of(attributes, self.probe), number)
+            for number, (shown, _, picture) in enumerate(self._drawn(f"probe/{split}", count), 1):
+                labels = {"glyph": shown.glyph, "colour": shown.colour, "count": COUNTS.index(shown.count)}
+                path = imagenet_path(root, split, labels[self.probe], number)
                 write(path, partial(write_jpeg, path, picture.image))
         write_class_names(root, names)
-
-
-def label_of(attributes: Attributes, probe: Probe) -> int:
-    if probe == "count":
-        return COUNTS.index(attributes.count)
-    return attributes.glyph if probe == "glyph" else attributes.colour
 
 
 def _instances(scene: Scene, picture: Picture) -> tuple[Instance, ...]:
