@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data.text_features import pool_sentence, valid_mask
-from common.data.worlds.two_objects import ATTRIBUTE_SIZES
+from common.data.worlds.two_objects import TwoObjectsWorld
 from common.encoders.checkpoint_files import below, load_exactly, read_checkpoint
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
@@ -28,6 +28,7 @@ from common.training.optimizers import warm_up_then_cosine
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
+ATTRIBUTE_SIZES = TwoObjectsWorld.attribute_sizes()
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

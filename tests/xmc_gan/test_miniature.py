@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
-from common.data.worlds.two_objects import ATTRIBUTE_SIZES
 from papers.xmc_gan.miniature import (
+    ATTRIBUTE_SIZES,
     AttributeClassifier,
     MiniatureEvaluation,
     PictureNetwork,

@@ -53,19 +53,6 @@ class Nuisance:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What picture and sound of a clip share besides the class.
-
-    `tempo` is in hertz, log-uniform in [1, 3]; `phase` is in radians, at the start of the clip. `size` in [0, 1] goes
-    from largest and loudest to smallest and softest.
-    """
-
-    tempo: float
-    phase: float
-    size: float
-
-
-@dataclass(frozen=True)
 class ClipGenerator:
     """Renders clip number `index` of a split; the same arguments always give the same bytes."""
 
@@ -80,21 +67,27 @@ class ClipGenerator:
         """Classes take turns, so every run of 20 clips is balanced."""
         return index % NUM_CLASSES
 
-    def shared(self, split: int, index: int) -> Shared:
+    def _shared(self, split: int, index: int) -> tuple[float, float, float]:
+        """What picture and sound of a clip share besides the class: tempo, phase and size.
+
+        The tempo is in hertz, log-uniform in [1, 3]; the phase in radians, at the start of the clip. The size in [0, 1]
+        goes from largest and loudest to smallest and softest.
+        """
         tempo, size, phase = self._rng(split, index, _SHARED).uniform(size=3)
-        return Shared(float(np.exp(tempo * np.log(3.0))), float(2 * np.pi * phase), float(size))
+        return float(np.exp(tempo * np.log(3.0))), float(2 * np.pi * phase), float(size)
 
     def video(self, split: int, index: int, duration: float) -> np.ndarray:
         """Render the picture: uint8 [T, size, size, 3] with T = round(duration * fps)."""
         label, rng, nuisance = self.label(index), self._rng(split, index, _PICTURE), self.nuisance
-        motion, unit, shared = MOTIONS[label % 4], self.size / _REFERENCE_SIZE, self.shared(split, index)
+        motion, unit = MOTIONS[label % 4], self.size / _REFERENCE_SIZE
+        tempo, first, size = self._shared(split, index)
         times = np.arange(round(duration * self.fps)) / self.fps
-        phase = 2 * np.pi * shared.tempo * times + shared.phase
+        phase = 2 * np.pi * tempo * times + first
 
         still = self._background(rng, unit)
         hue = (label + nuisance.color_spread * rng.normal()) / NUM_CLASSES
         color = np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.7, 1), rng.uniform(0.7, 1)))
-        radius = np.full_like(times, (7.5 - 3 * shared.size) * unit)
+        radius = np.full_like(times, (7.5 - 3 * size) * unit)
         center = rng.uniform(9, 15, size=2) * unit
         direction, amplitude = rng.uniform(0, 2 * np.pi), rng.uniform(4.7, 6.7) * unit
         x, y = np.full_like(times, center[0]), np.full_like(times, center[1])
@@ -116,10 +109,11 @@ class ClipGenerator:
     def audio(self, split: int, index: int, duration: float) -> np.ndarray:
         """Render the sound: float32 [round(duration * sample_rate)] in [-1, 1]."""
         label, rng, nuisance = self.label(index), self._rng(split, index, _SOUND), self.nuisance
-        timbre, envelope, shared = label % 5, ENVELOPES[label % 4], self.shared(split, index)
+        timbre, envelope = label % 5, ENVELOPES[label % 4]
+        tempo, phase, size = self._shared(split, index)
         samples = round(duration * self.sample_rate)
         times = np.arange(samples) / self.sample_rate
-        turns = shared.tempo * times + shared.phase / (2 * np.pi)
+        turns = tempo * times + phase / (2 * np.pi)
         wave = np.sin(2 * np.pi * turns)
 
         place = 2 * PITCH_RANKS[label] / (NUM_CLASSES - 1) - 1
@@ -149,7 +143,7 @@ class ClipGenerator:
             frequency = np.exp(rng.uniform(np.log(120.0), np.log(min(3500.0, 0.45 * self.sample_rate))))
             noise = noise + 0.7 * np.sin(2 * np.pi * frequency * times + rng.uniform(0, 2 * np.pi))
         noise = noise / _rms(noise) * 10 ** (-rng.uniform(*nuisance.snr) / 20)
-        gain = 0.3 * 10 ** (-10 * shared.size / 20)
+        gain = 0.3 * 10 ** (-10 * size / 20)
         return np.clip(gain * (signal + noise), -1, 1).astype(np.float32)
 
     def _rng(self, split: int, index: int, stream: int) -> np.random.Generator:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from common.data.worlds.two_sides import GROUNDS, SIDE, Box, Floats, Things, TwoSidesWorld, rectangle
+from common.data.worlds.two_sides import SIDE, Box, Floats, Things, TwoSidesWorld, rectangle
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (0.9, 0.12, 0.12), "green": (0.12, 0.7, 0.2), "blue": (0.15, 0.25, 0.9), "yellow": (0.95, 0.85, 0.1)}
-# Shape and color of the left and the right object, and the ground.
-ATTRIBUTE_SIZES = (len(SHAPES), len(COLOURS), len(SHAPES), len(COLOURS), len(GROUNDS))
 
 # Lengths in pixels of a picture of 32.
 _RADII = (5.0, 7.0)

@@ -212,12 +212,6 @@ class TwoSidesWorld(World):
     @classmethod
     def attributes_of(cls, annotations: ImageAnnotations) -> npt.NDArray[np.int64]:
         """Attributes of pictures, int64 [N, A], recovered from the instances in their annotation file."""
-        names = tuple(name for name, _ in cls.categories())
-        if annotations.tag_names != names:
-            raise ValueError(
-                f"only pictures of the {cls.title} have its attributes; the categories of these are "
-                f"{', '.join(annotations.tag_names[:4]) or 'none'}"
-            )
         boxes = annotations.boxes()
         labels = np.stack([own["labels"] for own in boxes])
         corners = np.stack([own["boxes"] for own in boxes])
