@@ -32,19 +32,19 @@ def write_datasets(root: Path) -> None:
         vocabulary_size=VOCABULARY - 2,
         root=str(root / ".rendered"),
     )
-    world.move_to(
-        root,
-        {
-            "conceptual_captions": "conceptual_captions",
-            "multi30k": "multi30k",
-            "coco_karpathy": "coco",
-            "stair_captions": "stair_captions",
-            "coco_cn": "coco_cn",
-            "wikipedia": "wikipedia",
-            "dictionaries": "dictionaries",
-            "sentencepiece": "weights/xlm-roberta-base",
-        },
-    )
+    folders = {
+        "conceptual_captions": "conceptual_captions",
+        "multi30k": "multi30k",
+        "coco_karpathy": "coco",
+        "stair_captions": "stair_captions",
+        "coco_cn": "coco_cn",
+        "wikipedia": "wikipedia",
+        "dictionaries": "dictionaries",
+        "sentencepiece": "weights/xlm-roberta-base",
+    }
+    world.prepare(list(folders))
+    for name, folder in folders.items():
+        shutil.move(world.root_of(name), root / folder)
     # Real sets don't say what their images show.
     for groups in root.glob("*/groups.json"):
         groups.unlink()

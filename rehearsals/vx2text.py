@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from common.data.worlds.narrated import NarratedWorld, sentences
@@ -31,7 +32,10 @@ def write_datasets(root: Path) -> None:
         sample_rate=16000,
         root=str(root / ".rendered"),
     )
-    world.move_to(root, {name: name for name in ("avsd", "tvqa", "tvc")})
+    names = ("avsd", "tvqa", "tvc")
+    world.prepare(names)
+    for name in names:
+        shutil.move(world.root_of(name), root / name)
     # Real sets don't say which words describe a clip.
     for path in root.glob("*/words.jsonl"):
         path.unlink()

@@ -86,12 +86,6 @@ class World:
                 for name in missing:
                     self._render(name, status)
 
-    def move_to(self, root: Path, folders: Mapping[str, str]) -> None:
-        """Render data sets and move them out of the world, from data set name to folder below `root`."""
-        self.prepare(list(folders))
-        for name, folder in folders.items():
-            shutil.move(self.root_of(name), root / folder)
-
     def _render(self, name: str, status: Status) -> None:
         final = self.root_of(name)
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".rendering-"))
