@@ -59,10 +59,10 @@ def swap_left_right(text: str) -> str:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
-    """Token ids of a batch, padded at the end: int64 [B, L], L at least 1."""
+def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0, least: int = 1) -> Tensor:
+    """Token ids of a batch, padded at the end: int64 [B, L], L at least `least`."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    padded = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), pad_id)
+    padded = np.full((len(rows), lengths.max(initial=least)), pad_id)
     filled = np.arange(padded.shape[1]) < lengths[:, None]
     padded[filled] = np.fromiter((token for row in rows for token in row), dtype=np.int64)
     return torch.from_numpy(padded)

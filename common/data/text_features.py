@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.data.listing import spread
 from common.data.sequences import Rows
@@ -57,9 +56,8 @@ def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
 def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Tensor, Tensor]:
     """Tokens int64 [n, T], padded to the tokenizer's maximum T, and lengths int64 [n]."""
     rows = [tokenizer.encode(text) for text in texts]
-    tokens = pad_tokens(rows, tokenizer.pad_id)
-    missing = tokenizer.max_tokens - tokens.shape[1]
-    return F.pad(tokens, (0, missing), value=tokenizer.pad_id), torch.tensor([len(row) for row in rows])
+    tokens = pad_tokens(rows, tokenizer.pad_id, tokenizer.max_tokens)
+    return tokens, torch.tensor([len(row) for row in rows])
 
 
 class FeatureStore:
