@@ -44,9 +44,6 @@ class ImageAnnotations:
     groups: npt.NDArray[np.int64]
     read_boxes: Callable[[], list[Boxes]] | None = None
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
     def boxes(self) -> list[Boxes]:
         """Boxes of every picture, read lazily; see `Boxes` in this module."""
         if self.read_boxes is None:
@@ -215,9 +212,9 @@ def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
     return decorated
 
 
-def kept_columns(path: Path, make: Callable[[], Columns]) -> Columns:
+def kept_columns(path: Path, make: Callable[[Path], Columns]) -> Columns:
     """Cache the columns made from a file until it changes; only worth it for files that take seconds to read."""
     if stamp_of(path)[2] < KEEP_FROM_BYTES:
-        return make()
+        return make(path)
     digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]
-    return cached_columns(f"{path.stem}-{digest}", lambda: (make(), [path]))
+    return cached_columns(f"{path.stem}-{digest}", lambda: (make(path), [path]))

@@ -93,7 +93,7 @@ def test_annotations_of_a_subset(tmp_path: Path) -> None:
     assert list(found.captions) == [whole.captions[3], whole.captions[0], whole.captions[3]]
     assert found.tags.tolist() == whole.tags[[3, 0, 3]].tolist()
     assert [len(boxes["labels"]) for boxes in found.boxes()] == [3, 0, 3]
-    assert len(coco.annotations("train", coco.listing("train").subset([]))) == 0
+    assert not coco.annotations("train", coco.listing("train").subset([])).captions
     with pytest.raises(ValueError, match=r"captions_train2017\.json has no image 'val2017.*not one of this data set"):
         coco.annotations("train", coco.listing("val"))
 
@@ -198,7 +198,7 @@ def test_columns_of_a_large_file_are_kept_on_disk(tmp_path: Path, cache: Path, m
         damage()
         monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
         monkeypatch.setenv("ASSEMBLE_CACHE", str(cache))
-        columns = kept_columns(path, lambda: {"crowd": np.zeros(3)})
+        columns = kept_columns(path, lambda path: {"crowd": np.zeros(3)})
         assert columns.keys() == {"crowd"}
         assert columns["crowd"].shape == (3,)
 

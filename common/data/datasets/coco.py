@@ -159,7 +159,7 @@ class Instances:
 
 @read_once()
 def read_instances(path: Path) -> Instances:
-    columns = kept_columns(path, functools.partial(_instance_columns, path))
+    columns = kept_columns(path, _instance_columns)
     return Instances(**{**columns, "categories": tuple(columns["categories"].tolist())})  # type: ignore[arg-type]
 
 

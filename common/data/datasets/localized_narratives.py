@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,7 +142,7 @@ def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
     numbers: dict[str, int] = {}
     captions: list[tuple[str, int, int]] = []
     for path in paths:
-        columns = kept_columns(path, functools.partial(_narrative_columns, path))
+        columns = kept_columns(path, _narrative_columns)
         buffer, ends = columns["captions"].tobytes(), columns["ends"].tolist()
         for image_id, start, end in zip(columns["image_ids"].tolist(), ends, ends[1:]):
             number = numbers.setdefault(image_id, len(numbers))

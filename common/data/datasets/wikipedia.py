@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ class TextLines(MadeOnDemand[str]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._limits = kept_columns(path, functools.partial(_line_limits, path))["limits"]
+        self._limits = kept_columns(path, _line_limits)["limits"]
         if not len(self._limits):
             raise ValueError(f"{path}: holds no text; write one sentence per line")
         self._bytes: npt.NDArray[np.uint8] | None = None
