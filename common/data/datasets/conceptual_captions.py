@@ -62,10 +62,6 @@ def _read(path: Path) -> LanguageCaptions:
 def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) -> None:
     """Write the lists of Conceptual Captions; row n is `training/<n>.jpg` or `validation/<n>.jpg`."""
     for part, captions in parts.items():
-        folder = conceptual_captions_folder(part)
+        folder = ConceptualCaptions.image_folders[part][0]
         lines = (f"{text}\thttp://example.org/{folder}/{row}.jpg" for row, text in enumerate(captions))
         write_lines(root / _FILES[part][1], lines)
-
-
-def conceptual_captions_folder(split: str) -> str:
-    return "training" if split == "train" else "validation"

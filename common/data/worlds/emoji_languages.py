@@ -19,7 +19,7 @@ from common.data.datasets.base import write_json, write_lines
 from common.data.datasets.coco import Annotated
 from common.data.datasets.coco_cn import write_coco_cn
 from common.data.datasets.coco_karpathy import karpathy_folder, karpathy_name, write_karpathy
-from common.data.datasets.conceptual_captions import conceptual_captions_folder, write_conceptual_captions
+from common.data.datasets.conceptual_captions import ConceptualCaptions, write_conceptual_captions
 from common.data.datasets.imagenet import imagenet_path, write_class_names
 from common.data.datasets.multi30k import write_multi30k
 from common.data.datasets.stair_captions import OnCOCO, write_stair_captions
@@ -322,7 +322,7 @@ class EmojiLanguagesWorld(World):
         ):
             captions[split], groups[split] = [], {}
             for style, concept, copy, pixels in self._pictures(styles, concepts, copies, split == "train"):
-                path = root / conceptual_captions_folder(split) / f"{len(captions[split])}.jpg"
+                path = root / ConceptualCaptions.image_folders[split][0] / f"{len(captions[split])}.jpg"
                 write(path, partial(write_jpeg, path, pixels))
                 groups[split][str(len(captions[split]))] = concept.index
                 rng = self._rng(style, concept, _WORDS, copy, split == "train")

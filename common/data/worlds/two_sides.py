@@ -198,8 +198,7 @@ class TwoSidesWorld(World):
         for thing, corners, area in zip(
             self.thing_of(pictures.attributes[row : row + 1])[0].tolist(), pictures.boxes[row], pictures.areas[row]
         ):
-            left, top, right, bottom = corners.tolist()
-            box = (left, top, right, bottom)
+            box: Box = tuple(corners.tolist())
             objects.append(Instance(thing, box, float(area), self._outline(thing, box)))
         side = float(self.size)
         whole = (0.0, 0.0, side, side)
