@@ -42,6 +42,8 @@ class LocalizedNarratives(MediaDataset):
     folders: ClassVar[Mapping[str, str]]
     #: Published number of narratives per split.
     published_narratives: ClassVar[Mapping[str, int]] = {}
+    #: Images are named by their id, filled with zeros to this length.
+    id_digits: ClassVar[int] = 0
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
         """Narratives of a listing's images (None = the whole split) as captions, in its order; no tags or boxes."""
@@ -75,11 +77,7 @@ class LocalizedNarratives(MediaDataset):
         raise self._lacks(self.root / f"{stem}.jsonl")
 
     def _narratives(self, split: str) -> CaptionedImages:
-        return read_narratives(tuple(self._paths(split)), type(self).file_name)
-
-    @staticmethod
-    def file_name(image_id: str) -> str:
-        return f"{image_id}.jpg"
+        return read_narratives(tuple(self._paths(split)), self.id_digits)
 
 
 class LocalizedNarrativesCOCO(LocalizedNarratives):
@@ -102,10 +100,7 @@ class LocalizedNarrativesCOCO(LocalizedNarratives):
         "coco_val_localized_narratives.jsonl"
     )
     size = "20 GB of images and 3 GB of narratives"
-
-    @staticmethod
-    def file_name(image_id: str) -> str:
-        return f"{int(image_id):012d}.jpg" if image_id.isascii() and image_id.isdecimal() else f"{image_id}.jpg"
+    id_digits = 12
 
 
 class LocalizedNarrativesOpenImages(LocalizedNarratives):
@@ -133,11 +128,10 @@ class LocalizedNarrativesOpenImages(LocalizedNarratives):
 
 
 @read_once()
-def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
+def read_narratives(paths: tuple[Path, ...], digits: int) -> CaptionedImages:
     """Read files of narratives, once per process; large ones are cached on disk.
 
-    Images are in order of their first narrative and numbered consecutively, as are narratives. `name_of` makes a file
-    name from an image id.
+    Images are in order of their first narrative and numbered consecutively, as are narratives.
     """
     numbers: dict[str, int] = {}
     captions: list[tuple[str, int, int]] = []
@@ -147,7 +141,7 @@ def read_narratives(paths: tuple[Path, ...], name_of: Any) -> CaptionedImages:
         for image_id, start, end in zip(columns["image_ids"].tolist(), ends, ends[1:]):
             number = numbers.setdefault(image_id, len(numbers))
             captions.append((buffer[start:end].decode("utf-8", "surrogatepass"), len(captions), number))
-    images = ((name_of(image_id), number, number) for image_id, number in numbers.items())
+    images = ((f"{image_id.zfill(digits)}.jpg", number, number) for image_id, number in numbers.items())
     with parsing(paths[0], DatasetError):
         return captioned_images(paths[0], images, captions)
 
