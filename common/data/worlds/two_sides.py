@@ -109,7 +109,8 @@ class TwoSidesWorld(World):
         super().__init__(parameters, root)
 
     def _fill_coco_2014(self, root: Path, write: Write) -> None:
-        vocabulary = Vocabulary(self.description, self.categories(), self.licences)
+        categories = (*self.things, *((f"{ground} ground", "ground") for ground in GROUNDS))
+        vocabulary = Vocabulary(self.description, categories, self.licences)
         for split, count in self.counts.items():
             images: list[Annotated] = []
             for first in range(0, count, _CHUNK):
@@ -132,11 +133,6 @@ class TwoSidesWorld(World):
                         )
                     )
             write_coco(root, f"{split}2014", images, vocabulary)
-
-    @classmethod
-    def categories(cls) -> tuple[tuple[str, str], ...]:
-        """Name and supercategory of every category: the things, then the grounds."""
-        return (*cls.things, *((f"{ground} ground", "ground") for ground in GROUNDS))
 
     @classmethod
     def attribute_sizes(cls) -> tuple[int, ...]:
