@@ -358,8 +358,7 @@ def placeholder(path: Path) -> None:
     path.write_bytes(b"placeholder")
 
 
-def put(path: Path, write: WriteMedia) -> Path:
+def put(path: Path, write: WriteMedia) -> None:
     """Let `write` make a file, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path)
-    return path

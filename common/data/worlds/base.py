@@ -67,7 +67,7 @@ class World:
         """Folder to use as the root of a data set."""
         if name not in self.names:
             raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
-        return self.folder / self._folder_name(name)
+        return self.folder / name
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
         """Render the missing data sets (None: all) and move them into place. One process renders; others wait."""
@@ -107,6 +107,3 @@ class World:
                     raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-    def _folder_name(self, name: str) -> str:
-        return name

@@ -163,8 +163,9 @@ class ShapesWorld(World):
         del parameters["probe"]
         super().__init__({**parameters, "voc_size": self.voc_size, "words": asdict(self.words)}, root)
 
-    def _folder_name(self, name: str) -> str:
-        return f"imagenet-{self.probe}" if name == "imagenet" else name
+    def root_of(self, name: str) -> Path:
+        root = super().root_of(name)
+        return root.with_name(f"imagenet-{self.probe}") if name == "imagenet" else root
 
     # -- scenes --------------------------------------------------------------------------------------------------------
 
