@@ -100,7 +100,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; if no error occurs, it replaces `output`; `put_back` mends a kill."""
     output = output.resolve()
     put_back(output)
-    partial = _beside(output, "tmp")
+    partial, old = _beside(output, "tmp"), _beside(output, "old")
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -108,20 +108,15 @@ def whole_folder(output: Path) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        if not output.exists():
-            partial.replace(output)
-        else:
-            old = _beside(output, "old")
+        if output.exists():
             output.replace(old)
-            try:
-                partial.replace(output)
-            except BaseException:
-                old.replace(output)
-                raise
-            shutil.rmtree(old)
+        partial.replace(output)
         _sync_folder(output.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not output.exists():
+            old.replace(output)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def put_back(output: Path) -> None:
