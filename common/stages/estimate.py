@@ -157,8 +157,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
 def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(logging.NOTSET)

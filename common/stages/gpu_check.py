@@ -74,8 +74,7 @@ def measure(
     estimated = estimate(run, size)
     rate = matrix_rate(device, precision, side=8192 if cuda else 256)
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True, action="always") as caught:
             synthetic_training(run, trainer, Draw(), size).run()
     except torch.OutOfMemoryError as error:
         raise StageError(
