@@ -303,13 +303,10 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
 # -- the other commands -----------------------------------------------------------------------------------------------
 
 
-def _check_clip(clip: Path) -> None:
-    if not clip.exists():
-        raise StageError(f"{clip} does not exist")
-
-
-def _special(command: str, paper: str, options: ModelOptions) -> Any:
+def _special(command: str, paper: str, options: ModelOptions, clip: Path | None = None) -> Any:
     """The trained model, for a command that is one of its methods."""
+    if clip is not None and not clip.exists():
+        raise StageError(f"{clip} does not exist")
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
     return kind.from_export(options.checkpoint, options.device)
 
@@ -326,8 +323,7 @@ def answer(
     speech: Speech = (),
 ) -> int:
     """Answer a question about a clip with a trained model."""
-    _check_clip(clip)
-    trained = _special("answer", paper, model)
+    trained = _special("answer", paper, model, clip)
     for note in trained.notes(question, speech, known, turn, option):
         print(printable(note), file=sys.stderr)
     print(trained.answer(clip, question, speech=speech, options=option, history=turn, known=known))
@@ -336,8 +332,7 @@ def answer(
 
 def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Speech = ()) -> int:
     """Describe a clip with a trained model."""
-    _check_clip(clip)
-    trained = _special("caption", paper, model)
+    trained = _special("caption", paper, model, clip)
     for note in trained.notes(speech=speech):
         print(printable(note), file=sys.stderr)
     print(trained.caption(clip, speech=speech))
