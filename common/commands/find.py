@@ -46,8 +46,7 @@ def _list_papers(scale: str, runs: Path) -> None:
     for paper in existing_papers():
         source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
         parents = {one.id: one.parents.values() for one in expand(source, scale, everything=False)}
-        expected = zip(parents, expected_seconds(parents, here, promoted))
-        known = {stage: seconds for stage, seconds in expected if seconds is not None}
+        known = expected_seconds(parents, here, promoted)
         counts = str(len(source.tables)), str(len(recipes_of(paper.name))), f"{len(parents)}, {len(known)} with records"
         time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
         rows.append((paper.short, paper.title, *counts, time))
@@ -96,14 +95,16 @@ def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[Stag
     from common.reporting.records import expected_seconds
 
     here, promoted = _records(paper, scale, runs)
+    known = expected_seconds([one.id for one in instances], here, promoted)
     rows = []
-    for one, time in zip(instances, expected_seconds([one.id for one in instances], here, promoted)):
+    for one in instances:
         parents = " ".join(dict.fromkeys(one.parents.values()))
+        time = duration(known[one.id]) if one.id in known else "-"
         draws = (
             ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == one.id) or "-"
             for records in (here, promoted)
         )
-        rows.append((one.id, one.job, one.recipe, parents, "-" if time is None else duration(time), *draws))
+        rows.append((one.id, one.job, one.recipe, parents, time, *draws))
     print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
 

@@ -158,9 +158,9 @@ def power(
         return 0
     stages = expand(source, scale, [pair.result.table.id], [pair.row.label, pair.over.label], pair.stages)
     parents = {one.id: one.parents.values() for one in stages}
-    expected = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
-    usual = statistics.fmean(seconds for seconds in expected if seconds is not None)
-    one_run = {stage: usual if seconds is None else seconds for stage, seconds in zip(parents, expected)}
+    known = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
+    usual = statistics.fmean(known.values())
+    one_run = {stage: known.get(stage, usual) for stage in parents}
     jobs = default_jobs("cpu")
     took = max(side_by_side(one_run, parents, jobs), needed * sum(one_run.values()) / jobs)
     print(f"time here: {duration(took)} for {needed} runs of {len(parents)} stages, {jobs} at a time")

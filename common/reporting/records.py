@@ -319,8 +319,8 @@ def in_order(found: Iterable[Record]) -> list[Record]:
 
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Sequence[Record], isa: str = NATIVE
-) -> list[float | None]:
-    """Seconds that stages take here, or None if nothing is known.
+) -> dict[str, float]:
+    """Seconds that stages take here, of those with a record.
 
     A run here counts most, then recorded runs on this processor, with its instruction set, and others. Times of a worse
     kind are scaled by the median over the stages that it shares with a better one. On each processor the fastest run
@@ -337,7 +337,7 @@ def expected_seconds(
             if paces := [better[stage] / times[stage] for stage in times.keys() & better.keys() if times[stage]]:
                 times = {stage: seconds * median(paces) for stage, seconds in times.items()}
         known |= times
-    return [known.get(stage) for stage in stages]
+    return {stage: known[stage] for stage in stages if stage in known}
 
 
 def _typical(records: Iterable[Record]) -> dict[str, float]:

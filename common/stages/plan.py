@@ -79,8 +79,7 @@ def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bo
     request, stages = planned[0].request, [item.request.stage for item in planned]
     here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
-    found = zip(stages, records.expected_seconds(stages, here, recorded, request.isa))
-    known = {stage: seconds for stage, seconds in found if seconds is not None}
+    known = records.expected_seconds(stages, here, recorded, request.isa)
     return known, records.processor() in {record.hardware.get("cpu") for record in [*here, *recorded]}
 
 
