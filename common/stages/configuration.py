@@ -171,10 +171,6 @@ def scales_of(paper: str) -> list[str]:
     return [scale for scale in SCALES if scale == "paper" or (folder / f"{scale}.yaml").is_file()]
 
 
-def hardware_names() -> list[str]:
-    return sorted(path.stem for path in (project_root() / "configs" / "hardware").glob("*.yaml"))
-
-
 def recipe_layers(paper: str, recipe: str) -> list[Layer]:
     """The recipe's layer after those that it extends, oldest first."""
     folder = project_root() / "configs" / paper
@@ -346,13 +342,12 @@ def resolve(
     rehearsal: bool = False,
 ) -> RunConfiguration:
     paper = paper_named(paper).name
-    if scale not in SCALES:
-        raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
     if scale not in scales_of(paper):
         raise ConfigurationError(f"there is no configs/{paper}/{scale}.yaml; {paper} has {', '.join(scales_of(paper))}")
-    if hardware not in hardware_names():
-        raise ConfigurationError(f"there is no configs/hardware/{hardware}.yaml; {nearest(hardware, hardware_names())}")
     root = project_root() / "configs"
+    machines = [path.stem for path in (root / "hardware").glob("*.yaml")]
+    if hardware not in machines:
+        raise ConfigurationError(f"there is no configs/hardware/{hardware}.yaml; {nearest(hardware, machines)}")
     layers = [
         Layer("configs/trainer.yaml", load_yaml(root / "trainer.yaml")),
         Layer(f"configs/hardware/{hardware}.yaml", load_yaml(root / "hardware" / f"{hardware}.yaml")),
