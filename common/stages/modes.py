@@ -95,7 +95,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     from common.stages.cli import build
 
     run = request.configuration
-    weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
+    weights = checkpoint or request.checkpoint()
     if not run.trains:
         raise StageError(f"{request.stage} does not train: `assemble fit` tests it and writes its record")
     # Parents' checkpoints may be gone; if not, they provide metric networks, which the stage's checkpoint lacks.

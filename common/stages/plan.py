@@ -67,7 +67,7 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
             records.warn_of(f"skipped a malformed record: {error}")
             return False, "its record is malformed"
         return False, "its configuration or that of a stage it starts from changed"
-    if (request.directory / "checkpoints" / "last.ckpt").is_file():
+    if request.checkpoint().is_file():
         if recorded_lineage(request.directory / "identity.json") != request.lineage:
             return False, "was stopped, and its configuration or that of a stage it starts from changed: starts again"
         return False, "was stopped, resumes from its last checkpoint"
@@ -88,12 +88,9 @@ def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int)
     if not known:
         return None if left else 0.0
     mean = sum(known.values()) / len(known)
-    keys = [(item.request.seed, item.request.stage) for item in left]
-    return side_by_side(
-        {key: known.get(key[1], mean) for key in keys},
-        {key: [(key[0], p.stage) for p in item.request.parents.values()] for key, item in zip(keys, left)},
-        jobs,
-    )
+    requests = [item.request for item in left]
+    seconds = {one.key: known.get(one.stage, mean) for one in requests}
+    return side_by_side(seconds, {one.key: [p.key for p in one.parents.values()] for one in requests}, jobs)
 
 
 def expected_text(left: float | None, measured_here: bool) -> str:
@@ -159,11 +156,9 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     variables: dict[tuple[int, str], str] = {}
     for number, (item, command) in enumerate(zip(todo, commands), start=1):
         request = item.request
-        waits = [
-            variables[request.seed, p.stage] for p in request.parents.values() if (request.seed, p.stage) in variables
-        ]
+        waits = [variables[parent.key] for parent in request.parents.values() if parent.key in variables]
         variable = f"stage_{number}"
-        variables[request.seed, request.stage] = variable
+        variables[request.key] = variable
         lines.append(f"{variable}=$({_submission(item, command, list(dict.fromkeys(waits)))})")
     return "\n".join(lines)
 

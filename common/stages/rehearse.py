@@ -89,7 +89,7 @@ def rehearse(
         _forget_removed_parents(planned)
         failed = reproduce(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))
     source = load(name)
-    return [_judged(item, source, failed.get((item.request.seed, item.request.stage))) for item in planned]
+    return [_judged(item, source, failed.get(item.request.key)) for item in planned]
 
 
 def _remove_spent(planned: Sequence[Planned]) -> None:

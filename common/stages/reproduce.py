@@ -85,7 +85,7 @@ def reproduce(
                         # Our own errors, and those of files and values, need no traceback.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
-                        failed[item.request.seed, item.request.stage] = str(error)
+                        failed[item.request.key] = str(error)
                         say(printable(f"  FAILED {_name(item)}: {error}"))
                         continue
                     left = seconds_left(seconds_by_records(planned)[0], [*running.values(), *waiting], jobs)
@@ -147,18 +147,13 @@ def _startable(
 ) -> list[Planned]:
     """Stages whose parents are finished, in order; drops descendants of failed stages."""
     for item in list(waiting):
-        seed = item.request.seed
-        blocked = [p.stage for p in item.request.parents.values() if (seed, p.stage) in failed]
+        blocked = [parent.stage for parent in item.request.parents.values() if parent.key in failed]
         if blocked:
-            failed[seed, item.request.stage] = f"starts from {blocked[0]}, which failed"
+            failed[item.request.key] = f"starts from {blocked[0]}, which failed"
             waiting.remove(item)
-            say(f"  {_name(item)}: skipped, it {failed[seed, item.request.stage]}")
-    unfinished = {(item.request.seed, item.request.stage) for item in [*waiting, *running.values()]}
-    return [
-        item
-        for item in waiting
-        if not any((item.request.seed, p.stage) in unfinished for p in item.request.parents.values())
-    ]
+            say(f"  {_name(item)}: skipped, it {failed[item.request.key]}")
+    unfinished = {item.request.key for item in [*waiting, *running.values()]}
+    return [item for item in waiting if unfinished.isdisjoint(p.key for p in item.request.parents.values())]
 
 
 class _Here(Executor):

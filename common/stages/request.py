@@ -52,24 +52,12 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Parent:
-    """The finished stage whose checkpoint fills a field of this one."""
-
-    stage: str
-    directory: Path
-    lineage: str
-
-    def checkpoint(self, name: str) -> Path:
-        return self.directory / "checkpoints" / f"{name}.ckpt"
-
-
-@dataclass(frozen=True)
 class StageRequest:
     """One stage to run.
 
     Attributes:
         row: the model of the table row that the stage evaluates.
-        parents: dotted field -> stage whose checkpoint fills it.
+        parents: dotted field -> finished stage whose checkpoint fills it.
         overrides, arguments: from tables.yaml and from the command line.
         data: folder that `$DATA` in configs means.
         isa: instruction set whose rounding to use.
@@ -85,11 +73,16 @@ class StageRequest:
     seed: int
     runs: Path
     data: Path
-    parents: Mapping[str, Parent] = field(default_factory=dict)
+    parents: Mapping[str, StageRequest] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     rehearsal: bool = False
     isa: str = NATIVE
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Seed and stage, which identify it in a plan."""
+        return self.seed, self.stage
 
     @property
     def draw(self) -> Draw:
@@ -98,6 +91,9 @@ class StageRequest:
     @property
     def directory(self) -> Path:
         return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
+
+    def checkpoint(self, name: str = "last") -> Path:
+        return self.directory / "checkpoints" / f"{name}.ckpt"
 
     @property
     def published(self) -> bool:
@@ -139,7 +135,7 @@ class StageRequest:
         )
 
 
-def finished_record(stage: StageRequest | Parent) -> records.Record | None:
+def finished_record(stage: StageRequest) -> records.Record | None:
     """A stage's record; None if it is missing, malformed or of another configuration."""
     path = stage.directory / "record.json"
     if not path.is_file():
@@ -173,10 +169,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
             seed=seed,
             runs=selection.runs,
             data=selection.data,
-            parents={
-                name: Parent(parent, made[parent].directory, made[parent].lineage)
-                for name, parent in instance.parents.items()
-            },
+            parents={name: made[parent] for name, parent in instance.parents.items()},
             overrides=instance.overrides,
             rehearsal=selection.rehearsal,
             isa=selection.isa,

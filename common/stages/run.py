@@ -31,7 +31,7 @@ from common.stages.configuration import class_at, merge, place
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lightning_import import import_lightning
 from common.stages.recipe_data import dataset_entries, without_unread_sets
-from common.stages.request import Parent, StageRequest, finished_record, recorded_lineage
+from common.stages.request import StageRequest, finished_record, recorded_lineage
 from common.stages.stopping import end_with_parent
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _prepare_folder(request: StageRequest) -> None:
                 aside.rename(previous)
             told = f"the configuration was reverted: the earlier run is restored, the other one is in {previous}"
         elif begun and (previous / "record.json").is_file() and not (folder / "record.json").is_file():
-            if (folder / "checkpoints" / "last.ckpt").is_file():
+            if request.checkpoint().is_file():
                 raise StageError(
                     f"the configuration changed; {folder} has an unfinished run and {previous} a finished one: move or "
                     "delete one of them"
@@ -161,7 +161,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     from common.stages.preempt import Preemption
 
     stopping.check()
-    last = request.directory / "checkpoints" / "last.ckpt"
+    last = request.checkpoint()
     preemption = Preemption(last)
     if is_main_process():
         stopping.at_end(preemption.queue_again)
@@ -293,7 +293,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
     run, revision = request.configuration, git.get("revision") or "unknown"
     draw = request.draw.folder.replace("seed", "s")
 
-    def run_id(stage: StageRequest | Parent) -> str:
+    def run_id(stage: StageRequest) -> str:
         return f"{request.paper}-{request.scale}-{draw}-{stage.stage.replace('@', '-')}-{stage.lineage[:8]}"
 
     configuration = records.config_hash(run.config, records.IGNORED_KEYS | records.SEED_KEYS)
@@ -408,7 +408,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
     run, directory = request.configuration, request.directory
-    last = directory / "checkpoints" / "last.ckpt"
+    last = request.checkpoint()
     quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
         # Threads slow down small networks; stages run in parallel instead.

@@ -19,7 +19,7 @@ from common.reporting.records import find
 from common.reporting.tables import StageInstance
 from common.stages.cli import check
 from common.stages.configuration import check_ranges, resolve
-from common.stages.request import Parent, Selection, requests_for
+from common.stages.request import Selection, requests_for
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> No
     (request,) = requests_for("avid_cma", [StageInstance("x", "cma", "pretrain", None)], Selection(), 0)
     for field in ("model.init_args.warm_strat", "modle.init_args.warm_start"):
         with pytest.raises(ConfigurationError, match=r"tables\.yaml, from .*did you mean"):
-            assert replace(request, parents={field: Parent("avid", tmp_path, "0")}).configuration
+            assert replace(request, parents={field: request}).configuration
     arguments = ["--model.loss.within_negatives", "5120"]
     with pytest.raises(ConfigurationError, match="at most negatives"):
         check(resolve("avid", "cma", scale="smoke", arguments=arguments))

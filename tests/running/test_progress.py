@@ -151,8 +151,8 @@ def test_a_table_does_not_wait_for_rows_by_request(
 
 def test_stages_wait_for_their_parents_and_for_a_worker() -> None:
     def stage(name: str, *parents: str) -> Any:
-        named = {parent: SimpleNamespace(stage=parent) for parent in parents}
-        return SimpleNamespace(request=SimpleNamespace(stage=name, seed=0, parents=named))
+        named = {parent: SimpleNamespace(key=(0, parent)) for parent in parents}
+        return SimpleNamespace(request=SimpleNamespace(stage=name, key=(0, name), parents=named))
 
     known = {"avid": 100.0, "cma": 60.0, "probe": 20.0}
     chain = [stage("avid"), stage("cma", "avid"), stage("probe", "avid"), stage("probe@cma", "cma")]
