@@ -26,7 +26,8 @@ from common.errors import StageError
 from common.files import parsing, put_back, whole_folder
 from common.reporting.papers import existing_papers
 from common.stages.finished_stage import FinishedStage, open_finished
-from common.stages.paper_modules import CARD, CONFIGURATION, part
+from common.stages.hub import CARD, CONFIGURATION, fetch_export
+from common.stages.paper_modules import part
 from common.stages.safe_builder import Builder
 from common.types import hints_of
 
@@ -137,8 +138,6 @@ class TrainedModel(nn.Module):
     @classmethod
     def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
         """A model from the Hugging Face Hub (`user/name`) at a branch, tag or commit, in evaluation mode."""
-        from common.stages.hub import fetch_export
-
         return cls.from_export(fetch_export(repo, revision), device)
 
     @classmethod

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
 from common.errors import StageError
 from common.files import parse_yaml, parsing
+from common.stages.configuration import take_switches
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,6 @@ def open_finished(checkpoint: Path, kinds: Collection[str], otherwise: str, exam
                 f"finished stage of {example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the "
                 "folder of an export"
             )
-    # Import torch late, so that a mistyped path fails quickly.
-    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
-    from common.stages.configuration import take_switches
-
     with parsing(configuration, StageError):
         config = parse_yaml(configuration.read_text(encoding="utf-8"))
         found, _ = str(config["model"]["class_path"]), config["data"]["class_path"]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from common.errors import StageError
 from common.files import parsing
-from common.stages.paper_modules import CARD, CONFIGURATION
+
+#: Files of an export.
+CONFIGURATION, CARD = "config.json", "README.md"
 
 
 def fetch_export(repo: str, revision: str | None = None) -> Path:

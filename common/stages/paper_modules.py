@@ -8,9 +8,6 @@ from typing import Any
 
 from common.errors import StageError
 
-#: Files of an export.
-CONFIGURATION, CARD = "config.json", "README.md"
-
 
 def optional_part(paper: str, name: str) -> Any:
     """The module `papers.<paper>.<name>`, or None if the paper has no such file."""

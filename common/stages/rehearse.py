@@ -24,9 +24,6 @@ from common.stages.plan import Planned, plan
 from common.stages.reproduce import reproduce, say
 from common.stages.request import Selection, finished_record
 
-DATA_FOLDER = "data"
-_WRITTEN = ".written"
-
 
 @dataclass(frozen=True)
 class Rehearsed:
@@ -51,7 +48,7 @@ def write_fixtures(paper: str, root: Path) -> None:
     """Write a paper's tiny data sets and random weights into `root`, unless they exist."""
     module = part(paper, "rehearsal", "cannot be rehearsed")
     version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-    mark = root / _WRITTEN
+    mark = root / ".written"
     if mark.is_file() and mark.read_text(encoding="utf-8") == version:
         return
     if root.exists() and not mark.is_file():
@@ -79,7 +76,7 @@ def rehearse(
     folder = folder.resolve()
     # With a separate cache and without W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
-        data = folder / DATA_FOLDER / name
+        data = folder / "data" / name
         selection = Selection(
             scale=scale, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
         )
