@@ -114,9 +114,9 @@ def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Select
         hardware=where.hardware,
         runs=(where.runs or runs_root()).resolve(),
         data=(where.data or data_root()).resolve(),
-        tables=tuple(chosen.tables) or None,
-        rows=tuple(chosen.rows) or None,
-        stages=tuple(chosen.stages) or None,
+        tables=tuple(chosen.tables),
+        rows=tuple(chosen.rows),
+        stages=tuple(chosen.stages),
         isa=where.isa,
         everything=chosen.everything,
     )
@@ -228,7 +228,7 @@ def rehearse(
                 name,
                 folder or runs_root() / "rehearsal",
                 scale=scale,
-                stages=stages or None,
+                stages=stages,
                 jobs=jobs or min(usable_cores(), 4),
             )
             print("\n".join([f"Rehearsal of {title}", *map(str, entries)]))

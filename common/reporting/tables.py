@@ -412,9 +412,9 @@ def _uses_row(name: str, stages: Mapping[str, Stage]) -> bool:
 def expand(
     paper: str | Tables,
     scale: str,
-    tables: Collection[str] | None = None,
-    rows: Collection[str] | None = None,
-    stages: Collection[str] | None = None,
+    tables: Collection[str] = (),
+    rows: Collection[str] = (),
+    stages: Collection[str] = (),
     everything: bool = True,
 ) -> list[StageInstance]:
     """The stages that tables and claims need at a scale, in table order, parents before children.
@@ -423,24 +423,24 @@ def expand(
     If none of them is given, `everything` includes the stages that only run on request.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
-    kept = [source.table(name) for name in tables] if tables is not None else list(source.tables)
+    kept = [source.table(name) for name in tables] or source.tables
     listed = f"`assemble list {source.paper}` shows all"
     labels = {name for table in kept for row in table.rows for name in (row.label, row.model) if name}
-    for name in rows or ():
+    for name in rows:
         if name not in labels:
             raise ReportingError(f"{source.path}: unknown row {name!r}: {nearest(name, labels)}; {listed}")
-    everything = everything or not (tables is None and rows is None and stages is None)
+    everything = everything or bool(tables or rows or stages)
     needed: dict[str, StageInstance] = {}
     for table in kept:
         for row in table.rows:
-            left_out = rows is not None and row.label not in rows and row.model not in rows
+            left_out = rows and row.label not in rows and row.model not in rows
             if left_out or (not everything and table.made_by_request(row, scale)):
                 continue
             for metric in table.metrics:
                 if source.instances(table, row, metric, scale):
                     for name in row.stages_of(metric, scale):
                         _need(name, row, scale, source, needed)
-    if stages is None:
+    if not stages:
         return list(needed.values())
     for name in stages:
         if any(name in (instance.id, instance.stage) for instance in needed.values()):
@@ -448,7 +448,7 @@ def expand(
         if name not in source.stages:
             near = nearest(name, {*source.stages, *needed})
             raise ReportingError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
-        if tables is not None or rows is not None:
+        if tables or rows:
             raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
         _need(name, None, scale, source, needed)
     chosen: dict[str, StageInstance] = {}

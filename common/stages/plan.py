@@ -39,8 +39,7 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
     if not instances:
         if not any(selection.scale in table.scales for table in load(name).tables):
             raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
-        if chosen := [*(selection.tables or ()), *(selection.rows or ())]:
-            given = ", ".join(chosen)
+        if given := ", ".join([*selection.tables, *selection.rows]):
             raise ReportingError(
                 f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
             )

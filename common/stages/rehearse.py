@@ -68,7 +68,7 @@ def rehearse(
     folder: Path,
     *,
     scale: str = "paper",
-    stages: Sequence[str] | None = None,
+    stages: Sequence[str] = (),
     jobs: int = 1,
 ) -> list[Rehearsed]:
     """Run every stage of a paper at a large scale on tiny data; skips finished ones."""
@@ -77,9 +77,7 @@ def rehearse(
     # With a separate cache and without W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
         data = folder / "data" / name
-        selection = Selection(
-            scale=scale, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
-        )
+        selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True)
         planned = plan(name, selection)
         write_fixtures(name, data)
         say(f"reduced by configs/{name}/{REHEARSAL}.yaml")

@@ -43,9 +43,9 @@ class Selection:
     hardware: str = "cpu"
     runs: Path = Path("runs")
     data: Path = Path("data")
-    tables: tuple[str, ...] | None = None
-    rows: tuple[str, ...] | None = None
-    stages: tuple[str, ...] | None = None
+    tables: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
     rehearsal: bool = False
     isa: str = NATIVE
     everything: bool = False
