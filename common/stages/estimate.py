@@ -16,11 +16,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from common.errors import StageError
 from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
@@ -123,7 +120,8 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
                 training.run()
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
                 raise StageError(f"{run.recipe}: training steps depend on values of tensors ({error.func})") from error
-            state = [module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)]
+            stored = fake_step.MemoryMeter()
+            stored.add([module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)])
     # Under manual optimization this is only known after a batch.
     accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
     devices = devices_of(run)
@@ -141,7 +139,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     return Estimate(
         parameters=sum(p.numel() for p in module.parameters()),
         peak_bytes=meter.peak + copies * gradients,
-        checkpoint_bytes=_bytes(state),
+        checkpoint_bytes=stored.now,
         convolution_flops=round(convolution * accumulated),
         other_flops=round((sum(counts.values()) - convolution) * accumulated),
         steps=_steps(run, training.data.synthetic.batches, accumulated),
@@ -161,11 +159,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _bytes(tree: Any) -> int:
-    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-    return sum({id(storage): storage.nbytes() for storage in storages}.values())
 
 
 def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> int | None:

@@ -115,9 +115,6 @@ def deep_copies_without_storage() -> Iterator[None]:
 class FakeDevice(SingleDeviceStrategy):
     """A CPU that moves no modules: torch cannot move parameters with weak references, which the meter keeps."""
 
-    def __init__(self) -> None:
-        super().__init__(device=torch.device("cpu"))
-
     def model_to_device(self) -> None:
         """Move nothing."""
 

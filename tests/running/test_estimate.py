@@ -16,7 +16,7 @@ from common.reporting.papers import paper_named
 from common.stages import estimate as estimates
 from common.stages.configuration import resolve
 from common.stages.estimate import CARDS, Estimate, estimate
-from common.stages.fake_step import operation_counter
+from common.stages.fake_step import MemoryMeter, operation_counter
 from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.examples import Draw
 
@@ -99,11 +99,12 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     module, optimizers = training.module, training.trainer.optimizers
     assert found.parameters == sum(p.numel() for p in module.parameters())
     state = [*module.parameters(), *module.buffers(), [o.state_dict() for o in optimizers]]
-    batch = estimates._bytes(training.data.synthetic.batch)
+    held = MemoryMeter()
+    held.add([state, training.data.synthetic.batch])
     assert found.flops == watched.flops
     # What the step itself takes; the batch was there before.
     real = watched.peak
-    expected = found.peak_bytes - estimates._bytes(state) - batch
+    expected = found.peak_bytes - held.now
     print(f"{paper}: {expected / 1e6:.2f} MB estimated, {real / 1e6:.2f} MB by torch's allocator")
     assert expected == pytest.approx(real, rel=0.12)  # workspaces differ between processors
 
