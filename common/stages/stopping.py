@@ -28,7 +28,7 @@ class _Listener:
         self.children: list[Callable[[int], object]] = []
         self.ranks: list[Callable[[int], object]] = []
         self.last_call: Callable[[int], object] | None = None
-        self.deadline, self.waiting = 0.0, 0
+        self.deadline = 0.0
         wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         wanted += [REQUEUE_SIGNAL] if "SLURM_JOB_ID" in os.environ else []
         # Ignored signals stay ignored, as under nohup.
@@ -80,7 +80,7 @@ class _Listener:
                         os.write(2, b"\nstopping; Ctrl-C again stops at once\n")
                 elif number == signal.SIGINT:
                     self._end()
-            if self.deadline and not self.waiting and time.monotonic() > self.deadline:
+            if self.deadline and not self.children and time.monotonic() > self.deadline:
                 self._end()
 
     def _tell(self, number: int) -> None:
@@ -153,13 +153,11 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
         yield
         return
     listener.children.append(child)
-    listener.waiting += 1
     try:
         yield
     finally:
-        listener.children.remove(child)
         postpone(PATIENCE)
-        listener.waiting -= 1
+        listener.children.remove(child)
 
 
 def kill_at_end(ranks: Callable[[int], object]) -> None:

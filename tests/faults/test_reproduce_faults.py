@@ -164,7 +164,6 @@ def test_a_command_that_does_not_stop_is_ended_with_its_processes(
         stopping.PATIENCE = 0.1 if not waits else LONG
         os.environ["SLURM_JOB_ID"] = "1"
         with stopping.listening(), stopping.waiting_for(lambda number: os.write(1, b"%d\n" % number)):
-            stopping._listener.waiting -= not waits  # type: ignore[union-attr]
             stopping._listener.children *= waits  # type: ignore[union-attr]
             stopping.kill_at_end(lambda number: os.write(1, b"%d\n" % number))
             stopping.at_end(lambda number: print(-number, flush=True))
