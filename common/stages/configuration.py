@@ -114,7 +114,6 @@ class RunConfiguration:
     paper: str
     recipe: str
     scale: str
-    seed: int
     layers: tuple[Layer, ...]
     config: dict[str, Any]
     deviations: tuple[dict[str, str], ...]
@@ -142,7 +141,7 @@ class RunConfiguration:
 
     def with_placeholders(self, **values: str) -> dict[str, Any]:
         """The config with `$NAME` replaced; see `substitute`."""
-        return substitute(self.config, {"SEED": str(self.seed), **values})
+        return substitute(self.config, {"SEED": str(self.config["seed_everything"]), **values})
 
 
 def substitute(tree: Any, values: dict[str, str]) -> Any:
@@ -430,7 +429,6 @@ def resolve(
         paper=paper,
         recipe=recipe,
         scale=scale,
-        seed=seed,
         layers=tuple(layers),
         config=config,
         deviations=tuple(deviations),

@@ -359,12 +359,6 @@ def check_free(output: Path, force: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Content:
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class _Configuration:
     """The part of `config.json` that reading needs."""
 
@@ -372,7 +366,7 @@ class _Configuration:
     paper: str
     model: dict[str, Any]
     inputs: dict[str, Any]
-    files: dict[str, _Content]
+    files: dict[str, dict[str, Any]]
 
 
 def _read_configuration(folder: Path) -> _Configuration:
@@ -403,7 +397,7 @@ def read_export(folder: Path, paper: str) -> Trained:
         with parsing(folder / name, StageError):
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError("is outside the export")
-            if digest(folder / name, "sha256") != expected.sha256:
+            if digest(folder / name, "sha256") != expected.get("sha256"):
                 raise ValueError(f"does not have the SHA-256 of {CONFIGURATION}: copy it or export the model again")
     with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
