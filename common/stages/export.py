@@ -119,7 +119,7 @@ class TrainedModel(nn.Module):
         if path.is_dir():
             return read_export(path, cls.paper)
         stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
-        record = stage.folder / RECORD
+        record = path.parent.parent / RECORD
         with parsing(record, StageError):
             text = record.read_text(encoding="utf-8") if record.is_file() else None
         return replace(cls.gather(stage), record=text, origin=path, step=stage.content.get("global_step"))

@@ -17,13 +17,8 @@ from common.stages.configuration import take_switches
 class FinishedStage:
     """A finished stage's resolved configuration and checkpoint entries, on the CPU."""
 
-    checkpoint: Path
     config: dict[str, Any]
     content: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        return self.checkpoint.parent.parent
 
     @property
     def state(self) -> dict[str, Any]:
@@ -62,7 +57,7 @@ def open_finished(checkpoint: Path, kinds: Collection[str], otherwise: str, exam
     except (CheckpointError, KeyError) as error:
         raise StageError(f"{checkpoint} cannot be read: {error}") from None
     # The switches are not arguments of a module.
-    return FinishedStage(checkpoint, take_switches(config)[1], content)
+    return FinishedStage(take_switches(config)[1], content)
 
 
 def instantiate(config: dict[str, Any], base: type) -> Any:
