@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -67,16 +67,6 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = attend
 
 
-class _NoModules:
-    """In place of the tracker of modules, whose hooks would keep recomputed tensors alive."""
-
-    parents = ("Global",)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 def operation_counter() -> FlopCounterMode:
     """torch's counter, extended by the CPU's fused attention."""
 
@@ -92,7 +82,10 @@ def operation_counter() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
     counter = FlopCounterMode(display=False, custom_mapping=fused)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    # In place of the tracker of modules, whose hooks would keep recomputed tensors alive.
+    tracker: Any = nullcontext()
+    tracker.parents = ("Global",)
+    counter.mod_tracker = tracker
     return counter
 
 

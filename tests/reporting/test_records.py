@@ -164,8 +164,7 @@ def test_expected_seconds_are_of_this_processor_or_instruction_set_and_pace(monk
         return a_record(stage=stage, wall_seconds=seconds, hardware={"cpu": cpu, "isa": isa})
 
     def expected(here: list[Record], *stages: str, isa: str = "native") -> list[float | None]:
-        found = records.expected_seconds(stages, here, known, isa)
-        return [found.get(stage) for stage in stages]
+        return list(map(records.expected_seconds(stages, here, known, isa).get, stages))
 
     monkeypatch.setattr(records, "machine_isa", lambda: "avx2")
     monkeypatch.setattr(records, "processor", lambda: "ours")
