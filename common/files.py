@@ -100,7 +100,8 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; if no error occurs, it replaces `output`; `put_back` mends a kill."""
     output = output.resolve()
     put_back(output)
-    partial, old = _beside(output, "tmp"), _beside(output, "old")
+    name = f".{output.name}.{_OWN}.{os.getpid()}"
+    partial, old = output.with_name(f"{name}.tmp"), output.with_name(f"{name}.old")
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -131,10 +132,6 @@ def put_back(output: Path) -> None:
                 path.replace(output)
             elif time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(path)
-
-
-def _beside(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{_OWN}.{os.getpid()}.{kind}")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

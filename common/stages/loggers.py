@@ -32,18 +32,13 @@ class MetricsFile(Logger):
     be written to a full disk are kept for the next write.
     """
 
+    name = "metrics"
+    version = ""
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
         self._waiting: list[list[Any]] = []
-
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @property
     def save_dir(self) -> str:
