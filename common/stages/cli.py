@@ -20,7 +20,9 @@ class StageCLI(LightningCLI):
     """Builds trainer, model and data of one stage from a config without placeholders; runs nothing."""
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
-        self._limits = _whole_limits(config.get("trainer") or {})
+        # Limits in batches: jsonargparse turns 1 into 1.0, which would mean a whole epoch.
+        trainer = (config.get("trainer") or {}).items()
+        self._limits = {name: value for name, value in trainer if name.startswith("limit_") and type(value) is int}
         self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
         self.stated_switches, without = take_switches(config)
         self.switches = Switches(**self.stated_switches)  # type: ignore[arg-type]
@@ -94,15 +96,6 @@ _WORDS = {
     "Expected a <class 'str'>": "expected a text",
     "typing.Literal": "one of ",
 }
-
-
-def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
-    """Limits in batches: jsonargparse turns 1 into 1.0, which would mean a whole epoch."""
-    return {
-        name: value
-        for name, value in trainer.items()
-        if name.startswith("limit_") and isinstance(value, int) and not isinstance(value, bool)
-    }
 
 
 class _Parsed(StageCLI):

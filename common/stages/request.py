@@ -126,13 +126,9 @@ class StageRequest:
     def lineage(self) -> str:
         """Hash of this configuration and its ancestors'."""
         run = self.configuration
-        return records.lineage_hash(
-            records.config_hash(run.config),
-            {
-                name: parent.lineage if run.start_from == "last" else f"{parent.lineage}/{run.start_from}"
-                for name, parent in self.parents.items()
-            },
-        )
+        start = "" if run.start_from == "last" else f"/{run.start_from}"
+        parents = {name: f"{parent.lineage}{start}" for name, parent in self.parents.items()}
+        return records.lineage_hash(records.config_hash(run.config), parents)
 
 
 def finished_record(stage: StageRequest) -> records.Record | None:
