@@ -7,7 +7,8 @@ How a sample is made, file by file:
       -> media.py                   reads a file; annotations.py, text.py: captions and their tokens
       -> transforms.py,             decoded frames, sound or image -> tensors for an encoder
          image_transforms.py
-      -> item_dataset.py            ItemDataset: a sample by (epoch, item), the same in any worker; clips.py, images.py
+      -> item_dataset.py            ItemDataset: a sample by (epoch, item), the same in any worker and batch; clips.py,
+                                    images.py
       -> samplers.py                which items, in what order, for each process; resumes at any step
       -> ../training/data_module.py ShardedDataModule: the loader, which makes batches
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.item_dataset import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Sample, Steps
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, Limits, MediaError, MediaFile, Pixels, frame_count, restrict
 from common.data.transforms import AudioTransform, VideoTransform
@@ -140,9 +141,8 @@ class AudioVisualClips(ClipDataset):
         self.video_fps = video_fps
         self.jitter = jitter if training else 0.0
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Steps:
         clip = self.listing[file]
-        sample: Sample = {}
         with (
             MediaFile(clip.path, self.cache) as media,
             contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache) as sound,
@@ -163,11 +163,13 @@ class AudioVisualClips(ClipDataset):
             video_start, audio_start = window
             if self.video_transform is not None:
                 frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps, video[1])
-                sample["video"] = self.video_transform(frames, rng)
                 # The video starts at a frame; shift the sound with it.
                 audio_start += actual_start - video_start
             samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
-        sample["audio"] = self.audio_transform(samples, rng)
+        sample: Sample = {}
+        if self.video_transform is not None:
+            sample["video"] = yield self.video_transform.together, frames, rng
+        sample["audio"] = yield self.audio_transform.together, samples, rng
         sample["sound_label"] = torch.tensor(clip.sound_label)
         return sample
 
@@ -199,14 +201,15 @@ class VideoClips(ClipDataset):
         self.video_duration = video_duration
         self.video_fps = video_fps
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
         clip = self.listing[file]
         with MediaFile(clip.path, self.cache) as media:
             limits = limits_of(media.video_limits, clip, "video")
             start = clip_start(limits, self.video_duration, float(rng.random()))
             duration = min(self.video_duration, limits[1] - limits[0])
             frames, _ = media.read_video(start, duration, self.video_fps)
-        return {"video": self.video_transform(frames, rng)}
+        video = yield self.video_transform.together, frames, rng
+        return {"video": video}
 
 
 class DenseVideoClips(VideoClips):
@@ -228,6 +231,8 @@ class DenseVideoClips(VideoClips):
         **options: Any,
     ) -> None:
         super().__init__(listing, video_transform, training=False, **options)
+        self.frames = self.video_transform.frames
+        self.video_transform = replace(self.video_transform, frames=0)  # loops whole clips itself
         self.clips = clips
         self.random_starts = random_starts
 
@@ -243,9 +248,9 @@ class DenseVideoClips(VideoClips):
             chosen = dense_clip_starts(len(frames), length, self.clips)
         starts = torch.from_numpy(chosen)
         # Clips may share or skip frames; short clips loop.
-        steps = torch.arange(self.video_transform.frames) % min(length, len(frames))
+        steps = torch.arange(self.frames) % min(length, len(frames))
         used, places = torch.unique(starts[:, None] + steps, return_inverse=True)
-        pixels = self.video_transform.without_padding(frames[used])
+        pixels = self.video_transform(frames[used])
         return {"video": pixels[:, places].transpose(0, 1).contiguous()}
 
 
@@ -283,14 +288,16 @@ class SoundWindows(ClipDataset):
         self.excerpt_seconds = excerpt_seconds
         self.speed = speed
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Steps:
         clip = self.listing[file]
         with MediaFile(clip.sound or clip.path, self.cache) as media:
             limits = limits_of(media.audio_limits, clip, "audio")
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
             cut = self._training_windows if self.training else self._test_windows
-            windows = [self.audio_transform(samples, rng) for samples in cut(media, limits, rng)]
+            windows = []
+            for samples in cut(media, limits, rng):
+                windows.append((yield self.audio_transform.together, samples, rng))
         return {
             "audio": torch.stack(windows),
             "sound_label": torch.tensor(clip.sound_label),

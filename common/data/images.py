@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.data.annotations import ImageAnnotations
 from common.data.image_transforms import ImageTransform, SquashTransform
-from common.data.item_dataset import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Sample, Steps
 from common.data.listing import Listing, joined
 from common.data.media import FileCache, Pixels, read_image
 
@@ -40,10 +40,11 @@ class ImageItems(ItemDataset):
         self.training = training
         self.cache = FileCache.shared(cache_bytes)
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        return {"image": self.transform(image, rng)[0]}
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample | Steps:
+        view, _ = yield self.transform.together, image, rng
+        return {"image": view}
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
         return self._sample(file, self.image(file), rng)
 
     def image(self, item: int) -> Image.Image:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,15 @@ from common.data.media import MediaError
 
 logger = logging.getLogger(__name__)
 
+#: Samples made in step; bounds the memory for what they are made of.
+MOST_TOGETHER = 64
+
 Key = int | tuple[int, int]
 # Tensors, or lists of them for several views or boxes.
 Sample = dict[str, Any]
+# Makes a sample and yields the calls on the way that `in_step` makes, (function, *arguments).
+Steps = Generator[tuple[Any, ...], Any, Sample]
+Make = Callable[[int, np.random.Generator], Sample | Steps]
 
 
 class TooManyBrokenFiles(RuntimeError):
@@ -74,6 +81,9 @@ class ItemDataset(Dataset[Sample], ABC):
     The next item replaces an unusable file and keeps its index and label, so an evaluation can detect duplicates by
     index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
     `max_skipped_fraction` of the files are unusable.
+
+    :meth:`_make` returns a sample, or is a generator that lets one call transform a whole batch, which takes less time
+    if pictures are small: `video = yield transform.together, frames, rng`.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
@@ -89,10 +99,22 @@ class ItemDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample of an item of epoch 0, or of (epoch, item)."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
+        """The samples of a batch, for which the loader asks at once."""
+        blocks = [keys[first : first + MOST_TOGETHER] for first in range(0, len(keys), MOST_TOGETHER)]
+        samples = [sample for block in blocks for sample in in_step([self._steps(key) for key in block])]
+        for name in ("index", "label", "skipped"):
+            for sample, number in zip(samples, torch.tensor([sample[name] for sample in samples])):
+                sample[name] = number
+        return samples
+
+    def _steps(self, key: Key) -> Steps:
         return self._usable(key, self._make)
 
     @abstractmethod
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
         """Make the sample of a file; on a :class:`MediaError` the next item replaces it."""
 
     @abstractmethod
@@ -117,7 +139,7 @@ class ItemDataset(Dataset[Sample], ABC):
             **{name: value for name, value in lacking.items() if value},
         }
 
-    def _usable(self, key: Key, make: Callable[[int, np.random.Generator], Sample]) -> Sample:
+    def _usable(self, key: Key, make: Make) -> Steps:
         epoch, item = key if isinstance(key, tuple) else (0, key)
         item = range(len(self))[item]
         files = len(self.listing)
@@ -126,13 +148,31 @@ class ItemDataset(Dataset[Sample], ABC):
             current = (item + skipped) % len(self)
             file = current % files
             try:
-                sample = make(file, np.random.default_rng((self.seed, epoch, current)))
+                made = make(file, np.random.default_rng((self.seed, epoch, current)))
+                sample = made if isinstance(made, dict) else (yield from made)
             except MediaError as problem:
                 error = problem
                 self.skipped.record(file, problem)
                 continue
-            sample["index"] = torch.tensor(file)
-            sample["label"] = torch.tensor(int(self.listing.labels[file]))
-            sample["skipped"] = torch.tensor(skipped)
-            return sample
+            return {**sample, "index": file, "label": int(self.listing.labels[file]), "skipped": skipped}
         raise MediaError(f"no file of {self.listing.name} can be used; the last error was: {error}")
+
+
+def in_step(running: Sequence[Steps]) -> list[Sample]:
+    """Make samples in parallel, each function called once for all of them: with lists of arguments, for a list."""
+    samples: list[Sample] = [{}] * len(running)
+    answers: dict[int, Any] = dict.fromkeys(range(len(running)))
+    while answers:
+        asked: defaultdict[Any, list[tuple[Any, ...]]] = defaultdict(list)
+        for number, answer in answers.items():
+            try:
+                function, *arguments = running[number].send(answer)
+            except StopIteration as done:
+                samples[number] = done.value
+            else:
+                asked[function].append((number, *arguments))
+        answers = {}
+        for function, calls in asked.items():
+            numbers, *columns = zip(*calls)
+            answers |= zip(numbers, function(*columns))
+    return samples

@@ -5,12 +5,14 @@ Time stamps are reliable; the number of samples a decoder returns before the fir
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
+import operator
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -38,7 +40,7 @@ Limits = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
 # What a cache holds: a decoded picture, or a decoded media file.
-Content = TypeVar("Content", bound="Pixels | DecodedMedia")
+Content = TypeVar("Content", bound="Image.Image | DecodedMedia")
 
 # A lossy decoder needs some packets before its output is right, so seek this much further back.
 AUDIO_PREROLL_SECONDS = 0.5
@@ -115,6 +117,13 @@ def _on_screen(timed: Iterable[tuple[float, Item]], boundaries: list[float], ste
     return chosen
 
 
+def _stacked(frames: Sequence[Pixels], path: Path) -> Tensor:
+    if len(shapes := {frame.shape for frame in frames}) > 1:
+        sizes = ", ".join(f"{width} x {height}" for height, width, _ in sorted(shapes))
+        raise MediaError.of(path, f"has frames of several sizes: {sizes}")
+    return torch.from_numpy(np.concatenate(frames).reshape(-1, *frames[0].shape))
+
+
 # -- cache -------------------------------------------------------------------------------------------------------------
 
 
@@ -155,12 +164,12 @@ class FileCache:
             self._entries.move_to_end(key)
             return self._entries[key]
         content = decode()
-        if content.nbytes <= self.max_bytes:
+        if (size := _bytes_of(content)) <= self.max_bytes:
             self._entries[key] = content
-            self.nbytes += content.nbytes
+            self.nbytes += size
         while self.nbytes > self.max_bytes:
             _, old = self._entries.popitem(last=False)
-            self.nbytes -= old.nbytes
+            self.nbytes -= _bytes_of(old)
             self.dropped += 1
         return content
 
@@ -174,14 +183,21 @@ class FileCache:
                 return
 
 
+def _bytes_of(content: Image.Image | DecodedMedia) -> int:
+    # Pillow stores RGB in four bytes.
+    return 4 * content.width * content.height if isinstance(content, Image.Image) else content.nbytes
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: str | os.PathLike[str], cache: FileCache | None = None) -> Image.Image:
-    """Decode the first frame to 8-bit RGB without alpha; ignores EXIF orientation, as boxes are in stored pixels."""
-    path = Path(path)
+def read_image(path: Path, cache: FileCache | None = None) -> Image.Image:
+    """Decode the first frame to 8-bit RGB without alpha; ignores EXIF orientation, as boxes are in stored pixels.
+
+    Callers share a cached picture: copy it before you change it.
+    """
     if cache is not None:
-        return Image.fromarray(cache.get(path, lambda: np.array(read_image(path))))
+        return cache.get(path, lambda: read_image(path))
     with parsing(path, MediaError), Image.open(path) as image:
         return _to_rgb(image)
 
@@ -295,8 +311,8 @@ class DecodedMedia:
 class MediaFile:
     """One media file. Times are seconds on the file's clock; a rotation in the header is not applied."""
 
-    def __init__(self, path: str | Path, cache: FileCache | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, cache: FileCache | None = None) -> None:
+        self.path = path
         self._container: InputContainer | None = None
         self._reformatter = VideoReformatter()
         try:
@@ -330,8 +346,9 @@ class MediaFile:
         step = 1.0 / self.video_fps
         # Frames change half a frame before the grid time, because stamps may be rounded.
         boundaries = (origin + (indices + np.float64(0.5)) * step).tolist()
-        if self._decoded.video is not None:
-            frames = _on_screen(self._decoded.video, boundaries, step)
+        if (timed := self._decoded.video) is not None:
+            first = bisect.bisect_left(timed, boundaries[0] - step, key=operator.itemgetter(0))
+            frames = _on_screen(timed[max(first - 1, 0) :], boundaries, step)
         else:
             with parsing(self.path, MediaError):
                 shown = _on_screen(self._frames_before(boundaries[0], step), boundaries, step)
@@ -339,8 +356,7 @@ class MediaFile:
             frames = [pixels[frame] for frame in shown]
         if not frames:
             raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
-        with parsing(self.path, MediaError):  # frames may differ in size
-            return torch.from_numpy(np.stack(frames)), actual_start
+        return _stacked(frames, self.path), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Decode a window of sound as resampled mono: [N] float32, 16-bit values over 32767; shorter at the file's end.
@@ -567,11 +583,13 @@ class FrameFolder:
     #: TVQA's frames per second.
     video_fps = 3.0
 
-    def __init__(self, path: str | os.PathLike[str], cache: FileCache | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, cache: FileCache | None = None) -> None:
+        self.path = path
         self._cache = cache
-        with parsing(self.path, MediaError):
+        try:
             names = sorted(os.listdir(self.path))
+        except OSError as error:
+            raise MediaError.of(self.path, told(error)) from error
         # Some systems create hidden files when they copy pictures.
         matches = [_NUMBERED.fullmatch(name) for name in names if not name.startswith(".")]
         found = {int(match[1]): match[0] for match in matches if match}
@@ -590,8 +608,7 @@ class FrameFolder:
         held = np.searchsorted(self._numbers, indices + 1, side="right") - 1
         rows, places = np.unique(np.maximum(held, 0), return_inverse=True)
         frames = [self._frame(row) for row in rows.tolist()]
-        with parsing(self.path, MediaError):  # frames of several sizes
-            return torch.from_numpy(np.stack(frames)[places]), actual_start
+        return _stacked([frames[place] for place in places.tolist()], self.path), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         raise MediaError.of(self.path, "has no audio stream")

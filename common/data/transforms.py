@@ -22,7 +22,8 @@ from common.files import write_atomically
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_TRIES = 10
-CACHED_PIXELS = 2**15
+#: Pixels and samples that fit into a core's cache with their temporary values.
+CACHED_PIXELS, CACHED_SAMPLES = 2**15, 2**16
 #: Decibels below a clip's maximum that are kept.
 DYNAMIC_RANGE = 100.0
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -97,21 +98,33 @@ class VideoTransform:
         return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        clip = self.without_padding(frames, rng)
-        length = clip.shape[1]
-        return clip if length >= self.frames else clip[:, torch.arange(self.frames) % length]
+        return self.together([frames], [rng])[0]
 
-    def without_padding(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Transform without looping, [T, H, W, 3] -> [3, T, crop, crop]."""
+    def together(self, clips: Sequence[Tensor], generators: Sequence[np.random.Generator | None]) -> list[Tensor]:
+        """Transform several clips, each with its generator; faster than one by one if they are small."""
+        # Draw all numbers at once: faster, and every parameter always uses the same one.
+        drawn = [rng.random(2 * CROP_TRIES + 11).tolist() if self.training and rng else [] for rng in generators]
+        cropped = [self._cropped(frames, draws) for frames, draws in zip(clips, drawn)]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for number, (pixels, draws) in enumerate(zip(cropped, drawn)):
+            order = sorted(range(4), key=draws[-8:].__getitem__) if draws else []
+            alike.setdefault((pixels.shape[1], *(one for one in order if self.jitter[one])), []).append(number)
+        finished: dict[int, Tensor] = {}
+        for (_, *order), numbers in alike.items():
+            video = torch.stack([cropped[number] for number in numbers])
+            if self.normalize or order:
+                video = self._colored(video, order, np.array([drawn[number][-4:] for number in numbers]))
+            finished |= zip(numbers, video)
+        return [finished[number] for number in range(len(clips))]
+
+    def _cropped(self, frames: Tensor, draws: Sequence[float]) -> Tensor:
+        """Crop, resize, flip and loop bytes, [T, H, W, 3] -> [3, T, crop, crop]."""
         pixels = frames.permute(0, 3, 1, 2)
         if not self.training:
             pixels = self._resized(pixels)
             top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
-            return self._finished(pixels[..., top : top + self.crop, left : left + self.crop])
-        assert rng is not None
-        # Draw all numbers at once: faster, and every parameter always uses the same one.
-        draws = rng.random(2 * CROP_TRIES + 11).tolist()
-        if self.mode == "msc":
+            pixels = pixels[..., top : top + self.crop, left : left + self.crop]
+        elif self.mode == "msc":
             # Recorded runs draw y before x.
             tries, place = draws[: 2 * CROP_TRIES], draws[2 * CROP_TRIES : 2 * CROP_TRIES + 2]
             left, top, width, height = random_area(
@@ -125,18 +138,25 @@ class VideoTransform:
                 for draw, side in zip(draws[:2], pixels.shape[-2:])
             )
             pixels = pixels[..., top : top + self.crop, left : left + self.crop]
-        if draws[-9] < self.flip:
+        if draws and draws[-9] < self.flip:
             pixels = pixels.flip(-1)
-        if max(self.jitter) == 0.0:
-            return self._finished(pixels)
-        planes = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
-        # NumPy has a lower cost per call, which dominates for small frames. Large ones are memory-bound, so take blocks
-        # that fit into a core's cache.
-        colors = planes.numpy()
-        block = max(CACHED_PIXELS // self.crop**2, 1)
-        for first in range(0, colors.shape[1], block):
-            self._jitter(colors[:, first : first + block], draws[-8:])
-        return self._standardized(planes)
+        length = len(pixels)
+        return (pixels if length >= self.frames else pixels[torch.arange(self.frames) % length]).transpose(0, 1)
+
+    def _colored(self, video: Tensor, order: Sequence[int], draws: npt.NDArray[np.float64]) -> Tensor:
+        """Jitter colors in a common order and normalize, [n, 3, T, H, W], with `draws` [n, 4]."""
+        result = torch.empty(video.shape)
+        # Colors are memory-bound, so take blocks that fit into a core's cache.
+        frames = max(CACHED_PIXELS // self.crop**2, 1)
+        clips = max(frames // video.shape[2], 1)
+        for first in range(0, len(video), clips):
+            some = slice(first, first + clips)
+            for colors, pixels in zip(result[some].split(frames, 2), video[some].split(frames, 2)):
+                colors.copy_(pixels).div_(255.0)
+                # NumPy has a lower cost per call, which dominates for small frames.
+                self._jitter(colors.numpy(), order, draws[some])
+                self._standardized(colors)
+        return result
 
     def _resized(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -151,24 +171,18 @@ class VideoTransform:
         """Normalize bytes [..., 3, T, H, W] on their device, for calls without `normalize`."""
         return self._standardized(video.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0))
 
-    def _finished(self, pixels: Tensor) -> Tensor:
-        video = pixels.transpose(0, 1)
-        return self.normalized(video) if self.normalize else video.contiguous()
-
     def _standardized(self, colors: Tensor) -> Tensor:
         mean, std = (_column(one)[:, None].to(colors.device) for one in (self.mean, self.std))
         return colors.sub_(mean).div_(std)
 
-    def _jitter(self, colors: Pixels, draws: Sequence[float]) -> None:
-        for operation in sorted(range(4), key=draws.__getitem__):
-            strength = self.jitter[operation]
-            if strength == 0.0:
-                continue
+    def _jitter(self, colors: Pixels, order: Sequence[int], draws: npt.NDArray[np.float64]) -> None:
+        for operation in order:
+            strength, own = self.jitter[operation], draws[:, operation, None, None, None, None]
             if operation == 3:
-                shift_hue(colors, (2.0 * draws[7] - 1.0) * strength)
+                shift_hue(colors, (2.0 * own[:, 0] - 1.0) * strength)
                 continue
             low = max(1.0 - strength, 0.0)
-            factor = np.float32(low + draws[4 + operation] * (1.0 + strength - low))
+            factor = (low + own * (1.0 + strength - low)).astype(np.float32)
             # All three blend with another picture: black, its mean gray, its gray version.
             if operation == 0:
                 colors *= factor
@@ -194,12 +208,14 @@ def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def luma(colors: Pixels) -> Pixels:
-    return np.tensordot(LUMA, colors, 1)
+    """Gray version, [..., 3, T, H, W] -> [..., 1, T, H, W]."""
+    *clips, _, frames, height, width = colors.shape
+    return np.matmul(LUMA, colors.reshape(*clips, 3, -1)).reshape(*clips, 1, frames, height, width)
 
 
-def shift_hue(colors: Pixels, shift: float) -> None:
-    """Rotate the hue of RGB in [0, 1], [3, ...], by a fraction of the color circle, in place."""
-    red, green, blue = colors
+def shift_hue(colors: Pixels, shift: npt.ArrayLike) -> None:
+    """Rotate the hue of RGB in [0, 1], [..., 3, T, H, W], by a fraction of the color circle, in place."""
+    planes = red, green, blue = np.moveaxis(colors, -4, 0)
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     scale = np.reciprocal(np.maximum(chroma, np.float32(1e-12)))
@@ -212,13 +228,13 @@ def shift_hue(colors: Pixels, shift: float) -> None:
     np.subtract(green, blue, out=branch)
     branch *= scale
     np.copyto(hue, branch, where=value == red)
-    hue += np.float32(6.0 * shift)
+    hue += (6.0 * np.asarray(shift)).astype(np.float32)
     turns = np.floor(hue * np.float32(1.0 / 6.0))
     turns *= np.float32(6.0)
     hue -= turns
     value -= chroma
     # Each channel is a trapezoid over the circle: 1 within a sixth of its color, 0 beyond two sixths.
-    for plane, center in zip(colors, (3.0, 2.0, 4.0)):
+    for plane, center in zip(planes, (3.0, 2.0, 4.0)):
         np.subtract(hue, np.float32(center), out=plane)
         np.abs(plane, out=plane)
         if center == 3.0:
@@ -284,15 +300,20 @@ class AudioTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, samples: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        samples = self.prepare(samples)
+        return self.together([samples], [rng])[0]
+
+    def together(self, sounds: Sequence[Tensor], generators: Sequence[np.random.Generator | None]) -> list[Tensor]:
+        """Transform several clips, each with its generator; faster than one by one if they are small."""
+        samples = torch.stack([self.prepare(sound) for sound in sounds])
         if self.training and self.volume > 0.0:
-            assert rng is not None
-            samples = samples * float(1.0 + (2.0 * rng.random() - 1.0) * self.volume)
-        decibels = self.decibels(samples)
-        if not len(self.mean):
-            return decibels
-        mean, scale = self._of_bins
-        return decibels.sub_(mean).mul_(scale)
+            gains = [1.0 + (2.0 * rng.random() - 1.0) * self.volume for rng in generators if rng]
+            samples *= torch.tensor(gains, dtype=torch.float32)[:, None]
+        blocks = samples.split(max(CACHED_SAMPLES // self.num_samples, 1))
+        decibels = torch.cat([self.decibels(block) for block in blocks])
+        if len(self.mean):
+            mean, scale = self._of_bins
+            decibels.sub_(mean).mul_(scale)
+        return list(decibels)
 
     @functools.cached_property
     def _of_bins(self) -> tuple[Tensor, Tensor]:
@@ -302,7 +323,8 @@ class AudioTransform:
         """Mix to mono and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
         if samples.ndim == 2:
             samples = samples.mean(dim=0)
-        return F.pad(samples, (0, self.num_samples - len(samples)))
+        missing = self.num_samples - len(samples)
+        return F.pad(samples, (0, missing)) if missing > 0 else samples[: self.num_samples]
 
     def decibels(self, samples: Tensor) -> Tensor:
         """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
@@ -310,7 +332,7 @@ class AudioTransform:
         # In float64, because the floor is 100 dB below the maximum, beyond float32.
         spectrum = torch.stft(samples.double(), self.fft, hop, window=_hann(self.fft), return_complex=True)
         power = spectrum.abs().square()[..., : self.num_frames].float()
-        groups = power[..., 1:, :].unflatten(-2, (-1, 2)).mean(-2)
+        groups = (power[..., 1::2, :] + power[..., 2::2, :]) / 2.0
         pooled = torch.cat([power[..., :1, :], groups], dim=-2).transpose(-2, -1).contiguous().unsqueeze(-3)
         decibels = pooled.clamp_(min=1e-10).log10_().mul_(10.0)
         return torch.maximum(decibels, decibels.amax((-3, -2, -1), keepdim=True) - DYNAMIC_RANGE)

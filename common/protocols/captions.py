@@ -17,7 +17,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems, require_captions
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Key, Sample, Steps
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
 from common.protocols.data import ImageData
@@ -63,13 +63,13 @@ class CaptionPairs(ImageItems):
         self.annotations = annotations
         self.tokenizer = tokenizer
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    def _steps(self, key: Key) -> Steps:
         number = (key[1] if isinstance(key, tuple) else key) // len(self.listing)
 
-        def pair(file: int, rng: np.random.Generator) -> Sample:
+        def pair(file: int, rng: np.random.Generator) -> Steps:
             captions = self.annotations.captions[file]
             text = normalize_caption(captions[number % len(captions)])
-            image = self.transform(self.image(file), rng)[0]
+            image, _ = yield self.transform.together, self.image(file), rng
             return {"image": image, "tokens": self.tokenizer.encode(text), "image_index": torch.tensor(file)}
 
         return self._usable(key, pair)

@@ -380,7 +380,7 @@ class BoxTransform:
         if flipped:
             image = v2.horizontal_flip(image)
             boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-        return normalized(image, self.mean, self.std), boxes
+        return normalized(np.asarray(image), self.mean, self.std), boxes
 
 
 class DetectionImages(ImageItems):

@@ -71,7 +71,7 @@ class AVID(networks.AVID, TrainedModel):
 
     def read_video(self, file: str | Path) -> Tensor:
         """Clips of a file, float32 [clips, 3, T, crop, crop]."""
-        with MediaFile(file) as media:
+        with MediaFile(Path(file)) as media:
             clips = []
             for start, duration in self._windows(media, "video", self.video.duration):
                 frames, _ = media.read_video(start, duration, self.video.fps)
@@ -81,7 +81,7 @@ class AVID(networks.AVID, TrainedModel):
     def read_audio(self, file: str | Path) -> Tensor:
         """Spectrograms of a file's sound, float32 [clips, 1, frames, bins]; a short sound is repeated."""
         rate, count = self._spectrogram.sample_rate, self._spectrogram.num_samples
-        with MediaFile(file) as media:
+        with MediaFile(Path(file)) as media:
             windows = []
             for start, duration in self._windows(media, "audio", self.audio.duration):
                 samples = media.read_audio(start, duration, rate)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.item_dataset import ItemDataset, Key, Sample, TooManyBrokenFiles
+from common.data.item_dataset import ItemDataset, Key, Sample, Steps, TooManyBrokenFiles
 from common.data.listing import UNLABELED, Listing, file_names
 from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures, Regions
@@ -258,7 +258,7 @@ class PairItems(RegionItems):
         self.switch = switch
         self.masked = masked
 
-    def __getitem__(self, key: Key) -> Sample:
+    def _steps(self, key: Key) -> Steps:
         epoch, item = key if isinstance(key, tuple) else (0, key)
         slot = range(len(self))[item] // len(self.listing)
         return self._usable(key, lambda file, rng: self._pair(file, slot, epoch, rng))

@@ -16,7 +16,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Sample, Steps
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.protocols.captions import CaptionData
@@ -50,9 +50,9 @@ class CaptionedViews(ImageItems):
         self.word_dropout = word_dropout
         self.swap_sides = swap_sides
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        query, query_flipped = self.transform(image, rng)
-        key, key_flipped = self.transform(image, rng)
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
+        query, query_flipped = yield self.transform.together, image, rng
+        key, key_flipped = yield self.transform.together, image, rng
         sample: Sample = {
             "image_query": query,
             "image_key": key,

@@ -104,7 +104,7 @@ class MCT(networks.MCT, TrainedModel):
 
     def read_image(self, file: str | Path) -> Tensor:
         """An image as the encoder reads it, float32 [3, S, S]."""
-        return self.pixels(read_image(file))[0]
+        return self.pixels(read_image(Path(file)))[0]
 
     @torch.no_grad()
     def features(self, images: Items) -> Tensor:

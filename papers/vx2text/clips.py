@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.data.clips import limits_of
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Sample, Steps, in_step
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, FrameFolder, MediaFile, open_media
-from common.data.transforms import VideoTransform
+from common.data.transforms import CACHED_SAMPLES, VideoTransform
 from common.training.examples import Draw
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.vx2text.tokens import Modality
@@ -109,11 +110,19 @@ class LogMel:
         )
 
     def __call__(self, samples: Tensor) -> Tensor:
-        missing = self.audio.samples - len(samples)
-        samples = F.pad(samples, (0, missing)) if missing > 0 else samples[: self.audio.samples]
-        spectrum = torch.stft(samples, self.audio.window, self.audio.hop, window=self._hann, return_complex=True)
-        power = torch.view_as_real(spectrum).square().sum(-1)
-        return (power.T @ self._bands).clamp_min_(1e-10).log10_().mul_(10.0)[None]
+        return self.together([samples])[0]
+
+    def together(self, sounds: Sequence[Tensor]) -> list[Tensor]:
+        """Transform several sounds; faster than one by one if they are short."""
+        length = self.audio.samples
+        padded = [F.pad(own, (0, length - len(own))) if len(own) < length else own[:length] for own in sounds]
+        spectra: list[Tensor] = []
+        for samples in torch.stack(padded).split(max(CACHED_SAMPLES // length, 1)):
+            spectrum = torch.stft(samples, self.audio.window, self.audio.hop, window=self._hann, return_complex=True)
+            # One product each: that of several may be rounded differently.
+            for power in torch.view_as_real(spectrum).square().sum(-1):
+                spectra.append(power.T @ self._bands)
+        return list(torch.stack(spectra).clamp_min_(1e-10).log10_().mul_(10.0)[:, None])
 
 
 class ClipReader:
@@ -146,6 +155,9 @@ class ClipReader:
             )
 
     def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        return in_step([self.steps(clip, rng)])[0]
+
+    def steps(self, clip: Clip, rng: np.random.Generator) -> Steps:
         """Cut one sample.
 
         Returns:
@@ -155,16 +167,22 @@ class ClipReader:
         sample: Sample = {}
         # Each modality has its own random numbers, so leaving one out doesn't change the other.
         place, *places = rng.random(1 if self.video is None else 1 + self.video.clips)
+        video, audio, frames, samples = self.video, self.audio, None, None
         with open_media(clip.path, self.cache) as media:
-            if (video := self.video) is not None:
-                present = media.video_limits is not None
-                sample["video"] = self._clips(media, clip, video, np.array(places), rng) if present else _black(video)
-                sample["video_present"] = torch.tensor(present)
-            if (audio := self.audio) is not None:
-                present = media.audio_limits is not None
-                samples = self._window(media, clip, audio, place) if present else torch.zeros(audio.samples)
-                sample["audio"] = self.log_mel(samples)
-                sample["audio_present"] = torch.tensor(present)
+            if video is not None and media.video_limits is not None:
+                frames = self._frames(media, clip, video, np.array(places))
+            if audio is not None and media.audio_limits is not None:
+                samples = self._window(media, clip, audio, place)
+        if video is not None:
+            if frames is None:
+                sample["video"] = _black(video)
+            else:
+                pixels = yield self.transform.together, frames, rng
+                sample["video"] = pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
+            sample["video_present"] = torch.tensor(frames is not None)
+        if audio is not None:
+            sample["audio"] = yield self.log_mel.together, torch.zeros(0) if samples is None else samples
+            sample["audio_present"] = torch.tensor(samples is not None)
         return sample
 
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
@@ -184,13 +202,8 @@ class ClipReader:
             if isinstance(media, FrameFolder):
                 media.fill_cache()
 
-    def _clips(
-        self,
-        media: MediaFile | FrameFolder,
-        clip: Clip,
-        video: VideoInput,
-        places: npt.NDArray[np.float64],
-        rng: np.random.Generator,
+    def _frames(
+        self, media: MediaFile | FrameFolder, clip: Clip, video: VideoInput, places: npt.NDArray[np.float64]
     ) -> Tensor:
         start, end = limits_of(media.video_limits, clip, "video")
         duration = min(video.frames / video.fps, end - start)
@@ -203,8 +216,7 @@ class ClipReader:
             frames, _ = media.read_video(begin, duration, video.fps)
             looped = len(frames) < video.frames
             pieces.append(frames[torch.arange(video.frames) % len(frames)] if looped else frames[: video.frames])
-        pixels = self.transform.without_padding(torch.cat(pieces), rng)
-        return pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
+        return torch.cat(pieces)
 
     def _window(self, media: MediaFile | FrameFolder, clip: Clip, audio: AudioInput, place: float) -> Tensor:
         start, end = limits_of(media.audio_limits, clip, "audio")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from common.data.datasets.avsd import AVSD, Dialog
 from common.data.datasets.tvc import TVC, Moment
 from common.data.datasets.tvqa import TVQA, Question, Subtitle
-from common.data.item_dataset import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Sample, Steps
 from common.data.listing import Listing
 from common.data.media import Limits
 from common.data.text import pad_tokens
@@ -147,11 +147,11 @@ class VideoTextItems(ItemDataset):
         self.scoring: Scoring = scoring
         self.replaced = replaced
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Steps:
         example = self.example(file)
         sample: Sample = {}
         if self.reader is not None:
-            sample |= self.reader.read(self.listing[file], rng)
+            sample |= yield from self.reader.steps(self.listing[file], rng)
             ids = self.prompt.encode(example.text)
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))

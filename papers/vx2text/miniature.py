@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.data.datasets.base import MediaDataset
-from common.data.item_dataset import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Steps
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.worlds.base import World
@@ -238,9 +238,9 @@ class CategoryItems(ItemDataset):
         self.reader = reader
         self.marks = class_marks(listing.classes, categories)
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+    def _make(self, file: int, rng: np.random.Generator) -> Steps:
         clip = self.listing[file]
-        sample = self.reader.read(clip, rng)
+        sample = yield from self.reader.steps(clip, rng)
         name = "audio" if self.reader.video is None else "video"
         if not sample[f"{name}_present"]:
             raise MediaError.of(clip.path, f"has no {name} stream")

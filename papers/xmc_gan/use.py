@@ -162,7 +162,7 @@ class XMCGAN(TrainedModel):
 
     def read_image(self, file: str | Path) -> Tensor:
         """An image as the discriminator reads it, float32 [3, S, S] in [0, 1]."""
-        return self._pixels(read_image(file))[0]
+        return self._pixels(read_image(Path(file)))[0]
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:

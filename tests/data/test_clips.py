@@ -21,7 +21,7 @@ from common.data.clips import (
     dense_clip_starts,
     paired_window,
 )
-from common.data.item_dataset import TooManyBrokenFiles
+from common.data.item_dataset import MOST_TOGETHER, TooManyBrokenFiles, in_step
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler
@@ -109,8 +109,21 @@ def test_worker_processes_give_the_same_samples(folder: Path) -> None:
     assert all(_equal(first, second) for first, second in zip(here, there))
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 2**24])
+def test_a_batch_equals_its_samples_bit_for_bit(folder: Path, cache_bytes: int) -> None:
+    listing = _listing(folder, "good0.mp4", "empty.mp4", "good1.mp4", "one_frame.mp4", "good2.mp4")
+    options: dict[str, Any] = {"max_skipped_fraction": 0.9, "clips_per_video": 20, "cache_bytes": cache_bytes}
+    clips = AudioVisualClips(listing, VIDEO, AUDIO, **options)
+    films = VideoClips(listing, dataclasses.replace(VIDEO, frames=3), video_duration=1.5, **options)
+    for dataset in (clips, films):
+        keys = [(2, item) for item in range(MOST_TOGETHER + 9)]
+        batch = dataset.__getitems__(keys)
+        assert sum(int(sample["skipped"]) > 0 for sample in batch) >= 14
+        assert all(_equal(sample, dataset[key]) for key, sample in zip(keys, batch, strict=True))
+
+
 def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AudioTransform, "__call__", lambda self, samples, rng: samples)
+    monkeypatch.setattr(AudioTransform, "together", lambda self, sounds, generators: sounds)
     # Each picture is as bright as the sound is loud at that time, so the two can be compared.
     levels = (40 + 10 * np.arange(16)).astype(np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (16, 20, 24, 3)).copy()
@@ -121,7 +134,7 @@ def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPat
     )
     for item in range(20):
         rng = np.random.default_rng(item)
-        sample = clips._make(0, rng)
+        (sample,) = in_step([clips._make(0, rng)])
         first, _, following = np.random.default_rng(item).random(3)
         brightness = sample["video"].mean((0, 2, 3))
         assert 255 * float(brightness[0]) == pytest.approx(levels[int(first * 8)], abs=2)
@@ -187,7 +200,7 @@ def test_random_clips_of_labeled_videos(folder: Path) -> None:
     clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False)
     dense = DenseVideoClips(_good(folder), EXACT, clips=5, random_starts=True, video_duration=0.5, video_fps=8.0)
     for seed in range(20):
-        video = clips._make(0, np.random.default_rng(seed))["video"]
+        video = in_step([clips._make(0, np.random.default_rng(seed))])[0]["video"]
         first = int(np.random.default_rng(seed).random() * 12)
         assert _numbers(video).tolist() == list(range(first, first + 4))
         firsts = np.random.default_rng(seed).integers(0, 13, 5)
@@ -276,7 +289,7 @@ def test_training_windows_change_speed_and_begin_where_drawn(sounds: Listing, wr
     still = dataclasses.replace(AUDIO, volume=0.0)
     clip = dataclasses.replace(sounds[0], start=0.25)
     windows = SoundWindows(listing_of(sounds.root, [clip]), still, training=True, windows=3, wrap_seconds=wrap)
-    found = windows._make(0, np.random.default_rng(0))["audio"]
+    found = in_step([windows._make(0, np.random.default_rng(0))])[0]["audio"]
     draws = np.random.default_rng(0).random((3, 2))
     with MediaFile(clip.path) as media:
         for window, (speed, place) in zip(found, draws, strict=True):

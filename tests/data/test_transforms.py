@@ -81,6 +81,17 @@ def test_training_depends_on_the_generator_alone(mode: str) -> None:
     assert torch.equal(frames, before)
 
 
+@pytest.mark.parametrize("crop", [12, 100])
+def test_clips_together_equal_those_alone_bit_for_bit(crop: int) -> None:
+    """Of different sizes and lengths, and with color operations in all orders."""
+    clips = [_frames(length, crop + 3 + length, crop + 9) for length in (1, 3, 9) * 20]
+    for training, jitter in ((True, (0.4, 0.4, 0.4, 0.2)), (True, NO_JITTER), (False, NO_JITTER)):
+        transform = VideoTransform(crop=crop, resize=crop, frames=3, jitter=jitter, training=training)
+        together = transform.together(clips, [np.random.default_rng(seed) for seed in range(60)])
+        for seed, (frames, clip) in enumerate(zip(clips, together, strict=True)):
+            assert torch.equal(clip, transform(frames, np.random.default_rng(seed)))
+
+
 def test_one_draw_for_all_frames_of_a_clip_also_in_other_blocks() -> None:
     still = _frames(1).expand(70, -1, -1, -1)
     clip = VideoTransform(crop=64)(still, np.random.default_rng(5))
@@ -194,10 +205,12 @@ def test_samples_are_mixed_cut_and_padded_as_in_the_reference() -> None:
         np.testing.assert_allclose(transform.prepare(torch.from_numpy(golden["stereo_in"])), golden[name][0], atol=1e-7)
 
 
-def test_a_batch_equals_its_clips() -> None:
-    clips = torch.randn(3, 12_000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [0.1], [0.0]])
+def test_sounds_together_equal_those_alone_bit_for_bit() -> None:
+    sounds = [_waveform()[: 12_500 - 90 * number] * (number % 4) for number in range(12)]
     transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32)
-    torch.testing.assert_close(transform.decibels(clips), torch.stack([transform.decibels(clip) for clip in clips]))
+    together = transform.together(sounds, [np.random.default_rng(seed) for seed in range(12)])
+    for seed, (samples, found) in enumerate(zip(sounds, together, strict=True)):
+        assert torch.equal(found, transform(samples, np.random.default_rng(seed)))
 
 
 def test_volume_is_the_only_augmentation_of_sound() -> None:
@@ -261,5 +274,5 @@ def test_bytes_are_normalized_later_bit_for_bit(training: bool, jitter: float) -
     video = bare(frames, np.random.default_rng(1))
     assert video.dtype == torch.uint8
     assert video.is_contiguous()
-    assert whole.without_padding(frames, np.random.default_rng(1)).is_contiguous()
+    assert expected.is_contiguous()
     assert torch.equal(bare.normalized(torch.stack([video, video])), torch.stack([expected, expected]))

@@ -28,9 +28,9 @@ class Spy:
     def with_training(self, training: bool) -> Spy:
         return self
 
-    def __call__(self, image: Image.Image, rng: Any) -> tuple[torch.Tensor, bool]:
-        self.seen.append(image)
-        return torch.tensor(np.array(image)).permute(2, 0, 1).float(), self.flips.pop(0)
+    def together(self, images: list[Image.Image], generators: Any) -> list[tuple[torch.Tensor, bool]]:
+        self.seen += images
+        return [(torch.tensor(np.array(one)).permute(2, 0, 1).float(), self.flips.pop(0)) for one in images]
 
 
 def items(dataset: COCO, **options: Any) -> CaptionedViews:

@@ -185,8 +185,8 @@ def trained(runs: Path, seed: int, *overrides: str, revision: str = "a" * 40, di
 
 
 def swapped(patch: pytest.MonkeyPatch) -> None:
-    whole = VideoTransform.__call__
-    patch.setattr(VideoTransform, "__call__", lambda *arguments: whole(*arguments)[[2, 1, 0]])
+    whole = VideoTransform.together
+    patch.setattr(VideoTransform, "together", lambda *given: [clip[[2, 1, 0]] for clip in whole(*given)])
 
 
 def half_missing(patch: pytest.MonkeyPatch) -> None:

@@ -462,3 +462,6 @@ def test_the_spectrogram_is_that_of_torchaudio() -> None:
     # 64 bands up to 8 kHz, as PANNs: a window of ten seconds has 1,001 frames.
     assert LogMel(AudioInput())(torch.zeros(10)).shape == (1, 1001, 64)
     assert torch.equal(LogMel(AUDIO)(torch.cat([samples, samples])), LogMel(AUDIO)(samples))
+    sounds = [samples[: 100 * number] * (number % 3) for number in range(20)]
+    for sound, one in zip(sounds, LogMel(AUDIO).together(sounds), strict=True):
+        assert torch.equal(one, LogMel(AUDIO)(sound))

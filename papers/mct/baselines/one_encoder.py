@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Sample, Steps
 from common.data.text import WordPieceTokenizer, text_numbers
 from common.encoders.text import BertEncoder
 from common.losses.masked import masked_language_modeling
@@ -54,8 +54,8 @@ class MaskedViews(CaptionedViews):
         super().__init__(*args, **kwargs)
         self.masked_words = masked_words
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        sample = super()._sample(item, image, rng)
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
+        sample = yield from super()._sample(item, image, rng)
         mask_id = self.tokenizer.mask_id  # type: ignore[union-attr]
         for view in ("query", "key"):
             sample[f"tokens_{view}_masked"] = mask_words(sample[f"tokens_{view}"], self.masked_words, mask_id, rng)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
 from common.data.images import ImageItems, require_captions
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Steps
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.memory.collective import mean_over_ranks
@@ -120,9 +120,9 @@ class BicaptionedImages(ImageItems):
         self.annotations = annotations
         self.tokenizer = tokenizer
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
         captions = self.annotations.captions[item]
-        view, flipped = self.transform(image, rng)
+        view, flipped = yield self.transform.together, image, rng
         text = normalize_caption(captions[int(rng.integers(len(captions))) if self.training else 0])
         tokens = self.tokenizer.encode(swap_left_right(text) if flipped else text)
         return {"image": view, "tokens": tokens, "tokens_reversed": tokens[::-1]}
