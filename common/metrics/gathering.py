@@ -1,37 +1,29 @@
 """Collects per-sample results of all processes, each sample once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from common.memory.collective import is_distributed, world_size
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of all processes in rank order, [sum of n, ...] on every process; `n` may differ and be 0."""
-    if not is_distributed():
-        return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(world_size())]
-    dist.all_gather(counts, count)
-    lengths = [int(one) for one in counts]
-    # Collectives need equal shapes: pad to the longest length, and cut the padding off again.
-    padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
-
-
 def gather_objects(values: list[Any]) -> list[Any]:
-    """Pickled values of all processes in rank order; their number may differ and be 0."""
+    """Pickled values of all processes in rank order; their number may differ and be 0. Tensors come to the CPU."""
     if not is_distributed():
         return values
     parts: list[list[Any]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, values)
+    # A tensor of a GPU would be unpickled to the GPU of the same number.
+    dist.all_gather_object(parts, tree_map_only(Tensor, Tensor.cpu, values))
     return [value for part in parts for value in part]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows [n, ...] of all processes in rank order, [sum of n, ...] on every process; `n` may differ and be 0."""
+    return torch.cat(gather_objects([rows])).to(rows.device)
 
 
 def first_occurrences(index: Tensor) -> Tensor:
@@ -52,22 +44,18 @@ class OncePerSample:
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self._indices: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._batches: list[tuple[Tensor, Tensor]] = []
 
     def update(self, index: Tensor, **values: Tensor) -> None:
         """Add samples [B] with one value [B] per name."""
-        self._indices.append(index.clone())  # a tensor of a loader process keeps a file open
-        self._values.append(torch.stack([values[name].detach().double() for name in self.names], dim=1))
+        rows = torch.stack([values[name].detach().double() for name in self.names], dim=1)
+        self._batches.append((index.clone(), rows))  # a tensor of a loader process keeps a file open
 
-    def compute(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
-        """Float64 means over all samples, NaN without any, and `count`; a process without samples may need `device`."""
-        if self._indices:
-            index, values = torch.cat(self._indices), torch.cat(self._values)
-        else:
-            index = torch.zeros(0, dtype=torch.int64, device=device)
-            values = torch.zeros(0, len(self.names), dtype=torch.float64, device=device)
-        index, values = gather_rows(index), gather_rows(values)
+    def compute(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Float64 means over all samples, NaN without any, and `count`."""
+        none = torch.zeros(0, len(self.names), dtype=torch.float64, device=device)
+        batches = [(none[:, 0].long(), none), *gather_objects(self._batches)]
+        index, values = _joined(batches, device)
         samples, position, times = torch.unique(index, return_inverse=True, return_counts=True)
         per_sample = values.new_zeros(len(samples), len(self.names)).index_add_(0, position, values) / times[:, None]
         means = dict(zip(self.names, per_sample.mean(0)))
@@ -80,31 +68,23 @@ class RowsOncePerSample:
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self._indices: list[Tensor] = []
-        self._rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        self._batches: list[tuple[Tensor, ...]] = []
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
         """Add samples [B] with a tensor [B, ...] per name; trailing shapes and types are constant."""
-        self._indices.append(index.clone())
-        for name in self.names:
-            self._rows[name].append(rows[name].detach().clone())
+        self._batches.append((index.clone(), *(rows[name].detach().clone() for name in self.names)))
 
-    def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Ascending positions [N] and rows [N, ...] by name; a process without samples may need `device`."""
-        own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
-        # A process without samples does not know the shapes, but must take part in the collective.
-        shapes: dict[str, Any] = next((shapes for shapes in gather_objects([own]) if shapes), {})
-        if not shapes:
+    def compute(self, device: torch.device | str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
+        """Ascending positions [N] and rows [N, ...] by name."""
+        batches = gather_objects(self._batches)
+        if not batches:
             raise ValueError("there is no sample to evaluate")
-        if not self._indices:
-            self._indices.append(torch.zeros(0, dtype=torch.int64, device=device))
-            for name, (shape, dtype) in shapes.items():
-                self._rows[name].append(torch.zeros(0, *shape, dtype=dtype, device=device))
-        index = gather_rows(torch.cat(self._indices))
+        index, *rows = _joined(batches, device)
         first = first_occurrences(index)
-        in_order = torch.equal(first, torch.arange(len(index), device=first.device))  # of one process: saves a copy
+        if not torch.equal(first, torch.arange(len(index), device=first.device)):  # of one process: saves a copy
+            index, *rows = index[first], *(part[first] for part in rows)
+        return index, dict(zip(self.names, rows))
 
-        def once(rows: Tensor) -> Tensor:
-            return rows if in_order else rows[first]
 
-        return once(index), {name: once(gather_rows(torch.cat(rows))) for name, rows in self._rows.items()}
+def _joined(batches: Sequence[tuple[Tensor, ...]], device: torch.device | str) -> list[Tensor]:
+    return [torch.cat([part.to(device) for part in parts]) for parts in zip(*batches)]

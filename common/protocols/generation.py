@@ -216,7 +216,6 @@ class GenerationEvaluation(ImageEvaluation):
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
-        device = self.module.device
         values: dict[str, list[float]] = {}
         for repeat in range(self.repeats):
             for name, real in self._real.items():
@@ -225,13 +224,13 @@ class GenerationEvaluation(ImageEvaluation):
             if "inception" in self.networks:
                 values.setdefault("inception_score", []).append(self._scores[repeat].compute()[0])
             if "clip" in self.networks:
-                mean, spread = self._precision[repeat].compute(device)
+                mean, spread = self._precision[repeat].compute(self.module.device)
                 values.setdefault("r_precision", []).append(mean)
                 values.setdefault("r_precision_fold_spread", []).append(spread)
             if "detector" in self.networks and (repeat == 0 or self.object_copies == 0):
                 if self.object_copies > 0:
                     self._look_for_objects()
-                found = self._objects[repeat].compute(device)
+                found = self._objects[repeat].compute()
                 if found is not None:
                     values.setdefault("soa_c", []).append(found[0])
                     values.setdefault("soa_i", []).append(found[1])

@@ -57,22 +57,17 @@ def test_rows_of_uneven_processes_are_joined_in_rank_order() -> None:
         assert of_one == [[5.0, 5.0]] * 3
 
 
-def test_a_process_without_samples_gets_the_rows_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes, index, rows = {"pair": (torch.Size([2]), torch.float16)}, torch.tensor([5, 3]), torch.rand(2, 2).half()
-    sent = iter([[shapes], torch.tensor([2]), index, torch.tensor([2]), rows])  # by the second of two
+def rows_of_the_second(rank: int) -> Any:
+    table = RowsOncePerSample("pair")
+    if rank == 1:
+        table.update(torch.tensor([5, 3]), pair=torch.tensor([[5, -5], [3, -3]]).half())
+    index, rows = table.compute()
+    return index.tolist(), str(rows["pair"].dtype), rows["pair"].tolist()
 
-    def all_gather(found: list[Any], own: Any) -> None:
-        other = next(sent)
-        found[:] = (found[0].copy_(own), found[1].copy_(other)) if isinstance(own, torch.Tensor) else (own, other)
 
-    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
-        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
-    for name in ("all_gather", "all_gather_object"):
-        monkeypatch.setattr(f"torch.distributed.{name}", all_gather)
-    with torch.device("meta"):  # all is made where it is asked for
-        found, collected = RowsOncePerSample("pair").compute("cpu")
-    assert (found.tolist(), found.dtype, next(sent, None)) == ([3, 5], torch.int64, None)
-    torch.testing.assert_close(collected["pair"], rows.flip(0), rtol=0, atol=0)
+def test_a_process_without_samples_gets_the_rows_of_the_others() -> None:
+    for found in run_distributed(rows_of_the_second):
+        assert found == [[3, 5], "torch.float16", [[3, -3], [5, -5]]]
 
 
 def test_odd_number_of_samples_is_counted_exactly_once() -> None:

@@ -96,7 +96,7 @@ class FeatureStatistics:
 
     def compute(self) -> Moments:
         """The moments over the samples of all processes; the same on every process."""
-        self._seen.require_disjoint(None if self._sums is None else self._sums[0].device)
+        self._seen.require_disjoint()
         own = []
         if self._sums is not None:
             origin, total, products = self._sums

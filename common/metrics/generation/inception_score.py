@@ -57,8 +57,7 @@ class InceptionScore:
 
     def compute(self) -> tuple[float, float]:
         """Mean and standard deviation (divisor n) over the parts; the same on every process."""
-        device = None if self._sums is None else self._sums.device
-        self._seen.require_disjoint(device)
+        self._seen.require_disjoint()
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])
         sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2)
         if not bool((sums[:, 0] > 0).all()):

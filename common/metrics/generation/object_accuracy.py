@@ -213,8 +213,8 @@ class ObjectAccuracy:
         named, found = named.cpu()[chosen], found.cpu()[chosen]
         self._counts += torch.stack([named.sum(0), (named & found).sum(0)])
 
-    def compute(self, device: torch.device | str | None = None) -> tuple[float, float] | None:
+    def compute(self) -> tuple[float, float] | None:
         """SOA-C and SOA-I in percent, the same on every process; None if no caption names a class."""
-        self._seen.require_disjoint(device)
+        self._seen.require_disjoint()
         images, hits = torch.stack(gather_objects([self._counts])).sum(0)
         return object_accuracy(images, hits) if bool(images.any()) else None

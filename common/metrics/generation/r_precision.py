@@ -76,7 +76,7 @@ class RPrecision:
         """Add samples [B] with embeddings [B, d], and `identity` [B] int64, equal for equal texts on all processes."""
         self._rows.update(index, image=image.float(), text=text.float(), identity=identity)
 
-    def compute(self, device: torch.device | str | None = None) -> tuple[float, float]:
+    def compute(self, device: torch.device | str = "cpu") -> tuple[float, float]:
         """Mean and standard deviation over the folds; the same on every process."""
         _, rows = self._rows.compute(device)
         folds = min(self.folds, len(rows["image"]))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from common.metrics.gathering import gather_rows
+from common.metrics.gathering import gather_objects
 
 
 class Seen:
@@ -28,12 +27,10 @@ class Seen:
                 chosen.append(position)
         return torch.tensor(chosen, dtype=torch.int64)
 
-    def require_disjoint(self, device: torch.device | str | None = None) -> None:
-        """Raise if two processes counted the same sample; the default device is the process group's."""
-        if device is None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
-            device = torch.device("cuda", torch.cuda.current_device())  # of a process that saw no sample
-        index = gather_rows(torch.tensor(sorted(self._known), dtype=torch.int64, device=device))
-        if repeated := len(index) - len(torch.unique(index)):
+    def require_disjoint(self) -> None:
+        """Raise if two processes counted the same sample."""
+        index = gather_objects(list(self._known))
+        if repeated := len(index) - len(set(index)):
             raise ValueError(
                 f"two processes counted the same {repeated} samples: give every process different ones, as "
                 "data_module.evaluation_loader does"
