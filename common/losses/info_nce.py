@@ -7,23 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def info_nce(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
+def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax cross entropy of each positive against the shared negatives, in nats.
 
     Positives don't compete with each other: the loss of positive `p` is `-log(exp(p) / (exp(p) + sum_k exp(n_k)))`,
-    averaged over positives and batch. Scores are already divided by the temperature. `mask` selects the negatives
-    (default: all); an anchor without negatives has zero loss.
+    averaged over positives. Scores are already divided by the temperature. `mask` selects the negatives (default: all);
+    an anchor without negatives has zero loss.
 
     Shapes:
-        positives [B, P]; negatives [B, K]; mask broadcasts to [B, K] -> scalar
+        positives [..., P]; negatives [..., K]; mask broadcasts to [..., K] -> [...]
 
     Source: van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding", equation 4.
     """
-    return info_nce_per_anchor(positives, negatives, mask).mean()
-
-
-def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`info_nce` before the average over the batch: [..., P], [..., K] and a mask broadcast to [..., K] -> [...]."""
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)
     if mask is not None:
         # Finite, so that an anchor without negatives has zero gradient instead of NaN.

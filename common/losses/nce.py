@@ -11,23 +11,19 @@ from torch.nn import functional as F
 from common.losses.info_nce import at_least_float32
 
 
-def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
+def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
     """Binary noise-contrastive loss, in nats, of scores against uniformly drawn negatives.
 
     With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n` costs
-    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed, and the batch is averaged. Scores are
-    already divided by the temperature. No gradient flows through `normalizer`, the model's partition constant.
+    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed; the loss is the mean over the batch. Scores
+    are already divided by the temperature. No gradient flows through `normalizer`, the model's partition constant.
+    Softplus prevents overflow.
 
     Shapes:
-        positives [B, P]; negatives [B, K]; normalizer [] -> scalar
+        positives [..., P]; negatives [..., K]; normalizer [] -> [...]
 
     Source: docs/papers/avid_cma.md [6].
     """
-    return nce_per_anchor(positives, negatives, normalizer).mean()
-
-
-def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
-    """`nce` before the average over the batch, [..., P] and [..., K] -> [...]; softplus prevents overflow."""
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)
     normalizer = torch.as_tensor(normalizer, dtype=positives.dtype, device=positives.device).detach()
     log_noise = normalizer.log() + math.log(negatives.shape[-1])  # log(K * normalizer)

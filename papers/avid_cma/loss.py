@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.losses.nce import estimate_normalizer, nce
+from common.losses.nce import estimate_normalizer, nce_per_anchor
 from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, mean_over_ranks, rank
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -130,7 +130,7 @@ class BankLoss(nn.Module):
                     normalizer = estimate_normalizer(drawn)
                     if update:  # frozen from here on; a validation keeps nothing, as it may differ between ranks
                         normalizer = self.normalizer.copy_(mean_over_ranks(normalizer))
-                terms[name] = nce(picked, drawn, normalizer)
+                terms[name] = nce_per_anchor(picked, drawn, normalizer).mean()
             weighted = [weight * terms[name] for name, weight in self.weights.items()]
             loss = torch.stack(weighted).sum() / sum(self.weights.values())
             if update:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.encoders.image import ImageResNet
-from common.losses.info_nce import info_nce
+from common.losses.info_nce import info_nce_per_anchor
 from common.memory.collective import gather_with_gradient
 from common.memory.queue import KeyQueue
 from papers.mct.loss import MultimodalContrast
@@ -121,7 +121,7 @@ def test_nt_xent_against_lightly() -> None:
     def ours() -> Tensor:
         unit = F.normalize(views.flatten(0, 1), dim=1)
         scores = unit @ unit.T / 0.1
-        return info_nce(scores.diagonal(512).repeat(2)[:, None], scores, negatives)
+        return info_nce_per_anchor(scores.diagonal(512).repeat(2)[:, None], scores, negatives).mean()
 
     what = "NT-Xent with gradient, 512 pairs of 128"
     _compare_losses(what, "lightly", _with_gradient(ours, views), _with_gradient(lambda: theirs(*views), views))
@@ -137,7 +137,7 @@ def test_a_queue_against_lightly() -> None:
 
     def loss() -> Tensor:
         own, others = queue.scores(F.normalize(query, dim=1) / 0.2, key)
-        return info_nce(own[:, None], others)
+        return info_nce_per_anchor(own[:, None], others).mean()
 
     def ours() -> tuple[Tensor, ...]:
         found = _with_gradient(loss, query)()

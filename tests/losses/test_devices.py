@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.margin import in_batch_hinge
 from common.losses.matching import in_batch_matching
-from common.losses.nce import nce
+from common.losses.nce import nce_per_anchor
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from common.losses.nce import nce
         lambda scores: in_batch_hinge(scores, 0.2),
         lambda scores: in_batch_matching(scores)[0],
         lambda scores: in_batch_matching(scores, scores[0].long())[1],
-        lambda scores: nce(scores, scores, 2.0),
+        lambda scores: nce_per_anchor(scores, scores, 2.0).mean(),
     ],
 )
 def test_tensors_of_two_devices_never_meet(loss: Callable[[Tensor], Tensor]) -> None:
