@@ -1,4 +1,4 @@
-"""The encoder module, checks and logging that the protocols share."""
+"""The encoder module, tables, checks and logging that the protocols share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from common.data.text import text_numbers
 from common.encoders.checkpoint_files import load_encoder
+from common.metrics.gathering import RowsOncePerSample
+from common.metrics.retrieval import owner_rows
 from common.monitoring.media import media_folder, write_table
 from common.training.callbacks import listed
 
@@ -117,6 +120,29 @@ class EncoderModule(pl.LightningModule):
                 f"{len(changed)} tensors of a frozen encoder changed, the first is {changed[0]}. "
                 "Does a callback train it or put it into training mode?"
             )
+
+
+class PairRows:
+    """Vectors of images and of captions over a test, from batches as `CaptionData.gallery` gives them."""
+
+    def __init__(self) -> None:
+        self.images = RowsOncePerSample("vector")
+        self.captions = RowsOncePerSample("vector", "image_index", "text")
+
+    def update(self, batch: Batch, vector: Tensor) -> None:
+        """Add a batch of images, or of captions, with a vector [B, d] each."""
+        if "tokens" in batch:
+            text = text_numbers(batch["tokens"], batch["lengths"])
+            self.captions.update(batch["index"], vector=vector, image_index=batch["image_index"], text=text)
+        else:
+            self.images.update(batch["index"], vector=vector)
+
+    def compute(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images [N, d], captions [M, d], the row of each caption's image [M], and a number per text [M]."""
+        index, images = self.images.compute(device)
+        _, captions = self.captions.compute(device)
+        row, known = owner_rows(index, captions["image_index"])
+        return images["vector"], captions["vector"][known], row, captions["text"][known]
 
 
 def check_num_classes(module: pl.LightningModule, num_classes: int | None = None, fewest: int = 2) -> None:

@@ -25,9 +25,8 @@ from common.encoders.heads import ProjectionHead
 from common.encoders.text import BertEncoder
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.memory.collective import all_gather_rows
-from common.metrics.gathering import RowsOncePerSample
-from common.metrics.retrieval import caption_retrieval, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
+from common.metrics.retrieval import caption_retrieval
+from common.protocols.base import PREFIXES, Batch, EncoderModule, PairRows, log_results
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.protocols.data import hold_out
 from common.types import PartialFraction, PositiveFloat, PositiveInt
@@ -184,28 +183,20 @@ class BridgedRetrieval(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        names = ("feature",), ("feature", "image_index", "text")
-        self.tables = [RowsOncePerSample(*names[place % 2]) for place in range(4)]
+        self.pairs = PairRows(), PairRows()  # to choose by, and to test on
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        table = self.tables[dataloader_idx]
-        if dataloader_idx % 2 == 0:
-            table.update(batch["index"], feature=self.features(batch["image"]).float())
-        else:
-            tokens = batch["tokens"]
-            table.update(
-                batch["index"], feature=self.text_features(tokens).float(), image_index=batch["image_index"].long(),
-                text=text_numbers(tokens, batch["lengths"]),
-            )  # fmt: skip
+        features = self.text_features(batch["tokens"]) if "tokens" in batch else self.features(batch["image"])
+        self.pairs[dataloader_idx // 2].update(batch, features.float())
 
     def on_test_epoch_end(self) -> None:
-        selection, test = (Pairs(self.tables[place], self.tables[place + 1], self.device) for place in (0, 2))
+        selection, test = (pairs.compute(self.device) for pairs in self.pairs)
         curve: dict[int, Tensor] = {}
         for length in self.hparams["lengths"]:
             bridge = self.kept[str(length)]
-            scores = [float(found["r10"]) for found in selection.searched(bridge)]
+            scores = [float(found["r10"]) for found in searched(bridge, *selection)]
             chosen = scores.index(max(scores))
-            results = test.searched(bridge)[chosen]
+            results = searched(bridge, *test)[chosen]
             curve[length] = results["r10"]
         metrics = {
             **results,
@@ -221,22 +212,13 @@ class BridgedRetrieval(EncoderModule):
                 logger.log_metrics({"bridge/r10": float(value)}, length)
 
 
-class Pairs:
-    """Features of images and of their captions; the latter also have `image_index` and `text`."""
-
-    def __init__(self, images: RowsOncePerSample, captions: RowsOncePerSample, device: torch.device) -> None:
-        index, rows = images.compute(device)
-        _, found = captions.compute(device)
-        self.row, known = owner_rows(index.long(), found["image_index"])
-        self.image, self.caption, self.text = rows["feature"], found["feature"][known], found["text"][known]
-
-    def searched(self, bridge: nn.Module) -> list[dict[str, Tensor]]:
-        """Results of `caption_retrieval` for every copy of a bridge, and `r10`, the mean of both directions."""
-        found = [
-            caption_retrieval(image, caption, self.row, equal_text=self.text)
-            for image, caption in zip(bridge("image", self.image), bridge("text", self.caption))
-        ]
-        return [{**results, "r10": (results["i2t_r10"] + results["t2i_r10"]) / 2} for results in found]
+def searched(bridge: nn.Module, images: Tensor, captions: Tensor, row: Tensor, text: Tensor) -> list[dict[str, Tensor]]:
+    """Results of `caption_retrieval` for every copy of a bridge, and `r10`, the mean of both directions."""
+    found = [
+        caption_retrieval(image, caption, row, equal_text=text)
+        for image, caption in zip(bridge("image", images), bridge("text", captions))
+    ]
+    return [{**results, "r10": (results["i2t_r10"] + results["t2i_r10"]) / 2} for results in found]
 
 
 def convergence(curve: dict[int, Tensor]) -> dict[str, Tensor]:

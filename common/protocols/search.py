@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,12 +18,11 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
-from common.data.text import CaptionTokenizer, text_numbers
+from common.data.text import CaptionTokenizer
 from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, gather_with_gradient
-from common.metrics.gathering import RowsOncePerSample
-from common.metrics.retrieval import caption_retrieval, folds, owner_rows
-from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, required
+from common.metrics.retrieval import caption_retrieval, folds
+from common.protocols.base import PREFIXES, Batch, EncoderModule, PairRows, log_results, required
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -96,7 +97,7 @@ class CrossModalSearch(EncoderModule):
         if width != embedding_dim:
             raise ValueError(f"embedding_dim: expected the {width} dimensions of text_encoder, got {embedding_dim}")
         self.space = SearchSpace(required(image_encoder, "feature_dim"), text_encoder, embedding_dim)
-        self.best: BestWeights | None = BestWeights(self.space, "recall_sum", "epoch")
+        self.best = BestWeights(self.space, "recall_sum", "epoch")
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -107,6 +108,12 @@ class CrossModalSearch(EncoderModule):
         if stage == "fit" and isinstance(data, SearchData):
             folds(len(data.searched(data.test_split)[0]), self.hparams["fold_size"])  # refuse it before training
             data.val_dataloader()  # the record names it even if a resumed run does not validate again
+
+    def embedded(self, batch: Batch) -> Tensor:
+        """Embeddings [B, embedding_dim] of a batch of images, or of captions."""
+        if "tokens" in batch:
+            return self.space.text(batch["tokens"])
+        return self.space.image(self.features(batch["image"]))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -127,17 +134,16 @@ class CrossModalSearch(EncoderModule):
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if batch_idx == 0 and self.best is not None:
+        if batch_idx == 0:
             self.best.compare(self, self.validate, self.global_step, self.current_epoch)
 
     def on_train_end(self) -> None:
-        if self.best is not None:
-            self.best.compare(self, self.validate, self.global_step, self.current_epoch, at_end=True)
-            self.best.restore()
+        self.best.compare(self, self.validate, self.global_step, self.current_epoch, at_end=True)
+        self.best.restore()
         super().on_train_end()
 
     def start_without_files(self) -> None:
-        self.best = None  # there is no validation split
+        self.best.compared = sys.maxsize  # there is no validation split
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings: Any = self.hparams
@@ -149,66 +155,42 @@ class CrossModalSearch(EncoderModule):
 
     def validate(self) -> dict[str, float]:
         """Recalls on the validation split, and the sum of the six."""
-        strategy, tables = self.trainer.strategy, _tables()
+        strategy, pairs = self.trainer.strategy, PairRows()
         precision = strategy.precision_plugin
         with precision.forward_context():
-            for kind, loader in enumerate(self.trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
-                for batch in loader:
-                    self._collect(tables, kind, strategy.batch_to_device(precision.convert_input(batch)))
-        recalls = {name: float(value) for name, value in self._search(tables).items()}
+            for batch in itertools.chain(*self.trainer.datamodule.val_dataloader()):  # type: ignore[attr-defined]
+                batch = strategy.batch_to_device(precision.convert_input(batch))
+                pairs.update(batch, self.embedded(batch))
+        recalls = {name: float(value) for name, value in self._search(pairs).items()}
         return {**recalls, "recall_sum": sum(recalls[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.best is not None:
-            checkpoint["selection"] = self.best.state()
+        checkpoint["selection"] = self.best.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.best is not None and "selection" in checkpoint:
+        if "selection" in checkpoint:
             self.best.load(checkpoint["selection"])
 
-    def _collect(self, tables: Sequence[RowsOncePerSample], kind: int, batch: Batch) -> None:
-        if kind == 0:
-            tables[0].update(batch["index"], embedding=self.space.image(self.features(batch["image"])))
-        else:
-            tables[1].update(
-                batch["index"],
-                embedding=self.space.text(batch["tokens"]),
-                image_index=batch["image_index"].long(),
-                text=text_numbers(batch["tokens"], batch["lengths"]),
-            )
-
-    def _search(
-        self, tables: Sequence[RowsOncePerSample], fold_size: int | None = None, equal_text: bool = False
-    ) -> dict[str, Tensor]:
-        index, image = tables[0].compute(self.device)
-        index = index.long()
-        _, caption = tables[1].compute(self.device)
-        row, known = owner_rows(index, caption["image_index"])
-        text = caption["text"][known] if equal_text else None
-        return caption_retrieval(image["embedding"], caption["embedding"][known], row, fold_size, text)
+    def _search(self, pairs: PairRows, fold_size: int | None = None, equal_text: bool = False) -> dict[str, Tensor]:
+        image, caption, row, text = pairs.compute(self.device)
+        return caption_retrieval(image, caption, row, fold_size, text if equal_text else None)
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        self.tables = _tables()
-        if self.best is not None:
-            self.best.restore()
+        self.pairs = PairRows()
+        self.best.restore()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._collect(self.tables, dataloader_idx, batch)
+        self.pairs.update(batch, self.embedded(batch))
 
     def on_test_epoch_end(self) -> None:
         fold_size = self.hparams["fold_size"]
-        metrics = self._search(self.tables, fold_size)
-        equal = self._search(self.tables, fold_size, equal_text=True)
+        metrics = self._search(self.pairs, fold_size)
+        equal = self._search(self.pairs, fold_size, equal_text=True)
         metrics |= {f"{name}_equal_text": value for name, value in equal.items()}
-        if self.best is not None:
-            metrics |= {name: torch.tensor(value) for name, value in self.best.metrics().items()}
+        metrics |= {name: torch.tensor(value) for name, value in self.best.metrics().items()}
         log_results(self, {f"test/{name}": value for name, value in metrics.items()})
-
-
-def _tables() -> list[RowsOncePerSample]:
-    return [RowsOncePerSample("embedding"), RowsOncePerSample("embedding", "image_index", "text")]
 
 
 class SearchData(PairData):

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
 from common.encoders.checkpoint_files import CheckpointError
-from common.metrics.gathering import RowsOncePerSample
-from common.protocols.bridge import BridgeData, BridgedRetrieval, Pairs, convergence
+from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence, searched
 from common.stages.loggers import MetricsFile
 from common.training.data_module import ShardedDataModule
 from tests.protocols.parts import attached, results_of, trainer
@@ -173,12 +172,8 @@ def test_convergence_stays_on_the_curve(values: list[float]) -> None:
 
 
 def test_equal_captions_are_found_for_each_other() -> None:
-    images, captions = RowsOncePerSample("feature"), RowsOncePerSample("feature", "image_index", "text")
-    number = torch.arange(2)
-    images.update(number, feature=torch.eye(2))
-    captions.update(number, feature=torch.eye(2).flip(0), image_index=number, text=torch.tensor([5, 5]))
-    pairs = Pairs(images, captions, torch.device("cpu"))
-    (found,) = pairs.searched(lambda modality, features: features[None])  # type: ignore[arg-type]
+    number, points = torch.arange(2), torch.eye(2)
+    (found,) = searched(lambda _, features: features[None], points, points.flip(0), number, torch.tensor([5, 5]))  # type: ignore[arg-type]
     assert (found["i2t_r1"], found["t2i_r1"], found["r10"]) == (100, 100, 100)
 
 
