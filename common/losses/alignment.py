@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.losses.info_nce import at_least_float32
+
 #: Added to denominators at padded positions, whose numerators are zero.
 _PADDED = 1e4
 
@@ -59,10 +61,8 @@ def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask:
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B, L, R], float32 at least
     """
-    dtype = torch.promote_types(words.dtype, torch.float32)
-    cosines = torch.bmm(
-        F.normalize(words.to(dtype), dim=2, eps=1e-5), F.normalize(regions.to(dtype), dim=2, eps=1e-5).mT
-    )
+    words, regions = at_least_float32(words), at_least_float32(regions)
+    cosines = torch.bmm(F.normalize(words, dim=2, eps=1e-5), F.normalize(regions, dim=2, eps=1e-5).mT)
     return torch.where(word_mask[:, :, None] & region_mask[:, None, :], 1 - cosines, 0.0)
 
 

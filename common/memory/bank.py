@@ -22,7 +22,6 @@ class MemoryBank(Replicated):
 
     def __init__(self, num_items: int, dim: int, momentum: float = 0.5) -> None:
         super().__init__()
-        self.num_items = num_items
         self.dim = dim
         self.momentum = momentum
         self.register_buffer("vectors", F.normalize(torch.randn(num_items, dim), dim=1))

@@ -88,7 +88,7 @@ class Replicated(nn.Module):
     def synchronize(self) -> None:
         """Give every rank the buffers of rank 0. Call once, before the first step."""
         for buffer in self.buffers():
-            broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
+            broadcast_from_rank_zero(buffer)
 
     @torch.no_grad()
     def check_replicas(self, name: str = "the memory") -> None:

@@ -14,16 +14,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
     Source: docs/papers/mct.md [9].
     """
-    scores, labels = np.asarray(scores), np.asarray(labels)
     counted = labels != -1
     if not (labels == 1).any():
         return float("nan")
     if not np.isfinite(scores[counted]).all():
         raise ValueError("scores: some are not finite; is the checkpoint damaged?")
     return float(average_precision_score(labels[counted], scores[counted]))
-
-
-def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Average precision [C] of every class (scores [N, C]), float64; NaN without a positive sample."""
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    return np.array([average_precision(*columns) for columns in zip(scores.T, labels.T)], dtype=np.float64)

@@ -80,10 +80,8 @@ class DetectionsOncePerImage:
 
     def compute(self) -> dict[int, DetectedImage]:
         """The images of all processes by their index, ascending; the same on every process."""
-        joined: dict[int, DetectedImage] = {}
-        for part in gather_objects([self._images]):
-            joined = {**part, **joined}
-        return dict(sorted(joined.items()))
+        found = gather_objects(list(self._images.items()))
+        return dict(sorted(dict(reversed(found)).items()))  # the first of a repeated image replaces later ones
 
 
 def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:

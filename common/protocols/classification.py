@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from common.metrics.average_precision import average_precisions
+from common.metrics.average_precision import average_precision
 from common.metrics.classification import hits, mean_clip_probability
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.protocols.base import (
@@ -473,7 +473,7 @@ class MultiLabelTagging(Classification):
 
     def on_test_epoch_end(self) -> None:
         rows = {name: rows.cpu().numpy() for name, rows in self.table.compute(self.device)[1].items()}
-        average = average_precisions(rows["scores"], rows["labels"])
+        average = np.array([average_precision(*columns) for columns in zip(rows["scores"].T, rows["labels"].T)])
         notes = [{"left_out": "no positive test sample" if np.isnan(value) else ""} for value in average]
         metrics = mean_average_precision(self, average, notes)
         log_results(self, {**metrics, "test/images": torch.tensor(float(len(rows["labels"])))})

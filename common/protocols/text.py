@@ -20,7 +20,7 @@ class GeneratedText:
 
     text: str
     answer: str
-    references: tuple[str, ...]
+    references: Sequence[str]
     question: str = ""
     kind: str = ""
 
@@ -76,18 +76,10 @@ class TextTest:
         known = correct >= 0
         self._choices.update(index[known], accuracy=100.0 * (picked == correct).float()[known])
 
-    def update_texts(
-        self,
-        index: Tensor,
-        texts: Iterable[str],
-        answers: Iterable[str],
-        references: Iterable[Sequence[str]],
-        questions: Iterable[str],
-        kinds: Iterable[str],
-    ) -> None:
-        """Add samples [B], see `GeneratedText`; a repeated sample keeps its first text."""
-        for sample, text, answer, others, *asked in zip(index.tolist(), texts, answers, references, questions, kinds):
-            self._own_texts.setdefault(sample, GeneratedText(text, answer, tuple(others), *asked))
+    def update_texts(self, index: Tensor, texts: Iterable[GeneratedText]) -> None:
+        """Add samples [B]; a repeated sample keeps its first text."""
+        for sample, text in zip(index.tolist(), texts):
+            self._own_texts.setdefault(sample, text)
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:
         """All metrics, the same on every process; all must call."""

@@ -50,7 +50,7 @@ def share_buffers(module: nn.Module) -> None:
     ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     for name, buffer in module.named_buffers():
         if name not in ignored:
-            broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
+            broadcast_from_rank_zero(buffer)
 
 
 def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:

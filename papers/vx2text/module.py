@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.metrics.captioning import Protocol
 from common.metrics.gathering import OncePerSample
-from common.protocols.text import TextTest
+from common.protocols.text import GeneratedText, TextTest
 from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -167,7 +167,7 @@ class VX2TextModule(pl.LightningModule):
         if picked is not None:
             self.test.update_choices(index, picked, batch["correct"])
         columns = [batch[name] for name in ("answer_text", "references", "question_text", "kind")]
-        self.test.update_texts(index, texts, *columns)
+        self.test.update_texts(index, map(GeneratedText, texts, *columns))
         if "speech_cut" in batch:
             self.speech_cut.update(index, speech_cut=batch["speech_cut"].float())
         for name, (chosen, _) in named.items():

@@ -22,7 +22,7 @@ def update(test: TextTest, index: list[int], texts: list[str], answers: list[str
         "kinds": ["shape", "color"][: len(index)],
         **more,
     }
-    test.update_texts(torch.tensor(index), texts, **columns)
+    test.update_texts(torch.tensor(index), map(GeneratedText, texts, *columns.values()))
 
 
 def test_every_sample_counts_once_and_kinds_apart() -> None:
@@ -36,7 +36,7 @@ def test_every_sample_counts_once_and_kinds_apart() -> None:
     assert found["exact_match_color"].item() == 0.0
     assert found["distinct"].item() == 2
     assert "accuracy" not in found
-    assert test.texts[7] == GeneratedText("a", "a", ("a",), "what", "shape")
+    assert test.texts[7] == GeneratedText("a", "a", ["a"], "what", "shape")
 
 
 def test_spaces_and_case_do_not_count() -> None:

@@ -9,10 +9,6 @@ from typing import Literal
 Protocol = Literal["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
 
 
-def keep(text: str) -> str:
-    return text
-
-
 def ascii_only(text: str) -> str:
     """Every non-ASCII character as one space, ends stripped."""
     return re.sub(r"[^\x00-\x7f]", " ", text).strip()
@@ -35,9 +31,9 @@ def without_stops(text: str) -> str:
 def preparation(protocol: Protocol) -> tuple[Callable[[str], str], Callable[[str], str]]:
     """How a protocol prepares candidates, and how references."""
     return {
-        "coco": (keep, keep),
+        "coco": (str, str),
         "tvc": (ascii_only, ascii_only),
         "avsd_1ref": (without_short_words, without_short_words),  # the reference is the one original answer
-        "avsd7": (without_short_words, keep),  # six references
-        "avsd8": (without_stops, keep),
+        "avsd7": (without_short_words, str),  # six references
+        "avsd8": (without_stops, str),
     }[protocol]
