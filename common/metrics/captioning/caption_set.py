@@ -40,40 +40,27 @@ class NGrams:
 
 
 class CaptionSet:
-    """N tokenized candidates, each with at least one reference; white space separates tokens."""
+    """N tokenized candidates, each with at least one reference; white space separates tokens.
 
-    def __init__(
-        self,
-        candidates: Sequence[str],
-        references: Sequence[Sequence[str]],
-    ) -> None:
+    Attributes:
+        owner: item of every reference, [R].
+        lengths: tokens of every candidate [N] and of every reference [R].
+    """
+
+    def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         if len(candidates) != len(references):
             raise ValueError(f"references: {len(references)} items for {len(candidates)} candidates")
         if not all(references):
             raise ValueError("every item needs at least one reference")
         self.candidates = list(candidates)
         self.references = [list(one) for one in references]
+        self.owner: Ints = np.repeat(np.arange(len(self)), [len(one) for one in references])
+        self._sentences = [text.split() for text in chain(candidates, *references)]
+        self._sentence_lengths = np.array([len(tokens) for tokens in self._sentences], dtype=np.int64)
+        self.lengths = self._sentence_lengths[: len(self)], self._sentence_lengths[len(self) :]
 
     def __len__(self) -> int:
         return len(self.candidates)
-
-    @cached_property
-    def owner(self) -> Ints:
-        """Item of every reference, [R]."""
-        return np.repeat(np.arange(len(self)), [len(one) for one in self.references])
-
-    @cached_property
-    def lengths(self) -> tuple[Ints, Ints]:
-        """Tokens of every candidate [N] and of every reference [R]."""
-        return self._sentence_lengths[: len(self)], self._sentence_lengths[len(self) :]
-
-    @cached_property
-    def _sentences(self) -> list[list[str]]:
-        return [text.split() for text in (*self.candidates, *(text for one in self.references for text in one))]
-
-    @cached_property
-    def _sentence_lengths(self) -> Ints:
-        return np.array([len(tokens) for tokens in self._sentences], dtype=np.int64)
 
     @cached_property
     def ngrams(self) -> dict[int, NGrams]:

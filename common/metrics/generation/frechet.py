@@ -37,11 +37,7 @@ class Moments:
         return cls(len(values), values.mean(axis=0), covariance)
 
     def save(self, path: str | Path) -> None:
-        def write(partial: Path) -> None:
-            with partial.open("wb") as file:
-                np.savez(file, count=self.count, mean=self.mean, covariance=self.covariance)
-
-        write_whole(path, write)
+        write_whole(path, lambda partial: np.savez(partial, **vars(self)))
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
