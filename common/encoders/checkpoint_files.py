@@ -64,7 +64,6 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
 
 def require_intact(path: str | Path) -> None:
     """Check the checksums of an archive's parts, which reading a mapped file skips."""
-    path = Path(path)
     if not zipfile.is_zipfile(path):
         return
     try:

@@ -41,9 +41,6 @@ class FeatureSVM(EncoderModule):
         if self.pretrained is not None:
             self.load_pretrained(self.pretrained)
 
-    def configure_optimizers(self) -> None:
-        return None
-
 
 class SoundSVM(FeatureSVM):
     """Linear SVMs on the stages of an audio encoder, for files seen as several windows each.

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from common.memory.collective import is_distributed, rank
+from common.memory.collective import rank
 from common.metrics.captioning import Protocol, score_captions
 from common.metrics.gathering import OncePerSample, gather_objects
 
@@ -98,7 +97,7 @@ class TextTest:
         return metrics
 
     def _caption_metrics(self) -> dict[str, float]:
-        found: list[dict[str, float]] = [{}]
+        found: dict[str, float] = {}
         if rank() == 0:
             for number, protocol in enumerate(self.protocols):
                 compared = {sample: references_of(text, protocol) for sample, text in sorted(self.texts.items())}
@@ -106,10 +105,8 @@ class TextTest:
                 texts = {sample: self.texts[sample].text for sample in references}
                 if references:
                     scores = score_captions(texts, references, protocol, with_meteor=self.meteor).measured
-                    found[0] |= {name if number == 0 else f"{protocol}/{name}": x for name, x in scores.items()}
-        if is_distributed():
-            dist.broadcast_object_list(found, src=0)
-        return found[0]
+                    found |= {name if number == 0 else f"{protocol}/{name}": x for name, x in scores.items()}
+        return gather_objects([found])[0]
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:

@@ -112,6 +112,19 @@ class WrappedOptimizer(Optimizer):
     def state(self, empty: object) -> None:
         """Torch's constructor sets one, which the parts replace."""
 
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Call the closure once, then update the parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        for part in self._parts:
+            part.step()
+
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
         if len(states) != len(self._parts):
             raise ValueError(
@@ -129,13 +142,6 @@ class CombinedOptimizer(WrappedOptimizer):
 
     Source: docs/papers/mct.md [6]: SGD for the image tower, AdamW for the text tower.
     """
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step every part; the closure is called once, before the first."""
-        loss = _evaluate(closure)
-        for part in self._parts:
-            part.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self._parts]}
@@ -161,19 +167,16 @@ class Lookahead(WrappedOptimizer):
         # Copied at the first step: weights may still be loaded or moved to another device.
         self._slow: list[Tensor] | None = None
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A fast step, and every k steps a slow one; the closure is called once, before."""
-        loss = _evaluate(closure)
+    def _update(self) -> None:
         fast = self._parameters()
         if self._slow is None:
             self._slow = [parameter.detach().clone() for parameter in fast]
-        self._parts[0].step()
+        super()._update()
         self._steps += 1
         if self._steps % self.k == 0:
             with torch.no_grad():
                 torch._foreach_lerp_(self._slow, fast, self.alpha)
                 torch._foreach_copy_(fast, self._slow)
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self._parts[0].state_dict(), "slow": self._slow, "steps": self._steps}
@@ -190,13 +193,6 @@ class Lookahead(WrappedOptimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
-
-
-def _evaluate(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 # -- schedules: functions from the number of steps (or epochs) so far to a factor of the learning rate -----------------

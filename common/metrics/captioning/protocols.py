@@ -28,12 +28,13 @@ def without_stops(text: str) -> str:
     return " ".join(word for word in text.split() if word not in (",", "."))
 
 
-def preparation(protocol: Protocol) -> tuple[Callable[[str], str], Callable[[str], str]]:
+def preparation(protocol: Protocol) -> tuple[Callable[[str], str], ...]:
     """How a protocol prepares candidates, and how references."""
-    return {
+    prepared: dict[Protocol, tuple[Callable[[str], str], ...]] = {
         "coco": (str, str),
         "tvc": (ascii_only, ascii_only),
         "avsd_1ref": (without_short_words, without_short_words),  # the reference is the one original answer
         "avsd7": (without_short_words, str),  # six references
         "avsd8": (without_stops, str),
-    }[protocol]
+    }
+    return prepared[protocol]
