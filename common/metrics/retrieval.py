@@ -13,12 +13,9 @@ _BLOCK, _SCORES = 1024, 1 << 22
 
 
 def match_ranks(query: Tensor, gallery: Tensor) -> Tensor:
-    """Rank of every query's match, the gallery item in the same row, by inner product; [Q] int64, 0 is best.
+    """Rank of the match of every query [Q, d], the gallery item [N, d] in the same row; [Q] int64, 0 is best.
 
-    Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
-
-    Args:
-        query, gallery: [Q, d] and [N, d].
+    By inner product. Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
     """
     blocks = torch.arange(len(query), device=query.device).split(_BLOCK)
     return torch.cat([label_ranks(query[rows] @ gallery.T, rows) for rows in blocks])
@@ -155,11 +152,7 @@ def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
 
 
 def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the captions' images among the readable images.
-
-    Args:
-        index: readable images, ascending, [N].
-        owner: image of every caption, [M].
+    """Rows of the captions' images `owner` [M] among the readable images `index` [N], ascending.
 
     Returns:
         Place in `index` of each caption's image, if readable, [m <= M]; and which captions these are, bool [M].
@@ -170,12 +163,9 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score_retrieval(scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None) -> dict[str, Tensor]:
-    """Search by a matrix of scores of all pairs, for models that read every pair; see `caption_ranks`.
+    """Search by the scores [N, M] of all images with all captions, for models that read every pair.
 
-    Returns what `caption_retrieval` does, and `mr`, the mean of the six recalls in percent.
-
-    Args:
-        scores: [N, M], images by captions.
+    Returns what `caption_retrieval` does, and `mr`, the mean of the six recalls in percent; see `caption_ranks`.
 
     Source: docs/papers/m3p.md [10].
     """

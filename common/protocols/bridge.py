@@ -39,11 +39,6 @@ class Bridge(nn.Module):
 
     Features are standardized first, without learned parameters: by the batch in training, by all training batches in
     the test. Otherwise the scale of the features would decide how fast a projection learns.
-
-    Args:
-        widths: features of the encoder of each modality.
-        hidden_dim: units of a hidden layer; None for a linear map.
-        copies: bridges trained side by side.
     """
 
     def __init__(self, widths: dict[Modality, int], embedding_dim: int, hidden_dim: int | None, copies: int) -> None:
