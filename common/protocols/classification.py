@@ -63,7 +63,6 @@ class Classification(EncoderModule):
         self.rates = list(learning_rates)
         self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.schedule, self.milestones, self.gamma = schedule, list(milestones), gamma
-        self.meters: list[OncePerSample] = []
 
     def setup(self, stage: str) -> None:
         check_num_classes(self, self.num_classes, self.fewest_classes)
@@ -384,13 +383,11 @@ class LinearClassification(Classification):
         self.l2 = normalize_features == "l2"
         self.norm = nn.BatchNorm1d(width, affine=False) if normalize_features == "batch_norm" else nn.Identity()
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            features = self.encoder(inputs)
+    def features(self, inputs: Tensor) -> Tensor:
+        features = self.encoder(inputs)
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(_dtype(self.heads))
-            features = self.norm(F.normalize(features) if self.l2 else features)
-            return {name: head(features) for name, head in zip(self.names, self.heads)}
+            return self.norm(F.normalize(features) if self.l2 else features)
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Cross-entropies; NaN without gradient for a classifier that diverged."""
@@ -457,7 +454,6 @@ class MultiLabelTagging(Classification):
         super().__init__(
             image_encoder, heads, num_classes, [learning_rate], "sgd", milestones=milestones, frozen=True, **kwargs
         )
-        self.table = RowsOncePerSample("scores", "labels")
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         labels, scores = batch["labels"], logits["head"]

@@ -154,7 +154,6 @@ class Detection(pl.LightningModule):
             nms_thresh=0.5,
             detections_per_img=detections_per_image,
         )
-        self.detections = DetectionsOncePerImage()
 
     # -- the detector --------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,6 @@ class SoundSVM(FeatureSVM):
         self.standardize_epsilon = standardize_epsilon
         options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
         self.options: dict[str, Any] = options
-        self.tables: list[dict[str, RowsOncePerSample]] = []
 
     def setup(self, stage: str) -> None:
         check_num_classes(self)
@@ -185,7 +184,6 @@ class MultiLabelSVM(FeatureSVM):
             "costs": costs, "folds": folds, "positive_weight": positive_weight, "max_iterations": max_iterations,
             "random_state": random_state,
         }  # fmt: skip
-        self.tables: list[RowsOncePerSample] = []
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
