@@ -158,12 +158,8 @@ def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) 
             f"{first_of(list(state) or list(content))}. If it has another prefix, add that to encoder_prefixes."
         )
     prefix = places[0]
-    found = {
-        name.removeprefix(prefix): value
-        for name, value in state.items()
-        if name.startswith(prefix)
-        and (name.removeprefix(prefix) in expected or not name.removeprefix(prefix).startswith(CLASSIFIERS))
-    }
+    own = below(state, prefix)
+    found = {name: own[name] for name in own if name in expected or not name.startswith(CLASSIFIERS)}
     if callable(rename := getattr(encoder, "released_names", None)):
         found = rename(found)
     load_exactly(

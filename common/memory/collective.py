@@ -27,14 +27,14 @@ def world_size() -> int:
 
 
 @torch.no_grad()
-def all_gather_concat(tensor: Tensor) -> Tensor:
-    """Concatenate equally shaped tensors of all ranks in rank order, without gradient; [B, ...] -> [W * B, ...]."""
+def all_gather_concat(tensor: Tensor, ranks: Any = None) -> Tensor:
+    """Concatenate equally shaped tensors of ranks in rank order, without gradient; [B, ...] -> [W * B, ...]."""
     tensor = tensor.detach()
     if not is_distributed():
         return tensor
     tensor = tensor.contiguous()
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor)
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(ranks))]
+    dist.all_gather(parts, tensor, group=ranks)
     return torch.cat(parts)
 
 
@@ -148,10 +148,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, ranks: Any) -> Tensor:
         ctx.size, ctx.ranks = len(tensor), ranks
-        tensor = tensor.contiguous()
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(ranks))]
-        dist.all_gather(parts, tensor, group=ranks)
-        return torch.cat(parts)
+        return all_gather_concat(tensor, ranks)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
