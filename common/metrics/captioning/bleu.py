@@ -24,13 +24,15 @@ def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
     items = len(captions)
     length, reference_length = captions.lengths
     matches, totals = np.zeros((items, ORDERS)), np.zeros((items, ORDERS))
-    for order in range(1, ORDERS + 1):
-        ngrams = captions.ngrams[order]
-        most = np.zeros(len(ngrams.candidate_count), dtype=np.int64)
-        matched = ngrams.partner >= 0
-        np.maximum.at(most, ngrams.partner[matched], ngrams.reference_count[matched])
-        clipped = np.minimum(ngrams.candidate_count, most)
-        matches[:, order - 1] = np.bincount(ngrams.candidate_item, clipped, minlength=items)
+    for order, (candidate, reference) in enumerate(captions.ngrams, start=1):
+        # Number the candidates' n-grams to find the largest count of each in the item's references.
+        entry = candidate.copy()
+        entry.data = np.arange(1, entry.nnz + 1)
+        shared = entry[captions.owner] * (reference > 0)
+        most = np.zeros(entry.nnz)
+        np.maximum.at(most, shared.data - 1, (reference * (shared > 0)).data)
+        entry.data = np.minimum(candidate.data, most)
+        matches[:, order - 1] = entry.sum(1)
         totals[:, order - 1] = np.maximum(length - order + 1, 0)
     # The closest length first, then the shorter: one minimum over distance and length as a single number.
     span = int(reference_length.max(initial=0)) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from common.metrics.captioning.caption_set import ORDERS, CaptionSet, Floats, mean
 
@@ -23,16 +24,14 @@ def cider(captions: CaptionSet) -> tuple[float, Floats]:
     """
     items, references = len(captions), len(captions.owner)
     similarity = np.zeros(references)
-    for order in range(1, ORDERS + 1):
-        ngrams = captions.ngrams[order]
-        rarity = np.log(max(items, 1)) - np.log(np.maximum(ngrams.document_frequency, 1))
-        candidate = ngrams.candidate_count * rarity[ngrams.candidate_gram]
-        reference = ngrams.reference_count * rarity[ngrams.reference_gram]
-        candidate_square = np.bincount(ngrams.candidate_item, candidate**2, minlength=items)
-        reference_square = np.bincount(ngrams.reference_row, reference**2, minlength=references)
-        matched = ngrams.partner >= 0
-        theirs, ours = reference[matched], candidate[ngrams.partner[matched]]
-        cosine = np.bincount(ngrams.reference_row[matched], np.minimum(ours, theirs) * theirs, minlength=references)
+    members = csr_array((np.ones(references), (captions.owner, np.arange(references))), (items, references))
+    for candidate, reference in captions.ngrams:
+        document_frequency = np.bincount((members @ reference).indices, minlength=reference.shape[1])
+        rarity = np.log(max(items, 1)) - np.log(np.maximum(document_frequency, 1))
+        ours, theirs = candidate.multiply(rarity).tocsr(), reference.multiply(rarity).tocsr()
+        ones = np.ones(len(rarity))  # a product adds in order; `sum` rounds differently
+        candidate_square, reference_square = ours**2 @ ones, theirs**2 @ ones
+        cosine = (ours[captions.owner].minimum(theirs) * theirs) @ ones
         norm = np.sqrt(candidate_square)[captions.owner] * np.sqrt(reference_square)
         similarity += np.divide(cosine, norm, out=np.zeros(references), where=norm > 0)
     bigrams, reference_bigrams = (np.maximum(length - 1, 0) for length in captions.lengths)
