@@ -95,6 +95,7 @@ class GroupedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        self._check_input_dim(input)
         return self._within(input) if self.processes is None else self._across(input)
 
     def _within(self, x: Tensor) -> Tensor:

@@ -131,10 +131,9 @@ def score_pairs(
             saved = time.monotonic()
         stopping.check()
     # Captions are rows, because processes may have different numbers of them.
-    device = gallery.image.device
     rows = torch.cat([torch.zeros(0, len(gallery.image)), *(tile.T for tile in done)])
     columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])
-    rows, columns = gather_rows(rows.to(device)).cpu(), gather_rows(columns.to(device)).cpu()
+    rows, columns = gather_rows(rows), gather_rows(columns)
     return torch.empty_like(rows).index_copy_(0, columns, rows).T
 
 
