@@ -66,12 +66,9 @@ def doctor(
     folder = (data or data_root()).resolve()
     print(f"\ndata sets for the paper scale in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
     for paper in existing_papers():
-        states = {
-            status.dataset.full_title: status.present
-            for status in (one.status() for one in datasets_of(paper.name, folder))
-        }
-        absent = [title for title, present in states.items() if not present]
-        told = f"missing {'; '.join(absent)} (see `assemble data {paper.short}`)" if absent else "all present"
+        found = [one.status() for one in datasets_of(paper.name, folder)]
+        lacking = dict.fromkeys(status.dataset.full_title for status in found if not status.present)
+        told = f"missing {'; '.join(lacking)} (see `assemble data {paper.short}`)" if lacking else "all present"
         print(f"  {paper.short}: {told}", flush=True)
     return 0
 

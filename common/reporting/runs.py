@@ -165,12 +165,14 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
     >>> flat({"model": {"class_path": "a.B", "init_args": {"rates": [1, 2]}}})
     {'model': 'a.B', 'model.rates': [1, 2]}
+    >>> flat({"data": {"class_path": "a.B", "init_args": {}}})
+    {'data': 'a.B'}
     """
     if isinstance(config, dict) and config:
         found: dict[str, Any] = {}
         for key, value in config.items():
             if key == "init_args":
-                found |= flat(value, prefix)
+                found |= flat(value, prefix) if value else {}
             elif key == "class_path" and prefix:
                 found[prefix] = value
             else:

@@ -244,13 +244,11 @@ class Table(Part):
         """Pass the names of metrics and rows to predicates."""
         if not isinstance(given, Mapping):
             return given
-        rows = [row for row in given.get("rows") or [] if isinstance(row, Mapping)]
-        _names(info)["row"] = [" ".join(str(row.get("label")).split()) for row in rows]
-        metrics = given.get("metrics")
-        if not isinstance(metrics, Mapping):
-            return given
-        _names(info)["metric"] = list(metrics)
-        return {**given, "metrics": _named(metrics, "id")}
+        rows, metrics = given.get("rows"), given.get("metrics")
+        mappings = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+        _names(info)["row"] = [" ".join(str(row.get("label")).split()) for row in mappings]
+        _names(info)["metric"] = list(metrics) if isinstance(metrics, Mapping) else []
+        return {**given, "metrics": _named(metrics, "id")} if isinstance(metrics, Mapping) else given
 
     @field_validator("rows")
     @classmethod

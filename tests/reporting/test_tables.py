@@ -43,6 +43,8 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("base, job: pretrain", "base, job: pretrain, from: {x: better}", "start from itself: base -> better -> base"),
         ("from: {model.init_args.warm", "parents: {model.init_args.warm", r"stages\.better: unknown key 'parents'"),
         ("title: Transfer", CURVE % "'New.ucf{x}'", r"curve\.panels\.b\.c\.1\S*: .*'ucf1'"),
+        ("    metrics:\n", "    metrics: 3\n    other:\n", r"tables\[0\] .*metrics"),
+        ("    rows:\n", "    rows: 5\n    other:\n", r"tables\[0\] .*rows"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place(project: Path, old: str, new: str, words: str) -> None:
