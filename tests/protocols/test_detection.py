@@ -547,6 +547,7 @@ def test_results_are_in_percent_and_by_both_rules(tmp_path: Path, monkeypatch: p
     module = detector()
     module.trainer = trainer(tmp_path)
     nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    module.on_test_epoch_start()
     module.detections.update(torch.tensor([0, 1]), [one_detection(0.9), nothing], [ONE_OBJECT, ONE_OBJECT])
     module.on_test_epoch_end()
     # One of two objects is found: precise at the recalls 0, 0.1, ..., 0.5, or 0, 0.01, ..., 0.5.
