@@ -116,6 +116,10 @@ def whole_folder(output: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not output.exists():
             old.replace(output)
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists():
+            with contextlib.suppress(OSError):
+                old.replace(partial)  # `put_back` restores an .old, which may be half deleted
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
 

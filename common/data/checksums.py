@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
-
-from common.data.annotations import read_once
 
 
 def problem(path: Path, published: str) -> str | None:
@@ -20,7 +19,13 @@ def problem(path: Path, published: str) -> str | None:
     return f"its {kind} is {found[: max(len(expected), 8)]}, expected {expected}: damaged, or another version"
 
 
-@read_once(64)  # two data sets may share a file
 def digest(path: Path, kind: str) -> str:
+    status = path.stat()
+    return _digest(path, kind, (status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
+    """Digest of a file, cached until its stamp changes, because two data sets may share it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

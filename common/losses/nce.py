@@ -15,7 +15,7 @@ def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | fl
     """Binary noise-contrastive loss, in nats, of scores against uniformly drawn negatives.
 
     With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n` costs
-    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed; the loss is the mean over the batch. Scores
+    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed; the caller averages over the batch. Scores
     are already divided by the temperature. No gradient flows through `normalizer`, the model's partition constant.
     Softplus prevents overflow.
 

@@ -12,7 +12,10 @@ from common.memory.collective import is_distributed, world_size
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
-    """Pickled values of all processes in rank order; their number may differ and be 0. Tensors come to the CPU."""
+    """Values of all processes in rank order, pickled; their number may differ and be 0.
+
+    Tensors of several processes come to the CPU; a single process gets its own as they are.
+    """
     if not is_distributed():
         return values
     parts: list[list[Any]] = [[] for _ in range(world_size())]
@@ -54,7 +57,7 @@ class OncePerSample:
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Float64 means over all samples, NaN without any, and `count`."""
         none = torch.zeros(0, len(self.names), dtype=torch.float64, device=device)
-        batches = [(none[:, 0].long(), none), *gather_objects(self._batches)]
+        batches = [(none[:, 0].long(), none), *_gathered(self._batches)]
         index, values = _joined(batches, device)
         samples, position, times = torch.unique(index, return_inverse=True, return_counts=True)
         per_sample = values.new_zeros(len(samples), len(self.names)).index_add_(0, position, values) / times[:, None]
@@ -76,7 +79,7 @@ class RowsOncePerSample:
 
     def compute(self, device: torch.device | str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
         """Ascending positions [N] and rows [N, ...] by name."""
-        batches = gather_objects(self._batches)
+        batches = _gathered(self._batches)
         if not batches:
             raise ValueError("there is no sample to evaluate")
         index, *rows = _joined(batches, device)
@@ -84,6 +87,12 @@ class RowsOncePerSample:
         if not torch.equal(first, torch.arange(len(index), device=first.device)):  # of one process: saves a copy
             index, *rows = index[first], *(part[first] for part in rows)
         return index, dict(zip(self.names, rows))
+
+
+def _gathered(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The batches of all processes; each joins its own first, because every tensor is pickled by itself."""
+    joined = is_distributed() and batches
+    return gather_objects([tuple(torch.cat(parts) for parts in zip(*batches))] if joined else [*batches])
 
 
 def _joined(batches: Sequence[tuple[Tensor, ...]], device: torch.device | str) -> list[Tensor]:
