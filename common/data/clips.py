@@ -232,7 +232,7 @@ class DenseVideoClips(VideoClips):
     ) -> None:
         super().__init__(listing, video_transform, training=False, **options)
         self.frames = self.video_transform.frames
-        self.video_transform = replace(self.video_transform, frames=0)  # loops whole clips itself
+        self.video_transform = replace(self.video_transform, frames=0)  # `_make` loops short clips
         self.clips = clips
         self.random_starts = random_starts
 
@@ -295,6 +295,7 @@ class SoundWindows(ClipDataset):
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
             cut = self._training_windows if self.training else self._test_windows
+            # The file stays open, because windows and volumes are drawn in turns, as in recorded runs.
             windows = []
             for samples in cut(media, limits, rng):
                 windows.append((yield self.audio_transform.together, samples, rng))

@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class _Contrast(ImageEnhance.Contrast):
-    """With the same mean; Pillow takes most of the time to sum a histogram in Python."""
+    """`ImageEnhance.Contrast` with a faster mean: Pillow sums a histogram in Python."""
 
     def __init__(self, image: Image.Image) -> None:
         gray = int(np.asarray(image.convert("L")).mean() + 0.5)

@@ -10,11 +10,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from common.data.listing import Listing
@@ -22,13 +23,13 @@ from common.data.media import MediaError
 
 logger = logging.getLogger(__name__)
 
-#: Samples made in step; bounds the memory for what they are made of.
-MOST_TOGETHER = 64
+#: No more samples are begun in step once those that are hold this many bytes of frames, sound or pictures.
+MOST_BYTES = 2**26
 
 Key = int | tuple[int, int]
 # Tensors, or lists of them for several views or boxes.
 Sample = dict[str, Any]
-# Makes a sample and yields the calls on the way that `in_step` makes, (function, *arguments).
+# Makes a sample; yields calls as (function, *arguments) and is sent their results.
 Steps = Generator[tuple[Any, ...], Any, Sample]
 Make = Callable[[int, np.random.Generator], Sample | Steps]
 
@@ -82,8 +83,9 @@ class ItemDataset(Dataset[Sample], ABC):
     index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
     `max_skipped_fraction` of the files are unusable.
 
-    :meth:`_make` returns a sample, or is a generator that lets one call transform a whole batch, which takes less time
-    if pictures are small: `video = yield transform.together, frames, rng`.
+    :meth:`_make` returns a sample, or yields calls that are made once for a whole batch, which takes less time if
+    pictures are small: `video = yield transform.together, frames, rng`. Override :meth:`_steps` for samples that depend
+    on more than the file.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
@@ -97,14 +99,14 @@ class ItemDataset(Dataset[Sample], ABC):
     def __len__(self) -> int:
         return len(self.listing) * self.passes
 
+    @final  # loaders call `__getitems__`
     def __getitem__(self, key: Key) -> Sample:
         """The sample of an item of epoch 0, or of (epoch, item)."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        """The samples of a batch, for which the loader asks at once."""
-        blocks = [keys[first : first + MOST_TOGETHER] for first in range(0, len(keys), MOST_TOGETHER)]
-        samples = [sample for block in blocks for sample in in_step([self._steps(key) for key in block])]
+        """The samples of a batch; they share memory, so clone what you keep."""
+        samples = in_step([self._steps(key) for key in keys])
         for name in ("index", "label", "skipped"):
             for sample, number in zip(samples, torch.tensor([sample[name] for sample in samples])):
                 sample[name] = number
@@ -115,7 +117,7 @@ class ItemDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
-        """Make the sample of a file; on a :class:`MediaError` the next item replaces it."""
+        """Make the sample of a file; on a :class:`MediaError`, except in a yielded call, the next item replaces it."""
 
     @abstractmethod
     def fill_cache(self) -> None:
@@ -159,20 +161,32 @@ class ItemDataset(Dataset[Sample], ABC):
 
 
 def in_step(running: Sequence[Steps]) -> list[Sample]:
-    """Make samples in parallel, each function called once for all of them: with lists of arguments, for a list."""
-    samples: list[Sample] = [{}] * len(running)
-    answers: dict[int, Any] = dict.fromkeys(range(len(running)))
-    while answers:
-        asked: defaultdict[Any, list[tuple[Any, ...]]] = defaultdict(list)
-        for number, answer in answers.items():
-            try:
-                function, *arguments = running[number].send(answer)
-            except StopIteration as done:
-                samples[number] = done.value
-            else:
-                asked[function].append((number, *arguments))
-        answers = {}
-        for function, calls in asked.items():
-            numbers, *columns = zip(*calls)
-            answers |= zip(numbers, function(*columns))
-    return samples
+    """Run generators round by round; one call serves all that yield the same function, each argument as a sequence."""
+    samples: dict[int, Sample] = {}
+    calls: defaultdict[Any, list[tuple[Any, ...]]] = defaultdict(list)
+
+    def send(number: int, answer: Any) -> int:
+        """Advance a generator; returns the bytes of the arguments that it yields."""
+        try:
+            function, *arguments = running[number].send(answer)
+        except StopIteration as done:
+            samples[number] = done.value
+            return 0
+        calls[function].append((number, *arguments))
+        return sum(_bytes_of(argument) for argument in arguments)
+
+    numbers = iter(range(len(running)))
+    while len(samples) < len(running):
+        held = 0
+        while held < MOST_BYTES and (number := next(numbers, None)) is not None:
+            held += send(number, None)
+        while calls:
+            function, asked = calls.popitem()
+            askers, *columns = zip(*asked, strict=True)
+            for number, answer in zip(askers, function(*columns), strict=True):
+                send(number, answer)
+    return [samples[number] for number in range(len(running))]
+
+
+def _bytes_of(argument: Any) -> int:
+    return 4 * argument.width * argument.height if isinstance(argument, Image) else getattr(argument, "nbytes", 0)

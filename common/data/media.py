@@ -5,10 +5,8 @@ Time stamps are reliable; the number of samples a decoder returns before the fir
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import math
-import operator
 import os
 import re
 from collections import OrderedDict
@@ -199,7 +197,9 @@ def read_image(path: Path, cache: FileCache | None = None) -> Image.Image:
     if cache is not None:
         return cache.get(path, lambda: read_image(path))
     with parsing(path, MediaError), Image.open(path) as image:
-        return _to_rgb(image)
+        pixels = _to_rgb(image)
+    pixels.info = {}  # EXIF and color profiles can be larger than the picture
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -347,7 +347,7 @@ class MediaFile:
         # Frames change half a frame before the grid time, because stamps may be rounded.
         boundaries = (origin + (indices + np.float64(0.5)) * step).tolist()
         if (timed := self._decoded.video) is not None:
-            first = bisect.bisect_left(timed, boundaries[0] - step, key=operator.itemgetter(0))
+            first = next((place for place, (time, _) in enumerate(timed) if time >= boundaries[0] - step), len(timed))
             frames = _on_screen(timed[max(first - 1, 0) :], boundaries, step)
         else:
             with parsing(self.path, MediaError):
@@ -588,7 +588,7 @@ class FrameFolder:
         self._cache = cache
         try:
             names = sorted(os.listdir(self.path))
-        except OSError as error:
+        except OSError as error:  # `parsing` looks twice more, for every sample
             raise MediaError.of(self.path, told(error)) from error
         # Some systems create hidden files when they copy pictures.
         matches = [_NUMBERED.fullmatch(name) for name in names if not name.startswith(".")]

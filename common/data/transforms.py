@@ -103,19 +103,21 @@ class VideoTransform:
     def together(self, clips: Sequence[Tensor], generators: Sequence[np.random.Generator | None]) -> list[Tensor]:
         """Transform several clips, each with its generator; faster than one by one if they are small."""
         # Draw all numbers at once: faster, and every parameter always uses the same one.
-        drawn = [rng.random(2 * CROP_TRIES + 11).tolist() if self.training and rng else [] for rng in generators]
+        drawn: list[list[float]] = [[]] * len(clips)
+        if self.training:
+            drawn = [rng.random(2 * CROP_TRIES + 11).tolist() for rng in generators]  # type: ignore[union-attr]
         cropped = [self._cropped(frames, draws) for frames, draws in zip(clips, drawn)]
         alike: dict[tuple[int, ...], list[int]] = {}
         for number, (pixels, draws) in enumerate(zip(cropped, drawn)):
             order = sorted(range(4), key=draws[-8:].__getitem__) if draws else []
             alike.setdefault((pixels.shape[1], *(one for one in order if self.jitter[one])), []).append(number)
-        finished: dict[int, Tensor] = {}
+        results: dict[int, Tensor] = {}
         for (_, *order), numbers in alike.items():
             video = torch.stack([cropped[number] for number in numbers])
             if self.normalize or order:
                 video = self._colored(video, order, np.array([drawn[number][-4:] for number in numbers]))
-            finished |= zip(numbers, video)
-        return [finished[number] for number in range(len(clips))]
+            results |= zip(numbers, video)
+        return [results[number] for number in range(len(clips))]
 
     def _cropped(self, frames: Tensor, draws: Sequence[float]) -> Tensor:
         """Crop, resize, flip and loop bytes, [T, H, W, 3] -> [3, T, crop, crop]."""
@@ -306,8 +308,8 @@ class AudioTransform:
         """Transform several clips, each with its generator; faster than one by one if they are small."""
         samples = torch.stack([self.prepare(sound) for sound in sounds])
         if self.training and self.volume > 0.0:
-            gains = [1.0 + (2.0 * rng.random() - 1.0) * self.volume for rng in generators if rng]
-            samples *= torch.tensor(gains, dtype=torch.float32)[:, None]
+            draws = torch.tensor([rng.random() for rng in generators], dtype=torch.float64)  # type: ignore[union-attr]
+            samples *= (1.0 + (2.0 * draws - 1.0) * self.volume).float()[:, None]
         blocks = samples.split(max(CACHED_SAMPLES // self.num_samples, 1))
         decibels = torch.cat([self.decibels(block) for block in blocks])
         if len(self.mean):

@@ -20,7 +20,7 @@ from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarratives
 from common.data.image_transforms import SquashTransform
 from common.data.images import ImageItems, require_captions
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Sample, Steps
 from common.data.listing import Listing
 from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
@@ -87,8 +87,8 @@ class TextToImageItems(ImageItems):
         super().__init__(items.listing, **options)
         self.items = items
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        picture, _ = self.transform(image, rng)
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
+        picture, _ = yield self.transform.together, image, rng
         number = int(self.items.first[item]) + int(rng.integers(int(self.items.count[item])))
         return {"image": picture, "caption": torch.tensor(number)}
 
