@@ -15,11 +15,10 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from common.data.listing import Listing
-from common.data.media import MediaError
+from common.data.media import MediaError, bytes_of
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +172,7 @@ def in_step(running: Sequence[Steps]) -> list[Sample]:
             samples[number] = done.value
             return 0
         calls[function].append((number, *arguments))
-        return sum(_bytes_of(argument) for argument in arguments)
+        return sum(map(bytes_of, arguments))
 
     numbers = iter(range(len(running)))
     while len(samples) < len(running):
@@ -186,7 +185,3 @@ def in_step(running: Sequence[Steps]) -> list[Sample]:
             for number, answer in zip(askers, function(*columns), strict=True):
                 send(number, answer)
     return [samples[number] for number in range(len(running))]
-
-
-def _bytes_of(argument: Any) -> int:
-    return 4 * argument.width * argument.height if isinstance(argument, Image) else getattr(argument, "nbytes", 0)

@@ -162,12 +162,12 @@ class FileCache:
             self._entries.move_to_end(key)
             return self._entries[key]
         content = decode()
-        if (size := _bytes_of(content)) <= self.max_bytes:
+        if (size := bytes_of(content)) <= self.max_bytes:
             self._entries[key] = content
             self.nbytes += size
         while self.nbytes > self.max_bytes:
             _, old = self._entries.popitem(last=False)
-            self.nbytes -= _bytes_of(old)
+            self.nbytes -= bytes_of(old)
             self.dropped += 1
         return content
 
@@ -181,9 +181,10 @@ class FileCache:
                 return
 
 
-def _bytes_of(content: Image.Image | DecodedMedia) -> int:
+def bytes_of(content: object) -> int:
+    """Bytes of a decoded picture or file, or of a tensor or array; 0 for anything else."""
     # Pillow stores RGB in four bytes.
-    return 4 * content.width * content.height if isinstance(content, Image.Image) else content.nbytes
+    return 4 * content.width * content.height if isinstance(content, Image.Image) else getattr(content, "nbytes", 0)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -325,8 +325,7 @@ class AudioTransform:
         """Mix to mono and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
         if samples.ndim == 2:
             samples = samples.mean(dim=0)
-        missing = self.num_samples - len(samples)
-        return F.pad(samples, (0, missing)) if missing > 0 else samples[: self.num_samples]
+        return to_length(samples, self.num_samples)
 
     def decibels(self, samples: Tensor) -> Tensor:
         """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
@@ -338,6 +337,12 @@ class AudioTransform:
         pooled = torch.cat([power[..., :1, :], groups], dim=-2).transpose(-2, -1).contiguous().unsqueeze(-3)
         decibels = pooled.clamp_(min=1e-10).log10_().mul_(10.0)
         return torch.maximum(decibels, decibels.amax((-3, -2, -1), keepdim=True) - DYNAMIC_RANGE)
+
+
+def to_length(samples: Tensor, count: int) -> Tensor:
+    """Cut or zero-pad at the end, [N] -> [count]."""
+    missing = count - len(samples)
+    return F.pad(samples, (0, missing)) if missing > 0 else samples[:count]
 
 
 @functools.lru_cache(maxsize=4)

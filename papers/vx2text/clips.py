@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.data.clips import limits_of
 from common.data.item_dataset import Sample, Steps, in_step
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, FrameFolder, MediaFile, open_media
-from common.data.transforms import CACHED_SAMPLES, VideoTransform
+from common.data.transforms import CACHED_SAMPLES, VideoTransform, to_length
 from common.training.examples import Draw
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.vx2text.tokens import Modality
@@ -115,9 +114,9 @@ class LogMel:
     def together(self, sounds: Sequence[Tensor]) -> list[Tensor]:
         """Transform several sounds; faster than one by one if they are short."""
         length = self.audio.samples
-        padded = [F.pad(own, (0, length - len(own))) if len(own) < length else own[:length] for own in sounds]
         spectra: list[Tensor] = []
-        for samples in torch.stack(padded).split(max(CACHED_SAMPLES // length, 1)):
+        stacked = torch.stack([to_length(sound, length) for sound in sounds])
+        for samples in stacked.split(max(CACHED_SAMPLES // length, 1)):
             spectrum = torch.stft(samples, self.audio.window, self.audio.hop, window=self._hann, return_complex=True)
             # One product each: that of several may be rounded differently.
             for power in torch.view_as_real(spectrum).square().sum(-1):
