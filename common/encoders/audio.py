@@ -52,6 +52,10 @@ class AudioConvNet(nn.Module):
     Shapes:
         audio [B, in_channels, T, F] (time, frequency) -> features [B, 8 * width]
 
+    Examples:
+        >>> AudioConvNet()(torch.randn(2, 1, 200, 257)).shape
+        torch.Size([2, 512])
+
     Source: docs/papers/avid_cma.md [3.2].
     """
 

@@ -18,6 +18,10 @@ class ProjectionHead(nn.Module):
     Shapes:
         [B, in_dim] -> [B, out_dim]
 
+    Examples:
+        >>> ProjectionHead()(torch.randn(2, 512)).shape
+        torch.Size([2, 128])
+
     Source: docs/papers/avid_cma.md [3.3]; 590,976 parameters by default.
     """
 

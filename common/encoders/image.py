@@ -28,6 +28,10 @@ class ImageResNet(nn.Module):
     Shapes:
         [B, 3, H, W] -> [B, feature_dim]; 2048 features for ResNet-50.
 
+    Examples:
+        >>> ImageResNet()(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 2048])
+
     Source: docs/papers/mct.md [7]: torchvision's resnet50 from random weights.
     """
 
@@ -85,6 +89,10 @@ def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:
     Args:
         name: see `timm.list_models()`.
         options: of `timm.create_model`, such as `{img_size: 64}` for a transformer.
+
+    Examples:
+        >>> timm_encoder("resnet18")(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 512])
     """
     encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
     encoder.feature_dim = encoder.head_hidden_size

@@ -25,6 +25,10 @@ class KineticsR2Plus1D(nn.Module):
     Shapes:
         [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.
 
+    Examples:
+        >>> KineticsR2Plus1D(layers=(1, 1, 1, 1), channels=(8, 16, 32, 64))(torch.randn(1, 3, 8, 32, 32)).shape
+        torch.Size([1, 64])
+
     Source: docs/papers/vx2text.md [3].
     """
 

@@ -48,6 +48,10 @@ class PANNsCNN14(nn.Module):
     Shapes:
         [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T >= 2 ** (len(channels) - 1).
 
+    Examples:
+        >>> PANNsCNN14(channels=(8, 16, 32))(torch.randn(2, 1, 64, 64)).shape
+        torch.Size([2, 32])
+
     Source: docs/papers/vx2text.md [3].
     """
 

@@ -28,6 +28,11 @@ class BertEncoder(nn.Module):
     Shapes:
         tokens int64 [B, L], mask bool [B, L] -> [B, feature_dim]
 
+    Examples:
+        >>> bert = BertEncoder(hidden_size=32, layers=2, attention_heads=4, intermediate_size=64)
+        >>> bert(torch.tensor([[101, 2023, 102]]), torch.ones(1, 3, dtype=torch.bool)).shape
+        torch.Size([1, 32])
+
     Source: docs/papers/mct.md [3] and [7]: bert-base-uncased, [CLS] before the tanh pooler.
     """
 

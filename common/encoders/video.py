@@ -71,6 +71,10 @@ class R2Plus1D(nn.Module):
     Shapes:
         video [B, in_channels, T, H, W] -> features [B, 8 * width]
 
+    Examples:
+        >>> R2Plus1D(depth=10, width=8)(torch.randn(2, 3, 8, 32, 32)).shape
+        torch.Size([2, 64])
+
     Source: docs/papers/avid_cma.md [3.1].
     """
 

@@ -14,6 +14,10 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     Shapes:
         real, fake of any shape, not necessarily equal -> scalar
 
+    Examples:
+        >>> hinge_discriminator(real=torch.tensor([2.0, 0.5]), fake=torch.tensor([-2.0, 0.0]))
+        tensor(0.7500)
+
     Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """
     return F.relu(1.0 - at_least_float32(real)).mean() + F.relu(1.0 + at_least_float32(fake)).mean()
@@ -21,6 +25,10 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 def hinge_generator(fake: Tensor) -> Tensor:
     """Loss of a generator against a hinge discriminator: the negative mean score of its images.
+
+    Examples:
+        >>> hinge_generator(fake=torch.tensor([-2.0, 0.5]))
+        tensor(0.7500)
 
     Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """

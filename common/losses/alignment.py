@@ -27,6 +27,12 @@ def word_region_alignment(
     Shapes:
         words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B] -> scalar
 
+    Examples:
+        >>> words, regions = torch.eye(4)[None, :2], torch.eye(4)[None, :3]  # one pair, 2 words and 3 regions
+        >>> masks = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+        >>> word_region_alignment(words, regions, *masks, matched=torch.tensor([True]))
+        tensor(0.3333)
+
     Source: Chen et al., "UNITER", section 3.2 and its code; docs/papers/m3p.md [14].
     """
     distance = word_region_distance(words, regions, word_mask, region_mask)

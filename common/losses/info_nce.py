@@ -17,6 +17,12 @@ def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | Non
     Shapes:
         positives [..., P]; negatives [..., K]; mask broadcasts to [..., K] -> [...]
 
+    Examples:
+        >>> query, key = torch.eye(3)[:2], torch.eye(3)[:2]
+        >>> queue = torch.eye(3)[[2, 2, 2]]
+        >>> info_nce_per_anchor((query * key).sum(1, keepdim=True) / 0.2, query @ queue.T / 0.2)
+        tensor([0.0200, 0.0200])
+
     Source: van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding", equation 4.
     """
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)

@@ -31,6 +31,11 @@ def queue_hinge(
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
 
+    Examples:
+        >>> positive, negatives = torch.tensor([0.9, 0.2]), torch.tensor([[0.1, 0.8], [0.1, 0.8]])
+        >>> queue_hinge(positive, negatives, margin=0.2)
+        tensor([0.1000, 0.9000])
+
     Source: docs/papers/mct.md [4] (J_ic and J_ci).
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
@@ -55,6 +60,11 @@ def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tens
 
     Shapes:
         scores [B, B] -> scalar
+
+    Examples:
+        >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.7]])  # image i with text j
+        >>> in_batch_hinge(scores, margin=0.2)
+        tensor(0.4000)
 
     Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", equations 5 and 6.
     """

@@ -22,6 +22,11 @@ def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | fl
     Shapes:
         positives [..., P]; negatives [..., K]; normalizer [] -> [...]
 
+    Examples:
+        >>> positives, negatives = torch.tensor([[5.0]]), torch.zeros(1, 16)  # one anchor, divided by the temperature
+        >>> nce_per_anchor(positives, negatives, estimate_normalizer(negatives))
+        tensor([1.0724])
+
     Source: docs/papers/avid_cma.md [6].
     """
     positives, negatives = at_least_float32(positives), at_least_float32(negatives)

@@ -15,6 +15,13 @@ class MemoryBank(Replicated):
     Every rank holds the full bank and writes the batch of all ranks, so the copies stay equal without broadcasts after
     the start. `momentum` is the share of the old row that a write keeps, in [0, 1].
 
+    Examples:
+        >>> bank = MemoryBank(num_items=100, dim=8)
+        >>> item = torch.tensor([7])
+        >>> bank.write(item, F.normalize(torch.randn(1, 8), dim=1))
+        >>> bank.lookup(item).shape
+        torch.Size([1, 8])
+
     Source: docs/papers/avid_cma.md [4].
     """
 

@@ -22,6 +22,12 @@ class MomentumPair(nn.Module):
 
     The average starts as an exact copy, receives no gradient, and is in training mode whenever the pair is. It never
     sees a batch, so its buffers are copies.
+
+    Examples:
+        >>> pair = MomentumPair(nn.Linear(4, 2))
+        >>> pair.update(momentum=0.999)  # after each optimizer step
+        >>> pair.key(torch.ones(1, 4)).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, query: nn.Module) -> None:

@@ -35,6 +35,13 @@ class KeyQueue(Replicated):
         valid: written slots, bool [K].
         pointer: slot that is written next, int64 [].
 
+    Examples:
+        >>> queue, keys = KeyQueue(size=64, dim=8), torch.eye(8)
+        >>> positive, negatives = queue.scores(queries=keys, keys=keys)
+        >>> positive.shape, negatives.shape
+        (torch.Size([8]), torch.Size([8, 64]))
+        >>> queue.write(keys)  # after the backward pass
+
     Source: docs/papers/mct.md [5].
     """
 

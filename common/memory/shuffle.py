@@ -28,6 +28,11 @@ def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
     Shapes:
         rows [N, ...], N the same on every rank; permutation [W * N], equal on every rank -> [N, ...]
 
+    Examples:
+        >>> rows, order = torch.arange(4.0)[:, None], torch.tensor([2, 0, 3, 1])
+        >>> batch_unshuffle(batch_shuffle(rows, order), order).flatten()
+        tensor([0., 1., 2., 3.])
+
     Source: docs/papers/mct.md [6].
     """
     shuffled = all_gather_concat(rows).index_select(0, _own_part(permutation))

@@ -12,6 +12,10 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Args:
         labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.
 
+    Examples:
+        >>> average_precision(scores=np.array([0.9, 0.8, 0.1]), labels=np.array([1, 0, 1]))
+        0.8333333333333333
+
     Source: docs/papers/mct.md [9].
     """
     counted = labels != -1

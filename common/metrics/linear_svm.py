@@ -91,6 +91,11 @@ def evaluate_class(
         folds: of the cross-validation; fewer with fewer positives or negatives.
         positive_weight: weight of a positive sample against a negative one.
 
+    Examples:
+        >>> rows, labels = np.repeat([[1.0, 0.0], [0.0, 1.0]], 6, axis=0), np.repeat([1, 0], 6)
+        >>> evaluate_class(rows, labels, rows, labels).average_precision
+        1.0
+
     Source: docs/papers/mct.md [9].
     """
     if not (np.isfinite(train_rows).all() and np.isfinite(test_rows).all()):

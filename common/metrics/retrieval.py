@@ -16,6 +16,10 @@ def match_ranks(query: Tensor, gallery: Tensor) -> Tensor:
     """Rank of the match of every query [Q, d], the gallery item [N, d] in the same row; [Q] int64, 0 is best.
 
     By inner product. Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
+
+    Examples:
+        >>> match_ranks(query=torch.eye(3), gallery=torch.eye(3))
+        tensor([0, 0, 0])
     """
     blocks = torch.arange(len(query), device=query.device).split(_BLOCK)
     return torch.cat([label_ranks(query[rows] @ gallery.T, rows) for rows in blocks])
@@ -117,6 +121,12 @@ def caption_retrieval(
         nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the best matching caption,
         counted from 1; for caption queries `t2i_...`. Float64 scalars. Images without captions are never queries.
 
+    Examples:
+        >>> image, captions = torch.eye(4), torch.eye(4).repeat_interleave(5, dim=0)  # five captions per image
+        >>> recalls = caption_retrieval(image, captions, caption_image=torch.arange(4).repeat_interleave(5))
+        >>> recalls["t2i_r1"]
+        tensor(100., dtype=torch.float64)
+
     Source: docs/papers/mct.md [9].
     """
     owners = _checked_owners(image, captions, caption_image)
@@ -166,6 +176,10 @@ def score_retrieval(scores: Tensor, caption_image: Tensor, equal_text: Tensor | 
     """Search by the scores [N, M] of all images with all captions, for models that read every pair.
 
     Returns what `caption_retrieval` does, and `mr`, the mean of the six recalls in percent; see `caption_ranks`.
+
+    Examples:
+        >>> score_retrieval(scores=torch.eye(4), caption_image=torch.arange(4))["mr"]
+        tensor(100., dtype=torch.float64)
 
     Source: docs/papers/m3p.md [10].
     """

@@ -20,6 +20,12 @@ def cider(captions: CaptionSet) -> tuple[float, Floats]:
     Returns:
         Mean over items (NaN without any) and scores per item [N], between 0 and 10.
 
+    Examples:
+        >>> captions = CaptionSet(["a red bus", "two cats"], [["a red bus"], ["two dogs"]])
+        >>> score, items = cider(captions)
+        >>> items.round(2)
+        array([7.5 , 1.25])
+
     Source: docs/papers/vx2text.md [11] (clipped counts, bigram lengths, sigma 6, log N - log df, times 10).
     """
     items, references = len(captions), len(captions.owner)

@@ -20,6 +20,11 @@ def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
     Returns:
         Mean over items (NaN without any) and scores per item [N].
 
+    Examples:
+        >>> score, items = rouge_l(CaptionSet(["a man rides a horse"], [["a man on a horse"]]))
+        >>> round(score, 3)
+        0.8
+
     Source: docs/papers/vx2text.md [11] (beta 1.2, maxima taken separately).
     """
     precision, recall = np.zeros(len(captions)), np.zeros(len(captions))

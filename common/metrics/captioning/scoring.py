@@ -52,6 +52,12 @@ def score_captions(
         protocol: see `protocols.preparation`.
         with_meteor: whether to run METEOR. Without Java its score is None, and one line is logged.
 
+    Examples:
+        >>> candidates, references = {1: "A red bus.", 2: "Two cats"}, {1: ["a red bus"], 2: ["two dogs", "2 dogs"]}
+        >>> scores = score_captions(candidates, references, with_meteor=False)
+        >>> round(scores.corpus["bleu_1"], 3)
+        0.8
+
     Source: docs/papers/vx2text.md [11].
     """
     ids = tuple(references)

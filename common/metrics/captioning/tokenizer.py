@@ -251,5 +251,10 @@ def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
 
 
 def tokenize(text: str) -> str:
-    """The words of one caption as caption scores count them: lower case, without `PUNCTUATION`, joined by one space."""
+    """The words of one caption as caption scores count them: lower case, without `PUNCTUATION`, joined by one space.
+
+    Examples:
+        >>> tokenize("It's a dog, isn't it?")
+        "it 's a dog is n't it"
+    """
     return " ".join([token for token in ptb_tokens(text) if token not in PUNCTUATION])

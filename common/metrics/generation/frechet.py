@@ -55,6 +55,11 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     with R the root of C1: ten times faster for 2,048 features, and no imaginary part with fewer samples than features.
     Rounding can leave a value just below 0.
 
+    Examples:
+        >>> real = torch.eye(4)
+        >>> round(frechet_distance(Moments.of(real), Moments.of(real + 1)), 6)
+        4.0
+
     Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which takes the whole root.
     """
     if not all(np.isfinite(part).all() for moments in (one, other) for part in (moments.mean, moments.covariance)):

@@ -24,6 +24,12 @@ class InceptionScore:
 
     Over all batches and processes, from float64 sums. Several `splits` score consecutive parts of `total` images; the
     first ones have one more if that is not a multiple.
+
+    Examples:
+        >>> score = InceptionScore()
+        >>> score.update(index=torch.arange(4), probabilities=torch.eye(4))
+        >>> score.compute()
+        (4.0, 0.0)
     """
 
     def __init__(self, splits: int = 1, total: int | None = None) -> None:

@@ -143,7 +143,12 @@ _LONGEST = max(map(len, _BY_PHRASE))
 
 
 def mentioned_classes(caption: str) -> tuple[int, ...]:
-    """Classes that an English caption names, as ascending positions in `CLASSES`."""
+    """Classes that an English caption names, as ascending positions in `CLASSES`.
+
+    Examples:
+        >>> [CLASSES[number] for number in mentioned_classes("Two dogs next to a dining table")]
+        ['dog', 'dining table']
+    """
     spoken = re.findall(r"[a-z]+", caption.lower())
     words = [_singular(word) for word in spoken]
     found, place = set(), 0

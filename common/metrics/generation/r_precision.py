@@ -58,7 +58,12 @@ def r_precision(
     folds: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """R-precision by cosine in percent: mean and standard deviation (divisor n) over folds of shuffled images."""
+    """R-precision by cosine in percent: mean and standard deviation (divisor n) over folds of shuffled images.
+
+    Examples:
+        >>> r_precision(image=torch.eye(20), text=torch.eye(20), candidates=10, folds=2)
+        (100.0, 0.0)
+    """
     hits = first_ranked(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1), identity, candidates, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(hits)))
     shares = torch.stack([100 * hits.cpu()[part].double().mean() for part in order.tensor_split(folds)])
