@@ -1,4 +1,4 @@
-"""The commands and the code of docs/own-encoder.md, run as they stand there, at the smoke scale."""
+"""The commands and the code of docs/own-encoder.md and docs/library.md, run as they stand there, at a small size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from common.commands.main import main
+from common.protocols.detection import BoxTransform
 from common.reporting.papers import project_root
 from common.reporting.records import find
+from rehearsals.random_pictures import write_random_voc
 
 TEXT = (project_root() / "docs" / "own-encoder.md").read_text(encoding="utf-8").replace("mini", "smoke")
 
 
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(kind: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +48,20 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = ({name.split("/dataloader")[0]: value for name, value in row.items()} for row in space["results"][:1])
     assert found["test/images"] == 12
     assert found["test/top1"] > 50
+
+
+def test_the_snippets_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_random_voc(tmp_path / "voc", "2007", trainval=4, test=2)
+    text = (project_root() / "docs" / "library.md").read_text(encoding="utf-8")
+    *snippets, detection = blocks("python", text)
+    assert len(snippets) == 4
+    for snippet in snippets:
+        exec(snippet, {})
+    small = detection.replace("data/voc", "voc").replace("ImageResNet()", "ImageResNet(channels=(4, 8, 16, 32))")
+    space: dict[str, Any] = {"BoxTransform": BoxTransform}
+    exec(small.replace("batch_size=2", "batch_size=2, image=BoxTransform(sizes=(96,), test_size=96)"), space)
+    assert space["trainer"].callback_metrics["test/images"] == 2
+    assert "'cider'" in capsys.readouterr().out
