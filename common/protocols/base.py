@@ -33,7 +33,7 @@ def required(encoder: nn.Module, name: str) -> Any:
 
 
 class EncoderModule(pl.LightningModule):
-    """Base of the protocols; a frozen encoder stays in evaluation mode, and training must not change it.
+    """Base of the protocols; a frozen encoder needs no gradient and stays in evaluation mode.
 
     Args:
         pretrained: checkpoint with the encoder's weights, read before training; None keeps the initial ones.
@@ -55,7 +55,6 @@ class EncoderModule(pl.LightningModule):
         self.pretrained = pretrained
         self.encoder_prefixes = list(encoder_prefixes)
         self._frozen = frozen
-        self._before: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """Load the pre-trained encoder before training; a test has the weights of the module's own checkpoint."""
@@ -63,11 +62,8 @@ class EncoderModule(pl.LightningModule):
             data = getattr(self.trainer, "datamodule", None)
             if self.test_loaders and data is not None and is_overridden("test_dataloader", data):
                 self._check_test_loaders(data.test_dataloader())
-            self._before = {}
             if self.pretrained is not None:
                 self.load_pretrained(self.pretrained)
-                # Stored before a resumed run restores its own copy, which must be equal.
-                self._before = self._unchanging()
 
     def load_pretrained(self, path: str) -> None:
         load_encoder(self.encoder, path, self.encoder_prefixes)
@@ -75,14 +71,6 @@ class EncoderModule(pl.LightningModule):
     def frozen(self) -> dict[str, nn.Module]:
         """The encoders that training does not change, by name."""
         return {"encoder": self.encoder} if self._frozen else {}
-
-    def _unchanging(self) -> dict[str, Tensor]:
-        """Copies of the tensors that training must not change."""
-        return {
-            f"{name}.{key}": value.detach().cpu().clone()
-            for name, encoder in self.frozen().items()
-            for key, value in encoder.state_dict().items()
-        }
 
     def on_test_start(self) -> None:
         if self.test_loaders:
@@ -103,23 +91,9 @@ class EncoderModule(pl.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Put frozen encoders into evaluation mode, as Lightning doesn't call `train`, and remember their weights."""
+        """Put frozen encoders into evaluation mode, as Lightning doesn't call `train`."""
         if self.frozen():
             self.train()
-            self._before = self._before or self._unchanging()
-
-    def on_train_end(self) -> None:
-        changed = [
-            name
-            for name, value in self._unchanging().items()
-            # Half precision rounds the weights once, when training starts.
-            if not torch.equal(value, self._before[name].to(value.dtype))
-        ]
-        if changed:
-            raise RuntimeError(
-                f"{len(changed)} tensors of a frozen encoder changed, the first is {changed[0]}. "
-                "Does a callback train it or put it into training mode?"
-            )
 
 
 class PairRows:

@@ -305,10 +305,6 @@ class LinearProbes(Classification):
         self.encoder.train(mode and self.official_quirks)
         return self
 
-    def _unchanging(self) -> dict[str, Tensor]:
-        tensors, buffers = super()._unchanging(), {f"encoder.{name}" for name, _ in self.encoder.named_buffers()}
-        return {name: value for name, value in tensors.items() if not (self.official_quirks and name in buffers)}
-
     def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
         return self.encoder.forward_stages(inputs)  # type: ignore[operator]
 

@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -188,13 +187,6 @@ class Rates(pl.Callback):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
-class Meddler(pl.Callback):
-    """Puts the encoder into training mode, where its batch normalization drifts."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        pl_module.encoder.train()
-
-
 class TestLinearClassification:
     def fitted(self, tmp_path: Path, rates: list[float], **options: Any) -> LinearClassification:
         module = LinearClassification(image_encoder(), CLASSES, learning_rates=rates, milestones=[2])
@@ -272,15 +264,6 @@ class TestLinearClassification:
         assert metrics["test/top5"] == 100
         repeated = [loader(Subset(part, [0, 0, *range(len(part)), 3])) for part in (held_out, test)]
         assert results_of(run, module, repeated) == pytest.approx(metrics)
-
-    def test_a_changed_encoder_is_an_error_also_in_a_resumed_run(self, tmp_path: Path, pretrained: str) -> None:
-        save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-        begun = trainer(tmp_path, max_epochs=1, callbacks=[Meddler(), save], enable_checkpointing=True)
-        resumed = trainer(tmp_path, max_epochs=1)
-        for run, start in ((begun, None), (resumed, tmp_path / "step=1.ckpt")):
-            module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
-            with pytest.raises(RuntimeError, match=r"encoder\.bn1\.running_mean"):
-                run.fit(module, loader(pictures(8)), ckpt_path=start, weights_only=True)
 
     def test_schedules(self, tmp_path: Path) -> None:
         for schedule, expected in (
