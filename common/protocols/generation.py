@@ -99,7 +99,7 @@ class GenerationEvaluation(ImageEvaluation):
 
     | name | network | comparable to published numbers |
     |---|---|---|
-    | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | yes, up to the conversion of the weights |
+    | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | no: papers take Keras's or TensorFlow's |
     | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | to those of this network |
     | `r_precision` | `clip` | no: papers train their own encoders |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |

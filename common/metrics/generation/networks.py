@@ -20,7 +20,7 @@ _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 class InceptionV3(nn.Module):
     """Features and classes of ImageNet's Inception V3, from torchvision's `inception_v3_google-0cc3c7bd.pth`.
 
-    torchvision and Keras converted the weights differently: scores are close but not equal.
+    Its average pools count the padding and Keras's do not, so scores differ even with the same weights.
     """
 
     def __init__(self, path: str | Path) -> None:
