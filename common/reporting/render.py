@@ -383,8 +383,9 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
         titles = "; ".join(result.table.title for result in minor)
         paper = paper_named(minor[0].records[0].paper).short
         parts.append(f"`assemble tables {paper}` also prints small tables: {titles}.")
-    if waiting := [f.result.table.title for f in filled if not f.result.measured]:
-        parts.append(f"Not measured yet: {'; '.join(waiting)}.")
+    waiting = [f.result.table for f in filled if not f.result.measured]
+    if titles := [table.title for table in waiting if any(row.measured for row in table.rows)]:
+        parts.append(f"Not measured yet: {'; '.join(titles)}.")
     return "\n\n".join(parts)
 
 
