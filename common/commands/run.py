@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class ManyStages(Where):
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = ()
     everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
+    skip_missing: Annotated[bool, "leave out stages whose data or weights are missing, and those that follow"] = False
 
 
 def fit(
@@ -142,7 +144,11 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
         failed = reproduce(
-            name, selection, jobs=side_by_side, finished=lambda stage: print_filled(name, stage, selection, printed)
+            name,
+            selection,
+            jobs=side_by_side,
+            finished=lambda stage: print_filled(name, stage, selection, printed),
+            skip_missing=options.skip_missing,
         )
         chosen = options.tables or options.rows or options.stages or options.everything
         hint = "" if failed or chosen else " (--everything runs all)"
@@ -178,12 +184,15 @@ def plan(
 ) -> int:
     """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
     from common.stages import plan
+    from common.stages.needs import needs_of
 
     if not 0 < utilization <= 1:
         raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
     if estimate and format_ != "text":
         raise StageError(f"--estimate prints text: leave out --format {format_}")
     planned = plan.plan(paper, _selection(options, options.seeds, options))
+    needs = needs_of(planned)
+    planned = needs.runnable if options.skip_missing else planned
     if estimate:
         from common.stages import estimate as estimating
 
@@ -192,6 +201,9 @@ def plan(
             print(line, flush=True)
     else:
         print(plan.render_plan(planned, format_))
+        if (lines := needs.lines()) and (format_ == "text" or needs.blocked):
+            # The standard output of a script stays a script.
+            print("\n".join(["", *lines]), file=sys.stdout if format_ == "text" else sys.stderr)
     return 0
 
 

@@ -25,6 +25,7 @@ class Paper:
     Args:
         short: the name in `make reproduce-<short>`.
         about: the method in a few words.
+        checkpoints: GB of a checkpoint at the published sizes, by job, as `plan --estimate` gives them.
         without_files: replacements for the dotted configuration fields that name files, to train without these files;
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
     """
@@ -36,6 +37,7 @@ class Paper:
     recipe: str
     about: str = ""
     without_files: dict[str, Any] = field(default_factory=dict)
+    checkpoints: dict[str, float] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:

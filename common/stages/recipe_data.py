@@ -48,19 +48,19 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
     from common.data.released_files import look_at
 
     recipes: dict[str, list[str]] = {}
-    roots: set[str] = set()
     for recipe in _published_recipes(paper):
-        config = resolve(paper, recipe, scale="paper").config
-        for entry in dataset_entries(config.get("data")):
-            # Skip folders of data sets, but list files that choose a part of one.
-            roots.update(path for path in _data_paths(entry) if not Path(path).suffix)
-        for path in _data_paths(config):
+        for path in files_in(resolve(paper, recipe, scale="paper").config):
             recipes.setdefault(path, []).append(recipe)
-    return [
-        look_at(path, data, tuple(dict.fromkeys(own)), verify)
-        for path, own in sorted(recipes.items())
-        if path not in roots
-    ]
+    return [look_at(path, data, tuple(own), verify) for path, own in sorted(recipes.items())]
+
+
+def files_in(config: dict[str, Any]) -> list[str]:
+    """The files and folders, except data sets, that a configuration names; those of `$DATA` relative to it."""
+    # Skip folders of data sets, but list files that choose a part of one.
+    entries = dataset_entries(config.get("data"))
+    roots = {path for entry in entries for path in _data_paths(entry) if not Path(path).suffix}
+    weights = re.findall(r'"\w*(?:pretrained|warm_start|statistics|checkpoint)": "([^"$]+)"', json.dumps(config))
+    return [path for path in dict.fromkeys([*_data_paths(config), *weights]) if path not in roots]
 
 
 def _published_recipes(paper: str) -> list[str]:

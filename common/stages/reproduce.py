@@ -21,6 +21,7 @@ from common.reporting.papers import Paper, paper_named
 from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.stages import stopping
+from common.stages.needs import needs_of
 from common.stages.plan import (
     Planned,
     check_configurations,
@@ -40,9 +41,19 @@ def reproduce(
     *,
     jobs: int = 1,
     finished: Callable[[str], object] = lambda stage: None,
+    skip_missing: bool = False,
 ) -> dict[tuple[int, str], str]:
-    """Run every stage without a current record; a failed one stops only its descendants. Returns why stages failed."""
+    """Run every stage without a current record; a failed one stops only its descendants. Returns why stages failed.
+
+    Data sets, files and disk space are checked first; `skip_missing` leaves out the stages that lack some.
+    """
     planned = plan(paper, selection)
+    needs = needs_of(planned)
+    if lines := needs.lines():
+        say("\n".join([*lines, ""]))
+    planned = needs.require(skip_missing)
+    if needs.blocked:
+        say(f"{len(needs.blocked)} stages are left out: their data is missing, or they start from such a stage")
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
     jobs = max(1, min(jobs, total))

@@ -11,11 +11,14 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from common.commands.main import main
+from common.data.datasets.esc50 import write_esc50
 from common.errors import StageError
 from common.files import write_atomically
 from common.reporting import records
 from common.reporting.papers import working_folder
 from common.reporting.records import Record
+from common.stages import needs as needing
 from common.stages import plan as planning
 from common.stages import reproduce as schedule
 from common.stages.plan import Planned, fit_arguments, plan, render_plan
@@ -138,3 +141,58 @@ def test_a_stage_of_several_devices_runs_in_a_process_of_its_own(
     record = finish(item)
     assert schedule._run(item) == record
     assert started.call_args.args[0][1:] == ["-m", "common.commands.main", *fit_arguments(item.request)]
+
+
+def test_everything_that_is_missing_is_said_once_before_the_first_stage(
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    where = ["avid", "--scale", "paper", "--data", str(data), "--runs", str(runs)]
+    assert main(["reproduce", *where]) == 2
+    printed = capsys.readouterr()
+    rows = [line.split("  ")[0] for line in printed.out.splitlines()]
+    clips = "100,000 clips of AudioSet, one file name a line"
+    names = ["Kinetics-400", "AudioSet", "UCF-101", "HMDB-51", "ESC-50", "DCASE scenes", clips]
+    assert rows == ["needed", *names, "disk", ""]
+    assert printed.err == (
+        "assemble: 7 of 7 data sets and files are missing, and 148 of 148 stages cannot run without them: see "
+        f"`assemble data avid --data {data}`\n"
+    )
+    assert not runs.exists()
+
+    # A stage whose parent reads what is missing cannot run either; another one can.
+    write_esc50(data / "esc50", ("rain", "dog"), write=lambda path: path.write_bytes(b"sound"))
+    where[2] = "single"
+    where += ["--stages", "esc@untrained", "esc@avid"]
+    assert main(["plan", *where]) == 0
+    table = [line.split("  ") for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert [row[0] for row in table] == ["needed", "ESC-50", "Kinetics-400", "disk"]
+    assert "yes, all" in " ".join(table[1])
+    assert main(["plan", *where, "--format", "shell"]) == 0
+    printed = capsys.readouterr()
+    assert "esc@avid" in printed.out
+    assert f"missing: {data}/kinetics_sounds" in printed.err
+    assert main(["reproduce", *where]) == 2
+    assert "and 2 of 3 stages cannot run" in (err := capsys.readouterr().err)
+    assert "--skip-missing runs the other 1\n" in err
+    monkeypatch.setattr(schedule, "_run", finish)
+    assert main(["reproduce", *where, "--skip-missing", "--jobs", "1"]) == 0
+    assert "2 stages are left out: their data is missing" in (out := capsys.readouterr().out)
+    assert "[1/1] esc@untrained seed 0" in out
+    assert [path.parent.name for path in runs.rglob("record.json")] == ["esc@untrained"]
+
+    # Without its list a data set is there, but nothing can be read from it.
+    (data / "esc50" / "meta" / "esc50.csv").unlink()
+    assert main(["plan", *where, "--seeds", "1"]) == 0
+    assert "incomplete: nothing at" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(needing.shutil, "disk_usage", lambda folder: MagicMock(free=1e6))
+    where = ["avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]
+    assert main(["reproduce", *where]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-2:] == [f"disk    0.00 GB free for {tmp_path}, about 0.02 GB needed", ""]
+    assert "free space, or give another folder with --runs" in printed.err

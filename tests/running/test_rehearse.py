@@ -21,7 +21,9 @@ from common.stages.configuration import (
     load_yaml,
     recipes_of,
     resolve,
+    scales_of,
 )
+from common.stages.needs import needs_of
 from common.stages.paper_modules import optional_part
 from common.stages.plan import plan
 from common.stages.recipe_data import datasets_of
@@ -54,6 +56,12 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
         status = dataset.status()
         assert status.present, status.problems
         assert not [note for note in status.notes if "no region features" in note], status.notes
+    # The check before a run of days finds them all as well; the weights are not written here.
+    titles = {dataset.full_title for dataset in found}
+    for scale in {"paper", "single"} & {*scales_of(paper)}:
+        everything = Selection(scale, runs=tmp_path, data=tmp_path, rehearsal=True, everything=True)
+        rows = needs_of(plan(paper, everything)).rows
+        assert not [row.problem for row in rows if row.title in titles and row.problem]
 
 
 def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
