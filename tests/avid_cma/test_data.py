@@ -7,11 +7,34 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.datasets.kinetics import Kinetics400
 from papers.avid_cma.data import PretrainingData
 from tests.data.media_factory import write_video
+
+AUDIO = AudioInput(sample_rate=8_000, duration=1.0, fft=256, frames_per_second=40)
+
+
+@pytest.mark.parametrize("jitter", [(0.0, 0.0, 0.0, 0.0), (0.4, 0.4, 0.4, 0.2)])
+def test_training_clips_are_cropped_and_jittered_and_others_are_not(jitter: Any, tmp_path: Path) -> None:
+    # Without jitter, clips of a still picture only differ if they are cropped; those of one color, if jittered.
+    still = np.full((16, 20, 24, 3), (90, 130, 60), np.uint8)
+    if not any(jitter):
+        still[:, :, 12:] = 0
+    for split in ("train", "val"):
+        path = tmp_path / f"kinetics400/{split}/juggling/video000000_000000_000002.mp4"
+        write_video(path, frames=still, fps=8.0, audio_rate=8_000)
+    video = VideoInput(fps=8.0, duration=0.5, crop=16, resize=16, jitter=jitter)
+    dataset = Kinetics400(tmp_path / "kinetics400")
+    data = PretrainingData(dataset, batch_size=2, num_workers=0, clips_per_video=8, video=video, audio=AUDIO)
+    data.prepare_data()
+    data.setup("fit")
+    means = torch.stack([data.training_clips[item]["video"].mean((1, 2, 3)) for item in range(8)])
+    assert means.std(0).max() > 0.1
+    held_out = torch.stack([data.held_out_clips[(epoch, 0)]["video"].mean((1, 2, 3)) for epoch in range(8)])
+    assert held_out.std(0).max() < 0.01
 
 
 def test_statistics_do_not_depend_on_which_seed_was_computed_first(
@@ -22,7 +45,7 @@ def test_statistics_do_not_depend_on_which_seed_was_computed_first(
         write_video(root / f"{name}_000000_000002.mp4", fps=8.0, size=(20, 24), audio_rate=8_000)
     inputs: dict[str, Any] = {
         "video": VideoInput(fps=8.0, duration=0.5, crop=16, resize=16),
-        "audio": AudioInput(sample_rate=8_000, duration=1.0, fft=256, frames_per_second=40),
+        "audio": AUDIO,
     }
 
     def means(cache: str, *seeds: int) -> dict[int, np.ndarray]:

@@ -57,6 +57,8 @@ def test_a_cell_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
     published = said(capsys, "xmcgan", "coco", "attngan", "FID")
     assert published.endswith("published  33.10 at paper scale (LAFITE's table)\n  not measured at paper\n")
     assert "recorded   –" in said(capsys, "xmcgan", "ablation", "S", "fid")  # never measured: still its stages
+    some = explain("vx2text", "avsd", "VX2TEXT", "meteor", "mini", None)  # machines without Java don't measure it
+    assert {record.draw for record in some.records} == some.cell.values.keys()
 
 
 def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

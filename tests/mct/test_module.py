@@ -246,6 +246,15 @@ def test_keys_wait_in_the_queue_until_the_next_step() -> None:
     assert int(queue.pointer) == 32
 
 
+def test_the_queue_has_the_newest_keys_after_any_number_of_steps() -> None:
+    model = module(weight_tag=0.0, weight_cc=0.0, weight_cross=0.0)
+    train(model, epochs=6, max_steps=22)
+    queue, (rows, last) = model.loss.queues["ii"], (slice(BATCH, 2 * BATCH), 21 % 4)
+    assert int(queue.pointer) == 22 * BATCH % QUEUE == rows.stop
+    batch = {name: values[last * BATCH : (last + 1) * BATCH] for name, values in Data().rows.items()}
+    torch.testing.assert_close(queue.vectors[rows], model.train().keys(batch)["ii"])
+
+
 def test_the_text_gradient_is_clipped_and_the_image_gradient_is_not() -> None:
     watch = train(module(text_clip_norm=1e-3))
     assert len(watch.norms) == 4

@@ -100,6 +100,15 @@ def test_rendering_takes_a_tenth_of_the_time_at_most(project: Path, run: Path, m
         assert server.page() != first
 
 
+def test_a_killed_process_changes_the_page(server: LiveReport, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "progress.json").write_text("{}")
+    stamp = get(server, "/stamp")[2]
+    assert get(server, "/stamp")[2] == stamp
+    later = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + 130)
+    monkeypatch.setattr(live, "time", later)  # nothing is written for two minutes
+    assert get(server, "/stamp")[2] != stamp
+
+
 @needed
 def test_a_browser_loads_it_again(server: LiveReport, run: Path, tmp_path: Path) -> None:
     with opened(server.address, tmp_path / "profile") as tab:

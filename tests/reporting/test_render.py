@@ -82,7 +82,12 @@ def test_a_page_names_a_table_by_request_of_one_draw(project: Path, make_record:
     filled = [render.Filled(replace(judged.result, table=table), [], [])]
     assert "### Transfer (mini)" in render.tables_markdown(filled)
     assert render.tables_markdown(filled, minor_tables=False).endswith("also prints small tables: Transfer.")
-    assert "### Transfer (mini)" in render.tables_markdown([judged], minor_tables=False)
+    shown = render.tables_markdown([judged], minor_tables=False)
+    assert shown.index("### Transfer (mini)") < shown.index("a slip")
+    unmeasured = table.model_copy(update={"rows": table.rows[:1]})  # human preference, for example
+    for part, waits in ((table, True), (unmeasured, False)):
+        result = replace(judged.result, table=part, cells={})
+        assert ("Not measured yet: Transfer" in render.tables_markdown([render.Filled(result, [], [])])) == waits
 
 
 def test_markers_are_idempotent(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_the_list_is_filtered_sorted_and_has_the_columns_asked_for(folder: Path,
     # Without the metric, last either way.
     assert names("--sort", "test/top1")[-1] == names("--sort", "test/top1", "--reverse")[-1] == "mct/mini/seed2/base"
     assert names("--sort", "minutes", "--reverse")[0] == "mct/mini/seed1/esc@base"
+    assert names("--sort", "overrides") == [names()[0], *names()[1:]]  # three have an empty text
 
 
 def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:

@@ -15,7 +15,7 @@ from common.reporting.render import fill_best, row_text
 from common.reporting.results import find_promoted
 from common.reporting.tables import load
 from tests.machine import LONG
-from tests.reporting.conftest import Capsys, Saved
+from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
@@ -138,6 +138,13 @@ def test_a_report_is_updated_in_its_place(project: Path, stub: WandbStub, saved:
     stub.views.clear()  # somebody deleted it: there is a new one
     assert run("wandb-report", "mct") == 0
     assert len(sent()) == 1
+
+
+def test_a_view_has_one_scale(project: Path, make_record: MakeRecord) -> None:
+    records = [make_record(), make_record(scale="paper")]
+    view = wandb_report.paper_workspace(existing_papers()[0], records, "someone")
+    assert view is not None
+    assert [section.name for section in view.sections].count("Transfer") == 1
 
 
 def test_the_view_of_a_paper_is_its_table(project: Path, stub: WandbStub, saved: Saved, capsys: Capsys) -> None:

@@ -226,6 +226,7 @@ NETWORKS: dict[str, tuple[nn.Module, int]] = {
     "kinetics": (KineticsR2Plus1D((1, 2), (4, 8), 4), 3),
     "panns": (PANNsCNN14((4, 8, 8), 16), 3),
     "bert": (BertEncoder(None, 32, 8, 3, 2, 16, 8), 3),
+    "of a dictionary": (nn.Sequential(nn.ModuleList([nn.ModuleDict({"t": BertEncoder(None, 32, 8, 3, 2, 16, 8)})])), 3),
     "m3p": (M3PEncoder(32, 8, 2, 2, 16, 16, 2, 4), 2),
     "t5": (LanguageModel(32, 8, 2, 2, 4, 16), 4),
     "generator": (Generator(2, (4, 4, 2, 1), 8, 4, 8), 3),

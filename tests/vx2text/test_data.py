@@ -422,6 +422,10 @@ def test_limits_and_short_videos(tmp_path: Path) -> None:
     for clip in clips:
         found = [round((level - 8) / 3) for level in levels(clip)]
         assert found == [20, 21, 22, 20, 21, 22]
+    slow = ClipReader(VideoInput(fps=4.0, frames=2, clips=1, **PLAIN), None, training=False)  # type: ignore[arg-type]
+    for start in (2.0, 2.05, 2.1):  # moments shorter than one of its frames
+        moment = Clip(path, -1, start=start, end=start + 0.12)
+        assert slow.read(moment, np.random.default_rng(0))["video"].isfinite().all()
     with pytest.raises(MediaError, match="has no video within the listed limits"):
         reader.read(Clip(path, -1, start=9.0, end=10.0), np.random.default_rng(0))
     assert reader.preview(Clip(path, -1)).shape == (16, 16, 3)
