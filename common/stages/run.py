@@ -124,6 +124,8 @@ def quiet_lightning() -> None:
         ".*broadcast_buffers. is deprecated.*",  # its successor broadcasts banks and queues at the start
         ".*recommended to use .self.log.*sync_dist=True.*",  # logged values were gathered from all ranks
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
+        "The `srun` command is available.*",  # without it a stage runs on this machine alone, as asked
+        "Be aware that when using `ckpt_path`.*",  # a test of a checkpoint needs no training callbacks
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SHIPPED:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "representation_assemble.py"):
         shutil.copy(ROOT / name, source)
     program = f"from setuptools import build_meta; build_meta.build_wheel({str(output)!r})"
     done = subprocess.run(
@@ -86,7 +86,8 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
         if path.is_file() and path.parent.name != "__pycache__" and path.relative_to(ROOT).as_posix() not in held
     ]
     assert not missing
-    assert {name.split("/")[0] for name in held if ".dist-info" not in name} == set(SHIPPED)
+    kept = {name.split("/")[0] for name in held if ".dist-info" not in name}
+    assert kept == {*SHIPPED, "representation_assemble.py"}
 
 
 def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: Path) -> None:
@@ -132,3 +133,13 @@ def test_a_foreign_common_beside_a_script_is_named(site: Path, tmp_path: Path, n
     done = python(site, tmp_path, "-c", "from papers.avid_cma import AVID")
     assert done.returncode == 1
     assert f"ImportError: `import common` finds {foreign}" in done.stderr
+    # A folder of the user may come first: the command says the same, in one line.
+    command = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); from representation_assemble import main; sys.exit(main())"
+    )
+    done = python(site, site.parent, "-c", command, str(tmp_path), "list")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"assemble: `import common` finds {foreign}, ")
+    assert len(done.stderr.splitlines()) == 1
+    done = python(site, site.parent, "-c", command, str(site), "--version")
+    assert done.stdout == f"assemble {common.__version__}\n"

@@ -7,18 +7,21 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.trainer import call
 
 from common.errors import StageError
 from common.reporting.papers import project_root
 from common.stages.cli import StageCLI
 from common.stages.launch import is_main_process, require_processes
-from common.stages.run import _wait_for_main_process, run_stage
+from common.stages.run import _wait_for_main_process, quiet_lightning, run_stage
 from tests.machine import LONG
 from tests.stages import request
 
@@ -122,6 +125,24 @@ def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyP
         assert SLURMEnvironment.detect()
         require_processes({"devices": 8, "num_nodes": 1})
         assert not SLURMEnvironment.detect()
+
+
+def test_lightning_recommends_no_srun_and_no_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def build_and_load() -> None:
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        call._call_callbacks_on_load_checkpoint(trainer, {"callbacks": {"ours": 1}, "pytorch-lightning_version": "2"})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="srun"):
+            build_and_load()
+        quiet_lightning()
+        build_and_load()
 
 
 def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,23 @@
+"""The console script `assemble`: first checks that no other `common` or `papers` hides the packages of this suite."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def main() -> int:
+    for name in ("common", "papers"):
+        package = Path(__file__).resolve().parent / name
+        spec = find_spec(name)
+        places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+        found = next((Path(place).resolve() for place in places if place), None)
+        if found != package / "__init__.py":
+            print(
+                f"assemble: `import {name}` finds {found}, and this suite needs its own {package}: rename that file or "
+                "folder, or leave its parent out of PYTHONPATH",
+                file=sys.stderr,
+            )
+            return 2
+    from common.commands.main import main as command
+
+    return command()
