@@ -24,7 +24,8 @@ from common.reporting.papers import (
 LEGEND = """
 A claim is an ordering that the paper asserts; a check is a sanity condition of ours. Both compare rows within each draw
 (a seed and a rounding). They hold if the 95 % interval of the mean difference is beyond the threshold, fail if it is on
-the other side, and are not separable if it contains the threshold, or if there is only one seed."""
+the other side, and are not separable if it contains the threshold. One seed has no interval: its sign agrees or
+differs."""
 
 FreshRuns = Annotated[
     Path | None,

@@ -1,7 +1,8 @@
 """Claims and checks, judged over the measured cells draw by draw.
 
 They hold when the 95 % interval of the mean difference over seeds (Student's t) is beyond the threshold, fail when it
-is on the other side, and are otherwise not separable. Roundings of one seed count by their mean.
+is on the other side, and are otherwise not separable. One seed has no interval, so its verdict is whether the sign
+agrees. Roundings of one seed count by their mean.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from common.reporting.tables import Check, Claim
 HOLDS = "holds"
 FAILS = "fails"
 NOT_SEPARABLE = "not separable"
+AGREES = "sign agrees"
+DIFFERS = "sign differs"
 NOT_RUN = "not run"
-VERDICTS = (HOLDS, FAILS, NOT_SEPARABLE, NOT_RUN)
-_WORST_FIRST = (FAILS, NOT_RUN, NOT_SEPARABLE, HOLDS)
+VERDICTS = (HOLDS, FAILS, NOT_SEPARABLE, AGREES, DIFFERS, NOT_RUN)
+_WORST_FIRST = (FAILS, NOT_RUN, DIFFERS, NOT_SEPARABLE, AGREES, HOLDS)
 CONFIDENCE = 0.95
 
 
@@ -37,7 +40,6 @@ class Judged:
         seeds: how many have every cell of the deciding comparison.
         rounding: the difference's largest range over roundings of one seed.
         excess: how far the worse end of the interval passes the threshold.
-        passes: whether the mean difference is beyond the threshold, regardless of its interval.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
         comparison: the deciding one; None if it was not run.
     """
@@ -52,7 +54,6 @@ class Judged:
     seeds: int = 0
     rounding: float = 0.0
     excess: float = -math.inf
-    passes: bool = False
     detail: str = ""
     comparison: Comparison | None = None
 
@@ -60,11 +61,6 @@ class Judged:
     def paper_margin(self) -> float | None:
         """The paper's margin if it is one number."""
         return float(self.paper) if re.fullmatch(r"[+-]?[\d.]+", self.paper) else None
-
-    @property
-    def label(self) -> str:
-        """The verdict, with a note if there is only one seed."""
-        return f"{self.verdict} (1 seed)" if self.seeds == 1 else self.verdict
 
     @property
     def rounding_note(self) -> str:
@@ -132,16 +128,16 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
     roundings = by_seed(differences).values()
     means = seed_means(differences)
     difference, interval = statistics.fmean(means), interval_of(means)
-    accepted = {comparison.accepts(end) for end in interval or (-math.inf, math.inf)}
+    accepted = {comparison.accepts(end) for end in interval or (difference,)}
+    yes, no = (HOLDS, FAILS) if interval else (AGREES, DIFFERS)
     return replace(
         judged,
-        verdict=NOT_SEPARABLE if len(accepted) > 1 else HOLDS if accepted.pop() else FAILS,
+        verdict=NOT_SEPARABLE if len(accepted) > 1 else yes if accepted.pop() else no,
         difference=difference,
         interval=interval,
         seeds=len(means),
         rounding=max(max(found) - min(found) for found in roundings),
         excess=min(map(comparison.excess, interval or (difference,))),
-        passes=comparison.accepts(difference),
         detail=f"in {_what(cells, result)}",
         comparison=comparison,
     )

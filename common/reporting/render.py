@@ -19,7 +19,7 @@ from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import charts
 from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged, judge
+from common.reporting.claims import AGREES, DIFFERS, FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, short_name
@@ -29,8 +29,10 @@ from common.reporting.tables import Claim, Metric, Row, Tables, load
 DASH = "–"
 #: Claims of a paper in the README's figure and at the head of the report.
 MARGINS_SHOWN = 6
-VERDICT_COLORS = {HOLDS: "green", FAILS: "red", NOT_SEPARABLE: "yellow", NOT_RUN: "dim"}
-_PLURAL = {HOLDS: "hold", FAILS: "fail"}
+VERDICT_COLORS = {
+    HOLDS: "green", FAILS: "red", NOT_SEPARABLE: "yellow", AGREES: "green", DIFFERS: "yellow", NOT_RUN: "dim",
+}  # fmt: skip
+_PLURAL = {HOLDS: "hold", FAILS: "fail", AGREES: "signs agree", DIFFERS: "signs differ"}
 _MEANINGS = {
     "paper": "the published recipe on the published data",
     "single": "a smaller recipe for one GPU; compare orderings, not values",
@@ -241,7 +243,7 @@ def _pair(values: Sequence[Value]) -> str:
 
 def judged_cells(judged: Judged) -> dict[str, str]:
     """A claim or check as heading to text: a claim has the paper's margin and ours, a check its value."""
-    text, verdict = judged.check.text, judged.label
+    text, verdict = judged.check.text, judged.verdict
     if isinstance(judged.check, Claim):
         return {"claim": text, "paper": judged.paper, "ours (95 %)": judged.outcome, "verdict": verdict}
     return {"check of ours": text, "value (95 %)": judged.outcome, "verdict": verdict}
@@ -267,7 +269,7 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
         claims = judged_markdown([one for f in there for one in f.claims])
         lines += [line.replace("ours (95 %)", f"{scale} (95 %)") for line in claims]
         checks = [one for f in there for one in f.checks if one.verdict != NOT_RUN]
-        others = [f"- {one.check.text}: {one.outcome}, {one.label}" for one in checks if one.verdict != HOLDS]
+        others = [f"- {one.check.text}: {one.outcome}, {one.verdict}" for one in checks if one.verdict != HOLDS]
         if checks:
             told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold."
             lines += ["", f"{told} The others:", "", *others] if others else ["", told]

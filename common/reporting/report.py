@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.reporting import charts, media, render
 from common.reporting.aggregate import Cell, select
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE
+from common.reporting.claims import AGREES, DIFFERS, FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE
 from common.reporting.curves import Curves, band_of, importance, read_points, thinned
 from common.reporting.media import Budget, Gallery, Medium, gallery
 from common.reporting.papers import SCALES, Paper, paper_named, project_root
@@ -23,7 +23,7 @@ from common.reporting.results import draw_file, find_promoted, place_of, promote
 from common.reporting.runs import RUNNING, Run, find_runs
 from common.reporting.tables import Metric, Row, Tables, load
 
-MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
+MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", AGREES: "=", DIFFERS: "≠", NOT_RUN: "–"}
 
 
 def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") -> str:

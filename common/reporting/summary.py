@@ -13,10 +13,10 @@ from rich.table import Table
 
 from common.files import write_atomically
 from common.reporting.aggregate import collect
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, Judged, judge_alike
+from common.reporting.claims import NOT_RUN, Judged, judge_alike
 from common.reporting.compare import compare, others_recorded, summary
 from common.reporting.draws import told
-from common.reporting.papers import paper_named, runs_root
+from common.reporting.papers import PROMOTED_SCALES, paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.records import find
 from common.reporting.render import VERDICT_COLORS, claims_markdown, fill, tables_markdown
@@ -44,18 +44,20 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
         for name in ("claim", "paper", "yours", "recorded (95 %)", "in your run"):
             lines.add_column(name, justify="left" if name in ("claim", "in your run") else "right")
         for judged in run:
-            verdict = verdict_of(judged)
             text = f"{judged.check.text}{f' ({judged.detail})' if judged.detail else ''}"
             margins = (judged.paper, _margin(judged), _margin(judge_alike(judged, recorded[judged.table])))
-            lines.add_row(*map(escape, (text, *margins)), f"[{VERDICT_COLORS[verdict]}]{verdict}[/]")
+            lines.add_row(*map(escape, (text, *margins)), f"[{VERDICT_COLORS[judged.verdict]}]{judged.verdict}[/]")
         console.print("", lines, sep="\n")
     total = sum(len(f.claims) for f in everything)
     if total > len(run):
         console.print(f"not run: {total - len(run)} of {total} claims{hint}", style="dim", highlight=False)
-    if compared := compare(source, scale, mine, promoted):
-        console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
     called = Path(sys.argv[0])  # make calls it without activating the environment
     program = called if called.name == "assemble" and not called.is_absolute() else "assemble"
+    if scale not in PROMOTED_SCALES:
+        console.print("\nSmoke runs are never recorded, so there is nothing to compare with.", highlight=False)
+        console.print("`make verify` checks that this code computes what was recorded.", highlight=False)
+    elif compared := compare(source, scale, mine, promoted):
+        console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
     options = "" if scale == "mini" else f" --scale {scale}"
     options += "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
     console.print(
@@ -66,13 +68,6 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
         f"  deviations   {program} show {about.short}/{about.recipe}{options}, and the end of {path.name}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
-
-
-def verdict_of(judged: Judged) -> str:
-    """The verdict; for a single seed, whether its difference passes the threshold."""
-    if judged.seeds > 1:
-        return judged.verdict
-    return HOLDS if judged.passes else FAILS
 
 
 def _margin(judged: Judged) -> str:

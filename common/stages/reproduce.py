@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext, suppress
+from operator import itemgetter
 from typing import Any
 
 from common.errors import Preempted, StageError, is_ours, printable
@@ -122,8 +123,11 @@ def reproduce(
                 ) from None
             raise
     if failed:
+        blocked = (any(p.key in failed for p in i.request.parents.values()) for i in planned if i.request.key in failed)
+        skipped = sum(blocked)
+        told = f"{len(failed) - skipped} of {total} stages failed" + (f", {skipped} skipped" if skipped else "")
         others = "; the others are done" if len(failed) < total else ""
-        say(f"{len(failed)} of {total} stages failed{others}. Rerun the command to retry.")
+        say(f"{told}{others}. Rerun the command to retry.")
     return failed
 
 
@@ -141,8 +145,10 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - len(waiting)} done, {len(waiting)} to run"
     )
-    if ours := max((item.run.describe_ours() for item in planned), key=len, default=""):
-        say(f"  values that no source gives, as set here (`ours` in configs/{paper.name}): {ours}")
+    chosen, request = max(((len(i.run.values_of_ours()), i.request) for i in planned), key=itemgetter(0))
+    if chosen:
+        name = f"{paper.short}/{request.recipe} --scale {selection.scale}"
+        say(f"  {chosen} values that no source gives: `assemble show {name}` lists them")
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     if waiting:

@@ -12,7 +12,6 @@ from common.reporting.aggregate import Cell, TableResult
 from common.reporting.claims import Judged, judge
 from common.reporting.draws import Draw
 from common.reporting.predicates import parse
-from common.reporting.summary import verdict_of
 from common.reporting.tables import Check, Claim, Metric, Row, Table, load
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
@@ -85,13 +84,14 @@ def judged(*args: Any) -> list[Judged]:
         ({0: 1.0, 1: 5.0}, {0: 2.0, 1: 3.0}, "not separable"),
         # Ahead by 1, 2 and 3: two standard deviations, but the interval of three draws reaches below zero.
         ({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0}, "not separable"),
-        ({0: 2.0}, {0: 1.0}, "not separable (1 seed)"),
+        ({0: 2.0}, {0: 1.0}, "sign agrees"),
+        ({0: 1.0}, {0: 2.0}, "sign differs"),
         ({1: 1.0}, {0: 2.0}, "not run"),
         ({0: 2.0, 1: 2.0}, {0: 2.0, 1: 2.0}, "holds"),
     ],
 )
 def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> None:
-    assert judged("A.x >= B.x", a, b)[0].label == verdict
+    assert judged("A.x >= B.x", a, b)[0].verdict == verdict
 
 
 def test_the_difference_is_paired_and_leaves_the_threshold_out() -> None:
@@ -125,5 +125,5 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert (result.verdict, result.outcome) == ("fails", "+2 (+2 to +2; n=2) in x: A vs. B")
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
     # A tie of one draw is enough for one of the two.
-    assert [verdict_of(judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0]) for sign in (">=", ">")] == ["holds", "fails"]
-    assert verdict_of(judged("A.x >= B.x", {0: 1.0, 1: 5.0}, {0: 2.0, 1: 3.0})[0]) == "not separable"
+    verdicts = [judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0].verdict for sign in (">=", ">")]
+    assert verdicts == ["sign agrees", "sign differs"]

@@ -40,7 +40,7 @@ def test_tables(project: Path, saved: Saved, capsys: Capsys) -> None:
     promote("mct")
     assert run("tables", "--check") == 1
     assert run("tables") == 0
-    assert "contrast | 1 not separable (mini) |" in (project / "README.md").read_text()
+    assert "contrast | 1 sign agrees (mini) |" in (project / "README.md").read_text()
 
 
 def nested(depth: int) -> dict[str, Any]:

@@ -74,10 +74,10 @@ def test_what_commands_print(
         lines = capsys.readouterr().out.replace(str(project), "PROJECT").replace("\x1b", "^").splitlines()
         found += "\n".join([f"$ {what}", *map(str.rstrip, lines), "\n"])
 
-    def end() -> None:
+    def end(scale: str = "mini") -> None:
         console = Console(width=140, force_terminal=True, color_system="standard")
-        print_summary("mct", "mini", runs, 61.0, " (--everything runs all)", console)
-        printed("assemble reproduce mct")
+        print_summary("mct", scale, runs, 61.0, " (--everything runs all)", console)
+        printed(f"assemble reproduce mct --scale {scale}")
 
     recorded = {"ucf_1@base": (48.0, 52.0, 50.0), "ucf_1@better": (60.0, 63.0, 62.0), "esc@base": (20.0,)}
     records = [make_record(stage, k, value) for stage, values in recorded.items() for k, value in enumerate(values)]
@@ -122,6 +122,8 @@ def test_what_commands_print(
     report = json.loads((runs / "mct" / "wandb-report.json").read_text())
     print(*(json.dumps(part, ensure_ascii=False) for part in in_report(report["spec"]["blocks"])), sep="\n")
     printed("cat runs/mct/wandb-report.json")
+    saved("esc@base", 0, 25.0, scale="smoke")
+    end("smoke")
     path = Path(__file__).with_name("printed.txt")
     if os.environ.get("SNAPSHOT"):
         path.write_text(found, encoding="utf-8")

@@ -20,7 +20,7 @@ CLAIMS = """\
 
 Of 1 checks of ours, 0 hold. The others:
 
-- Loss is low: 13 (n=1; rounding alone: 8) in loss: New, not separable (1 seed)
+- Loss is low: 13 (n=1; rounding alone: 8) in loss: New, sign differs
 
 *Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."""
 

@@ -16,7 +16,7 @@ from common.data.datasets.esc50 import write_esc50
 from common.errors import StageError
 from common.files import write_atomically
 from common.reporting import records
-from common.reporting.papers import working_folder
+from common.reporting.papers import paper_named, working_folder
 from common.reporting.records import Record
 from common.stages import needs as needing
 from common.stages import plan as planning
@@ -86,7 +86,7 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
         "  FAILED avid seed 1: 'a bug'",
         "  esc@avid seed 1: skipped, it starts from avid, which failed",
         r"  FAILED esc@avid seed 2: no\x1b room",
-        "3 of 5 stages failed; the others are done. Rerun the command to retry.",
+        "2 of 5 stages failed, 1 skipped; the others are done. Rerun the command to retry.",
     ]
     assert printed.err.count("Traceback") == 1  # of the bug alone
     # What is planned now, with the time of what is left; a malformed record counts as none.
@@ -102,6 +102,13 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
         "run   seed 2  esc@avid  esc50_svm  2.0 min  its record is malformed",
         "expected time of stages to run, 3 in parallel: 2.5 min (a guess: no record of this processor)",
     ]
+
+
+def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path)
+    schedule._announce(paper_named("mct"), plan("mct", wanted), wanted, 1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no source" in line]
+    assert line.endswith(" values that no source gives: `assemble show mct/shared_128_128 --scale smoke` lists them")
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:
