@@ -1,4 +1,4 @@
-"""The console script `assemble`: first checks that no other `common` or `papers` hides the packages of this suite."""
+"""The console script `assemble`: first checks that no other package hides one of this suite with the same name."""
 
 import sys
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    for name in ("common", "papers"):
+    for name in ("assemble", "common", "papers"):
         package = Path(__file__).resolve().parent / name
         spec = find_spec(name)
         places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
@@ -18,6 +18,6 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 2
-    from common.commands.main import main as command
+    from assemble.commands.main import main as command
 
     return command()

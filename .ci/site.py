@@ -33,7 +33,7 @@ DIFFERS = re.compile(
 )
 AVID, MCT, XMC_GAN, M3P, VX2TEXT, MODEL = MODELS = (
     "papers.avid_cma.use.AVID", "papers.mct.use.MCT", "papers.xmc_gan.use.XMCGAN", "papers.m3p.use.M3P",
-    "papers.vx2text.use.VX2Text", "common.stages.export.TrainedModel",
+    "papers.vx2text.use.VX2Text", "common.models.trained.TrainedModel",
 )  # fmt: skip
 #: Pages of the reference by task: title, a sentence, and what is on them; a package stands for its modules.
 REFERENCE = {

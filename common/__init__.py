@@ -1,13 +1,11 @@
-"""Building blocks for multimodal methods, protocols that evaluate them, and the application that runs them.
+"""The library: building blocks for multimodal methods, and protocols that evaluate them.
 
-A package imports from its own layer and those below it, and no paper:
+A package imports from its own layer and those below it; none imports a paper or the application (`assemble/`):
 
-    commands                           the command line, one file for each group of commands
-    stages                             configuration, plan, run, export: from a recipe to a record
+    models                             a trained model as a folder: save, load, embed
     training, protocols, monitoring    what a LightningModule uses: data modules, evaluations, figures
     data, metrics                      readers and writers of data sets; evaluation metrics
     encoders, losses, memory           networks, loss functions, banks and queues, all plain torch
-    reporting                          records, tables and claims, without torch
     files.py, errors.py, types.py      strict YAML, atomic writes, locks; errors for the user; types with a range
 """
 

@@ -37,6 +37,21 @@ class Preempted(BaseException):
         return 128 + self.signal
 
 
+class StopRequest:
+    """The signal that asked this process to stop; a long loop checks it between its steps."""
+
+    received: int | None = None
+
+    def check(self, error: BaseException | None = None) -> None:
+        """Raise `Preempted` if a signal was received; `error` came after it."""
+        if self.received is not None:
+            raise Preempted(self.received) from error
+
+
+#: The application's signal handler sets it.
+STOP = StopRequest()
+
+
 def optional_package(name: str, extra: str) -> Any:
     """Import a package that an optional extra installs."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import sys
 import typing
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ PictureSide = Annotated[int, _whole(ge=16)]
 FrameSide = Annotated[int, _whole(ge=16, multiple_of=2)]
 #: Samples per second of generated audio, whose highest frequency is 3.5 kHz.
 SampleRate = Annotated[int, _whole(ge=8000)]
+
+
+def class_at(path: str) -> Any:
+    """The class or function of an import path."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from assemble.stages.request import Selection, StageRequest, find_request
 from common.files import lock
-from common.stages.request import Selection, StageRequest, find_request
 
 
 def request(

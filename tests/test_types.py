@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
-from common.reporting.papers import existing_papers
-from common.reporting.tables import expand
-from common.stages.configuration import recipes_of, resolve, scales_of
+from assemble.reporting.papers import existing_papers
+from assemble.reporting.tables import expand
+from assemble.stages.configuration import recipes_of, resolve, scales_of
 from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, has_range, hints_of, outside
 
 #: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores.

@@ -6,8 +6,8 @@ import functools
 import shutil
 from pathlib import Path
 
-from common.stages.request import StageRequest
-from common.stages.run import run_stage
+from assemble.stages.request import StageRequest
+from assemble.stages.run import run_stage
 from tests.m3p import stages as m3p
 from tests.stages import request, shared
 from tests.vx2text import stages as vx2text

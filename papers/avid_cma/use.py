@@ -19,9 +19,9 @@ from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from common.stages.export import Items, Modality, Trained, TrainedModel
-from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import path_of
+from common.models.finished_stage import FinishedStage
+from common.models.safe_builder import path_of
+from common.models.trained import Items, Modality, Trained, TrainedModel
 from papers.avid_cma import networks
 
 

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from common.data.media import MediaError, read_image
 from common.encoders.checkpoint_files import read_checkpoint, write_torch
+from common.errors import STOP
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
-from common.stages import stopping
 from papers.m3p.captions import CaptionTokens, pad_captions
 from papers.m3p.encoder import M3P, similar_lengths
 from papers.m3p.pairs import CaptionSet, RegionItems
@@ -124,12 +124,12 @@ def score_pairs(
     for number in track(range(len(done), len(tiles)), title, transient=True, disable=not shown):
         captions = gallery.tokens[tiles[number]], gallery.token_mask[tiles[number]]
         done.append(model.score_tile(gallery.image, gallery.image_mask, *captions, tokens_per_batch).cpu())
-        stopped = stopping.received() is not None
+        stopped = STOP.received is not None
         due = stopped or time.monotonic() - saved > SAVE_EVERY or len(done) == len(tiles)
         if partial is not None and due:
             write_torch(partial, {"digest": digest, "tiles": done})
             saved = time.monotonic()
-        stopping.check()
+        STOP.check()
     # Captions are rows, because processes may have different numbers of them.
     rows = torch.cat([torch.zeros(0, len(gallery.image)), *(tile.T for tile in done)])
     columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])

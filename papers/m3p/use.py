@@ -12,9 +12,9 @@ from torch import Tensor
 from common.data.regions import RegionFeatures, Regions, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
-from common.stages.export import Items, Modality, Trained, TrainedModel, with_arguments, without_sources
-from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import path_of
+from common.models.finished_stage import FinishedStage
+from common.models.safe_builder import path_of
+from common.models.trained import Items, Modality, Trained, TrainedModel, with_arguments, without_sources
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths
 from papers.m3p.pairs import region_batch

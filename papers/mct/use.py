@@ -22,7 +22,9 @@ from common.data.text import (
 from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder, GRUEncoder
 from common.errors import StageError
-from common.stages.export import (
+from common.models.finished_stage import FinishedStage, instantiate
+from common.models.safe_builder import path_of
+from common.models.trained import (
     Items,
     Modality,
     Trained,
@@ -31,8 +33,6 @@ from common.stages.export import (
     with_arguments,
     without_sources,
 )
-from common.stages.finished_stage import FinishedStage, instantiate
-from common.stages.safe_builder import path_of
 from papers.mct import networks
 from papers.mct.loss import MultimodalContrast
 from papers.mct.networks import Tower

@@ -18,10 +18,10 @@ from common.data.media import MediaError
 from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
-from common.stages.export import SOURCES, Items, Trained, TrainedModel, with_arguments
-from common.stages.export import Modality as AnyModality
-from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import path_of
+from common.models.finished_stage import FinishedStage
+from common.models.safe_builder import path_of
+from common.models.trained import SOURCES, Items, Trained, TrainedModel, with_arguments
+from common.models.trained import Modality as AnyModality
 from papers.vx2text import fusion
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.data.text_features import StoredFeatures, bert_digest, make_store
 from common.errors import StageError
-from common.stages.configuration import class_at, recipes_of, resolve
-from common.stages.export import with_arguments
+from common.models.trained import with_arguments
+from common.types import class_at
 from papers.xmc_gan.text import BertText
 
 COMMAND = "assemble data xmc_gan --text-features"
@@ -72,11 +73,14 @@ class WantedStore:
             make_store(self.path, captions, self.tokenizer, encoder, digest, batch_size, advance, about)
 
 
-def wanted_stores(data: Path, bert: Path | None = None) -> list[WantedStore]:
-    """Every store that the paper's recipes read at scale `paper`, once each; `bert` overrides the recipes' folder."""
+#: `class_path` and `init_args` of the data modules of recipes.
+Sections = Iterable[Mapping[str, Any]]
+
+
+def wanted_stores(sections: Sections, bert: Path | None = None) -> list[WantedStore]:
+    """Return every store that data modules read, once each; `bert` overrides their folder of BERT."""
     found: dict[Path, WantedStore] = {}
-    for recipe in recipes_of("xmc_gan"):
-        section = resolve("xmc_gan", recipe, scale="paper").with_placeholders(DATA=str(data), RUN="").get("data") or {}
+    for section in sections:
         arguments = section.get("init_args") or {}
         if not arguments.get("text_features"):
             continue
@@ -94,12 +98,12 @@ def _instance(section: dict[str, Any]) -> Any:
     return class_at(section["class_path"])(**(section.get("init_args") or {}))
 
 
-def report(data: Path) -> None:
+def report(sections: Sections) -> None:
     console = Console()
     table = Table(title="Text features (frozen BERT)", title_justify="left", show_lines=True)
     for heading in ("Captions", "State", "Path"):
         table.add_column(heading, overflow="fold")
-    stores = {store: store.state() for store in wanted_stores(data)}
+    stores = {store: store.state() for store in wanted_stores(sections)}
     for store, state in stores.items():
         table.add_row(*map(Text, (f"{store.title}, T {store.tokenizer.max_tokens}", state, str(store.path))))
     console.print(table)
@@ -107,10 +111,10 @@ def report(data: Path) -> None:
         console.print(Text(f"`{COMMAND}` computes what it can, once: about 14 GB for COCO 2014, minutes on a GPU."))
 
 
-def text_features(data: Path, bert: Path | None, device: str, batch_size: int) -> list[Path]:
+def text_features(sections: Sections, bert: Path | None, device: str, batch_size: int) -> list[Path]:
     """Make missing or outdated stores of all available data sets; `bert` overrides the recipes' folder."""
     console = Console(stderr=True)
-    made, states = [], {store: store.state() for store in wanted_stores(data, bert)}
+    made, states = [], {store: store.state() for store in wanted_stores(sections, bert)}
     for store, state in states.items():
         if state in ("present", NO_DATA):
             console.print(Text(f"{store.title}: {state}; see `assemble data xmc_gan`"))

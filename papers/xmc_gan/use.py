@@ -22,7 +22,9 @@ from common.data.text import (
 )
 from common.data.text_features import encode_texts
 from common.errors import StageError
-from common.stages.export import (
+from common.models.finished_stage import FinishedStage
+from common.models.safe_builder import path_of
+from common.models.trained import (
     Items,
     Modality,
     Trained,
@@ -31,8 +33,6 @@ from common.stages.export import (
     with_arguments,
     without_sources,
 )
-from common.stages.finished_stage import FinishedStage
-from common.stages.safe_builder import path_of
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 from papers.xmc_gan.text import BertText, bert_sizes

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("common", "papers", "rehearsals")
+FOLDERS = ("assemble", "common", "papers")
 
 
 @functools.cache

@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from common.reporting import render
-from common.reporting.papers import existing_papers, project_root
-from common.reporting.records import short_name
-from common.reporting.results import find_promoted
-from common.reporting.tables import expand
-from common.stages.configuration import check_ranges, family_of, leaves, load_yaml, recipes_of, resolve, scales_of
+from assemble.reporting import render
+from assemble.reporting.papers import existing_papers, project_root
+from assemble.reporting.records import short_name
+from assemble.reporting.results import find_promoted
+from assemble.reporting.tables import expand
+from assemble.stages.configuration import check_ranges, family_of, leaves, load_yaml, recipes_of, resolve, scales_of
 
 OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.name) if scale != "paper"]
 
@@ -34,7 +34,7 @@ def test_a_recipe_instantiates(paper: str, tmp_path: Path) -> None:
 
     The other ones differ from these by numbers, whose ranges are checked.
     """
-    from common.stages.cli import build
+    from assemble.stages.cli import build
 
     # The names of AudioSet's classes decide the size of a network, so the file is read when the network is built.
     names = tmp_path / "weights" / "class_labels_indices.csv"

@@ -59,7 +59,7 @@ def pages() -> Iterator[Path]:
     named = ("*.md", "docs/**/*.md", "papers/**/*.md", "common/**/*.md", "tests/**/*.md")
     for pattern in ("configs/**/*.yaml", "papers/*/tables.yaml", *named, "Makefile", "pyproject.toml"):
         yield from ROOT.glob(pattern)
-    yield from (ROOT / "common" / "reporting" / "templates").iterdir()
+    yield from (ROOT / "assemble" / "reporting" / "templates").iterdir()
 
 
 def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:

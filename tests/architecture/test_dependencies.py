@@ -32,7 +32,7 @@ def test_every_import_is_declared() -> None:
     optional = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
     declared = {name.lower().replace("_", "-") for name in names_of([*PROJECT["dependencies"], *optional])}
     distributions = metadata.packages_distributions()
-    own = {"common", "papers", "rehearsals", *sys.stdlib_module_names}
+    own = {"assemble", "common", "papers", *sys.stdlib_module_names}
     missing = set()
     for module in modules():
         for imported, _ in imports(module):

@@ -30,15 +30,19 @@ LIBRARY = (
 )  # fmt: skip
 #: Parts that one paper uses and that know nothing of it: a store of the vectors of any frozen text encoder.
 WAITING = {"common.data.text_features"}
-#: Packages of common from the top floor down; a package imports none of a higher floor.
+#: Packages of the application and the library from the top floor down; a package imports none of a higher floor.
 FLOORS = (
-    {"commands"},
-    {"stages"},
-    {"training", "protocols", "monitoring"},
-    {"data", "metrics"},
-    {"encoders", "losses", "memory", "reporting"},
-    {"files", "errors", "types"},
+    {"assemble.commands"},
+    {"assemble.stages"},
+    {"assemble.reporting"},
+    {"common.models"},
+    {"common.training", "common.protocols", "common.monitoring"},
+    {"common.data", "common.metrics"},
+    {"common.encoders", "common.losses", "common.memory"},
+    {"common.files", "common.errors", "common.types"},
 )
+#: Packages of the library that may import lightning.
+WITH_LIGHTNING = {"common.models", "common.training", "common.protocols", "common.monitoring"}
 #: Lines of code that one reads in a sitting.
 SITTING = 260
 
@@ -48,14 +52,15 @@ def forbidden(module: str, imported: str, immediate: bool) -> str:
     parts, top = module.split("."), imported.split(".")
     if top[0] == "pytorch_lightning":
         return "use lightning.pytorch"
-    if parts[0] == "common":
-        if top[0] in ("papers", "rehearsals"):
-            return "common imports no paper"
-        room = parts[1] if len(parts) > 1 else ""
-        if room in {"encoders", "losses", "memory", "metrics", "reporting", "data"} and top[0] == "lightning":
-            return f"no lightning in common/{room}"
-        if room == "reporting" and top[0] in {"torch", "torchvision", "torchaudio"}:
-            return "common/reporting does without torch"
+    room = ".".join(parts[:2])
+    if parts[0] != "assemble" and top[0] == "assemble":
+        return "neither the library nor a paper imports the application"
+    if parts[0] == "common" and top[0] == "papers":
+        return "common imports no paper"
+    if parts[0] == "common" and room not in WITH_LIGHTNING and top[0] == "lightning":
+        return f"no lightning in {room}"
+    if room == "assemble.reporting" and top[0] in {"torch", "torchvision", "torchaudio", "lightning"}:
+        return "the reports do without torch and lightning"
     if parts[0] == "papers" and len(parts) > 2:
         if top[0] == "papers" and top[1:2] not in ([], [parts[1]]):
             return "a paper imports no other one"
@@ -82,10 +87,14 @@ def test_no_circle() -> None:
         raise AssertionError(f"modules import each other: {' <- '.join(error.args[1])}") from None
 
 
-def test_common_stands_on_floors() -> None:
-    """A package of common imports its own floor and lower ones; `common/__init__.py` draws them."""
+def test_packages_stand_on_floors() -> None:
+    """A package of the application or the library imports its own floor and lower ones."""
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    inside = {module: module.split(".")[1] for module in modules() if module.startswith("common.")}
+    inside = {
+        module: ".".join(module.split(".")[:2])
+        for module in modules()
+        if module.startswith(("assemble.", "common.")) and module != "assemble.__main__"
+    }
     assert set(inside.values()) == floor.keys()
     climbs = [
         f"{file_of(module)} imports {other}"
@@ -114,10 +123,9 @@ def test_common_names_no_paper() -> None:
 
 def test_common_holds_what_two_papers_use() -> None:
     """Or what the command line uses, which serves all; parts for methods of one's own may wait for another user."""
-    served = reached({"common.commands.main", *shared_classes(), *(m for m in modules() if m.startswith(LIBRARY))})
+    served = reached({"assemble.commands.main", *shared_classes(), *(m for m in modules() if m.startswith(LIBRARY))})
     used = [
-        reached({m for m in modules() if m.startswith((f"papers.{paper}", f"rehearsals.{paper}"))} | configured(paper))
-        for paper in papers()
+        reached({m for m in modules() if m.startswith(f"papers.{paper}")} | configured(paper)) for paper in papers()
     ]
     lonely = [
         file_of(module)

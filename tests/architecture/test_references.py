@@ -44,7 +44,7 @@ def test_a_paper_cites_sections_that_its_page_has(paper: str) -> None:
 
 def test_pages_that_are_named_have_the_sections_that_are_cited() -> None:
     cited = 0
-    for path in texts("common", "papers", "configs", "rehearsals", "tests", "docs"):
+    for path in texts("assemble", "common", "papers", "configs", "tests", "docs"):
         for page, numbers in PAGE.findall(path.read_text(encoding="utf-8")):
             for section in re.findall(SECTION, numbers):
                 cited += 1

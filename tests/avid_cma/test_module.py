@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from assemble.stages.run import run_stage
 from common.encoders.audio import AudioConvNet
 from common.encoders.video import R2Plus1D
-from common.stages.run import run_stage
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request

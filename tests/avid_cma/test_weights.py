@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from assemble.stages.configuration import resolve
 from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from common.stages.configuration import resolve
 from papers.avid_cma.networks import AVID
 from papers.avid_cma.weights import CheckpointError, export, load_backbone, load_pretraining
 from tests.encoders.test_checkpoint_files import require_equal

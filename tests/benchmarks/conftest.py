@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting.render import marked, write
+from assemble.reporting.render import marked, write
 from tests.benchmarks.speed import LINES, markdown
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from common.reporting import records
-from common.reporting.papers import checkout
+from assemble.reporting import records
+from assemble.reporting.papers import checkout
 
 Step = Callable[[], Any]
 HEADS = ("what", "compared with", "ours", "the other", "ours / the other", "noise")

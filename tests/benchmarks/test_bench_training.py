@@ -21,12 +21,12 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from assemble.reporting.papers import existing_papers, paper_named
+from assemble.stages.cli import StageCLI, build
+from assemble.stages.configuration import resolve
+from assemble.stages.gpu_check import measure
+from assemble.stages.run import stage_configuration
 from common.data.samplers import EpochSampler
-from common.reporting.papers import existing_papers, paper_named
-from common.stages.cli import StageCLI, build
-from common.stages.configuration import resolve
-from common.stages.gpu_check import measure
-from common.stages.run import stage_configuration
 from tests.benchmarks.speed import Line, add, amount, compare
 from tests.distributed.harness import run_distributed
 from tests.stages import request

@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from assemble.reporting import charts, render
+from assemble.reporting.results import find_promoted
+from assemble.reporting.tables import load
+from assemble.stages.plan import Selection, plan
 from common.data.listing import Clip, Listing
 from common.data.samplers import EpochSampler
 from common.memory.queue import KeyQueue
 from common.metrics.generation.frechet import FeatureStatistics
 from common.metrics.retrieval import caption_retrieval
-from common.reporting import charts, render
-from common.reporting.results import find_promoted
-from common.reporting.tables import load
-from common.stages.plan import Selection, plan
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
 from papers.m3p.encoder import M3P, M3PEncoder

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.commands.main import main
-from common.reporting.papers import project_root
-from common.stages.configuration import resolve
-from common.stages.request import Selection, find_request
-from common.stages.run import stage_configuration
+from assemble.commands.main import main
+from assemble.reporting.papers import project_root
+from assemble.stages.configuration import resolve
+from assemble.stages.request import Selection, find_request
+from assemble.stages.run import stage_configuration
 from tests.machine import LONG
 
 
@@ -33,7 +33,7 @@ from tests.machine import LONG
 )
 def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
     program = (
-        "import sys; from common.commands.main import main\n"
+        "import sys; from assemble.commands.main import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print('LOADED', [name for name in ('torch', 'lightning') if name in sys.modules])"
     )
@@ -45,7 +45,7 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
 def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "common.commands.main", "claims", "avid"]
+    command = [sys.executable, "-m", "assemble.commands.main", "claims", "avid"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=project_root(), check=False)
     os.close(write)
     assert done.stderr == ""
@@ -66,7 +66,7 @@ def test_reproduce_skips_what_is_done(
     tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
     assert "ESC-50" in tables
     # A failed stage is the exit status.
-    monkeypatch.setattr("common.stages.reproduce.reproduce", lambda *_, **__: {(0, "avid"): "made to fail"})
+    monkeypatch.setattr("assemble.stages.reproduce.reproduce", lambda *_, **__: {(0, "avid"): "made to fail"})
     assert main(arguments) == 1
 
 
@@ -206,7 +206,7 @@ def connect(self, address):
 LOCAL = ("127.0.0.1", "::1", "localhost")
 genuine_resolve, genuine_connect = socket.getaddrinfo, socket.socket.connect
 socket.getaddrinfo, socket.socket.connect = resolve, connect
-from common.commands.main import main
+from assemble.commands.main import main
 raise SystemExit(main(sys.argv[1:]))
 """
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting.papers import existing_papers
+from assemble.stages.recipe_data import files_of
 from common.data.regions import RegionFeatures
 from common.data.released_files import released_files
 from common.data.text_features import FeatureStore
 from common.errors import StageError
-from common.reporting.papers import existing_papers
-from common.stages.recipe_data import files_of
 from tests.data.image_layouts import write_coco
 from tests.xmc_gan.test_text import write_bert
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from common.commands.main import main
-from common.reporting.aggregate import collect
-from common.reporting.metric_source import find_metric
-from common.reporting.papers import SCALES, existing_papers
-from common.reporting.records import IGNORED_KEYS, RECORD_FILE, SEED_KEYS, config_hash, write
-from common.reporting.results import find_promoted
-from common.reporting.tables import entries, expand, load
-from common.stages.configuration import leaves, resolve
-from common.stages.explain import explain
+from assemble.commands.main import main
+from assemble.reporting.aggregate import collect
+from assemble.reporting.metric_source import find_metric
+from assemble.reporting.papers import SCALES, existing_papers
+from assemble.reporting.records import IGNORED_KEYS, RECORD_FILE, SEED_KEYS, config_hash, write
+from assemble.reporting.results import find_promoted
+from assemble.reporting.tables import entries, expand, load
+from assemble.stages.configuration import leaves, resolve
+from assemble.stages.explain import explain
 
 PAPERS = [paper.name for paper in existing_papers()]
 

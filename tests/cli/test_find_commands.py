@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from common.commands.main import main
-from common.reporting.tables import expand, load
-from common.stages.configuration import recipes_of
-from common.stages.modes import _missing_weights
-from common.stages.request import Selection, find_request
+from assemble.commands.main import main
+from assemble.reporting.tables import expand, load
+from assemble.stages.configuration import recipes_of
+from assemble.stages.modes import _missing_weights
+from assemble.stages.request import Selection, find_request
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting.papers import project_root
+from assemble.reporting.records import find
+from assemble.reporting.tables import StageInstance
+from assemble.stages.cli import check
+from assemble.stages.configuration import check_ranges, resolve
+from assemble.stages.request import Selection, requests_for
 from common.errors import ConfigurationError
-from common.reporting.papers import project_root
-from common.reporting.records import find
-from common.reporting.tables import StageInstance
-from common.stages.cli import check
-from common.stages.configuration import check_ranges, resolve
-from common.stages.request import Selection, requests_for
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
@@ -78,7 +78,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_another_root_is_another_run_wherever_it_is_written(tmp_path: Path) -> None:
-    from common.stages.request import Selection, find_request
+    from assemble.stages.request import Selection, find_request
 
     mine = tmp_path / "mine.yaml"
 

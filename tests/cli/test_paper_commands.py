@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common.commands.main import main
-from common.stages.run import run_stage
+from assemble.commands.main import main
+from assemble.stages.run import run_stage
 from tests.stages import request
 from tests.trained import checkpoint
 

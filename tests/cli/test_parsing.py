@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from common.commands.parsing import Option, Scale, at_least, call
+from assemble.commands.parsing import Option, Scale, at_least, call
 
 seen: dict[str, Any] = {}
 

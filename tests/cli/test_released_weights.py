@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting.papers import project_root
 from common.encoders.checkpoint_files import below, read_checkpoint
-from common.reporting.papers import project_root
 from papers.m3p.weights import export
 from tests.m3p.stages import region_network
 from tests.trained import checkpoint

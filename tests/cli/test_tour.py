@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting.papers import paper_named, project_root
 from common.data.worlds.base import World
-from common.reporting.papers import paper_named, project_root
-from common.stages.finished_stage import instantiate
+from common.models.finished_stage import instantiate
 from tests.trained import checkpoint
 
 TOUR = project_root() / "docs" / "tour.md"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.commands.main import main
+from assemble.commands.main import main
 from papers.vx2text import VX2Text
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.trained import checkpoint

@@ -21,7 +21,7 @@ from common.data.datasets.dcase import DCASE2014
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.hmdb51 import HMDB51
 from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesOpenImages
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.tvc import TVC
@@ -29,7 +29,6 @@ from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetError
-from rehearsals.media_layouts import write_kinetics
 from tests.data.image_layouts import write_coco_cn
 from tests.data.text_layouts import ANSWERS, REFERENCES, dialog, moment, question, references
 from tests.data.writers import WRITERS

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.datasets.audioset import AudioSet
-from common.data.datasets.base import MediaDataset, placeholder
+from common.data.datasets.audioset import AudioSet, write_audioset
+from common.data.datasets.base import MediaDataset, placeholder, video_id
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.conceptual_captions import ConceptualCaptions
-from common.data.datasets.dcase import DCASE2014
+from common.data.datasets.dcase import DCASE2014, write_dcase
 from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
 from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesOpenImages
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.stair_captions import STAIRCaptions
@@ -31,7 +31,6 @@ from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
 from common.data.listing import DatasetMissing
-from rehearsals.media_layouts import video_id, write_audioset, write_dcase, write_kinetics
 from tests.data.image_layouts import (
     write_coco,
     write_coco_cn,

@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.datasets import base
-from common.data.datasets.audioset import AudioSet
+from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.base import MediaDataset, placeholder
-from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.listing import Clip, Listing, joined
-from rehearsals.media_layouts import write_audioset, write_kinetics
 from tests.data.media_factory import listing_of
 
 ROOT = Path("/data/set")

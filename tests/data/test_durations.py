@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from common.data import durations as module
-from common.data.datasets.audioset import AudioSet
+from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.kinetics import Kinetics400
 from common.data.durations import common_seconds, is_known, kept_at, long_enough
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaInfo
-from rehearsals.media_layouts import write_audioset
 from tests.data.media_factory import listing_of, write_video
 
 FILES = {"a.mp4": 2.0, "b.mp4": 3.0, "c.mp4": 1.0}

@@ -17,7 +17,7 @@ import pooch
 import pytest
 import yaml
 
-from common.commands.main import main
+from assemble.commands.main import main
 from common.data import fetch as fetching
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014

@@ -15,13 +15,12 @@ from rich.console import Console
 from common.data import released_files
 from common.data.datasets.base import DatasetStatus, MediaDataset, placeholder
 from common.data.datasets.coco import COCO
-from common.data.datasets.dcase import DCASE2014
+from common.data.datasets.dcase import DCASE2014, write_dcase
 from common.data.datasets.folder import FolderOfClips
 from common.data.datasets.voc import PascalVOC
 from common.data.media import MediaFile
 from common.data.prepare import report, report_files
 from common.data.released_files import ReleasedFile, look_at
-from rehearsals.media_layouts import write_dcase
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 

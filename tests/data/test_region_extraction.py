@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-from common.commands.main import main
+from assemble.commands.main import main
 from common.data import region_extraction
 from common.data.datasets.folder import FolderOfImages
 from common.data.region_extraction import RegionExtractor, extract_regions, load_detector

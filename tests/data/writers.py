@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from common.data.datasets.audioset import AudioSet
+from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
-from common.data.datasets.dcase import DCASE2014
+from common.data.datasets.dcase import DCASE2014, write_dcase
 from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
 from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.kinetics import Kinetics400, write_kinetics
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101, write_ucf101
 from common.data.datasets.voc import PascalVOC
-from rehearsals.media_layouts import write_audioset, write_dcase, write_kinetics
 from tests.data.image_layouts import (
     write_coco,
     write_conceptual_captions,

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from common.stages.request import StageRequest
-from common.stages.run import run_stage
+from assemble.stages.request import StageRequest
+from assemble.stages.run import run_stage
 from tests.distributed.harness import run_distributed
 
 

@@ -18,15 +18,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from common.commands.main import main
-from common.reporting.papers import project_root
+from assemble.commands.main import main
+from assemble.reporting.papers import project_root
 from tests.distributed.harness import free_port
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over, train
 from tests.machine import LONG
 from tests.stages import request
 
-MODULE = "common.commands.main"
+MODULE = "assemble.commands.main"
 
 
 def _environment(**more: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from common.stages.request import StageRequest
+from assemble.stages.request import StageRequest
 from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.m3p.stages import stage
 

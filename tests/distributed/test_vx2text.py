@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.stages.request import StageRequest
+from assemble.stages.request import StageRequest
 from papers.vx2text.loss import text_loss
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, require_close, require_equal, train, train_on_two

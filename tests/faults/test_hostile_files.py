@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.commands import models
-from common.commands.main import main
+from assemble.commands import models
+from assemble.commands.main import main
+from assemble.reporting import records
+from assemble.stages.configuration import load_yaml
 from common.data.datasets.captioned import read_caption_table
 from common.data.media import MediaFile, read_image
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeaturesError, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import StageError, printable
-from common.reporting import records
-from common.stages.configuration import load_yaml
 from common.training.callbacks import WholeCheckpoints
 
 
@@ -75,7 +75,7 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:
     assert printable("a\x1b[2J\x07b\r\x9b.mp4\n") == "a\\x1b[2J\\x07b\\r\\x9b.mp4\n"
-    command = [sys.executable, "-m", "common.commands.main", "embed", "avid", "a.mp4", "--output", "o.npz"]
+    command = [sys.executable, "-m", "assemble.commands.main", "embed", "avid", "a.mp4", "--output", "o.npz"]
     run = subprocess.run([*command, "--checkpoint", "evil\x1b[2J.ckpt"], capture_output=True, check=False)
     assert run.returncode == 2
     assert b"\x1b" not in run.stderr

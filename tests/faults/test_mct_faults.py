@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from assemble.stages.run import run_stage
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.worlds.shapes import ShapesWorld
-from common.stages.run import run_stage
 from papers.mct.module import MCTModule
 from tests.stages import request
 

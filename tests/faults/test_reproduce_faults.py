@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from assemble.stages import reproduce as schedule
+from assemble.stages import run as running
+from assemble.stages import stopping
+from assemble.stages.plan import plan
+from assemble.stages.request import Selection
 from common.errors import Preempted, StageError
-from common.stages import reproduce as schedule
-from common.stages import run as running
-from common.stages import stopping
-from common.stages.plan import plan
-from common.stages.request import Selection
 from tests.distributed.harness import ending_as_a_group
 from tests.machine import LONG, runs, until
 
@@ -31,7 +31,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
 
     Whoever sends it twice gets the same end.
     """
-    command = [sys.executable, "-m", "common.commands.main", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
+    command = [sys.executable, "-m", "assemble.commands.main", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
     options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -49,7 +49,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, time; from common.stages.reproduce import _pool\n"
+        "import os, signal, sys, time; from assemble.stages.reproduce import _pool\n"
         "if __name__ == '__main__':\n"
         "    pool = _pool(2); found = {pool.submit(os.getpid).result() for _ in range(3)}\n"
         "    [pool.submit(time.sleep, 60) for _ in range(2)]; time.sleep(1)\n"

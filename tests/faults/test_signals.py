@@ -21,12 +21,12 @@ from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over
 from tests.machine import LONG, until
 
-PROGRAM = ("-m", "common.commands.main")
+PROGRAM = ("-m", "assemble.commands.main")
 #: A command that waits three seconds for a stage to be saved; ranks are started by the same file.
 IMPATIENT = """
 import sys
-from common.commands.main import main
-from common.stages import stopping
+from assemble.commands.main import main
+from assemble.stages import stopping
 stopping.PATIENCE = 3.0
 sys.exit(main())
 """

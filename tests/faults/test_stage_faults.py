@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.stages import run as runner
+from assemble.stages import stopping
+from assemble.stages.request import StageRequest
+from assemble.stages.run import run_stage
 from common.data.listing import DatasetError
 from common.errors import NonFiniteLossError, StageError
-from common.stages import run as runner
-from common.stages import stopping
-from common.stages.request import StageRequest
-from common.stages.run import run_stage
 from common.training.callbacks import WholeCheckpoints
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request

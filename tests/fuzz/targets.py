@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting import records, tables
+from assemble.reporting.curves import read_points, thinned
+from assemble.reporting.papers import project_root
+from assemble.reporting.results import find_promoted
+from assemble.stages.configuration import load_yaml
+from assemble.stages.export import write_export
+from assemble.stages.paper_modules import trained_model
 from common.data.datasets.base import MediaDataset, write_lines
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.folder import FolderOfClips, FolderOfImages
@@ -26,12 +33,6 @@ from common.data.regions import RegionFeatures, write_regions
 from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer
 from common.data.text_features import FeatureStore, SentencePool
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
-from common.reporting import records, tables
-from common.reporting.curves import read_points, thinned
-from common.reporting.papers import project_root
-from common.reporting.results import find_promoted
-from common.stages.configuration import load_yaml
-from common.stages.export import trained_model, write_export
 from tests.data import image_layouts
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.data.writers import WRITERS

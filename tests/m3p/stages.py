@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from common.stages.request import StageRequest
+from assemble.stages.request import StageRequest
 from papers.m3p.miniature import RegionClassifier
 from tests.stages import request
 

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from common.reporting.tables import load
-from common.stages.configuration import resolve
-from common.stages.finished_stage import instantiate
+from assemble.reporting.tables import load
+from assemble.stages.configuration import resolve
+from common.models.finished_stage import instantiate
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.data import RetrievalData, check_sizes, images_of_an_epoch
 from papers.m3p.encoder import M3P

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from assemble.stages.cli import build
+from assemble.stages.run import stage_configuration
 from common.encoders.text import BertEncoder
-from common.stages.cli import build
-from common.stages.run import stage_configuration
 from papers.mct.baselines.one_encoder import OneEncoder, mask_words, with_places
 from tests.distributed.harness import run_distributed
 from tests.stages import request

@@ -14,9 +14,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+from assemble.stages.configuration import resolve
 from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
-from common.stages.configuration import resolve
 from papers.mct.networks import Tower
 from papers.mct.weights import detectron2_name, export, load_backbone
 from tests.encoders.test_checkpoint_files import network, saved, state_of

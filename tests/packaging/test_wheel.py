@@ -20,7 +20,7 @@ import common
 from tests.architecture.sources import ROOT
 from tests.machine import LONG
 
-SHIPPED = ("common", "configs", "papers", "rehearsals")
+SHIPPED = ("assemble", "common", "configs", "papers")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,9 @@ def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
 
 def assemble(site: Path, folder: Path, *commands: str, after: str = "") -> str:
     """What commands and a line of code print in one process."""
-    program = f"from common.commands.main import main\nfor line in {commands}: assert main(line.split()) == 0\n{after}"
+    program = (
+        f"from assemble.commands.main import main\nfor line in {commands}: assert main(line.split()) == 0\n{after}"
+    )
     done = python(site, folder, "-c", program)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
@@ -93,7 +95,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
 def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: Path) -> None:
     (info,) = site.glob("*.dist-info")
     assert f"\nVersion: {common.__version__}\n" in (info / "METADATA").read_text(encoding="utf-8")
-    done = python(site, away, "-m", "common.commands.main", "--version")
+    done = python(site, away, "-m", "assemble.commands.main", "--version")
     assert done.stdout == f"assemble {common.__version__}\n"
     entries = ConfigParser()
     entries.read(info / "entry_points.txt")
@@ -111,7 +113,7 @@ def test_commands_that_do_not_train_work_without_a_checkout(site: Path, away: Pa
 
 
 def test_what_writes_into_the_repository_asks_for_a_checkout(site: Path, away: Path) -> None:
-    done = python(site, away, "-m", "common.commands.main", "promote", "avid")
+    done = python(site, away, "-m", "assemble.commands.main", "promote", "avid")
     assert done.returncode == 2
     assert "ASSEMBLE_ROOT" in done.stderr
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from assemble.stages.loggers import MetricsFile
 from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
 from common.encoders.checkpoint_files import CheckpointError
 from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence, searched
-from common.stages.loggers import MetricsFile
 from common.training.data_module import ShardedDataModule
 from tests.protocols.parts import attached, results_of, trainer
 from tests.protocols.test_captions import coco

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting.papers import project_root
+from assemble.reporting.records import find
+from common.data.rehearsal import write_random_voc
 from common.protocols.detection import BoxTransform
-from common.reporting.papers import project_root
-from common.reporting.records import find
-from rehearsals.random_pictures import write_random_voc
 
 TEXT = (project_root() / "docs" / "own-encoder.md").read_text(encoding="utf-8").replace("mini", "smoke")
 

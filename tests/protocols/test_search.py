@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from assemble.stages.loggers import MetricsFile
 from common.encoders.text import GRUEncoder
 from common.protocols.search import CrossModalSearch
-from common.stages.loggers import MetricsFile
 from common.training.callbacks import StepSeed
 from common.training.data_module import ShardedDataModule
 from tests.protocols.parts import (

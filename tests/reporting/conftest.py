@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.reporting import records, render
-from common.reporting.papers import existing_papers
-from common.reporting.records import Record
+from assemble.reporting import records, render
+from assemble.reporting.papers import existing_papers
+from assemble.reporting.records import Record
 
 TABLES = """
 paper: {short: mct, title: MCT, about: contrast, order: 1, recipe: base}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.reporting.aggregate import TableResult, collect, deviations_of
-from common.reporting.draws import Draw
-from common.reporting.records import Record
-from common.reporting.tables import load
+from assemble.reporting.aggregate import TableResult, collect, deviations_of
+from assemble.reporting.draws import Draw
+from assemble.reporting.records import Record
+from assemble.reporting.tables import load
 from tests.reporting.conftest import MakeRecord
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from assemble.reporting.aggregate import Cell, TableResult
+from assemble.reporting.claims import Judged, judge
+from assemble.reporting.draws import Draw
+from assemble.reporting.predicates import parse
+from assemble.reporting.tables import Check, Claim, Metric, Row, Table, load
 from common.errors import ReportingError
-from common.reporting.aggregate import Cell, TableResult
-from common.reporting.claims import Judged, judge
-from common.reporting.draws import Draw
-from common.reporting.predicates import parse
-from common.reporting.tables import Check, Claim, Metric, Row, Table, load
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
 METRICS = ("ucf", "esc")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from common.commands.main import main
-from common.reporting import records
-from common.reporting.promote import promote
-from common.reporting.results import find_promoted
+from assemble.commands.main import main
+from assemble.reporting import records
+from assemble.reporting.promote import promote
+from assemble.reporting.results import find_promoted
 from tests.reporting.conftest import Capsys, Saved
 
 

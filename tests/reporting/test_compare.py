@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.reporting.compare import (
+from assemble.reporting.compare import (
     IN_RANGE,
     NO_REFERENCE,
     OUTSIDE,
@@ -17,11 +17,11 @@ from common.reporting.compare import (
     strict_failure,
     summary,
 )
-from common.reporting.papers import paper_named
-from common.reporting.promote import promote
-from common.reporting.records import Record
-from common.reporting.results import promoted_curves, write_results
-from common.reporting.tables import load
+from assemble.reporting.papers import paper_named
+from assemble.reporting.promote import promote
+from assemble.reporting.records import Record
+from assemble.reporting.results import promoted_curves, write_results
+from assemble.reporting.tables import load
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assemble.reporting.curves import Curves, read_points
+from assemble.reporting.divergence import Band, Divergence, RunWithCurves, differences, diverging, recorded
+from assemble.reporting.papers import paper_named
+from assemble.reporting.records import Record
+from assemble.reporting.results import place_of, write_results
+from assemble.stages.run import run_stage
 from common.data.datasets.kinetics import Kinetics400
 from common.data.transforms import VideoTransform
-from common.reporting.curves import Curves, read_points
-from common.reporting.divergence import Band, Divergence, RunWithCurves, differences, diverging, recorded
-from common.reporting.papers import paper_named
-from common.reporting.records import Record
-from common.reporting.results import place_of, write_results
-from common.stages.run import run_stage
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 from tests.stages import request

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from assemble.reporting import draws, records
+from assemble.reporting.aggregate import collect
+from assemble.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, use
+from assemble.reporting.tables import load
 from common.errors import StageError
-from common.reporting import draws, records
-from common.reporting.aggregate import collect
-from common.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, use
-from common.reporting.tables import load
 from tests.reporting.conftest import MakeRecord, Save, Saved
 
 CPU = {"cpu": "Some CPU", "cores": 2}
@@ -101,7 +101,7 @@ def test_a_machine_has_the_strongest_set_of_its_flags(
 @pytest.mark.skipif(machine_isa() not in ("avx2", "avx512"), reason="needs a processor with AVX2")
 def test_torch_obeys() -> None:
     program = (
-        "from common.reporting.draws import use; use('sse41'); import torch;"
+        "from assemble.reporting.draws import use; use('sse41'); import torch;"
         "print(torch.backends.cpu.get_cpu_capability())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from common.reporting import charts, render
-from common.reporting.claims import Judged
-from common.reporting.papers import paper_named
-from common.reporting.promote import promote
-from common.reporting.tables import load
+from assemble.reporting import charts, render
+from assemble.reporting.claims import Judged
+from assemble.reporting.papers import paper_named
+from assemble.reporting.promote import promote
+from assemble.reporting.tables import load
 from tests.reporting.conftest import TABLES, MakeRecord, Saved, out_of_date, rendered
 
 CURVE = """\

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.reporting import live
-from common.reporting.live import LiveReport
-from common.reporting.report import page
+from assemble.reporting import live
+from assemble.reporting.live import LiveReport
+from assemble.reporting.report import page
 from tests.chromium import needed, opened
 from tests.machine import LONG, until
 from tests.reporting.conftest import Saved

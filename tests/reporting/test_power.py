@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from common.commands.main import main
-from common.reporting.claims import interval_of
-from common.reporting.papers import paper_named
-from common.reporting.power import power_of, runs_for, smallest_gap, spread_range
-from common.reporting.results import write_results
+from assemble.commands.main import main
+from assemble.reporting.claims import interval_of
+from assemble.reporting.papers import paper_named
+from assemble.reporting.power import power_of, runs_for, smallest_gap, spread_range
+from assemble.reporting.results import write_results
 from tests.reporting.conftest import Capsys, MakeRecord
 
 

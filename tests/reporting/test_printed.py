@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.commands.main import main
-from common.reporting.papers import paper_named
-from common.reporting.results import place_of, write_results
-from common.reporting.summary import print_summary
+from assemble.commands.main import main
+from assemble.reporting.papers import paper_named
+from assemble.reporting.results import place_of, write_results
+from assemble.reporting.summary import print_summary
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_report import PIXEL
 

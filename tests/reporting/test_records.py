@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.reporting import records
-from common.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash
+from assemble.reporting import records
+from assemble.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash
 from tests.reporting.conftest import Capsys, Saved
 
 KEYS = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=6).filter(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting import render
-from common.reporting.records import Record
-from common.reporting.render import marked, write
-from common.reporting.tables import load
+from assemble.reporting import render
+from assemble.reporting.records import Record
+from assemble.reporting.render import marked, write
+from assemble.reporting.tables import load
 from tests.reporting.conftest import MakeRecord
 
 CLAIMS = """\

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting import media
-from common.reporting.curves import importance, read_points, thinned
-from common.reporting.papers import existing_papers, runs_root
-from common.reporting.report import page
-from common.reporting.tables import load
+from assemble.reporting import media
+from assemble.reporting.curves import importance, read_points, thinned
+from assemble.reporting.papers import existing_papers, runs_root
+from assemble.reporting.report import page
+from assemble.reporting.tables import load
 from tests.reporting.conftest import Capsys, Saved
 
 PIXEL = base64.b64decode(

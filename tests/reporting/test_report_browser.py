@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from common.commands.main import main
-from common.reporting import records
-from common.reporting.results import find_promoted
+from assemble.commands.main import main
+from assemble.reporting import records
+from assemble.reporting.results import find_promoted
 from tests.chromium import needed, opened, resize
 from tests.machine import until
 from tests.reporting.test_report import PIXEL

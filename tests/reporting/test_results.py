@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from common.commands.main import main
-from common.reporting.curves import read_table, table_of
-from common.reporting.papers import existing_papers, paper_named
-from common.reporting.promote import promote
-from common.reporting.records import Record, RecordError, config_hash
-from common.reporting.results import find_promoted, promoted_curves, write_results
-from common.stages.plan import plan
-from common.stages.request import Selection
+from assemble.commands.main import main
+from assemble.reporting.curves import read_table, table_of
+from assemble.reporting.papers import existing_papers, paper_named
+from assemble.reporting.promote import promote
+from assemble.reporting.records import Record, RecordError, config_hash
+from assemble.reporting.results import find_promoted, promoted_curves, write_results
+from assemble.stages.plan import plan
+from assemble.stages.request import Selection
 from tests.reporting.conftest import Capsys, MakeRecord, Save, Saved, out_of_date
 from tests.reporting.test_records import CONFIGS, METRICS, a_record
 

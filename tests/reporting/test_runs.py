@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.commands.main import main
-from common.reporting import runs as reading
-from common.reporting.curves import summaries
-from common.reporting.runs import DONE, RUNNING, STOPPED, find_runs
+from assemble.commands.main import main
+from assemble.reporting import runs as reading
+from assemble.reporting.curves import summaries
+from assemble.reporting.runs import DONE, RUNNING, STOPPED, find_runs
 from tests.reporting.conftest import Capsys, Saved
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from assemble.reporting.papers import existing_papers, paper_named
+from assemble.reporting.tables import StageInstance, expand, load
 from common.errors import ReportingError
-from common.reporting.papers import existing_papers, paper_named
-from common.reporting.tables import StageInstance, expand, load
 from tests.reporting.conftest import TABLES
 
 AGAIN = "\n  - {id: transfer, title: A, source: b, metrics: {a: {label: a, stage: esc, key: k}}, rows: [{label: A}]}"

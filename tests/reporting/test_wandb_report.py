@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from common.reporting import render, wandb_report, wandb_server
-from common.reporting.papers import existing_papers
-from common.reporting.render import fill_best, row_text
-from common.reporting.results import find_promoted
-from common.reporting.tables import load
+from assemble.reporting import render, wandb_report, wandb_server
+from assemble.reporting.papers import existing_papers
+from assemble.reporting.render import fill_best, row_text
+from assemble.reporting.results import find_promoted
+from assemble.reporting.tables import load
 from tests.machine import LONG
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.reporting.records import Record
-from common.stages.request import StageRequest
-from common.stages.run import run_stage
+from assemble.reporting.records import Record
+from assemble.stages.request import StageRequest
+from assemble.stages.run import run_stage
 from tests.machine import LONG
 from tests.stages import callbacks
 

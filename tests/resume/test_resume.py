@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from assemble.reporting import records
+from assemble.stages.plan import state_of
+from assemble.stages.request import recorded_lineage
+from assemble.stages.run import _prepare_folder, run_stage
 from common.errors import StageError
-from common.reporting import records
-from common.stages.plan import state_of
-from common.stages.request import recorded_lineage
-from common.stages.run import _prepare_folder, run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.module import AVIDModule

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.commands.main import main
-from common.reporting.papers import Paper, existing_papers, project_root
-from common.reporting.records import config_hash
-from common.stages.cli import build
-from common.stages.configuration import (
+from assemble.commands.main import main
+from assemble.reporting.papers import Paper, existing_papers, project_root
+from assemble.reporting.records import config_hash
+from assemble.stages.cli import build
+from assemble.stages.configuration import (
     class_at,
     family_of,
     leaves,
@@ -24,7 +24,7 @@ from common.stages.configuration import (
     recipes_of,
     resolve,
 )
-from common.stages.signatures import arguments_of
+from assemble.stages.signatures import arguments_of
 
 trees = st.recursive(
     st.integers() | st.text(max_size=3) | st.none(),

@@ -10,14 +10,14 @@ import lightning.pytorch as pl
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting.papers import paper_named
+from assemble.stages import estimate as estimates
+from assemble.stages.configuration import resolve
+from assemble.stages.estimate import CARDS, Estimate, estimate
+from assemble.stages.fake_step import MemoryMeter, operation_counter
+from assemble.stages.synthetic import StopAfter, synthetic_training
 from common.errors import StageError
-from common.reporting.papers import paper_named
-from common.stages import estimate as estimates
-from common.stages.configuration import resolve
-from common.stages.estimate import CARDS, Estimate, estimate
-from common.stages.fake_step import MemoryMeter, operation_counter
-from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.examples import Draw
 
 FOUND = Estimate(

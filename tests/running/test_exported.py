@@ -21,12 +21,14 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from assemble.reporting.papers import SCALES
+from assemble.reporting.records import Record
+from assemble.stages.export import write_export
+from assemble.stages.model_card import metadata, model_card
+from assemble.stages.paper_modules import trained_model
 from common.errors import StageError
-from common.reporting.papers import SCALES
-from common.reporting.records import Record
-from common.stages.export import TrainedModel, trained_model, write_export
-from common.stages.hub import fetch_export, push_export
-from common.stages.model_card import metadata, model_card
+from common.models.hub import fetch_export, push_export
+from common.models.trained import TrainedModel
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 
@@ -381,7 +383,7 @@ def test_a_commit_is_fetched_and_stays_what_it_was(cached: Callable[..., str], e
     model: Any = trained_model("avid_cma").from_pretrained(REPO)
     assert not model.training
     assert model.fingerprint() == trained_model("avid_cma").from_export(export).fingerprint()
-    with pytest.raises(StageError, match="is a model of avid, not of mct"):
+    with pytest.raises(StageError, match="is a model of avid_cma, not of mct"):
         trained_model("mct").from_pretrained(REPO)
     config = {**json.loads(files["config.json"]), "seed": 7}
     second = cached(REPO, {**files, "config.json": json.dumps(config).encode()}, "2")

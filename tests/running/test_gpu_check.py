@@ -10,10 +10,10 @@ from unittest.mock import Mock, call
 
 import pytest
 
-from common.commands.main import main
-from common.reporting import records
-from common.stages import gpu_check, loading
-from common.stages.configuration import resolve
+from assemble.commands.main import main
+from assemble.reporting import records
+from assemble.stages import gpu_check, loading
+from assemble.stages.configuration import resolve
 
 
 def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, mo
         "torch": double, "benchmark.Timer": timer, "synthetic_training": training, "Record": SimpleNamespace,
         "estimate": lambda run, size: SimpleNamespace(flops=6e9 * size, accumulated=2),
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"common.stages.gpu_check.{name}", value)
+        monkeypatch.setattr(f"assemble.stages.gpu_check.{name}", value)
     warnings.simplefilter("ignore")
     record = gpu_check.measure("avid", arguments=["--data.batch_size", whole])[0]
     trainer = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}

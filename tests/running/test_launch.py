@@ -17,11 +17,11 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.trainer import call
 
+from assemble.reporting.papers import project_root
+from assemble.stages.cli import StageCLI
+from assemble.stages.launch import is_main_process, require_processes
+from assemble.stages.run import _wait_for_main_process, quiet_lightning, run_stage
 from common.errors import StageError
-from common.reporting.papers import project_root
-from common.stages.cli import StageCLI
-from common.stages.launch import is_main_process, require_processes
-from common.stages.run import _wait_for_main_process, quiet_lightning, run_stage
 from tests.machine import LONG
 from tests.stages import request
 
@@ -154,10 +154,10 @@ def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatc
 
 CODE = """
 import sys
-from common.stages.lightning_import import import_lightning
+from assemble.stages.lightning_import import import_lightning
 import_lightning()
 import papers.avid_cma.data, papers.avid_cma.module
-import common.stages.cli, common.stages.loggers, common.stages.telemetry, common.training.callbacks
+import assemble.stages.cli, assemble.stages.loggers, assemble.stages.telemetry, common.training.callbacks
 loaded = {name.partition(".")[0] for name in sys.modules}
 print(sorted(loaded & {"matplotlib", "scipy", "sklearn", "transformers", "wandb"}))
 from lightning_utilities.core.imports import RequirementCache, package_available

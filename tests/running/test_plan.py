@@ -11,18 +11,18 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from common.commands.main import main
+from assemble.commands.main import main
+from assemble.reporting import records
+from assemble.reporting.papers import paper_named, working_folder
+from assemble.reporting.records import Record
+from assemble.stages import needs as needing
+from assemble.stages import plan as planning
+from assemble.stages import reproduce as schedule
+from assemble.stages.plan import Planned, fit_arguments, plan, render_plan
+from assemble.stages.request import Selection
 from common.data.datasets.esc50 import write_esc50
 from common.errors import StageError
 from common.files import write_atomically
-from common.reporting import records
-from common.reporting.papers import paper_named, working_folder
-from common.reporting.records import Record
-from common.stages import needs as needing
-from common.stages import plan as planning
-from common.stages import reproduce as schedule
-from common.stages.plan import Planned, fit_arguments, plan, render_plan
-from common.stages.request import Selection
 from tests.reporting.conftest import MakeRecord, make_record  # noqa: F401 - a fixture
 
 Finish = Callable[..., Record]
@@ -112,7 +112,7 @@ def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:
-    runs, program = tmp_path / "my runs", f"{sys.executable} -m common.commands.main"
+    runs, program = tmp_path / "my runs", f"{sys.executable} -m assemble.commands.main"
     wanted = Selection("paper", (0, 3), "slurm", runs, Path("/data"), stages=("esc@avid", "avid_cma"), isa="sse41")
     commands, submissions = [], []
     for number, (seed, stage) in enumerate(itertools.product((0, 3), ("avid", "avid_cma", "esc@avid")), start=1):
@@ -147,7 +147,7 @@ def test_a_stage_of_several_devices_runs_in_a_process_of_its_own(
             schedule._run(item)
     record = finish(item)
     assert schedule._run(item) == record
-    assert started.call_args.args[0][1:] == ["-m", "common.commands.main", *fit_arguments(item.request)]
+    assert started.call_args.args[0][1:] == ["-m", "assemble.commands.main", *fit_arguments(item.request)]
 
 
 def test_everything_that_is_missing_is_said_once_before_the_first_stage(

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from assemble.stages import loggers, stopping
+from assemble.stages import preempt as preemption
+from assemble.stages.request import StageRequest
+from assemble.stages.run import run_stage
 from common.errors import Preempted
-from common.stages import loggers, stopping
-from common.stages import preempt as preemption
-from common.stages.request import StageRequest
-from common.stages.run import run_stage
 from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over

@@ -16,12 +16,12 @@ import pytest
 import torch
 from rich import get_console
 
-from common.commands.run import print_filled
+from assemble.commands.run import print_filled
+from assemble.reporting.progress import FILE, Watch, duration, read
+from assemble.reporting.records import Record
+from assemble.stages.plan import count_by_request, seconds_left
+from assemble.stages.request import Selection
 from common.files import console
-from common.reporting.progress import FILE, Watch, duration, read
-from common.reporting.records import Record
-from common.stages.plan import count_by_request, seconds_left
-from common.stages.request import Selection
 from common.training import callbacks
 from common.training.callbacks import Progress
 from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.commands.main import main
-from common.reporting import records
-from common.reporting.papers import existing_papers, project_root
-from common.reporting.promote import REFUSED, promote
-from common.reporting.tables import expand
-from common.stages import rehearse
-from common.stages.configuration import (
+from assemble.commands.main import main
+from assemble.reporting import records
+from assemble.reporting.papers import existing_papers, project_root
+from assemble.reporting.promote import REFUSED, promote
+from assemble.reporting.tables import expand
+from assemble.stages import rehearse
+from assemble.stages.configuration import (
     REHEARSAL,
     check_ranges,
     family_of,
@@ -23,11 +23,11 @@ from common.stages.configuration import (
     resolve,
     scales_of,
 )
-from common.stages.needs import needs_of
-from common.stages.paper_modules import optional_part
-from common.stages.plan import plan
-from common.stages.recipe_data import datasets_of
-from common.stages.request import Selection
+from assemble.stages.needs import needs_of
+from assemble.stages.paper_modules import optional_part
+from assemble.stages.plan import plan
+from assemble.stages.recipe_data import datasets_of
+from assemble.stages.request import Selection
 
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]
 
@@ -49,7 +49,7 @@ def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
 
 @pytest.mark.parametrize("paper", NAMES)
 def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> None:
-    importlib.import_module(f"rehearsals.{paper}").write_datasets(tmp_path)
+    importlib.import_module(f"papers.{paper}.rehearsal").write_datasets(tmp_path)
     found = datasets_of(paper, tmp_path)
     assert found
     for dataset in found:

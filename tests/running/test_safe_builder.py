@@ -11,13 +11,13 @@ from typing import Any, Literal
 import pytest
 from torch import nn
 
+from assemble.reporting.papers import existing_papers
+from assemble.stages.paper_modules import optional_part
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.errors import StageError
-from common.reporting.papers import existing_papers
-from common.stages.export import trained_model
-from common.stages.paper_modules import optional_part
-from common.stages.safe_builder import Builder, path_of
+from common.models.safe_builder import Builder, path_of
+from common.models.trained import trained_model
 from common.types import hints_of
 
 NETWORK = "common.encoders.audio.AudioConvNet"

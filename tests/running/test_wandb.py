@@ -14,12 +14,12 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from assemble.reporting import records
+from assemble.stages import loggers, telemetry
+from assemble.stages.loggers import MetricsFile, wandb_mode
+from assemble.stages.run import _wandb_of
+from assemble.stages.telemetry import Telemetry
 from common.errors import StageError
-from common.reporting import records
-from common.stages import loggers, telemetry
-from common.stages.loggers import MetricsFile, wandb_mode
-from common.stages.run import _wandb_of
-from common.stages.telemetry import Telemetry
 from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
 

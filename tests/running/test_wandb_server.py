@@ -18,14 +18,14 @@ import pytest
 import wandb
 import yaml
 
-from common.reporting import wandb_server
-from common.reporting.papers import project_root
-from common.reporting.results import find_promoted
-from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
-from common.stages.configuration import check_ranges
-from common.stages.loggers import StageWandbLogger, own_id, wandb_logger, wandb_mode
-from common.stages.request import Selection, find_request
-from common.stages.run import run_stage
+from assemble.reporting import wandb_server
+from assemble.reporting.papers import project_root
+from assemble.reporting.results import find_promoted
+from assemble.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
+from assemble.stages.configuration import check_ranges
+from assemble.stages.loggers import StageWandbLogger, own_id, wandb_logger, wandb_mode
+from assemble.stages.request import Selection, find_request
+from assemble.stages.run import run_stage
 from tests.machine import LONG
 from tests.stages import request
 from tests.wandb_stub import KEY, WandbStub, forget, serving
@@ -209,7 +209,7 @@ def test_an_offline_run_is_synced_with_its_lineage(
 def test_a_run_that_cannot_start_online_starts_offline(
     keyed: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("common.stages.loggers.why_unreachable", lambda: "")
+    monkeypatch.setattr("assemble.stages.loggers.why_unreachable", lambda: "")
     keyed.refusing = 401
     logger = begin(tmp_path)
     out = capsys.readouterr().out

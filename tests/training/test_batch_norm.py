@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.stages.run import run_stage
+from assemble.stages.run import run_stage
 from common.training.batch_norm import (
     GroupedBatchNorm,
     devices_of_group,

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.stages.configuration import resolve
-from common.stages.synthetic import NOWHERE, StopAfter, synthetic_training
+from assemble.stages.configuration import resolve
+from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
 from common.training.examples import Draw
 

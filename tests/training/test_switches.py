@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from assemble.reporting.records import config_hash
+from assemble.stages.cli import build
+from assemble.stages.configuration import SWITCHES, resolve, take_switches
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.encoders.text import BertEncoder
 from common.encoders.video import R2Plus1D
-from common.reporting.records import config_hash
-from common.stages.cli import build
-from common.stages.configuration import SWITCHES, resolve, take_switches
 from common.training.switches import Switches, blocks_of, lay_out_channels_last
 from papers.m3p.encoder import M3PEncoder
 from papers.vx2text.language_model import LanguageModel

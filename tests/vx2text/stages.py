@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from common.stages.cli import build
-from common.stages.configuration import resolve
+from assemble.stages.cli import build
+from assemble.stages.configuration import resolve
 from papers.vx2text.data import collate
 
 #: Arguments of a stage that starts from random weights.

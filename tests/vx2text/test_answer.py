@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from assemble.stages.run import run_stage
 from common.data.media import MediaError
 from common.errors import StageError
-from common.stages.run import run_stage
 from papers.vx2text import VX2Text
 from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav

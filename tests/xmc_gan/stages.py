@@ -6,8 +6,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.reporting.records import Record
-from common.stages.run import run_stage
+from assemble.reporting.records import Record
+from assemble.stages.run import run_stage
 from tests.stages import request, shared
 
 #: Arguments of a stage without the networks that others train.

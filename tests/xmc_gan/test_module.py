@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.stages.run import run_stage
+from assemble.stages.run import run_stage
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.loss import XMCGANLoss
 from papers.xmc_gan.module import XMCGANModule

@@ -17,10 +17,15 @@ from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
     first_of,
+    placeholder,
     prefix_of,
+    put,
     read_lines,
+    video_id,
     walk,
+    write_lines,
 )
 from common.data.listing import DatasetError, DatasetMissing
 from common.types import NonNegativeFloat
@@ -204,3 +209,25 @@ def _video_of(stem: str, listed: set[str]) -> str | None:
         if video in listed and _TIMES.fullmatch(stem, begin + _ID_LENGTH):
             return video
     return None
+
+
+def write_audioset(
+    root: Path,
+    clips: int = 3,
+    listed: int | None = None,
+    naming: str = "{video}_{start}_{end}.mp4",
+    folder: str = "unbalanced_train_segments",
+    list_name: str = "unbalanced_train_segments.csv",
+    prefix: str = "u",
+    write: WriteMedia = placeholder,
+) -> Path:
+    """Write a list of segments and its clips; if `listed` exceeds `clips`, the last clips are missing."""
+    lines = ["# YTID, start_seconds, end_seconds, positive_labels"]
+    for number in range(clips if listed is None else listed):
+        video, start = video_id(number, prefix), number * 10
+        labels = "/m/09x0r,/t/dd00088" if number % 2 == 0 else "/m/03k3r"
+        lines.append(f'{video}, {start}.000, {start + 10}.000, "{labels}"')
+        if number < clips:
+            put(root / folder / naming.format(video=video, start=start, end=start + 10), write)
+    write_lines(root / list_name, lines)
+    return root

@@ -362,3 +362,8 @@ def put(path: Path, write: WriteMedia) -> None:
     """Let `write` make a file, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path)
+
+
+def video_id(number: int, prefix: str = "v") -> str:
+    """An ID of eleven characters, as on YouTube."""
+    return f"{prefix}{number:0{11 - len(prefix)}d}"

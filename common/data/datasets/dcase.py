@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,8 +11,11 @@ from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
     first_of,
+    placeholder,
     prefix_of,
+    put,
     walk,
 )
 from common.data.listing import DatasetError
@@ -71,3 +74,17 @@ def _scene(path: Path, stem: str) -> str:
     if match is None:
         raise DatasetError(f"{path}: expected a name of scene and number, such as bus01.wav")
     return match[1].rstrip("_- ")
+
+
+def write_dcase(
+    root: Path,
+    scenes: Sequence[str] = ("bus", "park", "tube", "tubestation"),
+    clips_per_scene: int = 2,
+    write: WriteMedia = placeholder,
+) -> Path:
+    """Write the two folders of the published archives."""
+    for folder in ("scenes_stereo", "scenes_stereo_testset"):
+        for scene in scenes:
+            for number in range(1, clips_per_scene + 1):
+                put(root / folder / f"{scene}{number:02d}.wav", write)
+    return root

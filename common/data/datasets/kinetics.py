@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,10 +12,15 @@ from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
+    WriteMedia,
     entries,
     first_of,
+    placeholder,
     prefix_of,
+    put,
+    video_id,
     walk,
+    write_lines,
 )
 from common.types import NonNegativeFloat
 
@@ -131,3 +136,26 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
         return (row.get("label") or "").strip(), f"{video}_{start:06d}_{end:06d}"
 
     return read_csv(path, parse)
+
+
+def write_kinetics(
+    root: Path,
+    classes: Sequence[str] = ("abseiling", "tai chi"),
+    clips_per_class: int = 2,
+    flat: bool = False,
+    folders: Sequence[str] = ("train", "val"),
+    write: WriteMedia = placeholder,
+) -> Path:
+    """Write class folders, or flat folders with `annotations/*.csv` as in the CVDF copy."""
+    for folder in folders:
+        rows = []
+        for class_number, class_name in enumerate(classes):
+            for clip in range(clips_per_class):
+                video = video_id(class_number * 100 + clip, prefix=f"{folder[0]}-")
+                name = f"{video}_{clip * 10:06d}_{clip * 10 + 10:06d}.mp4"
+                rows.append(f"{class_name},{video},{clip * 10},{clip * 10 + 10},{folder}")
+                put(root / folder / name if flat else root / folder / class_name / name, write)
+        if flat:
+            heading = "label,youtube_id,time_start,time_end,split"
+            write_lines(root / "annotations" / f"{folder}.csv", [heading, *rows], "\r\n")
+    return root

@@ -1,0 +1,153 @@
+"""The command `assemble data`: lists a paper's data sets, fetches and checks them, and computes features."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from assemble.commands.parsing import Option, PaperName, at_least, existing_folder
+from assemble.reporting.papers import existing_papers, paper_named, working_folder
+from common.errors import StageError, optional_package
+
+
+def data_root() -> Path:
+    """Default folder of the data sets: `$ASSEMBLE_DATA`, else `data` next to `runs`."""
+    return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data").expanduser()
+
+
+def data(
+    paper: PaperName,
+    *,
+    data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None,
+    prepare: Annotated[bool, "decode a sample of files and compare checksums"] = False,
+    fetch: Annotated[
+        str | None,
+        "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from its publisher; "
+        "prints the terms first. An unknown name lists all options",
+    ] = None,
+    accept_license: Annotated[bool, "accept the terms of --fetch"] = False,
+    measure: Annotated[
+        str | None,
+        Option(
+            "read training samples of a recipe (default: the main one) at paper scale for 20 s of CPU time, and print "
+            "samples per second per core",
+            const=lambda: "",
+        ),
+    ] = None,
+    text_features: Annotated[bool, "compute the frozen text features of a paper that stores them"] = False,
+    bert: Annotated[Path | None, "BERT's released weights, for --text-features"] = None,
+    extract_regions: Annotated[
+        Path | None,
+        Option(
+            "detect regions in all images under a folder and write them to one file; rerun to resume",
+            parse=existing_folder,
+        ),
+    ] = None,
+    detector: Annotated[Path | None, "weights of the detector; you have to provide them"] = None,
+    output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
+    regions: Annotated[int | None, Option("most regions per image; default: 100", parse=at_least(1))] = None,
+    distribution: Annotated[bool, "also store the probabilities of all classes"] = False,
+    batch_size: Annotated[
+        int | None,
+        Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
+    ] = None,
+    device: Annotated[str | None, Option("default: auto", choices=("auto", "cpu", "cuda"))] = None,
+) -> int:
+    """List a paper's data sets and weights, which were found, and how to get the rest.
+
+    Only --fetch downloads anything.
+    """
+    root = (data or data_root()).resolve()
+    given: dict[str, object] = {"--prepare": prepare, "--fetch": fetch, "--measure": measure is not None}
+    given |= {"--text-features": text_features, "--extract-regions": extract_regions}
+    if len(several := [flag for flag, value in given.items() if value]) > 1:
+        raise StageError(f"give only one of {', '.join(several)}")
+    if (detector or output or distribution or regions) and extract_regions is None:
+        raise StageError("--detector, --output, --distribution and --regions need --extract-regions FOLDER")
+    if (batch_size or device) and not (text_features or extract_regions):
+        raise StageError("--batch-size and --device need --text-features or --extract-regions FOLDER")
+    if bert and not text_features:
+        raise StageError("--bert needs --text-features")
+    if accept_license and fetch is None:
+        raise StageError("--accept-license needs --fetch NAME")
+    if fetch is not None:
+        return _fetch(paper_named(paper).short, root, fetch, accept_license)
+    if extract_regions is not None:
+        if output is None or detector is None:
+            raise StageError("--extract-regions needs --output FILE (.h5 or .npz) and --detector WEIGHTS")
+        return _extract(extract_regions, output, detector, regions or 100, batch_size or 4, device, distribution)
+    from assemble.stages.paper_modules import optional_part
+    from assemble.stages.recipe_data import data_sections, datasets_of, files_of
+    from common.data.prepare import report, report_files
+
+    name = paper_named(paper).name
+    own = optional_part(name, "prepare")
+    if text_features:
+        if own is None:
+            able = ", ".join(one.short for one in existing_papers() if optional_part(one.name, "prepare"))
+            raise StageError(f"--text-features: {name} stores no text features; {able} does")
+        for path in own.text_features(data_sections(name, root), bert, _device(device), batch_size or 256):
+            print(f"written to {path}")
+        return 0
+    if measure is not None:
+        from assemble.stages.configuration import resolve
+
+        recipe = measure or paper_named(paper).recipe
+        run = resolve(name, recipe, scale="paper")
+        from assemble.stages.loading import measure_loading
+
+        print(f"{recipe}: {measure_loading(run, root)}")
+        return 0
+    report(datasets_of(name, root), prepare=prepare)
+    report_files(files_of(name, root, verify=prepare))
+    if own is not None:
+        own.report(data_sections(name, root))
+    return 0
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name != "cpu" and torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise StageError("--device cuda: torch finds no GPU on this machine")
+    return "cpu"
+
+
+def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
+    from common.data.fetch import fetch, open_data
+
+    entry = open_data(name)
+    print(entry.describe())
+    if not accepted:
+        raise StageError(f"nothing was fetched: read the terms, then add --accept-license to download to {root}")
+    fetch(entry, root)
+    if entry.note:
+        print(entry.note)
+    print(f"{entry.title} is in {root}; `assemble data {paper} --data {root} --prepare` checks it")
+    return 0
+
+
+def _extract(
+    images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str | None, distribution: bool
+) -> int:
+    from common.data.checksums import digest
+    from common.data.regions import REGION_SUFFIXES
+
+    if output.exists():
+        raise StageError(f"--output {output} exists: name a new file, or delete it")
+    if output.suffix.lower() not in REGION_SUFFIXES:
+        raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
+    if output.suffix.lower() != ".npz":
+        optional_package("h5py", "features")  # before hours of detection
+    from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
+
+    place = _device(device)
+    extractor = RegionExtractor(load_detector(weights), regions, place, {"detector": digest(weights, "sha256")})
+    written, skipped = extract_regions(images, output, extractor, batch_size, distribution)
+    print(f"{output}: regions of {written:,} images")
+    if skipped:
+        print(f"{len(skipped):,} images cannot be read (see {output}.skipped.txt), such as {skipped[0]}")
+    return 0

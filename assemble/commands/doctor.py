@@ -1,0 +1,103 @@
+"""The command `assemble doctor`: checks this machine."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from assemble.commands.data import data_root
+from assemble.reporting.papers import checkout, existing_papers, working_folder
+from common import files
+
+#: Packages with compiled parts; importing them shows whether their versions fit together.
+COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
+#: Extras for developers, which are not checked.
+DEVELOPING = ("dev", "docs", "bench", "mutation")
+
+
+def doctor(
+    *, data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None
+) -> int:
+    """Check this machine: devices, keys, packages, data sets.
+
+    Exits with 1 if a package that every run needs is missing.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from assemble.reporting import records
+    from assemble.reporting.wandb_server import server, why_no_key
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    needed, *extras = _requirements().items()
+    versions = {name: _version(name) for name in needed[1]}
+    missing = [name for name, version in versions.items() if isinstance(version, Exception)]
+    machine = records.hardware()
+    table.add_row("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory")
+    gpus = [] if "torch" in missing else _gpus()
+    for name in gpus or ["none found: the scales smoke and mini run on the CPU"]:
+        table.add_row("gpu", name)
+    free = shutil.disk_usage(working_folder()).free / 2**30
+    table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
+    table.add_row("cache", f"{files.cache_folder()} (set ASSEMBLE_CACHE to move it)")
+    reason = why_no_key()
+    table.add_row("W&B key", escape(f"{reason}: runs are logged offline" if reason else f"present for {server()}"))
+    git = records.git_state(checkout())
+    state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
+    table.add_row("revision", state)
+    table.add_row("python", platform.python_version())
+    for name, version in versions.items():
+        table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]" if name in missing else str(version))
+    for extra, names in extras:
+        absent = [name for name in names if isinstance(_version(name), Exception)]
+        state = f"missing {', '.join(absent)}: run `make extra-{extra}`" if absent else "installed"
+        table.add_row(f"extra {extra}", state)
+    console = files.console()
+    console.print(table)
+    if missing:
+        console.print(f"\n[red]missing packages: {', '.join(missing)}[/red]; run `make setup`")
+        return 1
+    from assemble.stages.recipe_data import datasets_of
+
+    folder = (data or data_root()).resolve()
+    print(f"\ndata sets for the paper scale in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
+    for paper in existing_papers():
+        found = [one.status() for one in datasets_of(paper.name, folder)]
+        lacking = dict.fromkeys(status.dataset.full_title for status in found if not status.present)
+        told = f"missing {'; '.join(lacking)} (see `assemble data {paper.short}`)" if lacking else "all present"
+        print(f"  {paper.short}: {told}", flush=True)
+    return 0
+
+
+def _version(name: str) -> str | Exception:
+    try:
+        if name in COMPILED:
+            return str(importlib.import_module(name).__version__)
+        from importlib.metadata import version
+
+        return version(name)
+    except Exception as error:  # an incompatible build may raise anything
+        return error
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
+
+
+def _requirements() -> dict[str, list[str]]:
+    """Required packages by extra; the first entry has those that are always needed."""
+    from importlib.metadata import requires
+
+    found: dict[str, list[str]] = {"": []}
+    for requirement in requires("representation-assemble") or []:
+        name, extra = re.match(r"([\w.-]+)(?:.*extra == ['\"]([\w-]+))?", requirement).groups("")  # type: ignore[union-attr]
+        if extra not in DEVELOPING:
+            found.setdefault(extra, []).append(name)
+    return found

@@ -1,0 +1,163 @@
+"""The commands `assemble list` and `assemble show`, which don't import torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assemble.commands.parsing import PaperName, Runs, Scale, StageName
+from assemble.reporting.papers import (
+    Paper,
+    existing_papers,
+    paper_named,
+    project_root,
+    runs_root,
+)
+from assemble.reporting.progress import duration
+from common import files
+from common.errors import printable
+
+if TYPE_CHECKING:
+    from assemble.reporting.records import Record
+    from assemble.reporting.tables import StageInstance
+
+
+def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
+    """List the papers, or a paper's tables, rows, stages and recipes.
+
+    For each stage, shows how long it takes here and which draws have run or are promoted.
+    """
+    if paper is None:
+        _list_papers(scale, runs or runs_root())
+    else:
+        _list_paper(paper_named(paper), scale, runs or runs_root())
+    return 0
+
+
+def _list_papers(scale: str, runs: Path) -> None:
+    from assemble.reporting.records import expected_seconds
+    from assemble.reporting.tables import expand, load
+    from assemble.stages.configuration import recipes_of
+    from assemble.stages.plan import default_jobs, side_by_side
+
+    rows = []
+    for paper in existing_papers():
+        source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
+        parents = {one.id: one.parents.values() for one in expand(source, scale, everything=False)}
+        known = expected_seconds(parents, here, promoted)
+        counts = str(len(source.tables)), str(len(recipes_of(paper.name))), f"{len(parents)}, {len(known)} with records"
+        time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
+        rows.append((paper.short, paper.title, *counts, time))
+    print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
+    print("stages and time are for `make reproduce-<paper>`, without stages that run only on request")
+    print(f"`assemble list {existing_papers()[0].short}` shows a paper's tables, rows, stages and recipes")
+
+
+def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
+    """Records of local runs, and promoted records."""
+    from assemble.reporting.records import find
+    from assemble.reporting.results import find_promoted
+
+    return find(runs, paper.name, scale), find_promoted(paper.name, scale)
+
+
+def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
+    from assemble.reporting.tables import expand, load
+    from assemble.stages.configuration import recipes_of
+
+    source = load(paper.name)
+    print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
+    rows = []
+    for table in source.tables:
+        scales = " ".join(f"({one})" if one in table.by_request else one for one in table.scales)
+        rows.append((table.id, scales, table.title, " ".join(m.id for m in table.metrics if not m.hidden)))
+    print_rows(("id", "scales", "title", "metrics"), rows)
+
+    print(f"\nrows at {scale} (--rows takes a label or model); a row runs only on request for a table in brackets")
+    models: dict[tuple[str, str], list[str]] = {}
+    for table in source.tables:
+        for row in table.rows:
+            if (row.model or row.untrained) and scale in table.scales and scale in row.scales:
+                shown = f"({table.id})" if table.made_by_request(row, scale) else table.id
+                models.setdefault((row.label, row.model or "untrained"), []).append(shown)
+    print_rows(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
+
+    print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")
+    _print_stages(paper, scale, runs, expand(source, scale))
+
+    print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
+    print_rows(("recipe", "description"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+
+
+def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:
+    from assemble.reporting.records import expected_seconds
+
+    here, promoted = _records(paper, scale, runs)
+    known = expected_seconds([one.id for one in instances], here, promoted)
+    rows = []
+    for one in instances:
+        parents = " ".join(dict.fromkeys(one.parents.values()))
+        time = duration(known[one.id]) if one.id in known else "-"
+        draws = (
+            ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == one.id) or "-"
+            for records in (here, promoted)
+        )
+        rows.append((one.id, one.job, one.recipe, parents, time, *draws))
+    print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
+
+
+def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
+    """Describe a stage or recipe without running it.
+
+    Lists the merged files, the stages it starts from, the cells it fills, the recipe's stages and their runs, the
+    deviations of the scale, and the values that no source gives.
+    """
+    from assemble.reporting.records import short_name
+    from assemble.reporting.tables import entries, expand, load
+    from assemble.stages.request import Selection, find_request
+
+    request = find_request(name, Selection(scale=scale, runs=runs or runs_root()))
+    run, paper = request.configuration, paper_named(request.paper)
+    print(f"{paper.title}, {request.stage} at scale {request.scale}: {_about(request.paper, request.recipe)}")
+    print(f"\nrecipe: configs/{request.paper}/{request.recipe}.yaml, job: {request.job}")
+    print(f"classes: {run.config['model']['class_path']}, {run.config['data']['class_path']}")
+    print(f"merged from: {run.describe()}")
+    for field, parent in request.parents.items():
+        print(f"starts from: {parent.stage} ({short_name(field)})")
+    if not run.trains:
+        print("does not train, only tests")
+    for table, row, metric in entries(load(request.paper), request.stage, request.scale):
+        print(f"fills: table {table.id}, row {row.label}, {metric.label}")
+    using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]
+    print(f"\nstages of this recipe: {len(using) or f'none at {request.scale}'}")
+    if using:
+        _print_stages(paper, request.scale, runs or runs_root(), using)
+    print(f"finished runs, also with overrides: assemble runs {paper.short} --where recipe={request.recipe}")
+    print("\ndeviations of this scale:" if run.deviations else "\nno deviations except sizes")
+    for deviation in run.deviations:
+        print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
+    if ours := run.describe_ours():
+        print(f"values that no source gives, as set here: {ours}")
+    print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows all fields that the files set")
+    return 0
+
+
+def _about(paper: str, recipe: str) -> str:
+    """The comment at the head of a recipe."""
+    lines = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose cells are plain text."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(escape(printable(head)), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    files.console().print(table)

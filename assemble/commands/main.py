@@ -1,0 +1,82 @@
+"""The `assemble` command. Parsing and help import neither torch nor lightning."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import gc
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from assemble.commands import data, doctor, explain, find, measure, models, reports, run, runs
+from assemble.commands.parsing import Command, call, overview
+from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, nearest, printable
+
+#: In the order of `assemble --help`.
+COMMANDS: dict[str, Command] = {
+    command.__name__.strip("_").replace("_", "-"): command
+    for command in (
+        *(run.fit, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
+        *(reports.tables, reports.claims, reports.compare, explain.explain, reports.power, reports.report),
+        *(reports.promote, reports.wandb_report, measure.gpu_check, data.data),
+        *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
+        *(run.rehearse, doctor.doctor),
+    )
+}
+
+#: Skip garbage collection at exit; it takes a tenth of a plan's time.
+atexit.register(gc.freeze)
+
+
+def parser() -> argparse.ArgumentParser:
+    """For shell completion: `shtab assemble.commands.main.parser` prints the script."""
+    return overview(COMMANDS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Print a question mark for characters that the terminal cannot encode, such as ±.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader closed the pipe, as `head` does. Keep the interpreter from flushing again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if given == ["help"]:
+            given = ["--help"]
+        if not given or given[0].startswith("-"):
+            parser().parse_args(given)  # prints help or version, or says that a command is missing
+        elif given[0] not in COMMANDS:
+            raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
+        return call(COMMANDS[given[0]], given[0], given[1:])
+    except (ConfigurationError, StageError, ReportingError) as error:
+        print(f"assemble: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        if os.environ.get("ASSEMBLE_TRACEBACK"):
+            raise
+        hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"
+        print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
+        return 1
+    except Preempted as stop:
+        return stop.status
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The command `assemble gpu-check`."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from typing import Annotated
+
+from assemble.commands.parsing import Option, PaperNames, Runs, at_least
+from assemble.reporting.papers import existing_papers, paper_named, runs_root
+from common import files
+from common.errors import StageError, is_ours
+
+
+def gpu_check(
+    papers: PaperNames = (),
+    *overrides: str,
+    recipe: Annotated[str | None, "default: the paper's main recipe"] = None,
+    device: Annotated[str, Option(choices=("cuda", "cpu"))] = "cuda",
+    small: Annotated[bool, "tiny widths, to try the command"] = False,
+    precision: Annotated[str, "precision of the trainer"] = "bf16-mixed",
+    batch_size: Annotated[
+        int | None, Option("samples on the GPU; default: an eighth of the recipe's", parse=at_least(1))
+    ] = None,
+    runs: Runs = None,
+) -> int:
+    """Measure the papers' training steps on this machine's GPU, without data.
+
+    Each paper trains a few steps at its published width on synthetic batches. Prints step time, achieved fraction of
+    the card's matrix throughput, memory and kernels. Further --key value pairs override the recipe.
+    """
+    from rich.table import Table
+
+    from assemble.reporting import records
+
+    measured = [paper_named(name) for name in papers] or existing_papers()
+    if recipe and len(measured) != 1:
+        raise StageError("--recipe needs one paper")
+    from assemble.stages.gpu_check import measure
+
+    heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's rate", "peak GB", "idle", "waits")
+    table, terminal, failed = Table(*heads), files.console(), False
+    for paper in measured:
+        try:
+            record, kernels = measure(
+                paper.name,
+                recipe,
+                device=device,
+                precision=precision,
+                scale="smoke" if small else "paper",
+                size=batch_size,
+                arguments=overrides,
+            )
+        except Exception as error:  # one failed paper does not stop the others
+            if not is_ours(error):
+                traceback.print_exc()
+            print(f"{paper.name}: {error}", flush=True)
+            failed = True
+            continue
+        path = record.folder(runs or runs_root()) / records.RECORD_FILE
+        records.write(path, record)
+        print(f"written to {path}")
+        numbers = {name: math.nan if value is None else value for name, value in record.metrics.items()}
+        rate = numbers["flops"] / numbers["step_seconds"]
+        step, spread = 1000 * numbers["step_seconds"], 1000 * numbers["step_seconds_std"]
+        cells = (
+            str(record.global_batch), f"{step:.1f} ± {spread:.1f}",
+            f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
+            f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
+        )  # fmt: skip
+        named = (paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]))
+        table.add_row(*named, *("-" if "nan" in cell else cell for cell in cells))
+        times = Table("kernel", "ms/step", "share", title=f"{paper.title}: where the time goes")
+        for name, seconds in list(kernels.items())[:10]:
+            times.add_row(name[:120], f"{1000 * seconds:.2f}", f"{seconds / sum(kernels.values()):.0%}")
+        terminal.print(times)
+    if table.row_count:
+        terminal.print(table)
+    return int(failed)

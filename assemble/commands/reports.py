@@ -1,0 +1,357 @@
+"""The commands for tables, claims, comparisons, reports and promotion. Slow imports are lazy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+from assemble.commands.parsing import (
+    ExistingRuns,
+    OneScale,
+    Option,
+    PaperName,
+    PaperNames,
+    Runs,
+    Scale,
+    existing_folder,
+)
+from assemble.reporting.papers import (
+    PROMOTED_SCALES,
+    SCALES,
+    checkout,
+    existing_papers,
+    paper_named,
+    runs_root,
+)
+from common import files
+from common.errors import ReportingError, StageError, optional_package
+
+LEGEND = """
+A claim is an ordering that the paper asserts; a check is a sanity condition of ours. Both compare rows within each draw
+(a seed and a rounding). They hold if the 95 % interval of the mean difference is beyond the threshold, fail if it is on
+the other side, and are not separable if it contains the threshold. One seed has no interval: its sign agrees or
+differs."""
+
+FreshRuns = Annotated[
+    Path | None,
+    Option("use the records of this folder (default: runs) instead of the promoted ones",
+           const=runs_root, parse=existing_folder),
+]  # fmt: skip
+
+
+def _names(papers: Sequence[str]) -> list[str]:
+    return [paper.name for paper in [paper_named(name) for name in papers] or existing_papers()]
+
+
+def tables(
+    papers: PaperNames = (),
+    *,
+    scale: OneScale = None,
+    tables: Annotated[Sequence[str], "only these (ids)"] = (),
+    check: Annotated[bool, "write nothing; exit with 1 if a README is out of date"] = False,
+    runs: FreshRuns = None,
+) -> int:
+    """Render the tables from stored records into the READMEs; never trains.
+
+    With --runs, or in an installed package, they are only printed.
+    """
+    from assemble.reporting import render
+    from assemble.reporting.tables import load
+
+    names = _names(papers)
+    if check:
+        if scale or tables or runs:
+            raise ReportingError("--check compares whole READMEs with the records: leave out the other options")
+        if checkout() is None:
+            raise ReportingError("--check needs a clone: run it in one, or set ASSEMBLE_ROOT")
+        stale = render.stale(render.pages(map(paper_named, names)))
+        for path in stale:
+            print(f"out of date: {path} (run `assemble tables`)")
+        if not stale:
+            print("up to date: all READMEs match the records")
+        return 1 if stale else 0
+    console = files.console()
+    for name in names:
+        source, records = load(name), render.records_of(name, runs)
+        if scale:
+            filled = render.fill(source, scale, records, tables or None)
+        elif runs is not None:
+            filled = [f for s in SCALES for f in render.fill(source, s, records, tables or None) if f.result.measured]
+        else:
+            filled = render.fill_best(source, records, tables or None)
+        render.print_tables(filled, console)
+        if not filled:
+            console.print(f"{name}: nothing measured", markup=False)
+    if runs is not None or checkout() is None:
+        return 0
+    written = render.write(render.pages(map(paper_named, names)))
+    for path in written:
+        print(f"wrote: {path}")
+    if not written:
+        print("up to date: the READMEs match the records")
+    return 0
+
+
+def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns = None) -> int:
+    """Judge the papers' claims, and our checks, over the stored records."""
+    from assemble.reporting import render
+    from assemble.reporting.tables import load
+
+    console = files.console()
+    for name in _names(papers):
+        records = render.records_of(name, runs)
+        filled = [f for s in ([scale] if scale else SCALES) for f in render.fill(load(name), s, records)]
+        # Without --scale, show only the measured scales.
+        measured = {f.result.scale for f in filled if f.result.measured}
+        shown = [f for f in filled if scale or f.result.scale in measured]
+        console.print(f"\n{paper_named(name).title}", style="bold")
+        for judged in ([one for f in shown for one in f.claims], [one for f in shown for one in f.checks]):
+            if judged:
+                console.print(render.rich_judged(judged, console.width))
+        if not any((*f.claims, *f.checks) for f in shown):
+            console.print("no claim at the measured scales" if shown else "nothing measured yet")
+    console.print(LEGEND, style="dim", markup=False)
+    return 0
+
+
+def power(
+    paper: PaperName,
+    *,
+    row: Annotated[str, "label or model of a row"],
+    over: Annotated[str, "the row it is compared with"],
+    metric: Annotated[str, "id or label of a column"],
+    table: Annotated[str, "id of the table, if several have the metric"] = "",
+    gap: Annotated[float | None, "true difference of the rows; default: the recorded mean"] = None,
+    power: Annotated[float, "probability of separating them, from 0.1 to 0.99"] = 0.8,
+    scale: Scale = "mini",
+    runs: Runs = None,
+) -> int:
+    """Estimate how many paired runs separate two rows, and how long they take here.
+
+    Rows are separated if the 95 % interval of their mean difference excludes zero. Runs with the same seed and rounding
+    are paired. The spread comes from the recorded runs.
+    """
+    import math
+    import statistics
+
+    from assemble.reporting import power as planning
+    from assemble.reporting.aggregate import collect
+    from assemble.reporting.claims import interval_of
+    from assemble.reporting.progress import duration
+    from assemble.reporting.records import expected_seconds, find
+    from assemble.reporting.results import find_promoted
+    from assemble.reporting.tables import expand, load
+    from assemble.stages.plan import default_jobs, side_by_side
+
+    if not 0.1 <= power <= 0.99:
+        raise ReportingError(f"--power is a probability from 0.1 to 0.99, got {power}")
+    if gap is not None and not math.isfinite(gap):
+        raise ReportingError(f"--gap is a finite number, got {gap}")
+    source, recorded = load(paper), find_promoted(paper, scale)
+    pair = planning.find_pair(collect(source, scale, recorded, [table] if table else None), row, over, metric)
+    differences = pair.differences
+    mean, spread, count = statistics.fmean(differences), statistics.stdev(differences), len(differences)
+    interval = " to ".join(f"{end:+.3g}" for end in interval_of(differences) or ())
+    wanted = abs(mean if gap is None else gap)
+    needed, *ends = (planning.runs_for(wanted, one, power) for one in (spread, *planning.spread_range(spread, count)))
+    told = [f"{one:,}" if one <= planning.MOST_RUNS else f"over {planning.MOST_RUNS:,}" for one in (needed, *ends)]
+    print(f"{pair.result.table.id} ({scale}), {pair.metric.title}: {pair.row.label} over {pair.over.label}")
+    print(f"recorded: {mean:+.3g} ({interval}; n={count}), standard deviation over runs {spread:.3g}")
+    least = planning.smallest_gap(spread, count, power)
+    print(f"{count} runs separate a gap of {least:.3g} or more with {100 * power:.0f} % power")
+    print(f"a gap of {wanted:.3g} needs {told[0]} paired runs (95 % range of the spread: {told[1]} to {told[2]})")
+    if needed > planning.MOST_RUNS:
+        return 0
+    stages = expand(source, scale, [pair.result.table.id], [pair.row.label, pair.over.label], pair.stages)
+    parents = {one.id: one.parents.values() for one in stages}
+    known = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
+    usual = statistics.fmean(known.values())
+    one_run = {stage: known.get(stage, usual) for stage in parents}
+    jobs = default_jobs("cpu")
+    took = max(side_by_side(one_run, parents, jobs), needed * sum(one_run.values()) / jobs)
+    print(f"time here: {duration(took)} for {needed} runs of {len(parents)} stages, {jobs} at a time")
+    return 0
+
+
+def compare(
+    papers: PaperNames = (),
+    *,
+    scale: OneScale = None,
+    runs: ExistingRuns = None,
+    against: Annotated[Path | None, Option("a folder of runs instead of the records", parse=existing_folder)] = None,
+    curves: Annotated[bool, "show where training leaves the recorded curves, and the likely cause"] = False,
+    strict: Annotated[
+        bool, "exit with 1 if the runs don't match or nothing could be compared (docs/comparing-runs.md)"
+    ] = False,
+) -> int:
+    """Compare your runs with the recorded ones, cell by cell.
+
+    Without --scale, compare at all scales of the runs except smoke (with --against, smoke as well).
+    """
+    from assemble.reporting import compare as comparing
+    from assemble.reporting.draws import told
+    from assemble.reporting.records import find
+    from assemble.reporting.tables import load
+
+    console, folder = files.console(), runs or runs_root()
+    scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
+    if curves:
+        left = [_compare_curves(name, one, folder, against) for name in _names(papers) for one in scales]
+        if all(one is None for one in left):
+            print(f"no curves to compare at {' or '.join(scales)} scale under {folder}")
+            return int(strict)
+        return int(strict and any(left))
+    everything: list[comparing.Compared] = []
+    failed = False
+    for name in _names(papers):
+        for one in scales:
+            found = find(folder, name, one)
+            reference = comparing.others_recorded(name, one, found) if against is None else find(against, name, one)
+            compared = comparing.compare(load(name), one, found, reference)
+            if not compared:
+                continue
+            everything += compared
+            mine = told(draw for c in compared for draw in c.mine.values)
+            theirs = told(draw for c in compared for draw in c.reference.values)
+            console.print(f"\n{paper_named(name).title}, {one}", style="bold", markup=False)
+            console.print(comparing.rich_comparison(compared))
+            console.print(f"measured: {mine}; reference: {theirs or 'none'}", markup=False, style="dim")
+            console.print(comparing.summary(compared), markup=False)
+            if strict and (failure := comparing.strict_failure(compared)):
+                failed = True
+                print(f"strict: {paper_named(name).short}, {one}: {failure}", file=sys.stderr)
+    if not everything:
+        console.print(f"no measured cell at {' or '.join(scales)} scale under {folder}", markup=False)
+    if strict and all(c.verdict == comparing.NO_REFERENCE for c in everything):
+        failed = True
+        print("strict: nothing could be compared", file=sys.stderr)
+    return int(failed)
+
+
+def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
+    """Print where the curves of a paper and scale leave the recorded band; returns whether any does (None: unknown)."""
+    from assemble.commands.find import print_rows
+    from assemble.reporting import divergence
+    from assemble.reporting.records import find
+
+    paper = paper_named(name)
+    mine = divergence.with_curves(find(folder, name, scale), folder)
+    if not mine:
+        return None
+    print(f"\n{paper.title}, {scale}")
+    found = divergence.diverging(mine, divergence.recorded(paper, scale, against))
+    if not found:
+        print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
+        return None
+    reported = [one for one in found if one.reported]
+    if reported:
+        rows = []
+        for one in reported:
+            left = "stays inside" if one.step is None else f"step {one.step:.0f} of {one.last:.0f}, {one.curve}"
+            also = [kind for kind in one.differences if kind != one.cause]
+            rows.append((one.stage, one.draw.label, left, one.reason, ", ".join(also)))
+        print_rows(("stage", "draw", "leaves the band", "likely cause", "also differs"), rows)
+    inside = sum(one.step is None for one in found)
+    chance = ", so their differences are within chance" if inside else ""
+    print(f"{inside} of {len(found)} stages stay inside the band{chance}")
+    if len(found) < len(mine):
+        print(f"no band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)} stages")
+    return inside < len(found)
+
+
+def report(
+    papers: PaperNames = (),
+    *,
+    scale: OneScale = None,
+    output: Annotated[Path | None, "the file; default: runs/report.html"] = None,
+    runs: ExistingRuns = None,
+    live: Annotated[bool, "serve the page on this machine and update it during runs"] = False,
+    port: Annotated[int, "port of --live; 0 takes any free port"] = 8321,
+) -> int:
+    """Write one static HTML page: claims, tables, charts, curves, media."""
+    from assemble.reporting import report as pages
+
+    names, folder = _names(papers), runs or runs_root()
+    if live and output:
+        raise StageError("--live serves the page and writes no file: leave out --output")
+    if live:
+        from assemble.reporting.live import LiveReport
+
+        with LiveReport(lambda stamp: pages.page(names, scale, folder, stamp), folder, port) as server:
+            print(f"{server.address} shows {folder}; Ctrl-C stops the server", flush=True)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+        return 0
+    path = output or runs_root() / "report.html"
+    if path.is_dir():
+        raise StageError(f"--output {path} is a folder: name a file")
+    files.require_writable(path.parent, "--output")
+    files.write_atomically(path, pages.page(names, scale, folder))
+    print(f"wrote: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def wandb_report(
+    papers: PaperNames = (),
+    *,
+    offline: Annotated[bool, "only write the files, send nothing"] = False,
+    entity: Annotated[str, "user or team on W&B; default: WANDB_ENTITY, or the owner of the key"] = "",
+    runs: FreshRuns = None,
+) -> int:
+    """Publish tables and claims of each paper as a W&B report and as a view of the project.
+
+    Without a paper, also publish one report of all papers. Without a key, only write the reports to files.
+    """
+    from assemble.reporting import render
+    from assemble.reporting.wandb_server import why_no_key, why_unreachable
+
+    missing = "--offline" if offline else why_no_key()
+    unreachable = "" if missing else why_unreachable()
+    optional_package("wandb_workspaces", "wandb-reports")
+    from assemble.reporting import wandb_report as reporting
+
+    sending = not missing and not unreachable
+    owner = entity or os.environ.get("WANDB_ENTITY", "") or (reporting.default_entity() if sending else "")
+    measured = [(paper_named(name), render.records_of(name, runs)) for name in _names(papers)]
+    reports = {paper.name: reporting.paper_report(paper, records, owner) for paper, records in measured}
+    if not papers:
+        reports["."] = reporting.overview_report(measured, owner)
+    for place, report in reports.items():
+        path = runs_root() / place / "wandb-report.json"
+        reporting.write(report, path)
+        print(f"wrote: {path}")
+    if unreachable:
+        raise ReportingError(f"W&B: {unreachable}; the reports were written but not sent")
+    if missing:
+        print(f"not sent: {missing}" + ("" if offline else "; rerun with a key to send them"))
+        return 0
+    views = [view for paper, records in measured if (view := reporting.paper_workspace(paper, records, owner))]
+    for address in reporting.send([*reports.values(), *views], runs_root() / "wandb-sent.json", owner):
+        print(f"sent: {address}")
+    return 0
+
+
+def promote(
+    papers: PaperNames = (),
+    *,
+    scale: OneScale = None,
+    runs: ExistingRuns = None,
+    replace: Annotated[bool, "also replace records from another machine"] = False,
+) -> int:
+    """Copy the records of clean revisions into the papers' results; exit with 1 if one was refused."""
+    from assemble.reporting import promote as promoting
+
+    if checkout() is None:
+        raise ReportingError("promote writes into the repository: run it in a clone, or set ASSEMBLE_ROOT")
+    scales = (scale,) if scale else PROMOTED_SCALES
+    done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
+    for p in done:
+        where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
+        print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))
+    if not done:
+        print(f"no record at {' or '.join(scales)} scale under {runs or runs_root()}")
+    return 1 if any(p.action == promoting.REFUSED for p in done) else 0

@@ -1,0 +1,252 @@
+"""The commands that run stages: fit, test, reproduce, plan and rehearse."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from assemble.commands.data import data_root
+from assemble.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least, parse_seed
+from assemble.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
+from assemble.reporting.papers import existing_papers, paper_named, runs_root
+from assemble.stages import stopping
+from common.errors import StageError
+from common.files import console, usable_cores
+
+if TYPE_CHECKING:
+    from assemble.stages.request import Selection, StageRequest
+
+
+@dataclass(frozen=True)
+class Where:
+    """The scale, machine and folders of a run."""
+
+    scale: Scale = "mini"
+    hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
+    runs: Runs = None
+    data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None
+    isa: Annotated[
+        str, Option("emulate the floating-point rounding of another CPU; default: native", choices=INSTRUCTION_SETS)
+    ] = NATIVE
+
+
+@dataclass(frozen=True)
+class OneStage(Where):
+    """Flags of the commands for one stage."""
+
+    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=parse_seed)] = 0
+
+
+@dataclass(frozen=True)
+class TrainedStage(OneStage):
+    """Flags of `test`."""
+
+    checkpoint: Annotated[Path | None, "weights; default: the stage's checkpoints/last.ckpt"] = None
+    validation: Annotated[bool, "compute the loss on the validation data instead"] = False
+
+
+@dataclass(frozen=True)
+class ManyStages(Where):
+    """Flags of the commands for the stages of a paper."""
+
+    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=parse_seed)] = (0,)
+    tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
+    rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
+    stages: Annotated[Sequence[str], "only these stages and those they start from"] = ()
+    everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
+    skip_missing: Annotated[bool, "leave out stages whose data or weights are missing, and those that follow"] = False
+
+
+def fit(
+    name: StageName,
+    *overrides: str,
+    options: OneStage,
+    print_config: Annotated[bool, "print the merged configuration and stop"] = False,
+    unless_done: Annotated[bool, "skip a finished stage"] = False,
+) -> int:
+    """Run one stage: train it (unless it only tests), test it, write its record.
+
+    Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
+    --config FILE adds a layer.
+
+    `assemble list PAPER` lists stages and recipes; --print_config shows the fields that the files set.
+    """
+    if any(one.partition("=")[0] == "--checkpoint" for one in overrides):
+        raise StageError(
+            "--checkpoint is a flag of `test`; `fit` resumes automatically. To start from other weights, set "
+            "--model.warm_start or --model.pretrained"
+        )
+    request = _one_stage(name, overrides, options)
+    from assemble.stages import modes
+
+    if print_config:
+        modes.print_configuration(request)
+        return 0
+    return modes.fit(request, unless_done)
+
+
+def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
+    """Test a trained stage again."""
+    checkpoint = options.checkpoint
+    request = _one_stage(name, overrides, options)
+    from assemble.stages import modes
+
+    if checkpoint is not None and not checkpoint.is_file():
+        raise StageError(f"--checkpoint {checkpoint} is not a file: give a stage's checkpoints/last.ckpt")
+    return modes.measure(request, checkpoint, options.validation)
+
+
+def _one_stage(name: str, overrides: Sequence[str], options: OneStage) -> StageRequest:
+    use(options.isa)
+    from assemble.stages.request import find_request
+
+    return find_request(name, _selection(options, [options.seed], ManyStages()), overrides)
+
+
+def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
+    from assemble.stages.request import Selection
+
+    return Selection(
+        scale=where.scale,
+        seeds=tuple(dict.fromkeys(seeds)),
+        hardware=where.hardware,
+        runs=(where.runs or runs_root()).resolve(),
+        data=(where.data or data_root()).resolve(),
+        tables=tuple(chosen.tables),
+        rows=tuple(chosen.rows),
+        stages=tuple(chosen.stages),
+        isa=where.isa,
+        everything=chosen.everything,
+    )
+
+
+Jobs = Annotated[
+    int,
+    Option("stages in parallel, one thread each; default: one per core, at most 4; 1 on GPUs", parse=at_least(1)),
+]
+
+
+def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
+    """Run a paper's unfinished stages, and print each table when it is complete and the claims at the end."""
+    use(options.isa)
+    from assemble.reporting.summary import print_summary
+    from assemble.stages.plan import default_jobs
+    from assemble.stages.reproduce import reproduce
+
+    began = time.monotonic()
+    selection = _selection(options, options.seeds, options)
+    name = paper_named(paper).name
+    printed: set[str] = set()
+    side_by_side = jobs or default_jobs(selection.hardware)
+    with stopping.listening():
+        failed = reproduce(
+            name,
+            selection,
+            jobs=side_by_side,
+            finished=lambda stage: print_filled(name, stage, selection, printed),
+            skip_missing=options.skip_missing,
+        )
+        chosen = options.tables or options.rows or options.stages or options.everything
+        hint = "" if failed or chosen else " (--everything runs all)"
+        print_summary(name, selection.scale, selection.runs, time.monotonic() - began, hint, console())
+    return 1 if failed else 0
+
+
+def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
+    """Print the tables that a finished stage completes, and add their ids to `printed`."""
+    from assemble.reporting import render
+    from assemble.reporting.tables import entries, expand, load
+
+    source = load(paper)
+    wanted = selection.tables, selection.rows, selection.stages, selection.everything
+    made = {instance.id for instance in expand(source, selection.scale, *wanted)}
+    touched = {table.id for table, _, _ in entries(source, stage, selection.scale) if selection.scale in table.scales}
+    waiting = [t.id for t in source.tables if t.id in touched - printed and t.id in (selection.tables or touched)]
+    draws = [Draw(seed, selection.isa) for seed in selection.seeds]
+    if waiting:
+        for filled in render.fill(source, selection.scale, render.records_of(paper, selection.runs), waiting):
+            if filled.result.complete(draws, made):
+                render.print_table(filled, console(), measured_only=True)
+                printed.add(filled.result.table.id)
+
+
+def plan(
+    paper: PaperName,
+    *,
+    options: ManyStages,
+    format_: Annotated[str, Option(choices=("text", "shell", "slurm"))] = "text",
+    estimate: Annotated[bool, "estimate memory, operations, steps and GPU hours of every stage; needs no GPU"] = False,
+    utilization: Annotated[float, "with --estimate: assumed fraction of the card's peak matrix throughput"] = 0.3,
+) -> int:
+    """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
+    from assemble.stages import plan
+    from assemble.stages.needs import needs_of
+
+    if not 0 < utilization <= 1:
+        raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
+    if estimate and format_ != "text":
+        raise StageError(f"--estimate prints text: leave out --format {format_}")
+    planned = plan.plan(paper, _selection(options, options.seeds, options))
+    needs = needs_of(planned)
+    planned = needs.runnable if options.skip_missing else planned
+    if estimate:
+        from assemble.stages import estimate as estimating
+
+        runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
+        for line in estimating.estimate_lines(runs, utilization):
+            print(line, flush=True)
+    else:
+        print(plan.render_plan(planned, format_))
+        if (lines := needs.lines()) and (format_ == "text" or needs.blocked):
+            # The standard output of a script stays a script.
+            print("\n".join(["", *lines]), file=sys.stdout if format_ == "text" else sys.stderr)
+    return 0
+
+
+def rehearse(
+    papers: PaperNames = (),
+    *,
+    scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
+    stages: Annotated[Sequence[str], "only these stages and those they start from"] = (),
+    folder: Annotated[Path | None, "folder of data and runs; default: runs/rehearsal"] = None,
+    jobs: Jobs = 0,
+) -> int:
+    """Check that the published recipes run, on tiny data in the layouts of the real data sets.
+
+    Weights are random, in the layouts of the released ones. configs/<paper>/rehearsal.yaml lists the reduced sizes.
+    Finished stages are skipped.
+    """
+    from assemble.reporting.progress import duration
+    from assemble.stages import rehearse as rehearsal
+    from assemble.stages.configuration import scales_of
+    from assemble.stages.paper_modules import optional_part
+
+    names = [paper_named(name).name for name in papers] or [
+        paper.name
+        for paper in existing_papers()
+        if optional_part(paper.name, "rehearsal") is not None and scale in scales_of(paper.name)
+    ]
+    if stages and len(names) > 1:
+        raise StageError("--stages needs one paper: name it")
+    failed, lines = 0, []
+    with stopping.listening():
+        for name in names:
+            title = paper_named(name).title
+            entries = rehearsal.rehearse(
+                name,
+                folder or runs_root() / "rehearsal",
+                scale=scale,
+                stages=stages,
+                jobs=jobs or min(usable_cores(), 4),
+            )
+            print("\n".join([f"Rehearsal of {title}", *map(str, entries)]))
+            problems = sum(bool(entry.problem) for entry in entries)
+            took = duration(sum(entry.record.wall_seconds for entry in entries if entry.record is not None))
+            lines.append(f"{title}: {len(entries) - problems} of {len(entries)} stages passed, {took} in all")
+            failed += problems
+    print("\n".join(lines))
+    return 1 if failed else 0

@@ -1,0 +1,153 @@
+"""Joins records with a paper's tables: the values of each cell over draws, and the omitted records."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from assemble.reporting.draws import Draw
+from assemble.reporting.records import Record
+from assemble.reporting.tables import Published, Row, Table, Tables
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table at one scale; `values` are means over the cell's stages, whose ids are `instances`.
+
+    `finished` are the draws of which all stages are recorded, also without a value: METEOR needs Java.
+    """
+
+    published: Published | None = None
+    values: dict[Draw, float] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
+    instances: tuple[str, ...] = ()
+    finished: frozenset[Draw] = frozenset()
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over draws; None below two."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The records of one paper and scale that may be averaged, and notes on omitted ones by stage."""
+
+    kept: dict[tuple[str, Draw], Record]
+    left_out: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A table filled from the records of one scale; `cells` are by row label and metric id, for the rows shown."""
+
+    table: Table
+    scale: str
+    cells: dict[tuple[str, str], Cell]
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.table.rows_at(self.scale)
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record behind the table, once."""
+        unique = {(r.stage, r.draw): r for cell in self.cells.values() for r in cell.records}
+        return [unique[key] for key in sorted(unique)]
+
+    @property
+    def measured(self) -> bool:
+        return any(cell.values for cell in self.cells.values())
+
+    def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
+        """Whether every cell whose stages are in `made` is finished for each draw."""
+        filled = [cell for cell in self.cells.values() if cell.instances and set(cell.instances) <= set(made)]
+        return bool(filled) and all(cell.finished >= set(draws) for cell in filled)
+
+
+def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
+    """The deviations of records, each field once, as the newest record states it."""
+    by_age = sorted(records, key=lambda record: record.started)
+    newest = {deviation["field"]: deviation for record in by_age for deviation in record.deviations}
+    return [newest[field] for field in sorted(newest)]
+
+
+def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
+    """Choose the records to average: one scale, the newest configuration of each stage, one lineage."""
+    newest: dict[tuple[str, Draw], Record] = {}
+    for record in records:
+        if record.paper == paper and record.scale == scale:
+            key = (record.stage, record.draw)
+            if key not in newest or record.started > newest[key].started:
+                newest[key] = record
+    kept = dict(newest)
+    left_out: dict[str, list[str]] = {}
+
+    def leave_out(record: Record, why: str) -> None:
+        del kept[record.stage, record.draw]
+        left_out.setdefault(record.stage, []).append(f"{record.draw} of `{record.stage}` is left out: {why}")
+
+    def other_parent(record: Record) -> str | None:
+        """A parent that was replaced after the record was measured."""
+        for parent in record.parents.values():
+            key = (parent["stage"], record.draw)
+            if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
+                return parent["stage"]
+        return None
+
+    current = {record.stage: record.configuration for record in sorted(newest.values(), key=lambda r: r.started)}
+    for (stage, _), record in sorted(newest.items()):
+        if record.configuration != current[stage]:
+            leave_out(record, f"configuration {record.configuration}, while the newest record has {current[stage]}")
+    while stale := next(((record, at) for _, record in sorted(kept.items()) if (at := other_parent(record))), None):
+        leave_out(stale[0], f"it was measured on another `{stale[1]}` than the one recorded now; run it again")
+    return Chosen(kept, left_out)
+
+
+def collect(
+    source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None
+) -> list[TableResult]:
+    """Fill the tables (of these ids) of a paper that exist at a scale, from records of any scale."""
+    chosen = select(records, source.paper, scale)
+    wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)
+    return [_fill(source, table, scale, chosen) for table in wanted if scale in table.scales]
+
+
+def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResult:
+    cells: dict[tuple[str, str], Cell] = {}
+    notes: dict[str, None] = {}
+    lacking: dict[str, dict[str, None]] = {}
+    for row, metric in itertools.product(table.rows_at(scale), table.metrics):
+        instances = source.instances(table, row, metric, scale)
+        for instance in instances:
+            notes.update(dict.fromkeys(chosen.left_out.get(instance, ())))
+        values: dict[Draw, float] = {}
+        used: list[Record] = []
+        finished: set[Draw] = set()
+        for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
+            found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
+            numbers = {record.stage: record.metrics.get(metric.key) for record in found}
+            known = [number for number in numbers.values() if number is not None]
+            if len(found) < len(instances):
+                recorded = f"{len(found)} of {len(instances)} stages recorded; shown when all are"
+                notes[f"{metric.label} of {row.label}, {draw}: {recorded}"] = None
+                continue
+            finished.add(draw)
+            if len(known) < len(found):
+                without = (stage for stage, number in numbers.items() if number is None)
+                lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
+            else:
+                values[draw] = statistics.fmean(known)
+                used += found
+        published = row.published.get(metric.id)
+        cells[row.label, metric.id] = Cell(published, values, tuple(used), tuple(instances), frozenset(finished))
+    for key, stages in lacking.items():
+        notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
+    return TableResult(table, scale, cells, tuple(notes))

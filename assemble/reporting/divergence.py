@@ -1,0 +1,245 @@
+"""Finds where a run's training curves leave the band of the recorded runs, and the most likely cause.
+
+A curve is cut into at most 32 windows. A window is outside if it is further from the recorded mean than Student's t
+allows, on a log scale, with a variance pooled over neighboring windows and Bonferroni's correction over all windows of
+a draw. `docs/comparing-runs.md` says how often valid runs leave the band.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from assemble.reporting.aggregate import select
+from assemble.reporting.curves import Curves, read_points
+from assemble.reporting.draws import Draw
+from assemble.reporting.papers import Paper
+from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, Record, counted, find, instructions, short_name
+from assemble.reporting.results import find_promoted, place_of, promoted_curves
+from assemble.reporting.runs import flat, text_of
+
+#: Fraction of valid runs that may leave the band in any stage.
+CHANCE = 0.05
+#: Recorded runs that a band needs.
+LEAST = 3
+WINDOWS = 32
+#: Windows on either side that share in a window's variance.
+NEIGHBORS = 3
+#: Recorded curves have five digits.
+ROUNDING = 1e-4
+#: Kinds of causes, most likely first; the first two are reported even if the curves stay inside the band.
+DATA, CONFIGURATION, CODE, VERSIONS, INSTRUCTIONS = KINDS = (
+    "data", "configuration", "code", "library versions", "instruction set",
+)  # fmt: skip
+UNCOMMITTED = "uncommitted changes"
+
+#: A record and its curves.
+RunWithCurves = tuple[Record, Curves]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A stage of one draw, compared with the recorded runs.
+
+    Attributes:
+        step: the first step outside the band; None if the curves stay inside.
+        last: the last recorded step.
+        curve: the curve that leaves first.
+        differences: kind to what differs from the recorded runs, in the order of `KINDS`.
+        parent: the stage that it starts from, if that one explains the difference.
+    """
+
+    stage: str
+    draw: Draw
+    last: float
+    step: float | None = None
+    curve: str = ""
+    differences: dict[str, str] = field(default_factory=dict)
+    parent: str = ""
+
+    @property
+    def explained(self) -> bool:
+        """Whether the run is known to measure something else, even if its curves stay inside."""
+        return (
+            DATA in self.differences
+            or CONFIGURATION in self.differences
+            or UNCOMMITTED in self.differences.get(CODE, "")
+        )
+
+    @property
+    def reported(self) -> bool:
+        return self.step is not None or self.explained
+
+    @property
+    def cause(self) -> str:
+        """The most likely cause: a kind of `KINDS`, `parent` or `chance`."""
+        if self.parent and not self.explained:
+            return "parent"
+        return next(iter(self.differences), "chance") if self.reported else "chance"
+
+    @property
+    def reason(self) -> str:
+        """The cause and what differs: `configuration: model.learning_rate 0.0004, recorded 0.0002`."""
+        detail = f"starts from {self.parent}" if self.cause == "parent" else self.differences.get(self.cause)
+        return f"{self.cause}: {detail}" if detail else self.cause
+
+
+def with_curves(records: Iterable[Record], folder: Path) -> list[RunWithCurves]:
+    """Records of a folder of runs with their curves."""
+    return [(record, read_points(record.folder(folder) / "metrics.csv")) for record in records]
+
+
+def recorded(paper: Paper, scale: str, against: Path | None) -> list[RunWithCurves]:
+    """The reference for a paper's runs: promoted records, or another folder of runs."""
+    if against is not None:
+        found = with_curves(find(against, paper.name, scale), against)
+    else:
+        curves = promoted_curves(paper)
+        found = [(record, curves.get(place_of(record), {})) for record in find_promoted(paper.name, scale)]
+    chosen = {id(one) for one in select((record for record, _ in found), paper.name, scale).kept.values()}
+    return [(record, curves) for record, curves in found if id(record) in chosen and _judged(curves)]
+
+
+def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves]) -> list[Divergence]:
+    """Compare every stage of mine that has a band, in run order; one with overrides (`+`) with the stage itself."""
+    by_stage: dict[str, list[RunWithCurves]] = {}
+    for one in reference:
+        by_stage.setdefault(one[0].stage, []).append(one)
+    by_draw: dict[Draw, list[_Compared]] = {}
+    for record, curves in sorted(mine, key=lambda one: one[0].started):
+        # Exclude the run itself, which may have been promoted.
+        base = by_stage.get(record.stage.partition("+")[0], ())
+        others = [one for one in base if (one[0].seed, one[0].started) != (record.seed, record.started)]
+        seeds = {other.seed: theirs for other, theirs in others}  # roundings of one seed are not independent
+        if curves and (bands := _bands([*seeds.values()])):
+            compared = _Compared(record, curves, [other for other, _ in others], bands)
+            by_draw.setdefault(record.draw, []).append(compared)
+    return [found for compared in by_draw.values() for found in _of_draw(compared)]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A stage of mine, and the recorded runs of it with their bands."""
+
+    record: Record
+    curves: Curves
+    others: list[Record]
+    bands: dict[str, Band]
+
+
+def _of_draw(stages: Sequence[_Compared]) -> list[Divergence]:
+    cells = sum(band.values.shape[1] for one in stages for band in one.bands.values())
+    found: dict[str, Divergence] = {}
+    for one in stages:
+        steps = {name: band.left_by(one.curves.get(name, []), cells) for name, band in one.bands.items()}
+        left = {name: step for name, step in steps.items() if step is not None}
+        curve = min(left, key=lambda name: left[name], default="")
+        parents = [found.get(parent["stage"]) for parent in one.record.parents.values()]
+        found[one.record.stage] = Divergence(
+            one.record.stage,
+            one.record.draw,
+            max(band.steps[-1] for band in one.bands.values()),
+            left.get(curve),
+            curve,
+            differences(one.record, one.others),
+            next((parent.stage for parent in parents if parent and parent.reported), ""),
+        )
+    return [*found.values()]
+
+
+def _judged(curves: Curves) -> Curves:
+    """The curves that are compared: the training loss and the norms of gradients."""
+    return {name: curves[name] for name in sorted(curves) if name == "train/loss" or name.startswith("gradient_norm")}
+
+
+@dataclass(frozen=True)
+class Band:
+    """One curve of the recorded runs: its steps, and values of shape (draws, windows) with `size` steps each."""
+
+    steps: list[float]
+    values: np.ndarray[Any, Any]
+    size: int
+
+    def left_by(self, points: list[tuple[float, float]], cells: int) -> float | None:
+        """The first step at which a curve is outside or missing; Bonferroni's correction is for `cells` windows."""
+        known = dict(points)  # may have more steps: the logging interval doesn't affect training
+        lacking = min(set(self.steps) - known.keys(), default=None)
+        before = [known[step] for step in self.steps if lacking is None or step < lacking]
+        mine = _windows(np.array([before]), self.size)[0]
+        values = self.values
+        if mine.size and min(values.min(), mine.min()) > 0:
+            values, mine = np.log(values), np.log(mine)
+        draws, variance = len(values), values.var(0, ddof=1)
+        pooled = np.array([variance[max(0, i - NEIGHBORS) : i + NEIGHBORS + 1].mean() for i in range(len(variance))])
+        # Pooling at least doubles the degrees of freedom; neighboring windows are correlated.
+        limit = stdtrit(2 * (draws - 1), 1 - CHANCE / 2 / cells)
+        allowed = limit * np.sqrt((pooled + ROUNDING**2) * (1 + 1 / draws))
+        outside = np.flatnonzero(abs(mine - values.mean(0)[: mine.size]) > allowed[: mine.size])
+        return self.steps[int(outside[0]) * self.size] if outside.size else lacking
+
+
+def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
+    """The bands of curves for which enough runs have the same steps."""
+    found = {}
+    for name in dict.fromkeys(name for curves in runs for name in _judged(curves)):
+        curves = [one[name] for one in runs if name in one]
+        steps = Counter(tuple(step for step, _ in points) for points in curves).most_common(1)[0][0]
+        values = [[value for _, value in points] for points in curves if tuple(step for step, _ in points) == steps]
+        if len(values) >= LEAST:
+            size = math.ceil(len(steps) / WINDOWS)
+            found[name] = Band(list(steps), _windows(np.array(values), size), size)
+    return found
+
+
+def _windows(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """Means of `size` neighboring values along the last axis; drops an incomplete window at the end."""
+    count = values.shape[1] // size
+    return values[:, : count * size].reshape(len(values), count, size).mean(-1)
+
+
+def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
+    """What differs from all recorded runs, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
+    facts, known = _facts(mine), [_facts(other) for other in others]
+    # A miniature's data may depend on the seed: compare with the same seed, else with what all seeds share.
+    same_seed = [one for other, one in zip(others, known) if other.seed == mine.seed]
+    found: dict[str, str] = {}
+    for kind in KINDS:
+        told = []
+        reference = same_seed or known if kind == DATA else known
+        for name in dict.fromkeys([*facts[kind], *(name for one in reference for name in one[kind])]):
+            values = {text_of(one[kind].get(name)): None for one in reference}
+            value = text_of(facts[kind].get(name))
+            if value not in values and (kind != DATA or len(values) == 1):
+                some = " or ".join([one or "unset" for one in values][:2]) + " or others" * (len(values) > 2)
+                told.append(f"{name} {value or 'unset'}, recorded {some}")
+        if told:
+            found[kind] = "; ".join(told[:2]) + (f"; {len(told) - 2} more" if len(told) > 2 else "")
+    return found
+
+
+def _facts(record: Record) -> dict[str, dict[str, Any]]:
+    """What may explain a different curve, by kind of cause."""
+    revision = str(record.git.get("revision"))[:8] + f" with {UNCOMMITTED}" * bool(record.git.get("dirty"))
+    return {
+        DATA: {
+            f"{name}: {part}": held.get(part)
+            for name, held in record.data.items()
+            for part in dict.fromkeys(("samples", "skipped", *sorted(held)))
+            if part != "skipped_names"
+        },
+        CONFIGURATION: flat(counted(record.config, IGNORED_KEYS | SEED_KEYS))
+        | {short_name(name): parent["stage"] for name, parent in record.parents.items()},
+        CODE: {"revision": revision},
+        VERSIONS: {name: version for name, version in record.versions.items() if name != "representation-assemble"},
+        INSTRUCTIONS: {
+            "instructions": instructions(record),
+            "accelerators": ", ".join(record.hardware.get("accelerators", ())),
+        },
+    }

@@ -1,0 +1,108 @@
+"""A run's pictures, clips and small tables, embedded within a budget of bytes."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from assemble.reporting.records import Record
+
+MEBIBYTE = 2**20
+MAX_FILE_BYTES = 2 * MEBIBYTE
+MAX_PAGE_BYTES = 32 * MEBIBYTE
+MAX_TABLE_ROWS = 30
+MIMES = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp",
+    ".mp4": "video/mp4", ".webm": "video/webm",
+}  # fmt: skip
+"""Files that a page can show, by suffix."""
+_ROW, _ROW_CONTENT = ".row.png", ".row.json"
+
+
+@dataclass
+class Budget:
+    """Bytes of media, before encoding, that still fit on the page."""
+
+    left: int
+
+    def refuse(self, path: Path) -> str:
+        """Why a file does not fit, or an empty string; counts one that fits."""
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            return f"{size / MEBIBYTE:.1f} MiB, more than {MAX_FILE_BYTES / MEBIBYTE:.0f}"
+        if size > self.left:
+            return "the page is full"
+        self.left -= size
+        return ""
+
+
+class Medium(NamedTuple):
+    """An embedded picture or clip: `image` or `video`, its alternative text and its content."""
+
+    kind: str
+    text: str
+    uri: str
+
+
+class Sheet(NamedTuple):
+    """A small table of texts; `more` rows are not shown."""
+
+    name: str
+    header: list[str]
+    rows: list[list[str]]
+    more: int
+
+
+@dataclass
+class Gallery:
+    """A run's media, and which files were omitted and why; `rows` maps a title to its columns' names and the row."""
+
+    media: list[Medium] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
+    rows: dict[str, tuple[tuple[str, ...], Medium]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
+    """A run's media within the budget; with `rows` also `<title>.row.png`, which `<title>.row.json` describes."""
+    found = Gallery()
+    for name in record.media:
+        path = folder / name
+        suffix = path.suffix.lower()
+        if name.endswith(_ROW_CONTENT) or (name.endswith(_ROW) and not rows):
+            continue
+        if not is_own(path, folder):
+            found.left_out.append(f"{path.name} (not in the run's folder)")
+        elif suffix == ".csv":
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                header, *lines = [*csv.reader(file)] or [[]]
+            more = max(len(lines) - MAX_TABLE_ROWS, 0)
+            found.sheets.append(Sheet(path.name, header, lines[:MAX_TABLE_ROWS], more))
+        elif suffix not in MIMES:
+            found.left_out.append(f"{path.name} (not a picture)")
+        elif reason := budget.refuse(path):
+            found.left_out.append(f"{path.name} ({reason})")
+        elif name.endswith(_ROW):
+            described = path.with_suffix(".json")
+            columns = json.loads(described.read_text(encoding="utf-8")) if is_own(described, folder) else []
+            found.rows[path.name.removesuffix(_ROW)] = tuple(map(str, columns)), _embedded(path, record)
+        else:
+            found.media.append(_embedded(path, record))
+    return found
+
+
+def is_own(path: Path, folder: Path) -> bool:
+    """Whether a file is inside a run's folder after following links; an untrusted record must not show other files."""
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _embedded(path: Path, record: Record) -> Medium:
+    suffix = path.suffix.lower()
+    mime = MIMES[suffix]
+    words = path.name.partition(".")[0].replace("_", " ")
+    text = f"{words} of {record.stage}, {record.scale} scale, {record.draw}"
+    return Medium(mime.partition("/")[0], text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")

@@ -1,0 +1,544 @@
+"""Filled tables as Markdown, in the READMEs, and on the terminal."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table as RichTable
+
+from assemble.reporting import charts
+from assemble.reporting.aggregate import Cell, TableResult, collect, deviations_of
+from assemble.reporting.claims import AGREES, DIFFERS, FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged, judge
+from assemble.reporting.draws import told
+from assemble.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
+from assemble.reporting.records import Record, find, short_name
+from assemble.reporting.results import find_promoted
+from assemble.reporting.tables import Claim, Metric, Row, Tables, load
+from common.errors import ReportingError
+from common.files import write_atomically
+
+DASH = "–"
+#: Claims of a paper in the README's figure and at the head of the report.
+MARGINS_SHOWN = 6
+VERDICT_COLORS = {
+    HOLDS: "green", FAILS: "red", NOT_SEPARABLE: "yellow", AGREES: "green", DIFFERS: "yellow", NOT_RUN: "dim",
+}  # fmt: skip
+_PLURAL = {HOLDS: "hold", FAILS: "fail", AGREES: "signs agree", DIFFERS: "signs differ"}
+_MEANINGS = {
+    "paper": "the published recipe on the published data",
+    "single": "a smaller recipe for one GPU; compare orderings, not values",
+    "mini": "a miniature of data and model; compare orderings, not values",
+    "smoke": "a few steps on a few samples; the numbers mean nothing",
+}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled table with the verdicts on the paper's claims and on our checks."""
+
+    result: TableResult
+    claims: list[Judged]
+    checks: list[Judged]
+
+
+def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None) -> list[Filled]:
+    return [
+        Filled(result, judge(result, result.table.claims), judge(result, result.table.checks))
+        for result in collect(source, scale, records, tables)
+    ]
+
+
+def records_of(paper: str, runs: Path | None = None) -> list[Record]:
+    """The promoted records of a paper, or the fresh ones in a folder of runs."""
+    return find_promoted(paper) if runs is None else find(runs, paper)
+
+
+def fill_all(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
+    """Every table at every scale except smoke."""
+    return [f for scale in PROMOTED_SCALES for f in fill(source, scale, records, tables)]
+
+
+def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
+    """Every table at every measured scale except smoke; an unmeasured table once, empty, at its largest scale."""
+    everywhere = fill_all(source, records, tables)
+    filled: list[Filled] = []
+    for table in source.tables:
+        there = [f for f in everywhere if f.result.table is table]
+        filled += [f for f in there if f.result.measured] or there[:1]
+    return filled
+
+
+# ---- the layout that all writers share
+
+PUBLISHED, MEASURED, YOURS = "published", "measured", "yours"
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a cell as text; `kind` is `published`, `measured` or `yours`."""
+
+    kind: str
+    text: str
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class View:
+    """A table as text: `kinds` are the values in each metric's cells, `rows` each row with its values by metric."""
+
+    title: str
+    caption: str
+    scale: str
+    metrics: tuple[Metric, ...]
+    kinds: dict[str, tuple[str, ...]]
+    rows: tuple[tuple[Row, tuple[tuple[Value, ...], ...]], ...]
+    notes: tuple[str, ...]
+    provenance: str
+
+
+def view(result: TableResult, yours: TableResult | None = None) -> View:
+    """Lay out a filled table without empty rows and columns; `yours` is the same table filled from other runs."""
+    yours = yours if yours is not None and yours.measured else None
+    sources = {MEASURED: result} if result.measured else {}
+    sources |= {YOURS: yours} if yours is not None else {}
+    metrics = tuple(metric for metric in result.table.metrics if not metric.hidden)
+    kinds = {m.id: (PUBLISHED, *sources) if is_paired(result, m) else tuple(sources) for m in metrics}
+    usual = {kind: usual_draws(source) for kind, source in sources.items()}
+
+    def values(row: Row, metric: Metric) -> tuple[Value, ...]:
+        cell = result.cells[row.label, metric.id]
+        found = [Value(PUBLISHED, published_text(cell, metric.decimals), cell)]
+        for kind, source in sources.items():
+            cell = source.cells[row.label, metric.id]
+            found.append(Value(kind, measured_text(cell, metric.decimals, usual[kind]), cell))
+        return tuple(value for value in found if value.kind in kinds[metric.id])
+
+    laid = {(row.label, metric.id): values(row, metric) for row in result.rows for metric in metrics}
+    known = [place for place, found in laid.items() if any(value.text != DASH for value in found)]
+    labels, ids = {label for label, _ in known}, {metric for _, metric in known}
+    metrics = tuple(metric for metric in metrics if metric.id in ids)
+    rows = tuple((row, tuple(laid[row.label, m.id] for m in metrics)) for row in result.rows if row.label in labels)
+    shown = list(sources.values()) or [result]
+    return View(
+        result.table.title, caption(result, yours), result.scale, metrics, kinds, rows,
+        tuple(dict.fromkeys(note for source in shown for note in notes_of(source))),
+        provenance([record for source in shown for record in source.records]),
+    )  # fmt: skip
+
+
+def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
+    """`mean ± standard deviation (n=draws)`, without the number of draws if it equals `usual`."""
+    mean, spread = cell.mean, cell.spread
+    if mean is None:
+        return DASH
+    deviation = f" ± {spread:.{decimals}f}" if spread is not None else ""
+    draws = "" if len(cell.values) == usual else f" (n={len(cell.values)})"
+    return f"{mean:.{decimals}f}{deviation}{draws}"
+
+
+def published_text(cell: Cell, decimals: int) -> str:
+    """The published value with its footnote mark; a dash if unknown."""
+    if cell.published is None:
+        return DASH
+    mark = f" ({cell.published.mark})" if cell.published.mark else ""
+    return "–".join(f"{end:.{decimals}f}" for end in cell.published.ends) + mark
+
+
+def usual_draws(result: TableResult) -> int:
+    """The number of draws that most cells of a table have; 0 if nothing is measured."""
+    counts = [len(cell.values) for cell in result.cells.values() if cell.values]
+    return max(set(counts), key=lambda n: (counts.count(n), n)) if counts else 0
+
+
+def heading(metric: Metric) -> str:
+    """Label and unit of a metric, with an arrow if lower is better."""
+    return f"{metric.title}{' ↓' if metric.better == 'down' else ''}"
+
+
+def is_paired(result: TableResult, metric: Metric) -> bool:
+    """Whether cells show published values next to the measured ones; only those at paper scale are comparable."""
+    return result.scale == "paper" and metric.published and any(metric.id in row.published for row in result.rows)
+
+
+def row_text(row: Row) -> str:
+    """Heading of a row; says so if the row is not the paper's."""
+    return f"{row.label} (ours)" if row.ours else row.label
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """One line on a set of records: draws, configurations, hardware, dates, revisions."""
+    if not records:
+        return "nothing measured yet"
+    configurations = ", ".join(f"{stage} {h}" for stage, h in sorted({(r.stage, r.configuration) for r in records}))
+    machines = "; ".join(sorted({hardware_text(r) for r in records}))
+    days = sorted({r.started[:10] for r in records})
+    dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    revisions = ", ".join(sorted({revision_text(r) for r in records}))
+    draws = told(r.draw for r in records)
+    return f"{draws}; {machines}; {dates}; revision {revisions}; configurations: {configurations}"
+
+
+def hardware_text(record: Record) -> str:
+    accelerators = record.hardware.get("accelerators") or []
+    names = ", ".join(f"{accelerators.count(n)} x {n}" for n in dict.fromkeys(accelerators))
+    cpu = f"{record.hardware.get('cpu', 'unknown CPU')}, {record.hardware.get('cores', '?')} cores"
+    return names or cpu
+
+
+def revision_text(record: Record) -> str:
+    """Short revision, flagged if the tree was dirty or git did not answer."""
+    revision = record.git.get("revision")
+    if not revision:
+        return "unknown"
+    return f"{revision[:10]} (dirty)" if record.git.get("dirty") is not False else str(revision[:10])
+
+
+# ---- Markdown
+
+
+def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool = True) -> str:
+    """A table as Markdown: `cells`, figure, notes that the page hasn't `said`, draws and source."""
+    shown = view(result)
+    title = shown.title if result.scale == "paper" else f"{shown.title} ({shown.scale})"
+    if not shown.rows:
+        return f"### {title}\n\nNot measured yet."
+    lines = [f"### {title}"]
+    if cells:
+        lines += ["", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
+        lines.append("|---|" + "---:|" * len(shown.metrics))
+    paired = any(len(kinds) > 1 for kinds in shown.kinds.values())
+    for row, row_cells in shown.rows if cells else ():
+        texts = [_pair(values) if paired else values[-1].text for values in row_cells]
+        counts = {len(value.cell.values) for values in row_cells for value in values if value.cell.values}
+        draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
+        # If all cells of a row have the same unusual number of draws, only the label shows it.
+        label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
+        lines.append("| " + " | ".join(map(_escape, (label, *(text.removesuffix(draws) for text in texts)))) + " |")
+    if text := charts.caption(result):
+        lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
+    if notes := [note for note in shown.notes if note not in said]:
+        lines += ["", *[f"- {note}" for note in notes]]
+    usual = usual_draws(result)
+    facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
+    facts += ["Cells are *published / measured*"] if paired else []
+    facts += _origin(result)
+    facts += [] if cells else [f"`assemble tables {paper_named(result.records[0].paper).short}` prints the values"]
+    return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
+
+
+def _pair(values: Sequence[Value]) -> str:
+    """`81.5 / 50.0 ± 1.4`, or one dash if both are missing. A dash marks a metric without a published value."""
+    texts = [DASH, *(value.text for value in values)][-2:]
+    return DASH if set(texts) == {DASH} else " / ".join(texts)
+
+
+def judged_cells(judged: Judged) -> dict[str, str]:
+    """A claim or check as heading to text: a claim has the paper's margin and ours, a check its value."""
+    text, verdict = judged.check.text, judged.verdict
+    if isinstance(judged.check, Claim):
+        return {"claim": text, "paper": judged.paper, "ours (95 %)": judged.outcome, "verdict": verdict}
+    return {"check of ours": text, "value (95 %)": judged.outcome, "verdict": verdict}
+
+
+def judged_markdown(judged: Sequence[Judged]) -> list[str]:
+    """Claims or checks as a table, and a line for those that were not run."""
+    run = [judged_cells(j) for j in _run(judged)]
+    lines = []
+    if run:
+        lines += ["", "| " + " | ".join(run[0]) + " |", "|---|" + "---:|" * (len(run[0]) - 2) + "---|"]
+        lines += ["| " + " | ".join(map(_escape, cells.values())) + " |" for cells in run]
+    if waiting := [one.check.text for one in judged if one.verdict == NOT_RUN]:
+        lines += ["", f"Not run: {'; '.join(waiting)}."]
+    return lines
+
+
+def claims_markdown(filled: Sequence[Filled]) -> str:
+    """The claims of all tables in one Markdown table per scale, and a line on our checks."""
+    lines: list[str] = []
+    for scale in dict.fromkeys(f.result.scale for f in filled if f.result.measured):
+        there = [f for f in filled if f.result.scale == scale]
+        claims = judged_markdown([one for f in there for one in f.claims])
+        lines += [line.replace("ours (95 %)", f"{scale} (95 %)") for line in claims]
+        checks = [one for f in there for one in f.checks if one.verdict != NOT_RUN]
+        others = [f"- {one.check.text}: {one.outcome}, {one.verdict}" for one in checks if one.verdict != HOLDS]
+        if checks:
+            told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold."
+            lines += ["", f"{told} The others:", "", *others] if others else ["", told]
+    if any("rounding alone" in line for line in lines):
+        lines += ["", "*Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."]
+    return "\n".join(lines).strip("\n")
+
+
+def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
+    """Headings to lines: per scale, deviations beyond sizes with their reasons, then values we chose."""
+    found: dict[str, list[str]] = {}
+    for scale in SCALES:
+        by_reason: dict[str, list[str]] = {}
+        for deviation in deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records):
+            by_reason.setdefault(deviation["reason"], []).append(f"`{short_name(deviation['field'])}`")
+        lines = [f"{', '.join(fields)}: {reason}" for reason, fields in by_reason.items()]
+        found[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
+    return {heading: lines for heading, lines in found.items() if lines} | _values_of_ours(filled)
+
+
+def _values_of_ours(filled: Sequence[Filled]) -> dict[str, list[str]]:
+    found = {}
+    for scale in ("paper", "single"):  # all values of a miniature are ours
+        values: dict[str, dict[str, None]] = {}
+        for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
+            values.setdefault(short_name(entry["field"]), {})[entry["value"]] = None
+        if lines := [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]:
+            found[f"Values we chose at {scale} scale, since no source of the paper gives them"] = lines
+    return found
+
+
+def remarks_markdown(remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"### {heading}\n\n" + "\n".join(f"- {line}" for line in lines) for heading, lines in remarks.items()]
+
+
+def _figure_name(result: TableResult) -> str:
+    return f"results/{result.scale}/{result.table.id}.svg"
+
+
+def caption(result: TableResult, yours: TableResult | None = None) -> str:
+    """What the cells are, what the scale is, and where the published values come from."""
+    parts = [f"{result.scale.capitalize()} scale, {_draws(result)}"] if result.measured else []
+    parts += [f"Yours at {result.scale} scale, {_draws(yours)}"] if yours else []
+    meaning = _MEANINGS[result.scale]
+    return f"{'. '.join([*parts, meaning[0].upper() + meaning[1:], *_origin(result)])}."
+
+
+def _draws(result: TableResult) -> str:
+    draws = usual_draws(result)
+    return f"mean ± standard deviation of {draws} draws" if draws > 1 else "one draw"
+
+
+def _origin(result: TableResult) -> list[str]:
+    if result.table.ours:
+        return [f"Ours: {result.table.source}"]
+    return [f"Published values: {result.table.source}"] if result.scale == "paper" else []
+
+
+def notes_of(result: TableResult) -> list[str]:
+    """The notes of the table, sources of single rows, and omitted records."""
+    cited = [row for row in result.rows if row.source and result.scale == "paper"]
+    sources = [f"Published values of {row.label}: {row.source}." for row in cited]
+    return [*result.table.notes, *sources, *result.notes]
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
+    """A line for each scale on the fields that deviate from the paper beyond sizes."""
+    lines = []
+    for scale in SCALES:
+        records = [record for f in filled if f.result.scale == scale for record in f.result.records]
+        if names := [f"`{short_name(deviation['field'])}`" for deviation in deviations_of(records)]:
+            reasons = f"`assemble show {paper_named(records[0].paper).short}/RECIPE` gives the reasons"
+            lines.append(f"Besides sizes, {scale} deviates from the paper in {', '.join(names)}; {reasons}.")
+    return lines
+
+
+def _is_minor(f: Filled) -> bool:
+    """Whether a table runs only on request, has no claims or checks, and one row or a cell with one or two draws."""
+    result = f.result
+    few = any(len(cell.values) in (1, 2) for cell in result.cells.values())
+    few = few or len({row for (row, _), cell in result.cells.items() if cell.values}) == 1
+    return few and result.scale in result.table.by_request and not (f.claims or f.checks)
+
+
+def _is_drawn(result: TableResult) -> bool:
+    """Whether a table runs only on request and its curve shows all that it is about."""
+    return bool(result.table.curve) and result.scale in result.table.by_request
+
+
+def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
+    """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables.
+
+    Without `minor_tables`, small tables are omitted, and those on request with a curve omit their cells.
+    """
+    minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
+    measured = [f.result for f in filled if f.result.measured and f.result not in minor]
+    parts = []
+    if measured:
+        scales = dict.fromkeys(result.scale for result in measured)
+        meanings = "".join(f" {scale.capitalize()}: {_MEANINGS[scale]}." for scale in scales)
+        counts = Counter(note for result in measured for note in notes_of(result))
+        shared = [note for note, count in counts.items() if count > 1]
+        first = "Mean ± standard deviation over draws; *n* marks another number of draws than most cells have."
+        parts = ["\n".join([first + meanings, *(["", *(f"- {note}" for note in shared)] if shared else [])])]
+        parts += [table_markdown(result, shared, minor_tables or not _is_drawn(result)) for result in measured]
+    parts += _changes_markdown(filled)
+    parts += remarks_markdown(_values_of_ours(filled))
+    if minor:
+        small = "; ".join(result.table.title for result in minor)
+        paper = paper_named(minor[0].records[0].paper).short
+        parts.append(f"`assemble tables {paper}` also prints small tables: {small}.")
+    waiting = [f.result.table for f in filled if not f.result.measured]
+    if titles := [table.title for table in waiting if any(row.measured for row in table.rows)]:
+        parts.append(f"Not measured yet: {'; '.join(titles)}.")
+    return "\n\n".join(parts)
+
+
+def tally(judged: Iterable[Judged]) -> dict[str, str]:
+    """Verdict to the number of claims or checks that have it: `3 hold`."""
+    counts = Counter(one.verdict for one in judged)
+    words = {one: one if counts[one] == 1 else _PLURAL.get(one, one) for one in VERDICTS if counts[one]}
+    return {one: f"{counts[one]} {word}" for one, word in words.items()}
+
+
+def overview_markdown() -> str:
+    """The papers with their verdicts at the largest measured scale: `3 hold, 1 not run (mini)`."""
+    lines = ["| paper | what it does | its claims |", "|---|---|---|"]
+    for paper in existing_papers():
+        filled = fill_all(load(paper.name), find_promoted(paper.name))
+        scale = next((f.result.scale for f in filled if f.result.measured), None)
+        counts = tally(claim for f in filled if f.result.scale == scale for claim in f.claims)
+        claims = f"{', '.join(counts.values())} ({scale})" if scale else "not measured yet"
+        lines.append(f"| [{paper.title}](papers/{paper.name}/README.md) | {_escape(paper.about)} | {claims} |")
+    return "\n".join(lines)
+
+
+def margins_figure() -> str | None:
+    """The paper's and our margin at mini scale for each paper's first claims; None if nothing was measured."""
+    shown = {}
+    for paper in existing_papers():
+        judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
+        found = [j for j in judged if j.interval is not None and j.paper_margin is not None]
+        shown[paper.title] = found[:MARGINS_SHOWN]
+    return charts.margins(shown) if any(shown.values()) else None
+
+
+# ---- files
+
+
+def marked(path: Path, **bodies: str) -> str:
+    """A file with each body between its `<!-- begin:NAME -->` and `<!-- end:NAME -->`."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for name, body in bodies.items():
+        begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ReportingError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
+        text = text[: text.index(begin)] + begin + "\n" + body.strip("\n") + "\n" + text[text.index(end) :]
+    return text
+
+
+def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
+    """READMEs and figures of papers from the promoted records, and the overview; None for an obsolete figure."""
+    found: dict[Path, str | None] = {}
+    for paper in papers:
+        source, records = load(paper.name), find_promoted(paper.name)
+        filled = fill_best(source, records)
+        found[paper.readme] = marked(
+            paper.readme,
+            claims=claims_markdown(fill_all(source, records)),
+            tables=tables_markdown(filled, minor_tables=False),
+        )
+        found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
+        for f in filled:
+            if charts.caption(f.result):
+                drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
+                found[paper.readme.parent / _figure_name(f.result)] = drawn
+    top = project_root() / "README.md"
+    found[project_root() / "docs" / "images" / "claims.svg"] = margins_figure()
+    return found | {top: marked(top, overview=overview_markdown())}
+
+
+def stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
+    """The pages that differ from the files."""
+    return {path: text for path, text in pages.items() if text != (path.read_text("utf-8") if path.is_file() else None)}
+
+
+def write(pages: Mapping[Path, str | None]) -> list[Path]:
+    """Write or remove the files that differ, and return them."""
+    changed = stale(pages)
+    for path, text in changed.items():
+        path.unlink() if text is None else write_atomically(path, text)
+    return list(changed)
+
+
+# ---- terminal
+
+
+def rich_table(shown: View) -> RichTable:
+    table = RichTable(
+        title=escape(f"{shown.title} ({shown.scale})"),
+        box=box.SIMPLE_HEAD,
+        caption=escape(shown.caption),
+    )
+    table.add_column("")
+    for metric in shown.metrics:
+        for kind in shown.kinds[metric.id]:
+            words = f", {kind}" if len(shown.kinds[metric.id]) > 1 else ""
+            style = "dim" if kind == PUBLISHED else ""
+            table.add_column(escape(heading(metric) + words), justify="right", style=style)
+    for row, cells in shown.rows:
+        table.add_row(escape(row_text(row)), *(escape(value.text) for values in cells for value in values))
+    return table
+
+
+WIDE = 140
+"""Terminal width at which all cells of a claim fit on one line."""
+
+
+def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
+    """Claims or checks for the terminal, grouped by table; below `WIDE` columns the other cells go under each text."""
+    wide = width >= WIDE
+    table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
+    heads = list(judged_cells(judged[0]))
+    for name in heads if wide else heads[:1]:
+        table.add_column(name)
+    for (name, scale), group in groupby(judged, key=lambda j: (j.table, j.scale)):
+        table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
+        for one in group:
+            text, *others, verdict = map(escape, judged_cells(one).values())
+            cells = [*others, f"[{VERDICT_COLORS[one.verdict]}]{verdict}[/]"]
+            if wide:
+                table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
+            else:
+                table.add_row(Padding(text, (0, 0, 0, 2)))
+                named = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
+                table.add_row(Padding("  ".join([cells[-1], *named]), (0, 0, 0, 6)))
+    return table
+
+
+def print_table(filled: Filled, console: Console, measured_only: bool = False) -> None:
+    """Print a table with notes, verdicts and provenance; `measured_only` omits provenance and what was not run."""
+    shown, claims, checks = view(filled.result), filled.claims, filled.checks
+    if not shown.rows:
+        console.print(f"{shown.title} ({shown.scale}): not measured yet", markup=False)
+        for note in filled.result.notes:
+            console.print(f"- {note}", markup=False, style="dim")
+        return
+    if measured_only:  # the summary has the claims
+        claims, checks = [], _run(checks)
+    console.print(rich_table(shown))
+    for note in shown.notes:
+        console.print(f"- {note}", markup=False, style="dim")
+    for judged in filter(None, (claims, checks)):
+        console.print(rich_judged(judged, console.width))
+    if not measured_only:
+        console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
+
+
+def _run(judged: Sequence[Judged]) -> list[Judged]:
+    return [one for one in judged if one.verdict != NOT_RUN]
+
+
+def print_tables(filled: Sequence[Filled], console: Console) -> None:
+    for f in filled:
+        print_table(f, console)
+    for heading, lines in remarks(filled).items():
+        for line in (f"{heading}:", *lines):
+            console.print(line, markup=False, style="dim")

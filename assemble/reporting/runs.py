@@ -1,0 +1,313 @@
+"""The runs in a folder: state, configuration and metrics, by field name.
+
+A field is one of `BASICS`, a metric (`test/top1`), a curve's last, smallest or largest value (`train/loss`,
+`train/loss:min`), or a field of the configuration (`model.loss.temperature`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from assemble.reporting import progress
+from assemble.reporting.curves import summaries
+from assemble.reporting.records import (
+    IGNORED_KEYS,
+    RECORD_FILE,
+    SEED_KEYS,
+    Record,
+    read_run,
+    run_folders,
+    warn_of,
+)
+from assemble.reporting.schema import parse_json
+from assemble.reporting.tables import entries, load
+from common.errors import ReportingError, nearest
+from common.files import parsing, read_yaml
+
+BASICS = (
+    "run", "paper", "scale", "draw", "seed", "stage", "recipe", "job", "row", "state", "progress", "started", "minutes",
+    "steps", "overrides", "revision", "config_hash", "lineage_hash", "cpu", "measured",
+)  # fmt: skip
+DONE, RUNNING, STOPPED = "done", "running", "stopped"
+_CONDITION = re.compile(r"(?P<field>[^=!<>~]+?)\s*(?P<sign>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a stage.
+
+    Attributes:
+        name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
+        told: progress of a running one, see `assemble.reporting.progress.read`.
+    """
+
+    name: str
+    folder: Path
+    record: Record | None
+    state: str
+    told: dict[str, Any] | None
+    overrides: tuple[str, ...]
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Fields of its configuration; for a finished run, only those that the recipe and overrides set."""
+        return flat(self.record.config) if self.record else self.whole_config
+
+    @functools.cached_property
+    def whole_config(self) -> dict[str, Any]:
+        """Fields of its configuration with all defaults, as far as known."""
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return flat(self.record.config) if self.record else {}
+        return flat(read_yaml(path, ReportingError))
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """Every field except curves, which take longer to read."""
+        paper, scale, draw, stage = self.name.split("/")
+        record = self.record
+        found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
+        found |= {"seed": int(re.match(r"seed(\d+)", draw)[1]), "stage": stage, "state": self.state}  # type: ignore[index]
+        began = (
+            record.started
+            if record
+            else datetime.fromtimestamp((self.folder / "identity.json").stat().st_mtime, UTC).isoformat()
+        )
+        found["started"] = began[:16].replace("T", " ")
+        found["overrides"] = " ".join(short_overrides(self.overrides))
+        if self.told:
+            left = self.told.get("left")
+            found["progress"] = f"{100 * self.told['share']:.0f} %" + (
+                "" if left is None else f", {progress.duration(left)} left"
+            )
+            found["steps"] = self.told["step"]
+        if record:
+            found |= {"recipe": record.recipe, "job": record.job, "row": record.row or record.stage}
+            found |= {"minutes": round(record.wall_seconds / 60, 2), "steps": record.steps}
+            found["revision"] = (record.git.get("revision") or "unknown")[:12] + "+" * bool(record.git.get("dirty"))
+            found |= {"config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
+            found |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record), **record.metrics}
+        return {**self.config, **found}
+
+    @functools.cached_property
+    def curves(self) -> dict[str, float]:
+        """Last, smallest and largest value of every curve."""
+        return summaries(self.folder / "metrics.csv")
+
+    def value(self, field: str) -> Any:
+        return self.fields[field] if field in self.fields else self.curves.get(field)
+
+
+def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
+    """Every run, finished or not, of these papers or all; skips unreadable ones with a warning."""
+    found = []
+    for folder in run_folders(root):
+        if papers and folder.parts[-4] not in papers:
+            continue
+        try:
+            run = _run(folder.relative_to(root).as_posix(), folder, root)
+            if run is not None and run.fields:
+                found.append(run)
+        except Exception as error:
+            warn_of(f"skipped {folder}: {type(error).__name__}: {error}")
+    return found
+
+
+def _run(name: str, folder: Path, root: Path) -> Run | None:
+    identity = folder / "identity.json"
+    finished = (folder / RECORD_FILE).exists()
+    if not finished and not identity.exists():
+        return None
+    record = read_run(root, folder) if finished else None
+    told = None if finished else progress.read(folder, time.time() - 120)
+    running = told is not None or (not finished and _held(folder.with_name(f".{folder.name}.lock")))
+    state = DONE if finished else RUNNING if running else STOPPED
+    overrides: tuple[str, ...] = ()
+    if identity.exists():
+        with parsing(identity, ReportingError):
+            overrides = tuple(map(str, parse_json(identity.read_bytes()).get("arguments", ())))
+    return Run(name, folder, record, state, told, overrides)
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds a lock, without trying to take it, which could make another process fail."""
+    try:
+        place = lock.stat()
+        locks = Path("/proc/locks").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(rf":{place.st_ino} ", locks) is not None
+
+
+def short_overrides(arguments: Sequence[str]) -> list[str]:
+    """Overrides by the last part of their field: `--model.loss.temperature 0.1` becomes `temperature=0.1`."""
+    said: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            field, _, value = argument[2:].partition("=")
+            said.append(f"{field.rpartition('.')[2]}={value}")
+        elif said:
+            said[-1] += argument if said[-1].endswith("=") else f" {argument}"
+    return said
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration as the command line names them, without `init_args`; lists of plain values stay whole.
+
+    >>> flat({"model": {"class_path": "a.B", "init_args": {"rates": [1, 2]}}})
+    {'model': 'a.B', 'model.rates': [1, 2]}
+    >>> flat({"data": {"class_path": "a.B", "init_args": {}}})
+    {'data': 'a.B'}
+    """
+    if isinstance(config, dict) and config:
+        found: dict[str, Any] = {}
+        for key, value in config.items():
+            if key == "init_args":
+                found |= flat(value, prefix) if value else {}
+            elif key == "class_path" and prefix:
+                found[prefix] = value
+            else:
+                found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    if isinstance(config, list) and any(isinstance(item, dict) for item in config):
+        return {k: v for place, item in enumerate(config) for k, v in flat(item, f"{prefix}.{place}").items()}
+    return {prefix: config} if prefix else {}
+
+
+def headline(record: Record) -> str:
+    """Up to three metrics of a run, preferably those that tables show."""
+    filled = entries(load(record.paper), record.stage.partition("+")[0], record.scale)
+    decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
+    names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
+    values = {name: record.metrics[name] for name in (names or list(record.metrics))[:3]}
+    told = []
+    for name, value in values.items():
+        if value is not None:
+            places = decimals.get(name, 1 if 10 <= abs(value) < 1e6 else None)
+            text = f"{value:.4g}" if places is None else f"{value:.{places}f}"
+            told.append(f"{name.removeprefix('test/')} {text}")
+    return ", ".join(told)
+
+
+def field_names(runs: Sequence[Run]) -> list[str]:
+    """Names of all fields of any run; basics first, then metrics, then the configuration's."""
+    metrics = {name for run in runs if run.record for name in run.record.metrics}
+    metrics |= {name for run in runs for name in run.curves}
+    configured = {name for run in runs for name in run.config} - metrics
+    return [*BASICS, *sorted(metrics), *sorted(configured - set(BASICS))]
+
+
+def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
+    quick = {*BASICS, *(name for run in runs for name in run.fields)}
+    for name in names:
+        if name not in quick and not any(name in run.curves for run in runs):
+            raise ReportingError(f"{option} {name}: no run has that field; {nearest(name, field_names(runs))}")
+
+
+def parse_condition(text: str) -> tuple[str, str, str]:
+    """Field, sign and value of a condition such as `scale=mini`, `test/top1>=80` or `stage~esc` (contains)."""
+    match = _CONDITION.fullmatch(text)
+    if match is None or match["value"].startswith(("=", "<", ">", "~")):
+        raise ReportingError(
+            f"--where {text}: write FIELD=VALUE, such as scale=mini, 'test/top1>=80', state!=done or "
+            "stage~esc (contains)"
+        )
+    return match["field"].strip(), match["sign"], match["value"].strip()
+
+
+_SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "~": lambda value, part: part in value,
+}  # fmt: skip
+
+
+def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
+    """Whether a value meets a condition, as numbers or else as lowercase text. A missing value only meets `!=`."""
+    value = run.value(field)
+    if value is None or value == "":
+        return sign == "!=" and wanted != ""
+    left, right = _number(value), _number(wanted)
+    if left is None or right is None or sign == "~":
+        return _SIGNS[sign](text_of(value).lower(), wanted.lower())
+    return _SIGNS[sign](left, right)
+
+
+def text_of(value: Any) -> str:
+    """A field's value as text: empty for None, five digits for a float."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool | list | dict) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Run]:
+    """Runs by a field, numbers before texts; those without a value are last in either direction."""
+
+    def key(run: Run) -> tuple[bool, float, str]:
+        number = _number(value := run.value(field))
+        return number is None, number or 0.0, str(value)
+
+    lacking = [run for run in runs if run.value(field) in (None, "")]
+    having = [run for run in runs if run.value(field) not in (None, "")]
+    return sorted(having, key=key, reverse=reverse) + lacking
+
+
+def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
+    """The runs with these names, ends of names or folders: `mini/seed0/avid`, or `avid` if unique."""
+    found, wrong = [], []
+    for name in names:
+        end = f"/{name.rstrip('/')}"
+        some = [run for run in runs if f"/{run.name}" == end] or [run for run in runs if f"/{run.name}".endswith(end)]
+        some = some or [run for run in runs if run.folder.resolve() == Path(name).resolve()]
+        if len(some) == 1:
+            found += some
+        elif some:
+            wrong.append(f"{name!r} means several runs: {', '.join(run.name for run in some)}; name one")
+        else:
+            wrong.append(f"there is no run {name!r}: {nearest(name, [run.name for run in runs])}")
+    if wrong:
+        raise ReportingError("; ".join(wrong))
+    return found
+
+
+def config_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
+    """Fields that differ between two runs, with both values; with defaults if both stored them."""
+    whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
+    left, right = ((run.whole_config if whole else run.config) for run in (first, second))
+    return [one for one in _pairs(left, right) if one[1] != one[2]]
+
+
+def counts(field: str) -> bool:
+    """Whether a field of a configuration may change results."""
+    return not IGNORED_KEYS & set(field.split(".")) or bool(SEED_KEYS & set(field.split(".")))
+
+
+def metric_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
+    """All metrics of either run, equal or not, with both values: measurements, and the last values of curves."""
+
+    def known(run: Run) -> dict[str, Any]:
+        ends = {name: value for name, value in run.curves.items() if ":" not in name}
+        return {**ends, **(run.record.metrics if run.record else {})}
+
+    return _pairs(known(first), known(second))
+
+
+def _pairs(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, left.get(name), right.get(name)) for name in sorted({*left, *right})]

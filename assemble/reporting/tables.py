@@ -1,0 +1,510 @@
+"""`tables.yaml`: a paper's published tables, the stages that fill their cells, and the order to run them in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from assemble.reporting.papers import SCALES, paper_named
+from assemble.reporting.predicates import CellName, Predicate, parse
+from assemble.reporting.records import JOBS
+from assemble.reporting.schema import Line, Part, Text, known, one_of, told
+from common.errors import ReportingError, nearest
+from common.files import read_yaml, stamp_of
+
+PartT = TypeVar("PartT", bound=Part)
+ROW = "$row"
+UNTRAINED = "untrained"
+
+
+# During validation the context holds the valid names of stages, metrics and rows.
+_Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
+_Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(one for one in SCALES if one in given))]
+_StageName = Annotated[StrictStr, known("stage")]
+_MetricName = Annotated[StrictStr, known("metric")]
+#: A name, or a list of them.
+_StageNames = Annotated[
+    tuple[_StageName, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
+]
+
+
+# One GPU trains only a few rows per day, so `single` applies only to tables that list it.
+_UNLISTED = tuple(scale for scale in SCALES if scale != "single")
+
+
+def _names(info: ValidationInfo) -> dict[str, Any]:
+    """The validation context; a discarded dict if there is none."""
+    return {} if info.context is None else info.context
+
+
+class Stage(Part):
+    """A node of the stage graph.
+
+    Args:
+        parents: configuration field to the stage whose checkpoint it takes, or `$row` for the row's model.
+        overrides: configuration field to value, on top of the recipe.
+    """
+
+    name: str
+    recipe: Text
+    job: Annotated[StrictStr, one_of(JOBS)]
+    parents: dict[str, _StageName] = Field(default_factory=dict, alias="from")
+    overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
+    scales: _Scales = SCALES
+
+
+class Metric(Part):
+    """A column of a table.
+
+    Args:
+        stages: per scale, the stages whose mean fills a cell; `$row` is the row's model stage.
+        key: the metric in the stage's record.
+        published: whether the column of published values is shown.
+        hidden: whether the metric serves claims only.
+        compared: whether `assemble compare` judges it; not for what a probe selects, such as a learning rate.
+        tolerance: per scale, the allowed distance from the recorded mean, if it exceeds the prediction interval.
+    """
+
+    id: str
+    label: Text
+    stages: dict[_Scale, _StageNames]
+    key: Text
+    better: Annotated[StrictStr, one_of(("up", "down"))] = "up"
+    decimals: Annotated[StrictInt, Field(ge=0, le=9)] = 1
+    unit: Line = ""
+    published: StrictBool = True
+    hidden: StrictBool = False
+    compared: StrictBool = True
+    tolerance: dict[_Scale, Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_at_every_scale(cls, given: Any) -> Any:
+        """A file gives `stages` by scale, or one `stage` for all scales."""
+        if not isinstance(given, Mapping) or "stage" not in given:
+            return given
+        others = {key: value for key, value in given.items() if key != "stage"}
+        return {"stages": dict.fromkeys(SCALES, given["stage"]), **others}
+
+
+class Published(Part):
+    """A published value, or a range of two, and its footnote mark, if any."""
+
+    value: StrictFloat | tuple[StrictFloat, StrictFloat]
+    mark: Line = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _value_alone(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping | Published) else {"value": given}
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+
+class Row(Part):
+    """A row of a table.
+
+    Args:
+        model: the stage whose model it measures; None for other authors' numbers.
+        published: metric id to value.
+        source: of the published values, if it isn't the table's.
+        ours: not in the paper; added for a fair comparison.
+        metrics: the metrics it fills; None for all.
+        stages: metric id to the stages whose mean fills it, where they differ from the column's.
+        by_request: scales at which its stages run only when the table, the row or a stage is named.
+    """
+
+    label: Text
+    model: _StageName | None = None
+    published: dict[_MetricName, Published] = Field(default_factory=dict)
+    source: Line = ""
+    ours: StrictBool = False
+    untrained: StrictBool = False
+    scales: _Scales = SCALES
+    metrics: tuple[_MetricName, ...] | None = None
+    stages: dict[_MetricName, _StageNames] = Field(default_factory=dict)
+    by_request: _Scales = ()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _same_stages_for_every_metric(cls, given: Any, info: ValidationInfo) -> Any:
+        return given if isinstance(given, Mapping) else dict.fromkeys(_names(info).get("metric", ()), given)
+
+    def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
+        """Names of the stages whose mean fills a cell; `$row` is the row's model."""
+        return self.stages.get(metric.id, metric.stages.get(scale, ()))
+
+    @property
+    def measured(self) -> bool:
+        """Whether the row is measured, and not only printed."""
+        return self.model is not None or self.untrained
+
+    def published_number(self, metric: str) -> float | None:
+        """The published value of a metric; None if it is unknown or a range."""
+        known = self.published.get(metric)
+        return None if known is None or len(known.ends) > 1 else known.ends[0]
+
+    def fills(self, metric: str) -> bool:
+        return self.measured and (self.metrics is None or metric in self.metrics)
+
+
+def _parsed(given: Any, info: ValidationInfo) -> Any:
+    if not isinstance(given, str) or not given.strip():
+        return given
+    return parse(" ".join(given.split()), _names(info)["row"], _names(info)["metric"])
+
+
+_Predicate = Annotated[Predicate, BeforeValidator(_parsed)]
+
+
+class Check(Part):
+    """A sanity condition of ours, such as a falling loss or a control at chance."""
+
+    id: Text
+    text: Annotated[Text, Field(max_length=90)]
+    holds: _Predicate
+    scales: _Scales = SCALES
+
+
+class Claim(Check):
+    """An ordering that the paper asserts; `paper` is its margin, by default that of the published cells."""
+
+    paper: Line = ""
+
+
+def _at_places(given: Any, info: ValidationInfo) -> Any:
+    places = info.data.get("at", ())
+    return {x: {"id": "point", "text": "point", "holds": f"{given} > 0".replace("{x}", f"{x:g}")} for x in places}
+
+
+class Curve(Part):
+    """Cells of a table drawn over a logarithmic axis.
+
+    Args:
+        x: label of the axis.
+        at: its places, ascending.
+        panels: label of a vertical axis to label of a line to an expression over cells, in which `{x}` is the place;
+            as in a check, an added number does not count.
+    """
+
+    x: Text
+    at: Annotated[tuple[Annotated[StrictFloat, Field(gt=0)], ...], Field(min_length=2)]
+    panels: dict[Text, dict[Text, Annotated[dict[float, Check], BeforeValidator(_at_places)]]]
+
+
+class Table(Part):
+    """A published table: rows, metrics, claims and checks over its cells.
+
+    README and report page draw a `curve`, or with `chart` the measured cells as dots. At the scales in `by_request` its
+    stages run only when the table, a row or a stage is named.
+    """
+
+    id: Text
+    title: Text
+    source: Text
+    scales: _Scales = _UNLISTED
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    claims: tuple[Claim, ...] = ()
+    checks: tuple[Check, ...] = ()
+    notes: tuple[Line, ...] = ()
+    ours: StrictBool = False
+    chart: StrictBool = False
+    curve: Curve | None = None
+    by_request: _Scales = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_for_its_parts(cls, given: Any, info: ValidationInfo) -> Any:
+        """Pass the names of metrics and rows to predicates."""
+        if not isinstance(given, Mapping):
+            return given
+        rows, metrics = given.get("rows"), given.get("metrics")
+        mappings = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+        _names(info)["row"] = [" ".join(str(row.get("label")).split()) for row in mappings]
+        _names(info)["metric"] = list(metrics) if isinstance(metrics, Mapping) else []
+        return {**given, "metrics": _named(metrics, "id")} if isinstance(metrics, Mapping) else given
+
+    @field_validator("rows")
+    @classmethod
+    def _labels_are_unique(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        _once((row.label for row in rows), "label")
+        return rows
+
+    @model_validator(mode="after")
+    def _claims_have_ids_and_margins(self) -> Self:
+        _once((check.id for check in (*self.claims, *self.checks)), "claim or check id")
+        for claim in self.claims:
+            self.margin(claim)
+        return self
+
+    def margin(self, claim: Claim) -> str:
+        """The paper's margin as the claim states it, else the difference of the published cells."""
+
+        def published(cell: CellName) -> float:
+            value = self.row(cell.row).published_number(cell.metric)
+            if value is None:
+                raise ValueError(f"claim {claim.id!r}: {cell} has no published number; give the margin as 'paper'")
+            return value
+
+        if claim.paper:
+            return claim.paper
+        margins = [f"{one.difference(published):+.3g}" for one in claim.holds.comparisons]
+        labels = [self.metric(one.cells()[0].metric).label for one in claim.holds.comparisons]
+        several = 1 < len(labels) == len(set(labels))
+        return ", ".join(f"{label} {margin}" if several else margin for label, margin in zip(labels, margins))
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.id == name)
+
+    def row(self, label: str) -> Row:
+        return next(row for row in self.rows if row.label == label)
+
+    def rows_at(self, scale: str) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if scale in row.scales)
+
+    def made_by_request(self, row: Row, scale: str) -> bool:
+        """Whether the stages of a row run at a scale only when the table, the row or a stage is named."""
+        return scale in (*self.by_request, *row.by_request)
+
+
+class Tables(Part):
+    """A paper's tables file; `paper` is the package name instead of the block of this name."""
+
+    paper: str
+    path: Path
+    stages: dict[str, Stage] = Field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _names_for_stages(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        _names(info)["stage"] = [*given, ROW]
+        return dict(zip(given, _named(given, "name")))
+
+    @field_validator("stages")
+    @classmethod
+    def _have_an_order(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        graph = {name: [parent for parent in stage.parents.values() if parent != ROW] for name, stage in stages.items()}
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            raise ValueError(f"a stage cannot start from itself: {' -> '.join(reversed(error.args[1]))}") from None
+        return stages
+
+    @model_validator(mode="after")
+    def _has_each_table_once(self) -> Self:
+        _once((table.id for table in self.tables), "tables: table id")
+        return self
+
+    def table(self, name: str) -> Table:
+        for table in self.tables:
+            if table.id == name:
+                return table
+        raise ReportingError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
+
+    def instances(self, table: Table, row: Row, metric: Metric, scale: str) -> list[str]:
+        """Ids of the stage instances whose mean fills a cell at a scale; empty if nothing is run for it."""
+        if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
+            return []
+        found: list[str] = []
+        for name in row.stages_of(metric, scale):
+            if name == ROW:
+                found += [row.model] if row.model is not None else []  # an untrained row has no stage
+            else:
+                found.append(f"{name}@{row.model or UNTRAINED}" if _uses_row(name, self.stages) else name)
+        return found
+
+
+@dataclass(frozen=True)
+class StageInstance:
+    """A stage to run at one scale.
+
+    Args:
+        id: `ucf_1` or `ucf_1@avid_cma`.
+        row: the row's model stage, `untrained`, or None for a stage without a row.
+    """
+
+    id: str
+    recipe: str
+    job: str
+    row: str | None
+    parents: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        return self.id.split("@", 1)[0]
+
+
+def load(paper: str) -> Tables:
+    entry = paper_named(paper)
+    file = entry.root / "tables.yaml"
+    return _loaded(entry.name, file, tuple(stamp_of(file)))
+
+
+@functools.lru_cache(maxsize=64)
+def _loaded(paper: str, file: Path, stamp: tuple[int, ...]) -> Tables:
+    given = read_yaml(file, ReportingError)
+    if not isinstance(given, Mapping):
+        raise ReportingError(f"{file}: expected a mapping, got {given!r}")
+    try:
+        return Tables.model_validate({**given, "paper": paper, "path": file}, context={})
+    except ValidationError as error:
+        raise ReportingError(f"{file}: {told(error, given)}") from None
+
+
+def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
+    return [{**part, field: str(name)} if isinstance(part, Mapping) else part for name, part in parts.items()]
+
+
+def part_named(name: str, parts: Sequence[PartT], *fields: str) -> PartT | None:
+    """The part with this name, ignoring case and a leading `test/`; earlier fields take precedence."""
+
+    def plain(text: object) -> str:
+        return str(text or "").strip().lower().removeprefix("test/")
+
+    found = (part for field in fields for part in parts if plain(getattr(part, field)) == plain(name))
+    return next(found, None)
+
+
+def _once(values: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what} {value!r} occurs twice")
+        seen.add(value)
+
+
+def _uses_row(name: str, stages: Mapping[str, Stage]) -> bool:
+    return any(parent == ROW or _uses_row(parent, stages) for parent in stages[name].parents.values())
+
+
+def expand(
+    paper: str | Tables,
+    scale: str,
+    tables: Collection[str] = (),
+    rows: Collection[str] = (),
+    stages: Collection[str] = (),
+    everything: bool = True,
+) -> list[StageInstance]:
+    """The stages that tables and claims need at a scale, in table order, parents before children.
+
+    `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
+    If none of them is given, `everything` includes the stages that only run on request.
+    """
+    source = paper if isinstance(paper, Tables) else load(paper)
+    kept = [source.table(name) for name in tables] or source.tables
+    listed = f"`assemble list {source.paper}` shows all"
+    labels = {name for table in kept for row in table.rows for name in (row.label, row.model) if name}
+    for name in rows:
+        if name not in labels:
+            raise ReportingError(f"{source.path}: unknown row {name!r}: {nearest(name, labels)}; {listed}")
+    everything = everything or bool(tables or rows or stages)
+    needed: dict[str, StageInstance] = {}
+    for table in kept:
+        for row in table.rows:
+            left_out = rows and row.label not in rows and row.model not in rows
+            if left_out or (not everything and table.made_by_request(row, scale)):
+                continue
+            for metric in table.metrics:
+                if source.instances(table, row, metric, scale):
+                    for name in row.stages_of(metric, scale):
+                        _need(name, row, scale, source, needed)
+    if not stages:
+        return list(needed.values())
+    for name in stages:
+        if any(name in (instance.id, instance.stage) for instance in needed.values()):
+            continue
+        if name not in source.stages:
+            near = nearest(name, {*source.stages, *needed})
+            raise ReportingError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
+        if tables or rows:
+            raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
+        _need(name, None, scale, source, needed)
+    chosen: dict[str, StageInstance] = {}
+
+    def keep(instance: StageInstance) -> None:
+        for parent in instance.parents.values():
+            keep(needed[parent])
+        chosen.setdefault(instance.id, instance)
+
+    for instance in needed.values():
+        if instance.id in stages or instance.stage in stages:
+            keep(instance)
+    return list(chosen.values())
+
+
+def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[str, StageInstance]) -> str | None:
+    """Add a row's stage instance and its parents; return its id (None: nothing to run)."""
+    if name == ROW:
+        assert row is not None
+        return _need(row.model, None, scale, source, needed) if row.model is not None else None
+    stage = source.stages[name]
+    if scale not in stage.scales:
+        of = f", which row {row.label!r} needs," if row else ""
+        raise ReportingError(f"{source.path}: stage {name!r}{of} does not exist at scale {scale!r}")
+    model = None
+    if _uses_row(name, source.stages):
+        if row is None:
+            raise ReportingError(f"{source.path}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it")
+        model = row.model or UNTRAINED
+    instance = f"{name}@{model}" if model else name
+    if instance not in needed:
+        parents: dict[str, str] = {}
+        for key, parent in stage.parents.items():
+            # Otherwise the recipe's value applies, such as a released file.
+            if parent == ROW or scale in source.stages[parent].scales:
+                found = _need(parent, row if model else None, scale, source, needed)
+                parents |= {key: found} if found is not None else {}
+        needed[instance] = StageInstance(instance, stage.recipe, stage.job, model, parents, dict(stage.overrides))
+    return instance
+
+
+def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row, Metric]]:
+    """The cells that a stage instance fills at a scale."""
+    return [
+        (table, row, metric)
+        for table in source.tables
+        for row in table.rows
+        for metric in table.metrics
+        if instance in source.instances(table, row, metric, scale)
+    ]
+
+
+def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """The cells that a finished stage fills: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`."""
+    found: dict[str, float] = {}
+    for table, row, metric in entries(source, instance, scale):
+        if (value := metrics.get(metric.key)) is not None:
+            found[f"table/{table.id}/{metric.id}"] = value
+            if metric.id in row.published:
+                found[f"published/{table.id}/{metric.id}"] = fmean(row.published[metric.id].ends)
+    return found

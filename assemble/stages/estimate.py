@@ -1,0 +1,227 @@
+"""Estimates memory, operations, steps and GPU hours of a stage from one training batch on tensors without storage.
+
+- memory: tensors alive at once in a step after the first, without library workspaces and allocator fragmentation.
+- loaders: batches that the loader processes of a node prepare (`loader_plan`).
+- operations: matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode.
+- steps: from the published sizes of the data sets.
+- hours: operations by a card's rate and an assumed utilization.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
+from assemble.stages import fake_step
+from assemble.stages.configuration import RunConfiguration
+from assemble.stages.synthetic import StopAfter, devices_of, synthetic_training
+from common.errors import StageError
+from common.training.data_module import bytes_of, loader_plan
+from common.training.examples import Draw
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet: dense matrix rates in 10^12 operations per second."""
+
+    name: str
+    bfloat16: float
+    tensor_float32: float
+    float32: float
+
+
+#: From the vendors' data sheets; rates without sparsity, at boost clock.
+CARDS = (
+    Card("RTX 4090", 165.2, 82.6, 82.6),
+    Card("A100 80 GB", 312.0, 156.0, 19.5),
+    Card("H100 SXM", 989.0, 495.0, 67.0),
+)
+#: Memory of CUDA and its libraries on each device.
+CONTEXT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The needs of a stage.
+
+    Attributes:
+        peak_bytes: peak memory of all tensors on one device.
+        checkpoint_bytes: weights and the state of the optimizers.
+        convolution_flops, other_flops: operations of an optimizer step on one device, two for a multiply-add.
+        steps: optimizer steps of the whole training; None if the size of the data is not published.
+        size: samples of a batch on one device.
+        loader_bytes: peak memory of the batches that the loaders of a node prepare.
+        accumulated: batches per optimizer step; below 1 if there are several steps per batch.
+    """
+
+    parameters: int
+    peak_bytes: int
+    checkpoint_bytes: int
+    convolution_flops: int
+    other_flops: int
+    steps: int | None
+    size: int
+    accumulated: float
+    devices: int
+    precision: str
+    loader_bytes: int
+
+    @property
+    def flops(self) -> int:
+        return self.convolution_flops + self.other_flops
+
+    @property
+    def memory(self) -> int:
+        """Bytes per device, including CUDA's."""
+        return self.peak_bytes + CONTEXT_BYTES
+
+    def seconds(self, card: Card, utilization: float) -> float:
+        if self.precision.startswith(("bf16", "16")):
+            seconds = self.flops / (card.bfloat16 * 1e12)
+        else:
+            # By default, torch uses TF32 for convolutions and float32 for matrix products.
+            seconds = self.convolution_flops / (card.tensor_float32 * 1e12) + self.other_flops / (card.float32 * 1e12)
+        return seconds / utilization
+
+    def hours(self, card: Card, utilization: float) -> float | None:
+        return None if self.steps is None else self.seconds(card, utilization) * self.steps * self.devices / 3600
+
+    def samples_per_second(self, card: Card, utilization: float) -> float:
+        return self.size * self.accumulated * self.devices / self.seconds(card, utilization)
+
+
+def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
+    """Estimate a stage that trains; `size` is the batch on one device, None for its share of the recipe's."""
+    if not run.trains:
+        raise StageError(f"{run.recipe} does not train")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    meter, counter = fake_step.MemoryMeter(), fake_step.operation_counter()
+    arguments = {
+        "accelerator": "cpu",  # else Lightning picks a GPU and refuses the strategy
+        "strategy": fake_step.FakeDevice(),
+        "callbacks": [fake_step.WithoutStorage(mode, meter), StopAfter(1)],
+        "accumulate_grad_batches": 1,
+    }
+    with _quiet(), fake_step.deep_copies_without_storage():
+        training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode, meter))
+        module, trainer = training.module, training.trainer
+        gc.collect()
+        meter.peak = meter.now  # ignore the peak while building
+        with fake_step.fused_attention(), mode, meter, counter:
+            try:
+                training.run()
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise StageError(f"{run.recipe}: training steps depend on values of tensors ({error.func})") from error
+            stored = fake_step.MemoryMeter()
+            stored.add([module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)])
+    # Under manual optimization this is only known after a batch.
+    accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
+    devices = devices_of(run)
+    gradients = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    # Several devices exchange a copy of the gradients; gradients of earlier batches wait through the next forward pass.
+    copies = (devices > 1) + (accumulated != 1)
+    counts = counter.get_flop_counts().get("Global", {})
+    convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
+    data, loader_bytes = training.data, 0
+    if data.num_workers:
+        per_node = devices // int(run.config["trainer"].get("num_nodes", 1))
+        sample = bytes_of(data.synthetic.batch) // training.size
+        budget = data.in_flight_bytes // per_node
+        loader_bytes = per_node * loader_plan(budget, sample, training.size, data.num_workers).held
+    return Estimate(
+        parameters=sum(p.numel() for p in module.parameters()),
+        peak_bytes=meter.peak + copies * gradients,
+        checkpoint_bytes=stored.now,
+        convolution_flops=round(convolution * accumulated),
+        other_flops=round((sum(counts.values()) - convolution) * accumulated),
+        steps=_steps(run, training.data.synthetic.batches, accumulated),
+        size=training.size,
+        accumulated=accumulated,
+        devices=devices,
+        precision=str(run.config["trainer"]["precision"]),
+        loader_bytes=loader_bytes,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> int | None:
+    trainer = run.config["trainer"]
+    most, epochs = int(trainer.get("max_steps", -1)), int(trainer.get("max_epochs") or -1)
+    limit = trainer.get("limit_train_batches")
+    if isinstance(limit, int) and batches is not None:
+        batches = min(batches, limit)
+    if batches is None or epochs < 0:
+        return most if most > 0 else None
+    steps = epochs * math.ceil(batches / accumulated)
+    return min(steps, most) if most > 0 else steps
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------
+
+
+def size_text(count: float) -> str:
+    """`512 MB` or `31.4 GB`, in powers of 1000."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def hours_text(hours: float | None) -> str:
+    """`0.4`, `12`, `1,530`, or a dash for None."""
+    if hours is None:
+        return "-"
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:
+    """A table of a plan's stages, line by line; `utilization` is the assumed fraction of a card's matrix rate."""
+    width = max(map(len, runs), default=0)
+
+    def line(name: str, values: Iterable[str]) -> str:
+        return "  ".join([name.ljust(width), *(value.rjust(12) for value in values)])
+
+    heads = (
+        "batch/GPU", "GPUs", "parameters", "memory/GPU", "checkpoint", "loaders/node", "TFLOP/step", "steps",
+        "samples/s",
+    )  # fmt: skip
+    yield line("stage", [*heads, *(f"h {card.name}" for card in CARDS)])
+    totals = dict.fromkeys(CARDS, 0.0)
+    known: dict[str, Estimate] = {}
+    for name, run in runs.items():
+        key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))
+        try:
+            found = known[key] = known.get(key) or estimate(run)
+        except StageError as error:
+            yield f"{name.ljust(width)}  {error}"
+            continue
+        hours = {card: found.hours(card, utilization) for card in CARDS}
+        for card, value in hours.items():
+            totals[card] += value or 0.0
+        batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
+        values = [
+            f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M", size_text(found.memory),
+            size_text(found.checkpoint_bytes), size_text(found.loader_bytes), f"{found.flops / 1e12:.3g}",
+            "-" if found.steps is None else f"{found.steps:,}",
+            f"{found.samples_per_second(CARDS[-1], utilization):,.0f}" if found.flops else "-",
+        ]  # fmt: skip
+        yield line(name, [*values, *map(hours_text, hours.values())])
+    yield line("all", [*[""] * len(heads), *map(hours_text, totals.values())])
+    yield (
+        f"estimates at {utilization:.0%} of a card's peak matrix rate: GPU hours of training (h), and samples per "
+        f"second over all devices on {CARDS[-1].name}; see docs/gpu.md"
+    )

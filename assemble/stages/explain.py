@@ -1,0 +1,205 @@
+"""Where a number of a table comes from: its draws, stages, differences, code and command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from assemble.reporting.aggregate import Cell, collect, select
+from assemble.reporting.draws import NATIVE
+from assemble.reporting.metric_source import MetricSource, find_metric
+from assemble.reporting.papers import SCALES, paper_named
+from assemble.reporting.records import (
+    IGNORED_KEYS,
+    RECORD_FILE,
+    SEED_KEYS,
+    Record,
+    config_hash,
+    find,
+    read,
+    short_name,
+)
+from assemble.reporting.render import revision_text
+from assemble.reporting.results import find_promoted
+from assemble.reporting.runs import flat, text_of
+from assemble.reporting.tables import Metric, PartT, Row, Table, Tables, expand, load, part_named
+from assemble.stages.configuration import leaves, resolve
+from assemble.stages.request import Selection, StageRequest, requests_for
+from common.errors import ReportingError, nearest
+
+_NOT_COMPARED = IGNORED_KEYS | SEED_KEYS
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A `cell` at one scale with the `records` behind it, and the cell as `recorded`."""
+
+    source: Tables
+    table: Table
+    row: Row
+    metric: Metric
+    scale: str
+    recorded: Cell
+    cell: Cell
+    records: list[Record]
+
+    @cached_property
+    def stages(self) -> list[StageRequest]:
+        """The stages that fill the cell, after those that they start from."""
+        return self._chain(self.row)
+
+    def _instances(self, row: Row) -> list[str]:
+        return self.source.instances(self.table, row, self.metric, self.scale)
+
+    def _chain(self, row: Row) -> list[StageRequest]:
+        if not self._instances(row):
+            return []
+        made = expand(self.source, self.scale, [self.table.id], [row.label], self._instances(row))
+        return requests_for(self.source.paper, made, Selection(self.scale), 0)
+
+    def _records_of(self, stage: StageRequest) -> list[Record]:
+        """Newest first."""
+        return sorted((r for r in self.records if r.stage == stage.stage), key=lambda r: r.started, reverse=True)
+
+    def _config(self, stage: StageRequest) -> dict[str, Any]:
+        """The measured configuration, else the recipe's."""
+        records = self._records_of(stage)
+        return records[0].config if records else stage.configuration.config
+
+    def stage_rows(self) -> list[tuple[str, ...]]:
+        """Stage, recipe, what it starts from, configuration hash, median minutes, revision."""
+        rows: list[tuple[str, ...]] = []
+        for stage in self.stages:
+            records, start = self._records_of(stage), stage.configuration.start_from
+            starts = [one.stage + ("" if start == "last" else f" ({start})") for one in stage.parents.values()]
+            current = config_hash(stage.configuration.config, _NOT_COMPARED)
+            hashes = sorted({record.configuration for record in records}) or [current]
+            changed = [] if current in hashes else [f"(now {current})"]
+            minutes = f"{statistics.median(r.wall_seconds for r in records) / 60:.1f}" if records else "-"
+            newest, *others = dict.fromkeys(map(revision_text, records)) or ["-"]
+            revisions = newest + (f" and {len(others)} more" if others else "")
+            starting = ", ".join(dict.fromkeys(starts)) or "-"
+            rows.append((stage.stage, stage.recipe, starting, " ".join([*hashes, *changed]), minutes, revisions))
+        return rows
+
+    @property
+    def neighbor(self) -> Row | None:
+        """The nearest row above with this metric, or below for the first row."""
+        rows = [row for row in self.table.rows_at(self.scale) if self._instances(row)]
+        place = rows.index(self.row)
+        return rows[place - 1] if place else next(iter(rows[1:]), None)
+
+    def differences_from(self, neighbor: Row) -> list[tuple[str, str, str]]:
+        """Fields in which the rows' models differ, with both values; of the last stages if the models are the same."""
+
+        def fields(row: Row) -> dict[str, str]:
+            chain = self._chain(row)
+            shared = self.row.model == neighbor.model
+            stage = chain[-1] if shared else next((one for one in chain if one.stage == row.model), chain[-1])
+            return _fields(self._config(stage)) | {short_name(name): one.stage for name, one in stage.parents.items()}
+
+        return _differences(fields(self.row), fields(neighbor))
+
+    def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
+        """Whether a field is declared as a deviation, stage, field, value here, value at paper scale; no stand-ins."""
+        rows = []
+        for stage in self.stages:
+            if stage.stage not in self.stand_ins:
+                there = "paper" in self.source.stages[stage.stage.partition("@")[0]].scales
+                overrides = dict(stage.overrides) if there else {}
+                published = resolve(stage.paper, stage.recipe, scale="paper", stage_overrides=overrides)
+                declared = tuple(f"{short_name(one['field'])}." for one in stage.configuration.deviations)
+                for difference in _differences(_fields(self._config(stage)), _fields(published.config)):
+                    rows.append((f"{difference[0]}.".startswith(declared), stage.stage, *difference))
+        return rows
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """Stages whose recipes exist only below paper scale, in place of released files."""
+        published = {stage.recipe for stage in self.source.stages.values() if "paper" in stage.scales}
+        return [stage.stage for stage in self.stages if stage.recipe not in published]
+
+    def metric_sources(self) -> list[MetricSource]:
+        models = [leaves(self._config(one)["model"]) for one in self.stages if one.stage in self.cell.instances]
+        classes = [[str(value) for name, value in model if name.endswith("class_path")] for model in models]
+        found = dict.fromkeys(find_metric(self.metric.key, given) for given in classes)
+        return [one for one in found if one is not None]
+
+    def commands(self) -> list[str]:
+        """Commands that reproduce the draws, one per instruction set."""
+        words = ["assemble", "reproduce", paper_named(self.source.paper).short, "--scale", self.scale]
+        words += ["--stages", *self.cell.instances]
+        seeds: dict[str, list[str]] = {}
+        for draw in sorted(self.cell.values):
+            seeds.setdefault(draw.isa, []).append(str(draw.seed))
+        return [
+            shlex.join([*words, *(["--isa", isa] if isa != NATIVE else []), "--seeds", *some])
+            for isa, some in (seeds or {NATIVE: ["0"]}).items()
+        ]
+
+
+def explain(paper: str, table: str, row: str, metric: str, scale: str | None, run: Path | None) -> Explanation:
+    """Find a cell by the names of its table, row and metric, at a scale or at the largest measured one.
+
+    `run`, a run's folder or a folder of runs, replaces the recorded runs.
+    """
+    source = load(paper)
+    one = _named(f"table of {source.paper}", source.tables, table, "id", "title")
+    line = _named(f"row of {one.id}", one.rows, row, "label", "model")
+    column = _named(f"metric of {one.id}", one.metrics, metric, "id", "label", "key")
+    made = [each for each in SCALES if each in one.scales and each in line.scales]
+    scales = [each for each in made if scale in (None, each)]
+    if not scales:
+        raise ReportingError(f"row {line.label!r} of {one.id} has no scale {scale}; scales: {', '.join(made)}")
+    recorded = find_promoted(source.paper)
+    records = recorded if run is None else _of_run(run, source.paper)
+
+    def filled(scale: str, records: list[Record]) -> Cell:
+        return collect(source, scale, records, [one.id])[0].cells[line.label, column.id]
+
+    cells = {each: filled(each, records) for each in scales}
+    at = next((each for each in scales if cells[each].values), "mini" if "mini" in scales else scales[0])
+    if run is not None and not cells[at].values:
+        has = sorted({f"{record.stage} at {record.scale}" for record in records})
+        raise ReportingError(f"--run {run}: did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
+    kept = [r for r in select(records, source.paper, at).kept.values() if r.draw in cells[at].values]
+    known = cells[at] if run is None else filled(at, recorded)
+    return Explanation(source, one, line, column, at, known, cells[at], kept)
+
+
+def _named(what: str, parts: Sequence[PartT], name: str, *fields: str) -> PartT:
+    part = part_named(name, parts, *fields)
+    if part is None:
+        known = [getattr(one, fields[0]) for one in parts]
+        raise ReportingError(f"there is no {what} named {name!r}: {nearest(name, known)}")
+    return part
+
+
+def _of_run(run: Path, paper: str) -> list[Record]:
+    """Records of the draw that a run's folder belongs to, or those in a folder of runs."""
+    folder = run.resolve()
+    if not (folder / RECORD_FILE).is_file():
+        return find(folder, paper)
+    record = read(folder / RECORD_FILE)
+    # A copy of a run's folder may be anywhere.
+    return [one for one in find(folder.parents[:4][-1], paper, record.scale) if one.draw == record.draw] or [record]
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a configuration that may change results, as text; classes without their module."""
+    return {
+        name: re.sub(r"^(?:common|papers)\.[\w.]+\.(\w+)$", r"\1", text_of(value))
+        for name, value in flat(config).items()
+        if value is not None and _NOT_COMPARED.isdisjoint(name.split("."))
+    }
+
+
+def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    pairs = [(name, one.get(name, "-"), other.get(name, "-")) for name in sorted({*one, *other})]
+    return [pair for pair in pairs if pair[1] != pair[2]]

@@ -1,0 +1,276 @@
+"""Loggers of a stage: an append-only metrics file that survives a kill, and Weights & Biases (offline by default)."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import multiprocessing
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from assemble.reporting.runs import short_overrides
+from assemble.reporting.wandb_server import one_line, project, why_unreachable
+from common.errors import StageError
+from common.files import parsing, write_atomically
+
+
+class MetricsFile(Logger):
+    """Appends `step,name,value` rows to a CSV file; a written row is never rewritten.
+
+    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run. Rows that cannot
+    be written to a full disk are kept for the next write.
+    """
+
+    name = "metrics"
+    version = ""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._waiting: list[list[Any]] = []
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._path.parent)
+
+    def drop_after(self, step: int) -> None:
+        """Drop rows of steps greater than `step` (-1 for all), and those of a test. Steps start at 0."""
+        if not self._path.exists():
+            return
+        with parsing(self._path, StageError), self._path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+        # A resumed run repeats the test, whose step is the last one of training.
+        rows = list(takewhile(lambda row: not row[1].startswith("test/"), rows))
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([["step", "name", "value"], *rows])
+        write_atomically(self._path, text.getvalue())
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        told = bool(self._waiting)
+        self._waiting += [[step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items()]
+        try:
+            self._write()
+        except OSError as error:
+            if not told:
+                _say(f"cannot write {self._path} ({error.strerror}); free space before the next checkpoint")
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Write the pending rows; a checkpoint or record must not be newer than the file."""
+        if self._waiting:
+            try:
+                self._write()
+            except OSError as error:
+                raise StageError(
+                    f"could not write {self._path}: {error.strerror}. Free space and rerun the command to resume"
+                ) from error
+
+    def _write(self) -> None:
+        """Append the pending rows, all or none."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: closing the file would write a buffer a second time.
+        with self._path.open("ab", buffering=0) as file:
+            size = file.tell()
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([*([] if size else [["step", "name", "value"]]), *self._waiting])
+            content = text.getvalue().encode()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                # A power loss must not lose rows from before the last checkpoint.
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self._path, size)  # remove the partial row
+                raise
+        self._waiting = []
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: the stage writes its configuration to a separate file."""
+
+
+def _say(text: str) -> None:
+    """Print a line, since Lightning's logger is muted."""
+    print(f"  {text}", flush=True)
+
+
+def _asked_mode() -> str:
+    """`WANDB_MODE`, else `online` for a sweep's agent; empty if nobody asked for W&B."""
+    return os.environ.get("WANDB_MODE", "").strip().lower() or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
+
+
+@functools.cache
+def say_offline() -> None:
+    """Say once that runs stay on this machine, if nobody asked for W&B."""
+    if not _asked_mode():
+        _say("W&B: logging offline; WANDB_MODE=online logs live, `wandb sync` uploads later")
+
+
+def wandb_mode() -> str:
+    """The requested mode; `offline` by default, and if there is no key or the server does not answer."""
+    mode = _asked_mode()
+    if mode:
+        os.environ["WANDB_MODE"] = mode  # the client only accepts lowercase
+    if not mode and multiprocessing.parent_process() is None:  # the main process says it for its workers
+        say_offline()
+    if mode == "online" and (reason := why_unreachable()):
+        _say(f"W&B: {reason}; logging offline, `wandb sync` uploads later")
+        return "offline"
+    return mode or "offline"
+
+
+#: Turned off for short runs, where these are useless and can take longer than the run.
+_QUIET: dict[str, Any] = {
+    "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
+    "x_disable_machine_info": True, "x_save_requirements": False,
+}  # fmt: skip
+
+
+class StageWandbLogger(WandbLogger):
+    """The W&B run of a stage; W&B errors never stop the stage. `first` numbers its first row after earlier files."""
+
+    def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
+        super().__init__(experiment=run, save_dir=str(directory))
+        self._first, self._failed = first, False
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Try an action that may fail, for example because W&B's process was killed or the disk is full."""
+        try:
+            action()
+        except Exception as error:
+            if not self._failed:
+                _say(
+                    f"W&B: {type(error).__name__}: {one_line(error)}; the stage continues, and its values are in "
+                    "metrics.csv and record.json"
+                )
+            self._failed = True
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if self._first:
+            first, self._first = self._first, 0
+            row = {**metrics, "trainer/global_step": step} if step is not None else metrics
+            self.attempt(lambda: self.experiment.log(dict(row), step=first, commit=True))
+        else:
+            self.attempt(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: the run already has the whole configuration."""
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        self.attempt(lambda: self.experiment.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        self.attempt(lambda: self.experiment.finish(exit_code=exit_code))
+
+
+def _earlier(directory: Path) -> list[Path]:
+    """Files of a stage's W&B runs so far, oldest first."""
+    return sorted(
+        directory.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name.removeprefix("offline-")
+    )
+
+
+def own_id(directory: Path, stem: str) -> str:
+    """The id of an earlier run in this folder, else a new one: teammates may run the same stage on the same server."""
+    ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
+    return next((found for found in reversed(ids) if found.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
+
+
+def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWandbLogger | None:
+    """The W&B run of one stage; None if W&B is disabled or cannot start. A run that cannot start online starts offline.
+
+    Args:
+        directory: parent of the `wandb/` folder.
+        whole: also log the console and the machine's load, as `ASSEMBLE_WANDB_SYSTEM=1` does for any run.
+        about: fields of `wandb.init`; `WANDB_RUN_GROUP` replaces the group, `WANDB_TAGS` adds tags.
+    """
+    mode = wandb_mode()
+    if mode == "disabled":
+        return None
+    tags = [*about["tags"], *(tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(","))]
+    about["tags"] = list(dict.fromkeys(tag[:64] for tag in tags if tag))
+    about["group"] = os.environ.get("WANDB_RUN_GROUP") or about["group"]
+    earlier = _earlier(directory)
+    # A row takes more than 32 bytes, so this exceeds the number of rows in these files.
+    first = sum(path.stat().st_size for path in earlier) // 32
+    began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
+    whole = whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0")
+
+    def start(mode: Any) -> StageWandbLogger:
+        if mode == "offline" and _asked_mode() != "online":  # else only this stage is offline
+            # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
+            os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
+        import wandb
+
+        directory.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=project(),
+            dir=str(directory),
+            **about,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(
+                init_timeout=20,
+                # If the network dies, unsent data stay in the folder.
+                finish_timeout=120 if whole else 30,
+                silent=mode == "offline",
+                quiet=True,
+                disable_code=True,
+                **({} if whole else _QUIET),
+            ),
+            reinit="finish_previous",
+        )
+        # Otherwise the x-axis is the number of calls, and resumed runs don't line up.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return StageWandbLogger(run, directory, first if mode == "offline" or began_offline else 0)
+
+    # Retry offline: the client may have been killed, or hold the id of a run that did not start.
+    for attempt in (mode, "offline"):
+        try:
+            return start(attempt)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+        if attempt != "offline":
+            _say(f"W&B: could not start {attempt} ({reason}); logging offline, `wandb sync` uploads later")
+        with suppress(Exception, SystemExit):
+            import wandb
+
+            wandb.teardown()
+    _say(f"W&B: could not start ({reason}); values are in metrics.csv and record.json")
+    return None
+
+
+def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
+    """Name of a run, such as `avid-mini-s0-sse41`; shows overrides (`temperature=0.1`) instead of their digest."""
+    said = short_overrides(arguments)
+    base = stage.partition("+")[0] if said else stage
+    return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
+
+
+def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
+    """Log files that the run used or made as artifacts by reference; the same name and file is one version."""
+    import wandb
+
+    def note(name: str, path: Path) -> None:
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
+        artifact.add_reference(path.resolve().as_uri(), checksum=False)
+        # Like `use_artifact` with a new artifact, which waits for the server and refuses offline.
+        logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)
+
+    for name, path in files.items():
+        logger.attempt(partial(note, name, path))

@@ -1,0 +1,146 @@
+"""The card of an exported model: what it is, how to use it, results, training data, and limits."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from assemble.reporting.papers import paper_named
+from assemble.reporting.records import Record
+from assemble.stages.configuration import leaves
+from assemble.stages.recipe_data import dataset_entries, without_unread_sets
+from common.errors import StageError
+from common.files import parse_yaml
+from common.types import class_at
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+LIBRARY = "representation-assemble"
+#: Method of a model to its task on the Hub; models with none of them extract features.
+TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
+SCALES = {
+    "paper": "It was trained at the paper's scale.",
+    "single": "It was trained on one GPU for about a day, on less data and for fewer steps than in the paper, so its "
+    "numbers are not comparable with published ones.",
+    "mini": "**It is a miniature**: a small network, trained for minutes. It shows how the method works and is of no "
+    "use on real data; its numbers are not comparable with published ones.",
+    "smoke": "**It is a smoke test**: a tiny network after a few steps, which checks that everything runs. It has "
+    "learned nothing.",
+}
+#: Parts of a configuration whose weights don't become part of the model: metrics and teachers.
+_OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
+
+
+def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: str | None = None) -> str:
+    """Markdown of the card, starting with the Hub's metadata; `usage` is a field of the paper's `model_card.yaml`."""
+    from jinja2 import Environment, PackageLoader
+
+    paper = paper_named(record.paper)
+    texts = parse_yaml((paper.root / "model_card.yaml").read_text(encoding="utf-8"))
+    paragraphs = (inspect.getdoc(importlib.import_module(f"papers.{paper.name}")) or "").split("\n\n")
+    environment = Environment(
+        loader=PackageLoader("assemble.reporting"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["cell"] = lambda text: text.replace("|", r"\|")
+    starts = _starts(record)
+    return environment.get_template("model_card.md.j2").render(
+        **dict(zip(("title", "citation", "method"), paragraphs)),
+        metadata=metadata(record, folder, model),
+        paper=paper,
+        record=record,
+        scale=SCALES[record.scale],
+        model=model,
+        source=f'from_pretrained("{repo}")' if repo else f'from_export("{folder}")',
+        usage=texts[usage],
+        limits=texts["limits"],
+        facts=_facts(record, starts),
+        starts=starts,
+        world=_world(record),
+        sets=_sets(record),
+    )
+
+
+def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
+    """The Hub's metadata: license, library, task, tags, data sets, and the metrics of the record."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    world = _world(record)
+    sets = [] if world else _sets(record)
+    task = next((found for method, found in TASKS.items() if hasattr(model, method)), "feature-extraction")
+    data = ", ".join(one.title for one in ([world] if world else sets)) or "unknown"
+    foreign = {*_starts(record)} - {parent["stage"] for parent in record.parents.values()}
+    generated = world is not None and not world.credit and not foreign
+    learned = record.scale != "smoke"
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=re.sub(r"\W+", "-", data.lower()).strip("-"),
+            dataset_name=data,
+            metric_type=name,
+            metric_name=name,
+            metric_value=value,
+            source_name="record.json: what the stage measured",
+            source_url="record.json",
+        )
+        for name, value in sorted(record.metrics.items())
+        if value is not None and learned
+    ]
+    title = paper_named(record.paper).title.lower().replace(" ", "-")
+    scale = [] if record.scale == "paper" else [record.scale]
+    return ModelCardData(
+        # The card lists the terms of the training data; only generated data has none.
+        license="apache-2.0" if generated else "other",
+        license_name=None if generated else "see-data",
+        library_name=LIBRARY,
+        pipeline_tag=task,
+        tags=[LIBRARY, title, "pytorch", "safetensors", *model.embeds, *scale],
+        datasets=[one.name for one in sets] or None,
+        model_name=folder if results else None,
+        eval_results=results or None,
+    )
+
+
+def _facts(record: Record, starts: list[str]) -> dict[str, str]:
+    git, machine = record.git, record.hardware
+    devices = ", ".join(machine.get("accelerators") or []) or f"{machine.get('cpu')}, {machine.get('cores')} cores"
+    changes = " with uncommitted changes" if git["dirty"] else ""
+    return {
+        "stage": f"{record.stage} ({record.job.replace('_', '-')}, recipe {record.recipe})",
+        "scale": record.scale,
+        "seed": record.draw.label,
+        "configuration": f"`{record.config_hash}`, lineage `{record.lineage_hash}`",
+        "starts from": ", ".join(starts) or "random weights",
+        "steps": f"{record.steps:,} of {record.global_batch} samples, {record.precision}",
+        "trained": f"{record.started}, {record.wall_seconds:,.0f} s on {devices}",
+        "revision": f"`{git['revision']}`{changes}" if git["revision"] else "unknown",
+        "weights measured": record.selection,
+    }
+
+
+def _starts(record: Record) -> list[str]:
+    """Stages and released files whose weights the training started from."""
+    parents = record.parents.items()
+    found = {str(one["stage"]) for field, one in parents if not _OTHERS.intersection(field.split("."))}
+    features = record.config["data"]["init_args"].get("text_features")
+    for field, value in leaves({"model": record.config["model"], "features": features}):
+        *above, name = field.split(".")
+        weights = name in ("warm_start", "bert") or name.endswith("pretrained")
+        if weights and isinstance(value, str) and not _OTHERS.intersection(above):
+            found.add(value.rstrip("/").rpartition("/")[2])
+    return sorted(found)
+
+
+def _world(record: Record) -> Any:
+    """Class of the synthetic world that replaced the data sets, or None."""
+    world = record.config["data"]["init_args"].get("world")
+    if world and not str(world["class_path"]).startswith("common.data.worlds."):  # the record may be untrusted
+        raise StageError(f"record.json: {world['class_path']!r:.80} is not a world of this suite")
+    return class_at(world["class_path"]) if world else None
+
+
+def _sets(record: Record) -> list[Any]:
+    paths = [entry["class_path"] for entry in dataset_entries(without_unread_sets(record.config["data"]))]
+    return [class_at(path) for path in dict.fromkeys(paths)]

@@ -1,0 +1,211 @@
+"""Which stages a paper needs and which are done; only a SLURM plan imports torch and lightning, for its checks."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from assemble.reporting import records
+from assemble.reporting.draws import NATIVE
+from assemble.reporting.papers import paper_named, working_folder
+from assemble.reporting.progress import duration
+from assemble.reporting.results import find_promoted
+from assemble.reporting.tables import expand, load
+from assemble.stages.configuration import RunConfiguration
+from assemble.stages.request import Selection, StageRequest, finished_record, recorded_lineage, requests_for
+from common.errors import ReportingError
+from common.files import usable_cores
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage, whether a record matches its configuration and ancestors (`done`), and why it runs or is skipped."""
+
+    request: StageRequest
+    run: RunConfiguration
+    done: bool
+    reason: str
+
+
+def plan(paper: str, selection: Selection) -> list[Planned]:
+    """All stages of a paper for every seed, parents first; raises an error if any has a misspelled field."""
+    name = paper_named(paper).name
+    instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
+    if not instances:
+        if not any(selection.scale in table.scales for table in load(name).tables):
+            raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
+        if given := ", ".join([*selection.tables, *selection.rows]):
+            raise ReportingError(
+                f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
+            )
+    requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
+    return [Planned(one, one.configuration, *state_of(one)) for one in requests]
+
+
+def count_by_request(paper: str, selection: Selection) -> int:
+    """Number of tables that a selection omits, in whole or in part, because they run only on request."""
+    chosen = selection.everything or selection.tables or selection.rows or selection.stages
+    tables, scale = () if chosen else load(paper).tables, selection.scale
+    return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
+
+
+def state_of(request: StageRequest) -> tuple[bool, str]:
+    """Whether a stage is done, and why it runs or is skipped."""
+    record = finished_record(request)
+    if record is not None:
+        return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
+    if (path := request.directory / "record.json").is_file():
+        try:
+            records.read(path)
+        except records.RecordError as error:
+            records.warn_of(f"skipped a malformed record: {error}")
+            return False, "its record is malformed"
+        return False, "its configuration or that of a stage it starts from changed"
+    if request.checkpoint().is_file():
+        if recorded_lineage(request.directory / "identity.json") != request.lineage:
+            return False, "was stopped, and its configuration or that of a stage it starts from changed: starts again"
+        return False, "was stopped, resumes from its last checkpoint"
+    return False, ""
+
+
+def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bool]:
+    """Expected time of each stage that has records, and whether there is a record of this processor."""
+    request, stages = planned[0].request, [item.request.stage for item in planned]
+    here = records.find(request.runs, request.paper, request.scale)
+    recorded = find_promoted(request.paper, request.scale)
+    known = records.expected_seconds(stages, here, recorded, request.isa)
+    return known, records.processor() in {record.hardware.get("cpu") for record in [*here, *recorded]}
+
+
+def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
+    """Expected time of stages, `jobs` at a time; a stage without records counts with the mean of the others."""
+    if not known:
+        return None if left else 0.0
+    mean = sum(known.values()) / len(known)
+    requests = [item.request for item in left]
+    seconds = {one.key: known.get(one.stage, mean) for one in requests}
+    return side_by_side(seconds, {one.key: [p.key for p in one.parents.values()] for one in requests}, jobs)
+
+
+def expected_text(left: float | None, measured_here: bool) -> str:
+    """`seconds_left` in words."""
+    if left is None:
+        return "unknown, no earlier record of this scale"
+    return duration(left) + ("" if measured_here or not left else " (a guess: no record of this processor)")
+
+
+def side_by_side(seconds: Mapping[Key, float], parents: Mapping[Key, Collection[Key]], jobs: int) -> float:
+    """When the last task ends: each starts, in order, once its parents have ended and one of `jobs` workers is free."""
+    waiting, ends, now = list(seconds), dict[Key, float](), 0.0
+    while waiting:
+        unfinished = {*waiting, *(task for task, end in ends.items() if end > now)}
+        ready = next((task for task in waiting if unfinished.isdisjoint(parents[task])), None)
+        if ready is not None and sum(end > now for end in ends.values()) < jobs:
+            waiting.remove(ready)
+            ends[ready] = now + seconds[ready]
+        else:
+            now = min(end for end in ends.values() if end > now)
+    return max(ends.values(), default=0.0)
+
+
+def default_jobs(hardware: str) -> int:
+    """Default of `--jobs`: stages that run side by side."""
+    return min(usable_cores(), 4) if hardware == "cpu" else 1
+
+
+def fit_arguments(request: StageRequest) -> list[str]:
+    """Command line after `assemble` that runs one planned stage."""
+    return [
+        "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
+        *(["--isa", request.isa] if request.isa != NATIVE else []),
+        "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
+    ]  # fmt: skip
+
+
+def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
+    """Check types and ranges; imports all that the stages need."""
+    from assemble.stages.lightning_import import import_lightning
+
+    import_lightning()
+    from assemble.stages.cli import check
+
+    for run in {records.config_hash(run.config, {"seed_everything"}): run for run in configurations}.values():
+        check(run)
+
+
+def render_plan(planned: Sequence[Planned], form: str) -> str:
+    """The plan as text, a shell script, or SLURM submissions with dependencies."""
+    todo = [item for item in planned if not item.done]
+    if form == "text":
+        return _as_text(planned, todo)
+    check_configurations([item.run for item in todo])
+    # This interpreter, since a job may start without an activated environment.
+    program = [sys.executable, "-m", "assemble.commands.main"]
+    commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
+    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
+    if form == "shell":
+        return "\n".join([*lines, *commands])
+    logs = sorted({item.request.runs / item.request.paper / item.request.scale / "slurm" for item in todo})
+    lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in logs]
+    variables: dict[tuple[int, str], str] = {}
+    for number, (item, command) in enumerate(zip(todo, commands), start=1):
+        request = item.request
+        waits = [variables[parent.key] for parent in request.parents.values() if parent.key in variables]
+        variable = f"stage_{number}"
+        variables[request.key] = variable
+        lines.append(f"{variable}=$({_submission(item, command, list(dict.fromkeys(waits)))})")
+    return "\n".join(lines)
+
+
+def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
+    known, measured_here = seconds_by_records(planned) if planned else ({}, True)
+    rows = [("", "draw", "stage", "recipe", "time", "why")] + [
+        (
+            "done" if item.done else "run",
+            str(item.request.draw),
+            item.request.stage,
+            item.request.recipe,
+            "" if item.done or item.request.stage not in known else duration(known[item.request.stage]),
+            item.reason,
+        )
+        for item in planned
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
+    told = expected_text(seconds_left(known, todo, jobs), measured_here)
+    return "\n".join([*lines, f"expected time of stages to run, {jobs} in parallel: {told}"])
+
+
+def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
+    request, trainer = item.request, item.run.config["trainer"]
+    devices = trainer.get("devices", 1)
+    tasks = int(devices) if str(devices).isdigit() else 1
+    # The loader's workers, and none for the task itself, so that eight tasks with eight workers fit on 64 cores.
+    cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
+    name = f"{request.paper}-{request.stage}-{request.scale}-{request.draw.folder.replace('seed', 's')}"
+    log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
+    # `singleton`: a second submission waits for the first and finds its work done.
+    dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])
+    options = [
+        f"--job-name={shlex.quote(name)}",
+        f"--output={shlex.quote(str(log))}",
+        "--open-mode=append",
+        f"--nodes={int(trainer.get('num_nodes', 1))}",
+        f"--ntasks-per-node={tasks}",
+        f"--cpus-per-task={cpus}",
+        *([f"--gres=gpu:{tasks}"] if trainer.get("accelerator") == "gpu" else []),
+        # Two minutes to save and requeue; the signal goes to the processes, not their shell.
+        "--requeue",
+        "--signal=USR1@120",
+        f"--dependency={dependency}",
+        "--kill-on-invalid-dep=yes",
+    ]
+    # By default srun ignores sbatch's --cpus-per-task, and lets tasks wait for a dead one.
+    step = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}"
+    return f"sbatch --parsable {' '.join(options)} --wrap={shlex.quote(step)}"

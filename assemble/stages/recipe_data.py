@@ -1,0 +1,82 @@
+"""The data sets and files that recipes read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assemble.reporting.tables import load
+from assemble.stages.configuration import classes_in, recipes_of, resolve
+from common.types import class_at
+
+if TYPE_CHECKING:
+    from common.data.datasets.base import MediaDataset
+    from common.data.released_files import FileStatus
+
+
+def dataset_entries(section: object) -> list[dict[str, Any]]:
+    """Every mapping that names a data set."""
+    return [node for _, node in classes_in(section) if node["class_path"].startswith("common.data.datasets.")]
+
+
+def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
+    """A data section without the `sets` that its recipe names but neither trains nor tests on."""
+    arguments = section.get("init_args") or {}
+    if not isinstance(sets := arguments.get("sets"), dict):
+        return section
+    used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
+    kept = {name: one for name, one in sets.items() if name in used}
+    return {**section, "init_args": {**arguments, "sets": kept}}
+
+
+def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
+    """The distinct data sets of a paper's published recipes."""
+    found: dict[tuple[str, str], Any] = {}
+    for recipe in _published_recipes(paper):
+        config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
+        for entry in dataset_entries(config.get("data")):
+            arguments = entry.get("init_args") or {}
+            key = (entry["class_path"], str(arguments))
+            if key not in found:
+                found[key] = class_at(entry["class_path"])(**arguments)
+    return list(found.values())
+
+
+def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
+    """Files and folders, except data sets, that a paper's recipes read at the scale `paper`."""
+    from common.data.released_files import look_at
+
+    recipes: dict[str, list[str]] = {}
+    for recipe in _published_recipes(paper):
+        for path in files_in(resolve(paper, recipe, scale="paper").config):
+            recipes.setdefault(path, []).append(recipe)
+    return [look_at(path, data, tuple(own), verify) for path, own in sorted(recipes.items())]
+
+
+def files_in(config: dict[str, Any]) -> list[str]:
+    """The files and folders, except data sets, that a configuration names; those of `$DATA` relative to it."""
+    # Skip folders of data sets, but list files that choose a part of one.
+    entries = dataset_entries(config.get("data"))
+    roots = {path for entry in entries for path in _data_paths(entry) if not Path(path).suffix}
+    weights = re.findall(r'"\w*(?:pretrained|warm_start|statistics|checkpoint)": "([^"$]+)"', json.dumps(config))
+    return [path for path in dict.fromkeys([*_data_paths(config), *weights]) if path not in roots]
+
+
+def _published_recipes(paper: str) -> list[str]:
+    """Recipes of a paper, without those that its tables only use below paper scale."""
+    stages = load(paper).stages.values()
+    miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
+    return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
+
+
+def _data_paths(section: object) -> list[str]:
+    """Every path below the data folder, relative to it."""
+    return re.findall(r'"\$DATA/([^"]+)"', json.dumps(section, default=str))
+
+
+def data_sections(paper: str, root: Path) -> list[dict[str, Any]]:
+    """`class_path` and `init_args` of the data modules of a paper's recipes at scale `paper`, with data in `root`."""
+    runs = (resolve(paper, recipe, scale="paper") for recipe in recipes_of(paper))
+    return [run.with_placeholders(DATA=str(root), RUN="").get("data") or {} for run in runs]

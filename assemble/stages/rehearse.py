@@ -1,0 +1,136 @@
+"""`assemble rehearse`: runs every stage of a paper at a large scale, on tiny data in the layouts of the real data sets.
+
+It calls `reproduce` on the data and weights that `papers/<paper>/rehearsal.py` writes, with the overlay
+`configs/<paper>/rehearsal.yaml`. Records list the fields that the overlay changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from assemble.reporting import records
+from assemble.reporting.papers import paper_named
+from assemble.reporting.tables import Tables, load
+from assemble.stages.configuration import REHEARSAL
+from assemble.stages.paper_modules import optional_part, part
+from assemble.stages.plan import Planned, plan
+from assemble.stages.recipe_data import data_sections
+from assemble.stages.reproduce import reproduce, say
+from assemble.stages.request import Selection, finished_record
+from common.errors import StageError
+from common.files import environment, write_atomically
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """A rehearsed stage: why it failed (`problem`, if it did), and the published metrics that it lacks (`absent`)."""
+
+    stage: str
+    record: records.Record | None
+    problem: str = ""
+    absent: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        told = [f"  {self.stage}: {f'FAILED, {self.problem}' if self.problem else 'passed'}"]
+        told += [f"without {name}" for name in self.absent]
+        if self.record is not None:
+            null = sum(value is None for value in self.record.metrics.values())
+            told += [f"{self.record.steps} steps", f"{len(self.record.metrics)} metrics, {null} of them not finite"]
+            told += [f"{self.record.wall_seconds:.0f} s", f"{self.record.hardware.get('peak_memory_gib')} GiB"]
+        return ", ".join(told)
+
+
+def write_fixtures(paper: str, root: Path) -> None:
+    """Write a paper's tiny data sets and random weights into `root`, unless they exist."""
+    module = part(paper, "rehearsal", "cannot be rehearsed")
+    version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    mark = root / ".written"
+    if mark.is_file() and mark.read_text(encoding="utf-8") == version:
+        return
+    if root.exists() and not mark.is_file():
+        raise StageError(f"{root} exists and holds no rehearsal's data: give another --folder")
+    say(f"writing tiny data sets and random weights to {root}")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    write_atomically(mark, "")
+    module.write_datasets(root)
+    if hasattr(module, "write_weights"):
+        module.write_weights(root)
+    if (prepare := optional_part(paper, "prepare")) is not None:  # make stored features the way a user does
+        prepare.text_features(data_sections(paper, root), bert=None, device="cpu", batch_size=16)
+    write_atomically(mark, version)
+
+
+def rehearse(
+    paper: str,
+    folder: Path,
+    *,
+    scale: str = "paper",
+    stages: Sequence[str] = (),
+    jobs: int = 1,
+) -> list[Rehearsed]:
+    """Run every stage of a paper at a large scale on tiny data; skips finished ones."""
+    name = paper_named(paper).name
+    folder = folder.resolve()
+    # With a separate cache and without W&B, since the measured values are meaningless.
+    with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
+        data = folder / "data" / name
+        selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True)
+        planned = plan(name, selection)
+        write_fixtures(name, data)
+        say(f"reduced by configs/{name}/{REHEARSAL}.yaml")
+        _forget_removed_parents(planned)
+        failed = reproduce(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))
+    source = load(name)
+    return [_judged(item, source, failed.get(item.request.key)) for item in planned]
+
+
+def _remove_spent(planned: Sequence[Planned]) -> None:
+    """Remove checkpoints of finished stages that no unfinished stage starts from."""
+    unfinished = [item for item in planned if finished_record(item.request) is None]
+    needed = {item.request.stage for item in unfinished}
+    needed |= {parent.stage for item in unfinished for parent in item.request.parents.values()}
+    for item in planned:
+        if item.request.stage not in needed:
+            shutil.rmtree(item.request.directory / "checkpoints", ignore_errors=True)
+
+
+def _forget_removed_parents(planned: Sequence[Planned]) -> None:
+    """Remove the records of stages whose removed checkpoint an unfinished stage needs, so that they run again."""
+    needed: set[str] = set()
+    for item in reversed(planned):
+        if item.done and item.request.stage not in needed:
+            continue
+        for parent in item.request.parents.values():
+            if not parent.checkpoint(item.run.start_from).is_file():
+                needed.add(parent.stage)
+                (parent.directory / records.RECORD_FILE).unlink(missing_ok=True)
+
+
+def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
+    stage, record = item.request.stage, finished_record(item.request)
+    if failure is not None or record is None:
+        return Rehearsed(stage, None, failure or "did not run")
+    wanted = published_keys(source, item.run.scale).get(stage, set())
+    absent = tuple(sorted(wanted - set(record.metrics)))
+    if wanted and len(absent) == len(wanted):
+        return Rehearsed(stage, record, f"measured nothing that the tables read: {', '.join(absent)}")
+    if item.run.trains and not record.steps:
+        return Rehearsed(stage, record, "took no step")
+    return Rehearsed(stage, record, absent=absent)
+
+
+def published_keys(source: Tables, scale: str) -> dict[str, set[str]]:
+    """The metrics with published values that the tables of a paper read from each stage at a scale."""
+    keys: dict[str, set[str]] = defaultdict(set)
+    for table in source.tables:
+        for row in table.rows:
+            for metric in table.metrics:
+                for stage in source.instances(table, row, metric, scale) if metric.published else ():
+                    keys[stage].add(metric.key)
+    return keys

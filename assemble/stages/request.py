@@ -1,0 +1,249 @@
+"""One stage to run: its identity, its parents and its folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from assemble.reporting import records
+from assemble.reporting.draws import NATIVE, Draw
+from assemble.reporting.papers import paper_named
+from assemble.reporting.records import MACHINE_KEYS, short_name
+from assemble.reporting.tables import StageInstance, Tables, expand, load
+from assemble.stages.configuration import (
+    Layer,
+    RunConfiguration,
+    check_keys,
+    check_names,
+    leaves,
+    load_yaml,
+    merge,
+    parse_overrides,
+    place,
+    recipe_layers,
+    recipes_of,
+    resolve,
+    take_switches,
+)
+from assemble.stages.recipe_data import dataset_entries
+from common.data.checksums import digest
+from common.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The user's selection of stages; `everything` includes those that run only on request."""
+
+    scale: str = "mini"
+    seeds: tuple[int, ...] = (0,)
+    hardware: str = "cpu"
+    runs: Path = Path("runs")
+    data: Path = Path("data")
+    tables: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    rehearsal: bool = False
+    isa: str = NATIVE
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """One stage to run.
+
+    Attributes:
+        row: the model of the table row that the stage evaluates.
+        parents: dotted field -> finished stage whose checkpoint fills it.
+        overrides, arguments: from tables.yaml and from the command line.
+        data: folder that `$DATA` in configs means.
+        isa: instruction set whose rounding to use.
+    """
+
+    paper: str
+    stage: str
+    recipe: str
+    job: str
+    row: str | None
+    scale: str
+    hardware: str
+    seed: int
+    runs: Path
+    data: Path
+    parents: Mapping[str, StageRequest] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+    rehearsal: bool = False
+    isa: str = NATIVE
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Seed and stage, which identify it in a plan."""
+        return self.seed, self.stage
+
+    @property
+    def draw(self) -> Draw:
+        return Draw(self.seed, self.isa)
+
+    @property
+    def directory(self) -> Path:
+        return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
+
+    def checkpoint(self, name: str = "last") -> Path:
+        return self.directory / "checkpoints" / f"{name}.ckpt"
+
+    @property
+    def published(self) -> bool:
+        """Whether its numbers are comparable with published ones."""
+        return self.scale == "paper" and not self.rehearsal
+
+    @functools.cached_property
+    def configuration(self) -> RunConfiguration:
+        """The merged configuration, without the parents' paths."""
+        run = resolve(
+            self.paper,
+            self.recipe,
+            scale=self.scale,
+            hardware=self.hardware,
+            seed=self.seed,
+            # Only pre-training uses several nodes, since downstream batches are small.
+            stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
+            arguments=self.arguments,
+            rehearsal=self.rehearsal,
+        )
+        layers = [Layer(f"tables.yaml, from {name}", place(run.config, name, None)) for name in self.parents]
+        if layers:
+            config = functools.reduce(merge, (layer.content for layer in layers), run.config)
+            config = take_switches(config)[1]
+            check_keys(config, layers)
+            check_names(config, layers)
+        return run
+
+    @functools.cached_property
+    def lineage(self) -> str:
+        """Hash of this configuration and its ancestors'."""
+        run = self.configuration
+        start = "" if run.start_from == "last" else f"/{run.start_from}"
+        parents = {name: f"{parent.lineage}{start}" for name, parent in self.parents.items()}
+        return records.lineage_hash(records.config_hash(run.config), parents)
+
+
+def finished_record(stage: StageRequest) -> records.Record | None:
+    """A stage's record; None if it is missing, malformed or of another configuration."""
+    path = stage.directory / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        record = records.read(path)
+    except records.RecordError:
+        return None
+    return record if record.lineage_hash == stage.lineage else None
+
+
+def recorded_lineage(identity_path: Path) -> str | None:
+    try:
+        return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def requests_for(paper: str, instances: Sequence[StageInstance], selection: Selection, seed: int) -> list[StageRequest]:
+    """The requests of stage instances, which must follow their parents."""
+    made: dict[str, StageRequest] = {}
+    for instance in instances:
+        made[instance.id] = StageRequest(
+            paper=paper,
+            stage=instance.id,
+            recipe=instance.recipe,
+            job=instance.job,
+            row=instance.row,
+            scale=selection.scale,
+            hardware=selection.hardware,
+            seed=seed,
+            runs=selection.runs,
+            data=selection.data,
+            parents={name: made[parent] for name, parent in instance.parents.items()},
+            overrides=instance.overrides,
+            rehearsal=selection.rehearsal,
+            isa=selection.isa,
+        )
+    return list(made.values())
+
+
+def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
+    """The stage `<paper>/<name>`: an instance of the paper's tables, a stage, or a bare recipe.
+
+    Overrides that affect results add a digest to the run's folder, so that the run never replaces the stage's record.
+    """
+    paper_name, _, wanted = name.partition("/")
+    if not wanted:
+        raise ConfigurationError(
+            f"{name!r} names no stage: write <paper>/<stage or recipe>; "
+            f"`assemble list {paper_named(paper_name).short}` shows them"
+        )
+    paper = paper_named(paper_name).name
+    instances = _with_ancestors(load(paper), paper, wanted, selection.scale)
+    table_request = requests_for(paper, instances, selection, selection.seeds[0])[-1]
+    overrides, files = parse_overrides(arguments)
+    stated = {field: value for file in files for field, value in leaves(load_yaml(file))}
+    stated |= {field: leaf for given, value in overrides for field, leaf in leaves(value, given)}
+    # A parent from the command line or its files replaces the table's.
+    fields = {short_name(field) for field in (*stated, *(field for field, _ in overrides))}
+    kept = {field: parent for field, parent in table_request.parents.items() if short_name(field) not in fields}
+    request = replace(table_request, arguments=tuple(arguments), parents=kept)
+    if changes := _changes(request, stated):
+        return replace(request, stage=f"{request.stage}+{records.config_hash(changes, ignored=())[:6]}")
+    return request
+
+
+def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list[StageInstance]:
+    """The instance of a stage, after those of its ancestors; a bare recipe has none."""
+    stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
+    if not is_recipe or (stage is not None and scale in stage.scales):
+        found = expand(tables, scale, stages=[wanted])
+        if found[-1].id == wanted:
+            return found
+        if not is_recipe:
+            short, one = paper_named(paper).short, next(one.id for one in found if one.stage == wanted)
+            raise ConfigurationError(
+                f"{wanted!r} measures a model: say which, as in {short}/{one}; `assemble list {short}` shows all"
+            )
+    # The recipe, then those that it extends.
+    chain = [Path(layer.name).stem for layer in reversed(recipe_layers(paper, wanted))]
+    jobs = (stage.job for recipe in chain for stage in tables.stages.values() if stage.recipe == recipe)
+    job = next(jobs, "pretrain")
+    return [StageInstance(wanted, wanted, job, None)]
+
+
+#: Suffixes of fields that name weights or statistics.
+_WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
+
+
+def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that affect results, with digests of weights and the folders of data sets."""
+    changes: dict[str, Any] = {}
+    for path, value in stated.items():
+        name, last = short_name(path), path.rpartition(".")[2]
+        if last in MACHINE_KEYS or name.startswith("trainer.logger"):
+            continue
+        if ".dataset" in name:
+            config = request.configuration.with_placeholders(DATA=str(request.data), RUN="")
+            roots = [str((entry.get("init_args") or {}).get("root")) for entry in dataset_entries(config)]
+            changes["folders"] = [str(Path(root).expanduser().resolve()) for root in roots]
+        if last != "root":
+            changes[name] = value
+        if last.endswith(_WEIGHTS) and isinstance(value, str):
+            file = Path(value.replace("$DATA", str(request.data)))
+            inside = sorted(file.glob("*.safetensors")) + sorted(file.glob("*.bin")) if file.is_dir() else [file]
+            changes[f"content of {name}"] = [_content(one) for one in inside if one.is_file()]
+    return changes
+
+
+def _content(path: Path) -> str:
+    """Checksum of a file; for a finished stage's checkpoint its lineage, since another test rewrites the file."""
+    stage = path.parent.parent
+    own = recorded_lineage(stage / "identity.json") if (stage / "record.json").is_file() else None
+    return f"{own}/{path.name}" if own else digest(path, "sha256")

@@ -1,0 +1,1 @@
+"""Trained models: read a stage or an export, build its classes safely, embed, and save a folder."""

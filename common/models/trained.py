@@ -1,0 +1,377 @@
+"""Trained models, read from a finished stage or from an export.
+
+An export is a self-contained folder: weights (safetensors), configuration, vocabularies, the stage's record, and a
+model card. It holds only tensors, text and plain data, and each paper lists the classes of its models, so an untrusted
+export cannot run code (SECURITY.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, permutations
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.data.checksums import digest
+from common.encoders.checkpoint_files import differences
+from common.errors import StageError
+from common.files import parsing, put_back, whole_folder
+from common.models.finished_stage import FinishedStage, open_finished
+from common.models.hub import CARD, CONFIGURATION, fetch_export
+from common.models.safe_builder import Builder
+from common.types import hints_of
+
+FORMAT = "representation-assemble/model/1"
+WEIGHTS, RECORD = "model.safetensors", "record.json"
+#: Arguments that name the files training started from; the exported weights replace them.
+SOURCES = frozenset(
+    {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
+)
+
+Modality = Literal["video", "audio", "image", "text"]
+#: One or several files or texts, or what `read_<modality>` returned for them.
+Items = str | Path | Sequence[Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model as plain data.
+
+    Attributes:
+        model: `class_path` and `init_args` of the module.
+        inputs: settings of tokenizers and transforms.
+        files: content of other files, such as vocabularies.
+        record: JSON of the stage's record; None if the stage isn't finished.
+        step: of the checkpoint; None for an export.
+    """
+
+    model: dict[str, Any]
+    inputs: dict[str, Any]
+    weights: dict[str, Tensor]
+    files: dict[str, bytes] = field(default_factory=dict)
+    record: str | None = None
+    origin: Path = Path()
+    step: int | None = None
+
+    @property
+    def where(self) -> str:
+        here = self.origin
+        return str(here / CONFIGURATION if here.is_dir() else here.parent.parent / "config.yaml")
+
+    def file(self, name: str) -> bytes:
+        if name not in self.files:
+            raise StageError(f"{self.where}: files has no {name}, which the model needs; export the model again")
+        return self.files[name]
+
+
+class TrainedModel(nn.Module):
+    """A trained model and the methods to use it; each paper has one subclass.
+
+    `embed_<modality>` takes a list of results of `read_<modality>`, and returns a row for each.
+
+    Attributes:
+        kinds: import paths of the modules whose checkpoints can be used.
+        classes: all classes that may be built (modules, networks, readers), whatever a configuration says.
+        no_files: arguments that would name a file if they were text; its content is in the weights or the export.
+        example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
+        otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to use.
+        embeds: the modalities that can be embedded.
+        retrieval: compares the `vectors` of `embed`, or each of the `pairs` of different modalities; None if it can't.
+        options: model settings of the command line: `language`, `regions`. A class has the method `answer`, `caption`
+            or `generate` if it supports that command; one that answers or generates has `notes`.
+    """
+
+    paper: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    classes: ClassVar[tuple[type, ...]]
+    no_files: ClassVar[frozenset[str]] = SOURCES | {"vocabulary", "model"}
+    example: ClassVar[str]
+    otherwise: ClassVar[str]
+    embeds: ClassVar[tuple[Modality, ...]] = ()
+    retrieval: ClassVar[Literal["vectors", "pairs"] | None] = "vectors"
+    options: ClassVar[tuple[Literal["language", "regions"], ...]] = ()
+
+    @classmethod
+    def card_usage(cls, trained: Trained) -> str:
+        """Field of the paper's `model_card.yaml` with the code that uses `model`."""
+        return "usage"
+
+    @classmethod
+    @abstractmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        """What the model needs from a finished stage, without the record."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Trained:
+        """Read an export, or `checkpoints/last.ckpt` of a finished stage."""
+        path = Path(path)
+        put_back(path)
+        if path.is_dir():
+            return read_export(path, cls.paper)
+        stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
+        record = path.parent.parent / RECORD
+        with parsing(record, StageError):
+            text = record.read_text(encoding="utf-8") if record.is_file() else None
+        return replace(cls.gather(stage), record=text, origin=path, step=stage.content.get("global_step"))
+
+    @classmethod
+    def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
+        """A model from an export's folder or a stage's `checkpoints/last.ckpt`, in evaluation mode."""
+        trained = cls.read(path)
+        with parsing(Path(trained.where), StageError):
+            model = cls.of(trained)
+        try:
+            return model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+    @classmethod
+    def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
+        """A model from the Hugging Face Hub (`user/name`) at a branch, tag or commit, in evaluation mode."""
+        return cls.from_export(fetch_export(repo, revision), device)
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        """The model with its weights, and readers for its files; built of `classes` only."""
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.read_inputs(trained)
+        if problem := differences(model.state_dict(), trained.weights):
+            raise StageError(f"{trained.origin} does not fit its configuration: {problem}")
+        model.load_state_dict(trained.weights)
+        return model
+
+    @abstractmethod
+    def read_inputs(self, trained: Trained) -> None:
+        """Take tokenizers and transforms from `Trained.inputs` and `Trained.files`."""
+
+    @classmethod
+    def input(cls, trained: Trained, name: str, kind: Any) -> Any:
+        """One of `Trained.inputs` with its type checked; see `Builder.value`."""
+        if name not in trained.inputs:
+            raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
+        return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
+
+    @property
+    def reads(self) -> tuple[Modality, ...]:
+        """The modalities of `embeds` that this model was trained with."""
+        return self.embeds
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Hash of the weights; distinguishes vectors of different models."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+    # -- embedding -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
+    ) -> tuple[Tensor, list[int]]:
+        """Embeddings on the CPU, one row per readable file or text, and the positions of these items.
+
+        `skipped` collects position and reason of every unreadable item; None raises instead.
+        """
+        embed = getattr(self, f"embed_{modality}")
+        rows: list[Tensor] = []
+        kept: list[int] = []
+        samples = self.samples(modality, items, skipped)
+        while batch := list(islice(samples, at_once)):
+            rows.append(embed([sample for _, sample in batch]).cpu())
+            kept += [place for place, _ in batch]
+            batch.clear()  # before the next files are read
+        return torch.cat(rows), kept
+
+    def samples(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """The result of `read_<modality>` for every readable item, at least one, with its position; see `embed`."""
+        from common.data.media import MediaError
+        from common.data.regions import RegionError
+
+        read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
+        unreadable = 0
+        for place, item in enumerate(items):
+            try:
+                yield place, read(item)
+            except (MediaError, RegionError) as error:
+                if skipped is None:
+                    raise
+                skipped.append((place, str(error)))
+                unreadable += 1
+        if not items:
+            raise StageError(f"there is no {modality} to read")
+        if skipped and unreadable == len(items):
+            first = skipped[-unreadable][1]
+            raise StageError(f"none of the {len(items)} can be read as {modality}; the first: {first}")
+
+    def read_all(self, modality: Modality, items: Items) -> list[Any]:
+        """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
+        read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
+        several = [items] if isinstance(items, str | Path) else list(items)
+        if not several:
+            raise ValueError(f"there is no {modality} to embed")
+        return [read(one) if isinstance(one, str | Path) else one for one in several]
+
+    def read_text(self, text: str) -> str:
+        return text
+
+    def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
+        """Embeddings [N, ...] in words, one line each; None if they can't be described."""
+        return None
+
+    # -- retrieval -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def retrieves(cls) -> list[tuple[Modality, Modality]]:
+        """Modalities of the query and of the gallery that can be compared; different ones first."""
+        if cls.retrieval is None:
+            return []
+        same = [(modality, modality) for modality in cls.embeds if cls.retrieval == "vectors"]
+        return [*permutations(cls.embeds, 2), *same]
+
+    def gallery(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
+    ) -> tuple[Any, list[int]]:
+        """Files or texts to search, as `compare` takes them, and the positions of the readable items."""
+        return self.embed(modality, items, skipped)
+
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
+        """Scores [N] of a query against the gallery; by default the cosine of the embeddings."""
+        found = self.embed(query_modality, [query])[0]
+        return (F.normalize(gallery.float(), dim=-1) @ F.normalize(found.float(), dim=-1)[0]).cpu()
+
+
+# -- configurations ----------------------------------------------------------------------------------------------------
+
+
+def without_sources(config: Any) -> Any:
+    """A configuration with `SOURCES` set to None."""
+    if isinstance(config, Mapping):
+        return {name: None if name in SOURCES else without_sources(value) for name, value in config.items()}
+    return [without_sources(value) for value in config] if isinstance(config, list) else config
+
+
+def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any]:
+    return {**config, "init_args": {**config["init_args"], **arguments}}
+
+
+def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
+    """Tensors of some parts of a module; `prefixes` maps a part's new name to its old one."""
+    return {
+        f"{new}.{name.removeprefix(f'{old}.')}": value
+        for new, old in prefixes.items()
+        for name, value in state.items()
+        if name.startswith(f"{old}.")
+    }
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def save(trained: Trained, model: type[TrainedModel], output: Path, about: Mapping[str, Any], card: str) -> None:
+    """Write a trained model with its record to a new folder; `about` names its stage, `card` is the model card."""
+    from safetensors.torch import save_file
+
+    assert trained.record is not None
+    with whole_folder(output) as partial:
+        tensors, shared = _stored_once(trained.weights)
+        # A single entry, since safetensors writes several in random order, and the file would differ every time.
+        save_file(tensors, partial / WEIGHTS, metadata={"shared": json.dumps(shared, sort_keys=True)})
+        (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
+        (partial / RECORD).write_text(trained.record, encoding="utf-8")
+        for name, content in trained.files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+        config = {
+            "format": FORMAT,
+            "paper": model.paper,
+            "use": f"papers.{model.paper}.{model.__name__}",
+            **about,
+            "model": trained.model,
+            "inputs": trained.inputs,
+            "files": {
+                name: {"bytes": (partial / name).stat().st_size, "sha256": digest(partial / name, "sha256")}
+                for name in (WEIGHTS, RECORD, *sorted(trained.files))
+            },
+        }
+        (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(card, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The part of `config.json` that reading needs."""
+
+    format: str
+    paper: str
+    model: dict[str, Any]
+    inputs: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+
+def read_contents(folder: Path) -> Contents:
+    path = folder / CONFIGURATION
+    with parsing(path, StageError):
+        config, builder = json.loads(path.read_bytes()), Builder(str(path))
+        kinds = hints_of(Contents)
+        found = Contents(**{name: builder.value(config[name], kind, name) for name, kind in kinds.items()})
+        if found.format != FORMAT:
+            raise ValueError(f"format is {found.format!r:.80}, not {FORMAT!r}: export the model again")
+    return found
+
+
+def read_export(folder: Path, paper: str) -> Trained:
+    """Read an export of a paper, and check that it is complete."""
+    from safetensors import safe_open
+
+    if not (folder / CONFIGURATION).is_file():
+        raise StageError(
+            f"{folder} is not an export, it has no {CONFIGURATION}: give a folder of `assemble export`, or "
+            "checkpoints/last.ckpt of a finished stage"
+        )
+    config = read_contents(folder)
+    if config.paper != paper:
+        raise StageError(f"{folder} is a model of {config.paper}, not of {paper}")
+    for name, expected in config.files.items():
+        with parsing(folder / name, StageError):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError("is outside the export")
+            if digest(folder / name, "sha256") != expected.get("sha256"):
+                raise ValueError(f"does not have the SHA-256 of {CONFIGURATION}: copy it or export the model again")
+    with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        shared = json.loads((opened.metadata() or {}).get("shared", "{}"))
+        weights |= {name: weights[other] for name, other in shared.items()}
+    with parsing(folder / RECORD, StageError):
+        record = (folder / RECORD).read_text(encoding="utf-8")
+    files = {name: (folder / name).read_bytes() for name in config.files if name not in (WEIGHTS, RECORD)}
+    return Trained(config.model, config.inputs, weights, files, record, folder)
+
+
+def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors without duplicates that share memory, and the names of the duplicates with those to use instead."""
+    first: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    for name, value in weights.items():
+        known = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
+        if known == name or value.numel() == 0:
+            tensors[name] = value.detach().cpu().contiguous().clone()
+        else:
+            shared[name] = known
+    return tensors, shared

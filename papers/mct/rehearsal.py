@@ -1,0 +1,40 @@
+"""Tiny data sets in the layouts of the real ones and BERT with random weights, to rehearse the recipes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from common.data.datasets.coco import CLASSES
+from common.data.datasets.imagenet import imagenet_class
+from common.data.rehearsal import (
+    words_of_captions,
+    write_random_bert,
+    write_random_coco,
+    write_random_imagenet,
+    write_random_karpathy,
+    write_random_voc,
+)
+from common.encoders.image import ImageResNet
+
+
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads to `$DATA`."""
+    write_random_coco(root / "coco", "2017", train=12, val=4, names=CLASSES)
+    write_random_karpathy(root / "coco", train=8, restval=2, val=4, test=10, names=CLASSES)
+    for year, test in (("2007", 20), ("2012", 0)):
+        # Every class repeats, as the cross-validation of its classifier's cost needs.
+        write_random_voc(root / "voc", year, trainval=80 if year == "2007" else 4, test=test)
+    write_random_imagenet(root / "imagenet", train=200, val=8)
+    listed = "".join(f"{imagenet_class(number)}\n" for number in range(100))
+    (root / "imagenet" / "imagenet100.txt").write_text(listed, encoding="utf-8")
+
+
+def write_weights(root: Path) -> None:
+    """Write BERT, which knows the words of the captions, and a network in MoCo v2's released format to `$DATA`."""
+    write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
+    weights = {f"module.encoder_q.{name}": value for name, value in ImageResNet().state_dict().items()}
+    (root / "weights").mkdir(exist_ok=True)
+    released = root / "weights" / "moco_v2_200ep_pretrain.pth.tar"
+    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": weights}, released)
