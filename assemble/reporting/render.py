@@ -385,9 +385,8 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
         small = "; ".join(result.table.title for result in minor)
         paper = paper_named(minor[0].records[0].paper).short
         parts.append(f"`assemble tables {paper}` also prints small tables: {small}.")
-    waiting = [f.result.table for f in filled if not f.result.measured]
-    if titles := [table.title for table in waiting if any(row.measured for row in table.rows)]:
-        parts.append(f"Not measured yet: {'; '.join(titles)}.")
+    if waiting := [f.result.table for f in filled if not f.result.measured and any(r.measured for r in f.result.rows)]:
+        parts.append(f"Not measured yet: {'; '.join(table.title for table in waiting)}.")
     return "\n\n".join(parts)
 
 
