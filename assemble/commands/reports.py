@@ -215,8 +215,8 @@ def compare(
             if not compared:
                 continue
             everything += compared
-            mine = told(draw for c in compared for draw in c.mine.values)
-            theirs = told(draw for c in compared for draw in c.reference.values)
+            mine = told(r.draw for c in compared for r in c.mine.records)
+            theirs = told(r.draw for c in compared for r in c.reference.records)
             console.print(f"\n{paper_named(name).title}, {one}", style="bold", markup=False)
             console.print(comparing.rich_comparison(compared))
             console.print(f"measured: {mine}; reference: {theirs or 'none'}", markup=False, style="dim")

@@ -1,22 +1,28 @@
 """Compares a run's cells with the recorded mean and spread over draws, worst first.
 
 A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
-deviations for many seeds, 2.8 for six; roundings of one seed are not independent), within its metric's tolerance, or
-equal up to the last printed digit. So one cell in twenty is outside by chance; the cells of one draw are correlated.
+deviations for many seeds, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit.
+Roundings of one seed count by their mean. So one cell in twenty is outside by chance; the cells of one draw are
+correlated. If a draw of the same seed is recorded, a narrower interval around it applies as well; see `_same_seed`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from statistics import fmean, median, variance
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from assemble.reporting.aggregate import Cell, collect
-from assemble.reporting.draws import by_seed
+from assemble.reporting.claims import seed_means
+from assemble.reporting.draws import Draw, by_seed
+from assemble.reporting.papers import paper_named
 from assemble.reporting.records import Record
 from assemble.reporting.render import heading, measured_text
 from assemble.reporting.results import find_promoted
@@ -28,22 +34,57 @@ NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, IN_RANGE, NO_REFERENCE)
 #: Expected fraction of a valid draw's cells outside, and of valid draws rejected for their worst cell.
 CHANCE = 0.05
+BIT_EQUAL = "bit-equal"
+WITHIN = "within rounding"
+DIFFERS = "differs"
+#: Seeds recorded under two roundings before a difference from the same seed fails a run.
+ENOUGH_PAIRS = 5
+#: Weight of a paper's usual rounding variance, in degrees of freedom.
+PRIOR = 4
 #: A draw may have so many times more cells outside than expected, since its cells are correlated.
 CROWD = 3
 
 
 @dataclass(frozen=True)
+class SameSeed:
+    """A measured cell and its prediction from the recorded draws of the same seed.
+
+    Args:
+        difference: measured minus predicted.
+        allowed: half the 95 % prediction interval.
+        likelihood: probability of such a difference by rounding.
+        equal: whether a recorded draw of the seed has exactly this value.
+        decisive: whether enough seeds were recorded under two roundings to fail a run.
+    """
+
+    difference: float
+    allowed: float
+    likelihood: float
+    equal: bool
+    decisive: bool
+
+    @property
+    def ratio(self) -> float:
+        return abs(self.difference) / self.allowed
+
+    @property
+    def verdict(self) -> str:
+        return BIT_EQUAL if self.equal else WITHIN if self.ratio <= 1 else DIFFERS
+
+
+@dataclass(frozen=True)
 class Compared:
-    """A measured cell and its reference; `table` is the first table with this cell.
+    """A measured cell and its reference, roundings averaged; `table` is the first table with this cell.
 
     Args:
         difference: measured minus reference; None without a reference.
-        spread: standard deviation of the recorded draws; None below two seeds.
+        spread: standard deviation over recorded seeds; None below two.
         allowed: the largest difference that still reproduces the reference; counts the uncertainty of both means.
         ratio: the difference in units of the allowed one.
         likelihood: probability that a draw like the recorded ones is this far off: 0.05 at the allowed difference.
         verdict: `in range`, `outside` or `no reference`; one seed has no spread to compare with.
         settled: whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart.
+        same: the comparison with the same seed; None if it isn't recorded, or rounding's effect is unknown.
     """
 
     table: Table
@@ -58,6 +99,7 @@ class Compared:
     likelihood: float
     verdict: str
     settled: bool
+    same: SameSeed | None
 
     @property
     def remark(self) -> str:
@@ -78,18 +120,25 @@ class Compared:
         return f"{self.row.label}, {self.metric.label} {mine} against {reference}"
 
 
-def _compared(table: Table, row: Row, metric: Metric, scale: str, mine: Cell, reference: Cell) -> Compared:
+def _compared(
+    table: Table, row: Row, metric: Metric, scale: str, mine: Cell, reference: Cell, share: float | None
+) -> Compared:
     from scipy.special import stdtr, stdtrit
 
+    tolerance, last_digit = metric.tolerance.get(scale), 0.5 * 10.0**-metric.decimals
+    same = _same_seed(mine, reference, share, (tolerance or 0.0) / 4, last_digit)
+    fewer = _per_seed(mine) - _per_seed(reference)  # the mean of fewer roundings varies more
+    extra = max(0.0, fewer * _rounding(reference, share)[0])
+    mine, reference = (
+        replace(cell, values={Draw(seed): fmean(found) for seed, found in by_seed(cell.values).items()})
+        for cell in (mine, reference)
+    )
+    own, recorded, spread = mine.values, reference.values, reference.spread
     difference = None if mine.mean is None or reference.mean is None else mine.mean - reference.mean
-    own, recorded = by_seed(mine.values), by_seed(reference.values)
-    spread = reference.spread if len(recorded) > 1 else None
-    tolerance = metric.tolerance.get(scale)
     if spread is None and own.keys() != recorded.keys():
         tolerance = None  # it is the error of the test set; other seeds may differ by more
-    last_digit = 0.5 * 10.0**-metric.decimals
     limit = float(stdtrit(len(recorded) - 1, 1 - CHANCE / 2))
-    chance = limit * spread * math.sqrt(1 / len(recorded) + 1 / len(own)) if spread else 0.0
+    chance = limit * math.sqrt(spread**2 / len(recorded) + (spread**2 + extra) / len(own)) if spread else 0.0
     allowed = max(chance, tolerance or 0.0, last_digit)
     ratio = abs(difference or 0.0) / allowed
     likelihood = 1.0 if spread is None else float(2 * stdtr(len(recorded) - 1, -ratio * limit))
@@ -100,8 +149,68 @@ def _compared(table: Table, row: Row, metric: Metric, scale: str, mine: Cell, re
     agree = spread is not None and spread < last_digit and scale not in metric.tolerance
     settled = agree and verdict == IN_RANGE
     return Compared(
-        table, row, metric, mine, reference, difference, spread, allowed, ratio, likelihood, verdict, settled
+        table, row, metric, mine, reference, difference, spread, allowed, ratio, likelihood, verdict, settled, same
     )
+
+
+def _per_seed(cell: Cell) -> float:
+    """The mean over seeds of the reciprocal number of roundings."""
+    return fmean(1 / len(found) for found in by_seed(cell.values).values()) if cell.values else 0.0
+
+
+def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
+    """The variance over roundings of one seed, pooled over seeds and shrunk towards the paper's usual `share` of the
+    variance over seeds, and its degrees of freedom; without a share, as pooled."""
+    groups = [found for found in by_seed(reference.values).values() if len(found) > 1]
+    degrees = sum(len(found) - 1 for found in groups)
+    squares = sum((len(found) - 1) * variance(found) for found in groups)
+    if share is None:
+        return squares / max(1, degrees), degrees
+    means = seed_means(reference.values)
+    usual = share * variance(means) if len(means) > 1 else 0.0
+    return (squares + PRIOR * usual) / (degrees + PRIOR), degrees + PRIOR
+
+
+def _share(references: Iterable[Cell]) -> float | None:
+    """The variance over roundings of one seed relative to that over seeds, the median over cells; None if unknown."""
+    from scipy.special import chdtri
+
+    shares = []
+    for cell in references:
+        means, (rounding, degrees) = seed_means(cell.values), _rounding(cell, None)
+        if degrees and len(means) > 1 and (spread := variance(means)):
+            # A variance of few degrees of freedom is mostly below its expectation.
+            shares.append(rounding / spread * degrees / float(chdtri(degrees, 0.5)))
+    return median(shares) if shares else None
+
+
+def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, last_digit: float) -> SameSeed | None:
+    """Compare with the recorded draws of the same seed: seeds are random effects, and roundings vary within them.
+
+    The prediction is the seed's recorded mean, shrunk towards the mean over seeds by the share of rounding in its
+    variance.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    own, recorded = by_seed(mine.values), by_seed(reference.values)
+    if share is None or len(recorded) < 2 or not own.keys() & recorded.keys():
+        return None
+    means = {seed: fmean(found) for seed, found in recorded.items()}
+    center, spread = fmean(means.values()), variance(means.values())
+    rounding, degrees = _rounding(reference, share)
+    rounding = max(rounding, floor**2)
+    between = max(0.0, spread - rounding * _per_seed(reference))
+    limit = float(stdtrit(degrees, 1 - CHANCE / 2))
+    decisive = sum(len(found) > 1 for found in recorded.values()) >= ENOUGH_PAIRS
+    results = []
+    for seed in own.keys() & recorded.keys():
+        weight = between / (between + rounding / len(recorded[seed])) if between else 0.0
+        off = fmean(own[seed]) - center - weight * (means[seed] - center)
+        expected = (1 - weight) * between + rounding / len(own[seed]) + (1 - weight) ** 2 * spread / len(recorded)
+        allowed = max(limit * math.sqrt(expected), last_digit)
+        likelihood = float(2 * stdtr(degrees, -limit * abs(off) / allowed))
+        results.append(SameSeed(off, allowed, likelihood, set(own[seed]) <= set(recorded[seed]), decisive))
+    return max(results, key=lambda same: same.ratio)
 
 
 def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
@@ -114,12 +223,16 @@ def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Reco
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
     """Compare every trained, unsettled cell of a paper at one scale, once, with its reference; worst first."""
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
-    for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference)):
+    results = collect(source, scale, reference)
+    share = _share(cell for result in results for cell in result.cells.values())
+    if share is None and (usual := paper_named(source.paper).rounding) is not None:
+        share = usual**2
+    for ours, theirs in zip(collect(source, scale, mine), results):
         for row in (row for row in ours.rows if not row.untrained):
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
                 if cell.values and metric.compared:
-                    compared = _compared(ours.table, row, metric, scale, cell, other)
+                    compared = _compared(ours.table, row, metric, scale, cell, other, share)
                     found.setdefault((cell.instances, metric.key), compared)
     unsettled = [compared for compared in found.values() if not compared.settled]
     return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
@@ -138,33 +251,41 @@ def summary(compared: Sequence[Compared]) -> str:
     else:
         chance = "" if good == len(judged) else " (by chance, one in twenty is outside)"
         told = f"matches the recorded runs: {cells}{chance}, worst: {judged[0].told}"
-    return told + (f"; {lacking} without a reference" if lacking else "")
+    told += f"; {lacking} without a reference" if lacking else ""
+    counts = Counter(c.same.verdict for c in compared if c.same)
+    words = {BIT_EQUAL: BIT_EQUAL, WITHIN: WITHIN, DIFFERS: DIFFERS if counts[DIFFERS] == 1 else "differ"}
+    same = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
+    return told + (f"; same seed: {same}" if same else "")
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
     """Why these runs don't match the recorded ones; None if they do, or if no cell has a reference.
 
     They don't match if the worst cell would occur in fewer than one valid draw in twenty (Bonferroni), or if more than
-    three in twenty cells (and more than one) are outside.
+    three in twenty cells (and more than one) are outside. Differences from the same seed count alike, once they decide.
     """
-    judged = [c for c in compared if c.verdict != NO_REFERENCE]
-    worst = min(judged, key=lambda c: c.likelihood, default=None)
-    if worst and worst.likelihood * len(judged) < CHANCE:
-        return (
-            f"{worst.told} is off by {worst.ratio:.1f} times the allowed difference (in 19 of 20 recorded runs, the "
-            f"worst of {len(judged)} cells is closer)"
-        )
-    outside = sum(c.verdict == OUTSIDE for c in judged)
-    if outside > max(1, CROWD * CHANCE * len(judged)):
-        return f"{outside} of {len(judged)} cells are outside, and by chance only one in twenty would be"
+    across = [(c, c.likelihood, c.ratio, c.verdict == OUTSIDE) for c in compared if c.verdict != NO_REFERENCE]
+    decisive = [(c, c.same) for c in compared if c.same and c.same.decisive]
+    same = [(c, s.likelihood, s.ratio, s.verdict == DIFFERS) for c, s in decisive]
+    for judged, note in ((across, ""), (same, " from the same seed")):
+        worst, likelihood, ratio, _ = min(judged, key=itemgetter(1), default=(None, 1.0, 0.0, False))
+        if worst and likelihood * len(judged) < CHANCE:
+            return (
+                f"{worst.told} is off{note} by {ratio:.1f} times the allowed difference (in 19 of 20 recorded runs, "
+                f"the worst of {len(judged)} cells is closer)"
+            )
+        outside = sum(is_outside for *_, is_outside in judged)
+        if outside > max(1, CROWD * CHANCE * len(judged)):
+            return f"{outside} of {len(judged)} cells are outside{note}, and by chance only one in twenty would be"
     return None
 
 
 def rich_comparison(compared: Sequence[Compared]) -> RichTable:
     colors = {OUTSIDE: "red", IN_RANGE: "green", NO_REFERENCE: "dim"}
     table = RichTable(box=box.SIMPLE_HEAD)
-    for name in ("cell", "measured", "reference", "difference", "allowed", "verdict"):
-        table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
+    same_seed = any(c.same for c in compared)
+    for name in ("cell", "measured", "reference", "difference", "allowed", "verdict", *["same seed"] * same_seed):
+        table.add_column(name, justify="left" if name in ("cell", "verdict", "same seed") else "right")
     for c in compared:
         digits = c.metric.decimals
         verdict = f"[{colors[c.verdict]}]{c.verdict}[/]" + (f" ({c.remark})" if c.remark else "")
@@ -175,5 +296,13 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
             "" if c.difference is None else f"{c.difference:+.{digits}f}",
             "" if c.verdict == NO_REFERENCE else f"{c.allowed:.{digits + 1}f}",
             verdict,
+            *[_same_seed_text(c.same, digits)] * same_seed,
         )
     return table
+
+
+def _same_seed_text(same: SameSeed | None, digits: int) -> str:
+    """`within rounding: +0.8, allowed 3.8`."""
+    if same is None or same.equal:
+        return same.verdict if same else ""
+    return f"{same.verdict}: {same.difference:+.{digits}f}, allowed {same.allowed:.{digits + 1}f}"

@@ -28,6 +28,7 @@ class Paper:
         checkpoints: GB of a checkpoint at the published sizes, by job, as `plan --estimate` gives them.
         without_files: replacements for the dotted configuration fields that name files, to train without these files;
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
+        rounding: standard deviation over roundings of one seed, relative to that over seeds, until records show it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Paper:
     about: str = ""
     without_files: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, float] = field(default_factory=dict)
+    rounding: float | None = None
 
     @property
     def root(self) -> Path:

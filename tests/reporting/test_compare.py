@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from assemble.reporting.aggregate import Cell
 from assemble.reporting.compare import (
+    DIFFERS,
     IN_RANGE,
     NO_REFERENCE,
     OUTSIDE,
     Compared,
+    _compared,
     compare,
     strict_failure,
     summary,
 )
+from assemble.reporting.draws import INSTRUCTION_SETS, Draw
 from assemble.reporting.papers import paper_named
 from assemble.reporting.promote import promote
 from assemble.reporting.records import Record
@@ -45,11 +49,19 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
     # One seed tells no spread: equal as printed is reproduced, else nothing is known.
     assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [IN_RANGE, NO_REFERENCE]
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
-    # Another rounding of a seed counts in the spread, but not as another seed.
-    (found,) = compare(
-        load("mct"), "mini", [make_record("esc@base", 7, 50.0)], [*reference, make_record("esc@base", 2, 50.0)]
-    )
-    assert found.allowed == pytest.approx(4.303 * (8 / 3) ** 0.5 * (4 / 3) ** 0.5, rel=1e-3)
+    # Roundings of a seed count by their mean; three equal ones tell no more than one.
+    equal = [
+        make_record("esc@base", k, value, hardware={"isa": {"requested": isa}})
+        for k, value in enumerate((48.0, 52.0, 50.0))
+        for isa in ("native", "sse41", "avx")
+    ]
+    (found,) = compare(load("mct"), "mini", [make_record("esc@base", 7, 50.0)], equal)
+    assert len(found.reference.records) == 9
+    assert found.allowed == pytest.approx(4.303 * 2 * (4 / 3) ** 0.5, rel=1e-3)
+    roundings = [make_record("esc@base", 2, 48.0, hardware=ROUNDED), make_record("esc@base", 2, 52.0)]
+    (found,) = compare(load("mct"), "mini", [make_record("esc@base", 7, 50.0)], [*reference[:2], *roundings])
+    assert (found.reference.mean, found.spread) == (50.0, 2.0)
+    assert found.allowed > 4.303 * 2 * (4 / 3) ** 0.5  # a run has one rounding, which varies more than a mean of two
 
 
 @pytest.mark.parametrize(("recorded", "mine"), [(3, 1), (6, 1), (6, 3)])
@@ -66,6 +78,49 @@ def test_one_honest_cell_in_twenty_lies_outside(
     assert cell.reference.spread == pytest.approx(spread[0])
     assert (off > cell.allowed / spread[0]).mean() == pytest.approx(0.05, abs=0.003)
     assert (off > off[0]).mean() == pytest.approx(cell.likelihood, abs=0.005)
+
+
+@pytest.mark.parametrize(("roundings", "noise"), [((3, 1, 1, 1, 1, 1), 1.0), ((2,) * 6, 0.5)])
+def test_coverage_with_several_roundings(project: Path, roundings: tuple[int, ...], noise: float) -> None:
+    table = load("mct").tables[0]
+    share = noise**2 / (1 + noise**2 * np.mean([1 / count for count in roundings]))
+    random, isas, outside = np.random.default_rng(0), list(INSTRUCTION_SETS), []
+    for _ in range(1_500):
+        seeds = random.normal(size=len(roundings) + 1)
+
+        def cell(seed: int, count: int, first: int = 0) -> dict[Draw, float]:
+            values = seeds[seed] + noise * random.normal(size=count)  # noqa: B023
+            return {Draw(seed, isas[first + k]): float(value) for k, value in enumerate(values)}
+
+        recorded = Cell(values={k: v for seed, n in enumerate(roundings) for k, v in cell(seed, n).items()})
+        row, metric = table.rows[0], table.metrics[0].model_copy(update={"decimals": 9})
+        other = _compared(table, row, metric, "mini", Cell(values=cell(len(roundings), 1)), recorded, share)
+        again = _compared(table, row, metric, "mini", Cell(values=cell(0, 1, 4)), recorded, share).same
+        assert again
+        outside.append((other.verdict == OUTSIDE, again.verdict == DIFFERS))
+    assert np.mean(outside, axis=0) == pytest.approx([0.05, 0.05], abs=0.02)
+
+
+def test_the_same_seed_is_compared_first(project: Path, make_record: MakeRecord) -> None:
+    def recorded(pairs: int) -> list[Record]:
+        records = [make_record("esc@base", k, 50.0 + 10 * k) for k in range(6)]
+        return records + [make_record("esc@base", k, 50.2 + 10 * k, hardware=ROUNDED) for k in range(pairs)]
+
+    def cell(value: float, pairs: int = 4) -> Compared:
+        return compare(load("mct"), "mini", [make_record("esc@base", 0, value)], recorded(pairs))[0]
+
+    verdicts = [(found.verdict, found.same and found.same.verdict) for found in map(cell, (50.0, 50.3, 70.0))]
+    assert verdicts == [(IN_RANGE, "bit-equal"), (IN_RANGE, "within rounding"), (IN_RANGE, DIFFERS)]
+    # It fails a run once five seeds were recorded under two roundings.
+    assert strict_failure([cell(70.0)]) is None
+    assert summary([cell(70.0), cell(50.0)]).endswith("; same seed: 1 bit-equal, 1 differs")
+    assert "is off from the same seed by" in str(strict_failure([cell(70.0, pairs=5)]))
+    assert strict_failure([cell(50.3, pairs=5)]) is None
+    # Without a seed of several roundings, nothing tells what rounding does, unless the paper states it.
+    assert cell(70.0, pairs=0).same is None
+    path = project / "papers/mct/tables.yaml"
+    path.write_text(path.read_text().replace("recipe: base}", "recipe: base, rounding: 0.1}", 1))
+    assert summary([cell(70.0, pairs=0)]).endswith("; same seed: 1 differs")
 
 
 def test_likelihood(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
