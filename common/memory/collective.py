@@ -65,7 +65,7 @@ def share_of_mean(count: int, device: torch.device) -> Tensor | float:
     """Weight of this process's mean over `count` items that makes the average over processes the mean of all items."""
     if not is_distributed():
         return 1.0
-    mean = mean_over_ranks(torch.tensor(float(count), device=device))
+    mean = mean_over_ranks(torch.full((), float(count), device=device))  # a kernel; `torch.tensor` would copy and wait
     return count / mean.clamp(min=1e-9)
 
 

@@ -121,9 +121,15 @@ class ConditionalBatchNorm(nn.Module):
         if not self.spatial:
             modulation = modulation[:, :, None, None]
         elif modulation.shape[-2:] != x.shape[-2:]:
-            modulation = F.interpolate(modulation, x.shape[-2:], mode="nearest")
+            modulation = enlarge(modulation, x.shape[-1] // modulation.shape[-1])
         gamma, beta = modulation.chunk(2, dim=1)
         return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
+
+
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """Repeat every place of a map [B, C, H, W] in both directions, in its own type: [B, C, factor H, factor W]."""
+    with torch.autocast(x.device.type, enabled=False):  # on CUDA, it would convert to float32
+        return F.interpolate(x, scale_factor=float(factor), mode="nearest")
 
 
 # -- convolutions ------------------------------------------------------------------------------------------------------

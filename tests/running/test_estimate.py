@@ -11,12 +11,14 @@ import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from assemble.commands.main import main
-from assemble.reporting.papers import paper_named
+from assemble.reporting.papers import existing_papers, paper_named
 from assemble.stages import estimate as estimates
-from assemble.stages.configuration import resolve
+from assemble.stages.configuration import leaves, resolve, scales_of
 from assemble.stages.estimate import CARDS, Estimate, estimate
 from assemble.stages.fake_step import MemoryMeter, operation_counter
-from assemble.stages.synthetic import StopAfter, synthetic_training
+from assemble.stages.plan import plan
+from assemble.stages.request import Selection
+from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training, without_files
 from common.errors import StageError
 from common.training.examples import Draw
 
@@ -63,6 +65,16 @@ class _Profiled(pl.Callback):
         for event in sorted(allocations, key=lambda event: event.start_ns()):
             now += event.nbytes()
             self.peak = max(self.peak, now)
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_no_planned_model_reads_a_file(paper: str) -> None:
+    hardware = {"paper": "gpu8", "single": "gpu1", "mini": "cpu", "smoke": "cpu"}
+    for scale in scales_of(paper):
+        for item in plan(paper, Selection(scale=scale, hardware=hardware[scale])):
+            if item.run.trains:
+                fields = leaves(without_files(item.run)["model"])
+                assert not [field for field, value in fields if NOWHERE in str(value)], (scale, item.run.recipe)
 
 
 def test_recomputed_blocks_need_less_memory() -> None:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from assemble.stages.configuration import resolve
 from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training
+from common.memory.collective import share_of_mean
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
 from common.training.examples import Draw
 
@@ -168,6 +169,15 @@ def test_a_step_asks_the_device_for_nothing(case: str, tmp_path: Path, monkeypat
     assert not small.waits + large.waits
     assert small.operations
     assert large.operations == small.operations, "a loop over the samples of a batch"
+
+
+def test_a_share_of_several_devices_is_computed_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count)
+    steps = Steps(operations=[0])
+    with _Made(steps), _Operations(steps):
+        assert share_of_mean(3, META).device == META  # type: ignore[union-attr]
+    assert not steps.waits
 
 
 def test_the_guard_sees_what_waits() -> None:
