@@ -5,8 +5,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends git make \
     && rm -rf /var/lib/apt/lists/* \
     && pip install --no-cache-dir uv \
-    && useradd --create-home --uid 1000 assemble
+    && useradd --create-home --uid 1000 assemble \
+    && install --directory --owner=assemble --group=assemble /home/assemble/representation-assemble
 
+# The folder exists, since the classic builder would make it for root.
 USER assemble
 WORKDIR /home/assemble/representation-assemble
 

@@ -25,6 +25,16 @@ export WANDB_SILENT ?= true
 reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
+# A misspelled variable would change nothing. What programs read may be set here as well.
+VARIABLES := SCALE SEEDS HARDWARE DATA TORCH PYTHON TEST_JOBS FAST PREPARE ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
+  FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
+PROGRAMS := ASSEMBLE_% WANDB_% HF_% OMP_% MALLOC_% CUDA_% NCCL_% SBATCH_% UV_% PIP_% PYTHON% LD_% SHELL MAKEFLAGS
+UNKNOWN := $(filter-out $(VARIABLES) $(PROGRAMS),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(UNKNOWN),)
+NEAREST = $(shell $(PYTHON) -c 'import difflib; print(*difflib.get_close_matches("$(firstword $(UNKNOWN))", "$(VARIABLES)".split(), 1))' 2>/dev/null)
+$(error there is no variable $(firstword $(UNKNOWN)): $(if $(NEAREST),did you mean $(NEAREST)?) variables: $(VARIABLES))
+endif
+
 .PHONY: help setup lock lock-check test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report dashboard wandb-report gpu-check doctor clean
 
 ##@ Set up

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "docs/**/*.md", "papers/*/README.md", "tests/golden/README.md")
-PAPERS = ("avid_cma", "mct", "xmc_gan", "m3p", "vx2text")
+PAPERS = sorted(path.stem for path in ROOT.glob("docs/papers/[a-z]*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 #: After an equation in docs/papers: our code for it and the golden test of that code, as in
 #: `<!-- common.losses.nce:nce tests/losses/test_nce.py::test_nce -->`.

@@ -57,6 +57,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if given == ["help"]:
             given = ["--help"]
         if not given or given[0].startswith("-"):
+            if given and given[0] not in (options := ("-h", "--help", "--version")):
+                raise StageError(f"there is no option {given[0]!r}: {nearest(given[0], options)}")
             parser().parse_args(given)  # prints help or version, or says that a command is missing
         elif given[0] not in COMMANDS:
             raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")

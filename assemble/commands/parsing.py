@@ -76,7 +76,8 @@ def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
             limit = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"must be a whole number {limit}, got {text}")
+            several = " (separate several with spaces)" if "," in text else ""
+            raise argparse.ArgumentTypeError(f"must be a whole number {limit}, got {text}{several}")
         return int(text)
 
     return parse

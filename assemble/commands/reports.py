@@ -327,7 +327,8 @@ def wandb_report(
     if unreachable:
         raise ReportingError(f"W&B: {unreachable}; the reports were written but not sent")
     if missing:
-        print(f"not sent: {missing}" + ("" if offline else "; rerun with a key to send them"))
+        rerun = "" if offline else "; rerun with a key to send them"
+        print(f"the reports are in these files and were not sent: {missing}{rerun}")
         return 0
     views = [view for paper, records in measured if (view := reporting.paper_workspace(paper, records, owner))]
     for address in reporting.send([*reports.values(), *views], runs_root() / "wandb-sent.json", owner):

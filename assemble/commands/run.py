@@ -13,6 +13,7 @@ from assemble.commands.data import data_root
 from assemble.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least, parse_seed
 from assemble.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
 from assemble.reporting.papers import existing_papers, paper_named, runs_root
+from assemble.reporting.wandb_server import check_environment
 from assemble.stages import stopping
 from common.errors import StageError
 from common.files import console, usable_cores
@@ -110,9 +111,12 @@ def _one_stage(name: str, overrides: Sequence[str], options: OneStage) -> StageR
 def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
     from assemble.stages.request import Selection
 
+    if len(set(seeds)) < len(seeds):
+        raise StageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
+    check_environment()
     return Selection(
         scale=where.scale,
-        seeds=tuple(dict.fromkeys(seeds)),
+        seeds=tuple(seeds),
         hardware=where.hardware,
         runs=(where.runs or runs_root()).resolve(),
         data=(where.data or data_root()).resolve(),

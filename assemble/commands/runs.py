@@ -64,7 +64,7 @@ def runs(
         print()
     else:
         _shown(kept, columns or COLUMNS)
-        print(f"{len(kept)} of {len(found)} runs in {folder}")
+        print("\n".join([f"{len(kept)} of {len(found)} runs in {folder}", *reading.unmet(found, conditions)]))
     return 0
 
 

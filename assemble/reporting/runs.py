@@ -11,7 +11,7 @@ import json
 import operator
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,6 +239,14 @@ def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
     if left is None or right is None or sign == "~":
         return _SIGNS[sign](text_of(value).lower(), wanted.lower())
     return _SIGNS[sign](left, right)
+
+
+def unmet(runs: Sequence[Run], conditions: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """A line for each `FIELD=VALUE` that no run meets, with the values that exist."""
+    for field, sign, wanted in conditions:
+        if sign == "=" and runs and not any(matches(run, field, sign, wanted) for run in runs):
+            valid = {text_of(value) for run in runs if (value := run.value(field)) not in (None, "")}
+            yield f"no run has {field}={wanted}: {nearest(wanted, valid)}"
 
 
 def text_of(value: Any) -> str:

@@ -11,7 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import build_opener
 
-from common.errors import ReportingError
+from common.errors import ReportingError, nearest
 
 _T = TypeVar("_T")
 
@@ -19,6 +19,22 @@ PATIENCE_SECONDS = 3.0
 """Timeout of a request."""
 
 NO_KEY = "no key (WANDB_API_KEY or `wandb login`)"
+
+
+#: Values that the client takes, since it answers others with pages of text and logs nothing.
+_SWITCH = ("true", "false", "1", "0")
+_VALUES = {
+    "WANDB_MODE": ("online", "offline", "disabled"), "WANDB_SILENT": _SWITCH, "WANDB_QUIET": _SWITCH,
+}  # fmt: skip
+
+
+def check_environment() -> None:
+    """Refuse settings that W&B's client would stumble over; an empty variable counts as unset."""
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
+        del os.environ[name]
+    for name, valid in _VALUES.items():
+        if (value := os.environ.get(name, valid[0]).strip().lower()) not in valid:
+            raise ReportingError(f"{name}={value}: {nearest(value, valid)}")
 
 
 def project() -> str:

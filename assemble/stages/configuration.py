@@ -43,6 +43,8 @@ SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_g
 _OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
 #: Overlay that runs large recipes on tiny data; see assemble/stages/rehearse.py.
 REHEARSAL = "rehearsal"
+#: Fields that limit a training.
+_LENGTHS = ("max_epochs", "max_steps", "limit_train_batches")
 #: Files in configs/<paper>/ other than recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
 
@@ -412,7 +414,14 @@ def resolve(
     if {"strategy": "ddp", "devices": 1, "num_nodes": 1}.items() <= config["trainer"].items():
         # With one device, DDP would leave its addresses in the environment, and the next stage couldn't start ranks.
         config["trainer"]["strategy"] = "auto"
-    for layer in layers[overriding:]:  # may state a switch at either place
+    for layer in layers[overriding:]:
+        limits = layer.content.get("trainer")
+        if isinstance(limits, dict) and 0 in map(limits.get, _LENGTHS) and not layer.name.startswith("tables.yaml"):
+            raise ConfigurationError(
+                f"{layer.name}: a stage that trains no step would record random weights; trainer.max_epochs, max_steps "
+                "and limit_train_batches must be above 0"
+            )
+        # A switch may be stated at either place.
         model = layer.content.get("model")
         inner = (model.get("init_args") or {}) if isinstance(model, dict) else {}
         stated = {**inner, **layer.content}

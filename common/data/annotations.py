@@ -103,14 +103,17 @@ def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value
     return read_rows(path, lambda lines: map(json.loads, filter(str.strip, lines)), parse)
 
 
-def read_csv(path: Path, parse: Callable[[Any], Value], **options: Any) -> Iterator[Value]:
-    """Parse the rows of a CSV file; see :func:`read_rows`."""
+def read_csv(
+    path: Path, parse: Callable[[Any], Value], check: Callable[[list[str]], object] = len, **options: Any
+) -> Iterator[Value]:
+    """Parse the rows of a CSV file, after `check` has seen its columns; see :func:`read_rows`."""
 
     def rows(lines: Iterator[str]) -> Iterable[Any]:
         reader: csv.DictReader[str] = csv.DictReader(lines, **options)
         names = [name.strip() for name in reader.fieldnames or () if name]
         if len(set(names)) < len(names):
             raise ValueError(f"a column occurs twice in the heading {', '.join(names)}")
+        check(names)
         return reader
 
     return read_rows(path, rows, parse)

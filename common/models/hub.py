@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,18 +11,30 @@ from pathlib import Path
 from common.errors import StageError
 from common.files import parsing
 
+#: Seconds to wait for the Hub before the cache is used alone.
+PATIENCE = 5.0
 #: Files of an export.
 CONFIGURATION, CARD = "config.json", "README.md"
 
 
 def fetch_export(repo: str, revision: str | None = None) -> Path:
-    """The folder of an export (`user/name`) in the Hub client's cache. A cached commit needs no request."""
-    from huggingface_hub import hf_hub_download
+    """The folder of an export (`user/name`) in the Hub client's cache, used alone if the Hub is silent."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils import LocalEntryNotFoundError, get_session
 
     with _named(repo):
-        configuration = Path(hf_hub_download(repo, CONFIGURATION, revision=revision))
-        for name in _listed(configuration):
-            hf_hub_download(repo, name, revision=configuration.parent.name)  # the cache names folders by their commit
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)  # the client's downloads try five times
+            silent = ""
+        except Exception as error:  # of its HTTP library, or in offline mode
+            silent = f"{constants.ENDPOINT} does not answer ({type(error).__name__}), and the cache lacks the export"
+        load = functools.partial(hf_hub_download, repo, local_files_only=bool(silent))
+        try:
+            configuration = Path(load(CONFIGURATION, revision=revision))
+            for name in _listed(configuration):
+                load(name, revision=configuration.parent.name)  # the cache names folders by their commit
+        except LocalEntryNotFoundError as error:
+            raise ConnectionError(silent or str(error)) from None
     return configuration.parent
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from pathlib import Path
@@ -222,7 +222,10 @@ class TrainedModel(nn.Module):
     def read_all(self, modality: Modality, items: Items) -> list[Any]:
         """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
         read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
-        several = [items] if isinstance(items, str | Path) else list(items)
+        several = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
+        for one in several:
+            if one is None or isinstance(one, int | float):
+                raise TypeError(f"{one!r} is no {modality}: give a path, or what read_{modality} returns")
         if not several:
             raise ValueError(f"there is no {modality} to embed")
         return [read(one) if isinstance(one, str | Path) else one for one in several]

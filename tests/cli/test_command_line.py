@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -49,6 +50,58 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=project_root(), check=False)
     os.close(write)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--verion"], "there is no option '--verion': did you mean '--version'?"),
+        (["reproduce", "avid", "--seeds", "0,1"], "got 0,1 (separate several with spaces)"),
+        (["plan", "avid", "--seeds", "0", "1", "0"], "--seeds 0 1 0: give each seed once"),
+        (
+            ["fit", "avid/avid", "--trainer.max_epochs", "0"],
+            "command line trainer.max_epochs: a stage that trains no step",
+        ),
+        (
+            ["fit", "vx2text/avsd", "--trainer.max_steps=0"],
+            "command line trainer.max_steps: a stage that trains no step",
+        ),
+    ],
+)
+def test_a_mistake_ends_a_command_before_it_starts(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_wrong_mode_of_wandb_ends_a_command_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlne")
+    assert main(["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 2
+    assert "WANDB_MODE=onlne: did you mean 'online'?" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_make_refuses_a_variable_that_it_does_not_know() -> None:
+    def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "--dry-run", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=False)
+
+    for wrong, meant in (("SEED=1", "SEEDS"), ("FATS=1", "FAST"), ("SCALES=a b", "SCALE")):
+        done = make("plan-avid", wrong)
+        assert done.returncode == 2
+        assert f"there is no variable {wrong.partition('=')[0]}: did you mean {meant}?" in done.stderr
+    done = make("-j2", "plan-avid", "SEEDS=0 1", "OMP_NUM_THREADS=2", "WANDB_MODE=offline", "PYTHON=python3.11")
+    assert "plan avid --scale mini --seeds 0 1 " in done.stdout
+    assert done.returncode == 0
+    # The pages use no other.
+    pages = [*project_root().glob("*.md"), *project_root().glob("docs/*.md"), *project_root().glob("papers/*/*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    used = {name for line in re.findall(r"\bmake [^`\n]*", text) for name in re.findall(r"\b([A-Z_]+)=", line)}
+    assert {"SCALE", "FILE", "GROWTH"} <= used
+    assert make("plan-avid", *(f"{name}=1" for name in sorted(used))).returncode == 0
 
 
 def test_reproduce_skips_what_is_done(

@@ -200,8 +200,8 @@ class TestLists:
         ("text", "message"),
         [
             ("file_name,label\na.mp4,x\nlost.mp4,x\n", r"metadata\.csv, line 3: lost\.mp4"),
-            ("file_name,lable\na.mp4,x\n", "line 2: .*'lable'"),
             ("file_name,split\na.mp4,train\na.mp4,test\n", r"a\.mp4 is listed twice"),
+            ("file_name,lable\na.mp4,dog\n", r"metadata\.csv, line 1: unknown column 'lable'"),
             ("file_name,start\na.mp4,soon\n", "line 2: .*'soon'"),
             ("file_name,start,end\na.mp4,3,2\n", "line 2: start 3 and end 2"),
             ("file_name,start\na.mp4,-3\n", "line 2: start -3"),

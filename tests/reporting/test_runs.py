@@ -92,6 +92,10 @@ def test_what_is_wrong_is_named(folder: Path, capsys: Capsys) -> None:
     ):
         assert main(["runs", *arguments, "--runs", str(folder)]) == 2
         assert re.search(told.replace("+", r"\+"), capsys.readouterr().err)
+    assert main(["runs", "--where", "scale=mni", "state=done", "--runs", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(" no run has scale=mni: did you mean 'mini'? valid: mini\n".lstrip())
+    assert "state=done" not in printed
     assert main(["runs", "--runs", str(folder / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
 

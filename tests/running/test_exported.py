@@ -308,6 +308,9 @@ def test_embeddings_of_sounds_and_pictures(exports: Callable[[str], Path], files
     model.clips = 3
     assert model.read_video(clip).shape[0] == 3
     assert model.embed_video(clip).shape == video[:1].shape
+    for wrong in (3, [3], [clip, None]):
+        with pytest.raises(TypeError, match=r"(3|None) is no video: give a path, or what read_video returns"):
+            model.embed_video(wrong)
     with pytest.raises(StageError, match=r"none of the 1 can be read as video; the first: .*broken.mp4"):
         model.embed("video", [files / "broken.mp4"], [])
 
@@ -393,7 +396,11 @@ def test_a_commit_is_fetched_and_stays_what_it_was(cached: Callable[..., str], e
     assert json.loads((pinned / "config.json").read_bytes())["seed"] == 0
 
 
-def test_what_cannot_be_fetched_is_told(cached: Callable[..., str], exports: Callable[[str], Path]) -> None:
+def test_what_cannot_be_fetched_is_told(
+    cached: Callable[..., str], exports: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
     cached("someone/bert", {"config.json": b'{"model_type": "bert"}'})
     config = exports("avid_cma") / "config.json"
     cached("someone/half", {"config.json": config.read_bytes()})
@@ -404,6 +411,14 @@ def test_what_cannot_be_fetched_is_told(cached: Callable[..., str], exports: Cal
         cached("someone/bad", {"config.json": json.dumps({"files": {name: {}}}).encode()}, str(digit))
         with pytest.raises(StageError, match="someone/bad: "):
             fetch_export("someone/bad")
+    # The client would try for 23 seconds. What the cache has can be used all the same.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", None)
+    with pytest.raises(StageError, match=r"someone/other: http://127\.0\.0\.1:9 does not answer .*the cache lacks"):
+        fetch_export("someone/other")
+    cached("someone/whole", {name: (config.parent / name).read_bytes() for name in ("config.json", *LISTED)})
+    assert fetch_export("someone/whole").name == "1" * 40
 
 
 # -- the card ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,12 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from assemble.reporting import records
+from assemble.reporting.wandb_server import check_environment
 from assemble.stages import loggers, telemetry
 from assemble.stages.loggers import MetricsFile, wandb_mode
 from assemble.stages.run import _wandb_of
 from assemble.stages.telemetry import Telemetry
-from common.errors import StageError
+from common.errors import ReportingError, StageError
 from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
 
@@ -29,6 +31,21 @@ def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expe
     monkeypatch.delattr(socket, "create_connection")  # nobody asks for a server
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == expected
+
+
+def test_what_the_client_would_stumble_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "")
+    monkeypatch.setenv("WANDB_MODE", "Online")
+    check_environment()
+    assert "WANDB_SILENT" not in os.environ
+    for name, value, told in (
+        ("WANDB_SILENT", "yess", "WANDB_SILENT=yess: valid: 0, 1"),
+        ("WANDB_MODE", "onlne", "WANDB_MODE=onlne: did you mean 'online'?"),
+    ):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ReportingError, match=re.escape(told)):
+            check_environment()
+        monkeypatch.delenv(name)
 
 
 def test_a_run_is_named_and_tagged_by_its_stage_and_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,9 +81,9 @@ class OwnFolder(MediaDataset):
     }
     num_folds = 5
     num_classes = None
-    size = "yours"
-    license = "yours"
-    source = "your own files"
+    size = "unknown"
+    license = "not known to the suite; whoever shares the model has to state it"
+    source = ""
     suffixes: ClassVar[frozenset[str]]
     #: Further columns besides `file_name`, `label` and `split`.
     columns: ClassVar[tuple[str, ...]] = ()
@@ -220,7 +220,7 @@ class OwnFolder(MediaDataset):
             if path.suffix == ".jsonl":
                 items += read_json_lines(path, parse)
             else:
-                items += read_csv(path, parse, skipinitialspace=True, strict=True)
+                items += read_csv(path, parse, self._check_columns, skipinitialspace=True, strict=True)
         if not items:
             raise DatasetError(f"{paths[0]} lists nothing: write a line for every file below its heading")
         layout = f"list {', '.join(path.relative_to(self.root).as_posix() for path in paths)}"
@@ -231,10 +231,7 @@ class OwnFolder(MediaDataset):
             raise ValueError("more cells than the heading; quote texts that contain commas")
         row = {column.strip(): value.strip() if isinstance(value, str) else value for column, value in row.items()}
         row = {column: value for column, value in row.items() if value not in (None, "")}
-        known = ("file_name", "label", "split", *self.columns)
-        for column in row:
-            if column not in known and not ("caption" in known and column.startswith("caption_")):
-                raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
+        self._check_columns(row)
 
         def file(column: str) -> str:
             stated = str(row.get(column, "")).replace("\\", "/").removeprefix("./")
@@ -253,6 +250,12 @@ class OwnFolder(MediaDataset):
             raise ValueError(f"start {start:g} and end {end:g} must be seconds, in this order")
         label = _normal(str(row.get("label", "")))
         return Item(name, label, SPLIT_OF.get(split, ""), file("sound"), start, end, _captions(row), _tags(row))
+
+    def _check_columns(self, columns: Iterable[str]) -> None:
+        known = ("file_name", "label", "split", *self.columns)
+        for column in columns:
+            if column not in known and not ("caption" in known and column.startswith("caption_")):
+                raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
 
     def _merged(self, items: list[Item]) -> list[Item]:
         """Join lines of the same file if the kind allows that."""
