@@ -82,7 +82,7 @@ class OwnFolder(MediaDataset):
     num_folds = 5
     num_classes = None
     size = "unknown"
-    license = "not known to the suite; whoever shares the model has to state it"
+    license = "unknown; state it when you share the model"
     source = ""
     suffixes: ClassVar[frozenset[str]]
     #: Further columns besides `file_name`, `label` and `split`.
