@@ -1,4 +1,4 @@
-"""Dot plots, curves of tables and training curves as deterministic SVG with the report page's CSS variables."""
+"""Dot plots, curves of tables and training curves as deterministic SVG in the report page's colors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
-#: CSS variables of the page with their colors in light and dark mode.
+#: The colors of `report.css` in light and dark mode.
 COLORS = {
     "ink": ("#1b1f24", "#e6e9ed"), "dim": ("#5a6470", "#a0a9b4"), "line": ("#d5dae0", "#363d46"),
     "ground": ("#fefefe", "#14171b"), "blue": ("#0072b2", "#4aa3dc"), "orange": ("#b86e00", "#e6a03c"),
@@ -29,10 +29,11 @@ COLORS = {
 }  # fmt: skip
 LIGHT = [light for light, _ in COLORS.values()]
 INK, DIM, LINE, GROUND, BLUE, ORANGE, GREEN, *_ = LIGHT
-SERIES = (*LIGHT[4:], INK)
+SERIES = (BLUE, ORANGE, GREEN, LIGHT[7], LIGHT[9], INK)
 #: Pixels: widths of a figure and of a training curve, height of a row, widths of a letter and of a bold letter.
 _WIDTH, _SMALL, _ROW, _LETTER, _BOLD = 760, 320, 18, 6, 7
 _ACROSS = 3
+_BAND = "band: 95 % interval"
 
 
 class _Dot(NamedTuple):
@@ -42,6 +43,7 @@ class _Dot(NamedTuple):
     draws: tuple[float, ...]
     published: tuple[float, ...]
     yours: float | None
+    reference: bool = False
 
 
 def caption(result: TableResult) -> str:
@@ -71,7 +73,9 @@ def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tupl
                 published = cell.published.ends if cell.published and result.scale == "paper" else ()
                 theirs = seed_means(yours.cells[row.label, metric.id].values) if yours else []
                 own = statistics.fmean(theirs) if theirs else None
-                found.append(_Dot(row.label, statistics.fmean(means), interval_of(means), draws, published, own))
+                found.append(
+                    _Dot(row.label, statistics.fmean(means), interval_of(means), draws, published, own, row.reference)
+                )
         if len(found) > 1:
             panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(found)))
     return tuple(panels)
@@ -93,11 +97,17 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
         for place, label in enumerate(labels if column == 0 else ()):
             top = height * line + 26 + _ROW * (place + 0.5) + 4
             add_text(figure, left - 7, top, label, horizontalalignment="right")
-        values = [v for dot in found for v in (*dot.draws, dot.mean, *dot.published, dot.yours) if v is not None]
+        usual = [dot for dot in found if not dot.reference] or found
+        values = [v for dot in usual for v in (*dot.draws, dot.mean, *dot.published, dot.yours) if v is not None]
         room = 0.12 * (max(values) - min(values)) or 1.0
         low, high = min(values) - room, max(values) + room
         axis.set_xlim(low, high)
-        spots = [(labels.index(dot.row), dot) for dot in found]
+        spots = [(labels.index(dot.row), dot) for dot in found if low <= dot.mean <= high]
+        for dot in (dot for dot in found if not low <= dot.mean <= high):
+            beyond, x, top = dot.mean > high, left + width * column, height * line + 26 + _ROW * labels.index(dot.row)
+            text = f"{dot.mean:.3g} →" if beyond else f"← {dot.mean:.3g}"
+            align = "right" if beyond else "left"
+            add_text(figure, x + (width - 16) * beyond, top + 13, text, color=BLUE, horizontalalignment=align)
         ends = [(y, dot.interval) for y, dot in spots if dot.interval]
         _strokes(axis, [(low, y, high, y) for y, _ in spots], LINE, 1)
         _strokes(axis, [(max(left, low), y, min(right, high), y) for y, (left, right) in ends], BLUE, 2)
@@ -127,10 +137,12 @@ def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
             color = {HOLDS: GREEN, FAILS: ORANGE}.get(judged.verdict, DIM)
             add_text(figure, 8, 4 + _ROW * (place + 0.5) + 4, judged.check.text)
             ends = judged.interval or (0.0, 0.0)
-            ours, papers, low, high = map(_bent, (judged.difference or 0.0, judged.paper_margin or 0.0, *ends))
+            ours, low, high = map(_bent, (judged.difference or 0.0, *ends))
             _strokes(axis, [(low, place, high, place)], color, 2)
             _strokes(axis, [(ours, place, ours, place)], color, 7)
-            _strokes(axis, [(papers, place - 0.3, papers, place + 0.3)], INK, 3)
+            if judged.paper_margin is not None:
+                papers = _bent(judged.paper_margin)
+                _strokes(axis, [(papers, place - 0.3, papers, place + 0.3)], INK, 3)
         place += 1
     return to_svg(figure, "Margins of the papers' claims: the paper's, and ours at mini scale")
 
@@ -176,7 +188,7 @@ def curve(result: TableResult) -> str:
     if drawn is None or not panels:
         return ""
     figure = new_figure(_WIDTH, 300 * len(panels))
-    right = _WIDTH - _LETTER * max(len(label) for lines in panels.values() for label in lines) - 14
+    right = _WIDTH - _LETTER * max(len(label) for lines in panels.values() for label in (*lines, _BAND)) - 14
     for panel, (y, lines) in enumerate(panels.items()):
         axis = add_axes(figure, 52, 300 * panel + 14, right - 64, 240)
         axis.set_xscale("log")
@@ -193,6 +205,7 @@ def curve(result: TableResult) -> str:
             _band(axis, [(place, low, high) for place, _, low, high in line], color, 0.2)
             axis.plot(*zip(*((place, mean) for place, mean, *_ in line)), color=color, linewidth=2, clip_on=False)
             add_text(figure, right, 300 * panel + 26 + 18 * number, label, color=color)
+        add_text(figure, right, 300 * panel + 26 + 18 * len(lines), _BAND, color=DIM)
     return to_svg(figure, f"{result.table.title} ({result.scale})")
 
 
@@ -202,10 +215,18 @@ def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, 
     for y, lines in result.table.curve.panels.items() if result.table.curve else ():
         for label, points in lines.items():
             judged = zip(points, judge(result, points.values()))
-            known = [(x, one.difference, one.interval) for x, one in judged if one.difference is not None]
+            known = [(x, one.difference, _possible(one, result)) for x, one in judged if one.difference is not None]
             if len(known) > 1:
                 found.setdefault(y, {})[label] = [(x, mean, *(ends or (mean, mean))) for x, mean, ends in known]
     return found
+
+
+def _possible(judged: Judged, result: TableResult) -> tuple[float, float] | None:
+    """The interval, for a single cell within the range of a percentage."""
+    cells = judged.comparison.cells() if judged.comparison else ()
+    if judged.interval and len(cells) == 1 and result.table.metric(cells[0].metric).unit == "%":
+        return max(0.0, judged.interval[0]), min(100.0, judged.interval[1])
+    return judged.interval
 
 
 def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float, float, float]] = ()) -> str:
@@ -284,11 +305,13 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r"font(-family)?: ((?:bold )?[\d.]+px )?[^;\"]*'[^;\"]*", r"font\1: \2sans-serif", text)
     shorter = functools.partial(re.compile(r"(\d+\.\d)\d+|\s*\n(?=[LMCQz\"])").sub, r"\1")
     text = re.sub(r"<[^>]+>", lambda tag: shorter(tag[0]), text).replace('pt"', '"')  # not in labels
-    names = {light: name for name, (light, _) in COLORS.items()}
-    text = re.sub("|".join(names), lambda found: f"var(--{names[found[0]]}, {found[0]})", text)
-    style = f"@media (prefers-color-scheme: dark) {{svg {{{_DARK}}}}}"
-    text = re.sub(r"(<style[^>]*>).*?(?=</style>)", rf"\1{style}", text, flags=re.DOTALL)
+    # Only browsers know variables, so that the dark colors override plain ones.
+    rules = [
+        f'svg [style*="{kind}: {light}"] {{{kind}: {dark} !important}}'
+        for light, dark in COLORS.values()
+        for kind in ("fill", "stroke")
+        if f"{kind}: {light}" in text
+    ]
+    style = f"@media (prefers-color-scheme: dark) {{{' '.join(rules)}}}"
+    text = re.sub(r"(<style[^>]*>).*?(?=</style>)", lambda found: found[1] + style, text, flags=re.DOTALL)
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" ', 1)
-
-
-_DARK = " ".join(f"--{name}: {dark};" for name, (_, dark) in COLORS.items())

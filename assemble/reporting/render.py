@@ -409,14 +409,20 @@ def overview_markdown() -> str:
     return "\n".join(lines)
 
 
+def prominent(claims: Iterable[Judged]) -> list[Judged]:
+    """The claims of a paper to show first: those that fail, then those with a margin in the paper."""
+    measured = [judged for judged in claims if judged.difference is not None]
+    return sorted(measured, key=lambda j: (j.verdict != FAILS, j.paper_margin is None))[:MARGINS_SHOWN]
+
+
 def margins_figure() -> str | None:
     """The paper's and our margin at mini scale for each paper's first claims; None if nothing was measured."""
     shown = {}
     for paper in existing_papers():
         judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
-        found = [j for j in judged if j.interval is not None and j.paper_margin is not None]
-        shown[paper.title] = found[:MARGINS_SHOWN]
-    return charts.margins(shown) if any(shown.values()) else None
+        if found := prominent(j for j in judged if j.interval):
+            shown[f"{paper.title}: {', '.join(tally(judged).values())}; {len(found)} of {len(judged)} shown"] = found
+    return charts.margins(shown) if shown else None
 
 
 # ---- files

@@ -116,7 +116,8 @@ class _Section:
             by_id[t.id] for t in self.source.tables if t.id in by_id and t.id not in {m.id for m in measured}
         ]
         self.claims = [pair for table in filled if table.scale == self.best for pair in table.claims]
-        self.headline = [pair for pair in self.claims if pair[0].difference is not None][: render.MARGINS_SHOWN]
+        first = render.prominent(ours for ours, _ in self.claims)
+        self.headline = sorted((p for p in self.claims if p[0] in first), key=lambda p: first.index(p[0]))
         self.first = next((table for table in filled if table.measured and table.claims), None)
         self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])
         # Rows of pictures with the same columns, by (scale, title, columns).

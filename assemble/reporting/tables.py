@@ -134,6 +134,7 @@ class Row(Part):
         published: metric id to value.
         source: of the published values, if it isn't the table's.
         ours: not in the paper; added for a fair comparison.
+        reference: a bound such as real images; figures write its value at the edge if it is beyond all other rows.
         metrics: the metrics it fills; None for all.
         stages: metric id to the stages whose mean fills it, where they differ from the column's.
         by_request: scales at which its stages run only when the table, the row or a stage is named.
@@ -144,6 +145,7 @@ class Row(Part):
     published: dict[_MetricName, Published] = Field(default_factory=dict)
     source: Line = ""
     ours: StrictBool = False
+    reference: StrictBool = False
     untrained: StrictBool = False
     scales: _Scales = SCALES
     metrics: tuple[_MetricName, ...] | None = None

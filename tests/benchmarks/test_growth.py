@@ -173,9 +173,9 @@ def _drawn() -> str:
         axis.grid(axis="y", color=charts.LINE)
         charts.add_text(figure, left, 16, title, fontweight="bold")
         for number, (name, rows) in enumerate(FOUND.items()):
-            turn, color = divmod(number, len(charts.SERIES))
+            color, style = number % len(charts.SERIES), ("-", "--", ":")[(number + number // len(charts.SERIES)) % 3]
             places, values = [row[0] for row in rows], [row[column] / unit for row in rows]
-            axis.plot(places, values, ("-", "--")[turn], color=charts.SERIES[color], linewidth=1.5, label=name)
+            axis.plot(places, values, style, color=charts.SERIES[color], linewidth=1.5, label=name)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()

@@ -64,11 +64,23 @@ def test_a_line_for_what_was_measured_at_two_places(drawn: Path, make_record: Ma
     assert (max(y for _, y in band) - first) / height == pytest.approx(127.06 / 40, abs=0.05)
     assert fourth - third == pytest.approx(height, abs=0.2)
     assert {"New", "less", "steps & more", "score", "gain", "1", "4"} <= set(words(drawing))
-    assert (words(drawing)["New"], words(drawing)["less"]) == ((722, 26), (722, 326))
+    assert (words(drawing)["New"], words(drawing)["less"]) == ((632, 26), (632, 326))
     # Zero and the axis of one panel, and of the other 300 pixels below.
     assert [path[0][1] for path in paths(drawing, charts.LINE)] == pytest.approx([171, 254, 397, 554], abs=0.2)
     assert "One" not in words(drawing)
     assert charts.caption(filled.result) == "score and gain against steps & more; the bands are 95 % intervals"
+    assert words(drawing)["band: 95 % interval"] == (632, 344)
+    # The interval of a percentage ends at 0 and 100, that of a difference does not.
+    drawn.parents[2].joinpath("tables.yaml").write_text(
+        TABLES.replace("    metrics:\n", CURVE.replace("hidden: true", 'hidden: true, unit: "%"'))
+    )
+    (filled,) = render.fill(load("mct"), "mini", some)
+    band, ((_, first), (_, last)), difference, _ = paths(charts.curve(filled.result), charts.BLUE)
+    height = (first - last) / 40
+    assert [*map(round, (min(y for _, y in band) - last, max(y for _, y in band) - first))] == [
+        round(-30 * height), round(30 * height)
+    ]  # fmt: skip
+    assert max(y for _, y in difference) - min(y for _, y in difference) > 200
 
 
 @pytest.mark.parametrize("scale", ["mini", "paper"])
@@ -97,6 +109,20 @@ def test_dots_show_means_intervals_draws_and_yours(project: Path, make_record: M
     assert "ESC" not in words(drawing)
 
 
+def test_a_reference_row_does_not_span_the_axis(project: Path, make_record: MakeRecord) -> None:
+    file, row = project / "papers" / "mct" / "tables.yaml", "{label: New-One, model: better"
+    assert row in TABLES
+    file.write_text(
+        TABLES.replace(row, row.replace("{", "{reference: true, ")).replace("title: T", "chart: true\n    title: T")
+    )
+    values = {("base", 0): 10.0, ("base", 1): 14.0, ("better", 0): 100.0, ("better", 1): 100.0}
+    some = [make_record(f"ucf_1@{model}", seed, value) for (model, seed), value in values.items()]
+    (filled,) = render.fill(load("mct"), "mini", some)
+    (ticks,) = paths(charts.dots(filled.result), charts.DIM)
+    assert max(x for x, _ in ticks) - min(x for x, _ in ticks) > 0.75 * 480
+    assert "100 →" in words(charts.dots(filled.result))
+
+
 def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_twice() -> None:
     lines = {"seed 0": [(0.0, 1.0), (10.0, 0.0)], "seed 1": [(5.0, 0.5)], "seed 2": []}
     band = [(0.0, 0.0, 2.0), (10.0, 0.0, 1.0)]
@@ -104,6 +130,9 @@ def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_tw
     charts._training.cache_clear()
     assert charts.training("a & <b> $x$", lines, band) == drawing
     assert not re.search(r"\bid=|url\(|<use|<metadata|xml:|20\d\d-", drawing)
+    # Viewers without variables and media queries show the light colors; a browser overrides them in the dark.
+    assert "var(" not in drawing
+    assert f'svg [style*="stroke: {charts.BLUE}"] {{stroke: {charts.COLORS["blue"][1]} !important}}' in drawing
     # The axes take 258 by 132 pixels, of which a margin of 1 / 22 on each side is left.
     lines = [one for color in (charts.GROUND, charts.BLUE, charts.ORANGE, charts.LINE) for one in paths(drawing, color)]
     assert [*map(np.ravel, lines)] == [
@@ -145,6 +174,14 @@ def test_pages_and_figures_are_checked_together(drawn: Path, saved: Saved) -> No
     assert out_of_date() == [drawn]
 
 
+def test_margins_count_all_claims_of_a_paper(project: Path, saved: Saved) -> None:
+    for seed in (0, 1):
+        saved("ucf_1@base", seed, 50.0)
+        saved("ucf_1@better", seed, 60.0 + seed)
+    promote("mct")
+    assert "MCT: 1 holds; 1 of 1 shown" in words(str(render.margins_figure()))
+
+
 def test_margins_show_ours_and_the_papers_on_one_axis() -> None:
     def judged(paper: str, verdict: str, difference: float) -> Judged:
         check: Any = SimpleNamespace(text=f"A beats B by {paper}")
@@ -158,4 +195,5 @@ def test_margins_show_ours_and_the_papers_on_one_axis() -> None:
     zero = next(path[0][0] for path in paths(drawn, charts.LINE) if path[0][0] == path[-1][0])
     assert behind[0] < zero < second < ours[0] == first
     assert behind[1] > ours[1]
+    assert render.prominent([held] * 9 + [replace(held, paper=""), failed]) == [failed, *[held] * 5]
     assert charts.strips([(replace(held, difference=None), None)]) == []
