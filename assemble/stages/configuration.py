@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -343,89 +343,47 @@ def resolve(
     arguments: Sequence[str] = (),
     rehearsal: bool = False,
 ) -> RunConfiguration:
+    """List the layers of a run, merge them in order, and check the result."""
     paper = paper_named(paper).name
     if scale not in scales_of(paper):
         raise ConfigurationError(f"there is no configs/{paper}/{scale}.yaml; {paper} has {', '.join(scales_of(paper))}")
-    root = project_root() / "configs"
-    machines = [path.stem for path in (root / "hardware").glob("*.yaml")]
-    if hardware not in machines:
-        raise ConfigurationError(f"there is no configs/hardware/{hardware}.yaml; {nearest(hardware, machines)}")
-    layers = [
-        Layer("configs/trainer.yaml", load_yaml(root / "trainer.yaml")),
-        Layer(f"configs/hardware/{hardware}.yaml", load_yaml(root / "hardware" / f"{hardware}.yaml")),
-        Layer(f"configs/{paper}/base.yaml", load_yaml(root / paper / "base.yaml")),
-        *recipe_layers(paper, recipe),
-    ]
-    overlay_layers, deviations = _overlay_layers(paper, recipe, scale)
-    layers += overlay_layers
-    if rehearsal:
-        layers += _overlay_layers(paper, recipe, REHEARSAL)[0]
-    overrides, files = parse_overrides(arguments)
-    if any(key == "seed_everything" for key, _ in overrides):
-        raise ConfigurationError("use --seed, which also names the run's folder, instead of --seed_everything")
-    config: dict[str, Any] = {}
-    for layer in layers:
-        config = merge(config, layer.content)
-    further = [Layer(str(path), load_yaml(path)) for path in files]
-    for layer in (*further, *(Layer(f"--{key}", {key: value}) for key, value in overrides)):
-        for key in ("extends", "most_devices"):
-            if key in layer.content:
-                raise ConfigurationError(f"{layer.name}: {key} only works in a recipe, configs/{paper}/<recipe>.yaml")
-        if layer.content.get("seed_everything", seed) != seed:
-            raise ConfigurationError(f"{layer.name}: seed_everything is not the seed of this run, {seed}; set --seed")
-    most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
-    if most is not None and isinstance(devices, int) and devices > most:
-        layers.append(Layer(f"most_devices {most}", {"trainer": {"devices": most}}))
-        config = merge(config, layers[-1].content)
-    overriding = len(layers)
-
-    def set_fields(name: str, pairs: Iterable[tuple[str, Any]]) -> None:
-        nonlocal config
-        for given, stated in pairs:
-            for key, value in _whole_dataset(config, given, stated):
-                if isinstance(value, str) and any(
-                    short_name(other).startswith(f"{short_name(key)}.") for other, _ in overrides
-                ):
-                    value = {"class_path": value}  # as in LightningCLI, separate flags set its arguments
-                placed = place(config, key, value)
-                layers.append(Layer(f"{name} {key}", placed))
-                config = merge(config, placed)
-
-    set_fields("tables.yaml", (stage_overrides or {}).items())
-    for layer in further:
-        layers.append(layer)
-        config = merge(config, layer.content)
+    overlay, deviations = _overlay_layers(paper, recipe, scale)
+    overrides, paths = parse_overrides(arguments)
     overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # set a class before its arguments
-    set_fields("command line", overrides)
-    if any(short_name(key) == "data.dataset.root" for key, _ in overrides) and _reach(config, "data.world")[1]:
+    flags = [short_name(key) for key, _ in overrides]
+    given = [Layer(str(path), load_yaml(path)) for path in paths]
+    _check_given([*given, *(Layer(f"--{key}", {key: value}) for key, value in overrides)], paper, seed)
+    files = [
+        Layer("configs/trainer.yaml", load_yaml(project_root() / "configs" / "trainer.yaml")),
+        _hardware_layer(hardware),
+        Layer(f"configs/{paper}/base.yaml", load_yaml(project_root() / "configs" / paper / "base.yaml")),
+        *recipe_layers(paper, recipe),
+        *overlay,
+        *(_overlay_layers(paper, recipe, REHEARSAL)[0] if rehearsal else ()),
+    ]
+    config, layers = _fold(
+        *files,
+        _limit_devices,
+        *_field_layers("tables.yaml", (stage_overrides or {}).items(), flags),
+        *given,
+        *_field_layers("command line", overrides, flags),
+    )
+    if "data.dataset.root" in flags and _reach(config, "data.world")[1]:
         raise ConfigurationError(
             "--data.dataset.root is not read, since data.world makes the data: add --data.dataset or --data.world null"
         )
-    config["seed_everything"] = seed
-    switches = {name: config.pop(name) for name in SWITCHES if name in config}
-    trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
     ours: Any = config.get("ours") or ()
     if not isinstance(ours, list | tuple):
         raise ConfigurationError(f"{origin('ours', layers)}: 'ours' must be a list of fields, got {ours!r}")
-    for key in STACK_KEYS:
-        config.pop(key, None)
-    config = copy.deepcopy(config)
+    trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
+    switches = _switches_of(config, layers[len(files) :])
+    config = copy.deepcopy({key: value for key, value in config.items() if key not in (*STACK_KEYS, *SWITCHES)})
+    config["seed_everything"] = seed
     check_keys(config, layers)
+    _check_lengths(layer for layer in layers[len(files) :] if not layer.name.startswith("tables.yaml"))
     if {"strategy": "ddp", "devices": 1, "num_nodes": 1}.items() <= config["trainer"].items():
         # With one device, DDP would leave its addresses in the environment, and the next stage couldn't start ranks.
         config["trainer"]["strategy"] = "auto"
-    for layer in layers[overriding:]:
-        limits = layer.content.get("trainer")
-        if isinstance(limits, dict) and 0 in map(limits.get, _LENGTHS) and not layer.name.startswith("tables.yaml"):
-            raise ConfigurationError(
-                f"{layer.name}: a stage that trains no step would record random weights; trainer.max_epochs, max_steps "
-                "and limit_train_batches must be above 0"
-            )
-        # A switch may be stated at either place.
-        model = layer.content.get("model")
-        inner = (model.get("init_args") or {}) if isinstance(model, dict) else {}
-        stated = {**inner, **layer.content}
-        switches |= {name: stated[name] for name in SWITCHES if name in stated}
     if switches:
         config = merge(config, {"model": {"init_args": switches}})
     check_names(take_switches(config)[1], layers)
@@ -446,6 +404,80 @@ def resolve(
         start_from=start_from,
         ours=tuple(ours),
     )
+
+
+def _fold(*steps: Layer | Callable[[dict[str, Any]], Iterable[Layer]]) -> tuple[dict[str, Any], list[Layer]]:
+    """Merge layers in order; a function makes layers that depend on what was merged before."""
+    config: dict[str, Any] = {}
+    layers: list[Layer] = []
+    for step in steps:
+        for layer in [step] if isinstance(step, Layer) else step(config):
+            layers.append(layer)
+            config = merge(config, layer.content)
+    return config, layers
+
+
+def _hardware_layer(hardware: str) -> Layer:
+    folder = project_root() / "configs" / "hardware"
+    machines = [path.stem for path in folder.glob("*.yaml")]
+    if hardware not in machines:
+        raise ConfigurationError(f"there is no configs/hardware/{hardware}.yaml; {nearest(hardware, machines)}")
+    return Layer(f"configs/hardware/{hardware}.yaml", load_yaml(folder / f"{hardware}.yaml"))
+
+
+def _limit_devices(config: dict[str, Any]) -> Iterator[Layer]:
+    most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
+    if most is not None and isinstance(devices, int) and devices > most:
+        yield Layer(f"most_devices {most}", {"trainer": {"devices": most}})
+
+
+def _check_given(layers: Iterable[Layer], paper: str, seed: int) -> None:
+    """Refuse keys that the user's files and flags cannot set."""
+    for layer in layers:
+        if layer.name == "--seed_everything":
+            raise ConfigurationError("use --seed, which also names the run's folder, instead of --seed_everything")
+        for key in ("extends", "most_devices"):
+            if key in layer.content:
+                raise ConfigurationError(f"{layer.name}: {key} only works in a recipe, configs/{paper}/<recipe>.yaml")
+        if layer.content.get("seed_everything", seed) != seed:
+            raise ConfigurationError(f"{layer.name}: seed_everything is not the seed of this run, {seed}; set --seed")
+
+
+def _check_lengths(layers: Iterable[Layer]) -> None:
+    for layer in layers:
+        limits = layer.content.get("trainer")
+        if isinstance(limits, dict) and 0 in map(limits.get, _LENGTHS):
+            raise ConfigurationError(
+                f"{layer.name}: a stage that trains no step would record random weights; trainer.max_epochs, max_steps "
+                "and limit_train_batches must be above 0"
+            )
+
+
+#: A function that makes the layers of one field.
+FieldLayers = Callable[[dict[str, Any]], Iterator[Layer]]
+
+
+def _field_layers(name: str, fields: Iterable[tuple[str, Any]], flags: Sequence[str]) -> list[FieldLayers]:
+    """A function per field; with separate `flags` for its arguments a text is a class, as in LightningCLI."""
+
+    def layers(key: str, value: Any, config: dict[str, Any]) -> Iterator[Layer]:
+        for field, stated in _whole_dataset(config, key, value):
+            if isinstance(stated, str) and any(flag.startswith(f"{short_name(field)}.") for flag in flags):
+                stated = {"class_path": stated}
+            yield Layer(f"{name} {field}", place(config, field, stated))
+
+    return [functools.partial(layers, key, value) for key, value in fields]
+
+
+def _switches_of(config: dict[str, Any], layers: Iterable[Layer]) -> dict[str, Any]:
+    """The switches of a configuration; layers of stages and users may state them among the model's arguments, too."""
+    switches = {name: config[name] for name in SWITCHES if name in config}
+    for layer in layers:
+        model = layer.content.get("model")
+        arguments = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+        stated = {**arguments, **layer.content}
+        switches |= {name: stated[name] for name in SWITCHES if name in stated}
+    return switches
 
 
 def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:
