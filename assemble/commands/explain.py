@@ -62,8 +62,7 @@ def explain(
             print(f"stages that replace released files: {', '.join(found.stand_ins)}")
 
     print(f"\nMetric {found.metric.key}, {'higher' if found.metric.better == 'up' else 'lower'} is better")
-    for source in found.metric_sources():
-        print("  " + ", ".join(filter(None, (source.function, f"{source.file}:{source.line}", source.page))))
+    print(f"  measured by {', '.join(found.measuring_classes())}; protocol: docs/papers/{found.source.paper}.md")
     print("\nReproduce")
     print("\n".join(f"  {command}" for command in found.commands()))
     return 0

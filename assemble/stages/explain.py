@@ -13,7 +13,6 @@ from typing import Any
 
 from assemble.reporting.aggregate import Cell, collect, select
 from assemble.reporting.draws import NATIVE
-from assemble.reporting.metric_source import MetricSource, find_metric
 from assemble.reporting.papers import SCALES, paper_named
 from assemble.reporting.records import (
     IGNORED_KEYS,
@@ -29,7 +28,7 @@ from assemble.reporting.render import revision_text
 from assemble.reporting.results import find_promoted
 from assemble.reporting.runs import flat, text_of
 from assemble.reporting.tables import Metric, PartT, Row, Table, Tables, expand, load, part_named
-from assemble.stages.configuration import leaves, resolve
+from assemble.stages.configuration import resolve
 from assemble.stages.request import Selection, StageRequest, requests_for
 from common.errors import ReportingError, nearest
 
@@ -125,11 +124,10 @@ class Explanation:
         published = {stage.recipe for stage in self.source.stages.values() if "paper" in stage.scales}
         return [stage.stage for stage in self.stages if stage.recipe not in published]
 
-    def metric_sources(self) -> list[MetricSource]:
-        models = [leaves(self._config(one)["model"]) for one in self.stages if one.stage in self.cell.instances]
-        classes = [[str(value) for name, value in model if name.endswith("class_path")] for model in models]
-        found = dict.fromkeys(find_metric(self.metric.key, given) for given in classes)
-        return [one for one in found if one is not None]
+    def measuring_classes(self) -> list[str]:
+        """Import paths of the modules that measure the cell."""
+        measuring = (one for one in self.stages if one.stage in self.cell.instances)
+        return list(dict.fromkeys(str(self._config(stage)["model"]["class_path"]) for stage in measuring))
 
     def commands(self) -> list[str]:
         """Commands that reproduce the draws, one per instruction set."""

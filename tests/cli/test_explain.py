@@ -11,12 +11,10 @@ import pytest
 
 from assemble.commands.main import main
 from assemble.reporting.aggregate import collect
-from assemble.reporting.metric_source import find_metric
-from assemble.reporting.papers import SCALES, existing_papers
+from assemble.reporting.papers import existing_papers
 from assemble.reporting.records import IGNORED_KEYS, RECORD_FILE, SEED_KEYS, config_hash, write
 from assemble.reporting.results import find_promoted
-from assemble.reporting.tables import entries, expand, load
-from assemble.stages.configuration import leaves, resolve
+from assemble.reporting.tables import load
 from assemble.stages.explain import explain
 
 PAPERS = [paper.name for paper in existing_papers()]
@@ -40,7 +38,9 @@ def test_recorded_cells_of_every_paper_are_explained(capsys: pytest.CaptureFixtu
         assert all(f"seed {draw.label}: {value:.{digits}f}" in flat for draw, value in cell.values.items())
         assert all(record.configuration in output for record in cell.records)
         assert re.search(r"^Differs from the paper in$", output, re.MULTILINE)
-        assert re.search(r"^  [\w.]+, (common|papers)/[\w/]+\.py:\d+", output, re.MULTILINE)
+        assert re.search(
+            rf"^  measured by (common|papers)\.[\w.]+; protocol: docs/papers/{paper}.md$", output, re.MULTILINE
+        )
         assert f"--stages {' '.join(cell.instances)}" in output
 
 
@@ -52,8 +52,7 @@ def test_a_cell_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^s_w +trainer.precision +32-true +bf16-mixed *$", output, re.MULTILINE)
     assert "trainer.max_epochs" not in output
     assert "trainer.max_epochs" in said(capsys, "xmcgan", "mini", "s + w", "fd", "--fields")
-    assert "papers/xmc_gan/miniature.py" in output
-    assert "docs/papers/xmc_gan.md [14.5]" in output
+    assert "measured by papers.xmc_gan.module.XMCGANModule; protocol: docs/papers/xmc_gan.md" in output
     published = said(capsys, "xmcgan", "coco", "attngan", "FID")
     assert published.endswith("published  33.10 at paper scale (LAFITE's table)\n  not measured at paper\n")
     assert "recorded   –" in said(capsys, "xmcgan", "ablation", "S", "fid")  # never measured: still its stages
@@ -89,41 +88,3 @@ def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixtur
     assert "did not measure this cell; it has baseline at mini" in said(
         capsys, "xmcgan", "mini", "W", "fd", "--run", str(tmp_path), status=2
     )
-
-
-#: Some that other functions name, too.
-FUNCTIONS = {
-    "test/video_top1": "ActionRecognition.results",
-    "test/conv5x_top1": "of_stages",
-    "test/mining_precision_consensus": "bank_agreement",
-    "test/fid": "GenerationEvaluation.compute",
-    "test/mini_r_precision": "MiniatureEvaluation.compute",
-    "test/multi30k_en_mr": "RetrievalTest.compute",
-    "test/accuracy": "TextTest.compute",
-    "test/avsd7/cider": "score_captions",
-    "test/ap50": "voc07_average_precision",
-    "test/i2t_r1": "_summary",
-    "test/r10_after_64": "BridgedRetrieval.on_test_epoch_end",
-    "test/map": "mean_average_precision",
-}
-
-
-#: Sections of a paper's page that its metrics cite.
-SECTIONS = {"avid_cma": "10.1 10.2 10.3", "xmc_gan": "9 14.5", "m3p": "10", "vx2text": "11", "mct": "8 9"}
-
-
-@pytest.mark.parametrize("paper", PAPERS)
-def test_the_function_of_every_metric_is_found(paper: str) -> None:
-    source, seen, cited = load(paper), set(), set()
-    for scale in SCALES:
-        for stage in expand(source, scale):
-            keys = {metric.key for _, _, metric in entries(source, stage.id, scale)}
-            config = resolve(paper, stage.recipe, scale=scale, stage_overrides=stage.overrides).config
-            model = tuple(str(value) for name, value in leaves(config["model"]) if name.endswith("class_path"))
-            for key in keys - {key for known, key in seen if known == model}:
-                seen.add((model, key))
-                found = find_metric(key, model)
-                assert found, f"no function names {key} of stage {stage.id}"
-                assert found.function == FUNCTIONS.get(key, found.function)
-                cited.add(found.page)
-    assert cited == {"", *(f"docs/papers/{paper}.md [{section}]" for section in SECTIONS[paper].split())}
