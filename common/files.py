@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SETTLED_SECONDS = 2.0
 #: Maximum number of values in a YAML file with aliases expanded; ours have 3,000.
 MOST_NODES = 100_000
+#: Maximum size of a record, a configuration or another small text; the curves of a long run have a few megabytes.
+MOST_BYTES = 2**26
 #: Temporary names contain a token and the process id: `.last.0f3a8c11.4711.tmp.ckpt`.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
 #: Keep younger ones: their process may run on another machine.
@@ -37,11 +40,54 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+def open_regular(path: Path, mode: str = "rb", most: int | None = None, **options: Any) -> IO[Any]:
+    """Open an untrusted file to read; refuses pipes and devices, which would block, and more than `most` bytes."""
+    return open(path, mode, opener=lambda name, flags: _regular(name, flags, most), **options)
+
+
+def open_inside(folder: Path, name: str, most: int | None = None) -> IO[bytes]:
+    """`open_regular` for a file in an untrusted folder; refuses names and links that lead out of it."""
+    *folders, file = Path(name).parts or [""]
+    if Path(name).is_absolute() or ".." in folders:
+        raise ValueError(f"{name!r} is not inside the folder")
+    places = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY)]
+    try:
+        for part in folders:
+            places.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=places[-1]))
+        return open(file, "rb", opener=lambda name, flags: _regular(name, flags | os.O_NOFOLLOW, most, places[-1]))
+    finally:
+        for place in places:
+            os.close(place)
+
+
+def _regular(name: str, flags: int, most: int | None, folder: int | None = None) -> int:
+    # Check what was opened: another process could replace the name between a check and the opening.
+    descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    status = os.fstat(descriptor)
+    problem = "" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+    if most is not None and status.st_size > most:
+        problem = problem or f"has {status.st_size:,} bytes, more than {most:,}"
+    if problem and not stat.S_ISDIR(status.st_mode):  # `open` itself refuses folders
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, problem, name)
+    return descriptor
+
+
+def read_bytes(path: Path, most: int | None = MOST_BYTES) -> bytes:
+    """Read an untrusted file; see `open_regular`."""
+    with open_regular(path, most=most) as file:
+        return file.read()
+
+
+def read_text(path: Path, most: int | None = MOST_BYTES, **options: Any) -> str:
+    """Read an untrusted UTF-8 file; see `open_regular`."""
+    with open_regular(path, "r", most, **{"encoding": "utf-8", **options}) as file:
+        return file.read()
+
+
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Name the file in system errors, and refuse pipes and devices, which would block."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    """Name the file in system errors."""
     try:
         yield
     except OSError as error:
@@ -52,10 +98,9 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
-    """Turn any error from parsing an untrusted file into `wrong`, naming the file; refuses pipes, which would block."""
+    """Turn any error from parsing an untrusted file into `wrong`, naming the file."""
     try:
-        with named(path):
-            yield
+        yield
     except wrong:
         raise
     except Exception as error:  # Parsers raise anything for damaged or hostile content.
@@ -280,7 +325,7 @@ def _check_size(root: Any) -> None:
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:
     """Read a YAML file; see `parse_yaml`. Any error is of class `wrong`."""
     with parsing(path, wrong):
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        return parse_yaml(read_text(path))
 
 
 @functools.cache

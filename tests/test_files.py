@@ -18,9 +18,11 @@ from common.errors import Preempted, StageError
 from common.files import (
     exclusive,
     lock,
+    open_inside,
     parse_yaml,
     parsing,
     put_back,
+    read_bytes,
     read_yaml,
     require_writable,
     sweep,
@@ -152,13 +154,38 @@ def test_any_error_of_a_parser_names_the_file(tmp_path: Path, error: Exception) 
         raise WrongError("as it is")
 
 
-def test_parsing_waits_for_no_pipe_and_keeps_no_signal(tmp_path: Path) -> None:
+def test_a_reader_waits_for_no_pipe_and_keeps_no_signal(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(WrongError, match="pipe"), parsing(tmp_path / "pipe", WrongError):
-        (tmp_path / "pipe").read_bytes()
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link"):
+        with pytest.raises(WrongError, match=f"{name}: is not a regular file"), parsing(tmp_path / name, WrongError):
+            read_bytes(tmp_path / name)
+    (tmp_path / "large").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "large", 5) == b"12345"
+    with pytest.raises(OSError, match="has 5 bytes, more than 4"):
+        read_bytes(tmp_path / "large", 4)
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        read_bytes(tmp_path)
     for stop in (Preempted(15), SystemExit(1)):
         with pytest.raises(type(stop)), parsing(tmp_path, WrongError):
             raise stop
+
+
+def test_a_file_of_an_untrusted_folder_is_in_that_folder(tmp_path: Path) -> None:
+    (tmp_path / "run" / "media").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "run" / "media" / "file").write_bytes(b"mine")
+    (tmp_path / "run" / "media" / "link").symlink_to("file")
+    (tmp_path / "run" / "up").symlink_to("..")
+    (tmp_path / "linked").symlink_to("run")
+    opened = len(os.listdir("/proc/self/fd"))
+    for folder in ("run", "linked"):  # only names in the folder are untrusted
+        with open_inside(tmp_path / folder, "media/file") as file:
+            assert file.read() == b"mine"
+    for name in ("media/link", "up/secret", "../secret", "media/../../secret", str(tmp_path / "secret"), "media", "."):
+        with pytest.raises((OSError, ValueError)):
+            open_inside(tmp_path / "run", name)
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_a_disk_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

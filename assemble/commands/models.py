@@ -108,7 +108,8 @@ def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 def _lines(path: Path) -> list[str]:
     """The texts of a file, one per line."""
     with files.parsing(path, StageError):
-        content = path.read_text(encoding="utf-8-sig")  # not splitlines(), which also splits at other characters
+        content = files.read_text(path, None, encoding="utf-8-sig")
+        # Not splitlines(), which also splits at other characters.
         texts = [line.strip() for line in content.split("\n") if line.strip()]
         if not texts:
             raise ValueError("has no text: write one per line")
@@ -281,7 +282,7 @@ def _arrays_of(path: Path) -> list[str]:
     """Names of the arrays in an .npz file."""
     import numpy as np
 
-    with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
+    with files.parsing(path, StageError), files.open_regular(path) as file, np.load(file) as content:
         return list(content.files)
 
 
@@ -292,7 +293,7 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
 
     if model.retrieval != "vectors":
         raise StageError(f"{model.paper} compares files, not vectors: give their folder, not {path}")
-    with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
+    with files.parsing(path, StageError), files.open_regular(path) as file, np.load(file) as content:
         if str(content["model"]) != model.fingerprint():
             raise ValueError("was embedded by another model: embed the files again with this one")
         return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from assemble.reporting.records import RecordError, warn_of
-from common.files import parsing
+from common.files import MOST_BYTES, open_regular, parsing
 
 MAX_POINTS = 200
 #: Larger values count as infinite; they would overflow when drawn.
@@ -31,7 +31,7 @@ def read_points(path: Path) -> Curves:
     if not path.exists():
         return found
     try:
-        with parsing(path, RecordError), path.open(encoding="utf-8", newline="") as file:
+        with parsing(path, RecordError), open_regular(path, "r", MOST_BYTES, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 name, step, value = row.get("name"), _number(row.get("step")), _number(row.get("value"))
                 if name and name != "epoch" and step is not None and value is not None:

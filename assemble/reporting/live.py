@@ -16,7 +16,7 @@ from assemble.reporting.runs import run_folders
 from common.errors import ReportingError
 
 #: A request for another host comes from a foreign site whose name was pointed at this machine (DNS rebinding).
-HOSTS = ("127.0.0.1", "localhost", "[::1]")
+HOSTS = ("127.0.0.1", "localhost")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; media-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from assemble.reporting.records import Record
+from common.files import open_inside
 
 MEBIBYTE = 2**20
 MAX_FILE_BYTES = 2 * MEBIBYTE
@@ -29,9 +33,8 @@ class Budget:
 
     left: int
 
-    def refuse(self, path: Path) -> str:
-        """Why a file does not fit, or an empty string; counts one that fits."""
-        size = path.stat().st_size
+    def refuse(self, size: int) -> str:
+        """Why so many bytes do not fit, or an empty string; counts those that fit."""
         if size > MAX_FILE_BYTES:
             return f"{size / MEBIBYTE:.1f} MiB, more than {MAX_FILE_BYTES / MEBIBYTE:.0f}"
         if size > self.left:
@@ -75,34 +78,34 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
         suffix = path.suffix.lower()
         if name.endswith(_ROW_CONTENT) or (name.endswith(_ROW) and not rows):
             continue
-        if not is_own(path, folder):
-            found.left_out.append(f"{path.name} (not in the run's folder)")
-        elif suffix == ".csv":
-            with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                header, *lines = [*csv.reader(file)] or [[]]
-            more = max(len(lines) - MAX_TABLE_ROWS, 0)
-            found.sheets.append(Sheet(path.name, header, lines[:MAX_TABLE_ROWS], more))
-        elif suffix not in MIMES:
+        if suffix not in (".csv", *MIMES):
             found.left_out.append(f"{path.name} (not a picture)")
-        elif reason := budget.refuse(path):
-            found.left_out.append(f"{path.name} ({reason})")
-        elif name.endswith(_ROW):
-            described = path.with_suffix(".json")
-            columns = json.loads(described.read_text(encoding="utf-8")) if is_own(described, folder) else []
-            found.rows[path.name.removesuffix(_ROW)] = tuple(map(str, columns)), _embedded(path, record)
-        else:
-            found.media.append(_embedded(path, record))
+            continue
+        try:
+            file = open_inside(folder, name)
+        except (OSError, ValueError):  # an untrusted record must not show other files
+            found.left_out.append(f"{path.name} (not in the run's folder)")
+            continue
+        with file:
+            if reason := budget.refuse(os.fstat(file.fileno()).st_size):
+                found.left_out.append(f"{path.name} ({reason})")
+            elif suffix == ".csv":
+                lines = [*csv.reader(io.TextIOWrapper(file, "utf-8", "replace", newline=""))] or [[]]
+                more = max(len(lines) - 1 - MAX_TABLE_ROWS, 0)
+                found.sheets.append(Sheet(path.name, lines[0], lines[1 : 1 + MAX_TABLE_ROWS], more))
+            elif name.endswith(_ROW):
+                columns: list[str] = []
+                with suppress(FileNotFoundError), open_inside(folder, name.removesuffix(_ROW) + _ROW_CONTENT) as texts:
+                    columns = json.load(texts)
+                found.rows[path.name.removesuffix(_ROW)] = tuple(map(str, columns)), _embedded(path, file, record)
+            else:
+                found.media.append(_embedded(path, file, record))
     return found
 
 
-def is_own(path: Path, folder: Path) -> bool:
-    """Whether a file is inside a run's folder after following links; an untrusted record must not show other files."""
-    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-
-
-def _embedded(path: Path, record: Record) -> Medium:
+def _embedded(path: Path, file: IO[bytes], record: Record) -> Medium:
     suffix = path.suffix.lower()
     mime = MIMES[suffix]
     words = path.name.partition(".")[0].replace("_", " ")
     text = f"{words} of {record.stage}, {record.scale} scale, {record.draw}"
-    return Medium(mime.partition("/")[0], text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")
+    return Medium(mime.partition("/")[0], text, f"data:{mime};base64,{base64.b64encode(file.read()).decode()}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
-from common.files import parse_yaml, parsing
+from common.files import parse_yaml, parsing, read_text
 
 #: Largest first; `single` takes about a day on one GPU, and only applies to tables that list it.
 SCALES = ("paper", "single", "mini", "smoke")
@@ -90,7 +90,7 @@ def names_of_papers() -> str:
 def _headed(file: Path, changed: int) -> Paper:
     """Parse only the head of a tables file; parsing all of it takes fifty times as long."""
     with parsing(file, ReportingError):
-        block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", file.read_text(encoding="utf-8"), re.MULTILINE)
+        block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", read_text(file), re.MULTILINE)
         head = parse_yaml(block[0])["paper"] if block else {}
         return Paper(file.parent.name, **{**head, "order": int(head.get("order", 0))})
 

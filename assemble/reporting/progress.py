@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from common.files import read_bytes
+
 FILE = "progress.json"
 #: Least seconds between two lines about a stage in a log.
 QUIET = 60.0
@@ -74,7 +76,7 @@ def read(folder: Path, since: float) -> dict[str, Any] | None:
     try:
         if (folder / FILE).stat().st_mtime < since - 1:  # from an earlier session; file systems round times
             return None
-        return json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return json.loads(read_bytes(folder / FILE))
     except (OSError, ValueError):
         return None
 

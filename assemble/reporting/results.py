@@ -18,7 +18,7 @@ from assemble.reporting.draws import Draw
 from assemble.reporting.papers import SCALES, Paper, paper_named
 from assemble.reporting.records import Record, RecordError, in_order
 from assemble.reporting.schema import parse_json
-from common.files import parsing, sweep, write_atomically
+from common.files import parsing, read_bytes, sweep, write_atomically
 
 #: Fields that all records of a file share.
 HEAD = ("paper", "scale", "seed", "schema")
@@ -90,7 +90,7 @@ def _json(content: Any) -> bytes:
 def _read_shared(paper: Paper) -> Shared:
     path = paper.results / SHARED_FILE
     with parsing(path, RecordError):
-        return {name: dict(held) for name, held in parse_json(path.read_bytes()).items()} if path.exists() else {}
+        return {name: dict(held) for name, held in parse_json(read_bytes(path)).items()} if path.exists() else {}
 
 
 def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
 
 def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
     with parsing(path, RecordError):
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_bytes(path))
         head = {name: content[name] for name in HEAD}
         found = [
             Record.of({**head, "stage": stage, **_unpacked(packed, shared)})

@@ -31,7 +31,7 @@ from assemble.reporting.records import (
 from assemble.reporting.schema import parse_json
 from assemble.reporting.tables import entries, load
 from common.errors import ReportingError, nearest
-from common.files import parsing, read_yaml
+from common.files import parsing, read_bytes, read_yaml
 
 BASICS = (
     "run", "paper", "scale", "draw", "seed", "stage", "recipe", "job", "row", "state", "progress", "started", "minutes",
@@ -134,7 +134,7 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
     overrides: tuple[str, ...] = ()
     if identity.exists():
         with parsing(identity, ReportingError):
-            overrides = tuple(map(str, parse_json(identity.read_bytes()).get("arguments", ())))
+            overrides = tuple(map(str, parse_json(read_bytes(identity)).get("arguments", ())))
     return Run(name, folder, record, state, told, overrides)
 
 

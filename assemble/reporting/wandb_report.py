@@ -19,7 +19,7 @@ from assemble.reporting.records import Record
 from assemble.reporting.tables import Tables, load
 from assemble.reporting.wandb_server import project, server, within
 from common.errors import ReportingError
-from common.files import parsing, write_atomically
+from common.files import parsing, read_bytes, write_atomically
 
 SEND_SECONDS = 30.0
 """Timeout for sending a report."""
@@ -205,7 +205,7 @@ def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str)
     The file `sent` keeps their ids by server, project and title, so that sending again replaces them.
     """
     with parsing(sent, ReportingError):
-        ids = json.loads(sent.read_text(encoding="utf-8")) if sent.is_file() else {}
+        ids = json.loads(read_bytes(sent)) if sent.is_file() else {}
     here = ids.setdefault(f"{server()}/{entity}/{project()}", {})
     for document in documents:
         title = document.title if isinstance(document, wr.Report) else document.name

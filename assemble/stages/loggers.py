@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from assemble.reporting.runs import short_overrides
 from assemble.reporting.wandb_server import one_line, project, why_unreachable
 from common.errors import StageError
-from common.files import parsing, write_atomically
+from common.files import open_regular, parsing, write_atomically
 
 
 class MetricsFile(Logger):
@@ -48,7 +48,7 @@ class MetricsFile(Logger):
         """Drop rows of steps greater than `step` (-1 for all), and those of a test. Steps start at 0."""
         if not self._path.exists():
             return
-        with parsing(self._path, StageError), self._path.open(newline="", encoding="utf-8") as file:
+        with parsing(self._path, StageError), open_regular(self._path, "r", encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
         # A resumed run repeats the test, whose step is the last one of training.
         rows = list(takewhile(lambda row: not row[1].startswith("test/"), rows))

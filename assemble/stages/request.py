@@ -32,6 +32,7 @@ from assemble.stages.configuration import (
 from assemble.stages.recipe_data import dataset_entries
 from common.data.checksums import digest
 from common.errors import ConfigurationError
+from common.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def finished_record(stage: StageRequest) -> records.Record | None:
 
 def recorded_lineage(identity_path: Path) -> str | None:
     try:
-        return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
+        return str(json.loads(read_bytes(identity_path))["lineage_hash"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from common.data.listing import DatasetError
 from common.data.sequences import Columns, Rows, Texts, cached_columns
-from common.files import named, parsing, stamp_of, told
+from common.files import named, open_regular, parsing, read_bytes, stamp_of, told
 
 Value = TypeVar("Value")
 Read = TypeVar("Read", bound=Callable[..., Any])
@@ -95,7 +95,7 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
         return {key: value for key, value in found.items() if key not in without}
 
     with parsing(path, DatasetError):
-        return json.loads(path.read_bytes(), object_hook=drop if without else None)
+        return json.loads(read_bytes(path, None), object_hook=drop if without else None)
 
 
 def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value]:
@@ -130,7 +130,7 @@ def read_rows(
             yield line.decode("utf-8-sig" if at[0] == 1 else "utf-8")
 
     try:
-        with named(path), path.open("rb") as stream:
+        with named(path), open_regular(path) as stream:
             for row in rows_of(counted(stream)):
                 yield parse(row)
     except OSError:

@@ -12,7 +12,7 @@ from common.data.media import frame_count
 from common.data.transforms import AudioTransform, VideoTransform
 from common.encoders.checkpoint_files import read_checkpoint
 from common.errors import StageError
-from common.files import parsing
+from common.files import open_regular, parsing
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -64,7 +64,7 @@ class AudioInput:
 def read_statistics(path: Path) -> dict[str, np.ndarray]:
     """Read per-bin audio statistics from an .npz file or one of our pre-training checkpoints."""
     if path.suffix == ".npz":
-        with parsing(path, StageError), np.load(path) as content:
+        with parsing(path, StageError), open_regular(path) as file, np.load(file) as content:
             found = {name: content[name] for name in ("mean", "std") if name in content}
     else:
         checkpoint = read_checkpoint(path)

@@ -29,10 +29,10 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from common.files import parsing, told
+from common.files import open_regular, parsing
 
 Limits = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]
@@ -48,6 +48,13 @@ AUDIO_GAP_SECONDS = 0.05
 LONGEST_SECONDS = 604_800.0
 #: Duration in Matroska: `00:00:09.480000000`.
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+#: Formats that contain their media; those of playlists and scripts name other files and addresses.
+CONTAINERS = (
+    "aac,ac3,aiff,amr,asf,au,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp3,mpeg,mpegts,mpegvideo,mxf,nut,"
+    "ogg,rm,w64,wav,wv"
+)
+#: Others, such as EPS, start programs.
+PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # PyAV's names of the sample types.
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 # Source samples before and after a window, to settle the resampler's filter.
@@ -153,10 +160,8 @@ class FileCache:
 
     def get(self, path: Path, decode: Callable[[], Content]) -> Content:
         """The content of a file, decoded on the first call."""
-        try:
+        with parsing(path, MediaError):
             found = path.stat()
-        except (OSError, ValueError) as error:  # `parsing` looks twice more, for every sample
-            raise MediaError.of(path, told(error)) from error
         key = (os.fspath(path), found.st_mtime_ns, found.st_size)
         if key in self._entries:
             self._entries.move_to_end(key)
@@ -197,8 +202,12 @@ def read_image(path: Path, cache: FileCache | None = None) -> Image.Image:
     """
     if cache is not None:
         return cache.get(path, lambda: read_image(path))
-    with parsing(path, MediaError), Image.open(path) as image:
-        pixels = _to_rgb(image)
+    with parsing(path, MediaError), open_regular(path) as file:
+        try:
+            with Image.open(file, formats=PICTURES) as image:
+                pixels = _to_rgb(image)
+        except UnidentifiedImageError:
+            raise ValueError(f"damaged, or not one of {', '.join(PICTURES)}") from None
     pixels.info = {}  # EXIF and color profiles can be larger than the picture
     return pixels
 
@@ -315,6 +324,7 @@ class MediaFile:
     def __init__(self, path: Path, cache: FileCache | None = None) -> None:
         self.path = path
         self._container: InputContainer | None = None
+        self._opened = contextlib.ExitStack()
         self._reformatter = VideoReformatter()
         try:
             if cache is None:
@@ -380,9 +390,8 @@ class MediaFile:
     def close(self) -> None:
         # A stream of a closed container points to freed memory.
         self._streams: dict[str, Any] = {}
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        self._container = None
+        self._opened.close()
 
     def __enter__(self) -> MediaFile:
         return self
@@ -410,8 +419,15 @@ class MediaFile:
 
     def _open(self) -> InputContainer:
         self.close()
+        # FFmpeg takes a name for an address, such as `http:`, so give it an opened file.
+        file = self._opened.enter_context(open_regular(self.path))
+        limits = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
         # Tags in old files may be invalid text; we do not read them.
-        container = self._container = av.open(str(self.path), mode="r", metadata_errors="ignore")
+        try:
+            container = self._container = av.open(file, mode="r", options=limits, metadata_errors="ignore")
+        except av.ArgumentError as error:
+            raise MediaError.of(self.path, f"damaged, or not one of {CONTAINERS}") from error
+        self._opened.enter_context(container)
         self._fresh = True
         films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
         for kind, streams in (("video", films), ("audio", container.streams.audio)):
@@ -587,10 +603,8 @@ class FrameFolder:
     def __init__(self, path: Path, cache: FileCache | None = None) -> None:
         self.path = path
         self._cache = cache
-        try:
+        with parsing(self.path, MediaError):
             names = sorted(os.listdir(self.path))
-        except OSError as error:  # `parsing` looks twice more, for every sample
-            raise MediaError.of(self.path, told(error)) from error
         # Some systems create hidden files when they copy pictures.
         matches = [_NUMBERED.fullmatch(name) for name in names if not name.startswith(".")]
         found = {int(match[1]): match[0] for match in matches if match}

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from common.data.sequences import Texts
 from common.errors import optional_package
-from common.files import parsing, write_whole
+from common.files import open_regular, parsing, write_whole
 
 #: Keys of region features: the picture's file name without suffix, or its digits.
 KeyKind = Literal["stem", "number"]
@@ -211,19 +211,21 @@ class _RegionFile:
         h5py = None if self.path.suffix.lower() == ".npz" else optional_package("h5py", "features")
         with parsing(self.path, RegionError):
             if h5py is None:
-                with np.load(self.path) as held:
-                    found = dict(held)
+                with open_regular(self.path) as stream, np.load(stream) as held:
+                    found = {name: held[name] for name in {*_COLUMNS, "wh"} & set(held)}
             else:
-                file = h5py.File(self.path)
-                found = {name: _column(file, name, h5py) for name in {*_COLUMNS, "wh"} & set(file)}
+                file = h5py.File(open_regular(self.path))
+                found = {name: plain_column(file, name) for name in {*_COLUMNS, "wh"} & set(file)}
         self._owner = None if h5py is None else os.getpid()
         if "wh" in found:
             found["height_width"] = found["wh"]
         self._columns = {name: found[name] for name in _COLUMNS if name in found}
 
 
-def _column(file: Any, name: str, h5py: Any) -> Any:
+def plain_column(file: Any, name: str) -> Any:
     """A column of an untrusted HDF5 file, which may not lead to other files."""
+    import h5py
+
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is a link")
     column = file[name]

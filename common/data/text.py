@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import environment, parsing
+from common.files import environment, parsing, read_bytes
 from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class CaptionTokenizer(ABC):
                     "downloaded; `assemble data PAPER` lists it), or null to learn one from training captions"
                 )
             with parsing(path, VocabularyError):
-                self.read(path.read_bytes())
+                self.read(read_bytes(path))
 
     def encode(self, text: str) -> list[int]:
         """Token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""

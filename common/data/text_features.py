@@ -19,16 +19,18 @@ import torch
 from torch import Tensor
 
 from common.data.listing import spread
+from common.data.regions import plain_column
 from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer, pad_tokens
 from common.errors import optional_package
-from common.files import parsing, write_whole
+from common.files import open_regular, parsing, write_whole
 
 SentencePool = Literal["official", "masked_mean"]
 
 STORE_VERSION = 2
 # How many captions are tokenized again to check the tokenizer of a store.
 COMPARED_CAPTIONS = 256
+BERT_POSITIONS = 512
 _BERT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 _POOLS: tuple[SentencePool, ...] = get_args(SentencePool)
 
@@ -71,15 +73,26 @@ class FeatureStore:
         h5py = optional_package("h5py", "features")
 
         self.path = path
-        with parsing(path, FeaturesError), h5py.File(path) as file:
+        with parsing(path, FeaturesError), open_regular(path) as stream, h5py.File(stream) as file:
             self.about = dict(file.attrs)
             self.max_tokens = int(self.about["max_tokens"])
-            self.starts: npt.NDArray[np.int64] = file["starts"][:]
+            columns = {name: plain_column(file, name) for name in ("words", *_POOLS)}
+            self.starts: npt.NDArray[np.int64] = plain_column(file, "starts")[:]
+            rows, self.width = columns["words"].shape
+            sentences = {columns[name].shape for name in _POOLS}
+            if self.starts.dtype != np.int64 or sentences != {(len(self.starts) - 1, self.width)}:
+                raise ValueError(f"its columns have inconsistent shapes: starts {self.starts.shape}, {columns}")
+            lengths = np.diff(self.starts, prepend=0, append=rows)
+            if not (0 < self.max_tokens <= BERT_POSITIONS and 0 <= lengths.min() <= lengths.max() <= self.max_tokens):
+                raise ValueError(f"its captions do not have 0 to {self.max_tokens} tokens, at most {BERT_POSITIONS}")
+            if lengths[0] or lengths[-1]:
+                raise ValueError(f"its captions are not those of its {rows} words")
+            if any(column.dtype != np.float16 or column.id.get_offset() is None for column in columns.values()):
+                raise ValueError("its features must be float16, without chunks")
             self._arrays = {
-                name: np.memmap(path, np.float16, "r", file[name].id.get_offset(), file[name].shape)
-                for name in ("words", *_POOLS)
+                name: np.memmap(stream, np.float16, "r", column.id.get_offset(), column.shape)
+                for name, column in columns.items()
             }
-        self.width = self._arrays["words"].shape[1]
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
 from common.errors import StageError
-from common.files import parse_yaml, parsing
+from common.files import parse_yaml, parsing, read_text
 from common.training.switches import Switches
 
 
@@ -47,7 +47,7 @@ def open_finished(checkpoint: Path, kinds: Collection[str], otherwise: str, exam
                 "folder of an export"
             )
     with parsing(configuration, StageError):
-        config = parse_yaml(configuration.read_text(encoding="utf-8"))
+        config = parse_yaml(read_text(configuration))
         found, _ = str(config["model"]["class_path"]), config["data"]["class_path"]
     if found not in kinds:
         raise StageError(f"{checkpoint} is of {found}, which {otherwise}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import StageError
-from common.files import parsing
+from common.files import parsing, read_bytes
 
 #: Seconds to wait for the Hub before the cache is used alone.
 PATIENCE = 5.0
@@ -56,7 +56,7 @@ def push_export(folder: Path, repo: str, private: bool = False) -> str:
 
 def _listed(configuration: Path) -> list[str]:
     with parsing(configuration, StageError):
-        files = json.loads(configuration.read_bytes()).get("files")
+        files = json.loads(read_bytes(configuration)).get("files")
         if not files:
             raise ValueError("lists no files, so it is not an export of this suite")
         return list(files)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.text import pad_tokens
-from common.files import parsing
+from common.files import open_regular, parsing
 from papers.vx2text.gumbel import Estimator, choose, draws_of
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
@@ -41,7 +41,7 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
         names = R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"]
     elif isinstance(categories, str):
         path = Path(categories)
-        with parsing(path, ValueError), path.open(encoding="utf-8", newline="") as file:
+        with parsing(path, ValueError), open_regular(path, "r", encoding="utf-8", newline="") as file:
             names = [row["display_name"] for row in csv.DictReader(file)]
     else:
         names = categories

@@ -218,6 +218,16 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
         RegionFeatures(tmp_path / "c.npz")
 
 
+def test_a_column_that_nobody_reads_is_not_decompressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = rewrite(write(tmp_path / "a.npz"), bomb=np.zeros(3, dtype="U1"))
+    read = np.lib.npyio.NpzFile.__getitem__
+    names: list[str] = []
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: names.append(name) or read(self, name))
+    RegionFeatures(path)
+    assert "features" in names
+    assert "bomb" not in names
+
+
 def changed(**changes: Any) -> Regions:
     return Regions(**{**regions(0).__dict__, **changes})
 

@@ -100,8 +100,29 @@ def test_damaged_stores_are_refused(bert: Path, tmp_path: Path) -> None:
         with pytest.raises(FeaturesError, match=r"coco-train-8\.h5"):
             features.open("coco", "train", CAPTIONS, tokenizer)
     path.write_bytes(whole)
-    with h5py.File(path, "r+") as file:
-        del file["words"]
-        file.create_dataset("words", (3, 12), np.float16, chunks=True)  # chunks cannot be mapped
-    with pytest.raises(FeaturesError, match=r"coco-train-8\.h5"):
-        features.open("coco", "train", CAPTIONS, tokenizer)
+    (tmp_path / "secret").write_bytes(bytes(100))
+    rows, starts = (int(np.diff(FeatureStore(path).starts).sum()), FeatureStore(path).starts)
+    columns: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("words", {"shape": (rows, 12), "dtype": np.float16, "chunks": True}),  # chunks cannot be mapped
+        ("words", {"shape": (rows - 1, 12), "dtype": np.float16}),
+        ("words", {"shape": (rows,), "dtype": np.float16}),
+        ("official", {"shape": (5, 12), "dtype": np.float16}),
+        ("official", {"shape": (6, 12), "dtype": np.float32}),
+        ("starts", {"data": starts[::-1].copy()}),
+        ("starts", {"data": starts.astype(float)}),
+        ("starts", {"data": starts[:, None]}),
+        ("starts", {"shape": (7,), "dtype": np.int64, "external": [(str(tmp_path / "secret"), 0, 56)]}),
+    )
+    for name, changed in columns:
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file.create_dataset(name, **changed)
+        with pytest.raises(FeaturesError, match=r"coco-train-8\.h5: "):
+            features.open("coco", "train", CAPTIONS, tokenizer)
+    for tokens in (2**40, -1, 3):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as file:
+            file.attrs["max_tokens"] = tokens
+        with pytest.raises(FeaturesError, match=rf"coco-train-8\.h5: .*0 to {tokens} tokens"):
+            features.open("coco", "train", CAPTIONS, tokenizer)

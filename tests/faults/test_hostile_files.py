@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,15 +15,16 @@ import torch
 
 from assemble.commands import models
 from assemble.commands.main import main
-from assemble.reporting import records
+from assemble.reporting import progress, records
 from assemble.stages.configuration import load_yaml
 from common.data.datasets.captioned import read_caption_table
-from common.data.media import MediaFile, read_image
+from common.data.media import MediaError, MediaFile, read_image
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeaturesError, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import StageError, printable
 from common.training.callbacks import WholeCheckpoints
+from tests.data.media_factory import write_video
 
 
 def saved(path: Path, module: str = "AVIDModule") -> Path:
@@ -71,6 +74,43 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "store.h5")
     with pytest.raises(FeaturesError, match="is not a regular file"):
         FeatureStore(tmp_path / "store.h5")
+    os.mkfifo(tmp_path / progress.FILE)
+    assert progress.read(tmp_path, since=0.0) is None
+
+
+def test_media_lead_to_no_other_file_and_to_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To FFmpeg, a relative name can be an address, and a playlist names other files and addresses."""
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("clip.mp4"), seconds=0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        for scheme in ("http", "tcp", "rtsp", "ftp"):
+            Path(f"{scheme}:{address}.mp4").write_text("nothing")
+        list_of = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+        Path("files.m3u8").write_text(list_of.format(tmp_path / "clip.mp4"))
+        Path("server.m3u8").write_text(list_of.format(f"http://{address}/x.ts"))
+        Path("concat.mp4").write_text("ffconcat version 1.0\nfile 'clip.mp4'\n")
+        Path("session.mp4").write_text(f"v=0\no=- 0 0 IN IP4 {address}\ns=x\nm=video 9 RTP/AVP 96\n")
+        for path in set(Path().iterdir()) - {Path("clip.mp4")}:
+            with pytest.raises(MediaError, match=re.escape(path.name)):
+                MediaFile(path)
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    for name in ("file:clip.mp4", "concat:clip.mp4", "subfile,,start,0,end,9,,:clip.mp4"):
+        Path(name).write_bytes(Path("clip.mp4").read_bytes())
+        with MediaFile(Path(name)) as media:
+            assert media.video_limits is not None
+
+
+def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "dog.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF\n")
+    with pytest.raises(MediaError, match=r"dog\.jpg: damaged, or not one of JPEG, PNG"):
+        read_image(tmp_path / "dog.jpg")
+    assert not (tmp_path / "started").exists()
 
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:

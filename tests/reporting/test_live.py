@@ -64,7 +64,7 @@ def test_a_foreign_host_is_refused(server: LiveReport) -> None:
     port = server.server_address[1]
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "localhost.evil", "0.0.0.0"):
         assert get(server, host=host)[0] == 403, host
-    for host in ("localhost", f"localhost:{port}", "127.0.0.1:9", "[::1]:80", "LOCALHOST"):
+    for host in ("localhost", f"localhost:{port}", "127.0.0.1:9", "LOCALHOST"):
         assert get(server, "/stamp", host)[0] == 200, host
     assert server.server_address[0] == "127.0.0.1"
     for path in ("/record.json", "/../secret.png", "//media", "/mct/mini/seed0/base/record.json"):

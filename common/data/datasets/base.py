@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data.listing import NUMBERS, DatasetMissing, Listing, file_names
 from common.data.sequences import Columns, Texts, cached_columns
-from common.files import named
+from common.files import named, read_text
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -320,7 +320,7 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
 def read_lines(path: Path) -> list[str]:
     """Non-blank lines of a text list, without byte-order mark and carriage returns."""
     with named(path):
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_text(path, None, encoding="utf-8-sig", errors="surrogateescape")
     # Not splitlines(), because file names may contain its other line separators.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
 

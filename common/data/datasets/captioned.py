@@ -20,7 +20,7 @@ from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDatase
 from common.data.listing import DatasetError, DatasetMissing, Listing, spread
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.data.sequences import Rows, Texts
-from common.files import parsing
+from common.files import parsing, read_bytes
 
 #: Possible names of region feature files.
 _REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5")
@@ -208,7 +208,7 @@ def _natural(path: Path) -> tuple[str | int, ...]:
 def read_text(path: Path) -> str:
     """A UTF-8 text file, optionally gzipped."""
     with parsing(path, DatasetError):
-        content = path.read_bytes()
+        content = read_bytes(path, None)
         return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
 
 

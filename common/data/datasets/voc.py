@@ -24,7 +24,7 @@ from common.data.datasets.base import (
 )
 from common.data.datasets.coco import Annotated
 from common.data.listing import DatasetError, Listing
-from common.files import parsing
+from common.files import open_regular, parsing
 
 _PUBLISHED = {
     "2007": {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952},
@@ -157,9 +157,9 @@ class PascalVOC(MediaDataset):
 
 
 def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
-    with parsing(path, DatasetError):
+    with parsing(path, DatasetError), open_regular(path) as file:
         # Parts of a person (head, hand, foot) have nested boxes, which are ignored.
-        objects = ElementTree.parse(path).getroot().findall("object")
+        objects = ElementTree.parse(file).getroot().findall("object")
         sides = [[item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")] for item in objects]
         # Pixels count from 1, last one included: the whole image is (1, 1, W, H), or (0, 0, W, H) as edges, so only
         # the first two change (as in detectron2's data/datasets/pascal_voc.py).

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from common.data.annotations import kept_columns, read_once
 from common.data.datasets.base import DatasetStatus, MediaDataset, Scan
 from common.data.sequences import MadeOnDemand
-from common.files import named
+from common.files import named, open_regular
 
 
 class TextLines(MadeOnDemand[str]):
@@ -45,7 +45,7 @@ class TextLines(MadeOnDemand[str]):
 
 def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
     """First byte of every non-blank line, and the byte after its last."""
-    with named(path), path.open("rb") as stream:
+    with named(path), open_regular(path) as stream:
         # Blank lines are counted below zero.
         lines = np.fromiter((-len(line) if line.isspace() else len(line) for line in stream), np.int64)
     after = np.cumsum(np.abs(lines))
