@@ -70,6 +70,8 @@ def is_ours(error: BaseException) -> bool:
 
 def printable(text: str) -> str:
     """Untrusted text, such as a file name, without terminal control characters."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SETTLED_SECONDS = 2.0
 #: Maximum number of values in a YAML file with aliases expanded; ours have 3,000.
 MOST_NODES = 100_000
+#: Maximum length of an integer in YAML; Python does not print much longer ones.
+MOST_DIGITS = 100
 #: Maximum size of a record, a configuration or another small text; the curves of a long run have a few megabytes.
 MOST_BYTES = 2**26
 #: Temporary names contain a token and the process id: `.last.0f3a8c11.4711.tmp.ckpt`.
@@ -40,7 +42,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def open_regular(path: Path, mode: str = "rb", most: int | None = None, **options: Any) -> IO[Any]:
+def open_regular(path: Path, mode: str = "rb", most: int | None = None, **options: Any) -> Any:
     """Open an untrusted file to read; refuses pipes and devices, which would block, and more than `most` bytes."""
     return open(path, mode, opener=lambda name, flags: _regular(name, flags, most), **options)
 
@@ -350,7 +352,15 @@ def _loader() -> Any:
             seen.add(key)
         return loader.construct_mapping(node, deep=True)
 
+    def integer(loader: Any, node: Any) -> Any:
+        if len(node.value) > MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "the number is too long", node.start_mark)
+        return loader.construct_yaml_int(node)
+
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Loader.add_constructor("tag:yaml.org,2002:int", integer)
+    for kind in ("binary", "set", "omap", "pairs"):  # not plain data, which a configuration needs
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", yaml.SafeLoader.construct_undefined)
     number = (
         r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+"
         r"(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from assemble.reporting.aggregate import TableResult
 from assemble.reporting.claims import FAILS, HOLDS, Judged, interval_of, judge, seed_means
+from common.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -314,4 +315,5 @@ def to_svg(figure: Figure, label: str) -> str:
     ]
     style = f"@media (prefers-color-scheme: dark) {{{' '.join(rules)}}}"
     text = re.sub(r"(<style[^>]*>).*?(?=</style>)", lambda found: found[1] + style, text, flags=re.DOTALL)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" ', 1)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" ', 1)
+    return "\n".join(map(printable, text.split("\n")))

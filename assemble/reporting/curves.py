@@ -48,7 +48,11 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
     if not path.exists():
         return found
     csv.field_size_limit(sys.maxsize)  # a curve with many points exceeds the default
-    with parsing(path, RecordError), gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+    with (
+        parsing(path, RecordError),
+        open_regular(path) as packed,
+        gzip.open(packed, "rt", encoding="utf-8", newline="") as file,
+    ):
         for scale, draw, stage, name, steps, values in list(csv.reader(file))[1:]:
             points = zip(map(float, steps.split()), map(float, values.split()), strict=True)
             found.setdefault((scale, draw, stage), {})[name] = list(points)

@@ -22,7 +22,10 @@ from assemble.reporting.records import RECORD_FILE, Record, short_name, warn_of
 from assemble.reporting.results import draw_file, find_promoted, place_of, promoted_curves
 from assemble.reporting.runs import RUNNING, Run, find_runs
 from assemble.reporting.tables import Metric, Row, Tables, load
+from common.errors import printable
 
+#: Curves drawn for a stage; ours have at most 40.
+MAX_CURVES = 200
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", AGREES: "=", DIFFERS: "≠", NOT_RUN: "–"}
 
 
@@ -36,6 +39,7 @@ def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") 
     environment = Environment(
         loader=PackageLoader("assemble.reporting", "templates"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -199,6 +203,8 @@ class _Section:
                 for metric, points in shown.curves.items():
                     lines.setdefault(metric, {f"seed {one.label}": () for one in group})[f"seed {shown.label}"] = points
             draws = [place_of(r) for r in self.current if (r.scale, r.stage) == (scale, stage)] if lines else []
+            if len(lines) > MAX_CURVES:
+                warn_of(f"the page omits {len(lines) - MAX_CURVES} of the {len(lines)} curves of {stage}")
             band = band_of(recorded.get(draw, {}) for draw in draws)
             sections.append(
                 {
@@ -211,7 +217,7 @@ class _Section:
                     "provenance": render.provenance(records),
                     "curves": [
                         charts.training(name, lines[name], band.get(name, ()))
-                        for name in sorted(lines, key=importance)
+                        for name in sorted(lines, key=importance)[:MAX_CURVES]
                     ],
                     "recorded": len(draws) if band else 0,
                     "galleries": {shown.label: shown.gallery for shown in group},

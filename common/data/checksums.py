@@ -6,6 +6,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from common.files import open_regular
+
 
 def problem(path: Path, published: str) -> str | None:
     """Why a file does not match a checksum such as `md5:0123abcd` (a prefix is enough), or None."""
@@ -27,5 +29,5 @@ def digest(path: Path, kind: str) -> str:
 @functools.lru_cache(maxsize=64)
 def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
     """Digest of a file, cached until its stamp changes, because two data sets may share it."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

@@ -99,9 +99,9 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What is missing, unexpected, or of another shape; empty if all fits."""
     shapes = [
-        f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
+        f"{key} {_form(found[key])} instead of {list(value.shape)}"
         for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
+        if key in found and _form(found[key]) != str(list(value.shape))
     ]
     parts = [
         ("missing", [key for key in expected if key not in found]),
@@ -109,6 +109,12 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         ("other shape", shapes),
     ]
     return "; ".join(f"{len(names)} {what}: {first_of(names)}" for what, names in parts if names)
+
+
+def _form(value: Tensor) -> str:
+    """The shape, and what keeps a tensor from being copied: its layout, quantization or missing content."""
+    kinds = {str(value.layout): value.layout != torch.strided, "quantized": value.is_quantized, "meta": value.is_meta}
+    return " ".join([str(list(value.shape)), *(kind for kind, applies in kinds.items() if applies)])
 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], problem: str, advice: str = "") -> None:
@@ -158,7 +164,8 @@ def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) 
             f"{first_of(list(state) or list(content))}. If it has another prefix, add that to encoder_prefixes."
         )
     prefix = places[0]
-    own = below(state, prefix)
+    # Not `below`, which copies: a few bytes can claim any shape, which is compared first.
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     found = {name: own[name] for name in own if name in expected or not name.startswith(CLASSIFIERS)}
     if callable(rename := getattr(encoder, "released_names", None)):
         found = rename(found)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from common.data.checksums import digest
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.files import parsing, put_back, whole_folder
+from common.files import parsing, put_back, read_bytes, read_text, whole_folder
 from common.models.finished_stage import FinishedStage, open_finished
 from common.models.hub import CARD, CONFIGURATION, fetch_export
 from common.models.safe_builder import Builder
@@ -330,7 +330,7 @@ class Contents:
 def read_contents(folder: Path) -> Contents:
     path = folder / CONFIGURATION
     with parsing(path, StageError):
-        config, builder = json.loads(path.read_bytes()), Builder(str(path))
+        config, builder = json.loads(read_bytes(path)), Builder(str(path))
         kinds = hints_of(Contents)
         found = Contents(**{name: builder.value(config[name], kind, name) for name, kind in kinds.items()})
         if found.format != FORMAT:
@@ -350,7 +350,8 @@ def read_export(folder: Path, paper: str) -> Trained:
     config = read_contents(folder)
     if config.paper != paper:
         raise StageError(f"{folder} is a model of {config.paper}, not of {paper}")
-    for name, expected in config.files.items():
+    unlisted: dict[str, dict[str, Any]] = {name: {} for name in (WEIGHTS, RECORD) if name not in config.files}
+    for name, expected in (config.files | unlisted).items():
         with parsing(folder / name, StageError):
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError("is outside the export")
@@ -361,8 +362,8 @@ def read_export(folder: Path, paper: str) -> Trained:
         shared = json.loads((opened.metadata() or {}).get("shared", "{}"))
         weights |= {name: weights[other] for name, other in shared.items()}
     with parsing(folder / RECORD, StageError):
-        record = (folder / RECORD).read_text(encoding="utf-8")
-    files = {name: (folder / name).read_bytes() for name in config.files if name not in (WEIGHTS, RECORD)}
+        record = read_text(folder / RECORD)
+    files = {name: read_bytes(folder / name, None) for name in config.files if name not in (WEIGHTS, RECORD)}
     return Trained(config.model, config.inputs, weights, files, record, folder)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from assemble.reporting import media
+from assemble.reporting import media, report
 from assemble.reporting.curves import importance, read_points, thinned
 from assemble.reporting.papers import existing_papers, runs_root
 from assemble.reporting.report import page
@@ -138,6 +138,21 @@ def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved)
     assert "hunter2" not in text
     assert "<img" not in text
     assert all(f"{Path(name).name} (not in the run&#39;s folder)" in text for name in names if "row" not in name)
+
+
+def test_a_page_draws_few_curves_and_no_control_characters(
+    saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MAX_CURVES", 3)
+    folder = saved("esc@base")
+    rows = [f"{step},{name},1.0" for name in ("x\x1b\u202ey/loss", *"abcde") for step in (0, 1)]
+    (folder / "metrics.csv").write_text("\n".join(["step,name,value", *rows]))
+    text = written()
+    assert "omits 3 of the 6 curves of esc@base" in capsys.readouterr().err
+    assert text.count(" by step; ") == 3
+    assert "x\\x1b\\u202ey/loss" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
 
 
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -151,9 +152,16 @@ def test_damage_is_named(damaged: Path) -> None:
         refused(damaged, "model.safetensors: does not have the SHA-256")
     weights.unlink()
     refused(damaged, "model.safetensors: No such file")
+    os.mkfifo(weights)
+    refused(damaged, "model.safetensors: is not a regular file")
+    weights.unlink()
     weights.write_bytes(whole)
     config = damaged / "config.json"
     text = config.read_text(encoding="utf-8")
+    for name in ("model.safetensors", "record.json"):  # else they could be links to any file
+        changed(damaged, lambda document, name=name: document["files"].pop(name))
+        refused(damaged, f"{name}: does not have the SHA-256")
+        config.write_text(text, encoding="utf-8")
     config.write_text(text[:-40], encoding="utf-8")
     refused(damaged, r"config\.json: Unterminated")
     config.write_text(text.replace("model/1", "model/9"), encoding="utf-8")
