@@ -34,6 +34,13 @@ def runs(pid: int) -> bool:
     return _status(Path(f"/proc/{pid}"))[0] not in "ZX"
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that these started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(word) for path in tasks for word in path.read_text(encoding="ascii").split()]
+    return [*children, *(below for child in children for below in descendants(child))]
+
+
 def group_runs(group: int) -> bool:
     """Whether any process of a group runs."""
     found = map(_status, Path("/proc").glob("[0-9]*"))
@@ -41,5 +48,5 @@ def group_runs(group: int) -> bool:
 
 
 def promised(what: str) -> bool:
-    """Whether ASSEMBLE_TESTS_HAVE names `browser`, `docs` or `java`; tests that need it then fail without it."""
+    """Whether ASSEMBLE_TESTS_HAVE names `browser`, `docs`, `java` or `slurm`; without it, its tests then fail."""
     return what in os.environ.get("ASSEMBLE_TESTS_HAVE", "").split()

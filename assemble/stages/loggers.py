@@ -175,6 +175,8 @@ class StageWandbLogger(WandbLogger):
 
     def finish(self, exit_code: int) -> None:
         self.attempt(lambda: self.experiment.finish(exit_code=exit_code))
+        if self._failed or exit_code:
+            _end_service()
 
 
 def _earlier(directory: Path) -> list[Path]:
@@ -247,12 +249,17 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
             reason = f"{type(error).__name__}: {one_line(error)}"
         if attempt != "offline":
             _say(f"W&B: could not start {attempt} ({reason}); logging offline, `wandb sync` uploads later")
-        with suppress(Exception, SystemExit):
-            import wandb
-
-            wandb.teardown()
+        _end_service()
     _say(f"W&B: could not start ({reason}); values are in metrics.csv and record.json")
     return None
+
+
+def _end_service() -> None:
+    """End W&B's process; if a signal did so, this prevents a traceback when Python ends."""
+    with suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.teardown()
 
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:

@@ -189,12 +189,13 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
     # The loader's workers, and none for the task itself, so that eight tasks with eight workers fit on 64 cores.
     cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
     name = f"{request.paper}-{request.stage}-{request.scale}-{request.draw.folder.replace('seed', 's')}"
-    log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
+    folder = str(request.runs / request.paper / request.scale / "slurm")
+    log = f"{folder.replace('%', '%%')}/%x.log"  # SLURM's patterns
     # `singleton`: a second submission waits for the first and finds its work done.
     dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])
     options = [
         f"--job-name={shlex.quote(name)}",
-        f"--output={shlex.quote(str(log))}",
+        f"--output={shlex.quote(log)}",
         "--open-mode=append",
         f"--nodes={int(trainer.get('num_nodes', 1))}",
         f"--ntasks-per-node={tasks}",

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 import signal
 import subprocess
-import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from assemble.stages.stopping import REQUEUE_SIGNAL, check, postpone, received
+from assemble.stages import stopping
+from assemble.stages.stopping import REQUEUE_SIGNAL, received
 from common.errors import Preempted
 
-#: Seconds to save a checkpoint.
+#: Seconds to save a checkpoint, and then to close the W&B run.
 SAVING = 600.0
+CLOSING = 30.0
+#: Seconds from a signal to the end of one of several ranks before training; it may be waiting for a rank that ended.
+STARTING = 2.0
 
 
 class Preemption(Callback):
@@ -26,12 +33,20 @@ class Preemption(Callback):
         self.checkpoint = checkpoint
         self.signal: int | None = None
         self.saved_step: int | None = None
-        self._asked = False
+        #: Closes the W&B run.
+        self.close: Callable[[], object] = lambda: None
 
     def _check(self, *_: Any, **__: Any) -> None:
-        check()
+        stopping.check()
 
-    setup = on_train_start = on_test_batch_start = _check
+    setup = on_test_batch_start = _check
+
+    def _begin(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        stopping.allow(stopping.PATIENCE)
+        if trainer.world_size == 1:  # ranks agree after a step
+            stopping.check()
+
+    on_train_start = on_test_start = _begin
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
@@ -44,9 +59,9 @@ class Preemption(Callback):
                 again = trainer.strategy.reduce_boolean_decision(again, all=False)
         if asked:
             self.signal = REQUEUE_SIGNAL if again else own or signal.SIGTERM
-            postpone(SAVING)
+            stopping.allow(SAVING)
             trainer.save_checkpoint(self.checkpoint)
-            postpone(SAVING / 20)
+            stopping.allow(2 * CLOSING)
             self.saved_step = trainer.global_step
 
     def _leave(self, *_: Any, **__: Any) -> None:
@@ -57,15 +72,12 @@ class Preemption(Callback):
     on_train_batch_start = on_validation_start = on_train_epoch_end = _leave
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # Requeue first: closing the trainer and W&B may use up SLURM's grace period.
-        if isinstance(exception, Preempted) and trainer.is_global_zero:
-            self.queue_again(exception.signal)
-
-    def queue_again(self, number: int) -> None:
-        """Requeue this job once, if the signal is SLURM's warning before its end."""
-        if number == REQUEUE_SIGNAL and not self._asked:
-            self._asked = True
-            print(f"  {requeue()}", flush=True)
+        if isinstance(exception, Preempted) and exception.signal == REQUEUE_SIGNAL and trainer.is_global_zero:
+            # SLURM ends W&B's process as soon as the job is requeued; a server that hangs must not prevent that.
+            closing = threading.Thread(target=self.close, daemon=True)
+            closing.start()
+            closing.join(CLOSING)
+            requeue(exception.signal)
 
     def describe(self, stage: str, number: int) -> str:
         where = "no checkpoint was saved yet: rerun the command to start again"
@@ -76,22 +88,24 @@ class Preemption(Callback):
         return f"{stage}: stopped by {signal.Signals(number).name}{' ' if self.saved_step is not None else '; '}{where}"
 
 
-def requeue() -> str:
-    """Requeue this SLURM job, unless one of its processes did; returns the outcome to print."""
+def requeue(number: int) -> None:
+    """Requeue this SLURM job, if the signal is its warning before the end. Workers leave it to their main process."""
+    if number == REQUEUE_SIGNAL and multiprocessing.parent_process() is None:
+        _requeue()
+
+
+@functools.cache
+def _requeue() -> None:
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    mark = Path(tempfile.gettempdir(), f"assemble-requeued-{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}")
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return f"job {job} was requeued"
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
-        problem = done.stderr.strip() if done.returncode else None
+        problem = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
-    if problem is None:
-        return f"job {job} was requeued"
-    mark.unlink()
-    return f"job {job} could not be requeued ({problem}); submit it again to resume"
+    # Another process of the job may have requeued it.
+    if problem and "pending execution" not in problem:
+        print(f"  job {job} could not be requeued ({problem}); submit it again to resume", flush=True)
+    else:
+        print(f"  job {job} was requeued", flush=True)

@@ -113,7 +113,7 @@ def reproduce(
                 if number == stopping.REQUEUE_SIGNAL:
                     from assemble.stages.preempt import requeue
 
-                    say(f"  {requeue()}")
+                    requeue(number)
                 say("stopped; rerun the command to resume")
                 raise Preempted(number) from error
             if isinstance(error, BrokenExecutor):

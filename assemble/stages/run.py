@@ -11,11 +11,13 @@ import gc
 import json
 import logging
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,13 +163,13 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
 
         check(request.configuration)  # on all ranks, before an earlier run is moved aside
     _require_files(config.get("data"))
-    from assemble.stages.preempt import Preemption
+    from assemble.stages.preempt import Preemption, requeue
 
     stopping.check()
     last = request.checkpoint()
     preemption = Preemption(last)
     if is_main_process():
-        stopping.at_end(preemption.queue_again)
+        stopping.at_end(requeue)
     with _claimed(request):
         _prepare_folder(request)
         # Check under the lock, so that no other command can finish it in between.
@@ -184,7 +186,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
             if (number := error.signal if isinstance(error, Preempted) else stopping.received()) is not None:
                 if is_main_process():
                     print(f"  {preemption.describe(request.stage, number)}", flush=True)
-                    preemption.queue_again(number)
+                    requeue(number)
                 raise Preempted(number) from error
             if isinstance(error, RuntimeError) and _lost_a_process(error):
                 raise StageError(
@@ -230,7 +232,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
             f"{request.stage} cannot write into {path.parent}: {error.strerror}; give another folder with --runs"
         ) from None
     with opened as file:
-        # Loader processes of a killed run hold the lock for up to five seconds.
+        # Loader processes of a killed run hold the lock for up to a second.
         deadline, held = time.monotonic() + LOCK_PATIENCE, None
         while held is None:
             try:
@@ -407,6 +409,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     from assemble.reporting.progress import FILE as PROGRESS_FILE
     from assemble.stages.cli import build
     from assemble.stages.loggers import MetricsFile, note_files
+    from assemble.stages.preempt import STARTING
     from assemble.stages.telemetry import Telemetry, reset_peak_memory
     from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
@@ -438,7 +441,7 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
     # Before each batch, Lightning broadcasts its own flag for SIGTERM, which syncs the device; nothing sets it here.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     if (ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
-        stopping.kill_at_end(ranks)
+        stopping.at_end(lambda _: ranks(signal.SIGKILL))
     # Write the checkpoint to resume from last: the losses of its step follow it.
     callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")
@@ -454,7 +457,10 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
         wandb = _wandb_of(request, resolved, git)
         if wandb is not None:
             trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
+            preemption.close = partial(wandb.finish, 1)
     interrupted = True
+    if trainer.num_devices * trainer.num_nodes > 1:
+        stopping.allow(STARTING)
     stopping.check()
     try:
         if run.trains and last.is_file():

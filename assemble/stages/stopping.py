@@ -25,9 +25,8 @@ class _Listener:
 
     def __init__(self) -> None:
         self.children: list[Callable[[int], object]] = []
-        self.ranks: list[Callable[[int], object]] = []
-        self.last_call: Callable[[int], object] | None = None
-        self.deadline = 0.0
+        self.last_calls: list[Callable[[int], object]] = []
+        self.patience, self.deadline = PATIENCE, 0.0
         wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         wanted += [REQUEUE_SIGNAL] if "SLURM_JOB_ID" in os.environ else []
         # Ignored signals stay ignored, as under nohup.
@@ -50,10 +49,10 @@ class _Listener:
         STOP.received = None
 
     def forget(self) -> None:
-        """Detach a forked child, which must not write into its parent's pipe."""
+        """Detach a forked child (a loader process), which must not write into its parent's pipe."""
         signal.set_wakeup_fd(-1)
         for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)
         STOP.received = None
         with suppress(OSError):  # else the parent's `close` would wait for this process
             os.close(self._writer)
@@ -74,7 +73,7 @@ class _Listener:
                     first = False
                     STOP.received = STOP.received or number
                     # The main thread may have postponed it.
-                    self.deadline = max(self.deadline, time.monotonic() + PATIENCE)
+                    self.deadline = max(self.deadline, time.monotonic() + self.patience)
                     # A child that gets SIGINT twice would end without saving.
                     self._tell(signal.SIGTERM if number == signal.SIGINT else number)
                     if number == signal.SIGINT and is_main_process() and os.isatty(2):
@@ -90,7 +89,6 @@ class _Listener:
                 tell(number)
 
     def _end(self) -> None:
-        self.children += self.ranks
         self._tell(signal.SIGKILL)
         # Print in a thread: the main thread may hold the lock of a stream.
         last = threading.Thread(target=self._last_words, daemon=True)
@@ -100,8 +98,8 @@ class _Listener:
         os._exit(128 + (STOP.received or signal.SIGTERM) if is_main_process() else 0)
 
     def _last_words(self) -> None:
-        if self.last_call is not None and STOP.received is not None:
-            self.last_call(STOP.received)
+        for call in reversed(self.last_calls):
+            call(STOP.received or signal.SIGTERM)
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h")  # a live display hides the cursor
         print("stopped at once; rerun the command to resume from the last checkpoints", flush=True)
@@ -139,10 +137,12 @@ def check(error: BaseException | None = None) -> None:
     STOP.check(error)
 
 
-def postpone(seconds: float) -> None:
-    """Set the deadline to `seconds` from now, for example to save a checkpoint."""
-    if _listener is not None and STOP.received is not None:
-        _listener.deadline = time.monotonic() + seconds
+def allow(seconds: float) -> None:
+    """Give this process `seconds` from a signal to its next `check`; from now on, if a signal was received."""
+    if _listener is not None:
+        _listener.patience = seconds
+        if STOP.received is not None:
+            _listener.deadline = time.monotonic() + seconds
 
 
 @contextmanager
@@ -156,20 +156,14 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        postpone(PATIENCE)
+        allow(PATIENCE)
         listener.children.remove(child)
 
 
-def kill_at_end(ranks: Callable[[int], object]) -> None:
-    """Kill the ranks if this process ends without saving."""
-    if _listener is not None:
-        _listener.ranks.append(ranks)
-
-
 def at_end(call: Callable[[int], object]) -> None:
-    """Call this with the signal if this process ends without saving."""
+    """Call this with the signal if this process ends without saving; later calls come first."""
     if _listener is not None:
-        _listener.last_call = call
+        _listener.last_calls.append(call)
 
 
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -266,7 +269,7 @@ class ShardedDataModule(pl.LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": self.trainer.strategy.root_device.type == "cuda",
             "prefetch_factor": ahead,
-            "worker_init_fn": _leave_the_group,
+            "worker_init_fn": outlive_signals,
         }
         if batch_size and part and part < batch_size:
             return PartsLoader(kind, dataset, part, stacked, **options)
@@ -315,9 +318,25 @@ class ShardedDataModule(pl.LightningDataModule):
         return described
 
 
-def _leave_the_group(worker: int) -> None:
-    """Shield a loader process from signals to the process group (`timeout`): the main process saves first."""
-    os.setpgid(0, 0)
+def outlive_signals(worker: int) -> None:
+    """Keep a loader process alive until its parent ends it or dies.
+
+    SLURM, `timeout` and a terminal signal every process, and the main process needs its loaders to finish a step and
+    save. In C code no Python handler runs, so a thread waits for the parent's SIGTERM.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    sender = None
+    while os.getppid() == parent != sender:
+        information = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        sender = information and information.si_pid
+    os._exit(0)
 
 
 class LoaderPlan(NamedTuple):

@@ -116,6 +116,7 @@ class CheckpointChoice:
         batches = DataLoader(
             of_test.dataset, of_test.batch_size, sampler=of_test.sampler, collate_fn=of_test.collate_fn,
             num_workers=of_test.num_workers, pin_memory=of_test.pin_memory, prefetch_factor=of_test.prefetch_factor,
+            worker_init_fn=of_test.worker_init_fn,
         )  # fmt: skip
         if module.trainer.is_global_zero:
             print(f"  scoring averaged and raw weights of {len(files)} checkpoints in {files[-1].parent}")

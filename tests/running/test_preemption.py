@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +15,24 @@ from unittest.mock import Mock, call
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from assemble.stages import loggers, stopping
 from assemble.stages import preempt as preemption
 from assemble.stages.request import StageRequest
 from assemble.stages.run import run_stage
 from common.errors import Preempted
+from common.training import data_module
 from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over
 from tests.distributed.test_training import LAYER
-from tests.machine import LONG, runs, until
+from tests.m3p.stages import region_network
+from tests.machine import LONG, descendants, runs, until
 from tests.resume.killing import compare
 from tests.stages import callbacks, request
+from tests.vx2text import stages as vx2text
+from tests.xmc_gan import stages as xmc_gan
 
 #: As `srun` sets them for the one task of a job.
 SLURM = {
@@ -69,34 +75,36 @@ def test_the_end_does_not_wait_for_a_forked_process() -> None:
 
 def _run_in_child(stage: StageRequest) -> int:
     """Run a stage in a process of its own and return its exit status, as the command line gives it."""
-
-    def run() -> None:
-        os.setpgid(0, 0)  # what is sent to its group does not reach the tests
+    child = os.fork()
+    if child == 0:
+        status = 1
         try:
             run_stage(stage)
+            status = 0
         except Preempted as stop:
-            os._exit(stop.status)
-        os._exit(0)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    process.join(LONG)
-    assert process.exitcode is not None
-    return process.exitcode
+            status = stop.status
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_stopped_requeued_and_resumed_equals_uninterrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    whole, resumed = (request("avid/avid_joint", tmp_path / name, layer=_layer(2)) for name in ("whole", "resumed"))
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of SLURM with one task; the file names what `scontrol` is asked for."""
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(preemption.tempfile, "tempdir", str(tmp_path))
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\n', encoding="utf-8")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    return tmp_path / "scontrol.log"
+
+
+def test_stopped_requeued_and_resumed_equals_uninterrupted(
+    tmp_path: Path, job: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, resumed = (request("avid/avid_joint", tmp_path / name, layer=_layer(2)) for name in ("whole", "resumed"))
     with monkeypatch.context() as patch:
         _signal_at(signal.SIGUSR1, 2, patch)
         assert _run_in_child(resumed) == 128 + signal.SIGUSR1
@@ -107,7 +115,7 @@ def test_stopped_requeued_and_resumed_equals_uninterrupted(
     assert "avid_joint" in output
     assert f"stopped by SIGUSR1 after step 2 and saved in {path}; rerun the command to resume" in output
     assert not (resumed.directory / "record.json").exists()
-    assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
+    assert job.read_text(encoding="utf-8") == "requeue 4711\n"
     assert "job 4711 was requeued" in output
     records = [run_stage(stage) for stage in (whole, resumed)]
     compare(whole.directory, resumed.directory)
@@ -118,23 +126,80 @@ def test_stopped_requeued_and_resumed_equals_uninterrupted(
     assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
 
 
-def test_a_signal_to_the_whole_group_leaves_the_loaders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("avid/avid", signal.SIGUSR1),
+        ("mct/moco_v2", signal.SIGTERM),
+        ("xmc_gan/xmc_gan", signal.SIGINT),
+        ("m3p/english", signal.SIGHUP),
+        ("vx2text/avsd", signal.SIGTERM),
+    ],
+)
+def test_a_stage_with_loaders_is_saved_when_every_process_gets_the_signal(
+    name: str,
+    number: signal.Signals,
+    tmp_path: Path,
+    job: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    original = AVIDModule.training_step
+    """As SLURM sends it."""
+    layer = {**_layer(), "data": {"init_args": {"num_workers": 1}}}
+    layer["trainer"]["max_epochs"] = 2 if name == "avid/avid" else 1
+    without = {
+        "vx2text/avsd": vx2text.WITHOUT_PARENTS,
+        "xmc_gan/xmc_gan": xmc_gan.WITHOUT_PARENTS,
+        "m3p/english": ["--data.region_network", str(region_network(tmp_path)), "--model.pretrained", "null"],
+    }.get(name, [])
+    whole, resumed = (request(name, tmp_path / folder, *without, layer=layer) for folder in ("whole", "resumed"))
+    original, batches = preemption.Preemption.on_train_batch_end, []
 
-    def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
-        if self.trainer.fit_loop.total_batch_idx == 2:
-            assert multiprocessing.active_children()
-            os.killpg(os.getpgrp(), signal.SIGTERM)
-            time.sleep(0.5)  # a loader that dies is seen to
-        return original(self, inputs, batch_idx)
+    def on_train_batch_end(self: preemption.Preemption, *args: Any) -> None:
+        batches.append(1)
+        if len(batches) == 2:
+            loaders = descendants(os.getpid())
+            assert loaders
+            # From another process: a loader ends when its parent asks for it.
+            subprocess.run(["sh", "-c", f"kill -{number} $0 $@", *map(str, [*loaders, os.getpid()])], check=True)
+            time.sleep(0.3)  # torch raises an error in this thread when a loader dies
+            assert all(map(runs, loaders))
+        original(self, *args)
 
-    monkeypatch.setattr(AVIDModule, "training_step", training_step)
-    stage = request("avid/avid", tmp_path, layer={**_layer(), "data": {"init_args": {"num_workers": 1}}})
-    assert _run_in_child(stage) == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after step 3" in capfd.readouterr().out
-    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption.Preemption, "on_train_batch_end", on_train_batch_end)
+        assert _run_in_child(resumed) == 128 + number
+    assert f"stopped by {number.name} after step " in capfd.readouterr().out
+    assert job.exists() == (number == signal.SIGUSR1)
+    record = run_stage(resumed)
+    assert "resumes from step" in capfd.readouterr().out
+    if name == "avid/avid":
+        assert run_stage(whole).metrics == record.metrics
+        compare(whole.directory, resumed.directory)
+
+
+def _hang(worker: int) -> None:
+    data_module.outlive_signals(worker)
+    time.sleep(LONG)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_loader_that_hangs_ends_with_its_parent(killed: bool) -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        batches = iter(DataLoader(list(range(2)), num_workers=1, worker_init_fn=_hang))  # type: ignore[arg-type]
+        sender.send(descendants(os.getpid()))
+        if killed:
+            time.sleep(LONG)
+        batches._workers[0].terminate()
+        batches._workers[0].join()
+        os._exit(0)
+    (loader,) = receiver.recv()
+    if killed:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    until(lambda: not runs(loader))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +297,7 @@ def test_ranks_agree_on_a_signal(
 ) -> None:
     path, deadlines = Path("last.ckpt"), Mock()
     monkeypatch.setattr(preemption, "received", lambda: own)
-    monkeypatch.setattr(preemption, "postpone", deadlines)
+    monkeypatch.setattr(stopping, "allow", deadlines)
     trainer = Mock(world_size=2, global_step=10)
     trainer.fit_loop._should_accumulate.return_value = False
     decide = trainer.strategy.reduce_boolean_decision
@@ -243,23 +308,32 @@ def test_ranks_agree_on_a_signal(
     assert decide.call_args_list == mine[: len(answers)]
     assert (callback.signal, callback.saved_step) == ((expected, 10) if done else (None, None))
     assert trainer.save_checkpoint.call_args_list == [call(path)] * done
-    assert deadlines.call_args_list == [call(20 * LONG), call(LONG)] * done
+    assert deadlines.call_args_list == [call(20 * LONG), call(60.0)] * done
 
 
-def test_a_job_is_queued_again_by_one_of_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = Mock(side_effect=[Mock(returncode=1, stderr=" no\n"), OSError("gone"), Mock(returncode=0)])
-    monkeypatch.setattr(preemption.subprocess, "run", ran)
-    monkeypatch.setattr(preemption.tempfile, "tempdir", str(tmp_path))
+def test_a_job_is_requeued_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pending = "Job is pending execution for job 4711"
+    outcomes = [
+        Mock(returncode=1, stderr=" no\n"),
+        OSError("gone"),
+        Mock(returncode=0),
+        Mock(returncode=1, stderr=pending),
+    ]
+    run = Mock(side_effect=outcomes)
+    monkeypatch.setattr(preemption.subprocess, "run", run)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    failed = "job 4711 could not be requeued ({}); submit it again to resume"
-    told = [preemption.requeue() for _ in range(4)]
-    assert told == [failed.format("no"), failed.format("gone"), *["job 4711 was requeued"] * 2]
+    requeue = preemption._requeue.__wrapped__
+    for _ in outcomes:
+        requeue()
+    failed = "  job 4711 could not be requeued ({}); submit it again to resume"
+    requeued = "  job 4711 was requeued"  # also by another process of the job, as SLURM says
+    assert capsys.readouterr().out.splitlines() == [failed.format("no"), failed.format("gone"), requeued, requeued]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "47")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    ran.side_effect = [Mock(returncode=0)]
-    assert preemption.requeue() == "job 47_3 was requeued"
-    assert ran.call_args.args == (["scontrol", "requeue", "47_3"],)
-    assert ran.call_args.kwargs == {"capture_output": True, "text": True, "timeout": 60, "check": False}
+    run.side_effect = [Mock(returncode=0)]
+    requeue()
+    assert capsys.readouterr().out == "  job 47_3 was requeued\n"
+    assert run.call_args.args == (["scontrol", "requeue", "47_3"],)
 
 
 def _of_rank(started: Any, gone: Any) -> None:
@@ -289,17 +363,14 @@ def test_a_rank_ends_with_the_process_that_started_it(capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "rank ? stops: its parent process died\n")
 
 
-def test_a_job_is_queued_again_once_and_before_its_run_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_closed_before_its_job_is_requeued(tmp_path: Path, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM ends W&B's process with the job."""
     order: list[str] = []
-    monkeypatch.setattr(preemption, "requeue", lambda: order.append("requeue") or "queued")
+    monkeypatch.setattr(preemption, "_requeue", lambda: order.append("requeue"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(loggers.StageWandbLogger, "finish", lambda *_, **__: order.append("finish"))
-    for name, value in SLURM.items():
-        monkeypatch.setenv(name, value)
     with monkeypatch.context() as patch:
         _signal_at(signal.SIGUSR1, 2, patch)
         with pytest.raises(Preempted):
             run_stage(request("avid/avid_joint", tmp_path, layer=_layer(1)))
-    assert order == ["requeue", "finish"]
+    assert order[:2] == ["finish", "requeue"]
