@@ -134,7 +134,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     print(f"\nstages of this recipe: {len(using) or f'none at {request.scale}'}")
     if using:
         _print_stages(paper, request.scale, runs or runs_root(), using)
-    print(f"finished runs, also with overrides: assemble runs {paper.short} --where recipe={request.recipe}")
+    print(f"finished runs, also with overrides: assemble runs {paper.short}")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations except sizes")
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")

@@ -21,73 +21,49 @@ COLUMNS = ("run", "state", "started", "minutes", "overrides", "measured")
 def runs(
     papers: PaperNames = (),
     *,
-    where: Annotated[Sequence[str], "FIELD=VALUE, != < <= > >= or ~ (contains); all must hold"] = (),
-    columns: Annotated[Sequence[str], f"default: {' '.join(COLUMNS)}"] = (),
-    sort: Annotated[str | None, "by this field; runs without it come last"] = None,
-    reverse: Annotated[bool, "largest first"] = False,
-    fields: Annotated[bool, "list the fields of these runs"] = False,
     diff: Annotated[
         tuple[str, str] | None, "compare two runs, each given as paper/scale/seed0/stage or the end of such a path"
     ] = None,
-    json_: Annotated[bool, "print JSON"] = False,
+    json_: Annotated[bool, "print everything as JSON: configuration, metrics, curves"] = False,
     runs: ExistingRuns = None,
 ) -> int:
-    """List, filter and sort finished and unfinished runs, or compare two.
+    """List finished and unfinished runs with their state and main metrics, or compare two.
 
-    A field is a metric (test/top1), the last, smallest or largest value of a curve (train/loss, train/loss:min,
-    train/loss:max), a field of the configuration (model.loss.temperature) or another one that --fields lists.
-
-    Examples: assemble runs --where scale=mini 'test/top1>80' --sort test/top1 --reverse; assemble runs --columns run
-    model.loss.temperature test/top1; assemble runs --diff seed0/STAGE seed1/STAGE
+    To filter and sort, use --json with jq, or W&B. Example: assemble runs --diff seed0/STAGE seed1/STAGE
     """
-    from assemble.reporting import runs as reading
+    from assemble.reporting.runs import find_runs, named_runs
 
     folder = runs or runs_root()
-    found = reading.find_runs(folder, [paper_named(name).name for name in papers])
-    if diff and (json_ or where or columns or sort or reverse or fields):
-        raise StageError("--diff prints tables of two runs: leave out the other options")
+    listed = find_runs(folder, [paper_named(name).name for name in papers])
+    if diff and json_:
+        raise StageError("--diff prints tables of two runs: leave out --json")
     if diff:
-        first, second = reading.named_runs(found, diff)
+        first, second = named_runs(listed, diff)
         return _diff(first, second)
-    conditions = [reading.parse_condition(text) for text in where]
-    if found:
-        reading.check_fields(found, [field for field, _, _ in conditions], "--where")
-        reading.check_fields(found, columns, "--columns")
-        reading.check_fields(found, [sort] if sort else [], "--sort")
-    kept = [run for run in found if all(reading.matches(run, *condition) for condition in conditions)]
-    if sort or reverse:
-        kept = reading.sort_runs(kept, sort or "started", reverse)
-    if fields:
-        print("\n".join(reading.field_names(kept)))
-    elif json_:
-        json.dump([_described(run, columns) for run in kept], sys.stdout, indent=1, ensure_ascii=False, default=str)
+    if json_:
+        json.dump([_described(run) for run in listed], sys.stdout, indent=1, ensure_ascii=False, default=str)
         print()
     else:
-        _shown(kept, columns or COLUMNS)
-        print("\n".join([f"{len(kept)} of {len(found)} runs in {folder}", *reading.unmet(found, conditions)]))
+        _show(listed)
+        print(f"{len(listed)} runs in {folder}")
     return 0
 
 
-def _described(run: Run, columns: Sequence[str] | None) -> dict[str, object]:
-    if columns:
-        return {name: run.value(name) for name in columns}
-    kept = {name: value for name, value in run.fields.items() if name not in run.config and "/" not in name}
+def _described(run: Run) -> dict[str, object]:
     metrics = run.record.metrics if run.record else {}
-    return {**kept, "folder": str(run.folder), "metrics": metrics, "curves": run.curves, "config": run.config}
+    return {**run.fields, "folder": str(run.folder), "metrics": metrics, "curves": run.curves, "config": run.config}
 
 
-def _shown(runs: Sequence[Run], columns: Sequence[str]) -> None:
+def _show(runs: Sequence[Run]) -> None:
+    """Print a row per run, without empty columns."""
     from assemble.reporting.runs import text_of
 
-    # Hide empty columns unless the user asked for them.
-    heads = [
-        name for name in columns if columns is not COLUMNS or any(run.value(name) not in (None, "") for run in runs)
-    ]
+    heads = [name for name in COLUMNS if any(run.fields.get(name) not in (None, "") for run in runs)]
     rows = []
     for run in runs:
-        texts = {name: text_of(run.value(name)) for name in heads}
-        if "progress" not in heads and "state" in heads and run.value("progress"):
-            texts["state"] += f" ({run.value('progress')})"
+        texts = {name: text_of(run.fields.get(name)) for name in heads}
+        if run.fields.get("progress"):
+            texts["state"] += f" ({run.fields['progress']})"
         rows.append([*texts.values()])
     print_rows(heads, rows)
 

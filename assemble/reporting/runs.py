@@ -1,17 +1,12 @@
-"""The runs in a folder: state, configuration and metrics, by field name.
-
-A field is one of `BASICS`, a metric (`test/top1`), a curve's last, smallest or largest value (`train/loss`,
-`train/loss:min`), or a field of the configuration (`model.loss.temperature`).
-"""
+"""The runs in a folder: state, configuration and metrics, by field name."""
 
 from __future__ import annotations
 
 import functools
 import json
-import operator
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,12 +28,7 @@ from assemble.reporting.tables import entries, load
 from common.errors import ReportingError, nearest
 from common.files import parsing, read_bytes, read_yaml
 
-BASICS = (
-    "run", "paper", "scale", "draw", "seed", "stage", "recipe", "job", "row", "state", "progress", "started", "minutes",
-    "steps", "overrides", "revision", "config_hash", "lineage_hash", "cpu", "measured",
-)  # fmt: skip
 DONE, RUNNING, STOPPED = "done", "running", "stopped"
-_CONDITION = re.compile(r"(?P<field>[^=!<>~]+?)\s*(?P<sign>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -72,7 +62,7 @@ class Run:
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
-        """Every field except curves, which take longer to read."""
+        """State, recipe, revision and the like, by name."""
         paper, scale, draw, stage = self.name.split("/")
         record = self.record
         found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
@@ -95,16 +85,13 @@ class Run:
             found |= {"minutes": round(record.wall_seconds / 60, 2), "steps": record.steps}
             found["revision"] = (record.git.get("revision") or "unknown")[:12] + "+" * bool(record.git.get("dirty"))
             found |= {"config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
-            found |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record), **record.metrics}
-        return {**self.config, **found}
+            found |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record)}
+        return found
 
     @functools.cached_property
     def curves(self) -> dict[str, float]:
         """Last, smallest and largest value of every curve."""
         return summaries(self.folder / "metrics.csv")
-
-    def value(self, field: str) -> Any:
-        return self.fields[field] if field in self.fields else self.curves.get(field)
 
 
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
@@ -198,57 +185,6 @@ def headline(record: Record) -> str:
     return ", ".join(told)
 
 
-def field_names(runs: Sequence[Run]) -> list[str]:
-    """Names of all fields of any run; basics first, then metrics, then the configuration's."""
-    metrics = {name for run in runs if run.record for name in run.record.metrics}
-    metrics |= {name for run in runs for name in run.curves}
-    configured = {name for run in runs for name in run.config} - metrics
-    return [*BASICS, *sorted(metrics), *sorted(configured - set(BASICS))]
-
-
-def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
-    quick = {*BASICS, *(name for run in runs for name in run.fields)}
-    for name in names:
-        if name not in quick and not any(name in run.curves for run in runs):
-            raise ReportingError(f"{option} {name}: no run has that field; {nearest(name, field_names(runs))}")
-
-
-def parse_condition(text: str) -> tuple[str, str, str]:
-    """Field, sign and value of a condition such as `scale=mini`, `test/top1>=80` or `stage~esc` (contains)."""
-    match = _CONDITION.fullmatch(text)
-    if match is None or match["value"].startswith(("=", "<", ">", "~")):
-        raise ReportingError(
-            f"--where {text}: write FIELD=VALUE, such as scale=mini, 'test/top1>=80', state!=done or "
-            "stage~esc (contains)"
-        )
-    return match["field"].strip(), match["sign"], match["value"].strip()
-
-
-_SIGNS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-    "~": lambda value, part: part in value,
-}  # fmt: skip
-
-
-def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
-    """Whether a value meets a condition, as numbers or else as lowercase text. A missing value only meets `!=`."""
-    value = run.value(field)
-    if value is None or value == "":
-        return sign == "!=" and wanted != ""
-    left, right = _number(value), _number(wanted)
-    if left is None or right is None or sign == "~":
-        return _SIGNS[sign](text_of(value).lower(), wanted.lower())
-    return _SIGNS[sign](left, right)
-
-
-def unmet(runs: Sequence[Run], conditions: Sequence[tuple[str, str, str]]) -> Iterator[str]:
-    """A line for each `FIELD=VALUE` that no run meets, with the values that exist."""
-    for field, sign, wanted in conditions:
-        if sign == "=" and runs and not any(matches(run, field, sign, wanted) for run in runs):
-            valid = {text_of(value) for run in runs if (value := run.value(field)) not in (None, "")}
-            yield f"no run has {field}={wanted}: {nearest(wanted, valid)}"
-
-
 def text_of(value: Any) -> str:
     """A field's value as text: empty for None, five digits for a float."""
     if value is None:
@@ -256,25 +192,6 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return None if isinstance(value, bool | list | dict) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Run]:
-    """Runs by a field, numbers before texts; those without a value are last in either direction."""
-
-    def key(run: Run) -> tuple[bool, float, str]:
-        number = _number(value := run.value(field))
-        return number is None, number or 0.0, str(value)
-
-    lacking = [run for run in runs if run.value(field) in (None, "")]
-    having = [run for run in runs if run.value(field) not in (None, "")]
-    return sorted(having, key=key, reverse=reverse) + lacking
 
 
 def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:

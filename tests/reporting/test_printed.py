@@ -23,9 +23,7 @@ COMMANDS = (
     "tables mct", "tables mct --runs RUNS --scale smoke", "claims mct --runs RUNS",
     "compare mct --runs RUNS", "compare mct --runs RUNS --curves",
     "power mct --row NEW-one --over base --metric UCF --gap 0.01 --power 0.9",
-    "runs --runs RUNS", "runs --runs RUNS --json --where draw=seed0 state=running", "runs --runs RUNS --fields",
-    "runs --runs RUNS --sort measured --reverse --columns run measured train/loss:min model.rate row revision cpu",
-    "runs --runs RUNS --diff base+1f2e3d mini/seed0/base", "report mct --runs RUNS", "wandb-report mct --offline",
+    "runs --runs RUNS", "runs --runs RUNS --diff base+1f2e3d mini/seed0/base", "report mct --runs RUNS", "wandb-report mct --offline",
     "promote mct --runs RUNS",
 )  # fmt: skip
 #: On a narrow terminal with colors.
