@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,91 +24,77 @@ _SMALL = 10e6
 
 
 @dataclass(frozen=True)
-class Need:
-    """A data set, file or folder that stages read; `problem` says what is missing, else it is empty."""
-
-    title: str
-    found: str
-    problem: str
-    stages: list[Planned]
-
-
-@dataclass(frozen=True)
-class Space:
-    """Free bytes of the folder of the runs, and a rough need; None if it is unknown."""
-
-    free: int
-    needed: float | None
-    folder: Path
-
-    @property
-    def short(self) -> bool:
-        return self.needed is not None and self.needed > self.free
-
-    @property
-    def text(self) -> str:
-        needed = "unknown" if self.needed is None else f"about {self.needed / 1e9:,.2f} GB"
-        return f"{self.free / 1e9:,.2f} GB free for {self.folder}, {needed} needed"
-
-
-@dataclass(frozen=True)
 class Needs:
-    """The needs of a plan's unfinished stages; `blocked` are the keys of those that cannot run."""
+    """What a plan's unfinished stages read and write.
+
+    Attributes:
+        rows: title, what was found, and what is missing (else empty) -> the stages that read it.
+        blocked: keys of the stages that cannot run.
+        free, needed: bytes on the disk of the runs, the need roughly; None if it is unknown.
+    """
 
     planned: Sequence[Planned]
-    rows: list[Need]
+    rows: Mapping[tuple[str, str, str], Sequence[Planned]]
     blocked: set[tuple[int, str]]
-    disk: Space
+    free: float
+    needed: float | None
 
     @property
     def runnable(self) -> list[Planned]:
         return [item for item in self.planned if item.request.key not in self.blocked]
 
+    @property
+    def disk_is_short(self) -> bool:
+        return self.needed is not None and self.needed > self.free
+
     def lines(self) -> list[str]:
         """The table of what is needed and found; empty if nothing is read and the disk has room."""
-        rows = [(row.title, row.problem or row.found, _names(row.stages)) for row in self.rows]
-        if rows or self.disk.short:
-            rows = [("needed", "found", "read by"), *rows, ("disk", self.disk.text, "")]
+        if not (self.rows or self.disk_is_short):
+            return []
+        needed = "unknown" if self.needed is None else f"about {self.needed / 1e9:,.2f} GB"
+        space = f"{self.free / 1e9:,.2f} GB free for {self.planned[0].request.runs}, {needed} needed"
+        rows = [(title, problem or found, _names(stages)) for (title, found, problem), stages in self.rows.items()]
+        rows = [("needed", "found", "read by"), *rows, ("disk", space, "")]
         widths = [max(map(len, column)) for column in zip(*rows)]
         return [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
 
     def require(self, skip_missing: bool) -> list[Planned]:
         """The stages that can run, or an error that says what to get."""
-        missing = [row for row in self.rows if row.problem]
-        if skip_missing or not (missing or self.disk.short):
-            return self.runnable
-        request = self.planned[0].request
-        waiting = sum(not item.done for item in self.planned)
         problems = []
-        if missing:
+        if self.blocked:
+            request, waiting = self.planned[0].request, sum(not item.done for item in self.planned)
+            missing = sum(bool(problem) for *_, problem in self.rows)
             problems.append(
-                f"{len(missing)} of {len(self.rows)} data sets and files are missing, and {len(self.blocked)} of "
-                f"{waiting} stages cannot run without them: see `assemble data {paper_named(request.paper).short} "
+                f"{missing} of {len(self.rows)} data sets and files are missing, and {len(self.blocked)} of {waiting} "
+                f"stages cannot run without them: see `assemble data {paper_named(request.paper).short} "
                 f"--data {request.data}`"
             )
-            if left := waiting - len(self.blocked):
-                problems.append(f"--skip-missing runs the other {left}")
-        if self.disk.short:
+            if waiting > len(self.blocked):
+                problems.append(f"--skip-missing runs the other {waiting - len(self.blocked)}")
+        if self.disk_is_short:
             problems.append(
-                "the disk may fill up: free space, or give another folder with --runs; --skip-missing starts anyway"
+                "the disk may fill up: free space, or name another folder with --runs (--skip-missing: run)"
             )
-        raise StageError(". ".join(problems))
+        if problems and not skip_missing:
+            raise StageError("; ".join(problems))
+        return self.runnable
 
 
 def needs_of(planned: Sequence[Planned]) -> Needs:
     statuses: dict[str, DatasetStatus] = {}
     rows: dict[tuple[str, str, str], list[Planned]] = {}
     blocked: set[tuple[int, str]] = set()
-    for item in planned:
-        if item.done:
-            continue
+    waiting = [item for item in planned if not item.done]
+    for item in waiting:
         if any(parent.key in blocked for parent in item.request.parents.values()):
             blocked.add(item.request.key)
         for row in dict.fromkeys(_read_by(item, statuses)):
             rows.setdefault(row, []).append(item)
             if row[-1]:
                 blocked.add(item.request.key)
-    return Needs(planned, [Need(*row, stages) for row, stages in rows.items()], blocked, _disk(planned))
+    runs = waiting[0].request.runs if waiting else Path.cwd()
+    free = shutil.disk_usage(next(path for path in (runs, *runs.parents) if path.is_dir())).free
+    return Needs(planned, rows, blocked, free, _checkpoints(planned, waiting))
 
 
 def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tuple[str, str, str]]:
@@ -161,42 +148,36 @@ def _state(status: DatasetStatus, splits: set[object], fold: object, regions: bo
     return f"yes, {', '.join(counts[:2])}{' ...' if len(counts) > 2 else ''} {dataset.unit}", ""
 
 
-def _disk(planned: Sequence[Planned]) -> Space:
-    """Free space for runs, and a rough need: the checkpoints that unfinished stages keep, and one being written.
+def _checkpoints(planned: Sequence[Planned], waiting: Sequence[Planned]) -> float | None:
+    """Bytes of the checkpoints that stages will keep, and of one being written.
 
     The size of a checkpoint is that of another run of the recipe, else a bound: `checkpoints` in tables.yaml.
     """
-    request = planned[0].request
-    free = shutil.disk_usage(next(path for path in (request.runs, *request.runs.parents) if path.is_dir())).free
     sizes: dict[str, float] = {}
     for item in planned:
         if (path := item.request.checkpoint()).is_file():
             sizes[item.request.recipe] = path.stat().st_size
-    small = request.rehearsal or request.scale in ("mini", "smoke")
-    bounds = {} if small else {job: 1e9 * size for job, size in paper_named(request.paper).checkpoints.items()}
-    needed, largest = 0.0, 0.0
-    for item in planned:
-        if item.done or not item.run.trains:
-            continue
-        size = sizes.get(item.request.recipe, _SMALL if small else bounds.get(item.request.job))
-        if size is None:
-            return Space(free, None, request.runs)
-        needed, largest = needed + size * _kept(item), max(largest, size)
-    return Space(free, needed + largest, request.runs)
+    total, largest = 0.0, 0.0
+    for item in waiting:
+        request = item.request
+        small = request.rehearsal or request.scale in ("mini", "smoke")
+        bound = _SMALL if small else 1e9 * paper_named(request.paper).checkpoints.get(request.job, math.nan)
+        size = sizes.get(request.recipe, bound) if item.run.trains else 0.0
+        total, largest = total + size * _kept(item.run.config["trainer"]), max(largest, size)
+    return None if math.isnan(total) else total + largest
 
 
-def _kept(item: Planned) -> float:
+def _kept(trainer: Mapping[str, Any]) -> float:
     """Number of checkpoints that a stage keeps; weights without the optimizer's state count half."""
-    trainer, kept = item.run.config["trainer"], 0.0
+    kept = 0.0
     for _, callback in classes_in(trainer):
         arguments = callback.get("init_args") or {}
         if callback["class_path"].endswith(".ModelCheckpoint"):
-            every = [
-                int(trainer.get(f"max_{unit}") or 0) // arguments[name]
-                for unit, name in (("epochs", "every_n_epochs"), ("steps", "every_n_train_steps"))
-                if arguments.get(name)
-            ]
-            count = max(1, *every) if arguments.get("save_top_k") == -1 and every else 1
+            count = 1
+            if arguments.get("save_top_k") == -1:
+                epochs = int(trainer.get("max_epochs") or 0) // arguments.get("every_n_epochs", 1)
+                every = arguments.get("every_n_train_steps")
+                count = max(1, int(trainer.get("max_steps") or 0) // every if every else epochs)
             kept += count * (0.5 if arguments.get("save_weights_only") else 1.0)
     return kept
 

@@ -202,4 +202,4 @@ def test_a_disk_that_is_too_small_is_noticed_before_training(
     assert main(["reproduce", *where]) == 2
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-2:] == [f"disk    0.00 GB free for {tmp_path}, about 0.02 GB needed", ""]
-    assert "free space, or give another folder with --runs" in printed.err
+    assert "free space, or name another folder with --runs" in printed.err
