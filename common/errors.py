@@ -20,6 +20,10 @@ class StageError(RuntimeError):
     """A stage cannot run or continue; the message says why and what to do."""
 
 
+class OtherCodeError(RuntimeError):
+    """Finished stages were trained by other code; the user has to choose what to do."""
+
+
 class NonFiniteLossError(StageError):
     """The loss is infinite or NaN."""
 

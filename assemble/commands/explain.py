@@ -10,6 +10,8 @@ from typing import Annotated
 from assemble.commands.find import print_rows
 from assemble.commands.parsing import OneScale, Option, PaperName, existing_folder
 
+_KNOWN = {True: "code: unchanged since", False: "code: unknown, since the records are older than fingerprints of code"}
+
 
 def explain(
     paper: PaperName,
@@ -27,6 +29,7 @@ def explain(
 
     Without --scale, use the largest measured scale. `assemble list PAPER` shows the names; case does not matter.
     """
+    from assemble.reporting import code
     from assemble.reporting.render import measured_text, published_text
     from assemble.stages import explain as explaining
 
@@ -47,6 +50,7 @@ def explain(
 
     print(f"\nStages (configs/{found.source.paper}/RECIPE.yaml)")
     print_rows(("stage", "recipe", "starts from", "configuration", "minutes", "revision"), found.stage_rows())
+    print(code.other_code(found.records) or _KNOWN[all(record.code for record in found.records)])
     if found.neighbor:
         print(f"\nDiffers from the row {found.neighbor.label} in")
         rows = found.differences_from(found.neighbor) or [("nothing", "", "")]

@@ -59,7 +59,7 @@ def tables(
 
     With --runs, or in an installed package, they are only printed.
     """
-    from assemble.reporting import render
+    from assemble.reporting import code, render
     from assemble.reporting.tables import load
 
     names = _names(papers)
@@ -86,6 +86,8 @@ def tables(
         render.print_tables(filled, console)
         if not filled:
             console.print(f"{name}: nothing measured", markup=False)
+        if runs is not None and (others := code.other_code(records)):
+            console.print(others, markup=False)
     if runs is not None or checkout() is None:
         return 0
     written = render.write(render.pages(map(paper_named, names)))
@@ -192,6 +194,7 @@ def compare(
 
     Without --scale, compare at all scales of the runs except smoke (with --against, smoke as well).
     """
+    from assemble.reporting import code
     from assemble.reporting import compare as comparing
     from assemble.reporting.draws import told
     from assemble.reporting.records import find
@@ -221,6 +224,8 @@ def compare(
             console.print(comparing.rich_comparison(compared))
             console.print(f"measured: {mine}; reference: {theirs or 'none'}", markup=False, style="dim")
             console.print(comparing.summary(compared), markup=False)
+            for line in (code.other_code(found), reference and code.against(found, reference)):
+                console.print(line, markup=False) if line else None
             if strict and (failure := comparing.strict_failure(compared)):
                 failed = True
                 print(f"strict: {paper_named(name).short}, {one}: {failure}", file=sys.stderr)
@@ -235,7 +240,7 @@ def compare(
 def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
     """Print where the curves of a paper and scale leave the recorded band; returns whether any does (None: unknown)."""
     from assemble.commands.find import print_rows
-    from assemble.reporting import divergence
+    from assemble.reporting import code, divergence
     from assemble.reporting.records import find
 
     paper = paper_named(name)
@@ -243,7 +248,8 @@ def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -
     if not mine:
         return None
     print(f"\n{paper.title}, {scale}")
-    found = divergence.diverging(mine, divergence.recorded(paper, scale, against))
+    reference = divergence.recorded(paper, scale, against)
+    found = divergence.diverging(mine, reference)
     if not found:
         print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
         return None
@@ -258,6 +264,8 @@ def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -
     inside = sum(one.step is None for one in found)
     chance = ", so their differences are within chance" if inside else ""
     print(f"{inside} of {len(found)} stages stay inside the band{chance}")
+    judged = [record for record, _ in mine if any(one.stage == record.stage for one in found)]
+    print(code.against(judged, [record for record, _ in reference]))
     if len(found) < len(mine):
         print(f"no band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)} stages")
     return inside < len(found)

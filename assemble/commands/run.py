@@ -50,6 +50,9 @@ class TrainedStage(OneStage):
     validation: Annotated[bool, "compute the loss on the validation data instead"] = False
 
 
+Rerun = Annotated[bool, "start stages again that other code trained, and all that start from them"]
+
+
 @dataclass(frozen=True)
 class ManyStages(Where):
     """Flags of the commands for the stages of a paper."""
@@ -60,6 +63,7 @@ class ManyStages(Where):
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = ()
     everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
     skip_missing: Annotated[bool, "leave out stages whose data or weights are missing, and those that follow"] = False
+    rerun: Rerun = False
 
 
 def fit(
@@ -68,6 +72,7 @@ def fit(
     options: OneStage,
     print_config: Annotated[bool, "print the merged configuration and stop"] = False,
     unless_done: Annotated[bool, "skip a finished stage"] = False,
+    rerun: Rerun = False,
 ) -> int:
     """Run one stage: train it (unless it only tests), test it, write its record.
 
@@ -81,7 +86,7 @@ def fit(
             "--checkpoint is a flag of `test`; `fit` resumes automatically. To start from other weights, set "
             "--model.warm_start or --model.pretrained"
         )
-    request = _one_stage(name, overrides, options)
+    request = _one_stage(name, overrides, options, rerun)
     from assemble.stages import modes
 
     if print_config:
@@ -101,11 +106,11 @@ def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
     return modes.measure(request, checkpoint, options.validation)
 
 
-def _one_stage(name: str, overrides: Sequence[str], options: OneStage) -> StageRequest:
+def _one_stage(name: str, overrides: Sequence[str], options: OneStage, rerun: bool = False) -> StageRequest:
     use(options.isa)
     from assemble.stages.request import find_request
 
-    return find_request(name, _selection(options, [options.seed], ManyStages()), overrides)
+    return find_request(name, _selection(options, [options.seed], ManyStages(rerun=rerun)), overrides)
 
 
 def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
@@ -125,6 +130,7 @@ def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Select
         stages=tuple(chosen.stages),
         isa=where.isa,
         everything=chosen.everything,
+        rerun=chosen.rerun,
     )
 
 
@@ -134,7 +140,13 @@ Jobs = Annotated[
 ]
 
 
-def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
+def reproduce(
+    paper: PaperName,
+    *,
+    options: ManyStages,
+    jobs: Jobs = 0,
+    keep: Annotated[bool, "use stages that other code trained, and resume those that it began"] = False,
+) -> int:
     """Run a paper's unfinished stages, and print each table when it is complete and the claims at the end."""
     use(options.isa)
     from assemble.reporting.summary import print_summary
@@ -142,6 +154,8 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     from assemble.stages.reproduce import reproduce
 
     began = time.monotonic()
+    if options.rerun and keep:
+        raise StageError("--rerun and --keep exclude each other: leave out one")
     selection = _selection(options, options.seeds, options)
     name = paper_named(paper).name
     printed: set[str] = set()
@@ -151,6 +165,7 @@ def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
             name,
             selection,
             jobs=side_by_side,
+            keep=keep,
             finished=lambda stage: print_filled(name, stage, selection, printed),
             skip_missing=options.skip_missing,
         )

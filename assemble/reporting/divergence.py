@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from assemble.reporting import code
 from assemble.reporting.aggregate import select
 from assemble.reporting.curves import Curves, read_points
 from assemble.reporting.draws import Draw
@@ -211,7 +212,7 @@ def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
     same_seed = [one for other, one in zip(others, known) if other.seed == mine.seed]
     found: dict[str, str] = {}
     for kind in KINDS:
-        told = []
+        told = _code_differences(mine, others) if kind == CODE else []
         reference = same_seed or known if kind == DATA else known
         for name in dict.fromkeys([*facts[kind], *(name for one in reference for name in one[kind])]):
             values = {text_of(one[kind].get(name)): None for one in reference}
@@ -224,9 +225,16 @@ def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
     return found
 
 
+def _code_differences(mine: Record, others: Sequence[Record]) -> list[str]:
+    """Files that differ from those of every recorded run; if some fingerprint is unknown, whether mine was edited."""
+    dirty = [UNCOMMITTED] if mine.git.get("dirty") and not any(other.git.get("dirty") for other in others) else []
+    known = [other.code for other in others if mine.code and other.code]
+    files = code.nearest(mine.code, known)
+    return [code.changed_text(files), *dirty] if files else [] if known else dirty
+
+
 def _facts(record: Record) -> dict[str, dict[str, Any]]:
     """What may explain a different curve, by kind of cause."""
-    revision = str(record.git.get("revision"))[:8] + f" with {UNCOMMITTED}" * bool(record.git.get("dirty"))
     return {
         DATA: {
             f"{name}: {part}": held.get(part)
@@ -236,7 +244,7 @@ def _facts(record: Record) -> dict[str, dict[str, Any]]:
         },
         CONFIGURATION: flat(counted(record.config, IGNORED_KEYS | SEED_KEYS))
         | {short_name(name): parent["stage"] for name, parent in record.parents.items()},
-        CODE: {"revision": revision},
+        CODE: {},
         VERSIONS: {name: version for name, version in record.versions.items() if name != "representation-assemble"},
         INSTRUCTIONS: {
             "instructions": instructions(record),

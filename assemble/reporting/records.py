@@ -88,9 +88,9 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"expected text, numbers, lists and mappings with keys of text, got {value!r:.100}")
 
 
-def _keys(*keys: str) -> AfterValidator:
+def _keys(*keys: str, optional: str = "") -> AfterValidator:
     def check(given: dict[str, str]) -> dict[str, str]:
-        if set(given) != set(keys):
+        if set(given) - {optional} != set(keys):
             raise ValueError(f"expected {' and '.join(map(repr, keys))}, got {given!r:.100}")
         return given
 
@@ -121,7 +121,9 @@ class Record:
         selection: which weights were measured: `last`, or the module's `selected_by`, such as `best on validation`.
         ours: values that no source of the paper gives.
         deviations: what the scale changes beyond sizes; at the scale `paper`, what a rehearsal changes.
-        parents: configuration field to the stage whose checkpoint it takes.
+        parents: configuration field to the stage whose checkpoint it takes, and the checkpoint's SHA-256.
+        checkpoints: name of each of its own checkpoints to the SHA-256 of the file.
+        code: file to its hashes, see `assemble.reporting.code`; empty in old records.
         git: see `git_state`; `dirty` if any session of the stage was, `earlier` with revisions of earlier sessions.
         hardware: see `hardware`; `peak_memory_gib` is the most memory the process held.
         global_batch: samples per step over all devices.
@@ -147,7 +149,11 @@ class Record:
     selection: _Name = "last"
     deviations: list[Annotated[dict[str, str], _keys("field", "reason")]] = field(default_factory=list)
     ours: list[Annotated[dict[str, str], _keys("field", "value")]] = field(default_factory=list)
-    parents: dict[str, Annotated[dict[str, str], _keys("stage", "lineage_hash")]] = field(default_factory=dict)
+    parents: dict[str, Annotated[dict[str, str], _keys("stage", "lineage_hash", optional="digest")]] = field(
+        default_factory=dict
+    )
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: Annotated[dict[str, Any], _checked_as(_HARDWARE)] = field(default_factory=dict)
     precision: _Name = "32-true"

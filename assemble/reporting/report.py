@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from assemble.reporting import charts, media, render
+from assemble.reporting import charts, code, media, render
 from assemble.reporting.aggregate import Cell, select
 from assemble.reporting.claims import AGREES, DIFFERS, FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE
 from assemble.reporting.curves import Curves, band_of, importance, read_points, thinned
@@ -130,6 +130,7 @@ class _Section:
             for title, (columns, row) in shown.gallery.rows.items():
                 key = shown.run.fields["scale"], title, columns
                 self.comparisons.setdefault(key, []).append((shown.run.fields["stage"], row))
+        self.other_code = code.other_code(self.fresh)
         self.running = [shown for shown in self._shown_runs if shown.run.state == RUNNING]
         self.runs = self._runs()
 

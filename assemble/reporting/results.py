@@ -23,7 +23,7 @@ from common.files import parsing, read_bytes, sweep, write_atomically
 #: Fields that all records of a file share.
 HEAD = ("paper", "scale", "seed", "schema")
 #: Fields that go whole into `shared.json`; so do sections of the configuration, and the hardware without the peak.
-SHARED = ("data", "deviations", "git", "ours", "versions")
+SHARED = ("code", "data", "deviations", "git", "ours", "versions")
 PEAK = "peak_memory_gib"
 SHARED_FILE, CURVES_FILE = "shared.json", "curves.csv.gz"
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from assemble.reporting import code
 from assemble.reporting.aggregate import collect
 from assemble.reporting.claims import NOT_RUN, Judged, judge_alike
 from assemble.reporting.compare import compare, others_recorded, summary
@@ -58,6 +59,8 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
         console.print("`make verify` checks that this code computes what was recorded.", highlight=False)
     elif compared := compare(source, scale, mine, promoted):
         console.print(f"\nYour run {summary(compared)}.", markup=False, highlight=False)
+    if others := code.other_code(mine):
+        console.print(f"\n{others}.", markup=False, highlight=False)
     options = "" if scale == "mini" else f" --scale {scale}"
     options += "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
     console.print(

@@ -8,14 +8,24 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from assemble.reporting import records
+from assemble.reporting import code, records
 from assemble.reporting.draws import NATIVE
 from assemble.reporting.papers import paper_named, working_folder
 from assemble.reporting.progress import duration
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import expand, load
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.request import Selection, StageRequest, finished_record, recorded_lineage, requests_for
+from assemble.stages.request import (
+    Selection,
+    StageRequest,
+    changed_code,
+    digests_in,
+    fingerprint,
+    finished_record,
+    identity_of,
+    requests_for,
+    trained_again,
+)
 from common.errors import ReportingError
 from common.files import usable_cores
 
@@ -24,12 +34,17 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, whether a record matches its configuration and ancestors (`done`), and why it runs or is skipped."""
+    """A stage, whether a record matches its configuration and ancestors (`done`), and why it runs or is skipped.
+
+    Attributes:
+        changed: files that changed since the stage and its parents were trained; empty if it starts again.
+    """
 
     request: StageRequest
     run: RunConfiguration
     done: bool
     reason: str
+    changed: tuple[str, ...] = ()
 
 
 def plan(paper: str, selection: Selection) -> list[Planned]:
@@ -44,7 +59,25 @@ def plan(paper: str, selection: Selection) -> list[Planned]:
                 f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
             )
     requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
-    return [Planned(one, one.configuration, *state_of(one)) for one in requests]
+    planned: dict[tuple[int, str], Planned] = {}
+    for one in requests:
+        done, reason = state_of(one)
+        parents = [planned[parent.key] for parent in one.parents.values()]
+        changed = tuple(sorted({*changed_code(one), *(file for parent in parents for file in parent.changed)}))
+        if done and not all(parent.done for parent in parents):
+            waits = next(parent.request.stage for parent in parents if not parent.done)
+            done, reason, changed = False, f"{waits} runs again", ()
+        elif changed and one.rerun:
+            done, reason, changed = False, f"{code.changed_text(changed)}: starts again", ()
+        elif changed:
+            reason += f", by other code ({code.changed_text(changed)})"
+        planned[one.key] = Planned(one, one.configuration, done, reason, changed)
+    return [*planned.values()]
+
+
+def other_code(planned: Sequence[Planned]) -> str:
+    """The stages whose code changed since they were trained, as a sentence; usually empty."""
+    return code.sentence([item.changed for item in planned])
 
 
 def count_by_request(paper: str, selection: Selection) -> int:
@@ -61,14 +94,19 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
         return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
     if (path := request.directory / "record.json").is_file():
         try:
-            records.read(path)
+            record = records.read(path)
         except records.RecordError as error:
             records.warn_of(f"skipped a malformed record: {error}")
             return False, "its record is malformed"
+        if record.lineage_hash == request.lineage:
+            return False, f"{trained_again(request, digests_in(record))} was trained again since"
         return False, "its configuration or that of a stage it starts from changed"
     if request.checkpoint().is_file():
-        if recorded_lineage(request.directory / "identity.json") != request.lineage:
+        identity = identity_of(request.directory)
+        if identity.get("lineage_hash") != request.lineage:
             return False, "was stopped, and its configuration or that of a stage it starts from changed: starts again"
+        if parent := trained_again(request, identity["digests"]):
+            return False, f"was stopped, and {parent} was trained again since: starts again"
         return False, "was stopped, resumes from its last checkpoint"
     return False, ""
 
@@ -122,7 +160,7 @@ def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one planned stage."""
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
-        *(["--isa", request.isa] if request.isa != NATIVE else []),
+        *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
 
@@ -134,6 +172,8 @@ def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
     import_lightning()
     from assemble.stages.cli import check
 
+    for run in configurations:
+        fingerprint(run)  # before a later edit: checking imports the code of all stages
     for run in {records.config_hash(run.config, {"seed_everything"}): run for run in configurations}.values():
         check(run)
 
@@ -144,6 +184,8 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     if form == "text":
         return _as_text(planned, todo)
     check_configurations([item.run for item in todo])
+    if others := other_code(planned):
+        records.warn_of(f"{others}; --rerun runs them again")
     # This interpreter, since a job may start without an activated environment.
     program = [sys.executable, "-m", "assemble.commands.main"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
@@ -179,7 +221,8 @@ def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
     told = expected_text(seconds_left(known, todo, jobs), measured_here)
-    return "\n".join([*lines, f"expected time of stages to run, {jobs} in parallel: {told}"])
+    others = [f"{text}; `assemble reproduce` asks what to do" for text in [other_code(planned)] if text]
+    return "\n".join([*lines, *others, f"expected time of stages to run, {jobs} in parallel: {told}"])
 
 
 def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:

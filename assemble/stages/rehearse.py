@@ -80,7 +80,7 @@ def rehearse(
     # With a separate cache and without W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
         data = folder / "data" / name
-        selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True)
+        selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True, rerun=True)
         planned = plan(name, selection)
         write_fixtures(name, data)
         say(f"reduced by configs/{name}/{REHEARSAL}.yaml")

@@ -28,12 +28,13 @@ from assemble.stages.plan import (
     count_by_request,
     expected_text,
     fit_arguments,
+    other_code,
     plan,
     seconds_by_records,
     seconds_left,
 )
 from assemble.stages.request import Selection, StageRequest, finished_record
-from common.errors import Preempted, StageError, is_ours, printable
+from common.errors import OtherCodeError, Preempted, StageError, is_ours, printable
 
 
 def reproduce(
@@ -41,14 +42,21 @@ def reproduce(
     selection: Selection,
     *,
     jobs: int = 1,
+    keep: bool = False,
     finished: Callable[[str], object] = lambda stage: None,
     skip_missing: bool = False,
 ) -> dict[tuple[int, str], str]:
     """Run every stage without a current record; a failed one stops only its descendants. Returns why stages failed.
 
     Data sets, files and disk space are checked first; `skip_missing` leaves out the stages that lack some.
+    `keep` uses stages that other code trained, and resumes those that it began.
     """
     planned = plan(paper, selection)
+    if (others := other_code(planned)) and not keep:
+        raise OtherCodeError(
+            f"{paper_named(paper).title} at scale {selection.scale}: {others}\n  --rerun (make: RERUN=1) runs them "
+            "again, and all that start from them; --keep (make: KEEP=1) uses them as they are"
+        )
     needs = needs_of(planned)
     if lines := needs.lines():
         say("\n".join([*lines, ""]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from assemble.reporting import records
+from assemble.reporting import code, records
 from assemble.reporting.draws import NATIVE, Draw
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import MACHINE_KEYS, short_name
@@ -19,6 +19,7 @@ from assemble.stages.configuration import (
     RunConfiguration,
     check_keys,
     check_names,
+    classes_in,
     leaves,
     load_yaml,
     merge,
@@ -32,7 +33,7 @@ from assemble.stages.configuration import (
 from assemble.stages.recipe_data import dataset_entries
 from common.data.checksums import digest
 from common.errors import ConfigurationError
-from common.files import read_bytes
+from common.files import read_bytes, stamp_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Selection:
     rehearsal: bool = False
     isa: str = NATIVE
     everything: bool = False
+    rerun: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class StageRequest:
         overrides, arguments: from tables.yaml and from the command line.
         data: folder that `$DATA` in configs means.
         isa: instruction set whose rounding to use.
+        rerun: whether to start again if the stage was trained by other code.
     """
 
     paper: str
@@ -79,6 +82,7 @@ class StageRequest:
     arguments: Sequence[str] = ()
     rehearsal: bool = False
     isa: str = NATIVE
+    rerun: bool = False
 
     @property
     def key(self) -> tuple[int, str]:
@@ -133,22 +137,74 @@ class StageRequest:
 
 
 def finished_record(stage: StageRequest) -> records.Record | None:
-    """A stage's record; None if it is missing, malformed or of another configuration."""
+    """A stage's record; None if it is missing, malformed, of another configuration or of another parent's weights."""
+    record = _own_record(stage)
+    return record if record and not trained_again(stage, digests_in(record)) else None
+
+
+def _own_record(stage: StageRequest) -> records.Record | None:
     path = stage.directory / "record.json"
-    if not path.is_file():
-        return None
+    record = _read(path, tuple(stamp_of(path))) if path.is_file() else None
+    return record if record and record.lineage_hash == stage.lineage else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(path: Path, stamp: tuple[int, ...]) -> records.Record | None:
     try:
-        record = records.read(path)
+        return records.read(path)
     except records.RecordError:
         return None
-    return record if record.lineage_hash == stage.lineage else None
 
 
-def recorded_lineage(identity_path: Path) -> str | None:
+def digests_in(record: records.Record) -> dict[str, str]:
+    """Configuration field to the digest of the parent's checkpoint that filled it; none in old records."""
+    return {name: parent["digest"] for name, parent in record.parents.items() if "digest" in parent}
+
+
+def trained_again(stage: StageRequest, digests: Mapping[str, str]) -> str:
+    """The parent whose record states another checkpoint than the one with these digests; empty if there is none."""
+    for name, parent in stage.parents.items():
+        record = _own_record(parent)
+        digest = record and record.checkpoints.get(stage.configuration.start_from)
+        if digest and digest != digests.get(name):
+            return parent.stage
+    return ""
+
+
+def fingerprint(run: RunConfiguration) -> dict[str, str]:
+    """The code of the classes in a configuration, as this process imports it."""
+    return code.fingerprint(str(node["class_path"]).rpartition(".")[0] for _, node in classes_in(run.config))
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """What `identity.json` says of the run in a folder; empty if it is missing or malformed."""
     try:
-        return str(json.loads(read_bytes(identity_path))["lineage_hash"])
+        found = json.loads(read_bytes(folder / "identity.json"))
+        return {
+            "lineage_hash": str(found["lineage_hash"]),
+            "code": dict(found.get("code", {})),
+            "digests": dict(found.get("digests", {})),
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
+
+
+def holds(folder: Path, stage: StageRequest) -> bool:
+    """Whether a folder's run, finished or not, is of this configuration and parents, and to `rerun`, of this code."""
+    identity = identity_of(folder)
+    return (
+        identity.get("lineage_hash") == stage.lineage
+        and not trained_again(stage, identity["digests"])
+        and not (stage.rerun and code.differing(identity["code"], fingerprint(stage.configuration)))
+    )
+
+
+def changed_code(stage: StageRequest) -> list[str]:
+    """Files that changed since a finished or interrupted stage was trained."""
+    record = finished_record(stage)
+    if record is None and not (stage.checkpoint().is_file() and holds(stage.directory, replace(stage, rerun=False))):
+        return []
+    return code.changed(record.code if record else identity_of(stage.directory)["code"])
 
 
 def requests_for(paper: str, instances: Sequence[StageInstance], selection: Selection, seed: int) -> list[StageRequest]:
@@ -170,6 +226,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
             overrides=instance.overrides,
             rehearsal=selection.rehearsal,
             isa=selection.isa,
+            rerun=selection.rerun,
         )
     return list(made.values())
 
@@ -246,5 +303,5 @@ def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]
 def _content(path: Path) -> str:
     """Checksum of a file; for a finished stage's checkpoint its lineage, since another test rewrites the file."""
     stage = path.parent.parent
-    own = recorded_lineage(stage / "identity.json") if (stage / "record.json").is_file() else None
+    own = identity_of(stage).get("lineage_hash") if (stage / "record.json").is_file() else None
     return f"{own}/{path.name}" if own else digest(path, "sha256")

@@ -12,10 +12,12 @@ import json
 import logging
 import shutil
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from assemble.reporting import records
+from assemble.reporting import code, records
 from assemble.reporting.draws import use
 from assemble.reporting.papers import checkout, paper_named
 from assemble.stages import stopping
@@ -31,8 +33,9 @@ from assemble.stages.configuration import merge, place
 from assemble.stages.launch import is_main_process, require_processes
 from assemble.stages.lightning_import import import_lightning
 from assemble.stages.recipe_data import dataset_entries, without_unread_sets
-from assemble.stages.request import StageRequest, finished_record, recorded_lineage
+from assemble.stages.request import StageRequest, fingerprint, finished_record, holds, identity_of, trained_again
 from assemble.stages.stopping import end_with_parent
+from common.data.checksums import digest
 from common.errors import Preempted, StageError, printable
 from common.files import cache_folder, lock, make_folder, require_writable, sweep, write_atomically
 from common.types import class_at
@@ -49,35 +52,40 @@ if TYPE_CHECKING:
 LOCK_PATIENCE = 6.0
 
 
-def _prepare_folder(request: StageRequest) -> None:
-    """Prepare the stage's folder; an earlier run of another configuration moves to `<stage>.previous`."""
+def _prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
+    """Prepare the stage's folder; an earlier run that it can't continue moves to `<stage>.previous`."""
     folder, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
     identity = folder / "identity.json"
     if not is_main_process():
-        _wait_for_main_process(identity, request)
+        _wait_for_main_process(request)
         return
     aside = previous.with_name(f".{previous.name}")
     if aside.exists() and not (folder.exists() and previous.exists()):  # a kill between the renames below
         aside.rename(previous if folder.exists() else folder)
-    found = recorded_lineage(identity)
-    if found is None and identity.exists():
+    found = identity_of(folder)
+    if not found and identity.exists():
         raise StageError(
             f"{identity} cannot be read, so it is unknown which run {folder} holds: restore the file to resume, or "
             "move the folder away to start again"
         )
-    if found != request.lineage:
+    if not holds(folder, request):
+        reason = "the configuration changed"
+        if found.get("lineage_hash") == request.lineage:
+            parent = trained_again(request, found["digests"])
+            reason = f"{parent} was trained again" if parent else "the code changed"
         begun = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
         told = ""
-        if recorded_lineage(previous / "identity.json") == request.lineage:
+        if holds(previous, replace(request, rerun=True)):
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
             previous.rename(folder)
             if aside.exists():
                 aside.rename(previous)
-            told = f"the configuration was reverted: the earlier run is restored, the other one is in {previous}"
+            reverted = reason.replace("changed", "was reverted")
+            told = f"{reverted}: the earlier run is restored, the other one is in {previous}"
         elif begun and (previous / "record.json").is_file() and not (folder / "record.json").is_file():
-            if request.checkpoint().is_file():
+            if request.checkpoint().is_file() and found.get("lineage_hash") != request.lineage:
                 raise StageError(
                     f"the configuration changed; {folder} has an unfinished run and {previous} a finished one: move or "
                     "delete one of them"
@@ -87,26 +95,49 @@ def _prepare_folder(request: StageRequest) -> None:
             replaced = " and replaces an older one" if previous.exists() else ""
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
-            told = f"the configuration changed: the earlier run is now in {previous}{replaced}"
+            told = f"{reason}: the earlier run is now in {previous}{replaced}"
         if told:
             print(f"  {request.stage}: {told}")
+    if unless_done and finished_record(request) is not None:
+        return
     make_folder(folder)
     for swept in (folder, folder / "checkpoints", cache_folder(), *cache_folder().glob("*/")):
         sweep(swept)
+    now = fingerprint(request.configuration)
+    if request.checkpoint().is_file():
+        earlier = identity_of(folder).get("code", {})
+        if others := code.differing(earlier, now):
+            print(f"  {request.stage}: continues what other code trained: {code.changed_text(others)}", file=sys.stderr)
+        now = code.joined(earlier, now)
     about = {
         "lineage_hash": request.lineage,
+        "code": now,
+        "digests": {name: _digest_of(parent, request) for name, parent in request.parents.items()},
         "stack": request.configuration.describe(),
         "arguments": list(request.arguments),
     }
     write_atomically(identity, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
-def _wait_for_main_process(identity: Path, request: StageRequest) -> None:
+def _digest_of(parent: StageRequest, child: StageRequest) -> str:
+    """The digest of the checkpoint that a stage starts from, which must be the one that its parent's record states."""
+    name = child.configuration.start_from
+    path, record = parent.checkpoint(name), finished_record(parent)
+    found = digest(path, "sha256")
+    if record is not None and record.checkpoints.get(name, found) != found:
+        raise StageError(
+            f"{child.stage} starts from {path}, which was replaced after {parent.stage} finished: restore the file, or "
+            f"delete {parent.directory} to train {parent.stage} again"
+        )
+    return found
+
+
+def _wait_for_main_process(request: StageRequest) -> None:
     """Under `srun` all ranks start at once; wait until rank 0 has prepared the folder."""
     deadline = time.monotonic() + 1800  # rank 0 may be checking a user's files
-    while recorded_lineage(identity) != request.lineage:
+    while not holds(request.directory, request):
         if time.monotonic() > deadline:
-            raise StageError(f"{request.stage}: rank 0 did not prepare {identity.parent} within half an hour")
+            raise StageError(f"{request.stage}: rank 0 did not prepare {request.directory} within half an hour")
         time.sleep(0.1)
 
 
@@ -158,7 +189,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     # Import late: help, plans and skipped stages don't need torch.
     import_lightning()
     stopping.check()
-    if request.arguments or recorded_lineage(request.directory / "identity.json") not in (None, request.lineage):
+    if request.arguments or (identity_of(request.directory) and not holds(request.directory, request)):
         from assemble.stages.cli import check
 
         check(request.configuration)  # on all ranks, before an earlier run is moved aside
@@ -171,7 +202,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     if is_main_process():
         stopping.at_end(requeue)
     with _claimed(request):
-        _prepare_folder(request)
+        _prepare_folder(request, unless_done)
         # Check under the lock, so that no other command can finish it in between.
         done = finished_record(request)
         if done is not None and unless_done:
@@ -181,7 +212,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
             # this run may fail.
             (request.directory / "record.json").unlink(missing_ok=True)
         try:
-            return _run_claimed(request, config, preemption)
+            return _run_claimed(request, config, preemption, done is not None and last.is_file())
         except (Exception, Preempted) as error:
             if (number := error.signal if isinstance(error, Preempted) else stopping.received()) is not None:
                 if is_main_process():
@@ -336,6 +367,11 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
     return wandb
 
 
+def _checkpoints(request: StageRequest) -> list[Path]:
+    made = (request.directory / "checkpoints").glob("*.ckpt")
+    return sorted(path for path in made if path.stem != "non_finite")
+
+
 def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> dict[str, Any]:
     """The stage's row in W&B's table of runs: metrics, cells of the tables, extremes of the curves."""
     from assemble.reporting import tables
@@ -367,7 +403,7 @@ def _record_of(
     from assemble.stages.telemetry import peak_memory_gib
 
     run, trainer = request.configuration, cli.trainer
-    media = request.directory / "media"
+    media, identity = request.directory / "media", identity_of(request.directory)
     device = trainer.strategy.root_device
     accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
     return records.Record(
@@ -386,8 +422,11 @@ def _record_of(
         deviations=[dict(entry) for entry in run.deviations],
         ours=[{"field": name, "value": value} for name, value in run.values_of_ours().items()],
         parents={
-            name: {"stage": parent.stage, "lineage_hash": parent.lineage} for name, parent in request.parents.items()
+            name: {"stage": parent.stage, "lineage_hash": parent.lineage, "digest": identity["digests"][name]}
+            for name, parent in request.parents.items()
         },
+        checkpoints={path.stem: digest(path, "sha256") for path in _checkpoints(request)} if is_main_process() else {},
+        code=identity["code"],
         git=sessions.git,
         versions=records.versions(),
         hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
@@ -402,7 +441,9 @@ def _record_of(
     )
 
 
-def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Preemption) -> records.Record:
+def _run_claimed(
+    request: StageRequest, config: dict[str, Any], preemption: Preemption, trained: bool
+) -> records.Record:
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -470,7 +511,8 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
         if run.trains:
             from_checkpoint = str(last) if last.is_file() else None
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=from_checkpoint, weights_only=True)
-            trainer.save_checkpoint(last)
+            if not trained:  # else the file would get another digest
+                trainer.save_checkpoint(last)
             stopping.check()
         steps = trainer.global_step
         weights = str(last) if run.trains else None
@@ -486,9 +528,8 @@ def _run_claimed(request: StageRequest, config: dict[str, Any], preemption: Pree
             metrics_file.flush()
             records.write(directory / "record.json", record)
             if wandb is not None:
-                made = (directory / "checkpoints").glob("*.ckpt")
                 about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": steps}
-                kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
+                kept = {f"{run_id}-{path.stem}": path for path in _checkpoints(request)}
                 note_files(wandb, kept, "checkpoint", used=False, **about)
                 note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
         interrupted = False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
-from pathlib import Path
+
+from assemble.reporting.code import parse, source_file
 
 
 @functools.cache
@@ -95,19 +95,8 @@ def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
 @functools.cache
 def _names(module: str) -> tuple[dict[str, ast.ClassDef | ast.FunctionDef], dict[str, str]]:
     """The classes and functions that a module defines, and paths of the names that it imports."""
-    body = ast.parse(_source(module)).body
+    file = source_file(module)
+    body = parse(file.read_text(encoding="utf-8")).body if file else []
     imports = [one for one in body if isinstance(one, ast.ImportFrom) and not one.level]
     imported = {name.asname or name.name: f"{one.module}.{name.name}" for one in imports for name in one.names}
     return {one.name: one for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef)}, imported
-
-
-@functools.cache
-def _source(module: str) -> str:
-    top, *parts = module.split(".")
-    # For a nested package, `find_spec` would import the outer one.
-    spec = importlib.util.find_spec(top) if top else None
-    if spec is None or not spec.submodule_search_locations:
-        return ""
-    folder = Path(spec.submodule_search_locations[0], *parts)
-    files = [file for file in (folder / "__init__.py", folder.with_suffix(".py")) if file.is_file()]
-    return files[0].read_text(encoding="utf-8") if files else ""

@@ -24,7 +24,8 @@ from tests.stages import request
 
 STEPS = range(10, 670, 10)
 DATA = {"training": {"samples": 60, "skipped": 0, "fingerprint": "f0"}}
-LIKE: dict[str, Any] = {"data": DATA, "versions": {"torch": "2.14"}}
+LOSS = "papers/mct/loss.py"
+LIKE: dict[str, Any] = {"data": DATA, "versions": {"torch": "2.14"}, "code": {LOSS: "c0:t0"}}
 UCF: dict[str, Any] = {"parents": {"model.init_args.pretrained": {"stage": "base", "lineage_hash": "0" * 12}}}
 
 
@@ -72,14 +73,17 @@ RATE = {"config": {"seed_everything": 7, "model": {"rate": 0.2}, "data": {"root"
     [
         ({}, None, None),
         # What the run has in another way than the recorded ones explains nothing while its curves stay inside.
-        ({"git": {"revision": "b" * 40, "dirty": False}, "versions": {"torch": "2.11"}}, None, None),
+        ({"code": {LOSS: "c1:t1"}, "versions": {"torch": "2.11"}}, None, None),
+        ({"code": {LOSS: "c0:t1"}, "git": {"revision": "b" * 40, "dirty": True}}, 400, "chance"),
         ({}, 400, "chance"),
         ({"hardware": {"isa": {"requested": "avx", "machine": "avx2"}}}, 400,
          "instruction set: instructions avx, recorded unset"),
         ({"versions": {"torch": "2.11"}}, 400, "library versions: torch 2.11, recorded 2.14"),
-        ({"git": {"revision": "b" * 40, "dirty": False}}, 400, "code: revision bbbbbbbb, recorded aaaaaaaa"),
-        ({"git": {"revision": "a" * 40, "dirty": True}}, None,
-         "code: revision aaaaaaaa with uncommitted changes, recorded aaaaaaaa"),
+        ({"code": {LOSS: "c1:t1"}}, 400, f"code: {LOSS} changed"),
+        ({"code": {LOSS: "c1:t1"}, "git": {"revision": "a" * 40, "dirty": True}}, None,
+         f"code: {LOSS} changed; uncommitted changes"),
+        ({"code": {}, "git": {"revision": "b" * 40, "dirty": False}}, 400, "chance"),
+        ({"code": {}, "git": {"revision": "a" * 40, "dirty": True}}, None, "code: uncommitted changes"),
         ({**RATE, "versions": {"torch": "2.11"}}, 400, "configuration: model.rate 0.2, recorded 0.1"),
         (RATE, None, "configuration: model.rate 0.2, recorded 0.1"),
         ({**RATE, "data": {"training": {"samples": 30, "skipped": 9, "fingerprint": "f1"}}}, 400,
@@ -155,14 +159,17 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     write_curve(saved("base", 7, **fields), curve(70))
     write_curve(saved("ucf_1@base", 7, **{**fields, **UCF, "started": "2026-03"}), curve(71))
     assert told("--strict") == (
-        0, "MCT, mini 2 of 2 stages stay inside the band, so their differences are within chance",
+        0,
+        "MCT, mini 2 of 2 stages stay inside the band, so their differences are within chance "
+        "code: the same as in the recorded runs",
     )  # fmt: skip
-    write_curve(saved("base", 7, **{**fields, "git": {"revision": "b" * 40, "dirty": False}}), curve(70, 510))
+    write_curve(saved("base", 7, **{**fields, "code": {LOSS: "c1:t1"}}), curve(70, 510))
     short = {"train/loss": curve(71)["train/loss"][:60]}
     write_curve(saved("ucf_1@base", 7, **{**fields, **UCF, "started": "2026-03"}), short)
     status, out = told("--strict")
     assert status == 1
-    assert "base 7 step 490 of 660, train/loss code: revision bbbbbbbb, recorded aaaaaaaa" in out
+    assert f"base 7 step 490 of 660, train/loss code: {LOSS} changed" in out
+    assert out.endswith(f"code: {LOSS} changed since the recorded runs")
     assert "ucf_1@base 7 step 610 of 660, train/loss parent: starts from base" in out
     assert "0 of 2 stages stay inside the band" in out
     write_results(paper_named("mct"), reference, {})
@@ -176,12 +183,12 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
 LAYER = {"trainer": {"max_epochs": 4, "limit_train_batches": 1.0, "log_every_n_steps": 2}}
 
 
-def trained(runs: Path, seed: int, *overrides: str, revision: str = "a" * 40, dirty: bool = False) -> RunWithCurves:
+def trained(runs: Path, seed: int, *overrides: str, edited: bool = False) -> RunWithCurves:
     stage = request("avid/avid", runs, *overrides, seed=seed, layer=LAYER)
     record = run_stage(stage)
-    git = {"revision": revision, "dirty": dirty}
+    code = {**record.code, **({"papers/avid_cma/loss.py": "edited"} if edited else {})}
     # The overrides of the layer would make it another stage.
-    return dataclasses.replace(record, stage="avid", git=git), read_points(stage.directory / "metrics.csv")
+    return dataclasses.replace(record, stage="avid", code=code), read_points(stage.directory / "metrics.csv")
 
 
 def swapped(patch: pytest.MonkeyPatch) -> None:
@@ -201,17 +208,17 @@ def middle_crop(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_planted_faults_and_honest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cause(seed: int, *overrides: str, plant: Callable[..., None] = lambda _: None, **git: Any) -> str:
+    def cause(seed: int, *overrides: str, plant: Callable[..., None] = lambda _: None, **code: bool) -> str:
         with monkeypatch.context() as patch:
             plant(patch)
-            return diverging([trained(tmp_path / str(seed), seed, *overrides, **git)], reference)[0].cause
+            return diverging([trained(tmp_path / str(seed), seed, *overrides, **code)], reference)[0].cause
 
     reference = [trained(tmp_path / str(seed), seed) for seed in range(8)]
     faults = [
-        ("code", cause(20, plant=swapped, dirty=True)),
-        ("code", cause(21, plant=swapped, revision="b" * 40)),
-        ("code", cause(22, plant=middle_crop, dirty=True)),
-        ("code", cause(23, plant=middle_crop, revision="b" * 40)),
+        ("code", cause(20, plant=swapped, edited=True)),
+        ("code", cause(21, plant=swapped, edited=True)),
+        ("code", cause(22, plant=middle_crop, edited=True)),
+        ("code", cause(23, plant=middle_crop, edited=True)),
         ("data", cause(24, plant=half_missing)),
         ("data", cause(25, plant=half_missing)),
         ("configuration", cause(26, "--model.learning_rate", "4e-4")),
@@ -220,6 +227,6 @@ def test_planted_faults_and_honest_runs(tmp_path: Path, monkeypatch: pytest.Monk
         ("configuration", cause(29, "--data.video.crop", "16")),
     ]
     assert sum(expected == found for expected, found in faults) >= 8, faults
-    # Of a later revision, so that one outside the band would not pass as chance.
-    honest = [cause(seed, revision="c" * 40) for seed in range(10, 20)]
+    # Of other code, so that one outside the band would not pass as chance.
+    honest = [cause(seed, edited=True) for seed in range(10, 20)]
     assert honest.count("chance") >= 9

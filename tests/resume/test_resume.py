@@ -17,7 +17,7 @@ from torch import Tensor
 
 from assemble.reporting import records
 from assemble.stages.plan import state_of
-from assemble.stages.request import recorded_lineage
+from assemble.stages.request import identity_of
 from assemble.stages.run import _prepare_folder, run_stage
 from common.errors import StageError
 from common.training.switches import ApplySwitches
@@ -156,9 +156,9 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     assert other.exitcode == 0
     assert "the configuration was reverted" in capsys.readouterr().out
     assert state_of(stage)[0]
-    assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage
+    assert identity_of(stage.directory.with_name("avid.previous"))["lineage_hash"] == changed.lineage
     _prepare_folder(another)
-    assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == stage.lineage
+    assert identity_of(stage.directory.with_name("avid.previous"))["lineage_hash"] == stage.lineage
     (stage.directory / "identity.json").write_text("[]")
     with pytest.raises(StageError, match=r"identity\.json cannot be read"):
         _prepare_folder(stage)

@@ -56,11 +56,12 @@ def test_other_ranks_wait_for_the_first_ones_folder(tmp_path: Path, monkeypatch:
         identity.write_text(json.dumps({"lineage_hash": "other" if len(waited) == 1 else "mine"}))
 
     monkeypatch.setattr("time.sleep", prepared)
-    _wait_for_main_process(identity, SimpleNamespace(lineage="mine", stage="avid"))  # type: ignore[arg-type]
+    about = {"stage": "avid", "directory": tmp_path, "parents": {}, "rerun": False}
+    _wait_for_main_process(SimpleNamespace(lineage="mine", **about))  # type: ignore[arg-type]
     assert len(waited) == 2
     monkeypatch.setattr("time.monotonic", lambda: 1000.0 * len(waited))
     with pytest.raises(StageError, match="avid: rank 0 did not prepare"):
-        _wait_for_main_process(identity, SimpleNamespace(lineage="none", stage="avid"))  # type: ignore[arg-type]
+        _wait_for_main_process(SimpleNamespace(lineage="none", **about))  # type: ignore[arg-type]
     assert len(waited) == 4
 
 

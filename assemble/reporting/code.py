@@ -1,0 +1,214 @@
+"""The code behind a record: the sources that a stage's classes import, found without importing them.
+
+A record stores two hashes per file, `code:text`: of the syntax tree without docstrings, and of the text, which is
+faster to compare. Comments, blank lines and formatting change only the second.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import gc
+import hashlib
+import importlib.util
+import itertools
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.files import stamp_of
+
+if TYPE_CHECKING:
+    from assemble.reporting.draws import Draw
+    from assemble.reporting.records import Record
+
+#: Parts of `common` that compute numbers; the others plan, run, report and draw pictures.
+COUNTED = ("data", "encoders", "losses", "memory", "metrics", "protocols", "training")
+
+
+def fingerprint(modules: Iterable[str]) -> dict[str, str]:
+    """The files of these modules and of all that they import, each with its hashes."""
+    waiting, seen, files = set(modules), set[str](), dict[str, str]()
+    while waiting:
+        seen.add(module := waiting.pop())
+        if _counts(module) and (source := _loaded(module)):
+            files[source[0]] = source[1]
+            waiting |= source[2] - seen
+    return dict(sorted(files.items()))
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Files whose code differs between two fingerprints; none if either is unknown."""
+    code = [{name: hashes.partition(":")[0] for name, hashes in files.items()} for files in (one, other)]
+    return [name for name in sorted({*one, *other}) if one and other and code[0].get(name) != code[1].get(name)]
+
+
+def nearest(files: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> list[str]:
+    """The files in which a fingerprint differs from the most similar one of the others."""
+    return min([differing(files, other) for other in others], key=len, default=[])
+
+
+def changed(files: Mapping[str, str]) -> list[str]:
+    """Files of a fingerprint whose code is different now; another project's missing file counts as unchanged."""
+    now = {name: _now(name, hashes) for name, hashes in files.items()}
+    return differing(files, now)
+
+
+def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprint of a training that other code began: a file that differs gets both hashes, and equals neither."""
+    both = {name: f"{earlier.get(name, '')}+{now.get(name, '')}" for name in differing(earlier, now)}
+    return {**now, **both}
+
+
+def changed_text(files: Sequence[str]) -> str:
+    """`papers/avid_cma/loss.py changed`, with up to three names."""
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return f"{', '.join(files[:3])}{more} changed"
+
+
+def sentence(changes: Iterable[Collection[str]]) -> str:
+    """`3 stages were trained by other code: papers/avid_cma/loss.py changed`, of each stage's `changed` files."""
+    stale = [files for files in changes if files]
+    names = sorted({name for files in stale for name in files})
+    were = "stage was" if len(stale) == 1 else "stages were"
+    return f"{len(stale)} {were} trained by other code: {changed_text(names)}" if stale else ""
+
+
+def other_code(records: Iterable[Record]) -> str:
+    """The `sentence` on records; a stage that starts from one of other code counts."""
+    found: dict[tuple[str, Draw, str], set[str]] = {}
+    for record in sorted(records, key=lambda one: one.started):
+        parents = [found.get((record.scale, record.draw, parent["stage"]), ()) for parent in record.parents.values()]
+        found[record.scale, record.draw, record.stage] = {*changed(record.code), *itertools.chain(*parents)}
+    return sentence(found.values())
+
+
+def against(mine: Iterable[Record], recorded: Collection[Record]) -> str:
+    """How the code of runs differs from that of the recorded runs of the same stages, in one line."""
+    files, unknown = set[str](), False
+    for record in mine:
+        others = [other.code for other in recorded if other.stage == record.stage and other.code]
+        unknown |= not (record.code and others)
+        files.update(nearest(record.code, others))
+    if files:
+        return f"code: {changed_text(sorted(files))} since the recorded runs"
+    return "code: unknown, since older records don't state it" if unknown else "code: the same as in the recorded runs"
+
+
+@functools.cache
+def source_file(module: str) -> Path | None:
+    """The file of a module; of a nested one without importing its package, as `find_spec` would."""
+    top, *parts = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a module that has no spec, such as `__main__`
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") and not parts else None
+    path = Path(spec.submodule_search_locations[0], *parts)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def parse(text: str) -> ast.Module:
+    # Python 3.11 miscounts its depth when the garbage collector runs finalizers while it builds a tree.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(text)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _counts(module: str) -> bool:
+    """Whether a module's code counts: the papers', the library's and the user's, but no installed package's."""
+    top, _, rest = module.partition(".")
+    if top == "papers":
+        return not module.endswith(".monitoring")
+    if top == "common":
+        return rest.partition(".")[0] in COUNTED
+    file = None if top in sys.stdlib_module_names else source_file(module)
+    return file is not None and {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
+@functools.cache
+def _loaded(module: str) -> tuple[str, str, frozenset[str]] | None:
+    """Name, hashes and imports of a module's file. A process keeps what it imported, so later edits don't count."""
+    file = source_file(module)
+    if file is None:
+        return None
+    ours = module.partition(".")[0] in ("common", "papers")
+    path = module.replace(".", "/") + ("/__init__.py" if file.stem == "__init__" else ".py")
+    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+    text = file.read_text(encoding="utf-8")
+    hashes = f"{_code_hash(text)}:{_hash(text)}"
+    return path if ours else module, hashes, frozenset(_imports(parse(text), package))
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """Imported modules, also those inside functions, but not those for types."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            for alias in node.names:  # `from package import module` and `from module import name` look alike
+                whole = f"{base}.{alias.name}"
+                yield whole if source_file(whole) else base
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def _now(name: str, recorded: str) -> str:
+    """The present hashes of a file, which its recorded hashes name if its text is the same."""
+    file = source_file(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    if file is None:
+        return "" if name.endswith(".py") else recorded
+    stamp = tuple(stamp_of(file))
+    return recorded if recorded.endswith(f":{_text_now(file, stamp)}") else _code_now(file, stamp)
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_now(file: Path, stamp: tuple[int, ...]) -> str:
+    return _hash(file.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _code_now(file: Path, stamp: tuple[int, ...]) -> str:
+    try:
+        return _code_hash(file.read_text(encoding="utf-8"))
+    except SyntaxError:  # in the middle of an edit
+        return ""
+
+
+def _code_hash(text: str) -> str:
+    parts: list[str] = []
+    _write_tree(parse(text), parts)
+    return _hash(" ".join(parts))
+
+
+def _write_tree(node: Any, parts: list[str]) -> None:
+    """A syntax tree as text without docstrings; unlike `ast.dump`, the same in every version of Python."""
+    if isinstance(node, ast.AST):
+        parts.append(f"({type(node).__name__}")
+        for name, value in ast.iter_fields(node):
+            if value is not None and value != [] and name not in ("ctx", "kind"):
+                parts.append(name)
+                _write_tree(value, parts)
+        parts.append(")")
+    elif isinstance(node, list):
+        for item in node:
+            if not (isinstance(item, ast.Expr) and isinstance(getattr(item.value, "value", None), str)):
+                _write_tree(item, parts)
+    else:
+        parts.append(repr(node))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
