@@ -16,6 +16,8 @@ TORCH ?=
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
 RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
+# After an edit of the code: RERUN=1 runs finished stages again, KEEP=1 uses them as they are.
+CODE = $(if $(RERUN),--rerun) $(if $(KEEP),--keep)
 REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
 
 # On small networks one thread per process is faster than two. The records were made with one.
@@ -42,7 +44,7 @@ endif
 help: ## List the targets
 	@grep -hE '^##@ |^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) \
 	  | sed -E 's/^##@ (.*)/\n\1/; s/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder TORCH=cpu"
+	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder RERUN=1 KEEP=1 TORCH=cpu"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -86,12 +88,12 @@ lock-check: ## Check that the lock installs from wheels on every system, Python 
 ##@ Run
 
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
-	$(ASSEMBLE) reproduce $* $(RUN)
+	$(ASSEMBLE) reproduce $* $(RUN) $(CODE)
 
 # One failed paper does not stop the others; Ctrl-C, a closed terminal or TERM stops all.
 reproduce: $(STAMP) ## Train and evaluate all papers
 	@failed=0; for paper in $(PAPERS); do \
-	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; case $$status in 129|130|138|143) exit $$status;; esac; failed=1; }; done; exit $$failed
+	  $(ASSEMBLE) reproduce $$paper $(RUN) $(CODE) || { status=$$?; case $$status in 129|130|138|143) exit $$status;; esac; failed=1; }; done; exit $$failed
 
 rehearse-%: $(STAMP) ## Run a paper's published recipes on tiny data in the real layouts
 	$(ASSEMBLE) rehearse $* $(REHEARSED)
