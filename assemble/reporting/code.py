@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from assemble.reporting.draws import Draw
     from assemble.reporting.records import Record
 
-#: Parts of `common` that compute numbers; the others plan, run, report and draw pictures.
+#: Parts of `common` that compute numbers; the others read files, export models and draw pictures.
 COUNTED = ("data", "encoders", "losses", "memory", "metrics", "protocols", "training")
 
 
@@ -56,7 +56,12 @@ def changed(files: Mapping[str, str]) -> list[str]:
 
 
 def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """The fingerprint of a training that other code began: a file that differs gets both hashes, and equals neither."""
+    """The fingerprint of a training that other code began: a file that differs gets both hashes.
+
+    It equals neither, and an unknown fingerprint stays unknown.
+    """
+    if not earlier:
+        return {}
     both = {name: f"{earlier.get(name, '')}+{now.get(name, '')}" for name in differing(earlier, now)}
     return {**now, **both}
 
@@ -128,7 +133,7 @@ def _counts(module: str) -> bool:
         return not module.endswith(".monitoring")
     if top == "common":
         return rest.partition(".")[0] in COUNTED
-    file = None if top in sys.stdlib_module_names else source_file(module)
+    file = None if top in (*sys.stdlib_module_names, "assemble") else source_file(module)
     return file is not None and {"site-packages", "dist-packages"}.isdisjoint(file.parts)
 
 

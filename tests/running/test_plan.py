@@ -6,13 +6,15 @@ import itertools
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
 from assemble.commands.main import main
-from assemble.reporting import records
+from assemble.reporting import code, records
 from assemble.reporting.papers import paper_named, working_folder
 from assemble.reporting.records import Record
 from assemble.stages import needs as needing
@@ -203,3 +205,81 @@ def test_a_disk_that_is_too_small_is_noticed_before_training(
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-2:] == [f"disk    0.00 GB free for {tmp_path}, about 0.02 GB needed", ""]
     assert "free space, or name another folder with --runs" in printed.err
+
+
+def write_package(folder: Path, **modules: str) -> None:
+    for name, text in modules.items():
+        write_atomically(folder / "mine" / f"{name}.py", text)
+
+
+def test_a_fingerprint_counts_code_and_not_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    loss = "import typing\nif typing.TYPE_CHECKING:\n    import mine.types\n"
+    loss += "def loss(x):\n    from . import scale\n    return x / 2\n"
+    write_package(
+        tmp_path, model="import torch\nfrom mine.loss import loss\n", loss=loss, scale="S = 1\n", types="T = 1\n"
+    )
+    files = code.fingerprint(["mine.model", "assemble.reporting.render", "papers.mct.monitoring", "papers.mct.loss"])
+    assert {"mine.model", "mine.loss", "mine.scale", "papers/mct/loss.py"} <= files.keys()  # `scale` is imported lazily
+    assert not any("types" in name or name.startswith(("torch", "assemble", "papers/mct/mon")) for name in files)
+    assert code.changed(files) == []
+    write_package(
+        tmp_path, loss=loss.replace("x):", 'x):\n    """Halve."""\n\n    # half').replace("x / 2", "(x  /  2)")
+    )
+    assert code.changed(files) == []
+    write_package(tmp_path, scale="S = 2\n")
+    assert code.changed(files) == ["mine.scale"]
+    write_package(tmp_path, loss=loss.replace("x / 2", "x / 4"))
+    assert code.sentence([code.changed(files), []]) == (
+        "1 stage was trained by other code: mine.loss, mine.scale changed"
+    )
+    both = code.joined(files, {**files, "mine.loss": "c:t"})
+    assert code.differing(both, files) == code.differing(both, {**files, "mine.loss": "c:t"}) == ["mine.loss"]
+    assert code.joined({}, files) == {}  # what began the training is unknown
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_stage_of_other_code_is_named_and_its_children_with_it(
+    old: bool, finish: Finish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = Selection("smoke", runs=tmp_path, data=tmp_path, stages=("esc@avid",))
+    parent, child = plan("avid", wanted)
+    about: dict[str, Any] = {} if old else {"code": {"papers/avid_cma/loss.py": "edited:since"}}
+    records.write(parent.request.directory / "record.json", replace(finish(parent), **about))
+    start = {"stage": "avid", "lineage_hash": parent.request.lineage}
+    made = replace(finish(child), parents=dict.fromkeys(child.request.parents, start))
+    records.write(child.request.directory / "record.json", made)
+    arguments = ["--scale", "smoke", "--runs", str(tmp_path), "--data", str(tmp_path), "--stages", "esc@avid"]
+    told = "2 stages were trained by other code: papers/avid_cma/loss.py changed"
+    planned = plan("avid", wanted)
+    assert all(item.done and bool(item.changed) != old for item in planned)
+    status = main(["reproduce", "avid", *arguments])
+    printed = capsys.readouterr()
+    assert (status, told in printed.err) == ((0, False) if old else (1, True))
+    assert main(["reproduce", "avid", *arguments, "--keep"]) == 0
+    assert (f"{told}." in capsys.readouterr().out) != old
+    again = plan("avid", replace(wanted, rerun=True))
+    assert [item.done for item in again] == [old, old]
+    if not old:
+        assert [item.reason for item in again] == ["papers/avid_cma/loss.py changed: starts again", "avid runs again"]
+
+
+def test_a_child_of_another_checkpoint_is_not_done(finish: Finish, tmp_path: Path) -> None:
+    wanted = Selection("smoke", runs=tmp_path, data=tmp_path, stages=("esc@avid",))
+    parent, child = plan("avid", wanted)
+
+    def state(checkpoint: str, digest: str) -> tuple[bool, str]:
+        made = replace(finish(parent), checkpoints={"last": checkpoint} if checkpoint else {})
+        records.write(parent.request.directory / "record.json", made)
+        start = {"stage": "avid", "lineage_hash": "0" * 12, **({"digest": digest} if digest else {})}
+        records.write(
+            child.request.directory / "record.json",
+            replace(finish(child), parents=dict.fromkeys(child.request.parents, start)),
+        )
+        return plan("avid", wanted)[1].done, plan("avid", wanted)[1].reason
+
+    assert all(state(*pair)[0] for pair in (("a", "a"), ("", "a"), ("", "")))
+    for digest in ("b", ""):
+        assert state("a", digest) == (False, "avid was trained again since")
+    (parent.request.directory / "record.json").unlink()  # the folder was deleted
+    assert [(item.done, item.reason) for item in plan("avid", wanted)] == [(False, ""), (False, "avid runs again")]
