@@ -63,7 +63,7 @@ def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]
     if not earlier:
         return {}
     both = {name: f"{earlier.get(name, '')}+{now.get(name, '')}" for name in differing(earlier, now)}
-    return {**now, **both}
+    return {**now, **{name: hashes.replace(":", "/") for name, hashes in both.items()}}
 
 
 def changed_text(files: Sequence[str]) -> str:
