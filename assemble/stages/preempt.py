@@ -16,8 +16,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from assemble.stages import stopping
-from assemble.stages.stopping import REQUEUE_SIGNAL, received
-from common.errors import Preempted
+from assemble.stages.stopping import REQUEUE_SIGNAL
+from common.errors import STOP, Preempted
 
 #: Seconds to save a checkpoint, and then to close the W&B run.
 SAVING = 600.0
@@ -37,21 +37,21 @@ class Preemption(Callback):
         self.close: Callable[[], object] = lambda: None
 
     def _check(self, *_: Any, **__: Any) -> None:
-        stopping.check()
+        STOP.check()
 
     setup = on_test_batch_start = _check
 
     def _begin(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         stopping.allow(stopping.PATIENCE)
         if trainer.world_size == 1:  # ranks agree after a step
-            stopping.check()
+            STOP.check()
 
     on_train_start = on_test_start = _begin
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return  # a checkpoint has no gradients
-        own, again = received(), received() == REQUEUE_SIGNAL
+        own, again = STOP.received, STOP.received == REQUEUE_SIGNAL
         asked = own is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)

@@ -34,7 +34,7 @@ from assemble.stages.plan import (
     seconds_left,
 )
 from assemble.stages.request import Selection, StageRequest, finished_record
-from common.errors import OtherCodeError, Preempted, StageError, is_ours, printable
+from common.errors import STOP, OtherCodeError, Preempted, StageError, is_ours, printable
 
 
 def reproduce(
@@ -81,10 +81,10 @@ def reproduce(
         try:
             checked = pool.submit(check_configurations, [item.run for item in waiting])
             while not wait([checked], timeout=0.5).done:
-                stopping.check()
+                STOP.check()
             checked.result()
             while waiting or running:
-                stopping.check()
+                STOP.check()
                 for item in _startable(waiting, running, failed)[: jobs - len(running)]:
                     waiting.remove(item)
                     bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's, of the steps
@@ -101,7 +101,7 @@ def reproduce(
                     except BrokenExecutor:
                         raise
                     except Exception as error:  # a failed stage must not stop the others
-                        stopping.check(error)
+                        STOP.check(error)
                         # Our own errors, and those of files and values, need no traceback.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
@@ -114,7 +114,7 @@ def reproduce(
                     say(f"{place} {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
                     finished(item.request.stage)
         except (Exception, Preempted) as error:
-            if (number := stopping.received()) is not None:
+            if (number := STOP.received) is not None:
                 if jobs > 1:
                     _tell_workers(signal.SIGTERM)  # also those that began after the signal
                 pool.shutdown(wait=True, cancel_futures=True)

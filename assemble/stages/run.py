@@ -36,7 +36,7 @@ from assemble.stages.recipe_data import dataset_entries, without_unread_sets
 from assemble.stages.request import StageRequest, fingerprint, finished_record, holds, identity_of, trained_again
 from assemble.stages.stopping import end_with_parent
 from common.data.checksums import digest
-from common.errors import Preempted, StageError, printable
+from common.errors import STOP, Preempted, StageError, printable
 from common.files import cache_folder, lock, make_folder, require_writable, sweep, write_atomically
 from common.types import class_at
 
@@ -188,7 +188,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     require_processes(config["trainer"])
     # Import late: help, plans and skipped stages don't need torch.
     import_lightning()
-    stopping.check()
+    STOP.check()
     if request.arguments or (identity_of(request.directory) and not holds(request.directory, request)):
         from assemble.stages.cli import check
 
@@ -196,7 +196,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     _require_files(config.get("data"))
     from assemble.stages.preempt import Preemption, requeue
 
-    stopping.check()
+    STOP.check()
     last = request.checkpoint()
     preemption = Preemption(last)
     if is_main_process():
@@ -214,7 +214,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
         try:
             return _run_claimed(request, config, preemption, done is not None and last.is_file())
         except (Exception, Preempted) as error:
-            if (number := error.signal if isinstance(error, Preempted) else stopping.received()) is not None:
+            if (number := error.signal if isinstance(error, Preempted) else STOP.received) is not None:
                 if is_main_process():
                     print(f"  {preemption.describe(request.stage, number)}", flush=True)
                     requeue(number)
@@ -502,7 +502,7 @@ def _run_claimed(
     interrupted = True
     if trainer.num_devices * trainer.num_nodes > 1:
         stopping.allow(STARTING)
-    stopping.check()
+    STOP.check()
     try:
         if run.trains and last.is_file():
             _end_what_is_trained(trainer)
@@ -513,7 +513,7 @@ def _run_claimed(
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=from_checkpoint, weights_only=True)
             if not trained:  # else the file would get another digest
                 trainer.save_checkpoint(last)
-            stopping.check()
+            STOP.check()
         steps = trainer.global_step
         weights = str(last) if run.trains else None
         trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)

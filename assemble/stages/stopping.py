@@ -1,4 +1,4 @@
-"""Stops a command on a signal at the next `check`; a handler that raised could interrupt an import or C code."""
+"""Stops a command on a signal at the next `STOP.check`; a handler that raised could interrupt an import or C code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.errors import STOP
 
 #: SLURM sends it before the end of a job (`sbatch --signal`), which then requeues itself.
 REQUEUE_SIGNAL = signal.SIGUSR1
-#: Seconds after a signal to reach a `check`; then the process ends without saving.
+#: Seconds after a signal to reach a `STOP.check`; then the process ends without saving.
 PATIENCE = 45.0
 
 
@@ -118,27 +118,17 @@ def listening() -> Iterator[None]:
     _listener = _Listener()
     try:
         yield
-        check()
+        STOP.check()
     except Exception as error:
-        check(error)
+        STOP.check(error)
         raise
     finally:
         _listener.close()
         _listener = None
 
 
-def received() -> int | None:
-    """The first signal received, or None."""
-    return STOP.received
-
-
-def check(error: BaseException | None = None) -> None:
-    """Raise `Preempted` if a signal was received; `error` came after it."""
-    STOP.check(error)
-
-
 def allow(seconds: float) -> None:
-    """Give this process `seconds` from a signal to its next `check`; from now on, if a signal was received."""
+    """Give this process `seconds` from a signal to its next `STOP.check`; from now on, if a signal was received."""
     if _listener is not None:
         _listener.patience = seconds
         if STOP.received is not None:

@@ -15,11 +15,10 @@ import torch
 
 from assemble.commands.main import main
 from assemble.stages import run as runner
-from assemble.stages import stopping
 from assemble.stages.request import StageRequest
 from assemble.stages.run import run_stage
 from common.data.listing import DatasetError
-from common.errors import NonFiniteLossError, StageError
+from common.errors import STOP, NonFiniteLossError, StageError
 from common.training.callbacks import WholeCheckpoints
 from papers.avid_cma.module import AVIDModule
 from tests.stages import request
@@ -185,7 +184,7 @@ def test_a_stopped_stage_says_where_it_resumes(
             (stage.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (stage.directory / "checkpoints" / "last.ckpt").touch()
         os.kill(os.getpid(), number)
-        while stopping.received() is None:  # another thread may have taken it
+        while STOP.received is None:  # another thread may have taken it
             time.sleep(0.01)
         raise AttributeError("module 'numpy' has no attribute 'void'")
 

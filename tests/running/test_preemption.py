@@ -21,7 +21,7 @@ from assemble.stages import loggers, stopping
 from assemble.stages import preempt as preemption
 from assemble.stages.request import StageRequest
 from assemble.stages.run import run_stage
-from common.errors import Preempted
+from common.errors import STOP, Preempted
 from common.training import data_module
 from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
@@ -296,7 +296,7 @@ def test_ranks_agree_on_a_signal(
     own: int | None, answers: list[bool], expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, deadlines = Path("last.ckpt"), Mock()
-    monkeypatch.setattr(preemption, "received", lambda: own)
+    monkeypatch.setattr(STOP, "received", own)
     monkeypatch.setattr(stopping, "allow", deadlines)
     trainer = Mock(world_size=2, global_step=10)
     trainer.fit_loop._should_accumulate.return_value = False
