@@ -9,23 +9,29 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from assemble.stages import fake_step
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.synthetic import StopAfter, devices_of, synthetic_training
+from assemble.stages.synthetic import StopAfter, SyntheticTraining, devices_of, synthetic_training
 from common.errors import StageError
 from common.training.data_module import bytes_of, loader_plan
 from common.training.examples import Draw
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -100,28 +106,10 @@ class Estimate:
 
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     """Estimate a stage that trains; `size` is the batch on one device, None for its share of the recipe's."""
-    if not run.trains:
-        raise StageError(f"{run.recipe} does not train")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    meter, counter = fake_step.MemoryMeter(), fake_step.operation_counter()
-    arguments = {
-        "accelerator": "cpu",  # else Lightning picks a GPU and refuses the strategy
-        "strategy": fake_step.FakeDevice(),
-        "callbacks": [fake_step.WithoutStorage(mode, meter), StopAfter(1)],
-        "accumulate_grad_batches": 1,
-    }
-    with _quiet(), fake_step.deep_copies_without_storage():
-        training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode, meter))
-        module, trainer = training.module, training.trainer
-        gc.collect()
-        meter.peak = meter.now  # ignore the peak while building
-        with fake_step.fused_attention(), mode, meter, counter:
-            try:
-                training.run()
-            except (DataDependentOutputException, DynamicOutputShapeException) as error:
-                raise StageError(f"{run.recipe}: training steps depend on values of tensors ({error.func})") from error
-            stored = fake_step.MemoryMeter()
-            stored.add([module.state_dict(), *(optimizer.state_dict() for optimizer in trainer.optimizers)])
+    training, meter, counter = fake_training(run, size)
+    module = training.module
+    stored = fake_step.MemoryMeter()
+    stored.add([module.state_dict(), *(optimizer.state_dict() for optimizer in training.trainer.optimizers)])
     # Under manual optimization this is only known after a batch.
     accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
     devices = devices_of(run)
@@ -149,6 +137,39 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         precision=str(run.config["trainer"]["precision"]),
         loader_bytes=loader_bytes,
     )
+
+
+def fake_training(
+    run: RunConfiguration,
+    size: int | None = None,
+    device: torch.device = CPU,
+    watch: AbstractContextManager[Any] | None = None,
+    callbacks: Sequence[pl.Callback] = (StopAfter(1),),
+) -> tuple[SyntheticTraining, fake_step.MemoryMeter, FlopCounterMode]:
+    """Train without storage, as on CUDA; `watch` is active during the training."""
+    if not run.trains:
+        raise StageError(f"{run.recipe} does not train")
+    mode = FakeTensorMode(allow_non_fake_inputs=device == CPU)
+    meter, counter = fake_step.MemoryMeter(), fake_step.operation_counter()
+    arguments = {
+        "accelerator": "cpu",  # else Lightning picks a GPU and refuses the strategy
+        "strategy": fake_step.FakeDevice(device),
+        "callbacks": [fake_step.WithoutStorage(), *callbacks],
+        "accumulate_grad_batches": 1,
+    }
+    with _quiet(), fake_step.deep_copies_without_storage():
+        training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode,))
+        if isinstance(precision := training.trainer.precision_plugin, MixedPrecision):
+            precision.device = device.type
+        with mode:
+            fake_step.place(training.module, device)
+        meter.add([*training.module.parameters(), *training.module.buffers()])
+        with fake_step.fused_attention(), mode, watch or nullcontext(), meter, counter:
+            try:
+                training.run()
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise StageError(f"{run.recipe}: training steps depend on values of tensors ({error.func})") from error
+    return training, meter, counter
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -105,8 +105,30 @@ def deep_copies_without_storage() -> Iterator[None]:
         del FakeTensor.__deepcopy__
 
 
+def empty_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor without values; a small one that keeps its values, as fake ones do, could not leave the host."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move weights and buffers, whose ties last; torch's own move would need the tensors' storage."""
+    moved: dict[int, Tensor] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in moved:
+                        there = empty_copy(tensor, device)
+                        is_weight = isinstance(tensor, nn.Parameter)
+                        moved[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if is_weight else there
+                    tensors[name] = moved[id(tensor)]  # type: ignore[assignment]
+
+
 class FakeDevice(SingleDeviceStrategy):
-    """A CPU that moves no modules: torch cannot move parameters with weak references, which the meter keeps."""
+    """A device on which modules already are: see `place`."""
+
+    def setup_environment(self) -> None:
+        """Ask no accelerator."""
 
     def model_to_device(self) -> None:
         """Move nothing."""
@@ -117,10 +139,6 @@ class FakeDevice(SingleDeviceStrategy):
 
 class WithoutStorage(pl.Callback):
     """Turns batches into fake tensors and keeps optimizers from reading values."""
-
-    def __init__(self, mode: FakeTensorMode, meter: MemoryMeter) -> None:
-        self.mode = mode
-        self.meter = meter
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Prepare batches with their values, as on a real host, and drop the values on transfer to the device."""
@@ -133,9 +151,7 @@ class WithoutStorage(pl.Callback):
 
         def without_storage(batch: Any, device: torch.device, dataloader_idx: int) -> Any:
             # Copy, since the loader repeats one batch, and each batch must be freed like a real one.
-            fake = tree_map_only(Tensor, lambda t: self.mode.from_tensor(t.clone()), batch)
-            self.meter.add(fake)
-            return fake
+            return tree_map_only(Tensor, lambda tensor: empty_copy(tensor, device), batch)
 
         pl_module.on_before_batch_transfer = on_host  # type: ignore[method-assign]
         data.transfer_batch_to_device = without_storage
