@@ -1,27 +1,27 @@
-"""Questions, dialogues and descriptions of clips for VX2TEXT; the miniature writes TVQA's, AVSD's and TVC's layouts."""
+"""Questions, dialogues and descriptions of clips for VX2TEXT: TVQA, AVSD and TVC as prompts and answers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.data.datasets.avsd import AVSD, Dialog
-from common.data.datasets.tvc import TVC, Moment
+from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Question, Subtitle
 from common.data.item_dataset import ItemDataset, Sample, Steps
 from common.data.listing import Listing
 from common.data.media import Limits
+from common.data.sequences import Packed
 from common.data.text import pad_tokens
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
@@ -40,8 +40,8 @@ from papers.vx2text.clips import (
     made_up_clips,
 )
 from papers.vx2text.loss import IGNORED
-from papers.vx2text.miniature import KnownWords
 from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, Prompt, PromptLimits, PromptText, TextTokenizer
+from papers.vx2text.true_words import TrueWords
 
 #: For made-up prompts: word ids that every vocabulary has, and the number of words that name parts of a prompt.
 MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
@@ -49,11 +49,6 @@ MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 #: Answer to a question with options: the letter of one; its text, by likelihood; or its position, for a model without a
 #: decoder.
 Scoring = Literal["label", "loglik", "position"]
-#: Subtitles by clip.
-Speech = Mapping[str, Sequence[Subtitle]]
-
-
-# -- texts -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,113 +56,64 @@ class Example:
     """The text of one sample.
 
     Args:
+        clip: its name in the data set.
         answer: the model's target; None if withheld.
         correct: position of the right option; -1 without options or if withheld.
         references: texts to compare the output with, starting with the original answer if it is one.
+        kind: of the question, in the miniature.
     """
 
+    clip: str
     text: PromptText
     answer: str | None
-    correct: int
     references: tuple[str, ...]
-    clip: str
-
-
-#: From a position in the listing to its example.
-MakeExample = Callable[[int], Example]
-
-
-def question_example(questions: Sequence[Question], subtitles: Speech, position: int) -> Example:
-    """A question with options and the speech of the whole clip."""
-    question = questions[position]
-    text = PromptText("question", question.text, spoken(subtitles, question.clip), options=question.options)
-    answer = question.options[question.answer] if question.answer >= 0 else None
-    return Example(text, answer, question.answer, () if answer is None else (answer,), question.clip)
-
-
-def dialog_example(
-    dialogs: Sequence[Dialog], subtitles: Speech, with_summary: bool, rows: npt.NDArray[np.int64], position: int
-) -> Example:
-    """A turn of a dialogue with its history; `with_summary` appends the video's summary to its caption.
-
-    `rows` [N, 2] are dialogue and turn of each position.
-    """
-    number, turn = rows[position].tolist()
-    dialog = dialogs[number]
-    asked = dialog.turns[turn]
-    history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
-    caption = f"{dialog.caption} {dialog.summary}".strip() if with_summary else dialog.caption
-    speech = spoken(subtitles, dialog.video)
-    text = PromptText("dialog", asked.question, speech, caption=caption, history=history)
-    references: tuple[str, ...] = () if asked.answer is None else (asked.answer,)
-    if dialog.references and turn == len(dialog.turns) - 1:
-        references = tuple(sorted(dialog.references, key=lambda text: text != asked.answer))
-    return Example(text, asked.answer, -1, references, dialog.video)
-
-
-def caption_example(
-    moments: Sequence[Moment], subtitles: Speech, rows: npt.NDArray[np.int64], position: int
-) -> Example:
-    """A description of a moment with the speech in it; `rows` [N, 2] are moment and description of each position."""
-    number, place = rows[position].tolist()
-    moment = moments[number]
-    texts = tuple(description.text for description in moment.descriptions)
-    text = PromptText("caption", speech=spoken(subtitles, moment.clip, moment.span))
-    return Example(text, texts[place] if texts else None, -1, texts, moment.clip)
-
-
-def spoken(subtitles: Speech, clip: str, span: Limits | None = None) -> tuple[str, ...]:
-    return tuple(line.text for line in subtitles.get(clip, ()) if span is None or line.overlaps(span))
+    correct: int = -1
+    kind: str = ""
 
 
 class VideoTextItems(ItemDataset):
-    """Clips with their questions and answers, as input of `collate`; `example` makes those of a position.
+    """Clips with their questions and answers, as input of `collate`.
 
     Args:
-        reader: None puts true words in the places of modality tokens instead.
-        replaced: share of true words to replace with other words of the modality.
+        examples: one per file of the listing.
+        source: reads the clips, or draws words for the places of their tokens.
     """
 
     def __init__(
         self,
         listing: Listing,
-        example: MakeExample,
+        examples: Iterable[Example],
         prompt: Prompt,
-        reader: ClipReader | None,
-        known: KnownWords,
+        source: ClipReader | TrueWords,
         scoring: Scoring = "label",
-        replaced: float = 0.15,
         **options: Any,
     ) -> None:
         super().__init__(listing, **options)
-        self.example = example
+        self.examples = Packed(examples)
         self.prompt = prompt
-        self.reader = reader
-        self.known = known
+        self.source = source
         self.scoring: Scoring = scoring
-        self.replaced = replaced
 
     def _make(self, file: int, rng: np.random.Generator) -> Steps:
-        example = self.example(file)
+        example = self.examples[file]
         sample: Sample = {}
-        if self.reader is not None:
-            sample |= yield from self.reader.steps(self.listing[file], rng)
+        if isinstance(self.source, ClipReader):
+            sample |= yield from self.source.steps(self.listing[file], rng)
             ids = self.prompt.encode(example.text)
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))
-            ids = self.prompt.encode(example.text, *self.known.noisy(example.clip, places, self.replaced, rng))
+            ids = self.prompt.encode(example.text, *self.source.draw(example.clip, places, rng))
         if self.prompt.limits.speech:
             sample["speech_cut"] = torch.tensor(self.prompt.speech_is_cut(example.text))
         sample |= {
             "input_ids": ids,
             "labels": self._labels(example),
             "correct": torch.tensor(example.correct),
+            "clip": example.clip,
             "question_text": example.text.question,
-            # Real data have no kinds, even if a question has the same words.
-            "kind": kind_of(example.text.question) if self.known.words else "",
+            "kind": example.kind,
             "answer_text": example.answer or "",
             "references": list(example.references),
-            **self.known.marks(example.clip),
         }
         if example.text.options:
             sample["options"] = list(example.text.options)
@@ -184,12 +130,12 @@ class VideoTextItems(ItemDataset):
         return self.prompt.answer(example.answer)
 
     def fill_cache(self) -> None:
-        if self.reader is not None:
-            self.reader.fill_cache(self.listing)
+        if isinstance(self.source, ClipReader):
+            self.source.fill_cache(self.listing)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        assert self.reader is not None
-        return self.reader.preview(self.listing[item])
+        assert isinstance(self.source, ClipReader)
+        return self.source.preview(self.listing[item])
 
 
 def prompt_for(
@@ -215,10 +161,9 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, frames, mel_bins] and
         `audio_present` bool [B], if the samples have them; `input_ids` int64 [B, N], padded with 0 at the end, negative
         in the places of modality tokens; `speech_cut` bool [B], whether speech is cut, if there is any; `labels` int64
-        [B, M], -100 for padding; `video_words` and `audio_words` bool [B, C], the true categories, if known;
-        `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options; `correct`, `index`, `label`
-        and `skipped` int64 [B]; lists of length B: `question_text`, `kind` of the question (""
-        except in the miniature), `answer_text` ("" if withheld), and lists of texts in `references` and `options`.
+        [B, M], -100 for padding; `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options;
+        `correct`, `index`, `label` and `skipped` int64 [B]; and lists of length B: `clip`, `question_text`, `kind`,
+        `answer_text` ("" if withheld), `references` and `options`.
     """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
@@ -228,7 +173,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         elif name == "labels":
             batch[name] = pad_tokens(column, IGNORED)
         elif name == "option_labels":
-            flat = pad_tokens([row for own in column for row in own], IGNORED)
+            flat = pad_tokens([labels for options in column for labels in options], IGNORED)
             batch[name] = flat.view(len(column), -1, flat.shape[1])
         else:
             batch[name] = torch.stack(column) if isinstance(first, Tensor) else column
@@ -239,12 +184,11 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 class VideoTextData(ShardedDataModule):
-    """Shared base of the data modules of the three tasks.
+    """Base of the data modules of the three tasks.
 
     Args:
         tokenizer: of the language model.
-        video_categories, audio_categories: of the classifiers, in their order, to mark the known true categories of
-            clips.
+        video_categories, audio_categories: of the classifiers, in their order, to count true tokens in the miniature.
         prompt: maximum pieces of each part of the text, and tokens per clip.
         slots: `media` reads the clips; `words` puts their true categories in the places of tokens, with some wrong
             ones, to pre-train the language model on text alone ([14], step 2).
@@ -291,10 +235,7 @@ class VideoTextData(ShardedDataModule):
         self.modalities = tuple(modalities)
         self.video = video if "video" in modalities else None
         self.audio = audio if "audio" in modalities else None
-        named = {"video": video_categories, "audio": audio_categories}
-        self.categories: dict[Modality, Sequence[str]] = {
-            name: names for name in self.modalities if (names := named[name]) is not None
-        }
+        self.categories: dict[Modality, Sequence[str] | None] = {"video": video_categories, "audio": audio_categories}
         self.slots = slots
         self.replaced = replaced
         self.train_split = train_split
@@ -307,25 +248,28 @@ class VideoTextData(ShardedDataModule):
         self.dataset.listing(self.test_split)  # missing test files fail before training
 
     @abstractmethod
-    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
-        """Listing of a split with one file per example, and what makes the example of a file."""
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+        """Listing of a split with one file per example, and the examples."""
 
-    def subtitles(self) -> Speech:
+    @cached_property
+    def subtitles(self) -> Mapping[str, Sequence[Subtitle]]:
         return (self.dataset.subtitles() if self.prompt.limits.speech else None) or {}
 
+    def spoken(self, clip: str, span: Limits | None = None) -> tuple[str, ...]:
+        """The speech in a clip, or within a span of it."""
+        return tuple(line.text for line in self.subtitles.get(clip, ()) if span is None or line.overlaps(span))
+
     def items(self, split: str, training: bool) -> VideoTextItems:
-        listing, example = self.examples(split, training)
-        reader = None
-        if self.slots == "media":
-            reader = ClipReader(self.video, self.audio, training, self.cache_bytes)
+        source: ClipReader | TrueWords
+        if self.slots == "words":
+            source = TrueWords(self.dataset.words(), self.replaced)
+        else:
+            source = ClipReader(self.video, self.audio, training, self.cache_bytes)
         return VideoTextItems(
-            listing,
-            example,
+            *self.examples(split, training),
             self.prompt,
-            reader,
-            KnownWords(self.dataset.words(), self.categories),
+            source,
             self.scoring,
-            self.replaced,
             seed=self.seed,
             max_skipped_fraction=self.max_skipped_fraction,
         )
@@ -366,11 +310,6 @@ class VideoTextData(ShardedDataModule):
         return ExampleBatch(batch, batches_of_epoch(items and items * self.rows_per_item, self.batch_size), facts)
 
 
-def _warn_unless(found: bool, what: str) -> None:
-    if not found:
-        rank_zero_warn(f"the test split has no {what}, so metrics of them are left out; see `assemble data vx2text`")
-
-
 class QuestionAnsweringData(VideoTextData):
     """TVQA: questions with five options ([7] and [10]). The answers of its test split are withheld; test on `val`.
 
@@ -392,13 +331,16 @@ class QuestionAnsweringData(VideoTextData):
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
         self.scoring = scoring
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        _warn_unless(any(one.answer >= 0 for one in self.dataset.questions(self.test_split)), "answers")
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+        return self.dataset.listing(split), map(self._example, self.dataset.questions(split))
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
-        example = partial(question_example, self.dataset.questions(split), self.subtitles())
-        return self.dataset.listing(split), example
+    def _example(self, question: Question) -> Example:
+        """A question with options and the speech of the whole clip."""
+        text = PromptText("question", question.text, self.spoken(question.clip), options=question.options)
+        if question.answer < 0:
+            return Example(question.clip, text, None, ())
+        answer = question.options[question.answer]
+        return Example(question.clip, text, answer, (answer,), question.answer)
 
 
 class DialogData(VideoTextData):
@@ -424,23 +366,29 @@ class DialogData(VideoTextData):
             raise ValueError("data.with_summary needs a caption in the prompt: set data.prompt.caption, such as to 128")
         self.with_summary = with_summary
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        dialogs = self.dataset.dialogs(self.test_split)
-        _warn_unless(any(dialog.turns and dialog.turns[-1].answer for dialog in dialogs), "answers")
-        _warn_unless(any(dialog.references for dialog in dialogs), "six references")
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+        rows: list[int] = []
+        examples: list[Example] = []
+        for row, dialog in enumerate(self.dataset.dialogs(split)):
+            first = len(dialog.turns) - 1 if split == self.test_split else 0
+            for turn in range(first, len(dialog.turns)):
+                if not training or dialog.turns[turn].answer is not None:
+                    rows.append(row)
+                    examples.append(self._example(dialog, turn))
+        return self.dataset.listing(split).subset(rows), examples
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
-        dialogs = self.dataset.dialogs(split)
-        pairs = [
-            (number, turn)
-            for number, dialog in enumerate(dialogs)
-            for turn in range(len(dialog.turns) - 1 if split == self.test_split else 0, len(dialog.turns))
-            if not training or dialog.turns[turn].answer is not None
-        ]
-        rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        example = partial(dialog_example, dialogs, self.subtitles(), self.with_summary, rows)
-        return self.dataset.listing(split).subset(rows[:, 0]), example
+    def _example(self, dialog: Dialog, turn: int) -> Example:
+        """A turn with the turns before it."""
+        question, answer = dialog.turns[turn].question, dialog.turns[turn].answer
+        history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
+        caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
+        text = PromptText("dialog", question, self.spoken(dialog.video), caption=caption, history=history)
+        references: tuple[str, ...] = () if answer is None else (answer,)
+        if dialog.references and turn == len(dialog.turns) - 1:
+            references = tuple(sorted(dialog.references, key=lambda reference: reference != answer))
+        # Real data have no kinds, even if a question has the same words.
+        kind = "" if self.world is None else kind_of(question)
+        return Example(dialog.video, text, answer, references, kind=kind)
 
 
 class CaptioningData(VideoTextData):
@@ -458,17 +406,13 @@ class CaptioningData(VideoTextData):
     ) -> None:
         super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        _warn_unless(any(one.descriptions for one in self.dataset.moments(self.test_split)), "descriptions")
-
-    def examples(self, split: str, training: bool) -> tuple[Listing, MakeExample]:
-        moments = self.dataset.moments(split)
-        pairs = [
-            (number, place)
-            for number, moment in enumerate(moments)
-            for place in (range(len(moment.descriptions)) if training else [0])
-        ]
-        rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        example = partial(caption_example, moments, self.subtitles(), rows)
-        return self.dataset.listing(split).subset(rows[:, 0]), example
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+        rows: list[int] = []
+        examples: list[Example] = []
+        for row, moment in enumerate(self.dataset.moments(split)):
+            text = PromptText("caption", speech=self.spoken(moment.clip, moment.span))
+            references = tuple(description.text for description in moment.descriptions)
+            for answer in references if training else references[:1] or (None,):
+                rows.append(row)
+                examples.append(Example(moment.clip, text, answer, references))
+        return self.dataset.listing(split).subset(rows), examples

@@ -7,7 +7,7 @@ AudioSet; a language model trained to answer from true words (`TextPretraining`)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,7 +31,6 @@ from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.vx2text.clips import (
     DEFAULT_AUDIO,
-    MODALITIES,
     ONE_CLIP,
     AudioInput,
     ClipReader,
@@ -160,73 +159,6 @@ def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     return (words * (rank < number[:, None])).sum(1) / number, loss
 
 
-def category_numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
-    numbers = {name.lower(): number for number, name in enumerate(categories)}
-    unknown = [word for word in words if word not in numbers]
-    if unknown:
-        raise ValueError(f"{field} lacks {', '.join(unknown)}; give the categories of the classifier, in its order")
-    return numbers
-
-
-class KnownWords:
-    """True categories of every clip from its true words of video and sound; empty for real sets."""
-
-    def __init__(
-        self,
-        words: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
-        categories: Mapping[Modality, Sequence[str]],
-    ) -> None:
-        self.words = words
-        #: All words of each modality.
-        self.pools = [sorted({word for true in words.values() for word in true[side]}) for side in (0, 1)]
-        self._numbers = {
-            name: category_numbers(categories[name], pool, f"data.{name}_categories")
-            for name, pool in zip(MODALITIES, self.pools)
-            if name in categories and pool
-        }
-
-    def marks(self, clip: str) -> dict[str, Tensor]:
-        """True categories of a clip, as `<modality>_words` bool [C]."""
-        found = {}
-        for name, true in zip(MODALITIES, self.words.get(clip, ((), ()))):
-            if name in self._numbers:
-                found[f"{name}_words"] = torch.tensor([word in true for word in self._numbers[name]])
-        return found
-
-    def noisy(self, clip: str, counts: Sequence[int], replaced: float, rng: np.random.Generator) -> list[list[str]]:
-        true = self.words.get(clip, ((), ()))
-        return [noisy_words(own, count, pool, replaced, rng) for own, count, pool in zip(true, counts, self.pools)]
-
-
-def noisy_words(
-    words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
-) -> list[str]:
-    """Words that a classifier might choose for a clip: its true words in random order, a share `replaced`.
-
-    Random words of `pool` replace them, and fill up to `count` words.
-
-    Source: [14], step 2.
-    """
-    if not pool:
-        return []
-    others = rng.integers(len(pool), size=count)
-    kept = rng.random(count) >= replaced
-    true = rng.permutation(len(words))[:count].tolist()
-    return [
-        words[true[place]] if place < len(true) and kept[place] else pool[int(others[place])] for place in range(count)
-    ]
-
-
-def token_precision(batch: Batch, name: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples [b] whose true categories of a modality are known, and the share [b] of their tokens [B, T] among them.
-
-    `batch` holds the true categories [B, C], if known.
-    """
-    marks = batch.get(f"{name}_words", chosen.new_zeros(len(chosen), 1, dtype=torch.bool))
-    known = batch[f"{name}_present"] & marks.any(1) & (chosen.shape[1] > 0)
-    return batch["index"][known], marks[known].float().gather(1, chosen[known]).mean(1)
-
-
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
@@ -257,13 +189,15 @@ class CategoryItems(ItemDataset):
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
     """True categories of every class, bool [classes, categories]: the one of its name, else those of its words."""
     # "crying_baby" and "Crying baby" are the same name.
-    named, known = ([re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories))
-    words = [[name] if name in known else name.split(" ") for name in named]
-    numbers = category_numbers(known, sorted({word for own in words for word in own}), "data.categories")
-    marks = torch.zeros(len(classes), len(categories), dtype=torch.bool)
-    for row, own in enumerate(words):
-        marks[row, [numbers[word] for word in own]] = True
-    return marks
+    labels, words = [
+        [re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories)
+    ]
+    true = [{label} if label in words else set(label.split(" ")) for label in labels]
+    if lacking := sorted(set().union(*true) - set(words)):
+        raise ValueError(
+            f"data.categories lacks {', '.join(lacking)}; give the categories of the classifier, in its order"
+        )
+    return torch.tensor([[word in names for word in words] for names in true])
 
 
 class CategoryData(ShardedDataModule):

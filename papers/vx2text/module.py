@@ -26,7 +26,6 @@ from papers.vx2text.fusion import VX2Text
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import OptionClassifier
 from papers.vx2text.loss import per_answer, text_loss
-from papers.vx2text.miniature import token_precision
 from papers.vx2text.weights import load_classifier, load_language_model
 
 Batch = dict[str, Any]
@@ -154,8 +153,8 @@ class VX2TextModule(pl.LightningModule):
 
     def on_test_start(self) -> None:
         self.test.reset()
-        self.token_precision = {name: OncePerSample("precision") for name in self.model.tokens}
         self.speech_cut = OncePerSample("speech_cut")
+        self.true_tokens = monitoring.TrueTokens(self)
         self.shift = monitoring.TokenShift(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -170,17 +169,12 @@ class VX2TextModule(pl.LightningModule):
         self.test.update_texts(index, map(GeneratedText, texts, *columns))
         if "speech_cut" in batch:
             self.speech_cut.update(index, speech_cut=batch["speech_cut"].float())
-        for name, (chosen, _) in named.items():
-            known, precision = token_precision(batch, name, chosen)
-            self.token_precision[name].update(known, precision=precision)
+        self.true_tokens.update(batch, named)
         self.shift.update(batch, named)
 
     def on_test_epoch_end(self) -> None:
-        metrics = self.test.compute(self.device)
-        for name, meter in self.token_precision.items():
-            if (found := meter.compute(self.device))["count"] > 0:
-                metrics[f"{name}_token_precision"] = found["precision"]
-        if (cut := self.speech_cut.compute(self.device))["count"] > 0:
-            metrics["speech_cut"] = cut["speech_cut"].float()
+        metrics = {**self.test.compute(self.device), **self.true_tokens.compute(self.device)}
+        if (speech := self.speech_cut.compute(self.device))["count"] > 0:
+            metrics["speech_cut"] = speech["speech_cut"].float()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self.shift.draw(self.test)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.metrics.gathering import gather_objects
+from common.metrics.gathering import OncePerSample, gather_objects
 from common.monitoring.figures import WRONG, Described, chart, described_images, plain, preview_of, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
+from papers.vx2text.clips import MODALITIES
 from papers.vx2text.gumbel import largest
 from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
@@ -30,6 +31,37 @@ SHOWN = 16
 LISTED = 10
 #: How often a category is chosen before and after end-to-end training, in the classifier's order.
 Counts = Mapping[str, tuple[int, int]]
+
+
+class TrueTokens:
+    """Counts the tokens that are true words of their clip, where the data set of a `VX2TextModule` lists those.
+
+    Only the miniature's data sets do. Tokens of absent modalities and clips without true words don't count.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.words: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = module.data.dataset.words()
+        self.categories = {name: module.data.categories[name] for name in module.model.tokens}
+        self.meters = {name: OncePerSample("precision") for name in self.categories}
+
+    def update(self, batch: dict[str, Any], named: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (chosen, _) in named.items():
+            categories, side = self.categories[name], MODALITIES.index(name)
+            if categories is None or not chosen.shape[1]:
+                continue
+            rows, hits = [], []
+            for row, (clip, present) in enumerate(zip(batch["clip"], batch[f"{name}_present"].tolist())):
+                true = self.words.get(clip, ((), ()))[side]
+                if present and true:
+                    rows.append(row)
+                    hits.append([categories[number] in true for number in chosen[row].tolist()])
+            if rows:
+                precision = torch.tensor(hits, dtype=torch.float32, device=chosen.device).mean(1)
+                self.meters[name].update(batch["index"][rows], precision=precision)
+
+    def compute(self, device: torch.device) -> dict[str, Tensor]:
+        means = {name: meter.compute(device) for name, meter in self.meters.items()}
+        return {f"{name}_token_precision": mean["precision"] for name, mean in means.items() if mean["count"] > 0}
 
 
 class TokenShift:
@@ -52,8 +84,8 @@ class TokenShift:
                 self.before[name] = earlier.eval()
 
     @torch.no_grad()
-    def update(self, batch: dict[str, Any], found: dict[str, tuple[Tensor, Tensor]]) -> None:
-        for name, (chosen, _) in found.items():
+    def update(self, batch: dict[str, Any], named: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (chosen, _) in named.items():
             tokens = self.module.model.tokens[name]
             earlier = chosen[:, :0]
             if name in self.before:
@@ -67,7 +99,7 @@ class TokenShift:
 
     def draw(self, test: TextTest) -> None:
         """Write figures and tables to the run's `media` folder; all processes must call this."""
-        words = {name: dict(gather_objects(sorted(own.items()))) for name, own in self.words.items()}
+        words = {name: dict(gather_objects(sorted(rows.items()))) for name, rows in self.words.items()}
         if not self.module.trainer.is_global_zero:
             return
         folder = media_folder(self.module)
@@ -99,9 +131,9 @@ def listed_categories(counts: Counts, number: int = LISTED) -> list[str]:
 
 def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], folder: Path) -> None:
     """Write `token_shift.csv` and `token_shift.png`."""
-    known = {modality: any(before for before, _ in counts.values()) for modality, counts in shifts.items()}
+    has_before = {modality: any(before for before, _ in counts.values()) for modality, counts in shifts.items()}
     rows = [
-        [modality, word, before if known[modality] else "", after]
+        [modality, word, before if has_before[modality] else "", after]
         for modality, counts in shifts.items()
         for word, (before, after) in sorted(counts.items(), key=lambda item: -item[1][1])
     ]
@@ -111,7 +143,7 @@ def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], folder:
         chosen = listed_categories(counts)[::-1]
         before, after = zip(*(counts[word] for word in chosen))
         places = np.arange(len(chosen))
-        if known[modality]:
+        if has_before[modality]:
             axis.barh(places + 0.2, before, 0.4, label="before end-to-end training", color="tab:gray")
         axis.barh(places - 0.2, after, 0.4, label="after", color="tab:blue")
         axis.set_yticks(places, [plain(word) for word in chosen], fontsize=7)
@@ -132,14 +164,14 @@ def draw_samples(
     columns += [f"{name} tokens {when}" for name in tokens for when in ("before", "after")]
     table: list[list[str]] = []
     items: list[Described] = []
-    for item, own in written.items():
-        found = {name: [", ".join(words) for words in rows.get(item, ([], []))] for name, rows in tokens.items()}
+    for item, text in written.items():
+        words = {name: [", ".join(names) for names in rows.get(item, ([], []))] for name, rows in tokens.items()}
         table.append(
-            [dataset.name(item), own.question, own.text, own.answer, *(w for both in found.values() for w in both)]
+            [dataset.name(item), text.question, text.text, text.answer, *(w for both in words.values() for w in both)]
         )
-        content = [own.question, f"written: {own.text}", f"original: {own.answer}"]
-        content += [f"{name}: " + " -> ".join(filter(None, both)) for name, both in found.items()]
-        color = "black" if own.matches or not own.answer else WRONG
+        content = [text.question, f"written: {text.text}", f"original: {text.answer}"]
+        content += [f"{name}: " + " -> ".join(filter(None, both)) for name, both in words.items()]
+        color = "black" if text.matches or not text.answer else WRONG
         items.append(Described(preview_of(dataset, item), [(line, color) for line in content if line]))
     title = "Categories before -> after end-to-end training, and what was written; red: not the original"
     save_figure(module, described_images(items, title, columns=2), folder / "samples.png")

@@ -23,6 +23,8 @@ from tests.architecture.sources import (
 
 #: Files of a paper that may import lightning: modules and their data, and what is both in one.
 LIGHTNING = {"module", "data", "search", "baselines", "miniature"}
+#: Files of a paper that may import its miniature: an export may hold the encoder that replaces a download.
+WITH_MINIATURE = {"use"}
 #: Rooms of common that hold parts for methods of one's own, however many papers use them.
 LIBRARY = (
     "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",
@@ -64,6 +66,8 @@ def forbidden(module: str, imported: str, immediate: bool) -> str:
     if parts[0] == "papers" and len(parts) > 2:
         if top[0] == "papers" and top[1:2] not in ([], [parts[1]]):
             return "a paper imports no other one"
+        if top[0] == "papers" and top[2:3] == ["miniature"] and parts[2] not in {"miniature", *WITH_MINIATURE}:
+            return "the published method does without the miniature"
         if immediate and top[0] == "lightning" and parts[2] not in LIGHTNING:
             return f"only {', '.join(sorted(LIGHTNING))} import lightning"
     return ""

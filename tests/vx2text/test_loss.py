@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
 from papers.vx2text.loss import per_answer, text_loss
-from papers.vx2text.miniature import token_precision, words_found, words_loss
+from papers.vx2text.miniature import words_found, words_loss
+from papers.vx2text.monitoring import TrueTokens
 
 
 def test_the_loss_is_the_mean_over_words_and_not_over_answers() -> None:
@@ -35,15 +38,19 @@ def test_words_are_uniform_targets() -> None:
     torch.testing.assert_close(words_loss(logits, words, 0.2), smooth)
 
 
-def test_token_precision_leaves_out_what_is_absent_or_unknown() -> None:
-    marks = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
+def test_true_tokens_leave_out_what_is_absent_or_unknown() -> None:
+    words = {"a": (("red", "dog"), ()), "b": (("red",), ()), "c": ((), ())}
+    data = SimpleNamespace(
+        dataset=SimpleNamespace(words=lambda: words),
+        categories={"video": ["red", "dog", "cat"], "audio": ["beep"]},
+    )
+    meter = TrueTokens(SimpleNamespace(data=data, model=SimpleNamespace(tokens={"video": None, "audio": None})))
     present = torch.tensor([True, False, True])
-    batch = {"index": torch.arange(3), "video_words": marks, "video_present": present, "audio_present": present}
-    known, precision = token_precision(batch, "video", torch.tensor([[0, 2], [0, 1], [0, 1]]))
-    assert known.tolist() == [0]
-    assert precision.tolist() == [0.5]
-    assert not len(token_precision(batch, "audio", torch.zeros(3, 2, dtype=torch.int64))[0])
-    assert not len(token_precision(batch, "video", torch.zeros(3, 0, dtype=torch.int64))[0])
+    batch = {"index": torch.arange(3), "clip": ["a", "b", "c"], "video_present": present, "audio_present": present}
+    meter.update(batch, {"video": (torch.tensor([[0, 2], [0, 1], [0, 1]]), torch.zeros(0))})
+    meter.update(batch, {"audio": (torch.zeros(3, 2, dtype=torch.int64), torch.zeros(0))})
+    meter.update(batch, {"video": (torch.zeros(3, 0, dtype=torch.int64), torch.zeros(0))})
+    assert meter.compute(torch.device("cpu")) == {"video_token_precision": torch.tensor(0.5, dtype=torch.float64)}
 
 
 def test_words_are_counted_among_as_many_as_are_true() -> None:
