@@ -10,7 +10,8 @@ import pytest
 
 from assemble.reporting.papers import existing_papers
 from assemble.reporting.tables import expand
-from assemble.stages.configuration import recipes_of, resolve, scales_of
+from assemble.stages.configuration import resolve
+from assemble.stages.recipes import recipes_of, scales_of
 from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, has_range, hints_of, outside
 
 #: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores.

@@ -39,8 +39,8 @@ def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs =
 def _list_papers(scale: str, runs: Path) -> None:
     from assemble.reporting.records import expected_seconds
     from assemble.reporting.tables import expand, load
-    from assemble.stages.configuration import recipes_of
     from assemble.stages.plan import default_jobs, side_by_side
+    from assemble.stages.recipes import recipes_of
 
     rows = []
     for paper in existing_papers():
@@ -65,7 +65,7 @@ def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[R
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     from assemble.reporting.tables import expand, load
-    from assemble.stages.configuration import recipes_of
+    from assemble.stages.recipes import recipes_of
 
     source = load(paper.name)
     print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")

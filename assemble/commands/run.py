@@ -241,8 +241,8 @@ def rehearse(
     """
     from assemble.reporting.progress import duration
     from assemble.stages import rehearse as rehearsal
-    from assemble.stages.configuration import scales_of
     from assemble.stages.paper_modules import optional_part
+    from assemble.stages.recipes import scales_of
 
     names = [paper_named(name).name for name in papers] or [
         paper.name

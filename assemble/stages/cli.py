@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from assemble.stages.configuration import RunConfiguration, check_ranges, classes_in, take_switches
+from assemble.stages.configuration import RunConfiguration, check_ranges, take_switches
+from assemble.stages.layers import classes_in
 from common.errors import ConfigurationError
 from common.training.callbacks import SamplesForAll
 from common.training.switches import ApplySwitches, Switches

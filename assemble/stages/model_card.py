@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import Record
-from assemble.stages.configuration import leaves
+from assemble.stages.layers import leaves
 from assemble.stages.recipe_data import dataset_entries, without_unread_sets
 from common.errors import StageError
 from common.files import parse_yaml

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assemble.reporting.papers import paper_named
-from assemble.stages.configuration import class_at, classes_in, substitute
+from assemble.stages.layers import classes_in, substitute
 from assemble.stages.plan import Planned
 from assemble.stages.recipe_data import dataset_entries, files_in, without_unread_sets
 from common.data.released_files import look_at
 from common.errors import StageError, printable
+from common.types import class_at
 
 if TYPE_CHECKING:
     from common.data.datasets.base import DatasetStatus

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assemble.reporting.tables import load
-from assemble.stages.configuration import classes_in, recipes_of, resolve
+from assemble.stages.configuration import resolve
+from assemble.stages.layers import classes_in
+from assemble.stages.recipes import recipes_of
 from common.types import class_at
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from pathlib import Path
 from assemble.reporting import records
 from assemble.reporting.papers import paper_named
 from assemble.reporting.tables import Tables, load
-from assemble.stages.configuration import REHEARSAL
 from assemble.stages.paper_modules import optional_part, part
 from assemble.stages.plan import Planned, plan
 from assemble.stages.recipe_data import data_sections
+from assemble.stages.recipes import REHEARSAL
 from assemble.stages.reproduce import reproduce, say
 from assemble.stages.request import Selection, finished_record
 from common.errors import StageError

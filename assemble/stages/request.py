@@ -14,23 +14,11 @@ from assemble.reporting.draws import NATIVE, Draw
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import MACHINE_KEYS, short_name
 from assemble.reporting.tables import StageInstance, Tables, expand, load
-from assemble.stages.configuration import (
-    Layer,
-    RunConfiguration,
-    check_keys,
-    check_names,
-    classes_in,
-    leaves,
-    load_yaml,
-    merge,
-    parse_overrides,
-    place,
-    recipe_layers,
-    recipes_of,
-    resolve,
-    take_switches,
-)
+from assemble.stages.configuration import RunConfiguration, check_keys, check_names, resolve, take_switches
+from assemble.stages.layers import Layer, classes_in, leaves, load_yaml, merge, place
+from assemble.stages.overrides import parse_overrides
 from assemble.stages.recipe_data import dataset_entries
+from assemble.stages.recipes import recipe_layers, recipes_of
 from common.data.checksums import digest
 from common.errors import ConfigurationError
 from common.files import read_bytes, stamp_of

@@ -29,8 +29,8 @@ from assemble.reporting import code, records
 from assemble.reporting.draws import use
 from assemble.reporting.papers import checkout, paper_named
 from assemble.stages import stopping
-from assemble.stages.configuration import merge, place
 from assemble.stages.launch import is_main_process, require_processes
+from assemble.stages.layers import merge, place
 from assemble.stages.lightning_import import import_lightning
 from assemble.stages.recipe_data import dataset_entries, without_unread_sets
 from assemble.stages.request import StageRequest, fingerprint, finished_record, holds, identity_of, trained_again

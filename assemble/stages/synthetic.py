@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map_only
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import short_name
 from assemble.stages.cli import build
-from assemble.stages.configuration import RunConfiguration, leaves, merge, place
+from assemble.stages.configuration import RunConfiguration
+from assemble.stages.layers import leaves, merge, place
 from common.errors import StageError
 from common.training.examples import Draw, Example
 

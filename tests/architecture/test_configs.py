@@ -16,7 +16,9 @@ from assemble.reporting.papers import existing_papers, project_root
 from assemble.reporting.records import short_name
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import expand
-from assemble.stages.configuration import check_ranges, family_of, leaves, load_yaml, recipes_of, resolve, scales_of
+from assemble.stages.configuration import check_ranges, resolve
+from assemble.stages.layers import leaves, load_yaml
+from assemble.stages.recipes import family_of, recipes_of, scales_of
 
 OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.name) if scale != "paper"]
 

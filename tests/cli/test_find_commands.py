@@ -8,8 +8,8 @@ import pytest
 
 from assemble.commands.main import main
 from assemble.reporting.tables import expand, load
-from assemble.stages.configuration import recipes_of
 from assemble.stages.modes import _missing_weights
+from assemble.stages.recipes import recipes_of
 from assemble.stages.request import Selection, find_request
 
 

@@ -16,7 +16,7 @@ import torch
 from assemble.commands import models
 from assemble.commands.main import main
 from assemble.reporting import progress, records
-from assemble.stages.configuration import load_yaml
+from assemble.stages.layers import load_yaml
 from common.data.datasets.captioned import read_caption_table
 from common.data.media import MediaError, MediaFile, read_image
 from common.data.text import WordPieceTokenizer

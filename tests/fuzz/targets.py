@@ -19,8 +19,8 @@ from assemble.reporting import records, tables
 from assemble.reporting.curves import read_points, thinned
 from assemble.reporting.papers import project_root
 from assemble.reporting.results import find_promoted
-from assemble.stages.configuration import load_yaml
 from assemble.stages.export import write_export
+from assemble.stages.layers import load_yaml
 from assemble.stages.paper_modules import trained_model
 from common.data.datasets.base import MediaDataset, write_lines
 from common.data.datasets.coco_cn import COCOCN

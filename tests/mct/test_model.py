@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from assemble.stages.configuration import resolve, scales_of
+from assemble.stages.configuration import resolve
+from assemble.stages.recipes import scales_of
 from common.memory.momentum import MomentumPair
 from common.training.batch_norm import normalize_in_groups
 from papers.mct import networks

@@ -14,17 +14,12 @@ from assemble.commands.main import main
 from assemble.reporting.papers import Paper, existing_papers, project_root
 from assemble.reporting.records import config_hash
 from assemble.stages.cli import build
-from assemble.stages.configuration import (
-    class_at,
-    family_of,
-    leaves,
-    merge,
-    parse_overrides,
-    place,
-    recipes_of,
-    resolve,
-)
+from assemble.stages.configuration import resolve
+from assemble.stages.layers import leaves, merge, place
+from assemble.stages.overrides import parse_overrides
+from assemble.stages.recipes import family_of, recipes_of
 from assemble.stages.signatures import arguments_of
+from common.types import class_at
 
 trees = st.recursive(
     st.integers() | st.text(max_size=3) | st.none(),

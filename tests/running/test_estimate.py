@@ -13,10 +13,12 @@ from torch.profiler import ProfilerActivity, profile
 from assemble.commands.main import main
 from assemble.reporting.papers import existing_papers, paper_named
 from assemble.stages import estimate as estimates
-from assemble.stages.configuration import leaves, resolve, scales_of
+from assemble.stages.configuration import resolve
 from assemble.stages.estimate import CARDS, Estimate, estimate
 from assemble.stages.fake_step import MemoryMeter, operation_counter
+from assemble.stages.layers import leaves
 from assemble.stages.plan import plan
+from assemble.stages.recipes import scales_of
 from assemble.stages.request import Selection
 from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training, without_files
 from common.errors import StageError

@@ -14,19 +14,13 @@ from assemble.reporting.papers import existing_papers, project_root
 from assemble.reporting.promote import REFUSED, promote
 from assemble.reporting.tables import expand
 from assemble.stages import rehearse
-from assemble.stages.configuration import (
-    REHEARSAL,
-    check_ranges,
-    family_of,
-    load_yaml,
-    recipes_of,
-    resolve,
-    scales_of,
-)
+from assemble.stages.configuration import check_ranges, resolve
+from assemble.stages.layers import load_yaml
 from assemble.stages.needs import needs_of
 from assemble.stages.paper_modules import optional_part
 from assemble.stages.plan import plan
 from assemble.stages.recipe_data import datasets_of
+from assemble.stages.recipes import REHEARSAL, family_of, recipes_of, scales_of
 from assemble.stages.request import Selection
 
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]

@@ -27,9 +27,10 @@ from torch.utils.flop_counter import flop_registry
 
 from assemble.reporting.papers import existing_papers
 from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
-from assemble.stages.configuration import resolve, scales_of
+from assemble.stages.configuration import resolve
 from assemble.stages.estimate import estimate, fake_training
 from assemble.stages.plan import plan
+from assemble.stages.recipes import scales_of
 from assemble.stages.request import Selection
 from assemble.stages.synthetic import NOWHERE, StopAfter
 from common.memory import collective

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from assemble.reporting.records import config_hash
 from assemble.stages.cli import build
-from assemble.stages.configuration import SWITCHES, resolve, take_switches
+from assemble.stages.configuration import resolve, take_switches
+from assemble.stages.layers import SWITCHES
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.encoders.kinetics import KineticsR2Plus1D
