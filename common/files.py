@@ -144,11 +144,10 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; if no error occurs, it replaces `output`; `put_back` mends a kill."""
+    """Yield an empty folder to fill; if no error occurs, it becomes `output`, which must be absent or empty."""
     output = output.resolve()
-    put_back(output)
-    name = f".{output.name}.{_OWN}.{os.getpid()}"
-    partial, old = output.with_name(f"{name}.tmp"), output.with_name(f"{name}.old")
+    partial = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -156,33 +155,10 @@ def whole_folder(output: Path) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        if output.exists():
-            output.replace(old)
         partial.replace(output)
         _sync_folder(output.parent)
     finally:
-        if old.exists() and not output.exists():
-            old.replace(output)
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists():
-            with contextlib.suppress(OSError):
-                old.replace(partial)  # `put_back` restores an .old, which may be half deleted
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def put_back(output: Path) -> None:
-    """Restore the folder that a killed `whole_folder` moved aside, and remove its leftovers."""
-    name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.([1-9][0-9]{{0,6}})\.(tmp|old)")
-    for path in output.parent.glob(".*"):
-        match = name.fullmatch(path.name)
-        if match is None or _runs(int(match[1])):
-            continue
-        with contextlib.suppress(OSError):
-            if match[2] == "old" and not output.exists():
-                path.replace(output)
-            elif time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(path)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import multiprocessing
 import os
-import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -21,7 +20,6 @@ from common.files import (
     open_inside,
     parse_yaml,
     parsing,
-    put_back,
     read_bytes,
     read_yaml,
     require_writable,
@@ -104,42 +102,22 @@ def test_files_of_other_programs_are_not_swept(tmp_path: Path, dead: int) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"another", "cfg", *names, *folders}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed")
-def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
-    """Killed before every operation on a file in turn."""
-
-    def write(text: str) -> None:
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(text: str, error: Exception | None = None) -> None:
         with whole_folder(tmp_path / "model.v1") as partial:
-            for name in ("config", "weights"):
-                (partial / name).write_text(text)
+            (partial / "config").write_text(text)
+            if error is not None:
+                raise error
 
-    def killed_before(operation: int) -> bool:
-        child = os.fork()
-        if not child:
-            left = iter(range(operation))
-
-            def watch(event: str, _: object) -> None:
-                if event.startswith(("open", "os.", "shutil")) and next(left, None) is None:
-                    os._exit(9)
-
-            sys.addaudithook(watch)
-            write(str(operation))
-            os._exit(0)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-    write("0")
-    whole = operation = 0
-    killed = True
-    while killed:
-        operation += 1
-        killed = killed_before(operation)
-        aged(*tmp_path.iterdir())
-        put_back(tmp_path / "model.v1")
-        assert [path.name for path in tmp_path.iterdir()] == ["model.v1"]
-        found = {(tmp_path / "model.v1" / name).read_text() for name in ("config", "weights")}
-        assert found in ({str(whole)}, {str(operation)})
-        whole = int(found.pop())
-    assert 10 < whole == operation
+    (tmp_path / ".model.v1.unfinished" / "deep").mkdir(parents=True)  # of a killed process
+    with pytest.raises(KeyError):
+        write("new", KeyError())
+    assert not list(tmp_path.iterdir())
+    write("old")
+    with pytest.raises(OSError, match="not empty"):
+        write("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["model.v1", "model.v1/config"]
+    assert (tmp_path / "model.v1" / "config").read_text() == "old"
 
 
 class WrongError(Exception):

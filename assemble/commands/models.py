@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from common.errors import StageError, nearest, printable
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout of an export that every paper has: a folder for `from_export`.
-OWN_LAYOUT = "safetensors"
+EXPORT_LAYOUT = "safetensors"
 KINDS = ("video", "audio", "image", "text")
 #: Most characters of a caption in a file name.
 NAME_LENGTH = 60
@@ -50,22 +50,19 @@ Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
+def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object], **given: object) -> Any:
     """The class of a paper's trained models; refuses one that isn't `able` to do the task or lacks a given option."""
     paper = paper_named(name)
     _check_exists(options.checkpoint)
     kind = trained_model(paper.name)
     if not able(kind):
-        usable = [one for one in existing_papers() if optional_part(one.name, "use")]
-        others = ", ".join(one.short for one in usable if able(trained_model(one.name)))
+        usable = [other for other in existing_papers() if optional_part(other.name, "use")]
+        others = ", ".join(other.short for other in usable if able(trained_model(other.name)))
         raise StageError(f"{paper.short} cannot {task}; {others} can")
-    _check_option(kind, "regions", getattr(options, "regions", None))
+    for option, value in given.items():
+        if value is not None and option not in kind.options:
+            raise StageError(f"{paper.short} does not support --{option}")
     return kind
-
-
-def _check_option(kind: Any, option: str, given: object) -> None:
-    if given is not None and option not in kind.options:
-        raise StageError(f"{paper_named(kind.paper).short} does not support --{option}")
 
 
 def _check_exists(checkpoint: Path) -> None:
@@ -88,21 +85,20 @@ def _suffixes(kind: str) -> frozenset[str]:
     return {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES | VIDEO_SUFFIXES}[kind]
 
 
-def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
+def _files(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
     """The given files, and the files of these kinds below the given folders, sorted by name."""
     from common.data.datasets.base import walk
 
     suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
-    found: list[Path] = []
+    listed: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            below = sorted(path / name for name, _ in walk(path, suffixes, []) if (path / name).is_file())
-            if not below:
-                raise StageError(f"{path} has no file that can be read as {' or '.join(kinds)}")
-            found += below
+        if not path.is_dir():
+            listed.append(path)
+        elif below := sorted(path / name for name, _ in walk(path, suffixes, []) if (path / name).is_file()):
+            listed += below
         else:
-            found.append(path)
-    return found
+            raise StageError(f"{path} has no file that can be read as {' or '.join(kinds)}")
+    return listed
 
 
 def _lines(path: Path) -> list[str]:
@@ -116,17 +112,16 @@ def _lines(path: Path) -> list[str]:
     return texts
 
 
-def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told: str = "skipped") -> None:
+def _print_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> None:
     if skipped:
-        print(f"{len({place for place, _ in skipped})} of {len(items)} files {told}:")
+        print(f"{len({place for place, _ in skipped})} of {len(items)} files not fully read:")
         reasons = dict.fromkeys(reason for _, reason in skipped)  # several kinds may fail to read a file
         for reason in list(reasons)[:NAMED]:
             print(f"  {printable(reason)}")
 
 
-def _tell_cut(model: Any, texts: Sequence[Any]) -> None:
-    cut = [text for text in texts if model.tokenizer.excess(text)]
-    if cut:
+def _print_cut(model: Any, texts: Sequence[Any]) -> None:
+    if cut := [text for text in texts if model.tokenizer.excess(text)]:
         limit = model.tokenizer.max_tokens
         print(printable(f"{len(cut)} of {len(texts)} texts are cut to {limit} tokens, such as {cut[0]!r}"))
 
@@ -156,29 +151,21 @@ def embed(
         raise StageError(f"--output {output}: give a file that ends in .npz")
     files.require_writable(output.parent, "--output")
     texts = [*text, *(_lines(captions) if captions else [])]
-    if clash := next((one for one in text if os.path.isfile(one)), None):  # a long text is no valid path
+    if clash := next((name for name in text if os.path.isfile(name)), None):  # a long text is no valid path
         raise StageError(f"--text {clash}: this is a file; give files before --text")
     if not media and not texts:
         raise StageError("nothing to embed: give files, --text or --captions")
-    if second := next((path for path in media if path.suffix == ".ckpt"), None):
-        raise StageError(f"--checkpoint takes one file, but {second} follows: did a pattern match several?")
-    of_paper = _kind(paper, options, "embed text", lambda kind: not texts or "text" in kind.embeds)
-    _check_option(of_paper, "language", language)
-    absent = next((path for path in media if not path.exists()), None)
-    if absent and options.regions is None:  # region features only need the names of images
-        raise StageError(f"{absent} does not exist")
-    kinds = [kind for kind in of_paper.embeds if kind != "text"]
-    paths = _found(media, kinds)
+    able = lambda kind: not texts or "text" in kind.embeds  # noqa: E731
+    of_paper = _kind(paper, options, "embed text", able, regions=options.regions, language=language)
+    paths = _files(media, [kind for kind in of_paper.embeds if kind != "text"])
     model = _loaded(of_paper, options)
     if language is not None:
         model.language = language
-    if texts and "text" not in model.reads:
-        raise StageError("this model was trained without texts: leave out --text and --captions")
-    _tell_cut(model, texts)
-    kinds = [kind for kind in kinds if kind in model.reads] or kinds  # if it reads none, `embed` raises an error
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []
     skipped: list[tuple[int, str]] = []
+    # A model that reads no files raises an error that says why.
+    kinds = [kind for kind in model.reads if kind != "text"] or [kind for kind in of_paper.embeds if kind != "text"]
     rounds: list[tuple[str, Sequence[Any]]] = [*((kind, paths) for kind in kinds), ("text", texts)]
     for kind, items in rounds:
         if not items:
@@ -189,15 +176,15 @@ def embed(
         except StageError:
             if len(skipped) == before or (kind == kinds[-1] and not shapes):
                 raise
-            continue
+            continue  # no file is of this kind
         shapes.append(f"{kind} {list(vectors.shape)}")
         columns |= {kind: vectors.numpy(), f"{kind}_names": np.array([str(items[place]) for place in kept])}
-        told = model.captions(kind, vectors)
-        if told is not None:
-            columns[f"{kind}_words"] = np.array(told)
-            for name, words in zip(columns[f"{kind}_names"], told):
-                print(printable(f"{name}, {kind}: {words}"))
-    _tell_skipped(paths, skipped, "not fully read")
+        if (words := model.captions(kind, vectors)) is not None:
+            columns[f"{kind}_words"] = np.array(words)
+            for name, line in zip(columns[f"{kind}_names"], words):
+                print(printable(f"{name}, {kind}: {line}"))
+    _print_cut(model, texts)
+    _print_skipped(paths, skipped)
     files.write_whole(output, lambda path: np.savez(path, **columns))
     print(f"written to {output}: {', '.join(shapes)}")
     return 0
@@ -225,78 +212,65 @@ def retrieve(
     """
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
-    of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval)
-    query_kind, kind = _pair(of_paper, query, among, from_, to)
+    of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval, regions=options.regions)
     if not query.strip():
         raise StageError("--query is empty: give a file, or a text in quotes")
+    arrays = _arrays(among) if among.suffix == ".npz" else {}
+    query_kind, kind = _pair(of_paper, query, among, arrays, from_, to)
     model = _loaded(of_paper, options)
-    if lacking := {query_kind, kind} - {*model.reads}:
-        raise StageError(f"this model was trained without {' and '.join(sorted(lacking))}")
     wanted = query if query_kind == "text" else Path(query)
     getattr(model, f"read_{query_kind}")(wanted)  # fails before the gallery is embedded
     skipped: list[tuple[int, str]] = []
-    items: Sequence[Any]
-    if among.suffix == ".npz":
-        gallery, items = _embedded(among, kind, model)
+    texts = [query] if query_kind == "text" else []
+    if arrays:
+        if arrays["model"] != model.fingerprint():
+            raise StageError(f"{among}: was embedded by another model: embed the files again with this one")
+        import torch
+
+        gallery, items = torch.from_numpy(arrays[kind]), arrays[f"{kind}_names"].tolist()
         kept = list(range(len(items)))
     else:
-        items = _lines(among) if kind == "text" else _found([among], [kind])
+        items = _lines(among) if kind == "text" else _files([among], [kind])
         gallery, kept = model.gallery(kind, items, skipped)
-    texts = [query] if query_kind == "text" else []
-    _tell_cut(model, [*texts, *items] if kind == "text" and among.suffix != ".npz" else texts)
+        texts += map(str, items) if kind == "text" else []
     scores = model.compare(query_kind, wanted, kind, gallery)
+    _print_cut(model, texts)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     rows = [(str(rank), f"{scores[at]:.3f}", str(items[kept[at]])) for rank, at in enumerate(order, start=1)]
     print_rows(("", "score", f"{kind} for {query} ({query_kind})"), rows)
-    _tell_skipped(items, skipped)
+    _print_skipped(items, skipped)
     return 0
 
 
-def _pair(of_paper: Any, query: str, among: Path, from_: str | None, to: str | None) -> tuple[str, str]:
+def _pair(
+    of_paper: Any, query: str, among: Path, arrays: Mapping[str, Any], from_: str | None, to: str | None
+) -> tuple[str, str]:
     """Kinds of query and results: the requested ones, else the first that the files allow."""
-    path = Path(query)
+    if arrays and of_paper.retrieval != "vectors":
+        raise StageError(f"{of_paper.paper} compares files, not vectors: give their folder, not {among}")
     media = [kind for kind in of_paper.embeds if kind != "text"]
-    like_media = [kind for kind in media if kind == from_ or path.suffix.lower() in _suffixes(kind)]
+    fitting = [kind for kind in media if Path(query).suffix.lower() in _suffixes(kind)]
+    queries = [from_] if from_ else fitting or ["text"]
     # Unlike `Path.is_file`, this accepts a text longer than a file name can be.
-    is_file = from_ != "text" and os.path.isfile(query)
-    if like_media and not is_file and from_ is None:
-        raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
-    held = _arrays_of(among) if among.suffix == ".npz" else media if among.is_dir() else ["text"]
-    found = [
-        (query_kind, kind)
-        for query_kind, kind in of_paper.retrieves()
-        if query_kind in (like_media if is_file else ["text"]) and kind in held
-        if from_ in (None, query_kind) and to in (None, kind)
-    ]
-    if not found:
-        known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves())
-        what = f"the file {path}" if is_file else f"the text {query!r} (no file has that name)"
-        raise StageError(
-            f"{of_paper.paper} cannot search {among} by {what}. It supports {known}; --among takes a folder for files "
-            "and a text file for texts"
-        )
-    return found[0]
+    if "text" not in queries and not os.path.isfile(query):
+        raise StageError(f"--query {query}: there is no such file; `--from text` takes the name as a text")
+    searched = [*arrays] or (media if among.is_dir() else ["text"])
+    for query_kind, kind in of_paper.retrieves():
+        if query_kind in queries and kind in searched and to in (None, kind):
+            return query_kind, kind
+    pairs = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves())
+    raise StageError(
+        f"{of_paper.paper} cannot search {among} by the {queries[0]} {query!r}. It supports {pairs}; --among takes a "
+        "folder for files and a text file for texts"
+    )
 
 
-def _arrays_of(path: Path) -> list[str]:
-    """Names of the arrays in an .npz file."""
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays in a file of `assemble embed`: vectors and names by kind, and the model's fingerprint."""
     import numpy as np
 
     with files.parsing(path, StageError), files.open_regular(path) as file, np.load(file) as content:
-        return list(content.files)
-
-
-def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
-    """Vectors and names from a file of `assemble embed`."""
-    import numpy as np
-    import torch
-
-    if model.retrieval != "vectors":
-        raise StageError(f"{model.paper} compares files, not vectors: give their folder, not {path}")
-    with files.parsing(path, StageError), files.open_regular(path) as file, np.load(file) as content:
-        if str(content["model"]) != model.fingerprint():
-            raise ValueError("was embedded by another model: embed the files again with this one")
-        return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()
+        return {name: content[name] for name in ("model", *content.files)}
 
 
 # -- the other commands -----------------------------------------------------------------------------------------------
@@ -308,6 +282,11 @@ def _special(command: str, paper: str, options: ModelOptions, clip: Path | None 
         raise StageError(f"{clip} does not exist")
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
     return kind.from_export(options.checkpoint, options.device)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(printable(note), file=sys.stderr)
 
 
 def answer(
@@ -323,8 +302,7 @@ def answer(
 ) -> int:
     """Answer a question about a clip with a trained model."""
     trained = _special("answer", paper, model, clip)
-    for note in trained.notes(question, speech, known, turn, option):
-        print(printable(note), file=sys.stderr)
+    _print_notes(trained.notes(question, speech, known, turn, option))
     print(trained.answer(clip, question, speech=speech, options=option, history=turn, known=known))
     return 0
 
@@ -332,8 +310,7 @@ def answer(
 def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Speech = ()) -> int:
     """Describe a clip with a trained model."""
     trained = _special("caption", paper, model, clip)
-    for note in trained.notes(speech=speech):
-        print(printable(note), file=sys.stderr)
+    _print_notes(trained.notes(speech=speech))
     print(trained.caption(clip, speech=speech))
     return 0
 
@@ -362,9 +339,9 @@ def generate(
     images = trained.generate(captions, number, seed)
     output.mkdir(parents=True, exist_ok=True)
     written = []
-    for place, (caption, own) in enumerate(zip(captions, images), start=1):
+    for place, (caption, copies) in enumerate(zip(captions, images), start=1):
         name = re.sub(r"\W+", "-", caption.lower()).strip("-")[:NAME_LENGTH].strip("-")
-        for copy, image in enumerate(own, start=1):
+        for copy, image in enumerate(copies, start=1):
             written.append(output / f"{place:02d}-{name}-{copy}-seed{seed}.png")
             save_image(image, written[-1])
     if len(written) > 1:
@@ -379,9 +356,8 @@ def export(
     paper: PaperName,
     *,
     checkpoint: Annotated[Path, f"{CHECKPOINT}; a backbone needs a last.ckpt or a released file"],
-    output: Annotated[Path, "folder to write, or file of a backbone"],
-    layout: Annotated[str, f"default: {OWN_LAYOUT}; others write a backbone; an unknown name lists all"] = OWN_LAYOUT,
-    force: Annotated[bool, "replace an existing export"] = False,
+    output: Annotated[Path, "new folder, or file of a backbone"],
+    layout: Annotated[str, "default: safetensors; others write a backbone; an unknown name lists all"] = EXPORT_LAYOUT,
     push: Annotated[str | None, "also send the folder to this repository of the Hugging Face Hub"] = None,
     private: Annotated[bool, "with --push: make a new repository private"] = False,
 ) -> int:
@@ -395,24 +371,22 @@ def export(
 
     name = paper_named(paper).name
     weights = optional_part(name, "weights")
-    layouts = (OWN_LAYOUT, *(weights.LAYOUTS if weights else ()))
+    layouts = (EXPORT_LAYOUT, *(weights.LAYOUTS if weights else ()))
     if layout not in layouts:
         raise StageError(f"--layout {layout}: {nearest(layout, layouts)}")
     if private and not push:
         raise StageError("--private only works with --push")
-    if push and layout != OWN_LAYOUT:
-        raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
+    if push and layout != EXPORT_LAYOUT:
+        raise StageError(f"--push sends the folder of --layout {EXPORT_LAYOUT}, not {layout}")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise StageError(f"--push {push}: write a repository of the Hub as USER/NAME")
     _check_exists(checkpoint)
     files.require_writable(output.parent, "--output")
-    if layout == OWN_LAYOUT:
-        written = write_export(trained_model(name), checkpoint, output, force, push)
+    if layout == EXPORT_LAYOUT:
+        written = write_export(trained_model(name), checkpoint, output, push)
     else:
-        if output.is_dir():
-            raise StageError(f"--output {output} is a folder: --layout {layout} writes a file")
-        if output.exists() and not force:
-            raise StageError(f"--output {output} exists: give another file, or --force to replace it")
+        if output.exists():
+            raise StageError(f"--output {output} exists: give another file, or delete it first")
         written = weights.export(checkpoint, output, layout)
     print(f"written to {written}")
     if push:

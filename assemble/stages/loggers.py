@@ -58,12 +58,12 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        told = bool(self._waiting)
+        was_full = bool(self._waiting)
         self._waiting += [[step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items()]
         try:
             self._write()
         except OSError as error:
-            if not told:
+            if not was_full:
                 _say(f"cannot write {self._path} ({error.strerror}); free space before the next checkpoint")
 
     @rank_zero_only
@@ -106,29 +106,26 @@ def _say(text: str) -> None:
     print(f"  {text}", flush=True)
 
 
+_say_once = functools.cache(_say)
+
+
 def _asked_mode() -> str:
     """`WANDB_MODE`, else `online` for a sweep's agent; empty if nobody asked for W&B."""
     return os.environ.get("WANDB_MODE", "").strip().lower() or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
 
 
-@functools.cache
-def say_offline() -> None:
-    """Say once that runs stay on this machine, if nobody asked for W&B."""
-    if not _asked_mode():
-        _say("W&B: logging offline; WANDB_MODE=online logs live, `wandb sync` uploads later")
-
-
 def wandb_mode() -> str:
     """The requested mode; `offline` by default, and if there is no key or the server does not answer."""
     mode = _asked_mode()
-    if mode:
-        os.environ["WANDB_MODE"] = mode  # the client only accepts lowercase
-    if not mode and multiprocessing.parent_process() is None:  # the main process says it for its workers
-        say_offline()
+    if not mode:
+        if multiprocessing.parent_process() is None:  # not in every worker
+            _say_once("W&B: logging offline; WANDB_MODE=online logs live, `wandb sync` uploads later")
+        return "offline"
+    os.environ["WANDB_MODE"] = mode  # the client only accepts lowercase
     if mode == "online" and (reason := why_unreachable()):
         _say(f"W&B: {reason}; logging offline, `wandb sync` uploads later")
         return "offline"
-    return mode or "offline"
+    return mode
 
 
 #: Turned off for short runs, where these are useless and can take longer than the run.
@@ -189,11 +186,11 @@ def _earlier(directory: Path) -> list[Path]:
 def own_id(directory: Path, stem: str) -> str:
     """The id of an earlier run in this folder, else a new one: teammates may run the same stage on the same server."""
     ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
-    return next((found for found in reversed(ids) if found.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
+    return next((name for name in reversed(ids) if name.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
 
 
 def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWandbLogger | None:
-    """The W&B run of one stage; None if W&B is disabled or cannot start. A run that cannot start online starts offline.
+    """The W&B run of one stage; None if W&B is disabled or cannot start. If online fails, it starts offline.
 
     Args:
         directory: parent of the `wandb/` folder.
@@ -206,52 +203,47 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
     tags = [*about["tags"], *(tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(","))]
     about["tags"] = list(dict.fromkeys(tag[:64] for tag in tags if tag))
     about["group"] = os.environ.get("WANDB_RUN_GROUP") or about["group"]
-    earlier = _earlier(directory)
-    # A row takes more than 32 bytes, so this exceeds the number of rows in these files.
-    first = sum(path.stat().st_size for path in earlier) // 32
-    began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
     whole = whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0")
-
-    def start(mode: Any) -> StageWandbLogger:
-        if mode == "offline" and _asked_mode() != "online":  # else only this stage is offline
-            # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
-            os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
-        import wandb
-
-        directory.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(
-            project=project(),
-            dir=str(directory),
-            **about,
-            mode=mode,
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(
-                init_timeout=20,
-                # If the network dies, unsent data stay in the folder.
-                finish_timeout=120 if whole else 30,
-                silent=mode == "offline",
-                quiet=True,
-                disable_code=True,
-                **({} if whole else _QUIET),
-            ),
-            reinit="finish_previous",
-        )
-        # Otherwise the x-axis is the number of calls, and resumed runs don't line up.
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        return StageWandbLogger(run, directory, first if mode == "offline" or began_offline else 0)
-
-    # Retry offline: the client may have been killed, or hold the id of a run that did not start.
-    for attempt in (mode, "offline"):
+    for attempt in dict.fromkeys((mode, "offline")):
         try:
-            return start(attempt)
+            return _start(directory, attempt, whole, about)
         except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-        if attempt != "offline":
-            _say(f"W&B: could not start {attempt} ({reason}); logging offline, `wandb sync` uploads later")
-        _end_service()
-    _say(f"W&B: could not start ({reason}); values are in metrics.csv and record.json")
+            _say(f"W&B: could not start {attempt} ({type(error).__name__}: {one_line(error)})")
+            _end_service()
     return None
+
+
+def _start(directory: Path, mode: Any, whole: bool, about: Mapping[str, Any]) -> StageWandbLogger:
+    if mode == "offline" and _asked_mode() != "online":  # else only this stage is offline
+        # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
+        os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
+    import wandb
+
+    directory.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier(directory)
+    run = wandb.init(
+        project=project(),
+        dir=str(directory),
+        **about,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(
+            init_timeout=20,
+            # If the network dies, unsent data stay in the folder.
+            finish_timeout=120 if whole else 30,
+            silent=mode == "offline",
+            quiet=True,
+            disable_code=True,
+            **({} if whole else _QUIET),
+        ),
+        reinit="finish_previous",
+    )
+    # Otherwise the x-axis is the number of calls, and resumed runs don't line up.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    numbered = mode == "online" and not any(path.parent.name.startswith("offline-") for path in earlier)
+    # A row takes more than 32 bytes, so this exceeds the number of rows in these files.
+    return StageWandbLogger(run, directory, 0 if numbered else sum(path.stat().st_size for path in earlier) // 32)
 
 
 def _end_service() -> None:
@@ -264,9 +256,9 @@ def _end_service() -> None:
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
     """Name of a run, such as `avid-mini-s0-sse41`; shows overrides (`temperature=0.1`) instead of their digest."""
-    said = short_overrides(arguments)
-    base = stage.partition("+")[0] if said else stage
-    return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
+    overrides = short_overrides(arguments)
+    base = stage.partition("+")[0] if overrides else stage
+    return " ".join([f"{base}-{scale}-{draw}", *overrides])[:128]
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:

@@ -69,10 +69,6 @@ def reproduce(
     _announce(paper_named(paper), planned, selection, jobs)
     if not waiting:
         return {}
-    if jobs > 1:
-        from assemble.stages.loggers import say_offline
-
-        say_offline()  # once for all workers
 
     failed: dict[tuple[int, str], str] = {}
     running: dict[Future[records.Record], Planned] = {}

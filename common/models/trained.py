@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from common.data.checksums import digest
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.files import parsing, put_back, read_bytes, read_text, whole_folder
+from common.files import parsing, read_bytes, read_text, whole_folder
 from common.models.finished_stage import FinishedStage, open_finished
 from common.models.hub import CARD, CONFIGURATION, fetch_export
 from common.models.safe_builder import Builder
@@ -113,7 +113,6 @@ class TrainedModel(nn.Module):
     def read(cls, path: str | Path) -> Trained:
         """Read an export, or `checkpoints/last.ckpt` of a finished stage."""
         path = Path(path)
-        put_back(path)
         if path.is_dir():
             return read_export(path, cls.paper)
         stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
@@ -223,12 +222,9 @@ class TrainedModel(nn.Module):
         """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
         read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
         several = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
-        for one in several:
-            if one is None or isinstance(one, int | float):
-                raise TypeError(f"{one!r} is no {modality}: give a path, or what read_{modality} returns")
         if not several:
             raise ValueError(f"there is no {modality} to embed")
-        return [read(one) if isinstance(one, str | Path) else one for one in several]
+        return [read(item) if isinstance(item, str | Path) else item for item in several]
 
     def read_text(self, text: str) -> str:
         return text
@@ -255,8 +251,8 @@ class TrainedModel(nn.Module):
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
         """Scores [N] of a query against the gallery; by default the cosine of the embeddings."""
-        found = self.embed(query_modality, [query])[0]
-        return (F.normalize(gallery.float(), dim=-1) @ F.normalize(found.float(), dim=-1)[0]).cpu()
+        vector = self.embed(query_modality, [query])[0]
+        return (F.normalize(gallery.float(), dim=-1) @ F.normalize(vector.float(), dim=-1)[0]).cpu()
 
 
 # -- configurations ----------------------------------------------------------------------------------------------------
@@ -327,17 +323,6 @@ class Contents:
     files: dict[str, dict[str, Any]]
 
 
-def read_contents(folder: Path) -> Contents:
-    path = folder / CONFIGURATION
-    with parsing(path, StageError):
-        config, builder = json.loads(read_bytes(path)), Builder(str(path))
-        kinds = hints_of(Contents)
-        found = Contents(**{name: builder.value(config[name], kind, name) for name, kind in kinds.items()})
-        if found.format != FORMAT:
-            raise ValueError(f"format is {found.format!r:.80}, not {FORMAT!r}: export the model again")
-    return found
-
-
 def read_export(folder: Path, paper: str) -> Trained:
     """Read an export of a paper, and check that it is complete."""
     from safetensors import safe_open
@@ -347,14 +332,20 @@ def read_export(folder: Path, paper: str) -> Trained:
             f"{folder} is not an export, it has no {CONFIGURATION}: give a folder of `assemble export`, or "
             "checkpoints/last.ckpt of a finished stage"
         )
-    config = read_contents(folder)
+    path = folder / CONFIGURATION
+    with parsing(path, StageError):
+        document, builder = json.loads(read_bytes(path)), Builder(str(path))
+        fields = hints_of(Contents).items()
+        config = Contents(**{name: builder.value(document[name], kind, name) for name, kind in fields})
+        if config.format != FORMAT:
+            raise ValueError(f"format is {config.format!r:.80}, not {FORMAT!r}: export the model again")
     if config.paper != paper:
         raise StageError(f"{folder} is a model of {config.paper}, not of {paper}")
     unlisted: dict[str, dict[str, Any]] = {name: {} for name in (WEIGHTS, RECORD) if name not in config.files}
     for name, expected in (config.files | unlisted).items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise StageError(f"{path}: files lists {name}, which is outside the export")
         with parsing(folder / name, StageError):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError("is outside the export")
             if digest(folder / name, "sha256") != expected.get("sha256"):
                 raise ValueError(f"does not have the SHA-256 of {CONFIGURATION}: copy it or export the model again")
     with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
@@ -373,9 +364,9 @@ def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     for name, value in weights.items():
-        known = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
-        if known == name or value.numel() == 0:
+        stored = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
+        if stored == name or value.numel() == 0:
             tensors[name] = value.detach().cpu().contiguous().clone()
         else:
-            shared[name] = known
+            shared[name] = stored
     return tensors, shared

@@ -12,12 +12,11 @@ import pytest
 from torch import nn
 
 from assemble.reporting.papers import existing_papers
-from assemble.stages.paper_modules import optional_part
+from assemble.stages.paper_modules import optional_part, trained_model
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.errors import StageError
 from common.models.safe_builder import Builder, path_of
-from common.models.trained import trained_model
 from common.types import hints_of
 
 NETWORK = "common.encoders.audio.AudioConvNet"
