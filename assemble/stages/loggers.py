@@ -28,8 +28,7 @@ from common.files import open_regular, parsing, write_atomically
 class MetricsFile(Logger):
     """Appends `step,name,value` rows to a CSV file; a written row is never rewritten.
 
-    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run. Rows that cannot
-    be written to a full disk are kept for the next write.
+    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run.
     """
 
     name = "metrics"
@@ -38,7 +37,6 @@ class MetricsFile(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._waiting: list[list[Any]] = []
 
     @property
     def save_dir(self) -> str:
@@ -58,43 +56,19 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        was_full = bool(self._waiting)
-        self._waiting += [[step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items()]
-        try:
-            self._write()
-        except OSError as error:
-            if not was_full:
-                _say(f"cannot write {self._path} ({error.strerror}); free space before the next checkpoint")
-
-    @rank_zero_only
-    def flush(self) -> None:
-        """Write the pending rows; a checkpoint or record must not be newer than the file."""
-        if self._waiting:
-            try:
-                self._write()
-            except OSError as error:
-                raise StageError(
-                    f"could not write {self._path}: {error.strerror}. Free space and rerun the command to resume"
-                ) from error
-
-    def _write(self) -> None:
-        """Append the pending rows, all or none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: closing the file would write a buffer a second time.
-        with self._path.open("ab", buffering=0) as file:
-            size = file.tell()
-            text = io.StringIO(newline="")
-            csv.writer(text).writerows([*([] if size else [["step", "name", "value"]]), *self._waiting])
-            content = text.getvalue().encode()
-            try:
-                while content:
-                    content = content[file.write(content) :]
+        try:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                header = [] if file.tell() else [["step", "name", "value"]]
+                rows = [[step if step is not None else 0, name, repr(float(value))] for name, value in metrics.items()]
+                csv.writer(file).writerows([*header, *rows])
+                file.flush()
                 # A power loss must not lose rows from before the last checkpoint.
                 os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self._path, size)  # remove the partial row
-                raise
-        self._waiting = []
+        except OSError as error:
+            raise StageError(
+                f"could not write {self._path}: {error.strerror}. Free space and rerun the command to resume"
+            ) from error
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

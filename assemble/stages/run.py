@@ -486,7 +486,7 @@ def _run_claimed(
     # Write the checkpoint to resume from last: the losses of its step follow it.
     callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")
-    trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__, metrics_file.flush)
+    trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__)
 
     wandb = None
     if main_process:
@@ -525,7 +525,6 @@ def _run_claimed(
         run_id = wandb.version if wandb is not None else None
         record = _record_of(request, cli, sessions, started, steps, metrics, run_id)
         if main_process:
-            metrics_file.flush()
             records.write(directory / "record.json", record)
             if wandb is not None:
                 about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": steps}

@@ -272,16 +272,14 @@ class Progress(Callback):
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints atomically; Lightning leaves a partial file after a kill or on a full disk."""
 
-    def __init__(self, module: str, before: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, module: str) -> None:
         self.module = module
-        self.before = before
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
                 torch.save({**checkpoint, "module": self.module}, file)
 
-        self.before()
         try:
             write_whole(path, write)
         except (OSError, RuntimeError) as error:

@@ -14,7 +14,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-from matplotlib import colormaps
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -491,19 +490,12 @@ def test_the_true_and_the_likely_boxes_are_drawn(voc: Path, monkeypatch: pytest.
     )
     draw_detections(detector(), module.test_images, {0: found, 3: found, 1: found, 2: found}, voc)
     axes = figures[0].axes
-    assert figures[0].get_size_inches().tolist() == [9, 6]
     assert [axis.get_title() for axis in axes[:4]] == [plain(module.test_images.name(item)) for item in (0, 3, 1, 2)]
     (dashed, solid), (text,) = axes[0].patches, axes[0].texts
     assert [box.get_bbox().extents.tolist() for box in (dashed, solid)] == [[0, 0, 20, 16], likely]
-    looks = [(box.get_linestyle(), box.get_linewidth(), box.get_fill()) for box in (dashed, solid)]
-    assert looks == [("--", 1, False), ("solid", 1.5, False)]
-    assert (text.get_text(), text.get_position(), text.get_color()) == ("disc 0.50", (2, 1), "white")
-    assert text.get_fontsize() == axes[0].title.get_fontsize() == 6
-    assert not any(axis.axison for axis in axes)
-    assert axes[0].get_xlim() == (0, 40)
-    assert axes[0].get_ylim() == (32, 0)
-    assert text.get_bbox_patch().get_facecolor() == solid.get_edgecolor() == colormaps["tab20"](2)
-    assert dashed.get_edgecolor() == (1, 1, 1, 1)
+    assert [box.get_linestyle() for box in (dashed, solid)] == ["--", "solid"]
+    assert (text.get_text(), text.get_position()) == ("disc 0.50", (2, 1))
+    assert (axes[0].get_xlim(), axes[0].get_ylim()) == ((0, 40), (32, 0))
 
 
 # -- through the trainer -----------------------------------------------------------------------------------------------

@@ -9,21 +9,19 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from assemble.reporting import records
 from assemble.reporting.wandb_server import check_environment
 from assemble.stages import loggers, telemetry
 from assemble.stages.loggers import MetricsFile, wandb_mode
-from assemble.stages.run import _wandb_of
 from assemble.stages.telemetry import Telemetry
 from common.errors import ReportingError, StageError
-from common.training.callbacks import WholeCheckpoints
-from tests.stages import read_metrics, request
+from tests.stages import read_metrics
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])
@@ -46,37 +44,6 @@ def test_what_the_client_would_stumble_over_is_refused(monkeypatch: pytest.Monke
         with pytest.raises(ReportingError, match=re.escape(told)):
             check_environment()
         monkeypatch.delenv(name)
-
-
-def test_a_run_is_named_and_tagged_by_its_stage_and_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made: list[dict[str, Any]] = []
-    used: list[Any] = []
-    monkeypatch.setattr(loggers, "wandb_logger", lambda **options: made.append(options) or "a run")
-    monkeypatch.setattr(loggers, "note_files", lambda *given, **about: used.append((*given, about)))
-    monkeypatch.setattr("secrets.token_hex", lambda size: "ab" * size)
-    name = "kinetics_linear@avid"
-    avid, probe = request("avid/avid", tmp_path), request(f"avid/{name}", tmp_path)
-    for stage in (avid, probe, request("avid/avid", tmp_path, "--model.loss.temperature", "0.1")):
-        assert _wandb_of(stage, {"resolved": 1}, {"revision": "0123456789abcdef"}) == "a run"
-    config = probe.configuration.config
-    group = records.config_hash(config, records.IGNORED_KEYS | records.SEED_KEYS)[:8]
-    assert made[1] == {
-        "directory": tmp_path / "avid_cma" / "smoke" / "seed0" / name, "job_type": "probe", "whole": False,
-        "id": f"avid_cma-smoke-s0-kinetics_linear-avid-{probe.lineage[:8]}-abab", "name": f"{name}-smoke-s0",
-        "group": f"avid_cma/smoke/{name}-{group}", "tags": ["smoke", "avid", "0123456789ab"],
-        "notes": probe.configuration.describe(),
-        "config": {
-            "resolved": 1, "paper": "avid_cma", "scale": "smoke", "seed": 0, "revision": "0123456789abcdef",
-            "hardware": "cpu", "stage": name, "row": "avid", "recipe": "kinetics_linear",
-            "lineage_hash": probe.lineage, "config_hash": records.config_hash(config),
-        },
-    }  # fmt: skip
-    names = [(run["name"], run["tags"], run["job_type"], run["config"]["row"]) for run in made[::2]]
-    assert names[0] == ("avid-smoke-s0", ["smoke", "0123456789ab"], "pretrain", "avid")
-    assert names[1][0] == "avid-smoke-s0 temperature=0.1"
-    last = tmp_path / "avid_cma" / "smoke" / "seed0" / "avid" / "checkpoints" / "last.ckpt"
-    parents = {f"avid_cma-smoke-s0-avid-{avid.lineage[:8]}-last": last}
-    assert used == [("a run", own, "checkpoint", {"used": True}) for own in ({}, parents, {})]
 
 
 @pytest.mark.parametrize(
@@ -137,48 +104,16 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path)
         logger.drop_after(2)
 
 
-def test_a_disk_that_was_full_for_a_while_costs_no_value(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, full = tmp_path / "metrics.csv", False
-    fsync = os.fsync
-
-    def sometimes(descriptor: int) -> None:
-        if full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", sometimes)
-    logger = MetricsFile(path)
-    for step in range(6):
-        full = step in (0, 2, 3)
-        logger.log_metrics({"a": float(step)}, step)
-        if full:
-            assert "\n3," not in path.read_text(encoding="utf-8")
-    assert read_metrics(path) == {"a": [(step, float(step)) for step in range(6)]}
-    assert path.read_text(encoding="utf-8").count("step,name,value") == 1
-    out = capsys.readouterr().out
-    assert out.count("No space left on device") == 2  # once each time
-    assert "free space" in out
-
-
-def test_no_checkpoint_is_written_before_the_values_that_lead_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, fsync = errno.ENOSPC, os.fsync
-
-    def fails(descriptor: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fails)
+def test_a_full_disk_ends_the_stage_and_its_partial_row_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = MetricsFile(tmp_path / "metrics.csv")
     logger.log_metrics({"a": 1.0}, 0)
-    with pytest.raises(StageError, match=r"could not write .*metrics.csv: No space left on device"):
-        WholeCheckpoints("Net", logger.flush).save_checkpoint({}, tmp_path / "last.ckpt")
-    assert not (tmp_path / "last.ckpt").exists()
-    monkeypatch.setattr(os, "fsync", fsync)
-    WholeCheckpoints("Net", logger.flush).save_checkpoint({}, tmp_path / "last.ckpt")
-    assert (tmp_path / "last.ckpt").exists()
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StageError, match=r"could not write .*metrics.csv: No space left on device\. Free space"):
+        logger.log_metrics({"a": 2.0}, 1)
+    monkeypatch.undo()
+    logger.drop_after(0)
+    logger.log_metrics({"a": 3.0}, 1)
+    assert read_metrics(tmp_path / "metrics.csv") == {"a": [(0, 1.0), (1, 3.0)]}
 
 
 def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

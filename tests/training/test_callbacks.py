@@ -230,15 +230,13 @@ def test_the_share_of_a_training(steps: int, epochs: int | None, batch: int, sha
 
 
 def test_a_checkpoint_that_cannot_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    checkpoints = callbacks.WholeCheckpoints("Net", lambda: written.append("before"))
+    checkpoints = callbacks.WholeCheckpoints("Net")
     full = RuntimeError("inside torch")
     full.__context__ = OSError(errno.ENOSPC, "No space left on device")
     for error, reason in ((full, "No space left on device"), (RuntimeError("unexpected pos\nmore"), "unexpected pos")):
         monkeypatch.setattr(torch, "save", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(StageError, match=rf"last\.ckpt: {reason}\. "):
             checkpoints.save_checkpoint({}, tmp_path / "last.ckpt")
-    assert written == ["before"] * 2
 
 
 def test_the_best_weights_are_kept_and_the_first_win_a_tie() -> None:
