@@ -24,7 +24,7 @@ from queue import SimpleQueue
 import pytest
 from coverage import CoverageData
 
-PACKAGES = ("protocols", "training", "stages", "data", "metrics", "reporting")
+PACKAGES = (*(f"common/{name}" for name in ("protocols", "training", "data", "metrics")), "assemble")
 FOLDER = Path("mutants")
 SECONDS = 120.0
 
@@ -120,7 +120,8 @@ class Tests:
     def __init__(self, jobs: int) -> None:
         database, times = FOLDER / "coverage", FOLDER / "times.xml"
         if not (database.is_file() and times.is_file()):
-            options = ["--cov=common", "--cov-context=test", "--cov-report=", f"--junitxml={times}", "-n", str(jobs)]
+            covered = ["--cov=common", "--cov=assemble", "--cov-context=test", "--cov-report="]
+            options = [*covered, f"--junitxml={times}", "-n", str(jobs)]
             environment = ["env", f"COVERAGE_FILE={database}"]
             subprocess.run([*environment, sys.executable, "-m", "pytest", "-q", *options], check=False)
         self._data = CoverageData(str(database))
@@ -178,7 +179,7 @@ def main() -> None:
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     tests = Tests(options.jobs)
-    every = [m for package in PACKAGES for path in sorted(Path("common", package).rglob("*.py")) for m in mutants(path)]
+    every = [m for package in PACKAGES for path in sorted(Path(package).rglob("*.py")) for m in mutants(path)]
     drawn = random.Random(options.seed).sample(every, options.sample)
     results = FOLDER / f"sample-{options.seed}.jsonl"
     lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []

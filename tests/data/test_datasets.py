@@ -19,6 +19,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.dcase import DCASE2014, write_dcase
+from common.data.datasets.esc50 import ESC50, write_esc50
 from common.data.datasets.hmdb51 import HMDB51, write_hmdb51
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400, write_kinetics
@@ -279,6 +280,19 @@ def test_ucf101_converted_files(tmp_path: Path):
     assert UCF101(tmp_path).listing("validation", 1)[-1].path.suffix == ".mp4"
     with pytest.raises(ValueError, match="fold = 1 to 3"):
         UCF101(tmp_path).listing("train")
+
+
+# -------------------------------------------------------------------------------------------------------------- ESC-50
+def test_esc50_folds(tmp_path: Path):
+    dataset = ESC50(write_esc50(tmp_path / "ESC-50-master", clips_per_fold=2))
+    everything = dataset.listing("all")
+    for split in ("train", "test"):
+        assert dataset.listing(split).fingerprint() == everything.fingerprint()
+    for fold in range(1, 6):
+        train, test = dataset.listing("train", fold), dataset.listing("test", fold)
+        assert set(test.numbers["fold"].tolist()) == {fold}
+        assert set(train.numbers["fold"].tolist()) == set(range(1, 6)) - {fold}
+        assert len(train) + len(test) == len(everything) == 30
 
 
 # --------------------------------------------------------------------------------------------------------------- DCASE
