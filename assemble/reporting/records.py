@@ -51,7 +51,8 @@ IGNORED_KEYS = MACHINE_KEYS | frozenset(
         "checkpoint_dir", "output_dir", "ckpt_path", "checkpoint", "checkpoint_path", "warm_start", "pretrained",
         "statistics", "config",
         "encoder_prefixes", "text_encoder_prefixes",
-        # Logging.
+        # Logging and checkpoints to resume from.
+        "checkpoint_minutes",
         "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler",
     }
 )  # fmt: skip

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from assemble.stages.configuration import RunConfiguration, check_ranges, take_switches
 from assemble.stages.layers import classes_in
 from common.errors import ConfigurationError
-from common.training.callbacks import SamplesForAll
+from common.training.callbacks import SamplesForAll, SpacedCheckpoints
 from common.training.switches import ApplySwitches, Switches
 from common.types import class_at
 
@@ -46,7 +46,8 @@ class StageCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         extra = dict(self._trainer_arguments)
-        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches), SamplesForAll()]
+        spaced = SpacedCheckpoints(self.switches.checkpoint_minutes)
+        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches), SamplesForAll(), spaced]
         configured = self._get(self.config_init, "trainer", default={})
         if extra.get("logger"):
             # Keep our loggers, which the record needs, and add the user's.

@@ -17,6 +17,7 @@ remain when a layer changes `class_path`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,12 +188,14 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
     for name, value in switches.items():
         if name == "batch_norm_group":
             fits = value is None or (type(value) is int and value >= 2)
+        elif name == "checkpoint_minutes":
+            fits = type(value) in (int, float) and 0 <= value < math.inf
         else:
             fits = isinstance(value, bool) or (name == "compiled" and isinstance(value, str))
         if not fits:
             raise ConfigurationError(
-                f"{name} is {value!r}; it must be true or false, the name of a backend (compiled), or 2 or more "
-                "samples, or null (batch_norm_group)"
+                f"{name} is {value!r}; it must be true or false, the name of a backend (compiled), 2 or more "
+                "samples or null (batch_norm_group), or 0 or more minutes (checkpoint_minutes)"
             )
     without = {name: value for name, value in arguments.items() if name not in switches}
     return switches, {**config, "model": {**config["model"], "init_args": without}}

@@ -12,7 +12,7 @@ from common.errors import ConfigurationError
 from common.files import read_yaml, stamp_of
 
 #: Keys of a layer or the command line that apply to every model; see common/training/switches.py.
-SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
+SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group", "checkpoint_minutes")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

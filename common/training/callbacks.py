@@ -184,6 +184,39 @@ class MissedCheckpoints(Callback):
                 trainer.save_checkpoint(path, kept.save_weights_only)
 
 
+class SpacedCheckpoints(Callback):
+    """Skips a checkpoint to resume from if less than `minutes` have passed since the last one.
+
+    Ranks only communicate at the steps of `every_n_train_steps`. Lightning runs checkpoint callbacks after all others.
+    """
+
+    def __init__(self, minutes: float, filename: str = "last") -> None:
+        self.minutes, self.filename = minutes, filename
+        self._saved = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.minutes:
+            return
+        step = trainer.global_step
+        for resumed in trainer.checkpoint_callbacks:
+            if not isinstance(resumed, ModelCheckpoint) or resumed.filename != self.filename:
+                continue
+            every, before = resumed._every_n_train_steps, resumed._last_global_step_saved
+            # Decide once per step: the next part of an accumulated step must not be saved.
+            if every < 1 or step % every or before == step:
+                continue
+            now = time.monotonic()
+            if trainer.strategy.broadcast(now - self._saved < 60 * self.minutes):
+                resumed._last_global_step_saved = step  # Lightning then skips it
+            else:
+                self._saved = now
+
+
 class Sessions(Callback):
     """Keeps a stage's training time and code revisions in its checkpoints, across restarts.
 

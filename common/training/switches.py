@@ -1,8 +1,8 @@
 """Compute settings of every stage.
 
 Any configuration layer may set one at its top level (`--compiled true`); `take_switches` moves it out of the model's
-arguments. They change results only by rounding, except `batch_norm_group`, which is part of a recipe; see
-`docs/cluster.md`.
+arguments. They change results only by rounding, except `batch_norm_group`, which is part of a recipe, and
+`checkpoint_minutes`, which changes none; see `docs/cluster.md`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class Switches(NamedTuple):
         channels_last: memory layout of convolutions that is faster on most devices.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
         batch_norm_group: samples that share batch statistics (see `batch_norm.py`); None for those of a device.
+        checkpoint_minutes: least time between two checkpoints to resume from; changes no result.
     """
 
     compiled: bool | str = False
     channels_last: bool = False
     gradient_checkpointing: bool = False
     batch_norm_group: int | None = None
+    checkpoint_minutes: float = 10.0
 
 
 class ApplySwitches(Callback):

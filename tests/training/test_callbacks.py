@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.progress import _Progress
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -182,6 +183,55 @@ def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int,
         callbacks.MissedCheckpoints().on_train_start(run, NO_MODULE)
         assert saved == ([] if name is None else [(str(tmp_path / name), True)])
         (tmp_path / str(name)).touch()  # is not written again
+
+
+def saved_steps(directory: Path, minutes: float, monkeypatch: pytest.MonkeyPatch, **answers: Any) -> list[int]:
+    """Steps of the checkpoints to resume from, every 2 steps of a training of 13 steps of a minute and 3 batches."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    saved: list[int] = []
+
+    class Tick(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            clock.now += 20
+
+    model = BoringModel()
+    last = ModelCheckpoint(directory, "last", every_n_train_steps=2, enable_version_counter=False)
+    kept = ModelCheckpoint(directory, "{step}", every_n_train_steps=5, save_top_k=-1, enable_version_counter=False)
+    spaced = callbacks.SpacedCheckpoints(minutes)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=13, accumulate_grad_batches=3, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[last, kept, Tick(), spaced],
+    )  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(trainer.strategy, name, answer)
+    save = trainer.save_checkpoint
+
+    def noting(path: Any, *arguments: Any) -> None:
+        saved.extend([trainer.global_step] * (Path(path).name == "last.ckpt"))
+        assert not trainer.fit_loop._should_accumulate()  # never in the middle of a step
+        save(path, *arguments)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", noting)
+    trainer.fit(model)
+    assert len(list(directory.glob("step=*.ckpt"))) == 2  # checkpoints for other stages are all kept
+    return saved
+
+
+def test_checkpoints_to_resume_from_are_minutes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert saved_steps(tmp_path / "0", 0, monkeypatch) == [2, 4, 6, 8, 10, 12]
+    assert saved_steps(tmp_path / "5", 5, monkeypatch) == [6, 12]
+    # Rank 0 decides, asked once at each multiple and never in between.
+    asked: list[bool] = []
+
+    def answer(early: Any) -> Any:
+        if not isinstance(early, bool):
+            return early
+        asked.append(early)
+        return len(asked) != 2
+
+    assert saved_steps(tmp_path / "rank", 5, monkeypatch, broadcast=answer) == [4]
+    assert asked == [True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize(

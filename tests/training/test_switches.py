@@ -251,11 +251,17 @@ def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     layer.write_text("compiled: true\nchannels_last: true\n", encoding="utf-8")
     run = resolve("mct", "mct", scale="smoke", arguments=["--config", str(layer), "--compiled", "aot_eager"])
     switches, config = take_switches(run.config)
-    assert switches == {"batch_norm_group": None, "compiled": "aot_eager", "channels_last": True}
+    small = {"batch_norm_group": None, "checkpoint_minutes": 0}  # at smoke there are no groups
+    assert switches == {**small, "compiled": "aot_eager", "channels_last": True}
     assert Switches._fields == SWITCHES
     assert not set(config["model"]["init_args"]) & {"compiled", "channels_last"}
     plain = resolve("mct", "mct", scale="smoke").config
-    own, without = take_switches(plain)  # at smoke there are no groups
-    assert own == {"batch_norm_group": None}
+    own, without = take_switches(plain)
+    assert own == small
     assert config == without  # nothing else has changed
     assert config_hash(run.config) != config_hash(plain)
+    # Saving more rarely changes no result.
+    rare = resolve("mct", "mct", scale="smoke", arguments=["--checkpoint_minutes", "30"]).config
+    assert (take_switches(rare)[0]["checkpoint_minutes"], config_hash(rare)) == (30, config_hash(plain))
+    for scale in ("single", "paper"):
+        assert take_switches(resolve("mct", "mct", scale=scale).config)[0]["checkpoint_minutes"] == 10
