@@ -69,11 +69,10 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
 
     world = _world(record)
     sets = [] if world else _sets(record)
-    task = next((found for method, found in TASKS.items() if hasattr(model, method)), "feature-extraction")
-    data = ", ".join(one.title for one in ([world] if world else sets)) or "unknown"
+    task = next((name for method, name in TASKS.items() if hasattr(model, method)), "feature-extraction")
+    data = ", ".join(source.title for source in ([world] if world else sets)) or "unknown"
     foreign = {*_starts(record)} - {parent["stage"] for parent in record.parents.values()}
     generated = world is not None and not world.credit and not foreign
-    learned = record.scale != "smoke"
     results = [
         EvalResult(
             task_type=task,
@@ -86,7 +85,7 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
             source_url="record.json",
         )
         for name, value in sorted(record.metrics.items())
-        if value is not None and learned
+        if value is not None and record.scale != "smoke"
     ]
     title = paper_named(record.paper).title.lower().replace(" ", "-")
     scale = [] if record.scale == "paper" else [record.scale]
@@ -97,7 +96,7 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
         library_name=LIBRARY,
         pipeline_tag=task,
         tags=[LIBRARY, title, "pytorch", "safetensors", *model.embeds, *scale],
-        datasets=[one.name for one in sets] or None,
+        datasets=[dataset.name for dataset in sets] or None,
         model_name=folder if results else None,
         eval_results=results or None,
     )
@@ -123,14 +122,14 @@ def _facts(record: Record, starts: list[str]) -> dict[str, str]:
 def _starts(record: Record) -> list[str]:
     """Stages and released files whose weights the training started from."""
     parents = record.parents.items()
-    found = {str(one["stage"]) for field, one in parents if not _OTHERS.intersection(field.split("."))}
+    names = {str(parent["stage"]) for field, parent in parents if not _OTHERS.intersection(field.split("."))}
     features = record.config["data"]["init_args"].get("text_features")
     for field, value in leaves({"model": record.config["model"], "features": features}):
         *above, name = field.split(".")
         weights = name in ("warm_start", "bert") or name.endswith("pretrained")
         if weights and isinstance(value, str) and not _OTHERS.intersection(above):
-            found.add(value.rstrip("/").rpartition("/")[2])
-    return sorted(found)
+            names.add(value.rstrip("/").rpartition("/")[2])
+    return sorted(names)
 
 
 def _world(record: Record) -> Any:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assemble.reporting.papers import paper_named
-from assemble.stages.layers import classes_in, substitute
+from assemble.stages.layers import classes_in
 from assemble.stages.plan import Planned
-from assemble.stages.recipe_data import dataset_entries, files_in, without_unread_sets
+from assemble.stages.recipe_data import dataset_entries, dataset_of, files_in, without_unread_sets
 from common.data.released_files import look_at
 from common.errors import StageError, printable
-from common.types import class_at
 
 if TYPE_CHECKING:
     from common.data.datasets.base import DatasetStatus
@@ -54,7 +53,7 @@ class Needs:
             return []
         needed = "unknown" if self.needed is None else f"about {self.needed / 1e9:,.2f} GB"
         space = f"{self.free / 1e9:,.2f} GB free for {self.planned[0].request.runs}, {needed} needed"
-        rows = [(title, problem or found, _names(stages)) for (title, found, problem), stages in self.rows.items()]
+        rows = [(title, problem or state, _names(stages)) for (title, state, problem), stages in self.rows.items()]
         rows = [("needed", "found", "read by"), *rows, ("disk", space, "")]
         widths = [max(map(len, column)) for column in zip(*rows)]
         return [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
@@ -109,7 +108,7 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
         if config["trainer"].get("limit_val_batches") == 0:
             splits.discard(arguments.get("held_out_split"))
         for entry in dataset_entries(section):
-            status = _status(substitute(entry, {"DATA": str(data)}), statuses)
+            status = _status(entry, data, statuses)
             regions = "max_regions" in arguments
             yield status.dataset.full_title, *_state(status, splits, arguments.get("fold"), regions)
     for path in files_in({"model": config["model"]} if world else config):
@@ -118,12 +117,12 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
         yield file.file.title, "yes", "" if file.present else f"missing: {file.path}{lacks}"
 
 
-def _status(entry: dict[str, Any], statuses: dict[str, DatasetStatus]) -> DatasetStatus:
+def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus]) -> DatasetStatus:
     # Clips of any length: the overview opens no files.
     arguments = {name: value for name, value in entry["init_args"].items() if name != "common_seconds"}
     key = f"{entry['class_path']} {arguments}"
     if key not in statuses:
-        statuses[key] = class_at(entry["class_path"])(**arguments).status()
+        statuses[key] = dataset_of({**entry, "init_args": arguments}, data).status()
     return statuses[key]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from assemble.reporting.tables import load
 from assemble.stages.configuration import resolve
-from assemble.stages.layers import classes_in
+from assemble.stages.layers import classes_in, substitute
 from assemble.stages.recipes import recipes_of
 from common.types import class_at
 
@@ -33,17 +33,18 @@ def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
     return {**section, "init_args": {**arguments, "sets": kept}}
 
 
+def dataset_of(entry: dict[str, Any], data: Path) -> MediaDataset:
+    """The data set that a mapping names, below the folder `data`."""
+    named = substitute(entry, {"DATA": str(data)})
+    dataset: MediaDataset = class_at(named["class_path"])(**(named.get("init_args") or {}))
+    return dataset
+
+
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     """The distinct data sets of a paper's published recipes."""
-    found: dict[tuple[str, str], Any] = {}
-    for recipe in _published_recipes(paper):
-        config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
-        for entry in dataset_entries(config.get("data")):
-            arguments = entry.get("init_args") or {}
-            key = (entry["class_path"], str(arguments))
-            if key not in found:
-                found[key] = class_at(entry["class_path"])(**arguments)
-    return list(found.values())
+    configs = [resolve(paper, recipe, scale="paper").config for recipe in _published_recipes(paper)]
+    entries = {str(entry): entry for config in configs for entry in dataset_entries(config.get("data"))}
+    return [dataset_of(entry, data) for entry in entries.values()]
 
 
 def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:

@@ -27,8 +27,8 @@ class FinishedStage:
     @property
     def data_state(self) -> dict[str, Any]:
         """State of the data module in the checkpoint."""
-        found: dict[str, Any] = self.content.get(self.config["data"]["class_path"].rpartition(".")[2], {})
-        return found
+        state: dict[str, Any] = self.content.get(self.config["data"]["class_path"].rpartition(".")[2], {})
+        return state
 
     def data(self) -> Any:
         """The configured data module, not prepared."""
@@ -48,9 +48,9 @@ def open_finished(checkpoint: Path, kinds: Collection[str], otherwise: str, exam
             )
     with parsing(configuration, StageError):
         config = parse_yaml(read_text(configuration))
-        found, _ = str(config["model"]["class_path"]), config["data"]["class_path"]
-    if found not in kinds:
-        raise StageError(f"{checkpoint} is of {found}, which {otherwise}")
+        kind, _ = str(config["model"]["class_path"]), config["data"]["class_path"]
+    if kind not in kinds:
+        raise StageError(f"{checkpoint} is of {kind}, which {otherwise}")
     try:
         content = read_checkpoint(checkpoint)
         _ = content["state_dict"]

@@ -19,8 +19,8 @@ class _WrongType(StageError):
     """A value has the wrong type; another type of a union may fit."""
 
 
-def path_of(found: type) -> str:
-    return f"{found.__module__}.{found.__qualname__}"
+def path_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Builder:
             return self._one_of(stated, kind, field)
         if kind is Any or (kind in (None, types.NoneType) and stated is None):
             return stated
-        if origin is Literal and any(stated == one and type(stated) is type(one) for one in parts):
+        if origin is Literal and any(stated == value and type(stated) is type(value) for value in parts):
             return stated
         if origin is tuple and isinstance(stated, list | tuple):
             each = parts[:1] * len(stated) if parts[-1] is Ellipsis else parts
             if len(each) == len(stated):
                 return tuple(self._each(zip(stated, each), field))
         if origin in (list, Sequence) and isinstance(stated, list | tuple):
-            return list(self._each(((one, parts[0]) for one in stated), field))
+            return list(self._each(((item, parts[0]) for item in stated), field))
         if origin in (dict, Mapping) and isinstance(stated, Mapping) and all(isinstance(name, str) for name in stated):
-            return {name: self.value(one, parts[1], f"{field}.{name}") for name, one in stated.items()}
+            return {name: self.value(item, parts[1], f"{field}.{name}") for name, item in stated.items()}
         if isinstance(kind, type) and origin is None:
             if issubclass(kind, bool | str) and isinstance(stated, kind):
                 return stated
@@ -74,17 +74,17 @@ class Builder:
         raise StageError(f"{self.where}: {field} {why}")
 
     def _one_of(self, stated: Any, kind: Any, field: str) -> Any:
-        options = [one for one in get_args(kind) if one is not types.NoneType or stated is None]
-        for one in sorted(options, key=lambda one: one is float):  # try float last, so that an int stays an int
+        options = [option for option in get_args(kind) if option is not types.NoneType or stated is None]
+        for option in sorted(options, key=lambda option: option is float):  # try float last: an int stays an int
             try:
-                return self.value(stated, one, field)
+                return self.value(stated, option, field)
             except _WrongType:
                 if len(options) == 1:
                     raise
         raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, not of type {kind}")
 
     def _each(self, pairs: Any, field: str) -> list[Any]:
-        return [self.value(one, kind, f"{field}.{place}") for place, (one, kind) in enumerate(pairs)]
+        return [self.value(item, kind, f"{field}.{place}") for place, (item, kind) in enumerate(pairs)]
 
     def _object(self, stated: Mapping[str, Any], kind: type, field: str) -> Any:
         if "class_path" not in stated:
@@ -92,30 +92,30 @@ class Builder:
                 return self._built(kind, stated, field)
             self.refuse(field, "has no class_path")
         path = stated["class_path"]
-        found = next((one for one in self.classes if path == path_of(one)), None)
-        if found is None:
+        built = next((listed for listed in self.classes if path == path_of(listed)), None)
+        if built is None:
             self.refuse(f"{field}.class_path", f"is {path!r:.80}, which is not a class of this paper's models")
-        if not issubclass(found, kind):
+        if not issubclass(built, kind):
             raise _WrongType(f"{self.where}: {field} is of class {path}, not {kind.__name__}")
         for name in stated.keys() - {"class_path", "init_args"}:
             self.refuse(f"{field}.{name}", "is unknown; only class_path and init_args are allowed")
-        return self._built(found, stated.get("init_args", {}), f"{field}.init_args")
+        return self._built(built, stated.get("init_args", {}), f"{field}.init_args")
 
-    def _built(self, found: type, arguments: Any, field: str) -> Any:
+    def _built(self, kind: type, arguments: Any, field: str) -> Any:
         if not isinstance(arguments, Mapping):
-            self.refuse(field, f"must map arguments of {found.__name__} to values")
-        kinds = hints_of(found)
-        built = {}
+            self.refuse(field, f"must map arguments of {kind.__name__} to values")
+        kinds = hints_of(kind)
+        values = {}
         for name, stated in arguments.items():
             if name not in kinds:
-                self.refuse(f"{field}.{name}", f"is not an argument of {found.__name__}")
+                self.refuse(f"{field}.{name}", f"is not an argument of {kind.__name__}")
             if name in self.no_files and isinstance(stated, str):
                 self.refuse(f"{field}.{name}", "names a file, but a trained model must not read other files")
-            built[name] = self.value(stated, kinds[name], f"{field}.{name}")
-        return self._made(found, [], built, field)
+            values[name] = self.value(stated, kinds[name], f"{field}.{name}")
+        return self._made(kind, [], values, field)
 
-    def _made(self, found: type, arguments: list[Any], named: dict[str, Any], field: str) -> Any:
+    def _made(self, kind: type, arguments: list[Any], named: dict[str, Any], field: str) -> Any:
         try:
-            return found(*arguments, **named)
+            return kind(*arguments, **named)
         except Exception as error:  # Constructors raise anything for invalid arguments.
-            raise StageError(f"{self.where}: {field} does not fit {found.__name__}: {error}") from error
+            raise StageError(f"{self.where}: {field} does not fit {kind.__name__}: {error}") from error
