@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -140,6 +142,89 @@ def average_in_place(tensors: list[Tensor]) -> None:
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world_size()
+    _copy_parts(flat, tensors)
+
+
+class OverlappedAverage:
+    """Averages gradients over ranks while the backward pass that completes them still runs.
+
+    Gradients are sent in buckets, in the order in which rank 0 completed them in the first pass of the same kind. A
+    bucket waits for those before it, so every rank sends the same buckets in the same order. The first pass itself
+    sends everything at its end.
+    """
+
+    def __init__(self, bucket_bytes: int = 25 * 2**20) -> None:
+        self.bucket_bytes = bucket_bytes
+        self._buckets: dict[str, list[list[int]]] = {}
+
+    @contextmanager
+    def of(self, parameters: Sequence[nn.Parameter], kind: str = "") -> Iterator[None]:
+        """Average the gradients of `parameters` in a block with one backward pass, and those of earlier passes.
+
+        Args:
+            kind: passes of one kind reach the same parameters, and every rank makes the same kinds in the same order.
+        """
+        if not is_distributed():
+            yield
+            return
+        buckets = self._buckets.get(kind, [])
+        bucket_of = {index: number for number, bucket in enumerate(buckets) for index in bucket}
+        missing = [len(bucket) for bucket in buckets]
+        order: list[int] = []
+        sent: list[tuple[Any, Tensor, list[Tensor]]] = []
+
+        def send(bucket: list[int]) -> None:
+            for index in bucket:
+                if parameters[index].grad is None:  # another rank may have one
+                    parameters[index].grad = torch.zeros_like(parameters[index])
+            gradients = [parameters[index].grad for index in bucket]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])  # type: ignore[union-attr]
+            sent.append((dist.all_reduce(flat, async_op=True), flat, gradients))  # type: ignore[arg-type]
+
+        def complete(index: int, parameter: Tensor) -> None:
+            order.append(index)
+            if index in bucket_of:
+                missing[bucket_of[index]] -= 1
+            while len(sent) < len(buckets) and not missing[len(sent)]:
+                send(buckets[len(sent)])
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(functools.partial(complete, index))
+            for index, parameter in enumerate(parameters)
+            if parameter.requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for bucket in buckets[len(sent) :]:
+            send(bucket)
+        if rest := [i for i, p in enumerate(parameters) if p.grad is not None and i not in bucket_of]:
+            send(rest)
+        for work, flat, gradients in sent:
+            work.wait()  # on a GPU, the stream waits, not the host
+            flat /= world_size()
+            _copy_parts(flat, gradients)
+        if kind not in self._buckets:
+            shared = [order]
+            dist.broadcast_object_list(shared, src=0)
+            self._buckets[kind] = self._split(shared[0], parameters)
+
+    def _split(self, order: list[int], parameters: Sequence[nn.Parameter]) -> list[list[int]]:
+        buckets: list[list[int]] = []
+        size = 0
+        for index in order:
+            size += parameters[index].nbytes
+            if not buckets or size > self.bucket_bytes:
+                buckets.append([])
+                size = parameters[index].nbytes
+            buckets[-1].append(index)
+        return buckets
+
+
+@torch.no_grad()
+def _copy_parts(flat: Tensor, tensors: list[Tensor]) -> None:
     parts = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors)])
 

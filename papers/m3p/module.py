@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from common.memory.collective import average_in_place
+from common.memory.collective import OverlappedAverage, average_in_place
 from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse_sqrt
 from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -93,6 +93,7 @@ class M3PModule(pl.LightningModule):
         self.selected_by = "last" if self.best is None else "best on validation"
         self.groups = 1
         self.held: dict[str, Tensor] = {}
+        self.averages = OverlappedAverage()
         self.test = RetrievalTest(tokens_per_batch, captions_per_image)
         self.weights = {
             "xmlm": weight_xmlm,
@@ -142,22 +143,14 @@ class M3PModule(pl.LightningModule):
             own = {name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights}
             weighted = [weight * terms[name] for name, weight in own.items()]
             if h.updates == "per_group" and any(own.values()):
-                self._backward(torch.stack(weighted).sum())
-                if iteration % h.accumulate == 0:
-                    self.update()
+                self.learn(torch.stack(weighted).sum(), kind, updates=iteration % h.accumulate == 0)
             losses += weighted if h.updates == "per_cycle" else [value.detach() for value in weighted]
         loss = torch.stack(losses).sum()
         if h.updates == "per_cycle":
-            self._backward(loss / h.accumulate)
-            if (iteration + 1) % h.accumulate == 0:
-                self.update()
+            self.learn(loss / h.accumulate, "cycle", updates=(iteration + 1) % h.accumulate == 0)
         means = {name: torch.stack(values).mean() for name, values in logs.items()}
         self.log_dict({"train/loss": loss.detach(), **means}, batch_size=self.data.batch_size)
         return loss.detach()
-
-    def _backward(self, loss: Tensor) -> None:
-        with torch.autocast(self.device.type, enabled=False):  # keeps the backward pass of losses in float32
-            loss.backward()
 
     def terms_of(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Kind and losses of each group of an iteration: text blocks first, then groups of pairs."""
@@ -172,14 +165,24 @@ class M3PModule(pl.LightningModule):
 
     # -- updates -------------------------------------------------------------------------------------------------------
 
+    def learn(self, loss: Tensor, kind: str, updates: bool) -> None:
+        """Add the gradients of a loss and, with `updates`, update with their average over processes."""
+        with torch.autocast(self.device.type, enabled=False):  # keeps the backward pass of losses in float32
+            if not updates:
+                loss.backward()
+                return
+            optimizer: Any = self.optimizers()
+            learning = [p for p in self.parameters() if p.requires_grad]
+            with self.averages.of(learning, kind):
+                loss.backward()
+                for parameter in learning:
+                    # As in the released code, parameters unused since the last update still move by their momentum.
+                    if parameter.grad is None and parameter in optimizer.state:
+                        parameter.grad = torch.zeros_like(parameter)
+        self.update()
+
     def update(self) -> None:
         optimizer: Any = self.optimizers()
-        learning = [p for p in self.parameters() if p.requires_grad]
-        for parameter in learning:
-            # As in the released code, parameters unused since the last update still move by their momentum.
-            if parameter.grad is None and parameter in optimizer.state:
-                parameter.grad = torch.zeros_like(parameter)
-        average_in_place(gradients(learning))
         optimizer.step()
         optimizer.zero_grad()
         self.lr_schedulers().step()  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from common.memory.collective import average_in_place
+from common.memory.collective import OverlappedAverage
 from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
@@ -74,6 +74,7 @@ class XMCGANModule(pl.LightningModule):
         self.generators = MomentumPair(generator)
         self.discriminator = discriminator
         self.loss = loss
+        self.averages = OverlappedAverage()
         self.text_encoder = text_encoder
         self.image_network = image_network if loss.weights["image_net"] > 0 else None
         self.evaluation = evaluation
@@ -155,13 +156,10 @@ class XMCGANModule(pl.LightningModule):
     def set_gradients(self, loss: Tensor, network: nn.Module, retain_graph: bool = False) -> None:
         """Set the gradients of only this network, averaged over processes."""
         parameters = list(network.parameters())
-        # DDP only averages gradients of `backward`, so average these here.
-        with torch.autocast(self.device.type, enabled=False):  # keeps the backward pass of losses in float32
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
-        average_in_place(list(gradients))
-        for parameter, gradient in zip(parameters, gradients):
-            # As in `backward`: a fused step assumes that both have the same memory layout.
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        network.zero_grad()
+        # The backward pass of losses stays in float32. DDP averages no gradients of manual optimization.
+        with torch.autocast(self.device.type, enabled=False), self.averages.of(parameters, type(network).__name__):
+            loss.backward(inputs=parameters, retain_graph=retain_graph)
 
     def minibatches(self, batch: Batch) -> list[tuple[Batch, Tensor]]:
         samples = len(batch["length"]) * self.trainer.world_size

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.memory.collective import OverlappedAverage
 from papers.avid_cma.loss import BankLoss
+from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.stages import read_metrics, request
 
@@ -76,3 +79,65 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         # Without the loss of this rank's half.
         require_equal(rank["state"], one["state"], 1e-4, 2e-6, without=("progress.first", "progress.recent"))
     require_close(ranks[0]["metrics"], one["metrics"], without=("test/loss_first", "test/loss_last"))
+
+
+#: Kinds of the passes, a part of the network that rank 1 lacks, and whether the pass ends with an average.
+PASSES = [
+    ("a", None, True), ("b", None, False), ("a", None, True), ("b", None, True), ("b", "2", True), ("a", "1", True),
+]  # fmt: skip
+
+
+def _passes(rank: int, alone: bool) -> list[tuple[list[str], dict[str, Tensor]]]:
+    """Events and gradients of every averaged pass through four layers and one of two heads."""
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({name: nn.Linear(5, 5, bias=False, dtype=torch.float64) for name in [*"0123", "a", "b"]})
+    parameters, averages = list(layers.parameters()), OverlappedAverage(bucket_bytes=2 * 25 * 8)
+    events: list[str] = []
+    for name, layer in layers.items():
+        layer.weight.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
+    send = dist.all_reduce
+
+    def noted(tensor: Tensor, **options: Any) -> Any:
+        events.append(f"send {len(tensor) // 25}")
+        return send(tensor, **options)
+
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", noted)
+        for number, (kind, lacking, ends) in enumerate(PASSES):
+            x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * number + rank))
+            for name in [*"0123", kind]:
+                if not (rank and name == lacking):
+                    x = torch.tanh(layers[name](x))
+            if alone or not ends:
+                x.sum().backward()
+            else:
+                with averages.of(parameters, kind):
+                    x.sum().backward()
+            if ends:
+                gradients = {n: p.grad.clone() for n, p in layers.named_parameters() if p.grad is not None}
+                results.append((events[:], gradients))
+                layers.zero_grad()
+                events.clear()
+    return results
+
+
+def test_gradients_are_sent_once_each_while_the_backward_pass_runs() -> None:
+    alone = [_passes(rank, alone=True) for rank in range(2)]
+    ranks = run_distributed(lambda rank: _passes(rank, alone=False))
+    for number, results in enumerate(zip(*alone)):
+        for rank in ranks:
+            events, averaged = rank[number]
+            names = {name for _, gradients in results for name in gradients}
+            assert averaged.keys() == names
+            for name in names:
+                mean = sum(gradients.get(name, torch.zeros(5, 5)) for _, gradients in results) / 2
+                torch.testing.assert_close(torch.as_tensor(averaged[name]), mean, rtol=0, atol=1e-15)
+            assert sum(int(event[5:]) for event in events if "send" in event) == len(names)  # none is sent twice
+    first, accumulated, overlapped, lacking, _ = (events for events, _ in ranks[0])
+    assert first == ["a", "3", "2", "1", "0", "send 5"]  # notes the order
+    assert accumulated == ["b", "3", "2", "1", "0", "a", "3", "send 2", "2", "1", "send 2", "0", "send 1", "send 1"]
+    assert overlapped == ["b", "3", "2", "1", "0", "send 5"]
+    assert lacking == ["b", "3", "send 2", "2", "1", "send 2", "0", "send 1"]
+    # A gradient that never comes delays its bucket and those behind it, in the same order.
+    assert ranks[1][3][0] == ["b", "3", "send 2", "1", "0", "send 2", "send 1"]
