@@ -200,6 +200,7 @@ def test_an_offline_run_is_synced_with_its_lineage(
     assert probe.fields["groupName"] == f"avid_cma/smoke/kinetics_linear@avid-{second.configuration[:8]}"
     assert probe.fields["jobType"] == "probe"
     assert {"smoke", "avid"} <= set(probe.fields["tags"])
+    assert (probe.config["stage"], probe.config["row"]) == ("kinetics_linear@avid", "avid")
     assert probe.config["data"]["init_args"]["video"]["crop"] == 24
     logged = {key for row in run.history for key in row} | set(run.summary)
     assert any(key.startswith("neighbors_table") for key in logged)
