@@ -8,10 +8,10 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from assemble.commands import data, doctor, explain, find, measure, models, reports, run, runs
-from assemble.commands.parsing import Command, call, overview
+from assemble.commands.parsing import Command, overview, parse
 from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, nearest, printable
 
 #: In the order of `assemble --help`.
@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
-            return _run(argv)
+            command = _parsed(list(sys.argv[1:] if argv is None else argv))
+            return command()
+        except (Exception, Preempted, KeyboardInterrupt) as error:
+            return _status_of(error)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -51,33 +54,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if given == ["help"]:
-            given = ["--help"]
-        if not given or given[0].startswith("-"):
-            if given and given[0] not in (options := ("-h", "--help", "--version")):
-                raise StageError(f"there is no option {given[0]!r}: {nearest(given[0], options)}")
-            parser().parse_args(given)  # prints help or version, or says that a command is missing
-        elif given[0] not in COMMANDS:
-            raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
-        return call(COMMANDS[given[0]], given[0], given[1:])
-    except (ConfigurationError, StageError, ReportingError) as error:
+def _parsed(given: list[str]) -> Callable[[], int]:
+    """The command with its arguments; help and the version are printed at once."""
+    if given == ["help"]:
+        given = ["--help"]
+    if not given or given[0].startswith("-"):
+        if given and given[0] not in (options := ("-h", "--help", "--version")):
+            raise StageError(f"there is no option {given[0]!r}: {nearest(given[0], options)}")
+        parser().parse_args(given)  # prints help or version, or says that a command is missing
+    elif given[0] not in COMMANDS:
+        raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
+    return parse(COMMANDS[given[0]], given[0], given[1:])
+
+
+def _status_of(error: BaseException) -> int:
+    """Print an error and return the exit status; an error that only a bug raises is raised again."""
+    if isinstance(error, Preempted):
+        return error.status
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, ConfigurationError | StageError | ReportingError):
         print(f"assemble: {printable(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        if os.environ.get("ASSEMBLE_TRACEBACK"):
-            raise
-        hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"
-        print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
-        return 1
-    except Preempted as stop:
-        return stop.status
-    except KeyboardInterrupt:
-        return 130
+    explained = isinstance(error, OSError | ValueError | RuntimeError) and not isinstance(error, BrokenPipeError)
+    if not explained or os.environ.get("ASSEMBLE_TRACEBACK"):
+        raise error
+    hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"
+    print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Parameters before `*` are positional, those after it are flags (`batch_size` is 
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,8 @@ def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     return parser
 
 
-def call(command: Command, name: str, given: Sequence[str]) -> int:
+def parse(command: Command, name: str, given: Sequence[str]) -> functools.partial[int]:
+    """The command with its arguments."""
     parameters = inspect.signature(command).parameters.values()
     about, *more = _documentation(command)
     parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(more))
@@ -132,7 +134,7 @@ def call(command: Command, name: str, given: Sequence[str]) -> int:
     positional = [values.pop(place, defaults[place]) for place in places]
     for group, kind in groups.items():
         values[group] = kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})
-    return command(*positional, *rest, **values) or 0
+    return functools.partial(command, *positional, *rest, **values)
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], dict[str, Any], bool]:

@@ -151,7 +151,7 @@ def reproduce(
     use(options.isa)
     from assemble.reporting.summary import print_summary
     from assemble.stages.plan import default_jobs
-    from assemble.stages.reproduce import reproduce
+    from assemble.stages.reproduce import run_paper
 
     began = time.monotonic()
     if options.rerun and keep:
@@ -161,7 +161,7 @@ def reproduce(
     printed: set[str] = set()
     side_by_side = jobs or default_jobs(selection.hardware)
     with stopping.listening():
-        failed = reproduce(
+        failed = run_paper(
             name,
             selection,
             jobs=side_by_side,
@@ -202,14 +202,14 @@ def plan(
     utilization: Annotated[float, "with --estimate: assumed fraction of the card's peak matrix throughput"] = 0.3,
 ) -> int:
     """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
-    from assemble.stages import plan
     from assemble.stages.needs import needs_of
+    from assemble.stages.plan import plan_stages, render_plan
 
     if not 0 < utilization <= 1:
         raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
     if estimate and format_ != "text":
         raise StageError(f"--estimate prints text: leave out --format {format_}")
-    planned = plan.plan(paper, _selection(options, options.seeds, options))
+    planned = plan_stages(paper, _selection(options, options.seeds, options))
     needs = needs_of(planned)
     planned = needs.runnable if options.skip_missing else planned
     if estimate:
@@ -219,7 +219,7 @@ def plan(
         for line in estimating.estimate_lines(runs, utilization):
             print(line, flush=True)
     else:
-        print(plan.render_plan(planned, format_))
+        print(render_plan(planned, format_))
         if (lines := needs.lines()) and (format_ == "text" or needs.blocked):
             # The standard output of a script stays a script.
             print("\n".join(["", *lines]), file=sys.stdout if format_ == "text" else sys.stderr)

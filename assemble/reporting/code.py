@@ -38,10 +38,15 @@ def fingerprint(modules: Iterable[str]) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
-def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def differing(left: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
     """Files whose code differs between two fingerprints; none if either is unknown."""
-    code = [{name: hashes.partition(":")[0] for name, hashes in files.items()} for files in (one, other)]
-    return [name for name in sorted({*one, *other}) if one and other and code[0].get(name) != code[1].get(name)]
+    if not left or not right:
+        return []
+    return [name for name in sorted({*left, *right}) if _code(left.get(name)) != _code(right.get(name))]
+
+
+def _code(hashes: str | None) -> str | None:
+    return hashes and hashes.partition(":")[0]
 
 
 def nearest(files: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> list[str]:
@@ -51,8 +56,7 @@ def nearest(files: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> li
 
 def changed(files: Mapping[str, str]) -> list[str]:
     """Files of a fingerprint whose code is different now; another project's missing file counts as unchanged."""
-    now = {name: _now(name, hashes) for name, hashes in files.items()}
-    return differing(files, now)
+    return differing(files, {name: _now(name, hashes) for name, hashes in files.items()})
 
 
 def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
@@ -82,11 +86,11 @@ def sentence(changes: Iterable[Collection[str]]) -> str:
 
 def other_code(records: Iterable[Record]) -> str:
     """The `sentence` on records; a stage that starts from one of other code counts."""
-    found: dict[tuple[str, Draw, str], set[str]] = {}
-    for record in sorted(records, key=lambda one: one.started):
-        parents = [found.get((record.scale, record.draw, parent["stage"]), ()) for parent in record.parents.values()]
-        found[record.scale, record.draw, record.stage] = {*changed(record.code), *itertools.chain(*parents)}
-    return sentence(found.values())
+    changes: dict[tuple[str, Draw, str], set[str]] = {}
+    for record in sorted(records, key=lambda record: record.started):
+        parents = [changes.get((record.scale, record.draw, parent["stage"]), ()) for parent in record.parents.values()]
+        changes[record.scale, record.draw, record.stage] = {*changed(record.code), *itertools.chain(*parents)}
+    return sentence(changes.values())
 
 
 def against(mine: Iterable[Record], recorded: Collection[Record]) -> str:
@@ -175,19 +179,14 @@ def _now(name: str, recorded: str) -> str:
     file = source_file(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     if file is None:
         return "" if name.endswith(".py") else recorded
-    stamp = tuple(stamp_of(file))
-    return recorded if recorded.endswith(f":{_text_now(file, stamp)}") else _code_now(file, stamp)
+    return _hashes_now(file, tuple(stamp_of(file)), recorded)
 
 
 @functools.lru_cache(maxsize=4096)
-def _text_now(file: Path, stamp: tuple[int, ...]) -> str:
-    return _hash(file.read_text(encoding="utf-8"))
-
-
-@functools.lru_cache(maxsize=4096)
-def _code_now(file: Path, stamp: tuple[int, ...]) -> str:
+def _hashes_now(file: Path, stamp: tuple[int, ...], recorded: str) -> str:
+    text = file.read_text(encoding="utf-8")
     try:
-        return _code_hash(file.read_text(encoding="utf-8"))
+        return recorded if recorded.endswith(f":{_hash(text)}") else _code_hash(text)
     except SyntaxError:  # in the middle of an edit
         return ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from assemble.stages.configuration import RunConfiguration, check_ranges, take_switches
 from assemble.stages.layers import classes_in
+from assemble.stages.lightning_workarounds import dump_without_validation, whole_number_limits
 from common.errors import ConfigurationError
 from common.training.callbacks import SamplesForAll, SpacedCheckpoints
 from common.training.switches import ApplySwitches, Switches
@@ -22,9 +22,7 @@ class StageCLI(LightningCLI):
     """Builds trainer, model and data of one stage from a config without placeholders; runs nothing."""
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
-        # Limits in batches: jsonargparse turns 1 into 1.0, which would mean a whole epoch.
-        trainer = (config.get("trainer") or {}).items()
-        self._limits = {name: value for name, value in trainer if name.startswith("limit_") and type(value) is int}
+        self._limits = whole_number_limits(config.get("trainer"))
         self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
         self.stated_switches, without = take_switches(config)
         self.switches = Switches(**self.stated_switches)  # type: ignore[arg-type]
@@ -64,8 +62,7 @@ class StageCLI(LightningCLI):
             ) from None
 
     def _dump_config(self) -> None:
-        # Skip a second validation, which takes a fifth of the time to build a stage.
-        self.parser.dump = functools.partial(self.parser.dump, skip_validation=True)
+        dump_without_validation(self)
         super()._dump_config()
 
     def resolved(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from assemble.reporting.records import short_name
 from assemble.reporting.tables import ROW, load
 from assemble.stages.launch import is_main_process, require_processes
 from assemble.stages.layers import Layer, leaves, origin
+from assemble.stages.lightning_workarounds import quiet_lightning
 from assemble.stages.request import StageRequest
-from assemble.stages.run import quiet_lightning, run_stage, stage_configuration
+from assemble.stages.run import run_stage, stage_configuration
 from common.errors import StageError
 
 

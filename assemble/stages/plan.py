@@ -47,7 +47,7 @@ class Planned:
     changed: tuple[str, ...] = ()
 
 
-def plan(paper: str, selection: Selection) -> list[Planned]:
+def plan_stages(paper: str, selection: Selection) -> list[Planned]:
     """All stages of a paper for every seed, parents first; raises an error if any has a misspelled field."""
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
@@ -167,7 +167,7 @@ def fit_arguments(request: StageRequest) -> list[str]:
 
 def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
     """Check types and ranges; imports all that the stages need."""
-    from assemble.stages.lightning_import import import_lightning
+    from assemble.stages.lightning_workarounds import import_lightning
 
     import_lightning()
     from assemble.stages.cli import check

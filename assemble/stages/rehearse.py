@@ -1,6 +1,6 @@
 """`assemble rehearse`: runs every stage of a paper at a large scale, on tiny data in the layouts of the real data sets.
 
-It calls `reproduce` on the data and weights that `papers/<paper>/rehearsal.py` writes, with the overlay
+It calls `run_paper` on the data and weights that `papers/<paper>/rehearsal.py` writes, with the overlay
 `configs/<paper>/rehearsal.yaml`. Records list the fields that the overlay changes.
 """
 
@@ -17,10 +17,10 @@ from assemble.reporting import records
 from assemble.reporting.papers import paper_named
 from assemble.reporting.tables import Tables, load
 from assemble.stages.paper_modules import optional_part, part
-from assemble.stages.plan import Planned, plan
+from assemble.stages.plan import Planned, plan_stages
 from assemble.stages.recipe_data import data_sections
 from assemble.stages.recipes import REHEARSAL
-from assemble.stages.reproduce import reproduce, say
+from assemble.stages.reproduce import run_paper, say
 from assemble.stages.request import Selection, finished_record
 from common.errors import StageError
 from common.files import environment, write_atomically
@@ -81,11 +81,11 @@ def rehearse(
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
         data = folder / "data" / name
         selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True, rerun=True)
-        planned = plan(name, selection)
+        planned = plan_stages(name, selection)
         write_fixtures(name, data)
         say(f"reduced by configs/{name}/{REHEARSAL}.yaml")
         _forget_removed_parents(planned)
-        failed = reproduce(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))
+        failed = run_paper(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))
     source = load(name)
     return [_judged(item, source, failed.get(item.request.key)) for item in planned]
 

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -29,7 +30,7 @@ from assemble.stages.plan import (
     expected_text,
     fit_arguments,
     other_code,
-    plan,
+    plan_stages,
     seconds_by_records,
     seconds_left,
 )
@@ -37,7 +38,7 @@ from assemble.stages.request import Selection, StageRequest, finished_record
 from common.errors import STOP, OtherCodeError, Preempted, StageError, is_ours, printable
 
 
-def reproduce(
+def run_paper(
     paper: str,
     selection: Selection,
     *,
@@ -51,7 +52,77 @@ def reproduce(
     Data sets, files and disk space are checked first; `skip_missing` leaves out the stages that lack some.
     `keep` uses stages that other code trained, and resumes those that it began.
     """
-    planned = plan(paper, selection)
+    planned = _stages_to_run(paper, selection, keep, skip_missing)
+    queue = _Queue(planned, [item for item in planned if not item.done], jobs)
+    _announce(paper_named(paper), planned, selection, queue.jobs)
+    if not queue.waiting:
+        return {}
+    workers = stopping.waiting_for(_signal_workers) if queue.jobs > 1 else nullcontext()
+    with stopping.listening(), workers, Watch(say) as watch, _pool(queue.jobs) as pool:
+        try:
+            checked = pool.submit(check_configurations, [item.run for item in queue.waiting])
+            while not wait([checked], timeout=0.5).done:
+                STOP.check()
+            checked.result()
+            while queue.waiting or queue.running:
+                STOP.check()
+                for item in queue.startable():
+                    queue.begin(item, watch)
+                    queue.running[pool.submit(start_stage, item)] = item
+                for future in wait(queue.running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    if (stage := queue.end(future, watch)) is not None:
+                        finished(stage)
+        except (Exception, Preempted) as error:
+            if (number := STOP.received) is not None:
+                _stop_workers(pool, queue.jobs, number)
+                raise Preempted(number) from error
+            if isinstance(error, BrokenExecutor):
+                raise StageError(
+                    "a worker process was killed, probably because memory ran out. Rerun the command to resume; "
+                    f"`--jobs {max(1, queue.jobs - 1)}` needs less memory"
+                ) from None
+            raise
+    if queue.failed:
+        say(queue.failures())
+    return queue.failed
+
+
+def start_stage(item: Planned) -> records.Record:
+    """Run a stage in this process, or in a new one if Lightning has to start several."""
+    with _ending_worker(), stopping.listening():
+        request = item.request
+        trainer: dict[str, Any] = request.configuration.config["trainer"]
+        devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+        if nodes != 1 and "SLURM_JOB_ID" not in os.environ:
+            raise StageError(
+                f"{request.stage} needs {nodes} nodes, which one command cannot start; submit the stages with "
+                f"`assemble plan {request.paper} --scale {request.scale} --hardware {request.hardware} "
+                f"--seeds {request.seed} --data {shlex.quote(str(request.data))} "
+                f"--runs {shlex.quote(str(request.runs))} --format slurm`"
+            )
+        if devices != 1 or nodes != 1:
+            return _fit_in_new_process(request)
+        from assemble.stages.run import run_stage
+
+        # Another command may have finished it since planning.
+        return run_stage(request, unless_done=True)
+
+
+def _fit_in_new_process(request: StageRequest) -> records.Record:
+    """Lightning starts other ranks by rerunning the command line, so it must name only this stage."""
+    command = [sys.executable, "-m", "assemble.commands.main", *fit_arguments(request)]
+    with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
+        status = process.wait()
+    record = finished_record(request)
+    if status or record is None:
+        ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        raise StageError(f"{request.stage} {ended}; see its messages above. Rerun the command to resume")
+    return record
+
+
+def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: bool) -> list[Planned]:
+    """The planned stages, unless other code trained some or data is missing."""
+    planned = plan_stages(paper, selection)
     if (others := other_code(planned)) and not keep:
         raise OtherCodeError(
             f"{paper_named(paper).title} at scale {selection.scale}: {others}\n  --rerun (make: RERUN=1) runs them "
@@ -63,76 +134,7 @@ def reproduce(
     planned = needs.require(skip_missing)
     if needs.blocked:
         say(f"{len(needs.blocked)} stages are left out: their data is missing, or they start from such a stage")
-    waiting = [item for item in planned if not item.done]
-    total = len(waiting)
-    jobs = max(1, min(jobs, total))
-    _announce(paper_named(paper), planned, selection, jobs)
-    if not waiting:
-        return {}
-
-    failed: dict[tuple[int, str], str] = {}
-    running: dict[Future[records.Record], Planned] = {}
-    workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
-    with stopping.listening(), workers, Watch(say) as shown, _pool(jobs) as pool:
-        try:
-            checked = pool.submit(check_configurations, [item.run for item in waiting])
-            while not wait([checked], timeout=0.5).done:
-                STOP.check()
-            checked.result()
-            while waiting or running:
-                STOP.check()
-                for item in _startable(waiting, running, failed)[: jobs - len(running)]:
-                    waiting.remove(item)
-                    bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's, of the steps
-                    if bar or item.reason:
-                        say(f"  {_name(item)}: {item.reason or 'started'}")
-                    if not bar:
-                        shown.begin(_name(item), item.request.directory)
-                    running[pool.submit(_run, item)] = item
-                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    item = running.pop(future)
-                    shown.end(_name(item))
-                    try:
-                        record = future.result()
-                    except BrokenExecutor:
-                        raise
-                    except Exception as error:  # a failed stage must not stop the others
-                        STOP.check(error)
-                        # Our own errors, and those of files and values, need no traceback.
-                        if not is_ours(error) and not isinstance(error, OSError | ValueError):
-                            traceback.print_exception(error)
-                        failed[item.request.key] = str(error)
-                        say(printable(f"  FAILED {_name(item)}: {error}"))
-                        continue
-                    left = seconds_left(seconds_by_records(planned)[0], [*running.values(), *waiting], jobs)
-                    told = f", about {duration(left)} left" if left else ""
-                    place = f"[{total - len(waiting) - len(running)}/{total}]"
-                    say(f"{place} {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{told}]")
-                    finished(item.request.stage)
-        except (Exception, Preempted) as error:
-            if (number := STOP.received) is not None:
-                if jobs > 1:
-                    _tell_workers(signal.SIGTERM)  # also those that began after the signal
-                pool.shutdown(wait=True, cancel_futures=True)
-                if number == stopping.REQUEUE_SIGNAL:
-                    from assemble.stages.preempt import requeue
-
-                    requeue(number)
-                say("stopped; rerun the command to resume")
-                raise Preempted(number) from error
-            if isinstance(error, BrokenExecutor):
-                raise StageError(
-                    "a worker process was killed, probably because memory ran out. Rerun the command to resume; "
-                    f"`--jobs {max(1, jobs - 1)}` needs less memory"
-                ) from None
-            raise
-    if failed:
-        blocked = (any(p.key in failed for p in i.request.parents.values()) for i in planned if i.request.key in failed)
-        skipped = sum(blocked)
-        told = f"{len(failed) - skipped} of {total} stages failed" + (f", {skipped} skipped" if skipped else "")
-        others = "; the others are done" if len(failed) < total else ""
-        say(f"{told}{others}. Rerun the command to retry.")
-    return failed
+    return planned
 
 
 def say(text: str) -> None:
@@ -156,25 +158,73 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     if waiting:
-        known, measured_here = seconds_by_records(planned)
-        expected = expected_text(seconds_left(known, waiting, jobs), measured_here)
+        seconds, measured_here = seconds_by_records(planned)
+        expected = expected_text(seconds_left(seconds, waiting, jobs), measured_here)
         say(f"  expected: {expected}" + (f", {jobs} stages in parallel" if jobs > 1 else ""))
 
 
-def _startable(
-    waiting: list[Planned],
-    running: dict[Future[records.Record], Planned],
-    failed: dict[tuple[int, str], str],
-) -> list[Planned]:
-    """Stages whose parents are finished, in order; drops descendants of failed stages."""
-    for item in list(waiting):
-        blocked = [parent.stage for parent in item.request.parents.values() if parent.key in failed]
-        if blocked:
-            failed[item.request.key] = f"starts from {blocked[0]}, which failed"
-            waiting.remove(item)
-            say(f"  {_name(item)}: skipped, it {failed[item.request.key]}")
-    unfinished = {item.request.key for item in [*waiting, *running.values()]}
-    return [item for item in waiting if unfinished.isdisjoint(p.key for p in item.request.parents.values())]
+@dataclass
+class _Queue:
+    """The stages that wait, run and failed."""
+
+    planned: Sequence[Planned]
+    waiting: list[Planned]
+    jobs: int
+    running: dict[Future[records.Record], Planned] = field(default_factory=dict)
+    failed: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.total = len(self.waiting)
+        self.jobs = max(1, min(self.jobs, self.total))
+
+    def startable(self) -> list[Planned]:
+        """Stages that may start now, in order: their parents are finished. Drops descendants of failed stages."""
+        for item in list(self.waiting):
+            blocked = [parent.stage for parent in item.request.parents.values() if parent.key in self.failed]
+            if blocked:
+                self.failed[item.request.key] = f"starts from {blocked[0]}, which failed"
+                self.waiting.remove(item)
+                say(f"  {_name(item)}: skipped, it {self.failed[item.request.key]}")
+        unfinished = {item.request.key for item in [*self.waiting, *self.running.values()]}
+        ready = [i for i in self.waiting if unfinished.isdisjoint(p.key for p in i.request.parents.values())]
+        return ready[: self.jobs - len(self.running)]
+
+    def begin(self, item: Planned, watch: Watch) -> None:
+        self.waiting.remove(item)
+        bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's, of the steps
+        if bar or item.reason:
+            say(f"  {_name(item)}: {item.reason or 'started'}")
+        if not bar:
+            watch.begin(_name(item), item.request.directory)
+
+    def end(self, future: Future[records.Record], watch: Watch) -> str | None:
+        """Print a stage's result; returns the stage, or None if it failed."""
+        item = self.running.pop(future)
+        watch.end(_name(item))
+        try:
+            record = future.result()
+        except BrokenExecutor:
+            raise
+        except Exception as error:  # a failed stage must not stop the others
+            STOP.check(error)
+            # Our own errors, and those of files and values, need no traceback.
+            if not is_ours(error) and not isinstance(error, OSError | ValueError):
+                traceback.print_exception(error)
+            self.failed[item.request.key] = str(error)
+            say(printable(f"  FAILED {_name(item)}: {error}"))
+            return None
+        seconds = seconds_left(seconds_by_records(self.planned)[0], [*self.running.values(), *self.waiting], self.jobs)
+        left = f", about {duration(seconds)} left" if seconds else ""
+        place = f"[{self.total - len(self.waiting) - len(self.running)}/{self.total}]"
+        say(f"{place} {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
+        return item.request.stage
+
+    def failures(self) -> str:
+        failed = [item.request for item in self.planned if item.request.key in self.failed]
+        skipped = sum(any(parent.key in self.failed for parent in stage.parents.values()) for stage in failed)
+        text = f"{len(failed) - skipped} of {self.total} stages failed" + (f", {skipped} skipped" if skipped else "")
+        others = "; the others are done" if len(failed) < self.total else ""
+        return f"{text}{others}. Rerun the command to retry."
 
 
 class _Here(Executor):
@@ -202,22 +252,30 @@ def _begin_worker() -> None:
     stopping.end_with_parent(by=signal.SIGTERM)
 
 
-def _tell_workers(number: int) -> None:
+def _signal_workers(number: int) -> None:
     for worker in multiprocessing.active_children():
         if worker.pid is not None:
             with suppress(ProcessLookupError):  # it may just have ended
                 os.kill(worker.pid, number)
 
 
-def _name(item: Planned) -> str:
-    return f"{item.request.stage} {item.request.draw}"
+def _stop_workers(pool: Executor, jobs: int, number: int) -> None:
+    """Wait until workers have saved, then requeue the job if the signal announces its end."""
+    if jobs > 1:
+        _signal_workers(signal.SIGTERM)  # also those that began after the signal
+    pool.shutdown(wait=True, cancel_futures=True)
+    if number == stopping.REQUEUE_SIGNAL:
+        from assemble.stages.preempt import requeue
+
+        requeue(number)
+    say("stopped; rerun the command to resume")
 
 
-def _run(item: Planned) -> records.Record:
-    """Run a stage. On a signal a worker exits without cleanup: a dead one may hold the lock of the pool's queue."""
+@contextmanager
+def _ending_worker() -> Iterator[None]:
+    """On a signal, end a worker without cleanup: a dead one may hold the lock of the pool's queue."""
     try:
-        with stopping.listening():
-            return _run_listening(item.request)
+        yield
     except Preempted as stop:
         if multiprocessing.parent_process() is None:
             raise
@@ -225,28 +283,5 @@ def _run(item: Planned) -> records.Record:
         os._exit(stop.status)
 
 
-def _run_listening(request: StageRequest) -> records.Record:
-    """Run a stage in this process, or in a new one if Lightning has to start several."""
-    trainer: dict[str, Any] = request.configuration.config["trainer"]
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if nodes != 1 and "SLURM_JOB_ID" not in os.environ:
-        raise StageError(
-            f"{request.stage} needs {nodes} nodes, which one command cannot start; submit the stages with "
-            f"`assemble plan {request.paper} --scale {request.scale} --hardware {request.hardware} "
-            f"--seeds {request.seed} --data {shlex.quote(str(request.data))} "
-            f"--runs {shlex.quote(str(request.runs))} --format slurm`"
-        )
-    if devices == 1 and nodes == 1:
-        from assemble.stages.run import run_stage
-
-        # Another command may have finished it since planning.
-        return run_stage(request, unless_done=True)
-    # Lightning starts other ranks by rerunning the command line, so it must name only this stage.
-    command = [sys.executable, "-m", "assemble.commands.main", *fit_arguments(request)]
-    with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
-        status = process.wait()
-    record = finished_record(request)
-    if status or record is None:
-        ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise StageError(f"{request.stage} {ended}; see its messages above. Rerun the command to resume")
-    return record
+def _name(item: Planned) -> str:
+    return f"{item.request.stage} {item.request.draw}"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from assemble.reporting import charts, render
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import load
-from assemble.stages.plan import Selection, plan
+from assemble.stages.plan import Selection, plan_stages
 from common.data.listing import Clip, Listing
 from common.data.samplers import EpochSampler
 from common.memory.queue import KeyQueue
@@ -96,7 +96,7 @@ def _sampler(count: int) -> Step:
 
 
 def _plan(count: int) -> Step:
-    return lambda: plan("avid_cma", Selection(seeds=tuple(range(count)), everything=True))
+    return lambda: plan_stages("avid_cma", Selection(seeds=tuple(range(count)), everything=True))
 
 
 def _tables(count: int) -> Step:

@@ -119,7 +119,7 @@ def test_reproduce_skips_what_is_done(
     tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
     assert "ESC-50" in tables
     # A failed stage is the exit status.
-    monkeypatch.setattr("assemble.stages.reproduce.reproduce", lambda *_, **__: {(0, "avid"): "made to fail"})
+    monkeypatch.setattr("assemble.stages.reproduce.run_paper", lambda *_, **__: {(0, "avid"): "made to fail"})
     assert main(arguments) == 1
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from assemble.commands.parsing import Option, Scale, at_least, call
+from assemble.commands.parsing import Option, Scale, at_least, parse
 
 seen: dict[str, Any] = {}
 
@@ -49,7 +49,7 @@ def other(files: Sequence[Path] = (), *, check: bool = False, need: str) -> int:
 def test_a_signature_is_the_parser() -> None:
     given = ["x", "a", "b", "--rows", "1", "2", "--rows", "3", "--turns", "q", "a", "--pair", "p", "q"]
     given += ["--batch_size", "2", "--measure", "--scale", "smoke", "--runs", "~/r", "--force", "--model.width", "3"]
-    assert call(command, "command", given) == 3
+    assert parse(command, "command", given)() == 3
     assert seen == {
         "name": "x", "files": [Path("a"), Path("b")], "overrides": ("--model.width", "3"),
         "where": Where("smoke", Path.home() / "r"), "rows": ["1", "2", "3"],
@@ -58,6 +58,6 @@ def test_a_signature_is_the_parser() -> None:
 
 
 def test_files_may_come_after_a_flag() -> None:
-    assert call(other, "other", ["--check", "--need", "n", "a"]) == 0
-    assert call(other, "other", ["a", "--check", "--need", "n", "b"]) == 0
+    assert parse(other, "other", ["--check", "--need", "n", "a"])() == 0
+    assert parse(other, "other", ["a", "--check", "--need", "n", "b"])() == 0
     assert seen["files"] == [Path("a"), Path("b")]

@@ -19,7 +19,7 @@ import pytest
 from assemble.stages import reproduce as schedule
 from assemble.stages import run as running
 from assemble.stages import stopping
-from assemble.stages.plan import plan
+from assemble.stages.plan import plan_stages
 from assemble.stages.request import Selection
 from common.errors import Preempted, StageError
 from tests.distributed.harness import ending_as_a_group
@@ -91,8 +91,8 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
     pool = schedule._pool(2)
     stopping = threading.Thread(target=pool.shutdown, daemon=True)
     try:
-        ended = pool.submit(schedule._run, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
-        trains = pool.submit(schedule._run, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
+        ended = pool.submit(schedule.start_stage, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
+        trains = pool.submit(schedule.start_stage, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
         assert isinstance(ended.exception(LONG), StageError)
         until((tmp_path / "began True").exists)
         workers = list(pool._processes.values())  # type: ignore[attr-defined]
@@ -110,10 +110,10 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
 
 
 def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (item,) = plan("mct", Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",)))
+    (item,) = plan_stages("mct", Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",)))
     assert not item.done
     monkeypatch.setattr(running, "finished_record", lambda stage: f"the other run's record of {stage.stage}")
-    assert schedule._run(item) == "the other run's record of moco_v2"
+    assert schedule.start_stage(item) == "the other run's record of moco_v2"
 
 
 class _Broken(Executor):
@@ -129,7 +129,7 @@ def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(schedule, "_pool", lambda jobs: _Broken())
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2", "in_sup"))
     with pytest.raises(StageError, match=r"killed, .* memory ran out\. .*`--jobs 1`"):
-        schedule.reproduce("mct", wanted, jobs=2)
+        schedule.run_paper("mct", wanted, jobs=2)
 
 
 def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from assemble.commands.main import main
-from assemble.stages import run as runner
+from assemble.stages import training
 from assemble.stages.request import StageRequest
 from assemble.stages.run import run_stage
 from common.data.listing import DatasetError
@@ -164,11 +164,11 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
 def test_an_error_of_a_loader_process_is_told_in_its_own_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def failing(*_: Any) -> None:
+    def failing(*_: Any, **__: Any) -> None:
         told = "\nOriginal Traceback (most recent call last):\n  File\ncommon.data.listing.DatasetError: 3 of 4 files"
         raise DatasetError(f"Caught DatasetError in DataLoader worker process 0.{told}\n")
 
-    monkeypatch.setattr(runner, "_run_claimed", failing)
+    monkeypatch.setattr(training, "train_and_test", failing)
     assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 1
     assert "assemble: 3 of 4 files" in capsys.readouterr().err
 
@@ -179,7 +179,7 @@ def test_a_stopped_stage_says_where_it_resumes(
 ) -> None:
     """What fails after the signal is no failure of the stage."""
 
-    def stopped(stage: StageRequest, *_: Any) -> None:
+    def stopped(stage: StageRequest, *_: Any, **__: Any) -> None:
         if saved:
             (stage.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (stage.directory / "checkpoints" / "last.ckpt").touch()
@@ -188,7 +188,7 @@ def test_a_stopped_stage_says_where_it_resumes(
             time.sleep(0.01)
         raise AttributeError("module 'numpy' has no attribute 'void'")
 
-    monkeypatch.setattr(runner, "_run_claimed", stopped)
+    monkeypatch.setattr(training, "train_and_test", stopped)
     arguments = ["--scale", "smoke", "--runs", str(tmp_path)]
     assert main(["fit", "avid/avid", *arguments]) == 128 + number
     resume, start = (

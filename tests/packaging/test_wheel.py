@@ -5,6 +5,7 @@ It is unpacked and not installed, since that needs neither a network nor an inst
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 
 import common
+from assemble.stages.configuration import resolve
+from assemble.stages.request import fingerprint
 from tests.architecture.sources import ROOT
 from tests.machine import LONG
 
@@ -103,8 +106,13 @@ def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: 
     assert callable(getattr(import_module(module), function))
 
 
-def test_commands_that_do_not_train_work_without_a_checkout(site: Path, away: Path) -> None:
-    printed = assemble(site, away, "plan avid", "tables avid", "claims avid", "report avid")
+def test_commands_that_do_not_train_work_without_a_checkout_and_torch(site: Path, away: Path) -> None:
+    """And they take the code of a stage for the same as a checkout does."""
+    about = "from assemble.stages.request import fingerprint; from assemble.stages.configuration import resolve; "
+    about += "import json, sys; print(json.dumps(fingerprint(resolve('avid', 'cma')))); "
+    about += "assert not {'torch', 'lightning'} & sys.modules.keys()"
+    printed = assemble(site, away, "plan avid", "tables avid", "claims avid", "report avid", after=about)
+    assert json.loads(printed.splitlines()[-1]) == fingerprint(resolve("avid", "cma"))
     for expected in ("ucf_1@avid_cma", "Transfer after pre-training on Kinetics", "holds"):
         assert expected in printed
     page = (away / "runs" / "report.html").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from assemble.reporting.papers import existing_papers, paper_named
 from assemble.reporting.promote import promote
 from assemble.reporting.records import Record, RecordError, config_hash
 from assemble.reporting.results import find_promoted, promoted_curves, write_results
-from assemble.stages.plan import plan
+from assemble.stages.plan import plan_stages
 from assemble.stages.request import Selection
 from tests.reporting.conftest import Capsys, MakeRecord, Save, Saved, out_of_date
 from tests.reporting.test_records import CONFIGS, METRICS, a_record
@@ -191,7 +191,9 @@ def test_records_are_of_the_stages_as_they_are_configured_now(paper: str) -> Non
     found = {(r.scale, r.seed, r.stage): r for r in find_promoted(paper)}
     nowhere = Path("/nonexistent")
     for scale, seed in sorted({key[:2] for key in found}):
-        for stage in plan(paper, Selection(scale=scale, seeds=(seed,), runs=nowhere, data=nowhere, everything=True)):
+        for stage in plan_stages(
+            paper, Selection(scale=scale, seeds=(seed,), runs=nowhere, data=nowhere, everything=True)
+        ):
             record = found.pop((scale, seed, stage.request.stage), None)
             assert record is None or record.lineage_hash == stage.request.lineage, stage.request.stage
     assert not found, f"no stage of these is left: {sorted(found)}"

@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from assemble.reporting import records
+from assemble.stages.folder import prepare_folder
 from assemble.stages.plan import state_of
 from assemble.stages.request import identity_of
-from assemble.stages.run import _prepare_folder, run_stage
+from assemble.stages.run import run_stage
 from common.errors import StageError
 from common.training.switches import ApplySwitches
 from papers.avid_cma.loss import BankLoss
@@ -137,8 +138,8 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     record = run_stage(stage)
     changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
     another = replace(stage, overrides={"model.init_args.learning_rate": 0.4})
-    _prepare_folder(changed)
-    _prepare_folder(another)
+    prepare_folder(changed)
+    prepare_folder(another)
     kill_at(changed, AVIDModule, 1)
     # What was begun is not gone on with, and what was finished is.
     done, reason = state_of(stage)
@@ -157,8 +158,8 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     assert "the configuration was reverted" in capsys.readouterr().out
     assert state_of(stage)[0]
     assert identity_of(stage.directory.with_name("avid.previous"))["lineage_hash"] == changed.lineage
-    _prepare_folder(another)
+    prepare_folder(another)
     assert identity_of(stage.directory.with_name("avid.previous"))["lineage_hash"] == stage.lineage
     (stage.directory / "identity.json").write_text("[]")
     with pytest.raises(StageError, match=r"identity\.json cannot be read"):
-        _prepare_folder(stage)
+        prepare_folder(stage)

@@ -17,7 +17,7 @@ from assemble.stages.configuration import resolve
 from assemble.stages.estimate import CARDS, Estimate, estimate
 from assemble.stages.fake_step import MemoryMeter, operation_counter
 from assemble.stages.layers import leaves
-from assemble.stages.plan import plan
+from assemble.stages.plan import plan_stages
 from assemble.stages.recipes import scales_of
 from assemble.stages.request import Selection
 from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training, without_files
@@ -73,7 +73,7 @@ class _Profiled(pl.Callback):
 def test_no_planned_model_reads_a_file(paper: str) -> None:
     hardware = {"paper": "gpu8", "single": "gpu1", "mini": "cpu", "smoke": "cpu"}
     for scale in scales_of(paper):
-        for item in plan(paper, Selection(scale=scale, hardware=hardware[scale])):
+        for item in plan_stages(paper, Selection(scale=scale, hardware=hardware[scale])):
             if item.run.trains:
                 fields = leaves(without_files(item.run)["model"])
                 assert not [field for field, value in fields if NOWHERE in str(value)], (scale, item.run.recipe)

@@ -19,8 +19,10 @@ from lightning.pytorch.trainer import call
 
 from assemble.reporting.papers import project_root
 from assemble.stages.cli import StageCLI
+from assemble.stages.folder import _wait_for_main_process
 from assemble.stages.launch import is_main_process, require_processes
-from assemble.stages.run import _wait_for_main_process, quiet_lightning, run_stage
+from assemble.stages.lightning_workarounds import quiet_lightning
+from assemble.stages.run import run_stage
 from common.errors import StageError
 from tests.machine import LONG
 from tests.stages import request
@@ -155,7 +157,7 @@ def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatc
 
 CODE = """
 import sys
-from assemble.stages.lightning_import import import_lightning
+from assemble.stages.lightning_workarounds import import_lightning
 import_lightning()
 import papers.avid_cma.data, papers.avid_cma.module
 import assemble.stages.cli, assemble.stages.loggers, assemble.stages.telemetry, common.training.callbacks

@@ -20,7 +20,7 @@ from assemble.reporting.records import Record
 from assemble.stages import needs as needing
 from assemble.stages import plan as planning
 from assemble.stages import reproduce as schedule
-from assemble.stages.plan import Planned, fit_arguments, plan, render_plan
+from assemble.stages.plan import Planned, fit_arguments, plan_stages, render_plan
 from assemble.stages.request import Selection
 from common.data.datasets.esc50 import write_esc50
 from common.errors import StageError
@@ -57,7 +57,7 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
     finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wanted = Selection(scale="smoke", seeds=(0, 1, 2), runs=tmp_path, data=tmp_path, stages=("esc@avid",))
-    planned = {schedule._name(item): item for item in plan("avid", wanted)}
+    planned = {schedule._name(item): item for item in plan_stages("avid", wanted)}
     finish(planned["avid seed 2"], 30.0)
     write_atomically(planned["avid seed 0"].request.directory / "checkpoints" / "last.ckpt", "")
     ran: list[str] = []
@@ -70,9 +70,9 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
             raise StageError("no\x1b room")
         return finish(item)
 
-    monkeypatch.setattr(schedule, "_run", run)
+    monkeypatch.setattr(schedule, "start_stage", run)
     told: list[str] = []
-    assert schedule.reproduce("avid", wanted, finished=told.append) == {
+    assert schedule.run_paper("avid", wanted, finished=told.append) == {
         (1, "avid"): "'a bug'", (1, "esc@avid"): "starts from avid, which failed", (2, "esc@avid"): "no\x1b room",
     }  # fmt: skip
     assert ran == ["avid seed 0", "esc@avid seed 0", "avid seed 1", "esc@avid seed 2"]
@@ -93,7 +93,7 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
     assert printed.err.count("Traceback") == 1  # of the bug alone
     # What is planned now, with the time of what is left; a malformed record counts as none.
     write_atomically(planned["esc@avid seed 2"].request.directory / "record.json", "{")
-    text = render_plan(plan("avid", wanted), "text").splitlines()
+    text = render_plan(plan_stages("avid", wanted), "text").splitlines()
     assert text == [
         "      draw    stage     recipe     time     why",
         "done  seed 0  avid      avid                done 2026-01-02 03:04 in 2.0 min",
@@ -108,7 +108,7 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
 
 def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path)
-    schedule._announce(paper_named("mct"), plan("mct", wanted), wanted, 1)
+    schedule._announce(paper_named("mct"), plan_stages("mct", wanted), wanted, 1)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "no source" in line]
     assert line.endswith(" values that no source gives: `assemble show mct/shared_128_128 --scale smoke` lists them")
 
@@ -130,25 +130,25 @@ def test_a_plan_as_commands(tmp_path: Path) -> None:
             f"--dependency={after}singleton --kill-on-invalid-dep=yes --wrap={step})"
         )
     begin, folder = ["#!/bin/sh", "set -e", f"cd {working_folder()}"], f"mkdir -p '{runs}/avid_cma/paper/slurm'"
-    planned = plan("avid", wanted)
+    planned = plan_stages("avid", wanted)
     assert render_plan(planned, "shell").splitlines() == [*begin, *commands]
     assert render_plan(planned, "slurm").splitlines() == [*begin, folder, *submissions]
     with pytest.raises(StageError, match=f"needs 4 nodes.* --seeds 0 --data /data --runs '{runs}' --format slurm"):
-        schedule._run(planned[0])
+        schedule.start_stage(planned[0])
 
 
 def test_a_stage_of_several_devices_runs_in_a_process_of_its_own(
     finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (item,) = plan("mct", Selection("paper", (0,), "gpu8", tmp_path, tmp_path, stages=("moco_v2",)))
+    (item,) = plan_stages("mct", Selection("paper", (0,), "gpu8", tmp_path, tmp_path, stages=("moco_v2",)))
     started = MagicMock()
     monkeypatch.setattr(schedule.subprocess, "Popen", started)
     ended = started.return_value.__enter__.return_value.wait
     for ended.return_value, told in ((3, "ended with status 3"), (-9, "was ended by SIGKILL"), (0, "with status 0")):
         with pytest.raises(StageError, match=told):
-            schedule._run(item)
+            schedule.start_stage(item)
     record = finish(item)
-    assert schedule._run(item) == record
+    assert schedule.start_stage(item) == record
     assert started.call_args.args[0][1:] == ["-m", "assemble.commands.main", *fit_arguments(item.request)]
 
 
@@ -184,7 +184,7 @@ def test_everything_that_is_missing_is_said_once_before_the_first_stage(
     assert main(["reproduce", *where]) == 2
     assert "and 2 of 3 stages cannot run" in (err := capsys.readouterr().err)
     assert "--skip-missing runs the other 1\n" in err
-    monkeypatch.setattr(schedule, "_run", finish)
+    monkeypatch.setattr(schedule, "start_stage", finish)
     assert main(["reproduce", *where, "--skip-missing", "--jobs", "1"]) == 0
     assert "2 stages are left out: their data is missing" in (out := capsys.readouterr().out)
     assert "[1/1] esc@untrained seed 0" in out
@@ -243,7 +243,7 @@ def test_a_stage_of_other_code_is_named_and_its_children_with_it(
     old: bool, finish: Finish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = Selection("smoke", runs=tmp_path, data=tmp_path, stages=("esc@avid",))
-    parent, child = plan("avid", wanted)
+    parent, child = plan_stages("avid", wanted)
     about: dict[str, Any] = {} if old else {"code": {"papers/avid_cma/loss.py": "edited:since"}}
     records.write(parent.request.directory / "record.json", replace(finish(parent), **about))
     start = {"stage": "avid", "lineage_hash": parent.request.lineage}
@@ -251,14 +251,14 @@ def test_a_stage_of_other_code_is_named_and_its_children_with_it(
     records.write(child.request.directory / "record.json", made)
     arguments = ["--scale", "smoke", "--runs", str(tmp_path), "--data", str(tmp_path), "--stages", "esc@avid"]
     told = "2 stages were trained by other code: papers/avid_cma/loss.py changed"
-    planned = plan("avid", wanted)
+    planned = plan_stages("avid", wanted)
     assert all(item.done and bool(item.changed) != old for item in planned)
     status = main(["reproduce", "avid", *arguments])
     printed = capsys.readouterr()
     assert (status, told in printed.err) == ((0, False) if old else (1, True))
     assert main(["reproduce", "avid", *arguments, "--keep"]) == 0
     assert (f"{told}." in capsys.readouterr().out) != old
-    again = plan("avid", replace(wanted, rerun=True))
+    again = plan_stages("avid", replace(wanted, rerun=True))
     assert [item.done for item in again] == [old, old]
     if not old:
         assert [item.reason for item in again] == ["papers/avid_cma/loss.py changed: starts again", "avid runs again"]
@@ -266,7 +266,7 @@ def test_a_stage_of_other_code_is_named_and_its_children_with_it(
 
 def test_a_child_of_another_checkpoint_is_not_done(finish: Finish, tmp_path: Path) -> None:
     wanted = Selection("smoke", runs=tmp_path, data=tmp_path, stages=("esc@avid",))
-    parent, child = plan("avid", wanted)
+    parent, child = plan_stages("avid", wanted)
 
     def state(checkpoint: str, digest: str) -> tuple[bool, str]:
         made = replace(finish(parent), checkpoints={"last": checkpoint} if checkpoint else {})
@@ -276,10 +276,13 @@ def test_a_child_of_another_checkpoint_is_not_done(finish: Finish, tmp_path: Pat
             child.request.directory / "record.json",
             replace(finish(child), parents=dict.fromkeys(child.request.parents, start)),
         )
-        return plan("avid", wanted)[1].done, plan("avid", wanted)[1].reason
+        return plan_stages("avid", wanted)[1].done, plan_stages("avid", wanted)[1].reason
 
     assert all(state(*pair)[0] for pair in (("a", "a"), ("", "a"), ("", "")))
     for digest in ("b", ""):
         assert state("a", digest) == (False, "avid was trained again since")
     (parent.request.directory / "record.json").unlink()  # the folder was deleted
-    assert [(item.done, item.reason) for item in plan("avid", wanted)] == [(False, ""), (False, "avid runs again")]
+    assert [(item.done, item.reason) for item in plan_stages("avid", wanted)] == [
+        (False, ""),
+        (False, "avid runs again"),
+    ]

@@ -17,6 +17,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from assemble.commands.main import main
+from assemble.reporting import code
+from assemble.reporting.records import read
 from assemble.stages import loggers, stopping
 from assemble.stages import preempt as preemption
 from assemble.stages.request import StageRequest
@@ -124,6 +127,40 @@ def test_stopped_requeued_and_resumed_equals_uninterrupted(
     assert state["wall_seconds"] > 0
     last = torch.load(path, weights_only=True)["wall_seconds"]
     assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
+
+
+def test_a_stage_of_edited_code_is_asked_about_then_resumed_or_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "avid_continued"]
+    command += ["--jobs", "1"]
+    parent, child = (request(f"avid/{name}", tmp_path) for name in ("avid", "avid_continued"))
+    with monkeypatch.context() as patch:
+        _signal_at(signal.SIGTERM, 0, patch)
+        assert main(command) == 143
+    identity = parent.directory / "identity.json"
+    loss, now = "papers/avid_cma/loss.py", code.fingerprint(["papers.avid_cma.loss"])
+    identity.write_text(identity.read_text(encoding="utf-8").replace(now[loss], "edited:since"), encoding="utf-8")
+    assert main(command) == 1
+    assert f"trained by other code: {loss} changed" in capfd.readouterr().err
+    assert main([*command, "--keep"]) == 0
+    printed = capfd.readouterr()
+    assert f"avid: continues what other code trained: {loss} changed" in printed.err
+    assert "avid: resumes from step 1" in printed.out
+    # Trained by two versions of the code, it is asked about again.
+    assert main(command) == 1
+    assert main([*command, "--rerun"]) == 0
+    printed = capfd.readouterr()
+    assert "resumes" not in printed.out
+    before, after = (
+        [read(stage.directory.with_name(f"{stage.stage}{end}") / "record.json") for stage in (parent, child)]
+        for end in (".previous", "")
+    )
+    assert [code.changed(record.code) for record in (*before, *after)] == [[loss], [], [], []]
+    assert after[1].parents["model.init_args.warm_start"]["digest"] == after[0].checkpoints["last"]
+    assert before[0].checkpoints["last"] != after[0].checkpoints["last"]
+    assert main(command) == 0
+    assert "2 done, 0 to run" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from assemble.stages.configuration import check_ranges, resolve
 from assemble.stages.layers import load_yaml
 from assemble.stages.needs import needs_of
 from assemble.stages.paper_modules import optional_part
-from assemble.stages.plan import plan
+from assemble.stages.plan import plan_stages
 from assemble.stages.recipe_data import datasets_of
 from assemble.stages.recipes import REHEARSAL, family_of, recipes_of, scales_of
 from assemble.stages.request import Selection
@@ -54,7 +54,7 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
     titles = {dataset.full_title for dataset in found}
     for scale in {"paper", "single"} & {*scales_of(paper)}:
         everything = Selection(scale, runs=tmp_path, data=tmp_path, rehearsal=True, everything=True)
-        rows = needs_of(plan(paper, everything)).rows
+        rows = needs_of(plan_stages(paper, everything)).rows
         assert not [problem for title, _, problem in rows if title in titles and problem]
 
 
@@ -83,7 +83,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
 
     # A child that has to run again needs the checkpoint that was removed, so its parent runs again, too.
     (home / child / "record.json").unlink()
-    planned = plan(
+    planned = plan_stages(
         "avid_cma",
         Selection(scale="paper", runs=tmp_path, data=tmp_path / "data" / "avid_cma", stages=(child,), rehearsal=True),
     )
@@ -91,7 +91,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     assert not (home / parent / "record.json").exists()
 
     # What goes wrong is said, and is the exit status.
-    monkeypatch.setattr(rehearse, "reproduce", lambda *_, **__: {(0, child): "no memory left"})
+    monkeypatch.setattr(rehearse, "run_paper", lambda *_, **__: {(0, child): "no memory left"})
     assert main(command) == 1
     printed = capfd.readouterr().out
     assert f"{child}: FAILED, no memory left" in printed
@@ -100,7 +100,9 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
 
 
 def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (item,) = plan("mct", Selection(scale="paper", runs=tmp_path, data=tmp_path, stages=("in_sup",), rehearsal=True))
+    (item,) = plan_stages(
+        "mct", Selection(scale="paper", runs=tmp_path, data=tmp_path, stages=("in_sup",), rehearsal=True)
+    )
 
     def judged(metrics: dict[str, float | None], steps: int, failure: str | None = None) -> rehearse.Rehearsed:
         record = SimpleNamespace(metrics=metrics, steps=steps, wall_seconds=7.2, hardware={"peak_memory_gib": 1.5})

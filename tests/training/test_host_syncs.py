@@ -29,7 +29,7 @@ from assemble.reporting.papers import existing_papers
 from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from assemble.stages.configuration import resolve
 from assemble.stages.estimate import estimate, fake_training
-from assemble.stages.plan import plan
+from assemble.stages.plan import plan_stages
 from assemble.stages.recipes import scales_of
 from assemble.stages.request import Selection
 from assemble.stages.synthetic import NOWHERE, StopAfter
@@ -222,7 +222,7 @@ def test_the_watch_sees_what_waits(results: dict[str, dict[str, Any]]) -> None:
 def test_published_steps_of_every_recipe(paper: str, precision: str, tmp_path: Path) -> None:
     runs = {}
     for scale in {"paper", "single"} & set(scales_of(paper)):
-        for item in plan(paper, Selection(scale=scale, hardware=HARDWARE[scale])):
+        for item in plan_stages(paper, Selection(scale=scale, hardware=HARDWARE[scale])):
             if item.run.trains and f"{paper}/{item.run.recipe}" not in WAITING:
                 key = config_hash(item.run.config, IGNORED_KEYS | SEED_KEYS)
                 runs[key] = f"{paper}/{item.run.recipe}/{scale}/{precision}/0"

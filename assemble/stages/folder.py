@@ -1,0 +1,177 @@
+"""The folder of a stage: its lock, and which run it holds.
+
+`runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json` (which run it is),
+`config.yaml` (resolved), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when finished, `record.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from assemble.reporting import code
+from assemble.stages.launch import is_main_process
+from assemble.stages.request import StageRequest, fingerprint, finished_record, holds, identity_of, trained_again
+from common.data.checksums import digest
+from common.errors import StageError
+from common.files import cache_folder, lock, make_folder, sweep, write_atomically
+
+#: Seconds to wait for a stage's lock.
+LOCK_PATIENCE = 6.0
+
+
+@contextmanager
+def claimed(request: StageRequest) -> Iterator[None]:
+    """Lock the stage's folder against a second command."""
+    if not is_main_process():
+        yield
+        return
+    path = request.directory.with_name(f".{request.stage}.lock")
+    try:
+        make_folder(path.parent)
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            f"{request.stage} cannot write into {path.parent}: {error.strerror}; give another folder with --runs"
+        ) from None
+    with opened as file:
+        # Loader processes of a killed run hold the lock for up to a second.
+        deadline, held = time.monotonic() + LOCK_PATIENCE, None
+        while held is None:
+            try:
+                held = lock(file, wait=False)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StageError(
+                        f"{request.stage} ({request.draw}) is already running in another process, which locks {path}; "
+                        "wait for it, or stop it"
+                    ) from None
+                time.sleep(0.2)
+        if not held:
+            print(f"  {request.stage}: {path.parent} does not support locks: don't run this stage twice at once")
+        yield
+
+
+def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
+    """Make room for the stage's run, unless its folder already holds it, and write `identity.json`."""
+    if not is_main_process():
+        _wait_for_main_process(request)
+        return
+    folder = request.directory
+    _end_swap(folder, _previous(folder))
+    if not identity_of(folder) and (folder / "identity.json").exists():
+        raise StageError(
+            f"{folder / 'identity.json'} cannot be read, so it is unknown which run {folder} holds: restore the file "
+            "to resume, or move the folder away to start again"
+        )
+    if not holds(folder, request) and (moved := _make_room(request)):
+        print(f"  {request.stage}: {moved}")
+    if unless_done and finished_record(request) is not None:
+        return
+    make_folder(folder)
+    for swept in (folder, folder / "checkpoints", cache_folder(), *cache_folder().glob("*/")):
+        sweep(swept)
+    _write_identity(request)
+
+
+def _make_room(request: StageRequest) -> str:
+    """Move another run out of the stage's folder, and return what to print.
+
+    | the folder holds       | `<stage>.previous` holds | what happens                                          |
+    |------------------------|--------------------------|-------------------------------------------------------|
+    | another run or nothing | this run                 | they swap                                             |
+    | nothing                | another run or nothing   | nothing                                               |
+    | an unfinished run      | a finished one           | it is deleted, but an error protects a checkpoint of  |
+    |                        |                          | another configuration                                 |
+    | another run            | anything else            | it becomes the previous run                           |
+    """
+    folder, identity = request.directory, identity_of(request.directory)
+    previous, reason = _previous(folder), "the configuration changed"
+    if same_configuration := identity.get("lineage_hash") == request.lineage:
+        parent = trained_again(request, identity["digests"])
+        reason = f"{parent} was trained again" if parent else "the code changed"
+    if holds(previous, replace(request, rerun=True)):
+        _swap(folder, previous)
+        reverted = reason.replace("changed", "was reverted")
+        return f"{reverted}: the earlier run is restored, the other one is in {previous}"
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        return ""
+    if (previous / "record.json").is_file() and not (folder / "record.json").is_file():
+        if request.checkpoint().is_file() and not same_configuration:
+            raise StageError(
+                f"the configuration changed; {folder} has an unfinished run and {previous} a finished one: move or "
+                "delete one of them"
+            )
+        shutil.rmtree(folder)
+        return ""
+    replaced = " and replaces an older one" if previous.exists() else ""
+    shutil.rmtree(previous, ignore_errors=True)
+    folder.rename(previous)
+    return f"{reason}: the earlier run is now in {previous}{replaced}"
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.previous")
+
+
+def _swap(folder: Path, previous: Path) -> None:
+    if folder.exists():
+        folder.rename(_aside(previous))
+    previous.rename(folder)
+    _end_swap(folder, previous)
+
+
+def _end_swap(folder: Path, previous: Path) -> None:
+    """End a swap, or undo one that was killed after its first step."""
+    for free in (folder, previous):
+        if _aside(previous).exists() and not free.exists():
+            _aside(previous).rename(free)
+
+
+def _aside(previous: Path) -> Path:
+    return previous.with_name(f".{previous.name}")
+
+
+def _write_identity(request: StageRequest) -> None:
+    sources = fingerprint(request.configuration)
+    if request.checkpoint().is_file():
+        earlier = identity_of(request.directory).get("code", {})
+        if others := code.differing(earlier, sources):
+            print(f"  {request.stage}: continues what other code trained: {code.changed_text(others)}", file=sys.stderr)
+        sources = code.joined(earlier, sources)
+    identity = {
+        "lineage_hash": request.lineage,
+        "code": sources,
+        "digests": {name: _digest_of(parent, request) for name, parent in request.parents.items()},
+        "stack": request.configuration.describe(),
+        "arguments": list(request.arguments),
+    }
+    write_atomically(request.directory / "identity.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
+
+
+def _digest_of(parent: StageRequest, child: StageRequest) -> str:
+    """The digest of the checkpoint that a stage starts from, which must be the one that its parent's record states."""
+    name = child.configuration.start_from
+    path, record = parent.checkpoint(name), finished_record(parent)
+    content = digest(path, "sha256")
+    if record is not None and record.checkpoints.get(name, content) != content:
+        raise StageError(
+            f"{child.stage} starts from {path}, which was replaced after {parent.stage} finished: restore the file, or "
+            f"delete {parent.directory} to train {parent.stage} again"
+        )
+    return content
+
+
+def _wait_for_main_process(request: StageRequest) -> None:
+    """Under `srun` all ranks start at once; wait until rank 0 has prepared the folder."""
+    deadline = time.monotonic() + 1800  # rank 0 may be checking a user's files
+    while not holds(request.directory, request):
+        if time.monotonic() > deadline:
+            raise StageError(f"{request.stage}: rank 0 did not prepare {request.directory} within half an hour")
+        time.sleep(0.1)
