@@ -60,7 +60,8 @@ int cudaGetDeviceProperties(char *properties, int d) {
 }
 int cudaGetDeviceProperties_v2(char *properties, int d) { return cudaGetDeviceProperties(properties, d); }
 """
-#: One per model; the others are slow.
+#: One per model at the smoke scale, and at the published size those with memories, a float32 trap and many losses.
+PUBLISHED = ("avid_cma/cma", "xmc_gan/xmc_gan", "m3p/m3p")
 MAIN = ("avid_cma/cma", "mct/mct_tag", "xmc_gan/xmc_gan", "m3p/m3p", "vx2text/small")
 #: Torchvision's detector reads boxes on the host.
 WAITING = ("mct/voc_detection", "mct/voc_detection_moco")
@@ -188,7 +189,7 @@ def check(results: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """All results of one process, since it takes seconds to start."""
-    published = [f"{name}/paper/bf16-mixed/0" for name in MAIN]
+    published = [f"{name}/paper/bf16-mixed/0" for name in PUBLISHED]
     small = [f"{name}/smoke/32-true/{size}" for name in MAIN for size in (2, 4)]
     return {
         result["case"]: result for result in steps([*published, *small, "planted"], tmp_path_factory.mktemp("cuda"))
@@ -198,7 +199,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 def test_published_steps_of_the_main_recipes_stay_on_the_device_and_in_bfloat16(
     results: dict[str, dict[str, Any]],
 ) -> None:
-    check([results[f"{name}/paper/bf16-mixed/0"] for name in MAIN])
+    check([results[f"{name}/paper/bf16-mixed/0"] for name in PUBLISHED])
     # The estimate has the CPU's rules of autocast. In float32, the generator's maps would take 40 % more.
     expected = estimate(resolve("xmc_gan", "xmc_gan", scale="paper", hardware="gpu8")).peak_bytes
     assert results["xmc_gan/xmc_gan/paper/bf16-mixed/0"]["peak"] == pytest.approx(expected, rel=0.1)
@@ -208,6 +209,7 @@ def test_published_steps_of_the_main_recipes_stay_on_the_device_and_in_bfloat16(
 def test_a_larger_batch_needs_no_more_operations(name: str, results: dict[str, dict[str, Any]]) -> None:
     small, large = (results[f"{name}/smoke/32-true/{size}"]["operations"] for size in (2, 4))
     assert small == large > 0, "a loop over the samples of a batch"
+    assert not results[f"{name}/smoke/32-true/4"]["notes"]
 
 
 def test_the_watch_sees_what_waits(results: dict[str, dict[str, Any]]) -> None:
