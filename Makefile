@@ -29,7 +29,7 @@ reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
 # A misspelled variable would change nothing. What programs read may be set here as well.
 VARIABLES := SCALE SEEDS HARDWARE DATA TORCH PYTHON TEST_JOBS FAST PREPARE ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
-  FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
+  RECORD PAPER FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
 PROGRAMS := ASSEMBLE_% WANDB_% HF_% OMP_% MALLOC_% CUDA_% NCCL_% SBATCH_% UV_% PIP_% PYTHON% LD_% SHELL MAKEFLAGS
 UNKNOWN := $(filter-out $(VARIABLES) $(PROGRAMS),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
@@ -37,7 +37,7 @@ NEAREST = $(shell $(PYTHON) -c 'import difflib; print(*difflib.get_close_matches
 $(error there is no variable $(firstword $(UNKNOWN)): $(if $(NEAREST),did you mean $(NEAREST)?) variables: $(VARIABLES))
 endif
 
-.PHONY: help setup lock lock-check test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report dashboard wandb-report gpu-check doctor clean
+.PHONY: help setup lock lock-check test test-slow fuzz lint format docs bench mutation reproduce rehearse verify tables check-tables claims report dashboard wandb-report gpu-check doctor clean
 
 ##@ Set up
 
@@ -132,6 +132,9 @@ wandb-report: $(STAMP) ## Publish W&B reports of all papers; without a key, writ
 	$(ASSEMBLE) wandb-report
 
 ##@ This machine
+
+verify: $(STAMP) ## Check that this code, on this machine, computes what was recorded (RECORD=1: record it)
+	$(ASSEMBLE) verify $(PAPER) $(if $(RECORD),--record)
 
 gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data
 	$(ASSEMBLE) gpu-check $(PAPERS)

@@ -1,4 +1,4 @@
-"""One finished stage of each paper at the smoke scale, run once for all tests."""
+"""The main stage of each paper at the smoke scale and those it starts from, run once for all tests."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import functools
 import shutil
 from pathlib import Path
 
-from assemble.stages.request import StageRequest
+from assemble.stages.plan import plan_stages
+from assemble.stages.request import Selection, StageRequest
 from assemble.stages.run import run_stage
-from tests.m3p import stages as m3p
-from tests.stages import request, shared
-from tests.vx2text import stages as vx2text
-from tests.xmc_gan import stages as xmc_gan
+from tests.stages import shared
+
+#: A stage of each paper that can be used.
+MAIN = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "vx2text": "avsd", "xmc_gan": "xmc_gan"}
 
 
-def _stage(paper: str, runs: Path) -> StageRequest:
-    if paper == "m3p":
-        return m3p.stage("m3p", runs)
-    if paper == "vx2text":
-        return request("vx2text/avsd", runs, *vx2text.WITHOUT_PARENTS)
-    return request({"avid_cma": "avid/avid", "mct": "mct/mct"}[paper], runs)
+def _stages(paper: str, runs: Path) -> list[StageRequest]:
+    selection = Selection("smoke", runs=runs, data=runs / "no-data", stages=(MAIN[paper],))
+    return [item.request for item in plan_stages(paper, selection)]
 
 
 @functools.cache
-def checkpoint(paper: str) -> Path:
-    """`last.ckpt` of a stage that can be used, trained for a few steps."""
-    if paper == "xmc_gan":
-        return xmc_gan.finished().checkpoint("xmc_gan")
+def finished(paper: str) -> list[StageRequest]:
+    """The finished stages, the main one last."""
     with shared(paper) as runs:
-        stage = _stage(paper, runs)
-        run_stage(stage, unless_done=True)
-    return stage.directory / "checkpoints" / "last.ckpt"
+        stages = _stages(paper, runs)
+        for stage in stages:
+            run_stage(stage, unless_done=True)
+    return stages
+
+
+def checkpoint(paper: str) -> Path:
+    """`last.ckpt` of the main stage, trained for a few steps."""
+    return finished(paper)[-1].checkpoint()
 
 
 def copied_avid(runs: Path) -> StageRequest:
     """AVID's finished stage in another folder of runs."""
-    shutil.copytree(checkpoint("avid_cma").parents[5], runs, dirs_exist_ok=True)
-    return _stage("avid_cma", runs)
+    shutil.copytree(finished("avid_cma")[-1].runs, runs, dirs_exist_ok=True)
+    return _stages("avid_cma", runs)[-1]

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from assemble.commands import data, doctor, explain, find, measure, models, reports, run, runs
+from assemble.commands import data, doctor, explain, find, measure, models, reports, run, runs, verify
 from assemble.commands.parsing import Command, overview, parse
 from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, nearest, printable
 
@@ -22,7 +22,7 @@ COMMANDS: dict[str, Command] = {
         *(reports.tables, reports.claims, reports.compare, explain.explain, reports.power, reports.report),
         *(reports.promote, reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
-        *(run.rehearse, doctor.doctor),
+        *(verify.verify, run.rehearse, doctor.doctor),
     )
 }
 

@@ -80,12 +80,17 @@ def machine_isa() -> str | None:
     return next((isa for isa in reversed(_FLAGS) if _FLAGS[isa] <= flags), None)
 
 
+def instruction_sets_here() -> list[str]:
+    """Those that this machine can use, weakest first after `native`."""
+    sets, has = list(INSTRUCTION_SETS), machine_isa()
+    return sets[: sets.index(has) + 1] if has else [NATIVE]
+
+
 def use(isa: str) -> None:
     """Restrict this process and its children to an instruction set; call before torch is imported."""
-    has = machine_isa()
-    ranks = list(INSTRUCTION_SETS)
-    if isa != NATIVE and (has is None or ranks.index(isa) > ranks.index(has)):
-        raise StageError(f"--isa {isa}: this machine has {has or 'none of these'}; use that, a weaker one or native")
+    if isa not in instruction_sets_here():
+        has = machine_isa() or "none of these"
+        raise StageError(f"--isa {isa}: this machine has {has}; use that, a weaker one or native")
     for name in _VARIABLES:
         given, wanted = os.environ.get(name, ""), INSTRUCTION_SETS[isa].get(name, "")
         if given.lower() == wanted.lower():

@@ -49,10 +49,13 @@ class Telemetry(Callback):
         if not self._logs(trainer):
             return
         self._rates = _rates_of(trainer)  # schedulers change them before the batch ends
+        self._note_norm(trainer.optimizers.index(optimizer), optimizer)
+
+    def _note_norm(self, place: int, optimizer: torch.optim.Optimizer) -> None:
         held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [gradient.detach() for gradient in held if not gradient.is_sparse]
         if gradients:
-            self._norms[trainer.optimizers.index(optimizer)] = torch.nn.utils.get_total_norm(gradients)
+            self._norms[place] = torch.nn.utils.get_total_norm(gradients)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._batches += 1
@@ -61,6 +64,9 @@ class Telemetry(Callback):
             self._ended = time.monotonic()
             return
         step = loop._batches_that_stepped
+        for place, optimizer in enumerate(trainer.optimizers if len(trainer.optimizers) > 1 else ()):
+            if place not in self._norms:  # stepped without Lightning, which calls hooks for one optimizer only
+                self._note_norm(place, optimizer)
         of_run = self._of_run(trainer)
         self._ended = time.monotonic()  # reading the norms waited for the device
         of_machine = self._of_machine(trainer)

@@ -154,7 +154,7 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "model.init_args.warm_start <- stage avid" in output
     assert "agreement: consensus   # configs/avid_cma/cma.yaml\n" in output
     assert "within_negatives: 8   # configs/avid_cma/smoke.yaml [cma]\n" in output
-    assert "batch_norm_group: null   # configs/avid_cma/smoke.yaml\n" in output
+    assert "batch_norm_group: 4   # configs/avid_cma/smoke.yaml [pretraining]\n" in output
     printed = yaml.safe_load(output)["model"]
     assert printed["class_path"] == "papers.avid_cma.module.AVIDModule"
     assert "warm_start" not in printed["init_args"]  # as --config, the file must not replace the parent

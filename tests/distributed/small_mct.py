@@ -47,6 +47,7 @@ def small_layer(loss: dict[str, Any], **model: Any) -> dict[str, Any]:
                 "text_learning_rate": 0.01,
                 "image_learning_rate": 0.01,
                 "momentum": 0.7,
+                "batch_norm_group": None,  # the encoders have none
                 "loss": {"init_args": loss},
                 **model,
             }

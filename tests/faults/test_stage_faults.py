@@ -74,7 +74,7 @@ def test_a_full_disk_while_writing_the_record_loses_nothing(tmp_path: Path, monk
     assert not (stage.directory / "record.json").exists()
     # The same command again needs no training: the checkpoint is there.
     record = run_stage(stage)
-    assert record.steps == 2
+    assert record.steps == 4
     assert (stage.directory / "record.json").is_file()
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
     assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
     assert "config.yaml: not valid YAML" in capsys.readouterr().err
     checkpoint.unlink()
-    assert run_stage(stage).steps == 2
+    assert run_stage(stage).steps == 4
 
 
 def test_an_error_of_a_loader_process_is_told_in_its_own_words(

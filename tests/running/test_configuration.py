@@ -157,8 +157,8 @@ def test_a_mistake_in_a_recipe_stops_every_command_before_a_stage_starts(
     selected = ["avid", "--scale", "smoke", "--stages", "mine", "--runs", str(tmp_path / "runs")]
     # A misspelled field is found without an import; a wrong type where commands are written or stages run.
     for setting, commands in (
-        ("temperatur: 0.1", (["plan"], ["reproduce", "--jobs", "1"])),
-        ("temperature: hot", (["plan", "--format", "slurm"], ["reproduce", "--jobs", "1"])),
+        ("instance_cros: 0.1", (["plan"], ["reproduce", "--jobs", "1"])),
+        ("instance_cross: hot", (["plan", "--format", "slurm"], ["reproduce", "--jobs", "1"])),
     ):
         recipe.write_text(
             f"extends: avid\nmodel: {{init_args: {{loss: {{init_args: {{{setting}}}}}}}}}\n", encoding="utf-8"
@@ -167,7 +167,7 @@ def test_a_mistake_in_a_recipe_stops_every_command_before_a_stage_starts(
             assert main([command, *selected, *options]) == 2
             told = capsys.readouterr()
             assert "mine" in told.err
-            assert "temperature" in told.err
+            assert "instance_cros" in told.err
             assert "sbatch" not in told.out
     assert not list((tmp_path / "runs").rglob("identity.json"))
 
