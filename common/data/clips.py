@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.item_dataset import ItemDataset, Sample, Steps
+from common.data.item_dataset import Item, ItemDataset, Sample, together
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, Limits, MediaError, MediaFile, Pixels, frame_count, restrict
 from common.data.transforms import AudioTransform, VideoTransform
@@ -141,8 +142,8 @@ class AudioVisualClips(ClipDataset):
         self.video_fps = video_fps
         self.jitter = jitter if training else 0.0
 
-    def _make(self, file: int, rng: np.random.Generator) -> Steps:
-        clip = self.listing[file]
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        clip = self.listing[item.file]
         with (
             MediaFile(clip.path, self.cache) as media,
             contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache) as sound,
@@ -168,10 +169,15 @@ class AudioVisualClips(ClipDataset):
             samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
         sample: Sample = {}
         if self.video_transform is not None:
-            sample["video"] = yield self.video_transform.together, frames, rng
-        sample["audio"] = yield self.audio_transform.together, samples, rng
+            sample["video"] = frames, self.video_transform.draw(rng)
+        sample["audio"] = samples, self.audio_transform.draw(rng)
         sample["sound_label"] = torch.tensor(clip.sound_label)
         return sample
+
+    def transform(self, batch: list[Sample]) -> None:
+        if self.video_transform is not None:
+            together(batch, "video", self.video_transform.together)
+        together(batch, "audio", self.audio_transform.together)
 
 
 class VideoClips(ClipDataset):
@@ -201,15 +207,17 @@ class VideoClips(ClipDataset):
         self.video_duration = video_duration
         self.video_fps = video_fps
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
-        clip = self.listing[file]
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        clip = self.listing[item.file]
         with MediaFile(clip.path, self.cache) as media:
             limits = limits_of(media.video_limits, clip, "video")
             start = clip_start(limits, self.video_duration, float(rng.random()))
             duration = min(self.video_duration, limits[1] - limits[0])
             frames, _ = media.read_video(start, duration, self.video_fps)
-        video = yield self.video_transform.together, frames, rng
-        return {"video": video}
+        return {"video": (frames, self.video_transform.draw(rng))}
+
+    def transform(self, batch: list[Sample]) -> None:
+        together(batch, "video", self.video_transform.together)
 
 
 class DenseVideoClips(VideoClips):
@@ -232,12 +240,12 @@ class DenseVideoClips(VideoClips):
     ) -> None:
         super().__init__(listing, video_transform, training=False, **options)
         self.frames = self.video_transform.frames
-        self.video_transform = replace(self.video_transform, frames=0)  # `_make` loops short clips
+        self.video_transform = replace(self.video_transform, frames=0)  # `read` loops short clips
         self.clips = clips
         self.random_starts = random_starts
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
-        clip = self.listing[file]
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        clip = self.listing[item.file]
         with MediaFile(clip.path, self.cache) as media:
             start, end = limits_of(media.video_limits, clip, "video")
             frames, _ = media.read_video(start, end - start, self.video_fps)
@@ -250,8 +258,12 @@ class DenseVideoClips(VideoClips):
         # Clips may share or skip frames; short clips loop.
         steps = torch.arange(self.frames) % min(length, len(frames))
         used, places = torch.unique(starts[:, None] + steps, return_inverse=True)
-        pixels = self.video_transform(frames[used])
-        return {"video": pixels[:, places].transpose(0, 1).contiguous()}
+        return {"video": (frames[used], places)}
+
+    def transform(self, batch: list[Sample]) -> None:
+        for sample in batch:
+            frames, places = sample["video"]
+            sample["video"] = self.video_transform(frames)[:, places].transpose(0, 1).contiguous()
 
 
 class SoundWindows(ClipDataset):
@@ -288,22 +300,26 @@ class SoundWindows(ClipDataset):
         self.excerpt_seconds = excerpt_seconds
         self.speed = speed
 
-    def _make(self, file: int, rng: np.random.Generator) -> Steps:
-        clip = self.listing[file]
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        clip = self.listing[item.file]
         with MediaFile(clip.sound or clip.path, self.cache) as media:
             limits = limits_of(media.audio_limits, clip, "audio")
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
             cut = self._training_windows if self.training else self._test_windows
-            # The file stays open, because windows and volumes are drawn in turns, as in recorded runs.
-            windows = []
-            for samples in cut(media, limits, rng):
-                windows.append((yield self.audio_transform.together, samples, rng))
+            # Windows and volumes are drawn in turns, as in recorded runs.
+            windows, draws = zip(*((samples, self.audio_transform.draw(rng)) for samples in cut(media, limits, rng)))
         return {
-            "audio": torch.stack(windows),
+            "audio": (torch.stack(windows), draws),
             "sound_label": torch.tensor(clip.sound_label),
             "fold": torch.tensor(clip.fold),
         }
+
+    def transform(self, batch: list[Sample]) -> None:
+        windows, draws = (list(chain.from_iterable(parts)) for parts in zip(*(sample["audio"] for sample in batch)))
+        spectrograms = self.audio_transform.together(windows, draws)
+        for number, sample in enumerate(batch):
+            sample["audio"] = torch.stack(spectrograms[number * self.windows : (number + 1) * self.windows])
 
     def _training_windows(self, media: MediaFile, limits: Limits, rng: np.random.Generator) -> Iterator[Tensor]:
         rate = self.audio_transform.sample_rate

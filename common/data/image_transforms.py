@@ -82,31 +82,37 @@ class ImageTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        """The tensor of an RGB picture, and whether it is flipped, so that captions can swap sides."""
-        return self.together([image], [rng])[0]
+        """The tensor of an RGB picture, and whether it is flipped."""
+        draws = self.draw(rng)
+        return self.together([image], [draws])[0], self.flips(draws)
 
-    def together(
-        self, images: Sequence[Image.Image], generators: Sequence[np.random.Generator | None]
-    ) -> list[tuple[Tensor, bool]]:
-        """Transform several pictures, each with its generator; faster than one by one if they are small."""
-        views, flipped = zip(*(self._view(image, rng) for image, rng in zip(images, generators)))
+    def draw(self, rng: np.random.Generator | None) -> list[float]:
+        """The random numbers of one view; all at once, so every parameter always uses the same one."""
+        if not self.training:
+            return []
+        assert rng is not None
+        return rng.random(2 * CROP_TRIES + 15).tolist()
+
+    def flips(self, draws: Sequence[float]) -> bool:
+        """Whether these draws flip the picture, so that captions can swap sides."""
+        return bool(draws) and draws[-9] < self.flip
+
+    def together(self, images: Sequence[Image.Image], draws: Sequence[Sequence[float]]) -> list[Tensor]:
+        """Transform several pictures, each with its draws; faster than one by one if they are small."""
+        views = [self._view(image, own) for image, own in zip(images, draws)]
         count = max(CACHED_PIXELS // self.crop**2, 1)
         blocks = (views[first : first + count] for first in range(0, len(views), count))
-        tensors = chain.from_iterable(normalized(np.stack(block), self.mean, self.std) for block in blocks)
-        return list(zip(tensors, flipped))
+        return list(chain.from_iterable(normalized(np.stack(block), self.mean, self.std) for block in blocks))
 
-    def _view(self, image: Image.Image, rng: np.random.Generator | None) -> tuple[Bytes, bool]:
+    def _view(self, image: Image.Image, draws: Sequence[float]) -> Bytes:
         if not self.training:
             shorter = min(image.size)
             sides = [self.resize if self.squeeze else int(self.resize * side / shorter) for side in image.size]
             image = image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
             left, top = (round((side - self.crop) / 2) for side in sides)
-            return np.asarray(image.crop((left, top, left + self.crop, top + self.crop))), False
-        assert rng is not None
-        # Draw all numbers at once: faster, and every parameter always uses the same one.
-        draws = rng.random(2 * CROP_TRIES + 15).tolist()
+            return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
         order, strengths = draws[-8:-4], draws[-4:]
-        jitter, grayscale, blur, sigma, flip = draws[-13:-8]
+        jitter, grayscale, blur, sigma = draws[-13:-9]
         left, top, width, height = random_area(image.width, image.height, self.min_area, self.max_aspect, draws)
         image = image.crop((left, top, left + width, top + height))
         image = image.resize((self.crop, self.crop), Image.Resampling.BILINEAR)
@@ -117,10 +123,9 @@ class ImageTransform:
         if blur < self.blur:
             low, high = self.blur_sigma
             image = image.filter(ImageFilter.GaussianBlur(low + sigma * (high - low)))
-        flipped = flip < self.flip
-        return np.asarray(ImageOps.mirror(image) if flipped else image), flipped
+        return np.asarray(ImageOps.mirror(image) if self.flips(draws) else image)
 
-    def _jittered(self, image: Image.Image, order: list[float], strengths: list[float]) -> Image.Image:
+    def _jittered(self, image: Image.Image, order: Sequence[float], strengths: Sequence[float]) -> Image.Image:
         for operation in sorted(range(4), key=order.__getitem__):
             strength, draw = self.jitter[operation], strengths[operation]
             if strength == 0.0:
@@ -153,17 +158,25 @@ class SquashTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        probability = self.flip if self.training else self.flip_evaluation
-        flipped = rng is not None and bool(rng.random() < probability)
-        planes = torch.from_numpy(_planes(np.asarray(ImageOps.mirror(image) if flipped else image)))
+        draws = self.draw(rng)
+        return self.together([image], [draws])[0], self.flips(draws)
+
+    def draw(self, rng: np.random.Generator | None) -> list[float]:
+        return [] if rng is None else [rng.random()]
+
+    def flips(self, draws: Sequence[float]) -> bool:
+        return bool(draws) and draws[0] < (self.flip if self.training else self.flip_evaluation)
+
+    def together(self, images: Sequence[Image.Image], draws: Sequence[Sequence[float]]) -> list[Tensor]:
+        return [
+            self._squashed(ImageOps.mirror(image) if self.flips(own) else image) for image, own in zip(images, draws)
+        ]
+
+    def _squashed(self, image: Image.Image) -> Tensor:
+        planes = torch.from_numpy(_planes(np.asarray(image)))
         if image.size != (self.size, self.size):
             planes = F.interpolate(planes[None], (self.size, self.size), mode="bilinear")[0]
-        return planes.clamp_(0.0, 1.0), flipped
-
-    def together(
-        self, images: Sequence[Image.Image], generators: Sequence[np.random.Generator | None]
-    ) -> list[tuple[Tensor, bool]]:
-        return [self(image, rng) for image, rng in zip(images, generators)]
+        return planes.clamp_(0.0, 1.0)
 
 
 def normalized(images: Bytes, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -9,13 +9,13 @@ from PIL import Image
 
 from common.data.annotations import ImageAnnotations
 from common.data.image_transforms import ImageTransform, SquashTransform
-from common.data.item_dataset import ItemDataset, Sample, Steps
+from common.data.item_dataset import Item, ItemDataset, Sample, together
 from common.data.listing import Listing, joined
 from common.data.media import FileCache, Pixels, read_image
 
 
 class ImageItems(ItemDataset):
-    """One picture per item; subclasses override :meth:`_sample`, or set `annotations` to read captions or tags.
+    """One picture per item; subclasses extend :meth:`read`, or set `annotations` to read captions or tags.
 
     Args:
         cache_bytes: memory for decoded pictures per process; 0 = no cache.
@@ -36,16 +36,15 @@ class ImageItems(ItemDataset):
         **options: Any,
     ) -> None:
         super().__init__(listing, **options)
-        self.transform = transform.with_training(training)
+        self.image_transform = transform.with_training(training)
         self.training = training
         self.cache = FileCache.shared(cache_bytes)
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample | Steps:
-        view, _ = yield self.transform.together, image, rng
-        return {"image": view}
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        return {"image": (self.image(item.file), self.image_transform.draw(rng))}
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
-        return self._sample(file, self.image(file), rng)
+    def transform(self, batch: list[Sample]) -> None:
+        together(batch, "image", self.image_transform.together)
 
     def image(self, item: int) -> Image.Image:
         return read_image(joined(self.listing.root, self.listing.names[item]), self.cache)

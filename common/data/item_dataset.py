@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,20 @@ from common.data.media import MediaError, bytes_of
 
 logger = logging.getLogger(__name__)
 
-#: No more samples are begun in step once those that are hold this many bytes of frames, sound or pictures.
+#: Samples of a batch are transformed once their decoded frames, sounds and pictures take this many bytes.
 MOST_BYTES = 2**26
 
 Key = int | tuple[int, int]
-# Tensors, or lists of them for several views or boxes.
+# Tensors, or lists of them for several views or boxes. Before the transform also tuples: its arguments.
 Sample = dict[str, Any]
-# Makes a sample; yields calls as (function, *arguments) and is sent their results.
-Steps = Generator[tuple[Any, ...], Any, Sample]
-Make = Callable[[int, np.random.Generator], Sample | Steps]
+
+
+class Item(NamedTuple):
+    """A file, which of its visits in the epoch this is, and the epoch."""
+
+    file: int
+    slot: int = 0
+    epoch: int = 0
 
 
 class TooManyBrokenFiles(RuntimeError):
@@ -76,15 +80,11 @@ class SkipLedger:
 
 
 class ItemDataset(Dataset[Sample], ABC):
-    """Keys, seeds and the replacement of unusable files; subclasses make the sample.
+    """Keys, seeds and the replacement of unusable files; subclasses read a sample and transform a batch.
 
     The next item replaces an unusable file and keeps its index and label, so an evaluation can detect duplicates by
     index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
     `max_skipped_fraction` of the files are unusable.
-
-    :meth:`_make` returns a sample, or yields calls that are made once for a whole batch, which takes less time if
-    pictures are small: `video = yield transform.together, frames, rng`. Override :meth:`_steps` for samples that depend
-    on more than the file.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
@@ -105,18 +105,27 @@ class ItemDataset(Dataset[Sample], ABC):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
         """The samples of a batch; they share memory, so clone what you keep."""
-        samples = in_step([self._steps(key) for key in keys])
+        samples: list[Sample] = []
+        done = waiting = 0
+        for key in keys:
+            samples.append(self._usable(key))
+            waiting += sum(
+                bytes_of(part) for value in samples[-1].values() if isinstance(value, tuple) for part in value
+            )
+            if waiting >= MOST_BYTES or len(samples) == len(keys):
+                self.transform(samples[done:])
+                done, waiting = len(samples), 0
         for name in ("index", "label", "skipped"):
             for sample, number in zip(samples, torch.tensor([sample[name] for sample in samples])):
                 sample[name] = number
         return samples
 
-    def _steps(self, key: Key) -> Steps:
-        return self._usable(key, self._make)
-
     @abstractmethod
-    def _make(self, file: int, rng: np.random.Generator) -> Sample | Steps:
-        """Make the sample of a file; on a :class:`MediaError`, except in a yielded call, the next item replaces it."""
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        """Decode a file and make all random draws; on a :class:`MediaError`, the next item replaces it."""
+
+    def transform(self, batch: list[Sample]) -> None:
+        """Transform what :meth:`read` returned, in place; takes less time together if pictures are small."""
 
     @abstractmethod
     def fill_cache(self) -> None:
@@ -140,17 +149,16 @@ class ItemDataset(Dataset[Sample], ABC):
             **{name: value for name, value in lacking.items() if value},
         }
 
-    def _usable(self, key: Key, make: Make) -> Steps:
-        epoch, item = key if isinstance(key, tuple) else (0, key)
-        item = range(len(self))[item]
+    def _usable(self, key: Key) -> Sample:
+        epoch, number = key if isinstance(key, tuple) else (0, key)
+        number = range(len(self))[number]
         files = len(self.listing)
         error: MediaError | None = None
         for skipped in range(files):
-            current = (item + skipped) % len(self)
-            file = current % files
+            current = (number + skipped) % len(self)
+            slot, file = divmod(current, files)
             try:
-                made = make(file, np.random.default_rng((self.seed, epoch, current)))
-                sample = made if isinstance(made, dict) else (yield from made)
+                sample = self.read(Item(file, slot, epoch), np.random.default_rng((self.seed, epoch, current)))
             except MediaError as problem:
                 error = problem
                 self.skipped.record(file, problem)
@@ -159,29 +167,9 @@ class ItemDataset(Dataset[Sample], ABC):
         raise MediaError(f"no file of {self.listing.name} can be used; the last error was: {error}")
 
 
-def in_step(running: Sequence[Steps]) -> list[Sample]:
-    """Run generators round by round; one call serves all that yield the same function, each argument as a sequence."""
-    samples: dict[int, Sample] = {}
-    calls: defaultdict[Any, list[tuple[Any, ...]]] = defaultdict(list)
-
-    def send(number: int, answer: Any) -> int:
-        """Advance a generator; returns the bytes of the arguments that it yields."""
-        try:
-            function, *arguments = running[number].send(answer)
-        except StopIteration as done:
-            samples[number] = done.value
-            return 0
-        calls[function].append((number, *arguments))
-        return sum(map(bytes_of, arguments))
-
-    numbers = iter(range(len(running)))
-    while len(samples) < len(running):
-        held = 0
-        while held < MOST_BYTES and (number := next(numbers, None)) is not None:
-            held += send(number, None)
-        while calls:
-            function, asked = calls.popitem()
-            askers, *columns = zip(*asked, strict=True)
-            for number, answer in zip(askers, function(*columns), strict=True):
-                send(number, answer)
-    return [samples[number] for number in range(len(running))]
+def together(batch: Sequence[Sample], name: str, function: Callable[..., Sequence[Any]]) -> None:
+    """Replace the arguments of a function in each sample by its result; it takes those of all samples as sequences."""
+    if batch:
+        results = function(*zip(*(sample[name] for sample in batch), strict=True))
+        for sample, result in zip(batch, results, strict=True):
+            sample[name] = result

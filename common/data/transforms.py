@@ -98,14 +98,17 @@ class VideoTransform:
         return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        return self.together([frames], [rng])[0]
+        return self.together([frames], [self.draw(rng)])[0]
 
-    def together(self, clips: Sequence[Tensor], generators: Sequence[np.random.Generator | None]) -> list[Tensor]:
-        """Transform several clips, each with its generator; faster than one by one if they are small."""
-        # Draw all numbers at once: faster, and every parameter always uses the same one.
-        drawn: list[list[float]] = [[]] * len(clips)
-        if self.training:
-            drawn = [rng.random(2 * CROP_TRIES + 11).tolist() for rng in generators]  # type: ignore[union-attr]
+    def draw(self, rng: np.random.Generator | None) -> list[float]:
+        """The random numbers of one clip; all at once, so every parameter always uses the same one."""
+        if not self.training:
+            return []
+        assert rng is not None
+        return rng.random(2 * CROP_TRIES + 11).tolist()
+
+    def together(self, clips: Sequence[Tensor], drawn: Sequence[Sequence[float]]) -> list[Tensor]:
+        """Transform several clips, each with its draws; faster than one by one if they are small."""
         cropped = [self._cropped(frames, draws) for frames, draws in zip(clips, drawn)]
         alike: dict[tuple[int, ...], list[int]] = {}
         for number, (pixels, draws) in enumerate(zip(cropped, drawn)):
@@ -302,13 +305,20 @@ class AudioTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, samples: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        return self.together([samples], [rng])[0]
+        return self.together([samples], [self.draw(rng)])[0]
 
-    def together(self, sounds: Sequence[Tensor], generators: Sequence[np.random.Generator | None]) -> list[Tensor]:
-        """Transform several clips, each with its generator; faster than one by one if they are small."""
+    def draw(self, rng: np.random.Generator | None) -> float:
+        """The random number of one clip's volume; 0.5 without a change."""
+        if not self.training or self.volume == 0.0:
+            return 0.5
+        assert rng is not None
+        return rng.random()
+
+    def together(self, sounds: Sequence[Tensor], drawn: Sequence[float]) -> list[Tensor]:
+        """Transform several clips, each with its draw; faster than one by one if they are small."""
         samples = torch.stack([self.prepare(sound) for sound in sounds])
         if self.training and self.volume > 0.0:
-            draws = torch.tensor([rng.random() for rng in generators], dtype=torch.float64)  # type: ignore[union-attr]
+            draws = torch.tensor(drawn, dtype=torch.float64)
             samples *= (1.0 + (2.0 * draws - 1.0) * self.volume).float()[:, None]
         blocks = samples.split(max(CACHED_SAMPLES // self.num_samples, 1))
         decibels = torch.cat([self.decibels(block) for block in blocks])

@@ -17,7 +17,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems, require_captions
-from common.data.item_dataset import Key, Sample, Steps
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
 from common.protocols.data import ImageData
@@ -63,16 +63,10 @@ class CaptionPairs(ImageItems):
         self.annotations = annotations
         self.tokenizer = tokenizer
 
-    def _steps(self, key: Key) -> Steps:
-        number = (key[1] if isinstance(key, tuple) else key) // len(self.listing)
-
-        def pair(file: int, rng: np.random.Generator) -> Steps:
-            captions = self.annotations.captions[file]
-            text = normalize_caption(captions[number % len(captions)])
-            image, _ = yield self.transform.together, self.image(file), rng
-            return {"image": image, "tokens": self.tokenizer.encode(text), "image_index": torch.tensor(file)}
-
-        return self._usable(key, pair)
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        captions = self.annotations.captions[item.file]
+        tokens = self.tokenizer.encode(normalize_caption(captions[item.slot % len(captions)]))
+        return {**super().read(item, rng), "tokens": tokens, "image_index": torch.tensor(item.file)}
 
 
 class CaptionData(ImageData):

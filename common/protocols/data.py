@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -27,7 +26,7 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
-from common.data.item_dataset import Steps
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing, spread
 from common.data.transforms import write_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
@@ -352,9 +351,8 @@ class LabeledImages(ImageItems):
         super().__init__(listing, **options)
         self.labels = labels
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
-        view, _ = yield self.transform.together, image, rng
-        return {"image": view, "labels": torch.from_numpy(self.labels[item].astype(np.int8))}
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        return {**super().read(item, rng), "labels": torch.from_numpy(self.labels[item.file].astype(np.int8))}
 
 
 class MultiLabelData(ImageData):

@@ -35,7 +35,7 @@ from common.data.annotations import Boxes
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import normalized
 from common.data.images import ImageItems
-from common.data.item_dataset import Sample
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing, spread
 from common.data.samplers import EpochSampler
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -392,31 +392,34 @@ class DetectionImages(ImageItems):
 
     def __init__(self, listing: Listing, boxes: Sequence[Boxes], **options: Any) -> None:
         super().__init__(listing, **options)
-        self._transform = cast(BoxTransform, self.transform)
+        self._transform = cast(BoxTransform, self.image_transform)
         self.boxes = boxes
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         return self._transform.resized(size, self._transform.test_size)
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        entry = self.boxes[item]
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        image, entry = self.image(item.file), self.boxes[item.file]
         given = entry["boxes"]
         # Some annotations are off by a pixel.
         boxes = np.clip(given, 0, np.array([*image.size, *image.size], dtype=np.float32))
         wrong = (np.abs(boxes - given) > 1).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
         if wrong.any():
             raise ValueError(
-                f"{self.name(item)}: the box {given[wrong][0].tolist()} (left, top, right, bottom) is not inside the "
-                f"image of {image.width} x {image.height} pixels; correct its annotation"
+                f"{self.name(item.file)}: the box {given[wrong][0].tolist()} (left, top, right, bottom) is not inside "
+                f"the image of {image.width} x {image.height} pixels; correct its annotation"
             )
         tensor, boxes = self._transform(image, boxes, rng)
         target = {
             "boxes": torch.from_numpy(boxes),
             "labels": torch.from_numpy(entry["labels"] + 1),
             "difficult": torch.from_numpy(entry["difficult"]),
-            "image_id": torch.tensor(item),
+            "image_id": torch.tensor(item.file),
         }
         return {"image": tensor, "target": target}
+
+    def transform(self, batch: list[Sample]) -> None:
+        pass  # sizes differ, so `read` transforms each picture with its boxes
 
 
 class DetectionData(ImageData):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.item_dataset import ItemDataset, Key, Sample, Steps, TooManyBrokenFiles
+from common.data.item_dataset import Item, ItemDataset, Sample, TooManyBrokenFiles
 from common.data.listing import UNLABELED, Listing, file_names
 from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures, Regions
@@ -142,8 +142,8 @@ class RegionItems(ItemDataset):
             self._cache[file] = regions
         return regions
 
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
-        return {"regions": self.regions(file)}
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        return {"regions": self.regions(item.file)}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Batch of pictures: that of `region_batch`, and `index` [B]."""
@@ -258,14 +258,10 @@ class PairItems(RegionItems):
         self.switch = switch
         self.masked = masked
 
-    def _steps(self, key: Key) -> Steps:
-        epoch, item = key if isinstance(key, tuple) else (0, key)
-        slot = range(len(self))[item] // len(self.listing)
-        return self._usable(key, lambda file, rng: self._pair(file, slot, epoch, rng))
-
-    def _pair(self, file: int, slot: int, epoch: int, rng: np.random.Generator) -> Sample:
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        file = item.file
         regions = self.regions(file)
-        caption = self._chosen(file, slot, epoch)
+        caption = self._chosen(item)
         if self.vlm_candidates == "in_batch":
             return {
                 "in_batch": PairGroup([self._pieces(caption, rng)], [regions], 0, self._noise(1, rng)),
@@ -284,14 +280,14 @@ class PairItems(RegionItems):
         captions.insert(positive, captions.pop())
         return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
 
-    def _chosen(self, file: int, slot: int, epoch: int) -> int:
+    def _chosen(self, item: Item) -> int:
         """Number of the caption that an epoch shows in a slot, one of `captions_per_image`."""
-        captions = self.pool.of(file)
+        captions = self.pool.of(item.file)
         if len(captions) == self.passes == 1:
             return int(captions[0])
         # The same seed for all slots of an image in an epoch, so they show different captions.
-        rng = np.random.default_rng((self.seed, epoch, file, self.passes))
-        return int(captions[forced_captions(len(captions), self.passes, rng)[slot]])
+        rng = np.random.default_rng((self.seed, item.epoch, item.file, self.passes))
+        return int(captions[forced_captions(len(captions), self.passes, rng)[item.slot]])
 
     def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
         tokens, row = self.pool.caption(number)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
@@ -16,7 +15,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
-from common.data.item_dataset import Sample, Steps
+from common.data.item_dataset import Item, Sample, together
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.protocols.captions import CaptionData
@@ -50,22 +49,26 @@ class CaptionedViews(ImageItems):
         self.word_dropout = word_dropout
         self.swap_sides = swap_sides
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
-        query, query_flipped = yield self.transform.together, image, rng
-        key, key_flipped = yield self.transform.together, image, rng
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        image = self.image(item.file)
+        query, key = self.image_transform.draw(rng), self.image_transform.draw(rng)
         sample: Sample = {
-            "image_query": query,
-            "image_key": key,
-            "tags": torch.from_numpy(self.annotations.tags[item]),
-            "image_id": torch.tensor(int(self.annotations.image_ids[item])),
+            "image_query": (image, query),
+            "image_key": (image, key),
+            "tags": torch.from_numpy(self.annotations.tags[item.file]),
+            "image_id": torch.tensor(int(self.annotations.image_ids[item.file])),
         }
         if self.tokenizer is not None:
-            views = caption_views(self.annotations.captions[item], rng, self.word_dropout)
-            for name, text, flipped in zip(("query", "key"), views, (key_flipped, query_flipped)):
+            views = caption_views(self.annotations.captions[item.file], rng, self.word_dropout)
+            for name, text, draws in zip(("query", "key"), views, (key, query)):
                 text = normalize_caption(text)
-                text = swap_left_right(text) if self.swap_sides and flipped else text
+                text = swap_left_right(text) if self.swap_sides and self.image_transform.flips(draws) else text
                 sample[f"tokens_{name}"] = self.tokenizer.encode(text)
         return sample
+
+    def transform(self, batch: list[Sample]) -> None:
+        for name in ("image_query", "image_key"):
+            together(batch, name, self.image_transform.together)
 
 
 def caption_views(captions: Sequence[str], rng: np.random.Generator, word_dropout: float = 0.0) -> tuple[str, str]:

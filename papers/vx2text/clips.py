@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data.clips import limits_of
-from common.data.item_dataset import Sample, Steps, in_step
+from common.data.item_dataset import Sample, together
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, FrameFolder, MediaFile, open_media
 from common.data.transforms import CACHED_SAMPLES, VideoTransform, to_length
@@ -142,7 +142,7 @@ class ClipReader:
         if audio is not None:
             self.log_mel = LogMel(audio)
         if video is not None:
-            self.transform = VideoTransform(
+            self.video_transform = VideoTransform(
                 mode="crop",
                 crop=video.crop,
                 resize=video.resize,
@@ -153,16 +153,13 @@ class ClipReader:
                 training=training,
             )
 
+    def sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        sample = self.read(clip, rng)
+        self.transform([sample])
+        return sample
+
     def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        return in_step([self.steps(clip, rng)])[0]
-
-    def steps(self, clip: Clip, rng: np.random.Generator) -> Steps:
-        """Cut one sample.
-
-        Returns:
-            `video` float32 [S, 3, T, crop, crop] and `video_present`, `audio` float32 [1, frames, mel_bins] and
-            `audio_present`; a missing modality is black or silent.
-        """
+        """Cut one sample: arguments of the transforms as `video` and `audio`, and `video_present`, `audio_present`."""
         sample: Sample = {}
         # Each modality has its own random numbers, so leaving one out doesn't change the other.
         place, *places = rng.random(1 if self.video is None else 1 + self.video.clips)
@@ -173,16 +170,29 @@ class ClipReader:
             if audio is not None and media.audio_limits is not None:
                 samples = self._window(media, clip, audio, place)
         if video is not None:
-            if frames is None:
-                sample["video"] = _black(video)
-            else:
-                pixels = yield self.transform.together, frames, rng
-                sample["video"] = pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
+            sample["video"] = None if frames is None else (frames, self.video_transform.draw(rng))
             sample["video_present"] = torch.tensor(frames is not None)
         if audio is not None:
-            sample["audio"] = yield self.log_mel.together, torch.zeros(0) if samples is None else samples
+            sample["audio"] = (torch.zeros(0) if samples is None else samples,)
             sample["audio_present"] = torch.tensor(samples is not None)
         return sample
+
+    def transform(self, batch: Sequence[Sample]) -> None:
+        """Make `video` float32 [S, 3, T, crop, crop] and `audio` float32 [1, frames, mel_bins] of what was read.
+
+        A missing modality is black or silent.
+        """
+        if (video := self.video) is not None:
+            together([sample for sample in batch if sample["video"]], "video", self.video_transform.together)
+            for sample in batch:
+                pixels = sample["video"]
+                sample["video"] = (
+                    _black(video)
+                    if pixels is None
+                    else pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
+                )
+        if self.audio is not None:
+            together(batch, "audio", self.log_mel.together)
 
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
         """The middle frame of a clip in its stored size, [H, W, 3]."""

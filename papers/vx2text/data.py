@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from common.data.datasets.avsd import AVSD, Dialog
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Question, Subtitle
-from common.data.item_dataset import ItemDataset, Sample, Steps
+from common.data.item_dataset import Item, ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import Limits
 from common.data.sequences import Packed
@@ -94,11 +94,11 @@ class VideoTextItems(ItemDataset):
         self.source = source
         self.scoring: Scoring = scoring
 
-    def _make(self, file: int, rng: np.random.Generator) -> Steps:
-        example = self.examples[file]
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        example = self.examples[item.file]
         sample: Sample = {}
         if isinstance(self.source, ClipReader):
-            sample |= yield from self.source.steps(self.listing[file], rng)
+            sample |= self.source.read(self.listing[item.file], rng)
             ids = self.prompt.encode(example.text)
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))
@@ -119,6 +119,10 @@ class VideoTextItems(ItemDataset):
             sample["options"] = list(example.text.options)
             sample |= option_targets(self.prompt, example.text.options, self.scoring)
         return sample
+
+    def transform(self, batch: list[Sample]) -> None:
+        if isinstance(self.source, ClipReader):
+            self.source.transform(batch)
 
     def _labels(self, example: Example) -> list[int]:
         if example.answer is None:

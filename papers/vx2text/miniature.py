@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.data.datasets.base import MediaDataset
-from common.data.item_dataset import ItemDataset, Steps
+from common.data.item_dataset import Item, ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.worlds.base import World
@@ -170,14 +170,19 @@ class CategoryItems(ItemDataset):
         self.reader = reader
         self.marks = class_marks(listing.classes, categories)
 
-    def _make(self, file: int, rng: np.random.Generator) -> Steps:
-        clip = self.listing[file]
-        sample = yield from self.reader.steps(clip, rng)
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        clip = self.listing[item.file]
+        sample = self.reader.read(clip, rng)
         name = "audio" if self.reader.video is None else "video"
-        if not sample[f"{name}_present"]:
+        if not sample.pop(f"{name}_present"):
             raise MediaError.of(clip.path, f"has no {name} stream")
-        # One clip is cut from each file, so drop its axis.
-        return {name: sample[name] if name == "audio" else sample[name][0], "words": self.marks[clip.label]}
+        return {**sample, "words": self.marks[clip.label]}
+
+    def transform(self, batch: list[Sample]) -> None:
+        self.reader.transform(batch)
+        if self.reader.video is not None:
+            for sample in batch:
+                sample["video"] = sample["video"][0]  # one clip is cut from each file
 
     def fill_cache(self) -> None:
         self.reader.fill_cache(self.listing)

@@ -189,7 +189,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return {name: words[0] for name, words in found.items() if words is not None}
 
     def _read(self, clip: str | Path, reader: ClipReader) -> Sample:
-        return dict(reader.read(Clip(Path(clip), -1), np.random.default_rng(0)))
+        return dict(reader.sample(Clip(Path(clip), -1), np.random.default_rng(0)))
 
     def _read_stream(self, modality: Modality, file: str | Path) -> Tensor:
         if modality not in self.tokens:

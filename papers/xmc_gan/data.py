@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, StackDataset
 
@@ -20,7 +19,7 @@ from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarratives
 from common.data.image_transforms import SquashTransform
 from common.data.images import ImageItems, require_captions
-from common.data.item_dataset import Sample, Steps
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing
 from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
@@ -87,10 +86,10 @@ class TextToImageItems(ImageItems):
         super().__init__(items.listing, **options)
         self.items = items
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
-        picture, _ = yield self.transform.together, image, rng
-        number = int(self.items.first[item]) + int(rng.integers(int(self.items.count[item])))
-        return {"image": picture, "caption": torch.tensor(number)}
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        sample = super().read(item, rng)
+        number = int(self.items.first[item.file]) + int(rng.integers(int(self.items.count[item.file])))
+        return {**sample, "caption": torch.tensor(number)}
 
 
 class TextToImageData(ShardedDataModule):

@@ -21,7 +21,7 @@ from common.data.clips import (
     dense_clip_starts,
     paired_window,
 )
-from common.data.item_dataset import TooManyBrokenFiles, in_step
+from common.data.item_dataset import Item, ItemDataset, Sample, TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import FileCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler
@@ -60,6 +60,12 @@ def _good(folder: Path, count: int = 6) -> Listing:
 
 def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _sample(dataset: ItemDataset, rng: np.random.Generator) -> Sample:
+    sample = dataset.read(Item(0), rng)
+    dataset.transform([sample])
+    return sample
 
 
 def _numbers(video: torch.Tensor) -> torch.Tensor:
@@ -126,7 +132,7 @@ def test_a_batch_equals_its_samples_bit_for_bit(
 
 
 def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AudioTransform, "together", lambda self, sounds, generators: sounds)
+    monkeypatch.setattr(AudioTransform, "together", lambda self, sounds, draws: sounds)
     # Each picture is as bright as the sound is loud at that time, so the two can be compared.
     levels = (40 + 10 * np.arange(16)).astype(np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (16, 20, 24, 3)).copy()
@@ -137,7 +143,7 @@ def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPat
     )
     for item in range(20):
         rng = np.random.default_rng(item)
-        (sample,) = in_step([clips._make(0, rng)])
+        sample = _sample(clips, rng)
         first, _, following = np.random.default_rng(item).random(3)
         brightness = sample["video"].mean((0, 2, 3))
         assert 255 * float(brightness[0]) == pytest.approx(levels[int(first * 8)], abs=2)
@@ -203,11 +209,11 @@ def test_random_clips_of_labeled_videos(folder: Path) -> None:
     clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False)
     dense = DenseVideoClips(_good(folder), EXACT, clips=5, random_starts=True, video_duration=0.5, video_fps=8.0)
     for seed in range(20):
-        video = in_step([clips._make(0, np.random.default_rng(seed))])[0]["video"]
+        video = _sample(clips, np.random.default_rng(seed))["video"]
         first = int(np.random.default_rng(seed).random() * 12)
         assert _numbers(video).tolist() == list(range(first, first + 4))
         firsts = np.random.default_rng(seed).integers(0, 13, 5)
-        videos = dense._make(0, np.random.default_rng(seed))["video"]
+        videos = _sample(dense, np.random.default_rng(seed))["video"]
         assert torch.equal(_numbers(videos), torch.from_numpy(firsts[:, None] + np.arange(4)).int())
 
 
@@ -292,10 +298,10 @@ def test_training_windows_change_speed_and_begin_where_drawn(sounds: Listing, wr
     still = dataclasses.replace(AUDIO, volume=0.0)
     clip = dataclasses.replace(sounds[0], start=0.25)
     windows = SoundWindows(listing_of(sounds.root, [clip]), still, training=True, windows=3, wrap_seconds=wrap)
-    found = in_step([windows._make(0, np.random.default_rng(0))])[0]["audio"]
+    audio = _sample(windows, np.random.default_rng(0))["audio"]
     draws = np.random.default_rng(0).random((3, 2))
     with MediaFile(clip.path) as media:
-        for window, (speed, place) in zip(found, draws, strict=True):
+        for window, (speed, place) in zip(audio, draws, strict=True):
             rate = round(8_000 * (3 / 4 + (4 / 3 - 3 / 4) * speed))
             # Without wrapping, 4 s that end a tenth of a second before the file's 5 s.
             samples = media.read_audio(0.25 if wrap else 0.25 + 0.65 * place, 4.0, rate)

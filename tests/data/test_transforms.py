@@ -87,7 +87,7 @@ def test_clips_together_equal_those_alone_bit_for_bit(crop: int) -> None:
     clips = [_frames(length, crop + 3 + length, crop + 9) for length in (1, 3, 9) * 20]
     for training, jitter in ((True, (0.4, 0.4, 0.4, 0.2)), (True, NO_JITTER), (False, NO_JITTER)):
         transform = VideoTransform(crop=crop, resize=crop, frames=3, jitter=jitter, training=training)
-        together = transform.together(clips, [np.random.default_rng(seed) for seed in range(60)])
+        together = transform.together(clips, [transform.draw(np.random.default_rng(seed)) for seed in range(60)])
         for seed, (frames, clip) in enumerate(zip(clips, together, strict=True)):
             assert torch.equal(clip, transform(frames, np.random.default_rng(seed)))
 
@@ -208,7 +208,7 @@ def test_samples_are_mixed_cut_and_padded_as_in_the_reference() -> None:
 def test_sounds_together_equal_those_alone_bit_for_bit() -> None:
     sounds = [_waveform()[: 12_500 - 90 * number] * (number % 4) for number in range(12)]
     transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32)
-    together = transform.together(sounds, [np.random.default_rng(seed) for seed in range(12)])
+    together = transform.together(sounds, [transform.draw(np.random.default_rng(seed)) for seed in range(12)])
     for seed, (samples, found) in enumerate(zip(sounds, together, strict=True)):
         assert torch.equal(found, transform(samples, np.random.default_rng(seed)))
 

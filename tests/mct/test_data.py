@@ -18,19 +18,23 @@ from tests.protocols.test_captions import SIDED, Sentences, coco
 from tests.protocols.test_data import SMALL
 
 
-class Spy:
-    """A transform with flips as told, and the pictures that it saw."""
+class FixedFlips:
+    """A transform that draws the given flips."""
 
-    def __init__(self, flips: list[bool]) -> None:
-        self.flips = flips
-        self.seen: list[Image.Image] = []
+    def __init__(self, flips: tuple[bool, ...]) -> None:
+        self.drawn = iter(flips)
 
-    def with_training(self, training: bool) -> Spy:
+    def with_training(self, training: bool) -> FixedFlips:
         return self
 
-    def together(self, images: list[Image.Image], generators: Any) -> list[tuple[torch.Tensor, bool]]:
-        self.seen += images
-        return [(torch.tensor(np.array(one)).permute(2, 0, 1).float(), self.flips.pop(0)) for one in images]
+    def draw(self, rng: np.random.Generator) -> list[float]:
+        return [float(next(self.drawn))]
+
+    def flips(self, draws: list[float]) -> bool:
+        return bool(draws[0])
+
+    def together(self, images: list[Image.Image], draws: Any) -> list[torch.Tensor]:
+        return [torch.tensor(np.array(image)).permute(2, 0, 1).float() for image in images]
 
 
 def items(dataset: COCO, **options: Any) -> CaptionedViews:
@@ -45,8 +49,8 @@ def items(dataset: COCO, **options: Any) -> CaptionedViews:
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("swap", [True, False])
 def test_a_caption_follows_the_flip_of_the_image_it_meets(tmp_path: Path, flips: tuple[bool, bool], swap: bool) -> None:
-    tokenizer, spy = Sentences(), Spy(list(flips))
-    pairs = items(coco(tmp_path, SIDED[:1]), tokenizer=tokenizer, transform=spy, swap_sides=swap)
+    tokenizer = Sentences()
+    pairs = items(coco(tmp_path, SIDED[:1]), tokenizer=tokenizer, transform=FixedFlips(flips), swap_sides=swap)
     sample = pairs[2]
     assert sample["image_query"].shape == sample["image_key"].shape == (3, 20, 24)
     query, key = (tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key"))

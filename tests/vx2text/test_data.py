@@ -398,7 +398,7 @@ PLAIN = {"crop": 8, "resize": 8, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)
 def test_clips_are_spread_over_the_video(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", fps=10.0, frames=numbered_frames(60, (16, 16)))
     video = VideoInput(fps=10.0, frames=5, clips=3, **PLAIN)  # type: ignore[arg-type]
-    still = ClipReader(video, None, training=False).read(Clip(path, -1), np.random.default_rng(0))["video"]
+    still = ClipReader(video, None, training=False).sample(Clip(path, -1), np.random.default_rng(0))["video"]
     assert still.shape == (3, 3, 5, 8, 8)
     # In the middle of three equal parts of what a clip may begin in: 5.5 / 6, 5.5 / 2 and 5 * 5.5 / 6 seconds.
     starts = [round((levels(clip)[0] - 8) / 3) for clip in still]
@@ -406,7 +406,7 @@ def test_clips_are_spread_over_the_video(tmp_path: Path) -> None:
     assert all(levels(clip) == sorted(levels(clip)) for clip in still)
     begun = set()
     for seed in range(12):
-        clips = ClipReader(video, None, training=True).read(Clip(path, -1), np.random.default_rng(seed))["video"]
+        clips = ClipReader(video, None, training=True).sample(Clip(path, -1), np.random.default_rng(seed))["video"]
         firsts = [round((levels(clip)[0] - 8) / 3) for clip in clips]
         assert all(low - 1 <= first <= high + 1 for first, low, high in zip(firsts, (0, 18, 36), (19, 37, 55)))
         begun.add(firsts[0])
@@ -416,7 +416,7 @@ def test_clips_are_spread_over_the_video(tmp_path: Path) -> None:
 def test_limits_and_short_videos(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", fps=10.0, frames=numbered_frames(40, (16, 16)))
     reader = ClipReader(VideoInput(fps=10.0, frames=6, clips=2, **PLAIN), None, training=False)  # type: ignore[arg-type]
-    clips = reader.read(Clip(path, -1, start=2.0, end=2.3), np.random.default_rng(0))["video"]
+    clips = reader.sample(Clip(path, -1, start=2.0, end=2.3), np.random.default_rng(0))["video"]
     # Three frames, which begin anew.
     for clip in clips:
         found = [round((level - 8) / 3) for level in levels(clip)]
@@ -424,12 +424,12 @@ def test_limits_and_short_videos(tmp_path: Path) -> None:
     slow = ClipReader(VideoInput(fps=4.0, frames=2, clips=1, **PLAIN), None, training=False)  # type: ignore[arg-type]
     for start in (2.0, 2.05, 2.1):  # moments shorter than one of its frames
         moment = Clip(path, -1, start=start, end=start + 0.12)
-        assert slow.read(moment, np.random.default_rng(0))["video"].isfinite().all()
+        assert slow.sample(moment, np.random.default_rng(0))["video"].isfinite().all()
     with pytest.raises(MediaError, match="has no video within the listed limits"):
-        reader.read(Clip(path, -1, start=9.0, end=10.0), np.random.default_rng(0))
+        reader.sample(Clip(path, -1, start=9.0, end=10.0), np.random.default_rng(0))
     assert reader.preview(Clip(path, -1)).shape == (16, 16, 3)
     with pytest.raises(MediaError):
-        reader.read(Clip(tmp_path / "absent.mp4", -1), np.random.default_rng(0))
+        reader.sample(Clip(tmp_path / "absent.mp4", -1), np.random.default_rng(0))
 
 
 def test_the_same_crop_for_all_clips_of_a_video(tmp_path: Path) -> None:
@@ -437,13 +437,13 @@ def test_the_same_crop_for_all_clips_of_a_video(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mkv", fps=10.0, frames=frames)
     video = VideoInput(fps=10.0, frames=2, clips=3, **{**PLAIN, "resize": 16})  # type: ignore[arg-type]
     for seed in range(3):
-        clips = ClipReader(video, None, training=True).read(Clip(path, -1), np.random.default_rng(seed))["video"]
+        clips = ClipReader(video, None, training=True).sample(Clip(path, -1), np.random.default_rng(seed))["video"]
         assert float((clips - clips[:1]).abs().mean()) < 0.02
 
 
 def test_a_file_of_sound_alone(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "sound.wav", seconds=0.5, rate=8000, frequency=1000.0)
-    sample = ClipReader(VIDEO, AUDIO, training=True).read(Clip(path, -1), np.random.default_rng(0))
+    sample = ClipReader(VIDEO, AUDIO, training=True).sample(Clip(path, -1), np.random.default_rng(0))
     assert not bool(sample["video_present"])
     assert bool(sample["audio_present"])
     black = (0.0 - torch.tensor(VIDEO.mean)) / torch.tensor(VIDEO.std)

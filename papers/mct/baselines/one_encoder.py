@@ -12,14 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
-from common.data.item_dataset import Sample, Steps
+from common.data.item_dataset import Item, Sample
 from common.data.text import WordPieceTokenizer, text_numbers
 from common.encoders.text import BertEncoder
 from common.losses.masked import masked_language_modeling
@@ -54,8 +53,8 @@ class MaskedViews(CaptionedViews):
         super().__init__(*args, **kwargs)
         self.masked_words = masked_words
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
-        sample = yield from super()._sample(item, image, rng)
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        sample = super().read(item, rng)
         mask_id = self.tokenizer.mask_id  # type: ignore[union-attr]
         for view in ("query", "key"):
             sample[f"tokens_{view}_masked"] = mask_words(sample[f"tokens_{view}"], self.masked_words, mask_id, rng)

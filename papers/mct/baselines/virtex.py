@@ -12,14 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
 from common.data.images import ImageItems, require_captions
-from common.data.item_dataset import Steps
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.memory.collective import mean_over_ranks
@@ -120,12 +119,12 @@ class BicaptionedImages(ImageItems):
         self.annotations = annotations
         self.tokenizer = tokenizer
 
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Steps:
-        captions = self.annotations.captions[item]
-        view, flipped = yield self.transform.together, image, rng
+    def read(self, item: Item, rng: np.random.Generator) -> Sample:
+        captions = self.annotations.captions[item.file]
+        draws = self.image_transform.draw(rng)
         text = normalize_caption(captions[int(rng.integers(len(captions))) if self.training else 0])
-        tokens = self.tokenizer.encode(swap_left_right(text) if flipped else text)
-        return {"image": view, "tokens": tokens, "tokens_reversed": tokens[::-1]}
+        tokens = self.tokenizer.encode(swap_left_right(text) if self.image_transform.flips(draws) else text)
+        return {"image": (self.image(item.file), draws), "tokens": tokens, "tokens_reversed": tokens[::-1]}
 
 
 class BicaptioningData(CaptionData):
