@@ -18,9 +18,6 @@ from common.data.media import FileCache, FrameFolder, MediaFile, open_media
 from common.data.transforms import CACHED_SAMPLES, VideoTransform, to_length
 from common.training.examples import Draw
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
-from papers.vx2text.tokens import Modality
-
-MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,18 @@ from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, batches_of_epoch
 from common.training.examples import Example as ExampleBatch
 from common.types import Fraction, PositiveInt
-from papers.vx2text.clips import (
-    DEFAULT_AUDIO,
-    DEFAULT_VIDEO,
-    MODALITIES,
-    AudioInput,
-    ClipReader,
-    Modality,
-    VideoInput,
-    made_up_clips,
-)
+from papers.vx2text.clips import DEFAULT_AUDIO, DEFAULT_VIDEO, AudioInput, ClipReader, VideoInput, made_up_clips
 from papers.vx2text.loss import IGNORED
-from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, Prompt, PromptLimits, PromptText, TextTokenizer
+from papers.vx2text.prompt import (
+    DEFAULT_LIMITS,
+    LETTERS,
+    MODALITIES,
+    Modality,
+    Prompt,
+    PromptLimits,
+    PromptText,
+    TextTokenizer,
+)
 from papers.vx2text.true_words import TrueWords
 
 #: For made-up prompts: word ids that every vocabulary has, and the number of words that name parts of a prompt.
@@ -102,12 +102,12 @@ class VideoTextItems(ItemDataset):
             ids = self.prompt.encode(example.text)
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))
-            ids = self.prompt.encode(example.text, *self.source.draw(example.clip, places, rng))
+            ids = self.prompt.encode(example.text, self.source.draw(example.clip, places, rng))
         if self.prompt.limits.speech:
             sample["speech_cut"] = torch.tensor(self.prompt.speech_is_cut(example.text))
         sample |= {
             "input_ids": ids,
-            "labels": self._labels(example),
+            "labels": [] if example.answer is None else self.prompt.answer(example.answer),
             "correct": torch.tensor(example.correct),
             "clip": example.clip,
             "question_text": example.text.question,
@@ -117,21 +117,12 @@ class VideoTextItems(ItemDataset):
         }
         if example.text.options:
             sample["options"] = list(example.text.options)
-            sample |= option_targets(self.prompt, example.text.options, self.scoring)
+            sample |= option_targets(self.prompt, example.text.options, example.correct, self.scoring)
         return sample
 
     def transform(self, batch: list[Sample]) -> None:
         if isinstance(self.source, ClipReader):
             self.source.transform(batch)
-
-    def _labels(self, example: Example) -> list[int]:
-        if example.answer is None:
-            return []
-        if example.text.options and self.scoring == "label":
-            return self.prompt.letter(example.correct)
-        if example.text.options and self.scoring == "position":
-            return [example.correct]
-        return self.prompt.answer(example.answer)
 
     def fill_cache(self) -> None:
         if isinstance(self.source, ClipReader):
@@ -150,12 +141,16 @@ def prompt_for(
     return Prompt(tokenizer, limits, video_places, 0 if audio is None else limits.audio_tokens)
 
 
-def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> Sample:
+def option_targets(prompt: Prompt, options: Sequence[str], correct: int, scoring: Scoring) -> Sample:
+    """Labels of the right option, which are empty if it is withheld (-1), and what tells all options apart."""
+    if scoring == "loglik":
+        labels = [prompt.answer(option) for option in options]
+        return {"labels": labels[correct] if correct >= 0 else [], "option_labels": labels}
     if scoring == "label":
-        return {"answer_options": torch.tensor(prompt.tokenizer.letter_ids)}
-    if scoring == "position":
-        return {"answer_options": torch.arange(len(options))}
-    return {"option_labels": [prompt.answer(option) for option in options]}
+        numbers, end = prompt.tokenizer.letter_ids, [prompt.tokenizer.eos_id]
+    else:
+        numbers, end = tuple(range(len(options))), []
+    return {"labels": [numbers[correct], *end] if correct >= 0 else [], "answer_options": torch.tensor(numbers)}
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 
 from common.types import PositiveFloat, PositiveInt
 from papers.vx2text.language_model import LanguageModel
-from papers.vx2text.tokens import (
-    PLACES,
-    Modality,
-    ModalityClassifier,
-    ModalityTokens,
-    Table,
-    Tokenization,
-    pieces_of,
-    place,
-    table_of,
-)
+from papers.vx2text.prompt import PLACES, Modality
+from papers.vx2text.tokens import ModalityClassifier, ModalityTokens, Table, Tokenization, pieces_of, place, table_of
 
 
 class VX2Text(nn.Module):

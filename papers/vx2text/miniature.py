@@ -29,17 +29,10 @@ from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from papers.vx2text.clips import (
-    DEFAULT_AUDIO,
-    ONE_CLIP,
-    AudioInput,
-    ClipReader,
-    Modality,
-    VideoInput,
-    made_up_clips,
-)
+from papers.vx2text.clips import DEFAULT_AUDIO, ONE_CLIP, AudioInput, ClipReader, VideoInput, made_up_clips
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.loss import per_answer, text_loss
+from papers.vx2text.prompt import Modality
 from papers.vx2text.tokens import ModalityClassifier
 
 Batch = dict[str, Any]

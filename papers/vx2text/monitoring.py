@@ -15,8 +15,8 @@ from torch import Tensor
 from common.metrics.gathering import OncePerSample, gather_objects
 from common.monitoring.figures import WRONG, Described, chart, described_images, plain, preview_of, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
-from papers.vx2text.clips import MODALITIES
 from papers.vx2text.gumbel import largest
+from papers.vx2text.prompt import MODALITIES
 from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
 

@@ -19,10 +19,10 @@ from common.data.text import VocabularyError
 from common.files import parsing
 from common.types import NonNegativeInt, PositiveInt
 
+Modality = Literal["video", "audio"]
+MODALITIES: tuple[Modality, ...] = ("video", "audio")
 #: Reserved ids: token j of the video has -1 - j, token j of the audio -101 - j.
-VIDEO_PLACE = -1
-AUDIO_PLACE = -101
-MOST_VIDEO_TOKENS = VIDEO_PLACE - AUDIO_PLACE
+PLACES: dict[Modality, int] = {"video": -1, "audio": -101}
 
 Task = Literal["question", "dialog", "caption"]
 #: How the prompt of a task begins.
@@ -31,11 +31,12 @@ TASK_WORDS: dict[Task, str] = {
     "dialog": "continue the dialog :",
     "caption": "describe the video :",
 }
+PARTS = ("video", "audio", "speech", "caption", "history", "question", "options")
 LETTERS = ("a", "b", "c", "d", "e")
 
 VOCABULARY = "tokenizer.json"
 #: Keep the ids of this many texts: questions, speech and words of a prompt recur.
-KNOWN_TEXTS = 2**14
+CACHED_TEXTS = 2**14
 
 
 class TextTokenizer:
@@ -56,7 +57,7 @@ class TextTokenizer:
     def __init__(self, pretrained: str | None = None, vocabulary_size: PositiveInt = 32128) -> None:
         self.pretrained = pretrained
         self.vocabulary_size = vocabulary_size
-        self._known: dict[str, list[int]] = {}
+        self._ids: dict[str, list[int]] = {}
 
     def read(self, content: bytes) -> TextTokenizer:
         """Use a vocabulary from `content` instead of `pretrained`; returns self."""
@@ -69,29 +70,28 @@ class TextTokenizer:
         if self.pretrained is None:
             from common.data.worlds.narrated import sentences
 
-            return word_vocabulary([*sentences(), *LETTERS, *_prompt_words()])
+            words = [*TASK_WORDS.values(), *(f"{part} :" for part in PARTS), *(f"({letter})" for letter in LETTERS)]
+            return word_vocabulary([*sentences(), *LETTERS, *words])
         path = Path(self.pretrained) / VOCABULARY
         if not path.is_file():
             raise FileNotFoundError(
-                f"data.tokenizer.pretrained: {path} does not exist. Nothing is downloaded: put the files of T5 there, "
-                "or set it to null for the miniature's own words"
+                f"data.tokenizer.pretrained: {path} does not exist; put the files of T5 there, as nothing is downloaded"
             )
         return path.read_bytes()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end token and without lone surrogates, which no vocabulary accepts."""
-        if text not in self._known:
+        if text not in self._ids:
+            if len(self._ids) >= CACHED_TEXTS:
+                self._ids.clear()
             plain = " ".join(text.encode("utf-8", "ignore").decode().split())
-            ids = self._pieces.encode(plain, add_special_tokens=False).ids
-            if len(self._known) >= KNOWN_TEXTS:
-                self._known.clear()
-            self._known[text] = ids
-        return self._known[text]
+            self._ids[text] = self._pieces.encode(plain, add_special_tokens=False).ids
+        return self._ids[text]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids up to the first end token; skips padding, places and ids without a piece."""
-        text = takewhile(lambda number: number != self.eos_id, ids)
-        return self._pieces.decode([number for number in text if self.pad_id < number < self._pieces.get_vocab_size()])
+        text = takewhile(lambda piece: piece != self.eos_id, ids)
+        return self._pieces.decode([piece for piece in text if self.pad_id < piece < self._pieces.get_vocab_size()])
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
@@ -108,8 +108,8 @@ class TextTokenizer:
         special = [pieces.token_to_id(token) for token in ("<pad>", "</s>")]
         if special != [self.pad_id, self.eos_id] or pieces.get_vocab_size() > self.vocabulary_size:
             raise ValueError(
-                f"data.tokenizer: {self.pretrained} has {pieces.get_vocab_size()} pieces, with <pad> and </s> as "
-                f"{special}; a T5 has at most vocabulary_size ({self.vocabulary_size}), with 0 and 1"
+                f"data.tokenizer: {self.pretrained} is not T5's, with <pad> and </s> as its first of at most "
+                f"vocabulary_size ({self.vocabulary_size}) pieces"
             )
         return pieces
 
@@ -183,33 +183,37 @@ class Prompt:
         video_places: int = 0,
         audio_places: int = 0,
     ) -> None:
-        if video_places > MOST_VIDEO_TOKENS:
+        if video_places > (most := PLACES["video"] - PLACES["audio"]):
             raise ValueError(
-                f"data: {video_places} tokens of the video (clips times data.prompt.video_tokens) are more than the "
-                f"{MOST_VIDEO_TOKENS} reserved ids; take fewer clips or fewer tokens of each"
+                f"data.prompt.video_tokens times data.video.clips must be at most {most}, not {video_places}"
             )
         self.tokenizer = tokenizer
         self.limits = limits
-        self.video = [VIDEO_PLACE - number for number in range(video_places)]
-        self.audio = [AUDIO_PLACE - number for number in range(audio_places)]
+        self.video = [PLACES["video"] - token for token in range(video_places)]
+        self.audio = [PLACES["audio"] - token for token in range(audio_places)]
 
-    def encode(
-        self, text: PromptText, video_words: Sequence[str] | None = None, audio_words: Sequence[str] | None = None
-    ) -> list[int]:
-        """Ids of a prompt with its end token; words may replace modality tokens, to train on text alone."""
-        limits = self.limits
-        ids = [*self.tokenizer.encode(TASK_WORDS[text.task])]
-        ids += self._part("video :", self.video if video_words is None else self._joined(video_words))
-        ids += self._part("audio :", self.audio if audio_words is None else self._joined(audio_words))
-        ids += self._part("speech :", self._joined(text.speech)[-limits.speech :] if limits.speech else [])
-        ids += self._part("caption :", self.tokenizer.encode(text.caption)[: limits.caption] if limits.caption else [])
-        ids += self._part("history :", self._history(text.history))
-        ids += self._part("question :", self.tokenizer.encode(text.question)[: limits.question])
+    def encode(self, text: PromptText, words: Sequence[Sequence[str]] | None = None) -> list[int]:
+        """Ids of a prompt with its end token; words of the video and the audio may replace the modality tokens."""
+        limits, encode = self.limits, self.tokenizer.encode
+        video, audio = (self.video, self.audio) if words is None else map(self._joined, words)
+        options: list[int] = []
         if text.options and limits.option:
-            options: list[int] = []
             for letter, option in zip(LETTERS, text.options, strict=True):
-                options += [*self.tokenizer.encode(f"({letter})"), *self.tokenizer.encode(option)[: limits.option]]
-            ids += self._part("options :", options)
+                options += [*encode(f"({letter})"), *encode(option)[: limits.option]]
+        speech = self._joined(text.speech)
+        contents = (
+            video,
+            audio,
+            speech[max(len(speech) - limits.speech, 0) :],
+            encode(text.caption)[: limits.caption],
+            self._history(text.history),
+            encode(text.question)[: limits.question],
+            options,
+        )
+        ids = [*encode(TASK_WORDS[text.task])]
+        for part, content in zip(PARTS, contents):
+            if content:
+                ids += [*encode(f"{part} :"), *content]
         return [*ids, self.tokenizer.eos_id]
 
     def speech_is_cut(self, text: PromptText) -> bool:
@@ -219,14 +223,8 @@ class Prompt:
         """Ids of the target text with its end token."""
         return [*self.tokenizer.encode(text)[: self.limits.answer - 1], self.tokenizer.eos_id]
 
-    def letter(self, place: int) -> list[int]:
-        return [self.tokenizer.letter_ids[place], self.tokenizer.eos_id]
-
-    def _part(self, name: str, ids: list[int]) -> list[int]:
-        return [*self.tokenizer.encode(name), *ids] if ids else []
-
     def _joined(self, texts: Sequence[str]) -> list[int]:
-        return [number for text in texts for number in self.tokenizer.encode(text)]
+        return [piece for text in texts for piece in self.tokenizer.encode(text)]
 
     def _history(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         limit = self.limits.history
@@ -238,8 +236,3 @@ class Prompt:
                 return kept or turn[-limit:]
             kept = [*turn, *kept]
         return kept
-
-
-def _prompt_words() -> list[str]:
-    names = ("video", "audio", "speech", "caption", "history", "question", "options")
-    return [*TASK_WORDS.values(), *(f"{name} :" for name in names), *(f"({letter})" for letter in LETTERS)]

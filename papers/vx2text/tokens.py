@@ -15,12 +15,7 @@ from common.data.text import pad_tokens
 from common.files import open_regular, parsing
 from papers.vx2text.gumbel import Estimator, choose, draws_of
 from papers.vx2text.language_model import LanguageModel
-from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
-
-Modality = Literal["video", "audio"]
-
-#: Reserved id of the first modality token in a prompt; each next one is one less.
-PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
+from papers.vx2text.prompt import PLACES, Modality
 
 #: Kinds of tokens: an estimator of `papers.vx2text.gumbel`, which trains the classifier; `frozen`, the most probable
 #: categories of a frozen classifier; `nondifferentiable`, sampled as by `st_topk` without a gradient; or `continuous`,

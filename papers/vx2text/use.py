@@ -27,8 +27,8 @@ from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
 from papers.vx2text.language_model import LanguageModel, OptionClassifier
-from papers.vx2text.prompt import LETTERS, VOCABULARY, Prompt, PromptLimits, PromptText, Task, TextTokenizer
-from papers.vx2text.tokens import Modality, ModalityClassifier, SigmoidClassifier, category_names
+from papers.vx2text.prompt import LETTERS, VOCABULARY, Modality, Prompt, PromptLimits, PromptText, Task, TextTokenizer
+from papers.vx2text.tokens import ModalityClassifier, SigmoidClassifier, category_names
 
 
 class VX2Text(fusion.VX2Text, TrainedModel):
@@ -121,7 +121,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         text = PromptText(self.task, question, tuple(speech), known, tuple(history), tuple(options))
         sample |= {"input_ids": self.prompt.encode(text)}
         if options:
-            sample |= {"options": list(options), **option_targets(self.prompt, options, self.scoring)}
+            sample |= {"options": list(options), **option_targets(self.prompt, options, -1, self.scoring)}
         batch = {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in collate([sample]).items()

@@ -17,7 +17,8 @@ from common.encoders.checkpoint_files import (
     write_torch,
 )
 from papers.vx2text.language_model import LanguageModel
-from papers.vx2text.tokens import Modality, ModalityClassifier
+from papers.vx2text.prompt import Modality
+from papers.vx2text.tokens import ModalityClassifier
 
 Layout = Literal["kinetics", "panns", "t5"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import SentencePieceUnigramTokenizer
 
 from common.data.worlds.narrated import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES, sentences
+from papers.vx2text.data import option_targets
 from papers.vx2text.prompt import (
     LETTERS,
     Prompt,
@@ -149,9 +150,13 @@ def test_answers(words: TextTokenizer) -> None:
     assert prompt.answer("it is red") == [*words.encode("it is red"), 1]
     assert prompt.answer("a red circle moves left") == [*words.encode("a red circle"), 1]
     assert prompt.answer("") == [1]
-    letters = [prompt.letter(place) for place in range(5)]
-    assert len({tuple(letter) for letter in letters}) == 5
-    assert all(letter[1] == 1 and len(letter) == 2 for letter in letters)
+    options, targets = list("vwxyz"), []
+    for place in range(5):
+        targets.append(option_targets(prompt, options, place, "label")["labels"])
+        assert option_targets(prompt, options, place, "position")["labels"] == [place]
+    assert targets == [[letter, 1] for letter in words.letter_ids]
+    assert len(set(words.letter_ids)) == 5
+    assert option_targets(prompt, options, -1, "label")["labels"] == []
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------
