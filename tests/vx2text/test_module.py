@@ -53,7 +53,9 @@ def test_every_training_step_draws_its_noise(tmp_path: Path) -> None:
 
 
 def test_optimizer_groups(tmp_path: Path) -> None:
-    cli = started("avsd", tmp_path, model__video_learning_rate=0.25, model__audio_learning_rate=0.125)
+    rates = {"video_learning_rate": 0.25, "audio_learning_rate": 0.125, "learning_rate": 1e-4}
+    settings = {**rates, "table_learning_rate": 1e-4, "warmup_fraction": 0.05}
+    cli = started("avsd", tmp_path, **{f"model__{name}": value for name, value in settings.items()})
     cli.model.trainer.estimated_stepping_batches = 40
     made = cli.model.configure_optimizers()
     optimizer = made["optimizer"]
