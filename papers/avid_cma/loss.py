@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,23 @@ from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, mean_over_ranks, rank
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma.mining import Agreement, mine_positives
+
+Modality = Literal["v", "a"]
+CROSS: tuple[tuple[Modality, Modality], ...] = (("v", "a"), ("a", "v"))
+WITHIN: tuple[tuple[Modality, Modality], ...] = (("v", "v"), ("a", "a"))
+
+
+class Term(NamedTuple):
+    """Embeddings of the modality `query` against the bank of another or the same one."""
+
+    kind: Literal["instance", "positive"]
+    query: Modality
+    bank: Modality
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.query}2{self.bank}"
 
 
 class BankLoss(nn.Module):
@@ -58,13 +75,14 @@ class BankLoss(nn.Module):
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        weights = {
-            "instance_v2a": instance_cross, "instance_a2v": instance_cross,
-            "instance_v2v": instance_within, "instance_a2a": instance_within,
-            "positive_v2a": positive_cross, "positive_a2v": positive_cross,
-            "positive_v2v": positive_within, "positive_a2a": positive_within,
-        }  # fmt: skip
-        if not any(weights.values()):
+        terms = [
+            *(Term("instance", *pair, instance_cross) for pair in CROSS),
+            *(Term("instance", *pair, instance_within) for pair in WITHIN),
+            *(Term("positive", *pair, positive_cross) for pair in CROSS),
+            *(Term("positive", *pair, positive_within) for pair in WITHIN),
+        ]
+        self.terms = [term for term in terms if term.weight]
+        if not self.terms:
             raise ValueError("every weight of model.loss is 0: one of instance_* and positive_* must be positive")
         if not positives and (positive_cross or positive_within):
             raise ValueError(
@@ -76,7 +94,6 @@ class BankLoss(nn.Module):
         self.agreement, self.temperature = agreement, temperature
         self.bank_momentum = bank_momentum if isinstance(bank_momentum, tuple | list) else (bank_momentum,) * 2
         self.official_quirks, self.seed = official_quirks, seed
-        self.weights = {name: weight for name, weight in weights.items() if weight}
         self.num_items = 0
         self.step = 0  # training steps so far; with seed and rank it determines the next negatives
         self.register_buffer("normalizer", torch.tensor(-1.0))  # Z of NCE; -1 until the first training step sets it
@@ -118,21 +135,19 @@ class BankLoss(nn.Module):
             rows = torch.cat([index[:, None], positives, negative_index], dim=1)
             banks = {"v": self.video_bank.lookup(rows), "a": self.audio_bank.lookup(rows)}  # [B, 1 + P + K, d]
             terms, normalizer = {}, self.normalizer
-            for name in self.weights:
-                kind, direction = name.split("_")
-                query, bank = direction.split("2")
-                scores = torch.einsum("bd,bcd->bc", embeddings[query], banks[bank]) / self.temperature
-                own, mined, drawn = scores.split([1, self.positives, negative_index.shape[1]], dim=1)
-                picked = own if kind == "instance" else mined
-                if query == bank:
+            for term in self.terms:
+                scores = torch.einsum("bd,bcd->bc", embeddings[term.query], banks[term.bank]) / self.temperature
+                instance, mined, drawn = scores.split([1, self.positives, negative_index.shape[1]], dim=1)
+                picked = instance if term.kind == "instance" else mined
+                if term.query == term.bank:
                     drawn = drawn[:, : self.within_negatives]
                 if self.step == 0 and normalizer < 0:  # later steps don't wait for the device
                     normalizer = estimate_normalizer(drawn)
                     if update:  # frozen from here on; a validation keeps nothing, as it may differ between ranks
                         normalizer = self.normalizer.copy_(mean_over_ranks(normalizer))
-                terms[name] = nce_per_anchor(picked, drawn, normalizer).mean()
-            weighted = [weight * terms[name] for name, weight in self.weights.items()]
-            loss = torch.stack(weighted).sum() / sum(self.weights.values())
+                terms[term.name] = nce_per_anchor(picked, drawn, normalizer).mean()
+            weighted = [term.weight * terms[term.name] for term in self.terms]
+            loss = torch.stack(weighted).sum() / sum(term.weight for term in self.terms)
             if update:
                 index, video, audio = all_gather_rows(index, embeddings["v"], embeddings["a"])
                 self.video_bank.write(index, video)
@@ -165,14 +180,14 @@ class BankLoss(nn.Module):
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
         """Take banks and normalizer from another `BankLoss`; resets the step and the positives."""
-        own = {name: value for name, value in self.named_buffers() if name != "positive_set"}
-        wrong = [name for name, value in own.items() if name not in memory or memory[name].shape != value.shape]
+        buffers = {name: value for name, value in self.named_buffers() if name != "positive_set"}
+        wrong = [name for name, value in buffers.items() if name not in memory or memory[name].shape != value.shape]
         if wrong:
             raise ValueError(
                 f"model.warm_start holds no memory banks that fit ({', '.join(wrong)}): give the checkpoint of an AVID "
                 "stage on the very same data set listing, with the same embedding width."
             )
-        for name, value in own.items():
+        for name, value in buffers.items():
             value.copy_(memory[name])
         self.positive_set.fill_(-1)
         self.step = 0
