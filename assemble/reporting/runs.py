@@ -102,7 +102,7 @@ def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
             continue
         try:
             run = _run(folder.relative_to(root).as_posix(), folder, root)
-            if run is not None and run.fields:
+            if run is not None and run.fields and run.config is not None:  # an unreadable configuration, too
                 found.append(run)
         except Exception as error:
             warn_of(f"skipped {folder}: {type(error).__name__}: {error}")

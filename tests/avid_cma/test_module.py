@@ -26,7 +26,7 @@ def test_the_ablation_setting_runs_on_the_miniature(tmp_path: Path) -> None:
     start = str(cross.directory / "checkpoints" / "last.ckpt")
     record = run_stage(request("avid/ablation_cma", tmp_path, "--model.warm_start", start))
     assert record.data["training (audioset)"]["samples"] == 60
-    assert record.steps == 2
+    assert record.steps == 4
 
 
 def test_the_optimizer_takes_its_values_from_the_recipe() -> None:

@@ -78,7 +78,7 @@ def test_no_run_ends_a_command(payload: str, project: Path, saved: Saved, capsys
             path.unlink()
         for command in (
             ["tables", "mct"], ["claims", "mct"], ["report", "mct"], ["compare", "mct"], ["compare", "mct", "--curves"],
-            ["wandb-report", "mct", "--offline"], ["runs"], ["runs", "--json"], ["runs", "--sort", "steps"],
+            ["wandb-report", "mct", "--offline"], ["runs"], ["runs", "--json"],
         ):  # fmt: skip
             assert run(*command, "--runs", str(project / "runs")) == 0
             assert "Traceback" not in capsys.readouterr().err

@@ -284,7 +284,7 @@ def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(AVIDModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert _run_in_child(stage) == 143
-    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     assert not (stage.directory / "record.json").exists()
 
 

@@ -61,6 +61,12 @@ int cudaGetDeviceProperties(char *properties, int d) {
 }
 int cudaGetDeviceProperties_v2(char *properties, int d) { return cudaGetDeviceProperties(properties, d); }
 """
+#: Settings at the smoke scale: one group of samples, since each group has its operations, and no vocabulary to make.
+SMOKE = {
+    "avid_cma": ["--batch_norm_group", "null"],
+    "xmc_gan": ["--model.generator.batch_norm_group", "null", "--model.loss.negatives_group", "null"],
+    "vx2text": ["--data.tokenizer.pretrained", NOWHERE],
+}
 #: One per model at the smoke scale, and at the published size those with memories, a float32 trap and many losses.
 PUBLISHED = ("avid_cma/cma", "xmc_gan/xmc_gan", "m3p/m3p")
 MAIN = ("avid_cma/cma", "mct/mct_tag", "xmc_gan/xmc_gan", "m3p/m3p", "vx2text/small")
@@ -134,8 +140,8 @@ def step(case: str) -> dict[str, Any]:
         return {"case": case, "notes": watch.notes}
     paper, recipe, scale, precision, size = case.split("/")
     arguments = ["--trainer.precision", precision]
-    if scale == "smoke" and paper == "vx2text":
-        arguments += ["--data.tokenizer.pretrained", NOWHERE]  # saves making the vocabulary
+    if scale == "smoke":
+        arguments += SMOKE.get(paper, [])
     run = resolve(paper, recipe, scale=scale, hardware=HARDWARE.get(scale, "cpu"), arguments=arguments)
     batches = 1 if scale == "smoke" else 2  # a first step makes what later ones have
     callbacks = [StepSeed(), Last(watch, batches), StopAfter(batches)]
