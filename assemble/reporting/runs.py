@@ -102,7 +102,8 @@ def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
             continue
         try:
             run = _run(folder.relative_to(root).as_posix(), folder, root)
-            if run is not None and run.fields and run.config is not None:  # an unreadable configuration, too
+            if run is not None:
+                _ = run.fields, run.config  # read now, so that an unreadable run is skipped here
                 found.append(run)
         except Exception as error:
             warn_of(f"skipped {folder}: {type(error).__name__}: {error}")

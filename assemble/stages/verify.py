@@ -58,7 +58,7 @@ class Fingerprint:
     def allowed(self, stage: str, quantity: str, step: str, value: float) -> float:
         """Difference from a recorded value that rounding explains."""
         spread = self.spread.get(stage, {}).get(quantity, {}).get(step, 0.0)
-        return max(FLOOR * max(abs(value), LEAST), MARGIN * spread)
+        return max(_floor(value), MARGIN * spread)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Difference:
     value: float | None
     recorded: float | None
     allowed: float
+
+
+def _floor(value: float) -> float:
+    """Difference that rounding explains for a value of any quantity."""
+    return FLOOR * max(abs(value), LEAST)
 
 
 def path_of(paper: Paper) -> Path:
@@ -126,7 +131,7 @@ def record(paper: Paper, folder: Path, jobs: int, show: Callable[[str], object])
         for name, curve in quantities.items():
             for step, value in curve.items():
                 widest = max(abs(other[stage][name][step] - value) for other in runs.values())
-                if MARGIN * widest > FLOOR * max(abs(value), LEAST):
+                if MARGIN * widest > _floor(value):
                     spread.setdefault(stage, {}).setdefault(name, {})[step] = float(f"{widest:.3g}")
     made = Fingerprint({**_provenance(), "roundings": here}, code_of(paper), spread, values)
     write(paper, made)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import gc
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+
+from assemble.reporting.code import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("assemble", "common", "papers")
@@ -19,15 +20,10 @@ FOLDERS = ("assemble", "common", "papers")
 def modules() -> dict[str, ast.Module]:
     """Import path of every module, and of every package, to its syntax tree."""
     found = {}
-    # Python 3.11 miscounts its depth when the garbage collector runs finalizers while it builds a tree.
-    gc.disable()
-    try:
-        for folder in FOLDERS:
-            for path in sorted((ROOT / folder).rglob("*.py")):
-                name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-                found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    finally:
-        gc.enable()
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found[name] = parse(path.read_text(encoding="utf-8"))
     return found
 
 
