@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
@@ -140,11 +139,11 @@ class ShardedDataModule(pl.LightningDataModule):
         self._training: dict[str, str] = {}  # role to fingerprint
         self._before: dict[str, tuple[str, Tensor]] = {}
         if dataset is not None and world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
+            world.place(dataset)
 
     def prepare_data(self) -> None:
         if self.dataset is not None and self.world is not None:
-            self.world.prepare([self.dataset.name])
+            self.world.prepare(self.world.needed_for(self.dataset))
 
     @property
     def credit(self) -> str:

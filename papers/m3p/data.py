@@ -1,33 +1,31 @@
-"""Data modules of M3P for pre-training, fine-tuning and search; the miniature's world writes the same layouts."""
+"""Data modules of M3P for pre-training, fine-tuning and search."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.listing import spread
 from common.data.text import XLMRTokenizer
-from common.data.worlds.emoji_languages import EmojiLanguagesWorld
+from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Draw, Example
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from papers.m3p import examples
+from papers.m3p.candidates import Candidates, Groups, InBatch
 from papers.m3p.captions import CaptionPool, CaptionTokens, file_identity, stream_tokens
 from papers.m3p.code_switching import CodeSwitcher
-from papers.m3p.encoder import M3P, M3PEncoder
+from papers.m3p.encoder import M3PEncoder
 from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.pairs import Candidates, CaptionSet, PairCollator, PairItems, RegionItems, find_pictures, shown_images
+from papers.m3p.pairs import CaptionSet, PairCollator, PairItems, PairSettings, RegionItems, find_pictures
 from papers.m3p.regions import prepare_regions
 from papers.m3p.search import EvaluationSet
-from papers.m3p.streams import LanguageStream, MultitaskSteps, language_probabilities
+from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, language_probabilities
 
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
@@ -39,11 +37,11 @@ class RegionTextData(ShardedDataModule):
     """Shared base of the data modules: the tokenizer, regions, and the sets to search.
 
     Args:
-        tokenizer: its `max_tokens` cuts captions; a world replaces it with its own.
+        tokenizer: its `max_tokens` cuts captions; a world replaces its file.
         sets: captioned sets by name, for search and fine-tuning; null leaves one out.
         languages: languages with numbers, which are positions in sorted order; None for those of the sets.
-        world: miniature that replaces the files of the data sets and the tokenizer; None for real data.
-        candidates, vlm_candidates, exclude_siblings: see `PairItems`.
+        region_network: checkpoint of a `RegionNetwork` that makes the regions; None reads feature files.
+        candidates, exclude_siblings: see `Groups`, which `vlm_candidates` chooses, or `InBatch`.
         max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
             fewer. A smaller number saves time, but the model depends on it.
         validation_split: of the training sets, to compare weights on; None for none.
@@ -66,11 +64,11 @@ class RegionTextData(ShardedDataModule):
         training_sets: Sequence[CaptionSet] = (),
         test_sets: Sequence[str] = (),
         languages: Sequence[str] | None = None,
-        world: EmojiLanguagesWorld | None = None,
+        world: World | None = None,
         region_network: str | None = None,
         code_switching: CodeSwitcher | None = None,
         candidates: PositiveInt = 4,
-        vlm_candidates: Candidates = "groups",
+        vlm_candidates: Literal["groups", "in_batch"] = "groups",
         exclude_siblings: bool = True,
         max_regions: PositiveInt = 100,
         distributions: bool = False,
@@ -87,19 +85,18 @@ class RegionTextData(ShardedDataModule):
     ) -> None:
         super().__init__(None, world, batch_size=batch_size, **kwargs)
         self.tokenizer = tokenizer
-        self.sets = {name: one for name, one in (sets or {}).items() if one is not None}
+        self.sets = {name: captioned for name, captioned in (sets or {}).items() if captioned is not None}
         self.training_sets = list(training_sets)
         self.test_sets = dict(zip(test_sets, chosen_sets(self.sets, test_sets, "test_sets")))
         self.stated_languages = None if languages is None else sorted(languages)
-        self.world: EmojiLanguagesWorld | None = world
         self.region_network = region_network
         self.code_switching = code_switching
+        self.candidates: Candidates = Groups(candidates, exclude_siblings) if vlm_candidates == "groups" else InBatch()
         self.max_regions = max_regions
         self.distributions = distributions
         self.train_split, self.test_split, self.validation_split = train_split, test_split, validation_split
         self.validation_items = validation_items
         self.test_batch_size = test_batch_size
-        self.candidates, self.vlm_candidates, self.exclude_siblings = candidates, vlm_candidates, exclude_siblings
         self.test_images, self.test_captions = test_images, test_captions
         self.cut_test_captions = cut_test_captions
         #: Tokens of a data set's captions, by its split and language.
@@ -112,8 +109,8 @@ class RegionTextData(ShardedDataModule):
         #: Shares of the training captions' words that the dictionaries hold; measured in setup for training.
         self.coverage: dict[str, Any] = {}
         if world is not None:
-            for one in [*self.sets.values(), *self.training_sets]:
-                world.place(one.dataset)
+            for captioned in [*self.sets.values(), *self.training_sets]:
+                world.place(captioned.dataset)
             tokenizer.file = str(world.root_of("sentencepiece"))
             if code_switching is not None:
                 code_switching.dictionaries = world.root_of("dictionaries")
@@ -123,11 +120,11 @@ class RegionTextData(ShardedDataModule):
     @property
     def used_splits(self) -> list[tuple[Any, str]]:
         splits = [split for split in (self.train_split, self.validation_split) if split is not None]
-        used = [(one.dataset, split) for one in self.training_sets for split in splits]
-        used += [(one.dataset, self.test_split) for one in self.test_sets.values()]
+        used = [(captioned.dataset, split) for captioned in self.training_sets for split in splits]
+        used += [(captioned.dataset, self.test_split) for captioned in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
-    def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
+    def world_parts(self, world: World) -> list[str]:
         switched = ["dictionaries"] if self.code_switching is not None else []
         names = [name for dataset, _ in self.used_splits for name in world.needed_for(dataset)]
         return ["sentencepiece", *switched, *dict.fromkeys(names)]
@@ -139,19 +136,7 @@ class RegionTextData(ShardedDataModule):
     def prepare_tokenizer(self) -> None:
         if self.world is not None:
             self.world.prepare(["sentencepiece"])
-        self.tokenizer.prepare(self.training_texts())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        content = self.tokenizer.content
-        super().load_state_dict(state)
-        if self.tokenizer.content != content:  # setup has tokenized the captions
-            raise ValueError("data.tokenizer: the captions that it was learned from changed: restore them")
-
-    def training_texts(self) -> Iterable[str]:
-        """Training text to learn a missing tokenizer from."""
-        for one in self.training_sets:
-            for captions in one.dataset.captions(self.train_split, one.language).captions:
-                yield from captions
+        self.tokenizer.prepare()
 
     def setup(self, stage: str) -> None:
         if self.region_network is not None:
@@ -160,37 +145,19 @@ class RegionTextData(ShardedDataModule):
         self.prepare_tokenizer()
         if self.code_switching is not None:
             self.code_switching.prepare()
-        widths = {dataset.regions(split).feature_size for dataset, split in self.used_splits}
-        if len(widths) != 1:
-            raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
-        #: Width of a region's feature.
-        self.feature_dim: int = widths.pop()
+        #: Widths of a region's feature in the data sets.
+        self.feature_dims: set[int] = {dataset.regions(split).feature_size for dataset, split in self.used_splits}
         if not self.searched:  # also before training, so that missing test data fail early
             self.searched = self.sets_to_search()
-        if stage == "fit":
-            if self.vlm_candidates == "in_batch" and self.trainer is not None and self.trainer.world_size > 1:
-                raise ValueError(
-                    "trainer.devices: data.vlm_candidates in_batch compares all pairs of a batch, which must be on one "
-                    "device; use one device, or groups"
-                )
-            self.read_training()
-            if self.validation_split is not None and self.validation is None:
-                self.validation = self.pairs_of(
-                    self.training_sets, self.captions_per_image, masked=False, split=self.validation_split
-                )
-            if self.code_switching is not None:
-                self.coverage = self.code_switching.coverage(self.switched_texts)
-                if not self.coverage["samples"]:
-                    raise ValueError(
-                        "data.code_switching: no training set is in its source language, so nothing is switched; set "
-                        "it to null"
-                    )
-                targets, share = self.code_switching.targets, self.coverage["covered"]
-                rank_zero_only(print)(
-                    f"  code-switching into {len(targets)} languages (50 in the paper), {share:.0%} of the words: "
-                    f"{', '.join(targets)}",
-                    flush=True,
-                )
+        if stage != "fit":
+            return
+        self.read_training()
+        if self.validation_split is not None and self.validation is None:
+            self.validation = self.pairs_of(
+                self.training_sets, self.captions_per_image, masked=False, split=self.validation_split
+            )
+        if self.code_switching is not None:
+            self.coverage = self.code_switching.coverage(self._switched_texts(self.code_switching.source))
 
     @abstractmethod
     def read_training(self) -> None:
@@ -205,7 +172,7 @@ class RegionTextData(ShardedDataModule):
     @property
     def languages(self) -> list[str]:
         """Languages with numbers, sorted; the number is the position."""
-        return self.stated_languages or sorted({one.language for one in self.sets.values()})
+        return self.stated_languages or sorted({captioned.language for captioned in self.sets.values()})
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
@@ -213,31 +180,26 @@ class RegionTextData(ShardedDataModule):
         self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool, split: str | None = None
     ) -> PairItems:
         """Pairs of some sets, pooled by image; `split` defaults to the training split."""
-        switcher = self.code_switching if split is None else None
-        split = split or self.train_split
-        captions = [self.captions_of(one.dataset, split, one.language) for one in sets]
-        pictures = find_pictures(sets, captions, split, self.max_skipped_fraction)
-        pool = CaptionPool(captions, pictures.keys)
-        most = len(pool) + 1 - (int(np.bincount(pool.groups).max()) if self.exclude_siblings else 1)
-        if self.vlm_candidates == "groups" and not 2 <= self.candidates <= most:
-            raise ValueError(
-                f"data.candidates is {self.candidates}, but must be from 2 to {most}: {pictures.listing.name}, "
-                f"{pictures.listing.version}, has {len(pool)} images; or set data.vlm_candidates to in_batch"
-            )
-        return PairItems(
-            pictures,
-            pool,
-            self.tokenizer.max_tokens - 2,
+        settings = PairSettings(
             self.candidates,
-            self.vlm_candidates,
-            self.exclude_siblings,
-            captions_per_image,
-            switcher,
-            masked,
+            max_pieces=self.tokenizer.max_tokens - 2,
+            captions_per_image=captions_per_image,
+            masked=masked,
+            switcher=self.code_switching if split is None else None,
+        )
+        split = split or self.train_split
+        captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
+        pictures = find_pictures(sets, captions, split, self.max_skipped_fraction)
+        pairs = PairItems(
+            pictures,
+            CaptionPool(captions, pictures.keys),
+            settings,
             max_regions=self.max_regions,
             distributions=self.distributions,
             **self.item_options,
         )
+        self.candidates.check(pairs, self.trainer.world_size)
+        return pairs
 
     @property
     def collator(self) -> PairCollator:
@@ -250,46 +212,43 @@ class RegionTextData(ShardedDataModule):
         size = max(self.batch_size // self.trainer.world_size, 1)
         return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.collator.step)
 
+    # -- search --------------------------------------------------------------------------------------------------------
+
     def sets_to_search(self) -> list[EvaluationSet]:
         """The test sets; sets with the same images share them."""
-        found: list[EvaluationSet] = []
+        searched: list[EvaluationSet] = []
         images_of: dict[tuple[Any, ...], RegionItems] = {}
-        for name, one in self.test_sets.items():
-            dataset, split = one.dataset, self.test_split
-            captions = self.captions_of(dataset, split, one.language)
-            limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
-            pictures = find_pictures([one], [captions], split, limit, self.test_images)
+        split, limit = self.test_split, min(self.max_skipped_fraction, MOST_UNSEARCHED)
+        longest = self.tokenizer.max_tokens if self.cut_test_captions else None
+        for name, captioned in self.test_sets.items():
+            dataset = captioned.dataset
+            captions = self.captions_of(dataset, split, captioned.language)
+            pictures = find_pictures([captioned], [captions], split, limit, self.test_images)
             key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
             if key not in images_of:
                 options = {**self.item_options, "max_skipped_fraction": limit}
                 images_of[key] = RegionItems(pictures, max_regions=self.max_regions, **options)
-            longest = self.tokenizer.max_tokens if self.cut_test_captions else None
-            found.append(EvaluationSet(name, one, split, images_of[key], captions, self.test_captions, longest))
-        return found
+            searched.append(
+                EvaluationSet(name, captioned, split, images_of[key], captions, self.test_captions, longest)
+            )
+        return searched
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Loaders of the images; sets that share them are read once."""
         roles: dict[RegionItems, str] = {}
-        for one in self.searched:
-            roles.setdefault(one.images, f"test {one.name}")
-        return [self.evaluation_loader(i, self.test_batch_size, role, i.collate) for i, role in roles.items()]
+        for searched in self.searched:
+            roles.setdefault(searched.images, f"test {searched.name}")
+        return [
+            self.evaluation_loader(images, self.test_batch_size, role, images.collate) for images, role in roles.items()
+        ]
 
-    # -- code-switching ------------------------------------------------------------------------------------------------
+    # -- record --------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def switched_texts(self) -> list[str]:
-        """Training captions in the language that is switched, sampled from large sets; none without switching."""
-        source = None if self.code_switching is None else self.code_switching.source
-        sets = [one for one in self.training_sets if one.language == source]
-        texts = [self.captions_of(one.dataset, self.train_split, one.language).texts for one in sets]
-        return [own[number] for own in texts for number in spread(len(own), COUNTED_CAPTIONS)]
-
-    def switched_examples(self, count: int) -> list[tuple[str, str]]:
-        """Some captions and how they may be code-switched; empty without switching."""
-        if self.code_switching is None:
-            return []
-        rng, texts = np.random.default_rng(self.seed), self.switched_texts
-        return [(texts[n], self.code_switching.switch(texts[n], rng)) for n in spread(len(texts), count)]
+    def _switched_texts(self, language: str) -> list[str]:
+        """Training captions in the language that is switched, sampled from large sets."""
+        sets = [captioned for captioned in self.training_sets if captioned.language == language]
+        columns = [self.captions_of(captioned.dataset, self.train_split, language).texts for captioned in sets]
+        return [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
@@ -345,26 +304,19 @@ class PretrainingData(RegionTextData):
         #: Text in use.
         self.text = text if xmlm_steps else None
         self.language_alpha = language_alpha
-        self.xmlm_steps = xmlm_steps
-        self.relation_steps = relation_steps
         self.text_batch_size = text_batch_size
-        self.text_groups = text_groups
         self.bptt = bptt
-        self.steps_per_epoch = steps_per_epoch
+        self.schedule = Schedule(
+            steps_per_epoch, self.batch_size, xmlm_steps, relation_steps, text_groups=text_groups, seed=self.seed
+        )
         self.masking = masking
         #: Text, number of sentences and probability of each language; set in setup for training.
         self.streams: list[LanguageStream] = []
         self.sentences: dict[str, int] = {}
         self.probabilities: dict[str, float] = {}
 
-    def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
+    def world_parts(self, world: World) -> list[str]:
         return [*super().world_parts(world), *([] if self.text is None else [self.text.name])]
-
-    def training_texts(self) -> Iterable[str]:
-        yield from super().training_texts()
-        if self.text is not None:
-            for language in self.languages:
-                yield from self.text.sentences(self.train_split, language)
 
     @property
     def languages(self) -> list[str]:
@@ -374,9 +326,10 @@ class PretrainingData(RegionTextData):
 
     @cached_property
     def training_pairs(self) -> list[PairItems]:
-        if not self.relation_steps:
+        if not self.schedule.relation_steps:
             return []
-        return [self.pairs_of([one], one.captions_per_image, self.masking is not None) for one in self.training_sets]
+        masked = self.masking is not None
+        return [self.pairs_of([captioned], captioned.captions_per_image, masked) for captioned in self.training_sets]
 
     def read_training(self) -> None:
         for pairs in self.training_pairs:
@@ -391,7 +344,7 @@ class PretrainingData(RegionTextData):
             for language, lines in texts.items():
                 tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
                 self.sentences[language] = len(lines)
-                rows = self.text_batch_size // self.text_groups
+                rows = self.text_batch_size // self.schedule.text_groups
                 self.streams.append(LanguageStream(tokens, rows, self.bptt, self.tokenizer.end_id))
             self.probabilities = language_probabilities(self.sentences, self.language_alpha)
 
@@ -408,12 +361,7 @@ class PretrainingData(RegionTextData):
             list(self.probabilities.values()),
             self.training_pairs,
             PairCollator(self.tokenizer, self.masking, self.max_regions),
-            self.steps_per_epoch,
-            self.seed,
-            self.batch_size,
-            self.xmlm_steps,
-            self.relation_steps,
-            self.text_groups,
+            self.schedule,
             trainer.global_rank,
             trainer.world_size,
         )
@@ -436,21 +384,7 @@ class PretrainingData(RegionTextData):
         return described
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
-        sets = min(self.relation_steps, len(self.training_sets))
-        pairs, facts = made_up_pairs(self, module.model, size, draw, self.masking)
-        rows = max(self.text_batch_size * size // self.batch_size, 1)
-        masked = round(rows * self.bptt * (self.masking or DEFAULT_MASKING).words)
-        block = {
-            "tokens": draw.integers(*MADE_UP_WORDS, rows, self.bptt),
-            "token_mask": torch.ones(rows, self.bptt, dtype=torch.bool),
-            "languages": torch.zeros(rows, dtype=torch.int64),
-            "word_places": draw.integers(0, rows * self.bptt, masked),
-            "word_targets": draw.integers(*MADE_UP_WORDS, masked),
-        }
-        blocks = min(self.xmlm_steps, len(self.languages))
-        step = {"xmlm": [block] * blocks, "relations": [pairs] * sets, "index": torch.arange(size)}
-        return Example(step, self.steps_per_epoch, facts)
+        return examples.pretraining_step(self, module.model, size, draw)
 
 
 class RetrievalData(RegionTextData):
@@ -491,54 +425,12 @@ class RetrievalData(RegionTextData):
         return self.training_loader(self.training_pairs[0], collate_fn=self.collator.step)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        """A step of maximum size for estimates, `size` pairs per device; see `common.training.examples`."""
-        pairs, facts = made_up_pairs(self, module.model, size, draw)
-        images = images_of_an_epoch(self)
-        shown = None if images is None else images * self.captions_per_image
-        step = {"xmlm": [], "relations": [pairs], "index": torch.arange(size)}
-        return Example(step, batches_of_epoch(shown, self.batch_size), facts)
-
-
-#: Ids of made-up words, which exist in every vocabulary.
-MADE_UP_WORDS = (5, 900)
-
-
-def made_up_pairs(
-    data: RegionTextData, model: M3P, size: int, draw: Draw, masking: Masking | None = None
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
-    """A batch of pairs of maximum length, as `PairCollator` makes it, and facts of the data, for estimates."""
-    in_batch, length, count = data.vlm_candidates == "in_batch", data.tokenizer.max_tokens, data.max_regions
-    width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
-    pairs = size if in_batch else size * data.candidates
-    group = {
-        "tokens": draw.integers(*MADE_UP_WORDS, pairs, length),
-        "token_mask": torch.ones(pairs, length, dtype=torch.bool),
-        "regions": draw.normal(pairs, count, width),
-        "boxes": draw.uniform(pairs, count, 5),
-        "region_mask": torch.ones(pairs, count, dtype=torch.bool),
-    }
-    if masking is not None:
-        words = round(size * length * masking.text_fraction * masking.words)
-        regions = round(size * count * (1 - masking.text_fraction) * masking.regions)
-        group |= {
-            "word_places": draw.integers(0, size * (count + length), words),
-            "word_targets": draw.integers(*MADE_UP_WORDS, words),
-            "region_places": draw.integers(0, size * (count + length), regions),
-            "region_classes": draw.integers(0, classes, regions),
-            "region_features": draw.normal(regions, width),
-        }
-        if data.distributions:
-            group["region_distributions"] = draw.uniform(regions, classes).softmax(-1)
-    facts = {"feature_dim": width, "vocabulary_size": model.encoder.vocabulary_size}
-    if in_batch:
-        return {"in_batch": group | {"group": torch.arange(size)}}, facts
-    group["positive"] = torch.zeros(size, dtype=torch.int64)
-    return {"t2i": group, "i2t": group}, facts
+        return examples.fine_tuning_step(self, module.model, size, draw)
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     """Refuse an encoder that can't read the data; call after setup."""
-    longest = max([data.tokenizer.max_tokens, *(one.tokens.shape[1] for one in data.searched)])
+    longest = max([data.tokenizer.max_tokens, *(searched.tokens.shape[1] for searched in data.searched)])
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
@@ -546,9 +438,10 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     ):
         if needed > size:
             raise ValueError(f"the data has {needed} for model.model.encoder.{name}, which is {size}; raise it")
-    if data.feature_dim != encoder.feature_dim:
+    if data.feature_dims != {encoder.feature_dim}:
+        dims = " and ".join(map(str, sorted(data.feature_dims)))
         raise ValueError(
-            f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
+            f"region features have {dims} dimensions, model.model.encoder.feature_dim is "
             f"{encoder.feature_dim}: give it that number"
         )
 
@@ -558,15 +451,3 @@ def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str
     if unknown:
         raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(sets) or 'none'}")
     return [sets[name] for name in names]
-
-
-def images_of_an_epoch(data: RetrievalData) -> int | None:
-    """Published images per fine-tuning epoch, pooled as in `find_pictures`; None if unknown for a set."""
-    counts: dict[str, int] = {}
-    for one in data.training_sets:
-        count = one.dataset.published_count(data.train_split)
-        if count is None:
-            return None
-        images = shown_images(one.dataset)
-        counts[images] = max(counts.get(images, 0), count)
-    return sum(counts.values())

@@ -19,6 +19,7 @@ from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse
 from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p import monitoring
+from papers.m3p.candidates import InBatch
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
 from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
@@ -238,8 +239,8 @@ class M3PModule(pl.LightningModule):
         with precision.forward_context():
             for batch in self.data.validation_loader():
                 (relation,) = strategy.batch_to_device(precision.convert_input(batch))["relations"]
-                for kind, group in relation.items():
-                    groups = len(group["group" if kind == "in_batch" else "positive"])
+                groups = len(batch["index"])
+                for group in relation.values():
                     hits += float(pair_terms(self.model, group, MATCH_ALONE)["accuracy"]) * groups
                     count += groups
         hits, count = strategy.reduce(torch.tensor([hits, count], device=self.device), reduce_op="sum").tolist()
@@ -265,7 +266,7 @@ class M3PModule(pl.LightningModule):
             raise ValueError("model.selection is best: data.validation_split must name the split to select by")
         if stage == "fit" and self.tasks.soft_classes and not self.data.distributions:
             raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
-        if stage == "fit" and self.weights["contrast"] > 0 and self.data.vlm_candidates != "in_batch":
+        if stage == "fit" and self.weights["contrast"] > 0 and not isinstance(self.data.candidates, InBatch):
             raise ValueError("model.contrast_weight compares the pairs of a batch: set data.vlm_candidates to in_batch")
         if stage == "fit" and self.best is not None:
             self.data.validation_loader()  # the record names it even if a resumed run does not validate again

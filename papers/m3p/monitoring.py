@@ -1,4 +1,4 @@
-"""Diagnostics: images found for captions, and code-switched captions."""
+"""Diagnostics: images found for captions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 
 #: Captions shown per language, and pictures per caption.
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
-#: Number of code-switched captions shown.
-SWITCHED = 24
 
 
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
-    """Write `code_switched.csv`, and in `retrieved.png` and `.csv` the best images for some captions of each set.
+    """Write the best images for some captions of each set to `retrieved.png` and `.csv`.
 
     Into the `media` folder of a tested stage, on the main process only.
     """
@@ -27,9 +25,6 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
         return
     folder = media_folder(module)
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-    switched = data.switched_examples(SWITCHED)
-    if switched:
-        write_table(module, folder / "code_switched.csv", ["caption", "switched"], switched)
     rows: list[list[Any]] = []
     lines: list[Row] = []
     for one in test.found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,10 @@ from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures, Regions
 from common.data.sequences import Texts
 from common.data.text import XLMRTokenizer
+from papers.m3p.candidates import KINDS, Candidates, PairGroup
 from papers.m3p.captions import CaptionPool, CaptionTokens, Tokens, forced_captions, pad_captions
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Ints, Masking, mask_regions, mask_words
-
-#: `groups`: N candidates for every image and caption; `in_batch`: the other pairs of the batch.
-Candidates = Literal["groups", "in_batch"]
-#: Replacements tried for an unreadable picture before the item fails.
-ATTEMPTS = 100
 
 
 @dataclass
@@ -124,10 +120,10 @@ class RegionItems(ItemDataset):
         numbers = len(pictures.keys) * max_regions * (pictures.features.feature_size + 7)
         self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
 
-    def regions(self, file: int) -> Regions:
-        if self._cache is not None and file in self._cache:
-            return self._cache[file]
-        key = self.pictures.keys[file]
+    def regions(self, image: int) -> Regions:
+        if self._cache is not None and image in self._cache:
+            return self._cache[image]
+        key = self.pictures.keys[image]
         try:
             stored = self.pictures.features[key]
         except RegionError as error:
@@ -139,7 +135,7 @@ class RegionItems(ItemDataset):
             )
         regions = stored.first(self.max_regions, self.distributions)
         if self._cache is not None:
-            self._cache[file] = regions
+            self._cache[image] = regions
         return regions
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
@@ -201,86 +197,39 @@ def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class PairGroup:
-    """Candidates of one image or caption, or a single true pair.
+@dataclass(frozen=True)
+class PairSettings:
+    """How images and captions become samples.
 
     Args:
-        captions, images: pieces, regions of one, or of N.
-        noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
+        max_pieces: longest caption, without boundary tokens.
+        captions_per_image: per epoch; repeats captions of an image with fewer.
+        masked: draw the random numbers that masking takes.
+        switcher: translates words of captions.
     """
 
-    captions: list[Tokens]
-    images: list[Regions]
-    positive: int
-    noise: Mapping[str, npt.NDArray[np.float64]]
-
-    def __len__(self) -> int:
-        return max(len(self.captions), len(self.images))
+    candidates: Candidates
+    max_pieces: int
+    captions_per_image: int = 1
+    masked: bool = True
+    switcher: CodeSwitcher | None = None
 
 
 class PairItems(RegionItems):
-    """One caption of each image per pass, and either itself alone or groups of N candidates.
+    """One caption of each image per pass, with its candidates: a sample has a `PairGroup` of each kind.
 
-    A sample of `groups` holds `t2i`, N images for the caption, and `i2t`, N captions for the image. Negatives come from
-    the other images without replacement.
-
-    Args:
-        pool: captions in the order of `pictures`.
-        max_pieces: longest caption, without boundary tokens.
-        candidates: N, per image and per caption.
-        vlm_candidates: `groups` draws N from the whole set; `in_batch` uses the other pairs of the batch.
-        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
-            match too. The released pre-training code only excludes the caption itself.
-        captions_per_image: per epoch; repeats captions of an image with fewer.
-        switch: translates words of a caption.
+    `pool` holds the captions in the order of `pictures`.
     """
 
-    def __init__(
-        self,
-        pictures: Pictures,
-        pool: CaptionPool,
-        max_pieces: int,
-        candidates: int = 4,
-        vlm_candidates: Candidates = "groups",
-        exclude_siblings: bool = True,
-        captions_per_image: int = 1,
-        switch: CodeSwitcher | None = None,
-        masked: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(pictures, passes=captions_per_image, **options)
+    def __init__(self, pictures: Pictures, pool: CaptionPool, settings: PairSettings, **options: Any) -> None:
+        super().__init__(pictures, passes=settings.captions_per_image, **options)
         self.pool = pool
-        self.max_pieces = max_pieces
-        self.candidates = candidates
-        self.vlm_candidates = vlm_candidates
-        self.exclude_siblings = exclude_siblings
-        self.switch = switch
-        self.masked = masked
+        self.settings = settings
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
-        file = item.file
-        regions = self.regions(file)
-        caption = self._chosen(item)
-        if self.vlm_candidates == "in_batch":
-            return {
-                "in_batch": PairGroup([self._pieces(caption, rng)], [regions], 0, self._noise(1, rng)),
-                "group": torch.tensor(int(self.pool.groups[file])),
-            }
-        # Order of the random numbers: images for the caption, then captions for the image.
-        positive = int(rng.integers(self.candidates))
-        images = [image for _, image in self._negatives(file, caption, True, rng).values() if image is not None]
-        images.insert(positive, regions)
-        noise = self._noise(self.candidates, rng)
-        t2i = PairGroup([self._pieces(caption, rng)], images, positive, noise)
-        positive = int(rng.integers(self.candidates))
-        others = [number for number, _ in self._negatives(file, caption, False, rng).values()]
-        noise = self._noise(self.candidates, rng)
-        captions = [self._pieces(number, rng) for number in [*others, caption]]
-        captions.insert(positive, captions.pop())
-        return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
+        return self.settings.candidates.draw(self, item.file, self._caption(item), rng)
 
-    def _chosen(self, item: Item) -> int:
+    def _caption(self, item: Item) -> int:
         """Number of the caption that an epoch shows in a slot, one of `captions_per_image`."""
         captions = self.pool.of(item.file)
         if len(captions) == self.passes == 1:
@@ -289,41 +238,22 @@ class PairItems(RegionItems):
         rng = np.random.default_rng((self.seed, item.epoch, item.file, self.passes))
         return int(captions[forced_captions(len(captions), self.passes, rng)[item.slot]])
 
-    def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
-        tokens, row = self.pool.caption(number)
-        if self.switch is not None and tokens.captions.language == self.switch.source:
-            return tokens.pieces_of(self.switch.switch(tokens.texts[row], rng))[: self.max_pieces]
-        return tokens.pieces(row)[: self.max_pieces]
+    def pieces(self, caption: int, rng: np.random.Generator) -> Tokens:
+        """Tokens of a caption, which may be code-switched."""
+        tokens, row = self.pool.caption(caption)
+        switcher, most = self.settings.switcher, self.settings.max_pieces
+        if switcher is not None and tokens.captions.language == switcher.source:
+            return tokens.pieces_of(switcher.switch(tokens.texts[row], rng))[:most]
+        return tokens.pieces(row)[:most]
 
-    def _negatives(
-        self, file: int, caption: int, read: bool, rng: np.random.Generator
-    ) -> dict[int, tuple[int, Regions | None]]:
-        """Other images, each with a caption number and, if `read`, its regions; replaces and counts unreadable ones."""
-        negatives: dict[int, tuple[int, Regions | None]] = {}
-        error: MediaError | None = None
-        for _ in range(ATTEMPTS * self.candidates):
-            other = int(rng.integers(len(self.pool)))
-            theirs = self.pool.of(other)
-            number = int(theirs[int(rng.random() * len(theirs))])
-            sibling = self.exclude_siblings and self.pool.groups[other] == self.pool.groups[file]
-            if other in negatives or number == caption or sibling:
-                continue
-            try:
-                negatives[other] = (number, self.regions(other) if read else None)
-            except MediaError as problem:
-                error = problem
-                self.skipped.record(other, problem)
-            if len(negatives) == self.candidates - 1:
-                return negatives
-        raise error or MediaError(f"{self.listing.name}: too few images that can be used to draw negatives from")
-
-    def _noise(self, count: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
-        if not self.masked:
+    def noise(self, pairs: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
+        """Random numbers to mask some pairs with."""
+        if not self.settings.masked:
             return {}
         return {
-            "text": rng.random(count),
-            "words": rng.random((count, self.max_pieces + 2, WORD_NOISE)),
-            "regions": rng.random((count, self.max_regions, REGION_NOISE)),
+            "text": rng.random(pairs),
+            "words": rng.random((pairs, self.settings.max_pieces + 2, WORD_NOISE)),
+            "regions": rng.random((pairs, self.max_regions, REGION_NOISE)),
         }
 
 
@@ -341,7 +271,7 @@ class PairCollator:
         return {"xmlm": [], "relations": [self(samples)], "index": index}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, dict[str, Tensor]]:
-        """A batch for each kind of group in the samples; row g * N + n is pair n of group g.
+        """A batch of each kind in the samples, with one row per image and caption that `Candidates.joined` joins.
 
         Returns:
             `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
@@ -351,15 +281,10 @@ class PairCollator:
             and possibly `region_distributions`.
         """
         batch: dict[str, dict[str, Tensor]] = {}
-        for kind in ("t2i", "i2t", "in_batch"):
-            if kind not in samples[0]:
-                continue
-            groups: list[PairGroup] = [sample[kind] for sample in samples]
-            batch[kind] = self._join(groups)
-            if kind == "in_batch":
-                batch[kind]["group"] = torch.stack([sample["group"] for sample in samples])
-            else:
-                batch[kind]["positive"] = torch.tensor([group.positive for group in groups])
+        for kind, candidates in KINDS.items():
+            if kind in samples[0]:
+                groups: list[PairGroup] = [sample[kind] for sample in samples]
+                batch[kind] = self._join(groups) | candidates.targets(groups)
         return batch
 
     def _join(self, groups: Sequence[PairGroup]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""The miniature's detector: a small classifier that describes a picture and its quarters.
+"""Regions without a detector: a small classifier describes a picture and its quarters.
 
-`papers.m3p.miniature` trains it; its features are written once, in the layout of published ones. At paper scale,
-regions come from a real detector (`assemble data m3p --extract-regions`) or from third-party files.
+Its features are written once, in the layout of published ones. Regions of the paper come from a real detector
+(`assemble data m3p --extract-regions`) or from third-party files.
 """
 
 from __future__ import annotations

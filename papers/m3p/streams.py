@@ -82,14 +82,32 @@ def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np
     return Draws(chosen.reshape(steps, draws), turn.reshape(steps, draws))
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of an epoch.
+
+    Args:
+        batch_size: pairs or groups of a batch, over all ranks.
+        xmlm_steps, relation_steps: draws of each kind per step, at most the number of sources.
+        text_groups: groups of rows of a text block that draw their own languages; row i belongs to group
+            i mod `text_groups`.
+    """
+
+    steps: int
+    batch_size: int
+    xmlm_steps: int
+    relation_steps: int
+    text_groups: int = 1
+    seed: int = 0
+
+
 @dataclass
 class MultitaskSteps(Dataset[Step]):
     """The steps of an epoch: some text blocks and some batches of pairs.
 
-    A step is a function of (seed, epoch, step). Row i of a text block belongs to group i mod `text_groups`, and each
-    group draws its own languages, like each process of the released code. Rank r of W reads rows r, r + W, ... of a
-    batch, so the joined batches of W ranks equal that of one rank. With as many groups as ranks, every rank reads its
-    own languages.
+    A step is a function of (seed, epoch, step). Each group of rows draws its own languages, like each process of the
+    released code. Rank r of W reads rows r, r + W, ... of a batch, so the joined batches of W ranks equal that of one
+    rank. With as many groups as ranks, every rank reads its own languages.
 
     A text block has `tokens` int64 and `token_mask` bool [B, L], `languages` [B], `word_places` [K] among the B * L
     positions, and `word_targets` [K].
@@ -98,8 +116,6 @@ class MultitaskSteps(Dataset[Step]):
         streams: text per language in blocks with the rows of one group, in the order of the language numbers.
         languages: probability of each stream.
         pairs: caption sets, which are equally likely.
-        batch_size: pairs or groups of a batch over all ranks.
-        xmlm_steps, relation_steps: draws of each kind per step, at most the number of choices.
 
     Source: [6.3].
     """
@@ -108,19 +124,14 @@ class MultitaskSteps(Dataset[Step]):
     languages: Sequence[float]
     pairs: Sequence[PairItems]
     collator: PairCollator
-    steps: int
-    seed: int
-    batch_size: int
-    xmlm_steps: int
-    relation_steps: int
-    text_groups: int = 1
+    schedule: Schedule
     rank: int = 0
     world_size: int = 1
     _epoch: tuple[int, list[Draws], Draws] | None = None
     _orders: dict[tuple[int, int, tuple[int, ...]], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.steps
+        return self.schedule.steps
 
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
@@ -129,10 +140,11 @@ class MultitaskSteps(Dataset[Step]):
             self._pairs(epoch, int(number), int(turn))
             for number, turn in zip(relations.chosen[step], relations.turn[step])
         ]
-        # The random numbers of the first group are seeded without its number.
+        # Group 0's seed leaves out the group number, to match recorded runs.
+        groups = [((number,) if number else (), draws) for number, draws in enumerate(languages)]
         return {
             "xmlm": [
-                self._rows([self._block(epoch, step, draw, (n,) if n else (), own) for n, own in enumerate(languages)])
+                self._rows([self._block(epoch, step, draw, group, draws) for group, draws in groups])
                 for draw in range(languages[0].chosen.shape[1])
             ],
             "relations": [self.collator(batch) for batch in samples],
@@ -142,13 +154,14 @@ class MultitaskSteps(Dataset[Step]):
     def draws(self, epoch: int) -> tuple[list[Draws], Draws]:
         """Languages drawn by each group of rows, and caption sets, in an epoch; caches the last result."""
         if self._epoch is None or self._epoch[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            languages = [draw_sources(self.languages, self.steps, self.xmlm_steps, rng)]
+            plan = self.schedule
+            rng = np.random.default_rng((plan.seed, epoch))
+            languages = [draw_sources(self.languages, plan.steps, plan.xmlm_steps, rng)]
             uniform = [1 / max(len(self.pairs), 1)] * len(self.pairs)
-            relations = draw_sources(uniform, self.steps, self.relation_steps, rng)
-            for group in range(1, self.text_groups):
-                rng = np.random.default_rng((self.seed, epoch, group, 0, _LANGUAGES))
-                languages.append(draw_sources(self.languages, self.steps, self.xmlm_steps, rng))
+            relations = draw_sources(uniform, plan.steps, plan.relation_steps, rng)
+            for group in range(1, plan.text_groups):
+                rng = np.random.default_rng((plan.seed, epoch, group, 0, _LANGUAGES))
+                languages.append(draw_sources(self.languages, plan.steps, plan.xmlm_steps, rng))
             self._epoch = (epoch, languages, relations)
         return self._epoch[1:]
 
@@ -156,7 +169,7 @@ class MultitaskSteps(Dataset[Step]):
         """Order of the blocks or pairs of a source in its n-th pass of an epoch; caches the last result."""
         last = self._orders.get((kind, number, group))
         if last is None or last[0] != (epoch, again):
-            rng = np.random.default_rng((self.seed, epoch, again, number, kind, *group))
+            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind, *group))
             last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
         return last[1]
 
@@ -166,7 +179,7 @@ class MultitaskSteps(Dataset[Step]):
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
         # Drawn for the rows of all ranks, so masking doesn't depend on their number.
-        rng = np.random.default_rng((self.seed, epoch, step, draw, _TEXT_NOISE, *group))
+        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE, *group))
         masked, labels = mask_stream(
             tokens,
             rng.random((*tokens.shape, WORD_NOISE)),
@@ -183,19 +196,20 @@ class MultitaskSteps(Dataset[Step]):
         }
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """This rank's rows of a text block, in which the rows of the groups alternate."""
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
-        own = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
-        labels = own.pop("labels").ravel()
+        block = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
+        labels = block.pop("labels").ravel()
         places = np.flatnonzero(labels != NO_LABEL)
-        own |= {"word_places": places, "word_targets": labels[places]}
-        return {name: torch.from_numpy(rows) for name, rows in own.items()}
+        block |= {"word_places": places, "word_targets": labels[places]}
+        return {name: torch.from_numpy(rows) for name, rows in block.items()}
 
     def _pairs(self, epoch: int, number: int, turn: int) -> list[Sample]:
-        pairs = self.pairs[number]
-        again, batch = divmod(turn, len(pairs) // self.batch_size)
+        pairs, batch_size = self.pairs[number], self.schedule.batch_size
+        again, batch = divmod(turn, len(pairs) // batch_size)
         order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
-        first = batch * self.batch_size
-        rows = order[first + self.rank : first + self.batch_size : self.world_size]
+        first = batch * batch_size
+        rows = order[first + self.rank : first + batch_size : self.world_size]
         # Random numbers of an item also depend on the pass: an epoch passes a small set many times.
         return [pairs[(epoch << 16) + again, int(row)] for row in rows]

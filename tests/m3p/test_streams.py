@@ -17,7 +17,7 @@ from common.data.text import XLMRTokenizer
 from common.files import write_whole
 from papers.m3p import captions
 from papers.m3p.captions import file_identity, stream_tokens
-from papers.m3p.streams import LanguageStream, MultitaskSteps, draw_sources, language_probabilities
+from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, draw_sources, language_probabilities
 from tests.m3p.tiny import GOLDEN, values
 
 TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]
@@ -78,7 +78,8 @@ def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int,
 def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     def schedule(seed: int = 0, groups: int = 1) -> MultitaskSteps:
         nothing: Any = None
-        return MultitaskSteps([], [0.5, 0.3, 0.2, 0.0], [nothing] * 2, nothing, 4000, seed, 1, 3, 3, groups)
+        plan = Schedule(4000, 1, xmlm_steps=3, relation_steps=3, text_groups=groups, seed=seed)
+        return MultitaskSteps([], [0.5, 0.3, 0.2, 0.0], [nothing] * 2, nothing, plan)
 
     one, other = schedule(), schedule()
     _ = other.draws(3), other.draws(1)

@@ -199,13 +199,12 @@ class EmojiLanguagesWorld(World):
     # -- where things are ----------------------------------------------------------------------------------------------
 
     def place(self, dataset: Any) -> None:
-        """Point a data set at its stand-in; `dataset.name` must be one of `names`."""
-        dataset.root = self.root_of(dataset.name)
+        super().place(dataset)
         if isinstance(dataset, OnCOCO):
             dataset.coco_root = self.root_of("coco_karpathy")
 
     def needed_for(self, dataset: Any) -> tuple[str, ...]:
-        return (dataset.name, "coco_karpathy") if isinstance(dataset, OnCOCO) else (dataset.name,)
+        return (dataset.name, "coco_karpathy") if isinstance(dataset, OnCOCO) else super().needed_for(dataset)
 
     # -- text ----------------------------------------------------------------------------------------------------------
 
