@@ -42,36 +42,55 @@ Items = Literal["images", "captions"]
 Role = Literal["train", "test", "reference"]
 
 
+#: The image of an item, and its captions: `count` from number `first` on.
+ITEM = np.dtype([("image", "<i8"), ("first", "<i8"), ("count", "<i8")])
+
+
 @dataclass(frozen=True, eq=False)
 class CaptionedItems:
     """Items of a split, each with its possible captions.
 
-    `texts` has one row per image and numbers captions consecutively. An item has `count` captions from number `first`
-    on, in row `rows`, all int64 [N].
+    Args:
+        listing: the image of every item.
+        texts: captions by image, numbered consecutively.
+        numbers: one row of `ITEM` per item.
     """
 
     listing: Listing
     texts: Rows[str]
-    first: npt.NDArray[np.int64]
-    count: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
+    numbers: npt.NDArray[Any]
 
     @staticmethod
     def of(listing: Listing, annotations: ImageAnnotations, items: Items, captions_per_image: int) -> CaptionedItems:
         """All items of a split: one per image or per caption, with an image's first `captions_per_image` captions."""
         texts = annotations.captions
-        first, count = texts.starts[:-1], np.minimum(np.diff(texts.starts), captions_per_image)
-        rows = np.arange(len(listing))
+        numbers = np.zeros(len(listing), ITEM)
+        numbers["image"] = np.arange(len(listing))
+        numbers["first"] = texts.starts[:-1]
+        numbers["count"] = np.minimum(np.diff(texts.starts), captions_per_image)
         if items == "captions":
-            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            first, rows = np.repeat(first, count) + within, np.repeat(rows, count)
-            listing, count = listing.subset(rows), np.ones_like(first)
-        return CaptionedItems(listing, texts, first, count, rows)
+            ends = np.cumsum(numbers["count"])
+            numbers = np.repeat(numbers, numbers["count"])
+            numbers["first"] += np.arange(len(numbers)) - (ends - np.diff(ends, prepend=0))[numbers["image"]]
+            numbers["count"] = 1
+            listing = listing.subset(numbers["image"])
+        return CaptionedItems(listing, texts, numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def images(self) -> npt.NDArray[np.int64]:
+        """Row of each item's image in the annotations, int64 [N]."""
+        return self.numbers["image"]
+
+    def draw_caption(self, item: int, rng: np.random.Generator) -> int:
+        """The number of a random caption of an item."""
+        _, first, count = self.numbers[item].item()
+        return first + int(rng.integers(count))
 
     def subset(self, items: npt.NDArray[np.int64]) -> CaptionedItems:
-        return CaptionedItems(
-            self.listing.subset(items), self.texts, self.first[items], self.count[items], self.rows[items]
-        )
+        return CaptionedItems(self.listing.subset(items), self.texts, self.numbers[items])
 
 
 class TextToImageItems(ImageItems):
@@ -88,8 +107,7 @@ class TextToImageItems(ImageItems):
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
         sample = super().read(item, rng)
-        number = int(self.items.first[item.file]) + int(rng.integers(int(self.items.count[item.file])))
-        return {**sample, "caption": torch.tensor(number)}
+        return {**sample, "caption": torch.tensor(self.items.draw_caption(item.file, rng))}
 
 
 class TextToImageData(ShardedDataModule):
@@ -165,10 +183,10 @@ class TextToImageData(ShardedDataModule):
         self._items: dict[str, CaptionedItems] = {}
         for split in (self.split, self.test_split):
             listing = self.dataset.listing(split)
-            own = self.annotations[split] = self.dataset.annotations(split, listing)
-            require_captions(listing, own)
-            self._items[split] = CaptionedItems.of(listing, own, self.items, self.captions_per_image)
-        self.tokenizer.prepare(text for own in self.annotations[self.split].captions for text in own)
+            annotations = self.annotations[split] = self.dataset.annotations(split, listing)
+            require_captions(listing, annotations)
+            self._items[split] = CaptionedItems.of(listing, annotations, self.items, self.captions_per_image)
+        self.tokenizer.prepare(text for texts in self.annotations[self.split].captions for text in texts)
         if self.text_features is not None:
             # Open both now, so a missing store of the test split doesn't fail after days of training.
             try:
@@ -188,7 +206,7 @@ class TextToImageData(ShardedDataModule):
         if role == "train":
             return self._items[self.split]
         items = self._items[self.test_split]
-        order = np.random.default_rng(0).permutation(len(items.first))
+        order = np.random.default_rng(0).permutation(len(items))
         if role == "reference":
             start, wanted = 0, self.reference_samples or len(order)
             wanted = wanted if self.official_quirks else min(wanted, len(order))
@@ -216,7 +234,7 @@ class TextToImageData(ShardedDataModule):
     @property
     def caption_count(self) -> int:
         """Number of captions of the test split, an upper bound of `caption` in test batches."""
-        return int(self._items[self.test_split].texts.starts[-1])
+        return len(self._items[self.test_split].texts.column)
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
         """Test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
@@ -265,7 +283,7 @@ class TextToImageData(ShardedDataModule):
         if not hasattr(self, "annotations"):
             raise StageError("it learns what its pictures show, and an estimate has no pictures")
         split = self.split if role == "train" else self.test_split
-        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role).rows])
+        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role).images])
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()

@@ -21,13 +21,11 @@ from common.training.batch_norm import statistics_over
 # -- normalization -----------------------------------------------------------------------------------------------------
 
 
-class BatchNorm(nn.Module):
-    """Batch normalization without weights and with a biased running variance.
+class BiasedBatchNorm(nn.Module):
+    """Batch normalization without weights, whose running variance is the biased one, as in the official code.
 
-    Unlike this class, `common.training.batch_norm.GroupedBatchNorm` is PyTorch's batch normalization with groups. Both
-    choose groups alike and share statistics across devices. The running statistics, which are fixed unless `updating`,
-    come from the first group, on rank 0, because the official code keeps those of its first device. A group of None is
-    the whole batch over all devices.
+    Each `group` of images is normalized by itself, on any number of devices; None is the whole batch. The running
+    statistics are those of the first group, on rank 0, and fixed unless `updating`.
 
     Shapes:
         [B, C, H, W] -> [B, C, H, W]
@@ -85,7 +83,7 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
 
     Source: [6.1]: images of discriminator-only steps don't count.
     """
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, BiasedBatchNorm)]
     for norm in norms:
         norm.updating = False
     try:
@@ -109,7 +107,7 @@ class ConditionalBatchNorm(nn.Module):
 
     def __init__(self, channels: int, conditions: int, spatial: bool, group: int | None = None) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, group)
+        self.norm = BiasedBatchNorm(channels, group)
         self.spatial = spatial
         self.modulation = nn.Conv2d(conditions, 2 * channels, 1) if spatial else nn.Linear(conditions, 2 * channels)
         for half in self.modulation.weight.chunk(2):

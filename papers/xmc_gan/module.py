@@ -99,8 +99,7 @@ class XMCGANModule(pl.LightningModule):
     def captions(self, batch: Batch) -> Captions:
         if "words" in batch:
             return Captions(batch["words"], batch["sentence"], batch["length"])
-        if self.text_encoder is None:
-            raise ValueError("the data brings tokens, but model.text_encoder is null: give it a class")
+        assert self.text_encoder is not None
         words, sentence = self.text_encoder(batch["tokens"], batch["length"])
         return Captions(words, sentence, batch["length"])
 
@@ -185,28 +184,31 @@ class XMCGANModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        sizes = self.data.image_size, self.generator.image_size, self.discriminator.image_size
+        self._check_data()
+        if self.evaluation is not None:
+            self.evaluation.load_pretrained()
+        if self.choice is not None:
+            self.choice.require()
+        if stage == "fit":
+            self._check_training()
+            if self.image_network is not None and self.trainer.ckpt_path is None:
+                self.image_network.load_pretrained()  # type: ignore[operator]
+
+    def _check_data(self) -> None:
+        data = self.data
+        sizes = data.image_size, self.generator.image_size, self.discriminator.image_size
         if len(set(sizes)) > 1:
             raise ValueError(
                 f"data.image_size, generator and discriminator have images of {sizes} pixels, which must be the same: "
                 "a list of n channels means 4 * 2^(n - 1)"
             )
+        if (self.text_encoder is None) == (data.text_features is None):
+            raise ValueError("set either model.text_encoder or data.text_features, and the other one to null")
         check_vocabulary(self, self.text_encoder)
-        if self.text_encoder is not None and self.data.text_features is not None:
-            raise ValueError("data.text_features replaces model.text_encoder: set one of them to null")
-        if self.evaluation is not None:
-            self.evaluation.load_pretrained()
-            images = {role: len(self.data.items_of(role).first) for role in ("test", "reference")}
-            for role, count in images.items():
-                if count < 2:
-                    raise ValueError(f"data.{role}_samples: a covariance needs at least two images of data.test_split")
-            splits = getattr(self.evaluation, "splits", 1)
-            if splits > images["test"]:
-                raise ValueError(f"model.evaluation.splits: {splits} parts of {images['test']} test images")
-        if self.choice is not None:
-            self.choice.require()
-        if stage != "fit":
-            return
+        if (splits := getattr(self.evaluation, "splits", 1)) > (images := len(data.items_of("test"))):
+            raise ValueError(f"model.evaluation.splits: {splits} parts of {images} test images")
+
+    def _check_training(self) -> None:
         for field, size in (
             ("model.loss.negatives_group", self.loss.negatives_group),
             ("model.generator.batch_norm_group", self.generator.batch_norm_group),
@@ -217,8 +219,6 @@ class XMCGANModule(pl.LightningModule):
                 "trainer.precision 16 needs scaled losses, which one graph for two does not have: bf16-mixed"
             )
         refuse_half_weights(self, "the small steps of the averaged generator to nothing")
-        if self.image_network is not None and self.trainer.ckpt_path is None:
-            self.image_network.load_pretrained()  # type: ignore[operator]
 
     # -- test ----------------------------------------------------------------------------------------------------------
 

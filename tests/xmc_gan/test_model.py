@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from common.encoders.checkpoint_files import CheckpointError
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import (
-    BatchNorm,
+    BiasedBatchNorm,
     ConditionalBatchNorm,
     SpectralConv,
     SpectralLinear,
@@ -242,7 +242,7 @@ def test_noise_depends_on_seed_and_sample_alone() -> None:
 
 def test_each_group_is_normalized_by_its_own_statistics_and_the_first_is_remembered() -> None:
     x = 3 * torch.randn(8, 5, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
-    norm, alone = BatchNorm(5, group=4), BatchNorm(5)
+    norm, alone = BiasedBatchNorm(5, group=4), BiasedBatchNorm(5)
     y = norm(x)
     for place in range(2):
         expected = F.batch_norm(x[place::2], None, None, training=True)

@@ -237,6 +237,11 @@ def test_a_choice_whose_score_cannot_be_made_ends_before_images_are_generated(ke
         run_stage(request("xmc_gan/xmc_gan_best", tmp_path, *of_choice, *WITHOUT_EVALUATOR))
 
 
+def test_a_module_without_text_vectors_ends_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.text_encoder or data\.text_features"):
+        run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_EVALUATOR, "--model.text_encoder", "null"))
+
+
 @pytest.mark.parametrize(("training", "test", "matched"), [(8, 4, True), (4, 1, False)])
 def test_real_images_are_matched_in_groups_of_the_smaller_batch(
     training: int, test: int, matched: bool, tmp_path: Path
