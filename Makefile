@@ -15,7 +15,9 @@ STAMP := $(VENV)/.installed
 TORCH ?=
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
-RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
+# RELEASED: folder of the authors' weights. GIVEN: files that stand for stages, as in GIVEN="avid=FILE avid_cma=FILE".
+RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)" \
+  $(if $(RELEASED),--released "$(RELEASED)") $(if $(GIVEN),--given $(GIVEN))
 # After an edit of the code: RERUN=1 runs finished stages again, KEEP=1 uses them as they are.
 CODE = $(if $(RERUN),--rerun) $(if $(KEEP),--keep)
 REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
@@ -29,7 +31,7 @@ reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
 # A misspelled variable would change nothing. What programs read may be set here as well.
 VARIABLES := SCALE SEEDS HARDWARE DATA TORCH PYTHON TEST_JOBS FAST PREPARE ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
-  RECORD PAPER FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
+  RECORD PAPER RELEASED GIVEN FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
 PROGRAMS := ASSEMBLE_% WANDB_% HF_% OMP_% MALLOC_% CUDA_% NCCL_% SBATCH_% UV_% PIP_% PYTHON% LD_% SHELL MAKEFLAGS
 UNKNOWN := $(filter-out $(VARIABLES) $(PROGRAMS),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 ifneq ($(UNKNOWN),)
@@ -44,7 +46,7 @@ endif
 help: ## List the targets
 	@grep -hE '^##@ |^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) \
 	  | sed -E 's/^##@ (.*)/\n\1/; s/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder RERUN=1 KEEP=1 TORCH=cpu"
+	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder RERUN=1 KEEP=1 RELEASED=folder GIVEN=stage=file TORCH=cpu"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 

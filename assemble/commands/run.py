@@ -35,10 +35,14 @@ class Where:
     ] = NATIVE
 
 
+GivenFiles = Annotated[Sequence[str], "stage=FILE: files that stand for stages, such as avid=avid.pth.tar"]
+
+
 @dataclass(frozen=True)
 class OneStage(Where):
     """Flags of the commands for one stage."""
 
+    given: GivenFiles = ()
     seed: Annotated[int, Option("seed of weights, order and miniature data", parse=parse_seed)] = 0
 
 
@@ -64,6 +68,8 @@ class ManyStages(Where):
     everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
     skip_missing: Annotated[bool, "leave out stages whose data or weights are missing, and those that follow"] = False
     rerun: Rerun = False
+    released: Annotated[Path | None, "folder of the authors' weights, which stand for stages of pre-training"] = None
+    given: GivenFiles = ()
 
 
 def fit(
@@ -110,15 +116,19 @@ def _one_stage(name: str, overrides: Sequence[str], options: OneStage, rerun: bo
     use(options.isa)
     from assemble.stages.request import find_request
 
-    return find_request(name, _selection(options, [options.seed], ManyStages(rerun=rerun)), overrides)
+    chosen = ManyStages(rerun=rerun, given=options.given)
+    return find_request(name, _selection(name.partition("/")[0], options, [options.seed], chosen), overrides)
 
 
-def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
+def _selection(paper: str, where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
+    from assemble.reporting.tables import load
+    from assemble.stages.given import find_given
     from assemble.stages.request import Selection
 
     if len(set(seeds)) < len(seeds):
         raise StageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
     check_environment()
+    given, absent = find_given(load(paper), where.scale, chosen.released, chosen.given)
     return Selection(
         scale=where.scale,
         seeds=tuple(seeds),
@@ -131,6 +141,8 @@ def _selection(where: Where, seeds: Sequence[int], chosen: ManyStages) -> Select
         isa=where.isa,
         everything=chosen.everything,
         rerun=chosen.rerun,
+        given=given,
+        absent=absent,
     )
 
 
@@ -156,7 +168,7 @@ def reproduce(
     began = time.monotonic()
     if options.rerun and keep:
         raise StageError("--rerun and --keep exclude each other: leave out one")
-    selection = _selection(options, options.seeds, options)
+    selection = _selection(paper, options, options.seeds, options)
     name = paper_named(paper).name
     printed: set[str] = set()
     side_by_side = jobs or default_jobs(selection.hardware)
@@ -203,13 +215,14 @@ def plan(
 ) -> int:
     """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
     from assemble.stages.needs import needs_of
-    from assemble.stages.plan import plan_stages, render_plan
+    from assemble.stages.plan import given_text, plan_stages, render_plan
 
     if not 0 < utilization <= 1:
         raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
     if estimate and format_ != "text":
         raise StageError(f"--estimate prints text: leave out --format {format_}")
-    planned = plan_stages(paper, _selection(options, options.seeds, options))
+    selection = _selection(paper, options, options.seeds, options)
+    planned = plan_stages(paper, selection)
     needs = needs_of(planned)
     planned = needs.runnable if options.skip_missing else planned
     if estimate:
@@ -220,6 +233,8 @@ def plan(
             print(line, flush=True)
     else:
         print(render_plan(planned, format_))
+        if (files := given_text(paper_named(paper).name, selection)) and format_ == "text":
+            print("\n".join(["", *files]))
         if (lines := needs.lines()) and (format_ == "text" or needs.blocked):
             # The standard output of a script stays a script.
             print("\n".join(["", *lines]), file=sys.stdout if format_ == "text" else sys.stderr)

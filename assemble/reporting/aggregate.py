@@ -45,12 +45,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table filled from the records of one scale; `cells` are by row label and metric id, for the rows shown."""
+    """A table filled from the records of one scale; `cells` are by row label and metric id, for the rows shown.
+
+    `given`: whether the records start from files, such as the authors' weights, or from our pre-training.
+    """
 
     table: Table
     scale: str
     cells: dict[tuple[str, str], Cell]
     notes: tuple[str, ...]
+    given: bool = False
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -79,11 +83,14 @@ def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
     return [newest[field] for field in sorted(newest)]
 
 
-def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
-    """Choose the records to average: one scale, the newest configuration of each stage, one lineage."""
+def select(records: Iterable[Record], paper: str, scale: str, given: bool = False) -> Chosen:
+    """Choose the records to average: one scale, the newest configuration of each stage, one lineage.
+
+    Records that start from a file are chosen apart, with `given`.
+    """
     newest: dict[tuple[str, Draw], Record] = {}
     for record in records:
-        if record.paper == paper and record.scale == scale:
+        if record.paper == paper and record.scale == scale and bool(record.given) == given:
             key = (record.stage, record.draw)
             if key not in newest or record.started > newest[key].started:
                 newest[key] = record
@@ -112,20 +119,25 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
 
 
 def collect(
-    source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None
+    source: Tables,
+    scale: str,
+    records: Iterable[Record],
+    tables: Sequence[str] | None = None,
+    given: bool = False,
 ) -> list[TableResult]:
     """Fill the tables (of these ids) of a paper that exist at a scale, from records of any scale."""
-    chosen = select(records, source.paper, scale)
+    chosen = select(records, source.paper, scale, given)
     wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)
-    return [_fill(source, table, scale, chosen) for table in wanted if scale in table.scales]
+    return [_fill(source, table, scale, chosen, given) for table in wanted if scale in table.scales]
 
 
-def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResult:
+def _fill(source: Tables, table: Table, scale: str, chosen: Chosen, given: bool) -> TableResult:
+    files = {stage for record in chosen.kept.values() for stage in record.given}
     cells: dict[tuple[str, str], Cell] = {}
     notes: dict[str, None] = {}
     lacking: dict[str, dict[str, None]] = {}
     for row, metric in itertools.product(table.rows_at(scale), table.metrics):
-        instances = source.instances(table, row, metric, scale)
+        instances = source.instances(table, row, metric, scale, files)
         for instance in instances:
             notes.update(dict.fromkeys(chosen.left_out.get(instance, ())))
         values: dict[Draw, float] = {}
@@ -150,4 +162,4 @@ def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResu
         cells[row.label, metric.id] = Cell(published, values, tuple(used), tuple(instances), frozenset(finished))
     for key, stages in lacking.items():
         notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
-    return TableResult(table, scale, cells, tuple(notes))
+    return TableResult(table, scale, cells, tuple(notes), given)

@@ -34,6 +34,8 @@ RECORD_FILE = "record.json"
 REHEARSED = "rehearsal: "
 #: Suffix of the folder of a run that a run of another configuration replaced.
 SET_ASIDE = ".previous"
+#: Suffix of the folder of a draw for the stages that start from a file, the authors' or another.
+GIVEN = "-given"
 
 MACHINE_KEYS = frozenset(
     {
@@ -123,6 +125,8 @@ class Record:
         ours: values that no source of the paper gives.
         deviations: what the scale changes beyond sizes; at the scale `paper`, what a rehearsal changes.
         parents: configuration field to the stage whose checkpoint it takes, and the checkpoint's SHA-256.
+        given: stages that it starts from, at any distance, and that a file stands for: the file's name and SHA-256, and
+            where the authors publish it, if it is theirs.
         checkpoints: name of each of its own checkpoints to the SHA-256 of the file.
         code: file to its hashes, see `assemble.reporting.code`; empty in old records.
         git: see `git_state`; `dirty` if any session of the stage was, `earlier` with revisions of earlier sessions.
@@ -151,6 +155,9 @@ class Record:
     deviations: list[Annotated[dict[str, str], _keys("field", "reason")]] = field(default_factory=list)
     ours: list[Annotated[dict[str, str], _keys("field", "value")]] = field(default_factory=list)
     parents: dict[str, Annotated[dict[str, str], _keys("stage", "lineage_hash", optional="digest")]] = field(
+        default_factory=dict
+    )
+    given: dict[str, Annotated[dict[str, str], _keys("file", "sha256", optional="source")]] = field(
         default_factory=dict
     )
     checkpoints: dict[str, str] = field(default_factory=dict)
@@ -193,7 +200,7 @@ class Record:
         return Draw(self.seed, self.hardware.get("isa", {}).get("requested", NATIVE))
 
     def folder(self, root: Path) -> Path:
-        return run_folder(root, self.paper, self.scale, self.draw, self.stage)
+        return run_folder(root, self.paper, self.scale, self.draw, self.stage, bool(self.given))
 
     @property
     def rehearsal(self) -> bool:
@@ -275,9 +282,9 @@ def read_run(root: Path, folder: Path) -> Record:
     return record
 
 
-def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Path:
-    """`<root>/<paper>/<scale>/<draw>/<stage>`."""
-    return Path(root) / paper / scale / draw.folder / stage
+def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str, given: bool = False) -> Path:
+    """`<root>/<paper>/<scale>/<draw>/<stage>`; the draw's folder ends in `-given` if a parent is given."""
+    return Path(root) / paper / scale / f"{draw.folder}{GIVEN if given else ''}" / stage
 
 
 @functools.cache
@@ -290,7 +297,7 @@ def run_folders(root: Path, paper: str = "*", scale: str = "*") -> list[Path]:
     """Folders of runs by paper, scale, draw and stage, without those set aside."""
     found = []
     for path in Path(root).glob(f"{paper}/{scale}/seed*/*"):
-        place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)?", path.parts[-2])
+        place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)*", path.parts[-2])
         if draw and place[1] in SCALES and path.is_dir() and path.suffix != SET_ASIDE and path.name[0] != ".":
             found.append(((place[0], SCALES.index(place[1]), int(draw[1]), draw[0], path.name), path))
     return [path for _, path in sorted(found)]

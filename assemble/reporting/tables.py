@@ -295,12 +295,36 @@ class Table(Part):
         return scale in (*self.by_request, *row.by_request)
 
 
+class Released(Part):
+    """A file of the authors that stands for a stage.
+
+    Args:
+        file: the authors' name of the file.
+        source: where they publish it.
+        license, checksum: as they state them; empty if they state none.
+        beside: configuration field to the name of another file in the same folder, which fills it in place of this one.
+        tested_by: the stage that measures the model, in place of the given stage's own test.
+    """
+
+    file: Text
+    source: Text
+    license: Line = ""
+    checksum: Line = ""
+    beside: dict[str, Text] = Field(default_factory=dict)
+    tested_by: _StageName | None = None
+
+    @property
+    def origin(self) -> str:
+        return f"{self.source} ({self.license})" if self.license else self.source
+
+
 class Tables(Part):
     """A paper's tables file; `paper` is the package name instead of the block of this name."""
 
     paper: str
     path: Path
     stages: dict[str, Stage] = Field(default_factory=dict)
+    released: dict[_StageName, Released] = Field(default_factory=dict)
     tables: tuple[Table, ...] = ()
 
     @field_validator("stages", mode="before")
@@ -332,12 +356,21 @@ class Tables(Part):
                 return table
         raise ReportingError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
 
-    def instances(self, table: Table, row: Row, metric: Metric, scale: str) -> list[str]:
-        """Ids of the stage instances whose mean fills a cell at a scale; empty if nothing is run for it."""
+    def stages_of(self, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> tuple[str, ...]:
+        """Names of the stages whose mean fills a cell; another stage tests a given model if `released` names one."""
+        released = self.released.get(row.model or "") if row.model in given else None
+        tested_by = (released and released.tested_by) or ROW
+        return tuple(tested_by if name == ROW else name for name in row.stages_of(metric, scale))
+
+    def instances(self, table: Table, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> list[str]:
+        """Ids of the stage instances whose mean fills a cell at a scale; empty if nothing is run for it.
+
+        `given` are the stages that files stand for.
+        """
         if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
             return []
         found: list[str] = []
-        for name in row.stages_of(metric, scale):
+        for name in self.stages_of(row, metric, scale, given):
             if name == ROW:
                 found += [row.model] if row.model is not None else []  # an untrained row has no stage
             else:
@@ -416,11 +449,13 @@ def expand(
     rows: Collection[str] = (),
     stages: Collection[str] = (),
     everything: bool = True,
+    given: Collection[str] = (),
 ) -> list[StageInstance]:
     """The stages that tables and claims need at a scale, in table order, parents before children.
 
     `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
-    If none of them is given, `everything` includes the stages that only run on request.
+    If none of them is given, `everything` includes the stages that only run on request. Files stand for the stages in
+    `given`.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
     kept = [source.table(name) for name in tables] or source.tables
@@ -437,8 +472,8 @@ def expand(
             if left_out or (not everything and table.made_by_request(row, scale)):
                 continue
             for metric in table.metrics:
-                if source.instances(table, row, metric, scale):
-                    for name in row.stages_of(metric, scale):
+                if source.instances(table, row, metric, scale, given):
+                    for name in source.stages_of(row, metric, scale, given):
                         _need(name, row, scale, source, needed)
     if not stages:
         return list(needed.values())

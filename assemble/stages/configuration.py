@@ -36,7 +36,7 @@ from common.types import class_at
 STACK_KEYS = ("extends", "trains", "start_from", "ours", "most_devices")
 _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 #: Flags of `fit` beside the configuration, which may be misspelled.
-_FLAGS = ("scale", "hardware", "seed", "isa", "runs", "unless_done", "print_config", "config")
+_FLAGS = ("scale", "hardware", "seed", "isa", "runs", "unless_done", "print_config", "given", "config")
 
 
 @dataclass(frozen=True)

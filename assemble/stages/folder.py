@@ -148,17 +148,18 @@ def _write_identity(request: StageRequest) -> None:
     identity = {
         "lineage_hash": request.lineage,
         "code": sources,
-        "digests": {name: _digest_of(parent, request) for name, parent in request.parents.items()},
+        "digests": {name: _digest_of(name, request) for name in request.parents if request.start(name) is not None},
         "stack": request.configuration.describe(),
         "arguments": list(request.arguments),
     }
     write_atomically(request.directory / "identity.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
 
-def _digest_of(parent: StageRequest, child: StageRequest) -> str:
-    """The digest of the checkpoint that a stage starts from, which must be the one that its parent's record states."""
-    name = child.configuration.start_from
-    path, record = parent.checkpoint(name), finished_record(parent)
+def _digest_of(field: str, child: StageRequest) -> str:
+    """The digest of the checkpoint that fills a field, which must be the one that the parent's record states."""
+    name, parent, path = child.configuration.start_from, child.parents[field], child.start(field)
+    assert path is not None
+    record = finished_record(parent)
     content = digest(path, "sha256")
     if record is not None and record.checkpoints.get(name, content) != content:
         raise StageError(

@@ -155,7 +155,7 @@ def _checkpoints(planned: Sequence[Planned], waiting: Sequence[Planned]) -> floa
     """
     sizes: dict[str, float] = {}
     for item in planned:
-        if (path := item.request.checkpoint()).is_file():
+        if item.request.given is None and (path := item.request.checkpoint()).is_file():
             sizes[item.request.recipe] = path.stat().st_size
     total, largest = 0.0, 0.0
     for item in waiting:

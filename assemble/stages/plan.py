@@ -13,8 +13,9 @@ from assemble.reporting.draws import NATIVE
 from assemble.reporting.papers import paper_named, working_folder
 from assemble.reporting.progress import duration
 from assemble.reporting.results import find_promoted
-from assemble.reporting.tables import expand, load
+from assemble.reporting.tables import StageInstance, expand, load
 from assemble.stages.configuration import RunConfiguration
+from assemble.stages.given import given_lines, started
 from assemble.stages.request import (
     Selection,
     StageRequest,
@@ -50,7 +51,10 @@ class Planned:
 def plan_stages(paper: str, selection: Selection) -> list[Planned]:
     """All stages of a paper for every seed, parents first; raises an error if any has a misspelled field."""
     name = paper_named(paper).name
-    instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
+    instances, left_out = chosen(name, selection)
+    if not instances and left_out:
+        stages = ", ".join([*selection.given, *selection.absent])
+        raise ReportingError(f"--released, --given: nothing that is chosen starts from {stages}")
     if not instances:
         if not any(selection.scale in table.scales for table in load(name).tables):
             raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
@@ -75,6 +79,30 @@ def plan_stages(paper: str, selection: Selection) -> list[Planned]:
     return [*planned.values()]
 
 
+def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
+    """The stages of a selection, and how many are left out since they don't start from a given one."""
+    wanted = selection.tables, selection.rows, selection.stages, selection.everything
+    instances = expand(paper, selection.scale, *wanted, selection.given)
+    if selection.everything or not selection.given:
+        return instances, 0
+    kept = started(instances, selection.given, selection.absent)
+    return kept, len(instances) - len(kept)
+
+
+def given_text(paper: str, selection: Selection) -> list[str]:
+    """The stages that files stand for, line by line; empty if there are none."""
+    if not selection.given:
+        return []
+    source = load(paper)
+    instances = expand(source, selection.scale, selection.tables, selection.rows, selection.stages, True)
+    kept = len(started(instances, selection.given, selection.absent))
+    absent = {}
+    for stage in selection.absent:
+        others = [one for one in selection.absent if one != stage]
+        absent[stage] = len(started(instances, [stage, *selection.given], others)) - kept - 1
+    return given_lines(source.released, selection.given, absent)
+
+
 def other_code(planned: Sequence[Planned]) -> str:
     """The stages whose code changed since they were trained, as a sentence; usually empty."""
     return code.sentence([item.changed for item in planned])
@@ -82,13 +110,15 @@ def other_code(planned: Sequence[Planned]) -> str:
 
 def count_by_request(paper: str, selection: Selection) -> int:
     """Number of tables that a selection omits, in whole or in part, because they run only on request."""
-    chosen = selection.everything or selection.tables or selection.rows or selection.stages
-    tables, scale = () if chosen else load(paper).tables, selection.scale
+    named = selection.everything or selection.tables or selection.rows or selection.stages or selection.given
+    tables, scale = () if named else load(paper).tables, selection.scale
     return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
 
 
 def state_of(request: StageRequest) -> tuple[bool, str]:
     """Whether a stage is done, and why it runs or is skipped."""
+    if request.given is not None:
+        return True, request.given.path.name
     record = finished_record(request)
     if record is not None:
         return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
@@ -161,6 +191,7 @@ def fit_arguments(request: StageRequest) -> list[str]:
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
+        *(word for stage, given in request.files.items() for word in ("--given", f"{stage}={given.path}")),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
 
@@ -208,7 +239,7 @@ def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
     known, measured_here = seconds_by_records(planned) if planned else ({}, True)
     rows = [("", "draw", "stage", "recipe", "time", "why")] + [
         (
-            "done" if item.done else "run",
+            "given" if item.request.given else "done" if item.done else "run",
             str(item.request.draw),
             item.request.stage,
             item.request.recipe,

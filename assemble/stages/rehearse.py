@@ -96,7 +96,7 @@ def _remove_spent(planned: Sequence[Planned]) -> None:
     needed = {item.request.stage for item in unfinished}
     needed |= {parent.stage for item in unfinished for parent in item.request.parents.values()}
     for item in planned:
-        if item.request.stage not in needed:
+        if item.request.given is None and item.request.stage not in needed:
             shutil.rmtree(item.request.directory / "checkpoints", ignore_errors=True)
 
 

@@ -26,9 +26,11 @@ from assemble.stages.needs import needs_of
 from assemble.stages.plan import (
     Planned,
     check_configurations,
+    chosen,
     count_by_request,
     expected_text,
     fit_arguments,
+    given_text,
     other_code,
     plan_stages,
     seconds_by_records,
@@ -123,6 +125,8 @@ def _fit_in_new_process(request: StageRequest) -> records.Record:
 def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: bool) -> list[Planned]:
     """The planned stages, unless other code trained some or data is missing."""
     planned = plan_stages(paper, selection)
+    if lines := given_text(paper, selection):
+        say("\n".join([*lines, ""]))
     if (others := other_code(planned)) and not keep:
         raise OtherCodeError(
             f"{paper_named(paper).title} at scale {selection.scale}: {others}\n  --rerun (make: RERUN=1) runs them "
@@ -145,16 +149,20 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     if more := count_by_request(paper.name, selection):
         say(f"--everything adds {more} tables or parts of tables")
     waiting = [item for item in planned if not item.done]
+    given = sum(item.request.given is not None for item in planned)
+    _, left_out = chosen(paper.name, selection)
     say(
         f"{paper.title} at scale {selection.scale}: {len(planned)} stages"
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
-        + f", {len(planned) - len(waiting)} done, {len(waiting)} to run"
+        + (f", {given} given" if given else "")
+        + f", {len(planned) - len(waiting) - given} done, {len(waiting)} to run"
+        + (f", {left_out * len(selection.seeds)} left out (--everything trains them)" if left_out else "")
     )
-    chosen, request = max(((len(i.run.values_of_ours()), i.request) for i in planned), key=itemgetter(0))
-    if chosen:
+    values, request = max(((len(i.run.values_of_ours()), i.request) for i in planned), key=itemgetter(0))
+    if values:
         name = f"{paper.short}/{request.recipe} --scale {selection.scale}"
-        say(f"  {chosen} values that no source gives: `assemble show {name}` lists them")
+        say(f"  {values} values that no source gives: `assemble show {name}` lists them")
     if selection.scale == "paper" and waiting:
         say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
     if waiting:

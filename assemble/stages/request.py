@@ -15,6 +15,7 @@ from assemble.reporting.papers import paper_named
 from assemble.reporting.records import MACHINE_KEYS, short_name
 from assemble.reporting.tables import StageInstance, Tables, expand, load
 from assemble.stages.configuration import RunConfiguration, check_keys, check_names, resolve, take_switches
+from assemble.stages.given import Given
 from assemble.stages.layers import Layer, classes_in, leaves, load_yaml, merge, place
 from assemble.stages.overrides import parse_overrides
 from assemble.stages.recipe_data import dataset_entries
@@ -26,7 +27,10 @@ from common.files import read_bytes, stamp_of
 
 @dataclass(frozen=True)
 class Selection:
-    """The user's selection of stages; `everything` includes those that run only on request."""
+    """The user's selection of stages; `everything` includes those that run only on request.
+
+    `given` are the stages that files stand for, `absent` those whose released file was not found.
+    """
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -40,6 +44,8 @@ class Selection:
     isa: str = NATIVE
     everything: bool = False
     rerun: bool = False
+    given: Mapping[str, Given] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class StageRequest:
         data: folder that `$DATA` in configs means.
         isa: instruction set whose rounding to use.
         rerun: whether to start again if the stage was trained by other code.
+        given: the file that stands for the stage, which then is not trained.
     """
 
     paper: str
@@ -71,6 +78,7 @@ class StageRequest:
     rehearsal: bool = False
     isa: str = NATIVE
     rerun: bool = False
+    given: Given | None = None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -83,9 +91,22 @@ class StageRequest:
 
     @property
     def directory(self) -> Path:
-        return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
+        return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage, bool(self.files))
+
+    @functools.cached_property
+    def files(self) -> dict[str, Given]:
+        """The files that stand for this stage and for those that it starts from, at any distance, by stage."""
+        found = {stage: given for parent in self.parents.values() for stage, given in parent.files.items()}
+        return found if self.given is None else {self.stage: self.given}
+
+    def start(self, name: str) -> Path | None:
+        """The file that fills a field from its parent; None if the field keeps the recipe's value."""
+        parent = self.parents[name]
+        return parent.given.fill(name) if parent.given else parent.checkpoint(self.configuration.start_from)
 
     def checkpoint(self, name: str = "last") -> Path:
+        if self.given is not None:
+            return self.given.path
         return self.directory / "checkpoints" / f"{name}.ckpt"
 
     @property
@@ -118,6 +139,8 @@ class StageRequest:
     @functools.cached_property
     def lineage(self) -> str:
         """Hash of this configuration and its ancestors'."""
+        if self.given is not None:
+            return self.given.lineage
         run = self.configuration
         start = "" if run.start_from == "last" else f"/{run.start_from}"
         parents = {name: f"{parent.lineage}{start}" for name, parent in self.parents.items()}
@@ -199,6 +222,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
     """The requests of stage instances, which must follow their parents."""
     made: dict[str, StageRequest] = {}
     for instance in instances:
+        given = selection.given.get(instance.id)
         made[instance.id] = StageRequest(
             paper=paper,
             stage=instance.id,
@@ -210,11 +234,12 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
             seed=seed,
             runs=selection.runs,
             data=selection.data,
-            parents={name: made[parent] for name, parent in instance.parents.items()},
+            parents={} if given else {name: made[parent] for name, parent in instance.parents.items()},
             overrides=instance.overrides,
             rehearsal=selection.rehearsal,
             isa=selection.isa,
             rerun=selection.rerun,
+            given=given,
         )
     return list(made.values())
 
@@ -233,6 +258,8 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     paper = paper_named(paper_name).name
     instances = _with_ancestors(load(paper), paper, wanted, selection.scale)
     table_request = requests_for(paper, instances, selection, selection.seeds[0])[-1]
+    if table_request.given is not None:
+        raise ConfigurationError(f"--given: {table_request.given.path} stands for {wanted}, so there is nothing to run")
     overrides, files = parse_overrides(arguments)
     stated = {field: value for file in files for field, value in leaves(load_yaml(file))}
     stated |= {field: leaf for given, value in overrides for field, leaf in leaves(value, given)}

@@ -131,8 +131,10 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
     run = request.configuration
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
-        path = parent.checkpoint(run.start_from)
-        if required and (not path.is_file() or finished_record(parent) is None):
+        path = request.start(name)
+        if path is None:
+            continue
+        if required and (not path.is_file() or (parent.given is None and finished_record(parent) is None)):
             raise StageError(
                 f"{request.stage} starts from {path} ({name}), which does not exist or does not belong to a finished "
                 f"stage with this configuration; first run `assemble reproduce {paper_named(request.paper).short} "

@@ -223,7 +223,9 @@ def _record_of(
         parents={
             name: {"stage": parent.stage, "lineage_hash": parent.lineage, "digest": identity["digests"][name]}
             for name, parent in request.parents.items()
+            if name in identity["digests"]  # others keep the recipe's value
         },
+        given={stage: given.recorded() for stage, given in request.files.items()},
         checkpoints={path.stem: digest(path, "sha256") for path in _checkpoints(request)} if is_main_process() else {},
         code=identity["code"],
         git=sessions.git,

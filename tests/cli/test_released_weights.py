@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -21,7 +22,10 @@ from tests.trained import checkpoint
 
 PAGE = (project_root() / "docs" / "released-weights.md").read_text(encoding="utf-8")
 COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line[0] != "#"
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith(".venv/bin/assemble fit")
 ]
 
 
@@ -89,3 +93,28 @@ def test_a_released_file_goes_into_its_protocol(
     found = json.loads(record.read_bytes())
     assert found["metrics"]
     assert all(name.startswith("test/") for name in found["metrics"])
+
+
+def test_a_released_file_stands_for_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_released(tmp_path, "avid.pth.tar")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--scale", "smoke", "--stages", "esc@avid", "--given", f"avid={file}", "--runs", str(tmp_path / "runs")]
+    assert main(["reproduce", "avid", *flags]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "AVID-CMA at scale smoke: 2 stages, 1 given, 0 done, 1 to run" in out
+    (path,) = (tmp_path / "runs").rglob("record.json")
+    assert path.parent == tmp_path / "runs" / "avid_cma" / "smoke" / "seed0-given" / "esc@avid"
+    found = json.loads(path.read_bytes())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert found["given"] == {"avid": {"file": "avid.pth.tar", "sha256": digest}}
+    # The statistics were computed, since the released file has none and none are beside it.
+    assert {name: parent["digest"] for name, parent in found["parents"].items()} == {
+        "model.init_args.pretrained": digest
+    }
+    # A run without the file trains its own pre-training and leaves this run alone.
+    assert main(["plan", "avid", *flags[:4], *flags[6:]]) == 0
+    assert "run  seed 0  avid" in capsys.readouterr().out
+    assert main(["plan", "avid", *flags]) == 0
+    assert "done   seed 0  esc@avid" in capsys.readouterr().out

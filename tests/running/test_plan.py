@@ -286,3 +286,73 @@ def test_a_child_of_another_checkpoint_is_not_done(finish: Finish, tmp_path: Pat
         (False, ""),
         (False, "avid runs again"),
     ]
+
+
+def write_files(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def test_files_stand_for_stages_and_what_starts_from_them_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = write_files(tmp_path / "weights", "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar")
+    flags = ["--released", str(released), "--runs", str(tmp_path / "runs"), "--data", str(tmp_path)]
+    table = ["--tables", "kinetics_transfer"]
+    assert main(["plan", "avid", "--scale", "paper", *flags, *table]) == 0
+    out = capsys.readouterr().out
+    states = {line.split()[3]: line.split()[0] for line in out.splitlines() if " seed 0 " in line}
+    runs = [*(f"{name}_{split}@avid" for name in ("ucf", "hmdb") for split in (1, 2, 3)), "esc@avid", "dcase@avid"]
+    assert states == {"avid": "given", **dict.fromkeys(runs, "run")}
+    assert "missing: AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar  https://github.com" in out
+    assert "AVID-CMA (CC BY-NC 4.0); its 8 stages are left out" in out
+    # A job on a cluster gets the file, too.
+    wanted = find_wanted(["--given", f"avid={released / 'AVID_Kinetics_Cross-N1024_checkpoint.pth.tar'}"], tmp_path)
+    last = plan_stages("avid", wanted)[-1]
+    assert last.request.directory.parent.name == "seed0-given"
+    assert shlex.join(fit_arguments(last.request)).count("--given avid=") == 1
+
+
+def find_wanted(flags: list[str], runs: Path) -> Selection:
+    from assemble.reporting.tables import load
+    from assemble.stages.given import find_given
+
+    given, absent = find_given(load("avid_cma"), "smoke", None, flags[1:])
+    return Selection(scale="smoke", runs=runs, data=runs, stages=("esc@avid",), given=given, absent=absent)
+
+
+def test_another_file_makes_other_stages(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "weights", "one.pth", "two.pth")
+    lineages = set()
+    for name in ("one.pth", "two.pth"):
+        planned = plan_stages("avid", find_wanted(["--given", f"avid={folder / name}"], tmp_path))
+        lineages.add(planned[-1].request.lineage)
+    # The statistics beside a released file count as well.
+    write_files(folder, "audio_norm_stats.npz")
+    wanted = find_wanted(["--given", f"avid={folder / 'two.pth'}"], tmp_path)
+    lineages |= {plan_stages("avid", one)[-1].request.lineage for one in (wanted, replace(wanted, given={}))}
+    assert len(lineages) == 4
+
+
+@pytest.mark.parametrize(
+    ("paper", "flags", "message"),
+    [
+        ("avid", ["--scale", "paper", "--released", "{}"], "none of the authors' files is there: AVID_Kinetics"),
+        ("avid", ["--scale", "mini", "--released", "{}"], "add --scale paper, not mini"),
+        ("xmcgan", ["--scale", "paper", "--released", "{}"], "names no released weights; use --given"),
+        ("avid", ["--scale", "paper", "--released", "{}/none"], "no such folder"),
+        ("mct", ["--scale", "paper", "--released", "{}"], "resnet50-0676ba61.pth: its sha256 is"),
+        ("avid", ["--scale", "smoke", "--given", "avid={}/none.pth"], "there is no file"),
+        ("avid", ["--scale", "smoke", "--given", "avidd={}"], "write stage=FILE; did you mean 'avid'?"),
+        ("avid", ["--scale", "smoke", "--given", "ablation_cma={}/other.pth"], "nothing that is chosen starts from"),
+    ],
+)
+def test_a_file_that_cannot_stand_for_a_stage_is_refused(
+    paper: str, flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_files(tmp_path / "weights", "other.pth", *(["resnet50-0676ba61.pth"] if paper == "mct" else []))
+    given = [flag.format(folder) for flag in flags]
+    assert main(["plan", paper, *given, "--runs", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""Given stages: a file, the authors' weights or any checkpoint, stands for a stage, which then is not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from assemble.reporting.papers import paper_named
+from assemble.reporting.records import lineage_hash
+from assemble.reporting.tables import Released, StageInstance, Tables
+from common.data.checksums import digest, problem
+from common.errors import StageError, nearest
+
+
+@dataclass(frozen=True)
+class Given:
+    """The file that stands for a stage.
+
+    Attributes:
+        source: where the authors publish it; empty for a file that the user named with `--given`.
+        beside: see `Released.beside`.
+    """
+
+    path: Path
+    source: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    def fill(self, name: str) -> Path | None:
+        """The file for a configuration field; None if another released file should fill it and is missing."""
+        if name not in self.beside or self.path.suffix == ".ckpt":  # our checkpoints hold everything
+            return self.path
+        other = self.path.with_name(self.beside[name])
+        return other if other.is_file() else None
+
+    @property
+    def lineage(self) -> str:
+        files = {name: found for name in self.beside if (found := self.fill(name)) is not None}
+        return lineage_hash("given", {name: digest(path, "sha256") for name, path in {"": self.path, **files}.items()})
+
+    def recorded(self) -> dict[str, str]:
+        """The entry of a record."""
+        source = {"source": self.source} if self.source else {}
+        return {"file": self.path.name, "sha256": digest(self.path, "sha256"), **source}
+
+
+def find_given(
+    source: Tables, scale: str, released: Path | None, named: Sequence[str]
+) -> tuple[dict[str, Given], tuple[str, ...]]:
+    """The stages with files in a folder of released weights, or named as `stage=FILE`, and those without their file."""
+    given: dict[str, Given] = {}
+    if released is not None:
+        short = paper_named(source.paper).short
+        if not source.released:
+            raise StageError(f"--released: papers/{source.paper}/tables.yaml names no released weights; use --given")
+        if scale != "paper":
+            raise StageError(
+                f"--released: the authors' weights have the published sizes; add --scale paper, not {scale}"
+            )
+        if not released.is_dir():
+            raise StageError(f"--released {released}: no such folder; `assemble data {short}` names the authors' files")
+        for stage, file in source.released.items():
+            path = (released / file.file).resolve()
+            if not path.is_file():
+                continue
+            if file.checksum and (wrong := problem(path, file.checksum)):
+                raise StageError(f"--released: {path}: {wrong}; get it again from {file.source}")
+            given[stage] = Given(path, file.source, file.beside)
+    for text in named:
+        stage, equals, name = text.partition("=")
+        path = Path(name).expanduser().resolve()
+        if not equals or stage not in source.stages:
+            raise StageError(f"--given {text}: write stage=FILE; {nearest(stage, source.stages)}")
+        if not path.is_file():
+            raise StageError(f"--given {text}: there is no file {path}")
+        beside = source.released[stage].beside if stage in source.released else {}
+        given[stage] = Given(path, beside=beside)
+    absent = tuple(stage for stage in source.released if stage not in given) if released is not None else ()
+    if released is not None and not given:
+        wanted = "; ".join(f"{file.file} from {file.origin}" for file in source.released.values())
+        raise StageError(f"--released {released}: none of the authors' files is there: {wanted}")
+    return given, absent
+
+
+def started(instances: Sequence[StageInstance], given: Collection[str], absent: Collection[str]) -> list[StageInstance]:
+    """The given stages that something starts from, all that starts from them, and what that needs besides.
+
+    Stages whose released file is absent are left out, with all that starts from them.
+    """
+    from_given, left_out = set(given), set(absent)
+    for instance in instances:  # parents first
+        parents = set() if instance.id in given else {*instance.parents.values()}
+        if parents & left_out:
+            left_out.add(instance.id)
+        elif parents & from_given and instance.id not in left_out:
+            from_given.add(instance.id)
+    needed = from_given - set(given)
+    for instance in reversed(instances):
+        if instance.id in needed and instance.id not in given:
+            needed |= {*instance.parents.values()}
+    return [instance for instance in instances if instance.id in needed]
+
+
+def given_lines(released: Mapping[str, Released], given: Mapping[str, Given], absent: Mapping[str, int]) -> list[str]:
+    """The table of given stages; `absent` counts the stages that start from each one whose file is missing."""
+    rows = [("given", "file", "from")]
+    rows += [(stage, file.path.name, released[stage].origin if file.source else "you") for stage, file in given.items()]
+    for stage, count in absent.items():
+        without = f"; its {count} stages are left out" if count > 0 else ""
+        rows.append((stage, f"missing: {released[stage].file}", f"{released[stage].origin}{without}"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
