@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import sys
 import typing
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+
+from common.errors import nearest
 
 _number = functools.partial(Field, strict=True, allow_inf_nan=False)
 _whole = functools.partial(Field, strict=True)
@@ -42,20 +45,37 @@ def class_at(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Dotted name, value and problem of each out-of-range argument of a class or of a dataclass in it."""
-    hints = hints_of(cls)
+def outside(cls: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Dotted name and problem of each out-of-range argument of a class, and of each field of a dataclass in it."""
+    hints = hints_of(cls) if isinstance(cls, type) else {}
     for name, value in arguments.items():
         hint: Any = hints.get(name)
         part = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
-        if isinstance(part, type) and isinstance(value, dict):
-            for inner, found, problem in outside(part, value):
-                yield f"{name}.{inner}", found, problem
+        if isinstance(part, type) and isinstance(value, dict) and "class_path" not in value:
+            fields = hints_of(part)
+            unknown = [one for one in value if one not in fields]
+            yield from ((f"{name}.{one}", f"is unknown; {nearest(str(one), fields)}") for one in unknown)
+            yield from ((f"{name}.{inner}", problem) for inner, problem in outside(part, value))
         elif has_range(hint):
             try:
                 TypeAdapter(hint).validate_python(value)
             except ValidationError as error:
-                yield name, value, "; ".join(dict.fromkeys(one["msg"].lower() for one in error.errors()))
+                problems = dict.fromkeys(one["msg"].lower() for one in error.errors())
+                yield name, f"is {value!r}: {'; '.join(problems)}"
+
+
+@functools.cache
+def arguments_of(cls: Any) -> frozenset[str] | None:
+    """Names of the arguments of a function, or of a class and its bases; None if it takes any."""
+    names: set[str] = set()
+    for base in cls.__mro__[:-1] if isinstance(cls, type) else (cls,):
+        function = base.__dict__.get("__init__") if isinstance(cls, type) else cls
+        if function is not None:
+            parameters = inspect.signature(function).parameters.values()
+            names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                return frozenset(names - {"self"})
+    return None
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +13,16 @@ from assemble.reporting.papers import existing_papers
 from assemble.reporting.tables import expand
 from assemble.stages.configuration import resolve
 from assemble.stages.recipes import recipes_of, scales_of
-from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, has_range, hints_of, outside
+from common.types import (
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    arguments_of,
+    has_range,
+    hints_of,
+    outside,
+)
 
 #: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores.
 ANY_NUMBER = {"mean", "jobs"}
@@ -48,15 +58,36 @@ class Whole(Part):
 )
 def test_a_value_outside_its_range_is_named(arguments: dict[str, Any], words: str) -> None:
     (name,) = arguments
-    [found] = outside(Whole, arguments)
-    assert found[0] == name
-    assert found[1] is arguments[name]
-    assert found[2] == words
+    assert list(outside(Whole, arguments)) == [(name, f"is {arguments[name]!r}: {words}")]
 
 
 def test_values_inside_their_ranges_pass_also_whole_numbers_for_floats() -> None:
     inside = {"rate": 1, "share": [0, 1], "count": None, "seed": 0, "name": -1, "width": 3, "unknown": -1}
     assert list(outside(Whole, inside)) == []
+
+
+@dataclass
+class Sizes:
+    width: PositiveInt = 1
+
+
+class Holding:
+    def __init__(self, sizes: Sizes | None = None, **kwargs: Any) -> None: ...
+
+
+def test_fields_of_a_dataclass_are_checked_like_arguments() -> None:
+    assert list(outside(Holding, {"sizes": {"width": 0}})) == [
+        ("sizes.width", "is 0: input should be greater than 0"),
+    ]
+    [(field, problem)] = outside(Holding, {"sizes": {"widht": 2}})
+    assert field == "sizes.widht"
+    assert "did you mean 'width'?" in problem
+
+
+def test_a_class_takes_the_arguments_of_its_bases_unless_one_takes_any() -> None:
+    assert arguments_of(Whole) == {"width", "rate", "share", "count", "seed", "name"}
+    assert arguments_of(Holding) is None
+    assert arguments_of(arguments_of) == {"cls"}
 
 
 def _classes(config: Any) -> set[str]:

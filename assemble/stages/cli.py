@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +10,10 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from assemble.stages.configuration import RunConfiguration, check_ranges, take_switches
-from assemble.stages.layers import classes_in
+from assemble.stages.configuration import RunConfiguration, check_arguments, take_switches
+from assemble.stages.layers import Layer, classes_in, merge, place
 from assemble.stages.lightning_workarounds import dump_without_validation, whole_number_limits
+from assemble.stages.request import StageRequest
 from common.errors import ConfigurationError
 from common.training.callbacks import SamplesForAll, SpacedCheckpoints
 from common.training.switches import ApplySwitches, Switches
@@ -107,11 +109,13 @@ class _Parsed(StageCLI):
         """Build nothing."""
 
 
-def check(run: RunConfiguration) -> None:
-    """Check types and ranges of a stage's configuration, and build only its loss, without storage."""
+def check(request: StageRequest) -> None:
+    """Check names, types and ranges of a stage's configuration, and build only its loss, without storage."""
+    run = request.configuration
+    config = run.with_placeholders(DATA="data", RUN="run")
+    parents = [Layer(f"tables.yaml, from {name}", place(config, name, None)) for name in request.parents]
     try:
-        check_ranges(run.config, run.layers)
-        config = run.with_placeholders(DATA="data", RUN="run")
+        check_arguments(functools.reduce(merge, (layer.content for layer in parents), config), [*run.layers, *parents])
         _Parsed(config)
         for path, node in classes_in(config["model"]):
             if path.rpartition(".")[2] == "loss":  # refuses what does not go together
@@ -128,7 +132,7 @@ def check(run: RunConfiguration) -> None:
 
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
     """Check the merged configuration, then build trainer, model and data."""
-    check_ranges(config, run.layers)
+    check_arguments(config, run.layers)
     try:
         cli = StageCLI(config, trainer_arguments)
     except ConfigurationError:

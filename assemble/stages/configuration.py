@@ -27,7 +27,6 @@ from assemble.reporting.records import REHEARSED, short_name
 from assemble.stages.layers import SWITCHES, Layer, classes_in, leaves, load_yaml, merge, origin, reach, substitute
 from assemble.stages.overrides import check_given, check_lengths, field_layers, parse_overrides
 from assemble.stages.recipes import REHEARSAL, hardware_layer, limit_devices, overlay_layers, recipe_layers, scales_of
-from assemble.stages.signatures import arguments_of, fields_of, is_missing
 from common.errors import ConfigurationError, nearest
 from common.types import class_at
 
@@ -153,7 +152,6 @@ def _for_lightning(merged: dict[str, Any], layers: list[Layer], changes: list[La
         config["trainer"]["strategy"] = "auto"
     if switches:
         config = merge(config, {"model": {"init_args": switches}})
-    check_names(take_switches(config)[1], layers)
     return config
 
 
@@ -234,48 +232,27 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
             )
 
 
-def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse unknown classes and arguments, without importing anything."""
-    given = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
-    given += [
-        (f"{p}.init_args", str(node["class_path"]), node.get("init_args") or {}) for p, node in classes_in(config)
+def check_arguments(config: dict[str, Any], layers: Sequence[Layer]) -> None:
+    """Refuse classes that cannot be imported, and arguments that they don't take or that are out of range."""
+    from common.types import arguments_of, outside
+
+    parts = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
+    parts += [
+        (f"{path}.init_args", str(node["class_path"]), node.get("init_args") or {})
+        for path, node in classes_in(take_switches(config)[1])
     ]
-    for path, cls, arguments in given:
-        if is_missing(cls):
-            where = f"{path.removesuffix('.init_args')}.class_path"
-            raise ConfigurationError(f"{origin(where, layers)}: {where} {cls!r} does not exist")
-        valid = arguments_of(cls)
-        if valid is None or not isinstance(arguments, dict):
-            continue
-        for argument in map(str, arguments):
-            if argument not in valid:
-                field = f"{path}.{argument}"
-                near = _elsewhere(argument, config, field) or nearest(argument, valid)
-                raise ConfigurationError(f"{origin(field, layers)}: unknown field {field!r} of {cls}; {near}")
-        for argument, fields in fields_of(cls).items():
-            stated = arguments.get(argument)
-            for name in stated if isinstance(stated, dict) and "class_path" not in stated else ():
-                if name not in fields:
-                    field = f"{path}.{argument}.{name}"
-                    raise ConfigurationError(
-                        f"{origin(field, layers)}: unknown field {field!r}; {nearest(str(name), fields)}"
-                    )
-
-
-def check_ranges(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse classes that cannot be imported, and arguments out of range."""
-    from common.types import outside
-
-    for path, node in classes_in(take_switches(config)[1]):
+    for path, name, arguments in parts:
         try:
-            cls = class_at(node["class_path"])
+            cls = class_at(name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
-            ) from None
-        for argument, value, problem in outside(cls, node.get("init_args") or {}) if isinstance(cls, type) else ():
-            if value != "$SEED":
-                field = f"{path}.init_args.{argument}"
-                raise ConfigurationError(
-                    f"{short_name(field)} is {value!r}: {problem} (set in: {origin(field, layers)})"
-                )
+            where = f"{path.removesuffix('.init_args')}.class_path"
+            raise ConfigurationError(f"{origin(where, layers)}: {where} {name!r} cannot be imported: {error}") from None
+        valid = arguments_of(cls)
+        for argument in arguments:
+            if valid is not None and argument not in valid:
+                field = f"{path}.{argument}"
+                near = _elsewhere(str(argument), config, field) or nearest(str(argument), valid)
+                raise ConfigurationError(f"{origin(field, layers)}: unknown field {field!r} of {name}; {near}")
+        for argument, problem in outside(cls, arguments):
+            field = f"{path}.{argument}"
+            raise ConfigurationError(f"{origin(field, layers)}: {short_name(field)} {problem}")

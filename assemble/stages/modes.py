@@ -21,7 +21,10 @@ from common.errors import StageError
 
 
 def print_configuration(request: StageRequest) -> None:
-    """Print the merged files, the deviations of the scale and the resulting configuration."""
+    """Check a configuration, then print the merged files, the deviations of the scale and the result."""
+    from assemble.stages.cli import check
+
+    check(request)
     run = request.configuration
     print(f"# {run.describe()}")
     for deviation in run.deviations:

@@ -1,4 +1,4 @@
-"""Which stages a paper needs and which are done; only a SLURM plan imports torch and lightning, for its checks."""
+"""Which stages a paper needs and which are done; only `render_plan` imports torch and lightning, for its checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from assemble.reporting import code, records
 from assemble.reporting.draws import NATIVE
 from assemble.reporting.papers import paper_named, working_folder
 from assemble.reporting.progress import duration
+from assemble.reporting.records import config_hash
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import StageInstance, expand, load
 from assemble.stages.configuration import RunConfiguration
@@ -196,25 +197,27 @@ def fit_arguments(request: StageRequest) -> list[str]:
     ]  # fmt: skip
 
 
-def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
-    """Check types and ranges; imports all that the stages need."""
+def check_configurations(requests: Sequence[StageRequest]) -> None:
+    """Check names, types and ranges; imports all that the stages need."""
     from assemble.stages.lightning_workarounds import import_lightning
 
     import_lightning()
     from assemble.stages.cli import check
 
-    for run in configurations:
-        fingerprint(run)  # before a later edit: checking imports the code of all stages
-    for run in {records.config_hash(run.config, {"seed_everything"}): run for run in configurations}.values():
-        check(run)
+    for request in requests:
+        fingerprint(request.configuration)  # before a later edit: checking imports the code of all stages
+    alike = {(config_hash(one.configuration.config, {"seed_everything"}), *one.parents): one for one in requests}
+    for request in alike.values():
+        check(request)
 
 
 def render_plan(planned: Sequence[Planned], form: str) -> str:
     """The plan as text, a shell script, or SLURM submissions with dependencies."""
     todo = [item for item in planned if not item.done]
+    if todo:
+        check_configurations([item.request for item in todo])
     if form == "text":
         return _as_text(planned, todo)
-    check_configurations([item.run for item in todo])
     if others := other_code(planned):
         records.warn_of(f"{others}; --rerun runs them again")
     # This interpreter, since a job may start without an activated environment.

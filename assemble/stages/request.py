@@ -14,9 +14,9 @@ from assemble.reporting.draws import NATIVE, Draw
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import MACHINE_KEYS, short_name
 from assemble.reporting.tables import StageInstance, Tables, expand, load
-from assemble.stages.configuration import RunConfiguration, check_keys, check_names, resolve, take_switches
+from assemble.stages.configuration import RunConfiguration, resolve
 from assemble.stages.given import Given
-from assemble.stages.layers import Layer, classes_in, leaves, load_yaml, merge, place
+from assemble.stages.layers import classes_in, leaves, load_yaml
 from assemble.stages.overrides import parse_overrides
 from assemble.stages.recipe_data import dataset_entries
 from assemble.stages.recipes import recipe_layers, recipes_of
@@ -117,7 +117,7 @@ class StageRequest:
     @functools.cached_property
     def configuration(self) -> RunConfiguration:
         """The merged configuration, without the parents' paths."""
-        run = resolve(
+        return resolve(
             self.paper,
             self.recipe,
             scale=self.scale,
@@ -128,13 +128,6 @@ class StageRequest:
             arguments=self.arguments,
             rehearsal=self.rehearsal,
         )
-        layers = [Layer(f"tables.yaml, from {name}", place(run.config, name, None)) for name in self.parents]
-        if layers:
-            config = functools.reduce(merge, (layer.content for layer in layers), run.config)
-            config = take_switches(config)[1]
-            check_keys(config, layers)
-            check_names(config, layers)
-        return run
 
     @functools.cached_property
     def lineage(self) -> str:

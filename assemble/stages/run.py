@@ -39,7 +39,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> Record:
         if request.arguments or (identity_of(request.directory) and not holds(request.directory, request)):
             from assemble.stages.cli import check
 
-            check(request.configuration)  # on all ranks, before an earlier run is moved aside
+            check(request)  # on all ranks, before an earlier run is moved aside
         _require_files(config.get("data"))
         from assemble.stages.preempt import Preemption, requeue
         from assemble.stages.training import train_and_test

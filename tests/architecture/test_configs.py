@@ -16,7 +16,7 @@ from assemble.reporting.papers import existing_papers, project_root
 from assemble.reporting.records import short_name
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import expand
-from assemble.stages.configuration import check_ranges, resolve
+from assemble.stages.configuration import check_arguments, resolve
 from assemble.stages.layers import leaves, load_yaml
 from assemble.stages.recipes import family_of, recipes_of, scales_of
 
@@ -49,7 +49,7 @@ def test_a_recipe_instantiates(paper: str, tmp_path: Path) -> None:
         if scale == "single" and recipe not in single:
             continue
         run = resolve(paper, recipe, scale=scale, seed=1)
-        check_ranges(run.config, run.layers)
+        check_arguments(run.with_placeholders(DATA="data"), run.layers)
         kinds = {(path, kind(value)) for path, value in leaves(run.config)}
         if kinds <= seen:
             continue

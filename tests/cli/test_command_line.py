@@ -28,11 +28,11 @@ from tests.machine import LONG
         ["--help"],
         ["fit", "--help"],
         ["reproduce", "--help"],
-        ["plan", "avid", "--scale", "smoke"],
+        ["list", "avid"],
         ["claims", "avid"],
     ],
 )
-def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
+def test_help_lists_and_tables_do_not_import_torch(arguments: list[str]) -> None:
     program = (
         "import sys; from assemble.commands.main import main\n"
         "try: main(sys.argv[1:])\n"

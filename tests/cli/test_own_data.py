@@ -17,7 +17,7 @@ from assemble.reporting.papers import project_root
 from assemble.reporting.records import find
 from assemble.reporting.tables import StageInstance
 from assemble.stages.cli import check
-from assemble.stages.configuration import check_ranges, resolve
+from assemble.stages.configuration import check_arguments, resolve
 from assemble.stages.request import Selection, requests_for
 from common.errors import ConfigurationError
 from tests.data.media_factory import write_video, write_wav
@@ -156,7 +156,7 @@ def test_the_line_for_xmc_gan_fits_together() -> None:
     words = shlex.split(line)
     paper, recipe = words[2].split("/")
     run = resolve(paper, recipe, scale="paper", arguments=words[words.index("--data.dataset") :])
-    check_ranges(run.config, run.layers)
+    check_arguments(run.with_placeholders(DATA="data"), run.layers)
     data = run.config["data"]["init_args"]
     assert data["dataset"]["init_args"] == {"root": "/mine/images"}
     assert data["text_features"] is None

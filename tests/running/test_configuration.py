@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from assemble.commands.main import main
 from assemble.reporting.papers import Paper, existing_papers, project_root
 from assemble.reporting.records import config_hash
 from assemble.stages.cli import build
-from assemble.stages.configuration import resolve
+from assemble.stages.configuration import check_arguments, resolve
 from assemble.stages.layers import leaves, merge, place
 from assemble.stages.overrides import parse_overrides
-from assemble.stages.recipes import family_of, recipes_of
-from assemble.stages.signatures import arguments_of
-from common.types import class_at
+from assemble.stages.recipes import family_of
+from common.errors import ConfigurationError
 
 trees = st.recursive(
     st.integers() | st.text(max_size=3) | st.none(),
@@ -120,9 +118,6 @@ def test_a_new_row_is_as_small_as_the_one_that_it_extends(
         ({"paper": "avidd"}, "avidd.*avid"),
         ({"recipe": "avod"}, "'avod'.*'avid"),
         ({"arguments": ["--modle.x", "1"]}, "command line.*'modle'.*'model'"),
-        ({"arguments": ["--model.loss.temprature", "1"]}, r"command line.*loss.init_args.temprature'.*'temperature'"),
-        ({"arguments": ["--trainer.max_epoch", "1"]}, r"'trainer.max_epoch'.*'max_epochs'"),
-        ({"arguments": ["--model.class_path", "papers.avid_cma.module.Avid"]}, r"model.class_path.*does not exist"),
         ({"arguments": ["stray"]}, "stray"),
         ({"arguments": ["--seed", "--x"]}, "--seed needs a value"),
     ],
@@ -130,6 +125,22 @@ def test_a_new_row_is_as_small_as_the_one_that_it_extends(
 def test_a_mistake_is_named_with_its_layer_and_the_nearest(call: dict, named: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){named}"):
         resolve(**{"paper": "avid", "recipe": "avid", "scale": "paper", **call})
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("--model.loss.temprature=1", r"command line.*loss.init_args.temprature'.*'temperature'"),
+        ("--trainer.max_epoch=1", r"'trainer.max_epoch'.*'max_epochs'"),
+        ("--trainer.batch_size=1", r"'trainer.batch_size'.*--data.batch_size"),
+        ("--model.class_path=papers.avid_cma.module.Avid", r"command line.*model.class_path.*cannot be imported"),
+        ("--data.batch_size=0", r"command line.*data.batch_size is 0: input should be greater than 0"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_layer_and_the_nearest(override: str, named: str) -> None:
+    run = resolve("avid", "avid", scale="paper", arguments=[override])
+    with pytest.raises(ConfigurationError, match=f"(?s){named}"):
+        check_arguments(run.with_placeholders(DATA="data"), run.layers)
 
 
 def test_a_recipe_takes_no_more_devices_than_its_groups_allow() -> None:
@@ -155,47 +166,17 @@ def test_a_mistake_in_a_recipe_stops_every_command_before_a_stage_starts(
     tables.write_text(tables.read_text(encoding="utf-8").replace("stages:\n", child, 1), encoding="utf-8")
     recipe = tmp_path / "configs" / "avid_cma" / "mine.yaml"
     selected = ["avid", "--scale", "smoke", "--stages", "mine", "--runs", str(tmp_path / "runs")]
-    # A misspelled field is found without an import; a wrong type where commands are written or stages run.
-    for setting, commands in (
-        ("instance_cros: 0.1", (["plan"], ["reproduce", "--jobs", "1"])),
-        ("instance_cross: hot", (["plan", "--format", "slurm"], ["reproduce", "--jobs", "1"])),
-    ):
+    for setting in ("instance_cros: 0.1", "instance_cross: hot"):
         recipe.write_text(
             f"extends: avid\nmodel: {{init_args: {{loss: {{init_args: {{{setting}}}}}}}}}\n", encoding="utf-8"
         )
-        for command, *options in commands:
+        for command, *options in (["plan"], ["plan", "--format", "slurm"], ["reproduce", "--jobs", "1"]):
             assert main([command, *selected, *options]) == 2
             told = capsys.readouterr()
             assert "mine" in told.err
             assert "instance_cros" in told.err
             assert "sbatch" not in told.out
     assert not list((tmp_path / "runs").rglob("identity.json"))
-
-
-@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
-def test_names_of_arguments_are_those_of_the_imported_class(paper: str) -> None:
-    classes: set[str] = {"lightning.pytorch.Trainer"}
-    for recipe in recipes_of(paper):
-        for path, value in leaves(resolve(paper, recipe, scale="paper").config):
-            if path.rpartition(".")[2] == "class_path":
-                classes.add(value)
-    for path in classes:
-        names = arguments_of(path)
-        if names is not None:
-            initializers = [vars(one).get("__init__") for one in class_at(path).__mro__]
-            taken = {name for one in initializers if one for name in inspect.signature(one).parameters}
-            assert set(names) <= taken
-            own = inspect.signature(class_at(path)).parameters.values()
-            assert {one.name for one in own if one.kind is not one.VAR_KEYWORD} <= set(names)
-
-
-def test_a_class_with_any_arguments_has_no_list_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_package").mkdir()
-    text = "class Net:\n    def __init__(self, width): ...\nclass Open:\n    def __init__(self, width, **more): ...\n"
-    (tmp_path / "my_package" / "__init__.py").write_text(text, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert arguments_of("my_package.Net") == {"width"}
-    assert arguments_of("my_package.Open") is None
 
 
 def test_a_recipe_has_the_settings_of_one_family_and_of_those_that_it_extends() -> None:

@@ -14,7 +14,7 @@ from assemble.reporting.papers import existing_papers, project_root
 from assemble.reporting.promote import REFUSED, promote
 from assemble.reporting.tables import expand
 from assemble.stages import rehearse
-from assemble.stages.configuration import check_ranges, resolve
+from assemble.stages.configuration import check_arguments, resolve
 from assemble.stages.layers import load_yaml
 from assemble.stages.needs import needs_of
 from assemble.stages.paper_modules import optional_part
@@ -36,7 +36,7 @@ def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
         assert rehearsed.deviations
         assert not published.deviations
         assert rehearsed.config["data"]["init_args"]["batch_size"] < 8
-        check_ranges(rehearsed.config, rehearsed.layers)
+        check_arguments(rehearsed.with_placeholders(DATA="data"), rehearsed.layers)
     families = load_yaml(project_root() / "configs" / paper / f"{REHEARSAL}.yaml")["families"]
     assert {one for recipe in recipes_of(paper) for one in family_of(recipe, families)} == {*families}
 

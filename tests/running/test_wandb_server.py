@@ -22,7 +22,7 @@ from assemble.reporting import wandb_server
 from assemble.reporting.papers import project_root
 from assemble.reporting.results import find_promoted
 from assemble.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
-from assemble.stages.configuration import check_ranges
+from assemble.stages.configuration import check_arguments
 from assemble.stages.loggers import StageWandbLogger, own_id, wandb_logger, wandb_mode
 from assemble.stages.request import Selection, find_request
 from assemble.stages.run import run_stage
@@ -298,7 +298,7 @@ def test_the_sweeps_for_wandb_name_fields_and_metrics_that_exist(path: Path) -> 
         for value in values:
             request = find_request(name, Selection(scale=options[1]), [f"--{field}={value}"])
             run = request.configuration
-            check_ranges(run.config, run.layers)
+            check_arguments(run.with_placeholders(DATA="data"), run.layers)
     assert request is not None
     assert request.paper == paper
     stage = request.stage.partition("+")[0]
