@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -124,8 +123,8 @@ def test_pictures_are_called_as_their_captions_call_them(
     assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9"])
     assert (found["3"].height, found["3"].width) == (30, 43)
     assert b"broken\xe9.png" in output.with_name(f"{output.name}.skipped.txt").read_bytes()
-    rows = "".join(json.dumps({"file_name": name, "caption": "one"}) + "\n" for name in names)
-    (folder / "metadata.jsonl").write_text(rows)
+    names = names[:2]  # a list is UTF-8
+    (folder / "metadata.csv").write_text("\n".join(["file_name,caption", *(f"{name},one" for name in names)]))
     dataset = FolderOfImages(folder)
     keys = dataset.captions("all", "en").keys
     assert found.missing(keys) == []

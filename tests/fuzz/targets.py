@@ -213,12 +213,11 @@ def _write_own_clips(root: Path) -> None:
 
 def _write_own_images(root: Path) -> None:
     root.mkdir(parents=True)
-    rows = []
+    rows = ["file_name,caption,caption_de,tags"]
     for number in range(3):
         (root / f"{number}.png").touch()
-        caption = {"en": [f"number {number}", "a picture"], "de": "ein Bild"}
-        rows.append(json.dumps({"file_name": f"{number}.png", "caption": caption, "tags": ["a", "b"]}))
-    write_lines(root / "metadata.jsonl", rows)
+        rows += [f"{number}.png,number {number},ein Bild,a;b", f"{number}.png,a picture,,"]
+    write_lines(root / "metadata.csv", rows)
 
 
 TARGETS: dict[str, Target] = {

@@ -19,14 +19,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from common.data.annotations import ImageAnnotations, LanguageCaptions, read_csv, read_json_lines, single_spaced
+from common.data.annotations import ImageAnnotations, LanguageCaptions, read_csv, single_spaced
 from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
-    entries,
     walk,
 )
 from common.data.datasets.captioned import LanguageCaptioned
@@ -34,8 +33,8 @@ from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.regions import picture_key
 from common.data.sequences import Rows, Texts
 
-#: List names by Hugging Face's convention.
-LISTS = ("metadata.csv", "metadata.jsonl")
+#: Name of the list, by Hugging Face's convention.
+LIST = "metadata.csv"
 #: Split by folder name or value of the column `split`.
 SPLIT_OF: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -48,8 +47,8 @@ _DEALT = (2, 1, 3, 4, 5)
 
 
 @dataclass(frozen=True)
-class Item:
-    """A file, or a part of it, as described by the folder or a list; paths are relative to the root.
+class Entry:
+    """A file, or a part of it, as described by the folder or the list; paths are relative to the root.
 
     Args:
         split: "train", "validation" or "test"; "" without splits.
@@ -109,7 +108,7 @@ class OwnFolder(MediaDataset):
             )  # fmt: skip
         return scan
 
-    def _rows_of_split(self, items: Sequence[Item], folds: Sequence[int], split: str, fold: int | None) -> list[int]:
+    def _rows_of_split(self, items: Sequence[Entry], folds: Sequence[int], split: str, fold: int | None) -> list[int]:
         present = {item.split for item in items} - {""}
         if split == "all":
             return list(range(len(items)))
@@ -118,138 +117,114 @@ class OwnFolder(MediaDataset):
                 f"{self.root} is already divided into {', '.join(sorted(present))}, so there is no fold {fold}; "
                 "leave fold empty"
             )
-        if present and "train" not in present:
-            raise ValueError(f"{self.root} has a split for {', '.join(sorted(present))} and none to train on")
         if present <= {"train"}:
             return [row for row, own in enumerate(folds) if (own == (fold or 1)) != (split == "train")]
-        wanted = split if split in present else _OTHER[split]
+        wanted = split if split in present else _OTHER.get(split)
         return [row for row, item in enumerate(items) if item.split == wanted]
 
-    # -- reading the folder --------------------------------------------------------------------------------------------
-
-    def _contents(self) -> tuple[list[Item], Scan]:
+    def _contents(self) -> tuple[list[Entry], Scan]:
+        """The files of the folder by name, and the classes."""
         self.require_folder()
-        folders, loose = entries(self.root)
-        parts = [name for name in folders if name.lower() in SPLIT_OF]
-        lists = [path for part in ("", *parts) for name in LISTS if (path := self.root / part / name).is_file()]
-        if lists:
-            return self._listed(lists, parts)
-        others = [name for name in folders if parts and name not in parts and self._holds_any(name)]
-        others += [name for name in loose if parts and os.path.splitext(name)[1].lower() in self.suffixes]
-        divided = bool(parts) and (not others or len({SPLIT_OF[part.lower()] for part in parts}) > 1)
-        if divided and others:
-            raise DatasetError(
-                f"{self.root} holds the splits {', '.join(parts)} and also {', '.join(others[:3])}: put each "
-                "class into the folder of a split, or write a list"
-            )
-        watched: list[Path] = []
-        unknown: Counter[str] = Counter()
-        items = [item for part in (parts if divided else [""]) for item in self._in_folders(part, watched, unknown)]
-        ignored = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
-        notes = [f"{unknown.total():,} other files are ignored: {ignored}"] if unknown else []
-        if not items:
-            found = f"it holds {ignored}" if unknown else "it is empty"
-            raise self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {found}")
-        layout = "class folders" if any(item.label for item in items) else "files without classes"
-        layout += f" in {', '.join(f'{part}/' for part in parts)}" if divided else ""
-        return self._checked_items(items, Scan((), layout, watched, notes=notes))
-
-    def _in_folders(self, part: str, watched: list[Path], unknown: Counter[str]) -> list[Item]:
-        """The files of the root or a split's folder; folders are classes."""
-        home, prefix = self.root / part, f"{part}/" if part else ""
-        found: dict[str, list[str]] = defaultdict(list)
-        sounds: dict[str, list[str]] = defaultdict(list)
-        for name, _ in walk(home, None, watched):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in self.suffixes:
-                found[stem].append(name)
-            elif suffix.lower() in AUDIO_SUFFIXES and "video" in self.streams:
-                sounds[stem].append(name)
-            else:
-                unknown[suffix.lower() or name] += 1
-        for stem, names in sounds.items():
-            if stem not in found:
-                unknown[f"sounds without a picture, such as {names[0]}"] += len(names)
-            elif len(names) > 1:
-                raise DatasetError(f"{home}: {', '.join(names)}: only one can be the sound of {found[stem][0]}")
-        return [
-            Item(
-                prefix + name,
-                _normal(stem.split("/")[0] if "/" in stem else ""),
-                SPLIT_OF.get(part.lower(), ""),
-                prefix + sounds[stem][0] if stem in sounds else "",
-            )
-            for stem, names in found.items()
-            for name in names
-        ]
-
-    def _holds_any(self, folder: str) -> bool:
-        return any(walk(self.root / folder, self.suffixes, []))
-
-    def _checked_items(self, items: list[Item], scan: Scan) -> tuple[list[Item], Scan]:
-        """Refuse partial labels and partial splits; set the classes."""
+        items, scan = self._listed() if (self.root / LIST).is_file() else self._in_folders()
         for what in ("label", "split"):
             lacking = [item for item in items if not getattr(item, what)]
             if lacking and len(lacking) < len(items):
                 raise DatasetError(
                     f"{self.root / lacking[0].name}: no {what}, which {len(items) - len(lacking)} other files have; a "
-                    "class folder or a list gives a file its label"
+                    f"class folder or {LIST} gives a file its label"
                 )
         scan.classes = tuple(sorted({item.label for item in items} - {""}))
         return sorted(items, key=lambda item: item.name), scan
 
-    # -- lists ---------------------------------------------------------------------------------------------------------
+    # -- class folders -------------------------------------------------------------------------------------------------
 
-    def _listed(self, paths: Sequence[Path], parts: Sequence[str]) -> tuple[list[Item], Scan]:
-        homes = [path.parent for path in paths]
-        if len(set(homes)) < len(homes) or (self.root in homes and len(homes) > 1):
-            raise DatasetError(f"{paths[0]} and {paths[1]}: keep one list for the folder, or one for each split")
-        unlisted = [part for part in parts if self.root not in homes and self.root / part not in homes]
-        for part in filter(self._holds_any, unlisted):
+    def _in_folders(self) -> tuple[list[Entry], Scan]:
+        watched: list[Path] = []
+        media: dict[str, list[str]] = defaultdict(list)
+        sounds: dict[str, str] = {}
+        ignored: Counter[str] = Counter()
+        for name, _ in walk(self.root, None, watched):
+            stem, suffix = os.path.splitext(name)
+            if os.path.basename(name) in (LIST, "metadata.jsonl"):
+                raise DatasetError(
+                    f"{self.root / name} is not read: list the files of all splits in {self.root / LIST}"
+                )
+            if suffix.lower() in self.suffixes:
+                media[stem].append(name)
+            elif suffix.lower() in AUDIO_SUFFIXES and "video" in self.streams:
+                sounds[stem] = name
+            else:
+                ignored[suffix.lower() or name] += 1
+        alone = [name for stem, name in sounds.items() if stem not in media]
+        if alone:
+            ignored[f"sounds without a picture, such as {alone[0]}"] = len(alone)
+        counts = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(3))
+        if not media:
+            reason = f"it holds {counts}" if ignored else "it is empty"
+            raise self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {reason}")
+        parts = self._split_folders(sorted({stem.split("/")[0] for stem in media if "/" in stem}))
+        items = []
+        for stem, names in media.items():
+            *folders, _ = stem.split("/")
+            split = SPLIT_OF[folders.pop(0).lower()] if parts and folders else ""
+            label = _normal(folders[0]) if folders else ""
+            items += [Entry(name, label, split, sounds.get(stem, "")) for name in names]
+        layout = "class folders" if any(item.label for item in items) else "files without classes"
+        layout += f" in {', '.join(f'{part}/' for part in parts)}" if parts else ""
+        notes = [f"{ignored.total():,} other files are ignored: {counts}"] if ignored else []
+        return items, Scan((), layout, watched, notes=notes)
+
+    def _split_folders(self, folders: Sequence[str]) -> list[str]:
+        """Those named like splits, if they are splits: a class may be called "train"."""
+        parts = [name for name in folders if name.lower() in SPLIT_OF]
+        others = [name for name in folders if name not in parts]
+        if others and len({SPLIT_OF[part.lower()] for part in parts}) > 1:
             raise DatasetError(
-                f"{self.root / part} has files but no list, unlike {homes[0]}: write a list into the folder of each "
-                f"split, or one into {self.root} with a column `split`"
+                f"{self.root} holds the splits {', '.join(parts)} and also {', '.join(others[:3])}: put each "
+                "class into the folder of a split"
             )
-        watched = [*paths]
+        return [] if others else parts
+
+    # -- metadata.csv --------------------------------------------------------------------------------------------------
+
+    def _listed(self) -> tuple[list[Entry], Scan]:
+        path = self.root / LIST
+        watched = [path]
         # Accented letters may be composed or decomposed.
         present = {_normal(name): name for name, _ in walk(self.root, None, watched)}
-        items: list[Item] = []
-        for path in paths:
-            part = "" if path.parent == self.root else path.parent.name
-            parse = functools.partial(self._item, part=part, present=present)
-            if path.suffix == ".jsonl":
-                items += read_json_lines(path, parse)
-            else:
-                items += read_csv(path, parse, self._check_columns, skipinitialspace=True, strict=True)
+        parse = functools.partial(self._entry, present=present)
+        items: dict[tuple[str, str], Entry] = {}
+        for item in read_csv(path, parse, self._check_columns, skipinitialspace=True, strict=True):
+            part = (item.name, f"{item.start} {item.end}")  # as text, since not every nan equals another
+            items[part] = item if part not in items else self._joined(items[part], item)
         if not items:
-            raise DatasetError(f"{paths[0]} lists nothing: write a line for every file below its heading")
-        layout = f"list {', '.join(path.relative_to(self.root).as_posix() for path in paths)}"
-        return self._checked_items(self._merged(items), Scan((), layout, watched))
+            raise DatasetError(f"{path} lists nothing: write a line for every file below its heading")
+        return list(items.values()), Scan((), f"list {LIST}", watched)
 
-    def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
+    def _entry(self, row: Mapping[str | None, Any], present: Mapping[str, str]) -> Entry:
         if None in row:
             raise ValueError("more cells than the heading; quote texts that contain commas")
-        row = {column.strip(): value.strip() if isinstance(value, str) else value for column, value in row.items()}
-        row = {column: value for column, value in row.items() if value not in (None, "")}
-        self._check_columns(row)
+        cells = {str(column).strip(): (value or "").strip() for column, value in row.items()}
 
-        def file(column: str) -> str:
-            stated = str(row.get(column, "")).replace("\\", "/").removeprefix("./")
-            name = f"{part}/{stated}" if part else stated
-            if stated and _normal(name) not in present:
-                raise ValueError(f"{name} does not exist in {self.root}")
-            return present[_normal(name)] if stated else ""
+        def file(stated: str) -> str:
+            name = _normal(stated.replace("\\", "/").removeprefix("./"))
+            if name not in present:
+                raise ValueError(f"file {name!r} does not exist in {self.root}")
+            return present[name]
 
-        name, split = file("file_name"), str(row.get("split", part)).lower()
-        if os.path.splitext(name)[1].lower() not in self.suffixes:
-            raise ValueError(f"file_name {name!r} has none of the endings {' '.join(sorted(self.suffixes))}")
+        split = cells.get("split", "").lower()
         if split and split not in SPLIT_OF:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLIT_OF)}")
-        start, end = (float(row.get(column, math.nan)) for column in ("start", "end"))
-        if start < 0 or end <= start or math.inf in (start, end):
+        start, end = (float(cells.get(column) or math.nan) for column in ("start", "end"))
+        if start < 0 or end <= start:
             raise ValueError(f"start {start:g} and end {end:g} must be seconds, in this order")
-        label = _normal(str(row.get("label", "")))
-        return Item(name, label, SPLIT_OF.get(split, ""), file("sound"), start, end, _captions(row), _tags(row))
+        sound = file(cells["sound"]) if cells.get("sound") else ""
+        label = _normal(cells.get("label", ""))
+        tags = (_normal(tag.strip()) for tag in cells.get("tags", "").split(";") if tag.strip())
+        return Entry(
+            file(cells["file_name"]), label, SPLIT_OF.get(split, ""), sound, start, end, _captions(cells),
+            tuple(dict.fromkeys(tags)),
+        )  # fmt: skip
 
     def _check_columns(self, columns: Iterable[str]) -> None:
         known = ("file_name", "label", "split", *self.columns)
@@ -257,15 +232,14 @@ class OwnFolder(MediaDataset):
             if column not in known and not ("caption" in known and column.startswith("caption_")):
                 raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
 
-    def _merged(self, items: list[Item]) -> list[Item]:
-        """Join lines of the same file if the kind allows that."""
-        parts: set[tuple[str, str]] = set()
-        for item in items:
-            part = (item.name, f"{item.start} {item.end}")  # as text, since not every nan equals another
-            if part in parts:
-                raise DatasetError(f"{self.root / item.name} is listed twice")
-            parts.add(part)
-        return items
+    def _joined(self, before: Entry, item: Entry) -> Entry:
+        """A file with the captions and tags of a further line."""
+        if (item.label, item.split) != (before.label, before.split) or not (item.captions or item.tags):
+            raise DatasetError(f"{self.root / item.name} is listed twice")
+        captions = dict(before.captions)
+        for language, texts in item.captions.items():
+            captions[language] = (*captions.get(language, ()), *texts)
+        return replace(before, captions=captions, tags=tuple(dict.fromkeys((*before.tags, *item.tags))))
 
 
 class FolderOfClips(OwnFolder):
@@ -323,8 +297,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     expected_layout = (
         "<class>/<any name>.jpg                                  (.png .webp ...)\n"
         "or train/<class>/..., val/<class>/..., test/<class>/...\n"
-        "or metadata.csv: file_name[,caption][,caption_<language>][,tags][,label][,split]\n"
-        '   or metadata.jsonl: {"file_name": "a.jpg", "caption": {"en": ["..."], "de": ["..."]}, "tags": ["dog"]}'
+        "or metadata.csv: file_name[,caption][,caption_<language>][,tags][,label][,split]"
     )
 
     def __init__(
@@ -372,9 +345,9 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             known = sorted({own or self.language for item in items for own in item.captions})
             raise DatasetError(
                 f"{self.root} has no captions in {language!r}; it has {', '.join(known) or 'none at all'}: write them "
-                f"into the column caption_{language} of {LISTS[0]}"
+                f"into the column caption_{language} of {LIST}"
             )
-        keys: dict[str, Item] = {}
+        keys: dict[str, Entry] = {}
         for item in items:
             key = picture_key(Path(item.name).name)
             if item.name in names and self._captions_of(item, language):
@@ -396,33 +369,19 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")
 
-    def _captions_of(self, item: Item, language: str) -> tuple[str, ...]:
+    def _captions_of(self, item: Entry, language: str) -> tuple[str, ...]:
         own = item.captions.get(language, ())
         return (*item.captions.get("", ()), *own) if language == self.language else own
 
     def _options(self) -> dict[str, object]:
         return {"language": self.language}
 
-    def _merged(self, items: list[Item]) -> list[Item]:
-        merged: dict[str, Item] = {}
-        for item in items:
-            before = merged.get(item.name)
-            if before is not None:
-                if (item.label, item.split) != (before.label, before.split):
-                    raise DatasetError(f"{self.root / item.name} is listed with two labels or splits")
-                captions = dict(before.captions)
-                for language, texts in item.captions.items():
-                    captions[language] = (*captions.get(language, ()), *texts)
-                item = replace(before, captions=captions, tags=tuple(dict.fromkeys((*before.tags, *item.tags))))
-            merged[item.name] = item
-        return list(merged.values())
-
 
 def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _folds(items: Sequence[Item]) -> list[int]:
+def _folds(items: Sequence[Entry]) -> list[int]:
     """Fold of every item, from 1: the files of a class are assigned in turn, in the order of their name hashes."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
@@ -444,19 +403,9 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
-def _captions(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for column, value in row.items():
-        if column in ("caption", "text") or column.startswith("caption_"):
-            plain = column.partition("_")[2]
-            for language, texts in (value if isinstance(value, dict) else {plain: value}).items():
-                texts = [texts] if isinstance(texts, str) else texts
-                kept = (single_spaced(text) for text in texts if text.strip())
-                found[language] = (*found.get(language, ()), *kept)
-    return {language: texts for language, texts in found.items() if texts}
-
-
-def _tags(row: Mapping[str, Any]) -> tuple[str, ...]:
-    value = row.get("tags", [])
-    tags = value.split(";") if isinstance(value, str) else value
-    return tuple(dict.fromkeys(_normal(tag.strip()) for tag in tags if tag.strip()))
+def _captions(cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    captions: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+    for column, text in cells.items():
+        if text and (column in ("caption", "text") or column.startswith("caption_")):
+            captions[column.partition("_")[2]] += (single_spaced(text),)
+    return dict(captions)
