@@ -78,9 +78,10 @@ def tables(
     for name in names:
         source, records = load(name), render.records_of(name, runs)
         if scale:
-            filled = render.fill(source, scale, records, tables or None)
+            filled = render.fill_both(source, scale, records, tables or None)
         elif runs is not None:
-            filled = [f for s in SCALES for f in render.fill(source, s, records, tables or None) if f.result.measured]
+            filled = [f for s in SCALES for f in render.fill_both(source, s, records, tables or None)]
+            filled = [f for f in filled if f.result.measured]
         else:
             filled = render.fill_best(source, records, tables or None)
         render.print_tables(filled, console)
@@ -106,7 +107,7 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
     console = files.console()
     for name in _names(papers):
         records = render.records_of(name, runs)
-        filled = [f for s in ([scale] if scale else SCALES) for f in render.fill(load(name), s, records)]
+        filled = [f for s in ([scale] if scale else SCALES) for f in render.fill_both(load(name), s, records)]
         # Without --scale, show only the measured scales.
         measured = {f.result.scale for f in filled if f.result.measured}
         shown = [f for f in filled if scale or f.result.scale in measured]

@@ -190,16 +190,16 @@ def reproduce(
 def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
     """Print the tables that a finished stage completes, and add their ids to `printed`."""
     from assemble.reporting import render
-    from assemble.reporting.tables import entries, expand, load
+    from assemble.reporting.tables import entries, load
+    from assemble.stages.plan import chosen
 
-    source = load(paper)
-    wanted = selection.tables, selection.rows, selection.stages, selection.everything
-    made = {instance.id for instance in expand(source, selection.scale, *wanted)}
-    touched = {table.id for table, _, _ in entries(source, stage, selection.scale) if selection.scale in table.scales}
+    source, given = load(paper), selection.given
+    made = {instance.id for instance in chosen(paper, selection)[0]} - {*given}
+    touched = {t.id for t, _, _ in entries(source, stage, selection.scale, given) if selection.scale in t.scales}
     waiting = [t.id for t in source.tables if t.id in touched - printed and t.id in (selection.tables or touched)]
     draws = [Draw(seed, selection.isa) for seed in selection.seeds]
     if waiting:
-        for filled in render.fill(source, selection.scale, render.records_of(paper, selection.runs), waiting):
+        for filled in render.fill_both(source, selection.scale, render.records_of(paper, selection.runs), waiting):
             if filled.result.complete(draws, made):
                 render.print_table(filled, console(), measured_only=True)
                 printed.add(filled.result.table.id)

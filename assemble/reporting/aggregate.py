@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from assemble.reporting.draws import Draw
 from assemble.reporting.records import Record
-from assemble.reporting.tables import Published, Row, Table, Tables
+from assemble.reporting.tables import Expected, Published, Row, Table, Tables
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Cell:
     """
 
     published: Published | None = None
+    expected: Expected | None = None
     values: dict[Draw, float] = field(default_factory=dict)
     records: tuple[Record, ...] = ()
     instances: tuple[str, ...] = ()
@@ -28,6 +29,12 @@ class Cell:
     @property
     def mean(self) -> float | None:
         return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def difference(self) -> float | None:
+        """The mean minus the published number; None if one is missing or a range is published."""
+        known = self.published.ends if self.published else ()
+        return self.mean - known[0] if self.mean is not None and len(known) == 1 else None
 
     @property
     def spread(self) -> float | None:
@@ -65,6 +72,13 @@ class TableResult:
         """Every record behind the table, once."""
         unique = {(r.stage, r.draw): r for cell in self.cells.values() for r in cell.records}
         return [unique[key] for key in sorted(unique)]
+
+    @property
+    def origin(self) -> str:
+        """Where the weights are from if we did not pre-train them: `from the authors' weights`."""
+        if not self.given:
+            return ""
+        return "from the authors' weights" if all(r.of_authors for r in self.records) else "from given weights"
 
     @property
     def measured(self) -> bool:
@@ -158,8 +172,14 @@ def _fill(source: Tables, table: Table, scale: str, chosen: Chosen, given: bool)
             else:
                 values[draw] = statistics.fmean(known)
                 used += found
-        published = row.published.get(metric.id)
-        cells[row.label, metric.id] = Cell(published, values, tuple(used), tuple(instances), frozenset(finished))
+        cells[row.label, metric.id] = Cell(
+            row.published.get(metric.id),
+            row.expected.get(metric.id),
+            values,
+            tuple(used),
+            tuple(instances),
+            frozenset(finished),
+        )
     for key, stages in lacking.items():
         notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
     return TableResult(table, scale, cells, tuple(notes), given)

@@ -41,6 +41,7 @@ class Judged:
         rounding: the difference's largest range over roundings of one seed.
         excess: how far the worse end of the interval passes the threshold.
         detail: why it was not run, or the cells of the deciding comparison if there are several.
+        origin: see `TableResult.origin`.
         comparison: the deciding one; None if it was not run.
     """
 
@@ -55,6 +56,7 @@ class Judged:
     rounding: float = 0.0
     excess: float = -math.inf
     detail: str = ""
+    origin: str = ""
     comparison: Comparison | None = None
 
     @property
@@ -91,7 +93,7 @@ def judge_alike(judged: Judged, result: TableResult) -> Judged:
 
 def _judge(check: Check, result: TableResult) -> Judged:
     paper = result.table.margin(check) if isinstance(check, Claim) else ""
-    judged = Judged(check, result.table.id, result.scale, paper)
+    judged = Judged(check, result.table.id, result.scale, paper, origin=result.origin)
     comparisons = check.holds.comparisons
     worst = min(
         (_compare(one, result, judged) for one in comparisons), key=lambda j: (_WORST_FIRST.index(j.verdict), j.excess)

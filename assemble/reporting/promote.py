@@ -72,6 +72,8 @@ def _decision(record: Record, present: Record | None, tables: Tables, replace: b
     """What to do with a record, and why if it is not promoted."""
     if "+" in record.stage or record.stage.partition("@")[0] not in tables.stages:
         return KEPT, "not promoted, since it is not a stage of the paper's tables"
+    if not record.of_authors:
+        return KEPT, "not promoted, since it starts from a file of yours (--given), not from the authors' (--released)"
     if record.rehearsal:
         return REFUSED, "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
     if not record.git.get("revision"):

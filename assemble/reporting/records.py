@@ -203,6 +203,11 @@ class Record:
         return run_folder(root, self.paper, self.scale, self.draw, self.stage, bool(self.given))
 
     @property
+    def of_authors(self) -> bool:
+        """Whether the authors' weights stand for every given stage, if there are any."""
+        return all("source" in file for file in self.given.values())
+
+    @property
     def rehearsal(self) -> bool:
         return any(one["reason"].startswith(REHEARSED) for one in self.deviations)
 

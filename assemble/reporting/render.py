@@ -50,11 +50,25 @@ class Filled:
     checks: list[Judged]
 
 
-def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None) -> list[Filled]:
+def fill(
+    source: Tables,
+    scale: str,
+    records: Iterable[Record],
+    tables: Sequence[str] | None = None,
+    given: bool = False,
+) -> list[Filled]:
     return [
         Filled(result, judge(result, result.table.claims), judge(result, result.table.checks))
-        for result in collect(source, scale, records, tables)
+        for result in collect(source, scale, records, tables, given)
     ]
+
+
+def fill_both(
+    source: Tables, scale: str, records: Sequence[Record], tables: Sequence[str] | None = None
+) -> list[Filled]:
+    """Every table filled from our pre-training, then those that were measured from given weights."""
+    given = fill(source, scale, records, tables, given=True)
+    return fill(source, scale, records, tables) + [f for f in given if f.result.measured]
 
 
 def records_of(paper: str, runs: Path | None = None) -> list[Record]:
@@ -64,7 +78,7 @@ def records_of(paper: str, runs: Path | None = None) -> list[Record]:
 
 def fill_all(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
     """Every table at every scale except smoke."""
-    return [f for scale in PROMOTED_SCALES for f in fill(source, scale, records, tables)]
+    return [f for scale in PROMOTED_SCALES for f in fill_both(source, scale, records, tables)]
 
 
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
@@ -79,12 +93,14 @@ def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] |
 
 # ---- the layout that all writers share
 
-PUBLISHED, MEASURED, YOURS = "published", "measured", "yours"
+PUBLISHED, MEASURED, YOURS, DIFFERENCE = "published", "measured", "yours", "difference"
+#: Marks values that were measured from given weights.
+GIVEN_MARK = " †"
 
 
 @dataclass(frozen=True)
 class Value:
-    """One value of a cell as text; `kind` is `published`, `measured` or `yours`."""
+    """One value of a cell as text; `kind` is `published`, `measured`, `yours` or `difference`."""
 
     kind: str
     text: str
@@ -111,7 +127,8 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
     sources = {MEASURED: result} if result.measured else {}
     sources |= {YOURS: yours} if yours is not None else {}
     metrics = tuple(metric for metric in result.table.metrics if not metric.hidden)
-    kinds = {m.id: (PUBLISHED, *sources) if is_paired(result, m) else tuple(sources) for m in metrics}
+    last = [DIFFERENCE] * result.given
+    kinds = {m.id: (PUBLISHED, *sources, *last) if is_paired(result, m) else tuple(sources) for m in metrics}
     usual = {kind: usual_draws(source) for kind, source in sources.items()}
 
     def values(row: Row, metric: Metric) -> tuple[Value, ...]:
@@ -119,7 +136,9 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
         found = [Value(PUBLISHED, published_text(cell, metric.decimals), cell)]
         for kind, source in sources.items():
             cell = source.cells[row.label, metric.id]
-            found.append(Value(kind, measured_text(cell, metric.decimals, usual[kind]), cell))
+            mark = GIVEN_MARK if source.given and cell.values else ""
+            found.append(Value(kind, measured_text(cell, metric.decimals, usual[kind]) + mark, cell))
+        found.append(Value(DIFFERENCE, difference_text(cell, metric.decimals), cell))
         return tuple(value for value in found if value.kind in kinds[metric.id])
 
     laid = {(row.label, metric.id): values(row, metric) for row in result.rows for metric in metrics}
@@ -128,8 +147,9 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
     metrics = tuple(metric for metric in metrics if metric.id in ids)
     rows = tuple((row, tuple(laid[row.label, m.id] for m in metrics)) for row in result.rows if row.label in labels)
     shown = list(sources.values()) or [result]
+    origin = next((f", {source.origin}" for source in shown if source.origin), "")
     return View(
-        result.table.title, caption(result, yours), result.scale, metrics, kinds, rows,
+        result.table.title + origin, caption(result, yours), result.scale, metrics, kinds, rows,
         tuple(dict.fromkeys(note for source in shown for note in notes_of(source))),
         provenance([record for source in shown for record in source.records]),
     )  # fmt: skip
@@ -143,6 +163,17 @@ def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
     deviation = f" ± {spread:.{decimals}f}" if spread is not None else ""
     draws = "" if len(cell.values) == usual else f" (n={len(cell.values)})"
     return f"{mean:.{decimals}f}{deviation}{draws}"
+
+
+def difference_text(cell: Cell, decimals: int) -> str:
+    """The difference from the published number, and whether it is what repeating it gave others, if that is known."""
+    if cell.difference is None or cell.mean is None:
+        return DASH
+    text = f"{cell.difference:+.{decimals}f}"
+    if cell.expected is None:
+        return text
+    low, high = cell.expected.ends(cell.mean - cell.difference)
+    return f"{text}, {'as' if low <= round(cell.mean, decimals + 1) <= high else 'not'} expected"
 
 
 def published_text(cell: Cell, decimals: int) -> str:
@@ -229,15 +260,15 @@ def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool 
         lines += ["", *[f"- {note}" for note in notes]]
     usual = usual_draws(result)
     facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
-    facts += ["Cells are *published / measured*"] if paired else []
+    facts += [f"Cells are *published / measured{' / difference' if result.given else ''}*"] if paired else []
     facts += _origin(result)
     facts += [] if cells else [f"`assemble tables {paper_named(result.records[0].paper).short}` prints the values"]
     return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
 
 
 def _pair(values: Sequence[Value]) -> str:
-    """`81.5 / 50.0 ± 1.4`, or one dash if both are missing. A dash marks a metric without a published value."""
-    texts = [DASH, *(value.text for value in values)][-2:]
+    """`81.5 / 50.0 ± 1.4`, or one dash if all are missing. A dash marks a metric without a published value."""
+    texts = [DASH] * (values[0].kind != PUBLISHED) + [value.text for value in values]
     return DASH if set(texts) == {DASH} else " / ".join(texts)
 
 
@@ -245,7 +276,8 @@ def judged_cells(judged: Judged) -> dict[str, str]:
     """A claim or check as heading to text: a claim has the paper's margin and ours, a check its value."""
     text, verdict = judged.check.text, judged.verdict
     if isinstance(judged.check, Claim):
-        return {"claim": text, "paper": judged.paper, "ours (95 %)": judged.outcome, "verdict": verdict}
+        ours = f"{judged.origin or 'ours'} (95 %)"
+        return {"claim": text, "paper": judged.paper, ours: judged.outcome, "verdict": verdict}
     return {"check of ours": text, "value (95 %)": judged.outcome, "verdict": verdict}
 
 
@@ -264,14 +296,14 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
 def claims_markdown(filled: Sequence[Filled]) -> str:
     """The claims of all tables in one Markdown table per scale, and a line on our checks."""
     lines: list[str] = []
-    for scale in dict.fromkeys(f.result.scale for f in filled if f.result.measured):
-        there = [f for f in filled if f.result.scale == scale]
+    for scale, origin in dict.fromkeys((f.result.scale, f.result.origin) for f in filled if f.result.measured):
+        there = [f for f in filled if (f.result.scale, f.result.origin) == (scale, origin)]
         claims = judged_markdown([one for f in there for one in f.claims])
-        lines += [line.replace("ours (95 %)", f"{scale} (95 %)") for line in claims]
+        lines += [line.replace("| ours (95 %)", f"| {scale} (95 %)") for line in claims]
         checks = [one for f in there for one in f.checks if one.verdict != NOT_RUN]
         others = [f"- {one.check.text}: {one.outcome}, {one.verdict}" for one in checks if one.verdict != HOLDS]
         if checks:
-            told = f"Of {len(checks)} checks of ours, {len(checks) - len(others)} hold."
+            told = f"Of {len(checks)} checks of ours{origin and f', {origin}'}, {len(checks) - len(others)} hold."
             lines += ["", f"{told} The others:", "", *others] if others else ["", told]
     if any("rounding alone" in line for line in lines):
         lines += ["", "*Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."]
@@ -306,7 +338,7 @@ def remarks_markdown(remarks: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _figure_name(result: TableResult) -> str:
-    return f"results/{result.scale}/{result.table.id}.svg"
+    return f"results/{result.scale}/{'released-' * result.given}{result.table.id}.svg"
 
 
 def caption(result: TableResult, yours: TableResult | None = None) -> str:
@@ -332,7 +364,20 @@ def notes_of(result: TableResult) -> list[str]:
     """The notes of the table, sources of single rows, and omitted records."""
     cited = [row for row in result.rows if row.source and result.scale == "paper"]
     sources = [f"Published values of {row.label}: {row.source}." for row in cited]
-    return [*result.table.notes, *sources, *result.notes]
+    return [*result.table.notes, *sources, *(given_notes(result) if result.given else ()), *result.notes]
+
+
+def given_notes(result: TableResult) -> list[str]:
+    """The files behind a table of given weights, and what to expect of its cells."""
+    files = {f"{f['file']} (SHA-256 {f['sha256'][:12]})": None for r in result.records for f in r.given.values()}
+    whose = result.origin.removeprefix("from ")
+    notes = [f"† Measured here from {whose}, which we did not pre-train: {', '.join(files)}."] if files else []
+    for (label, metric_id), cell in result.cells.items():
+        if cell.expected is not None and cell.values and cell.published:
+            metric = result.table.metric(metric_id)
+            low, high = (f"{end:.{metric.decimals}f}" for end in cell.expected.ends(cell.published.ends[0]))
+            notes.append(f"{metric.label} of {label}: expected {low} to {high} ({cell.expected.source}).")
+    return notes
 
 
 def _escape(text: str) -> str:
@@ -401,7 +446,7 @@ def overview_markdown() -> str:
     """The papers with their verdicts at the largest measured scale: `3 hold, 1 not run (mini)`."""
     lines = ["| paper | what it does | its claims |", "|---|---|---|"]
     for paper in existing_papers():
-        filled = fill_all(load(paper.name), find_promoted(paper.name))
+        filled = [f for f in fill_all(load(paper.name), find_promoted(paper.name)) if not f.result.given]
         scale = next((f.result.scale for f in filled if f.result.measured), None)
         counts = tally(claim for f in filled if f.result.scale == scale for claim in f.claims)
         claims = f"{', '.join(counts.values())} ({scale})" if scale else "not measured yet"
@@ -504,8 +549,9 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
     heads = list(judged_cells(judged[0]))
     for name in heads if wide else heads[:1]:
         table.add_column(name)
-    for (name, scale), group in groupby(judged, key=lambda j: (j.table, j.scale)):
-        table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
+    for (name, scale, origin), group in groupby(judged, key=lambda j: (j.table, j.scale, j.origin)):
+        where = ", ".join(filter(None, (f"{name} ({scale})", origin)))
+        table.add_row(f"[bold]{escape(where)}[/]")
         for one in group:
             text, *others, verdict = map(escape, judged_cells(one).values())
             cells = [*others, f"[{VERDICT_COLORS[one.verdict]}]{verdict}[/]"]

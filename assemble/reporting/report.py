@@ -18,7 +18,7 @@ from assemble.reporting.curves import Curves, band_of, importance, read_points, 
 from assemble.reporting.media import Budget, Gallery, Medium, gallery
 from assemble.reporting.papers import SCALES, Paper, paper_named, project_root
 from assemble.reporting.progress import duration
-from assemble.reporting.records import RECORD_FILE, Record, short_name, warn_of
+from assemble.reporting.records import GIVEN, RECORD_FILE, Record, short_name, warn_of
 from assemble.reporting.results import draw_file, find_promoted, place_of, promoted_curves
 from assemble.reporting.runs import RUNNING, Run, find_runs
 from assemble.reporting.tables import Metric, Row, Tables, load
@@ -76,9 +76,11 @@ class _Table:
         self.measured = main.result.measured
         self.has_both = main is recorded and yours.result.measured
         self.table, self.scale = recorded.result.table, recorded.result.scale
-        self.id = self.table.id
+        self.given = recorded.result.given
+        self.id = f"{self.table.id}{GIVEN if self.given else ''}"
         self.names = {
             render.PUBLISHED: "published",
+            render.DIFFERENCE: "difference",
             render.MEASURED: f"{'recorded' if self.has_both else 'measured'} at {self.scale}",
             render.YOURS: f"yours at {self.scale}",
         }
@@ -102,16 +104,22 @@ class _Section:
         self.source: Tables = load(paper.name)
         self.recorded = [r for r in find_promoted(paper.name) if r.scale in scales]
         self.current = [r for scale in scales for r in select(self.recorded, paper.name, scale).kept.values()]
-        self.files = {id(r): _from_here(draw_file(paper, r.scale, r.draw)) for r in self.recorded}
+        self.files = {id(r): _from_here(draw_file(paper, r)) for r in self.recorded}
         self._shown_runs = self._readable(budget)
         self.fresh = [shown.run.record for shown in self._shown_runs if shown.run.record]
         filled = [
             _Table(*pair)
+            for given in (False, True)
             for scale in scales
-            for pair in zip(render.fill(self.source, scale, self.recorded), render.fill(self.source, scale, self.fresh))
+            for pair in zip(
+                *(render.fill(self.source, scale, records, given=given) for records in (self.recorded, self.fresh))
+            )
         ]
         measured = [table for table in filled if table.measured]
-        self.best = next((scale for scale in scales if any(t.scale == scale for t in measured)), None)
+        # Verdicts on given weights are shown at their tables, unless there are no others.
+        first = [table for table in measured if not table.given] or measured
+        self.best = next((scale for scale in scales if any(t.scale == scale for t in first)), None)
+        filled = [table for table in filled if table in first or not (table.measured or table.given)]
         self.tables = {scale: some for scale in scales if (some := [t for t in measured if t.scale == scale])}
         # Show unmeasured tables at the scale whose claims are listed, if they exist there.
         filled.sort(key=lambda table: table.scale != self.best)
@@ -120,8 +128,8 @@ class _Section:
             by_id[t.id] for t in self.source.tables if t.id in by_id and t.id not in {m.id for m in measured}
         ]
         self.claims = [pair for table in filled if table.scale == self.best for pair in table.claims]
-        first = render.prominent(ours for ours, _ in self.claims)
-        self.headline = sorted((p for p in self.claims if p[0] in first), key=lambda p: first.index(p[0]))
+        order = render.prominent(ours for ours, _ in self.claims)
+        self.headline = sorted((p for p in self.claims if p[0] in order), key=lambda p: order.index(p[0]))
         self.first = next((table for table in filled if table.measured and table.claims), None)
         self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])
         # Rows of pictures with the same columns, by (scale, title, columns).

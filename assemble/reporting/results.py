@@ -1,6 +1,7 @@
 """A paper's committed results: a file of records per scale and draw, their shared parts, and a table of curves.
 
-`results/<scale>/<draw>.json` has every stage of a draw. Parts that records share, such as sections of a configuration,
+`results/<scale>/<draw>.json` has every stage of a draw, and `released.json` all draws of the stages that start from the
+authors' weights. Parts that records share, such as sections of a configuration,
 are replaced by keys of `results/shared.json` (hashes of the content). `results/curves.csv.gz` has a row per curve.
 """
 
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from assemble.reporting.curves import Curves, read_table, table_of
-from assemble.reporting.draws import Draw
 from assemble.reporting.papers import SCALES, Paper, paper_named
-from assemble.reporting.records import Record, RecordError, in_order
+from assemble.reporting.records import GIVEN, Record, RecordError, in_order
 from assemble.reporting.schema import parse_json
 from common.files import parsing, read_bytes, sweep, write_atomically
 
@@ -32,12 +32,12 @@ Place = tuple[str, str, str]
 Shared = dict[str, dict[str, Any]]
 
 
-def draw_file(paper: Paper, scale: str, draw: Draw) -> Path:
-    return paper.results / scale / f"{draw.folder}.json"
+def draw_file(paper: Paper, record: Record) -> Path:
+    return paper.results / record.scale / ("released.json" if record.given else f"{record.draw.folder}.json")
 
 
 def place_of(record: Record) -> Place:
-    return record.scale, record.draw.folder, record.stage
+    return record.scale, f"{record.draw.folder}{GIVEN if record.given else ''}", record.stage
 
 
 def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
@@ -46,7 +46,8 @@ def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
     shared = _read_shared(entry)
     folders = [scale] if scale else SCALES
     # The pattern skips temporary files of killed writers, whose names begin with a dot.
-    paths = [path for folder in folders for path in sorted(entry.results.glob(f"{folder}/seed*.json"))]
+    patterns = [f"{folder}/{name}.json" for folder in folders for name in ("seed*", "released")]
+    paths = [path for pattern in patterns for path in sorted(entry.results.glob(pattern))]
     return in_order(record for path in paths for record in _records(entry, path, shared))
 
 
@@ -61,10 +62,11 @@ def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place
     kept: dict[Place, Curves] = {}
     for record in in_order(records):
         values = asdict(record)
-        draw = draws.setdefault(
-            draw_file(paper, record.scale, record.draw), {**{name: values[name] for name in HEAD}, "stages": {}}
-        )
-        draw["stages"][record.stage] = _packed(values, shared)
+        draw = draws.setdefault(draw_file(paper, record), {})
+        if record.given:
+            draw = draw.setdefault(record.draw.folder, {})
+        draw |= {name: values[name] for name in HEAD}
+        draw.setdefault("stages", {})[record.stage] = _packed(values, shared)
         if place_of(record) in curves:
             kept[place_of(record)] = curves[place_of(record)]
     before = _read_shared(paper)
@@ -125,13 +127,14 @@ def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
 def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
     with parsing(path, RecordError):
         content = parse_json(read_bytes(path))
-        head = {name: content[name] for name in HEAD}
+        draws = {path.stem: content} if path.stem != "released" else content
         found = [
-            Record.of({**head, "stage": stage, **_unpacked(packed, shared)})
-            for stage, packed in content["stages"].items()
+            Record.of({**{name: draw[name] for name in HEAD}, "stage": stage, **_unpacked(packed, shared)})
+            for draw in draws.values()
+            for stage, packed in draw["stages"].items()
         ]
         for record in found:
-            if (record.paper, record.scale, record.draw.folder) != (paper.name, path.parent.name, path.stem):
+            if record.paper != paper.name or draw_file(paper, record) != path:
                 raise ValueError(f"by its content {record.stage} belongs elsewhere; move or delete it")
     return found
 

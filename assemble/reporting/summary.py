@@ -19,7 +19,7 @@ from assemble.reporting.draws import told
 from assemble.reporting.papers import PROMOTED_SCALES, paper_named, runs_root
 from assemble.reporting.progress import duration
 from assemble.reporting.records import find
-from assemble.reporting.render import VERDICT_COLORS, claims_markdown, fill, tables_markdown
+from assemble.reporting.render import VERDICT_COLORS, claims_markdown, fill_both, tables_markdown
 from assemble.reporting.tables import load
 from common.files import write_atomically
 
@@ -29,14 +29,15 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
     source, about = load(paper), paper_named(paper)
     mine = find(runs, paper, scale)
     promoted = others_recorded(paper, scale, mine)
-    everything = fill(source, scale, mine)
+    everything = fill_both(source, scale, mine)
     filled = [f for f in everything if f.result.measured]
     if not filled:
         console.print("nothing was measured: there is no table to show")
         return
     path = runs / paper / scale / "tables.md"
     write_atomically(path, f"{claims_markdown(everything)}\n\n{tables_markdown(filled)}\n")
-    recorded = {result.table.id: result for result in collect(source, scale, promoted)}
+    kinds = (False, True)
+    recorded = {(r.table.id, given): r for given in kinds for r in collect(source, scale, promoted, given=given)}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
     draws = {record.draw for f in filled for record in f.result.records}
     console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {told(draws)}[/]   {duration(seconds)}")
@@ -45,8 +46,13 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
         for name in ("claim", "paper", "yours", "recorded (95 %)", "in your run"):
             lines.add_column(name, justify="left" if name in ("claim", "in your run") else "right")
         for judged in run:
-            text = f"{judged.check.text}{f' ({judged.detail})' if judged.detail else ''}"
-            margins = (judged.paper, _margin(judged), _margin(judge_alike(judged, recorded[judged.table])))
+            detail = "; ".join(filter(None, (judged.detail, judged.origin)))
+            text = f"{judged.check.text}{f' ({detail})' if detail else ''}"
+            margins = (
+                judged.paper,
+                _margin(judged),
+                _margin(judge_alike(judged, recorded[judged.table, bool(judged.origin)])),
+            )
             lines.add_row(*map(escape, (text, *margins)), f"[{VERDICT_COLORS[judged.verdict]}]{judged.verdict}[/]")
         console.print("", lines, sep="\n")
     total = sum(len(f.claims) for f in everything)

@@ -126,6 +126,25 @@ class Published(Part):
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
 
+class Expected(Part):
+    """What repeating a published measurement may give.
+
+    Args:
+        values: results of others who repeated it.
+        spread: standard deviation over runs.
+        source: where both are from.
+    """
+
+    values: tuple[StrictFloat, ...] = ()
+    spread: Annotated[StrictFloat, Field(ge=0)] = 0.0
+    source: Text
+
+    def ends(self, published: float) -> tuple[float, float]:
+        """The lowest and highest expected value."""
+        known = (published, *self.values)
+        return min(known) - 2 * self.spread, max(known) + 2 * self.spread
+
+
 class Row(Part):
     """A row of a table.
 
@@ -133,6 +152,7 @@ class Row(Part):
         model: the stage whose model it measures; None for other authors' numbers.
         published: metric id to value.
         source: of the published values, if it isn't the table's.
+        expected: metric id to what repeating the published measurement gave others.
         ours: not in the paper; added for a fair comparison.
         reference: a bound such as real images; figures write its value at the edge if it is beyond all other rows.
         metrics: the metrics it fills; None for all.
@@ -144,6 +164,7 @@ class Row(Part):
     model: _StageName | None = None
     published: dict[_MetricName, Published] = Field(default_factory=dict)
     source: Line = ""
+    expected: dict[_MetricName, Expected] = Field(default_factory=dict)
     ours: StrictBool = False
     reference: StrictBool = False
     untrained: StrictBool = False
@@ -525,23 +546,28 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
     return instance
 
 
-def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row, Metric]]:
-    """The cells that a stage instance fills at a scale."""
+def entries(source: Tables, instance: str, scale: str, given: Collection[str] = ()) -> list[tuple[Table, Row, Metric]]:
+    """The cells that a stage instance fills at a scale; files stand for the stages in `given`."""
     return [
         (table, row, metric)
         for table in source.tables
         for row in table.rows
         for metric in table.metrics
-        if instance in source.instances(table, row, metric, scale)
+        if instance in source.instances(table, row, metric, scale, given)
     ]
 
 
-def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """The cells that a finished stage fills: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`."""
+def summary(
+    source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None], given: Collection[str] = ()
+) -> dict[str, float]:
+    """The cells that a finished stage fills: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`.
+
+    Those that start from a given stage are under `given/`.
+    """
     found: dict[str, float] = {}
-    for table, row, metric in entries(source, instance, scale):
+    for table, row, metric in entries(source, instance, scale, given):
         if (value := metrics.get(metric.key)) is not None:
-            found[f"table/{table.id}/{metric.id}"] = value
+            found[f"{'given' if given else 'table'}/{table.id}/{metric.id}"] = value
             if metric.id in row.published:
                 found[f"published/{table.id}/{metric.id}"] = fmean(row.published[metric.id].ends)
     return found

@@ -69,9 +69,10 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
         if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
             scales = {f.result.scale for f in filled}
             judged = [f for f in render.fill_all(source, records) if f.result.scale in scales]
-            claims = [(j.scale, *render.judged_cells(j).values()) for f in judged for j in f.claims]
             told: list[Any] = [
-                f"{verdict} at {scale}: {text} (paper: {p}; ours: {o})" for scale, text, p, o, verdict in claims
+                f"{j.verdict} at {j.scale}: {j.check.text} (paper: {j.paper}; {j.origin or 'ours'}: {j.outcome})"
+                for f in judged
+                for j in f.claims
             ]
             blocks += [wr.UnorderedList(items=told), _table_panels(source, filled[0])]
         else:
@@ -102,10 +103,11 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
     # Runs at other scales don't log published values.
-    kinds = ("table", "published") if scale == "paper" else ("table",)
+    kind, given = "given" if result.given else "table", {stage for r in result.records for stage in r.given}
+    kinds = (kind, "published") if scale == "paper" else (kind,)
     keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
     runsets = []
-    stages_of = {r.label: {m.id: source.instances(table, r, m, scale) for m in metrics} for r in result.rows}
+    stages_of = {r.label: {m.id: source.instances(table, r, m, scale, given) for m in metrics} for r in result.rows}
     for row in result.rows:
         mine = stages_of[row.label]
         # A run logs every metric that its stage fills in any row. Leave out runs with a metric that this row takes from
@@ -116,7 +118,8 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
     panels: list[Any] = []
     for metric in metrics:
         better = ", lower is better" if metric.better == "down" else ""
-        panels.append(_bars(f"{metric.title}, measured at {scale}{better}", f"table/{table.id}/{metric.id}"))
+        title = f"{metric.title}, measured at {scale}{result.origin and f', {result.origin}'}{better}"
+        panels.append(_bars(title, f"{kind}/{table.id}/{metric.id}"))
         known = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
         if known and render.is_paired(result, metric):
             panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
@@ -170,16 +173,16 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.
     if not filled:
         return None
     scale = filled[0].result.scale
-    shown = [f for f in filled if f.result.scale == scale]
+    shown = [f for f in filled if f.result.scale == scale and f.result.given == filled[0].result.given]
     # Rows with the same model only differ in their stages.
     models = [[row.model for row in f.result.rows if row.model] for f in shown]
     shared = any(len(set(of_table)) < len(of_table) for of_table in models)
-    columns, sections = [], []
+    columns, sections, kind = [], [], "given" if filled[0].result.given else "table"
     for f in shown:
         table = f.result.table
         metrics = [metric for metric in table.metrics if not metric.hidden]
-        columns += [f"summary:table/{table.id}/{metric.id}" for metric in metrics]
-        panels: list[Any] = [_bars(metric.label, f"table/{table.id}/{metric.id}") for metric in metrics]
+        columns += [f"summary:{kind}/{table.id}/{metric.id}" for metric in metrics]
+        panels: list[Any] = [_bars(metric.label, f"{kind}/{table.id}/{metric.id}") for metric in metrics]
         sections.append(ws.Section(name=table.title, panels=panels, is_open=f is shown[0]))
     return ws.Workspace(
         entity=entity,

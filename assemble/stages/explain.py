@@ -158,15 +158,17 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     recorded = find_promoted(source.paper)
     records = recorded if run is None else _of_run(run, source.paper)
 
+    given = run is not None and all(record.given for record in records)
+
     def filled(scale: str, records: list[Record]) -> Cell:
-        return collect(source, scale, records, [one.id])[0].cells[line.label, column.id]
+        return collect(source, scale, records, [one.id], given)[0].cells[line.label, column.id]
 
     cells = {each: filled(each, records) for each in scales}
     at = next((each for each in scales if cells[each].values), "mini" if "mini" in scales else scales[0])
     if run is not None and not cells[at].values:
         has = sorted({f"{record.stage} at {record.scale}" for record in records})
         raise ReportingError(f"--run {run}: did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
-    kept = [r for r in select(records, source.paper, at).kept.values() if r.draw in cells[at].values]
+    kept = [r for r in select(records, source.paper, at, given).kept.values() if r.draw in cells[at].values]
     known = cells[at] if run is None else filled(at, recorded)
     return Explanation(source, one, line, column, at, known, cells[at], kept)
 
@@ -185,8 +187,12 @@ def _of_run(run: Path, paper: str) -> list[Record]:
     if not (folder / RECORD_FILE).is_file():
         return find(folder, paper)
     record = read(folder / RECORD_FILE)
+
+    def alike(one: Record) -> bool:
+        return (one.draw, bool(one.given)) == (record.draw, bool(record.given))
+
     # A copy of a run's folder may be anywhere.
-    return [one for one in find(folder.parents[:4][-1], paper, record.scale) if one.draw == record.draw] or [record]
+    return [one for one in find(folder.parents[:4][-1], paper, record.scale) if alike(one)] or [record]
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, str]:

@@ -144,13 +144,14 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
         return f"{request.paper}-{request.scale}-{draw}-{stage.stage.replace('@', '-')}-{stage.lineage[:8]}"
 
     configuration = records.config_hash(run.config, records.IGNORED_KEYS | records.SEED_KEYS)
+    given = {stage: given.path.name for stage, given in request.files.items()}
     wandb = loggers.wandb_logger(
         directory=request.directory,
         id=loggers.own_id(request.directory, run_id(request)),
         name=loggers.run_name(request.stage, request.scale, draw, request.arguments),
-        group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}",
+        group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}{records.GIVEN * bool(given)}",
         job_type=request.job,
-        tags=[request.scale, *([request.row] if request.row else []), revision[:12]],
+        tags=[request.scale, *([request.row] if request.row else []), revision[:12], *["given"] * bool(given)],
         # The same keys for every stage, for the dashboard's filters.
         config={
             **resolved,
@@ -163,6 +164,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
             "config_hash": records.config_hash(run.config),
             "lineage_hash": request.lineage,
             "revision": revision,
+            "given": given,
             "hardware": request.hardware,
         },
         whole=request.published,
@@ -180,7 +182,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
 
 def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> dict[str, Any]:
     """The stage's row in W&B's table of runs: metrics, cells of the tables, extremes of the curves."""
-    cells = tables.summary(tables.load(request.paper), request.stage, request.scale, metrics)
+    cells = tables.summary(tables.load(request.paper), request.stage, request.scale, metrics, request.files)
     # W&B itself keeps the last value of a curve.
     ends = {
         "/".join(reversed(name.rsplit(":", 1))): value

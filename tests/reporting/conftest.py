@@ -30,7 +30,10 @@ tables:
       loss: {label: loss, stage: $row, key: test/loss, better: down, hidden: true}
     rows:
       - {label: Other, published: {ucf: 80.0}}
-      - {label: New, model: base, published: {ucf: 81.5, esc: {value: 70, mark: "*"}}}
+      - label: New
+        model: base
+        published: {ucf: 81.5, esc: {value: 70, mark: "*"}}
+        expected: {ucf: {values: [79.0], spread: 0.5, source: a rerun}}
       - {label: New-One, model: better, published: {ucf: 82}}
       - {label: New longer, model: base, ours: true, scales: [mini]}
     notes: ["(*) a slip [sic]"]
@@ -50,6 +53,9 @@ before
 <!-- end:tables -->
 after
 """
+
+#: Of a record that starts from the authors' weights.
+AUTHORS = {"base": {"file": "base.pth", "sha256": "ab" * 32, "source": "https://example.org"}}
 
 Capsys = pytest.CaptureFixture[str]
 MakeRecord = Callable[..., Record]
@@ -103,7 +109,7 @@ def save(project: Path) -> Save:
     """A function that writes a record into the project's runs."""
 
     def write(record: Record) -> Path:
-        folder = records.run_folder(project / "runs", record.paper, record.scale, record.draw, record.stage)
+        folder = record.folder(project / "runs")
         records.write(folder / records.RECORD_FILE, record)
         return folder
 

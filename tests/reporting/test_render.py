@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from assemble.reporting import render
+from assemble.commands.main import main
+from assemble.reporting import render, report
 from assemble.reporting.records import Record
 from assemble.reporting.render import marked, write
-from assemble.reporting.tables import load
-from tests.reporting.conftest import MakeRecord
+from assemble.reporting.tables import load, summary
+from tests.reporting.conftest import AUTHORS, Capsys, MakeRecord, Saved
 
 CLAIMS = """\
 | claim | paper | mini (95 %) | verdict |
@@ -97,3 +98,41 @@ def test_markers_are_idempotent(tmp_path: Path) -> None:
     once = "a\n<!-- begin:x -->\nnew | text\n\\1\n<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n"
     assert path.read_text() == once
     assert not write({path: marked(path, x="new | text\n\\1")})
+
+
+def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
+    project: Path, saved: Saved, capsys: Capsys
+) -> None:
+    for split, value in ((1, 79.0), (2, 81.0)):
+        saved(f"ucf_{split}@base", 0, value - 50, scale="paper")  # ours
+        saved(f"ucf_{split}@base", 0, value, scale="paper", given=AUTHORS)
+        saved(f"ucf_{split}@better", 0, value + 4, scale="paper", given=AUTHORS)
+    runs = ["--runs", str(project / "runs")]
+    filled = render.fill_both(load("mct"), "paper", render.records_of("mct", project / "runs"))
+    ours, theirs = (render.table_markdown(f.result) for f in filled)
+    assert "| New | 81.5 / 30.0 |" in ours
+    assert "†" not in ours
+    assert "### Transfer, from the authors' weights" in theirs
+    assert "| New | 81.5 / 80.0 † / -1.5, as expected |" in theirs
+    assert "| New-One | 82.0 / 84.0 † / +2.0 |" in theirs
+    assert "authors' weights, which we did not pre-train: base.pth (SHA-256 abababababab)." in theirs
+    assert "- UCF of New: expected 78.0 to 82.5 (a rerun)." in theirs
+    claims = render.claims_markdown(filled)
+    assert "| claim | paper | from the authors' weights (95 %) | verdict |" in claims
+    assert "| One helps | +0.5 | +4 (n=1) | sign agrees |" in claims
+    assert main(["tables", "mct", "--scale", "paper", *runs]) == 0
+    assert "Transfer, from the authors' weights (paper)" in capsys.readouterr().out
+    page = report.page(["mct"], None, project / "runs")
+    assert "Transfer, from the authors&#39; weights" in page
+    assert page.count(">84.0 †</button>") == 1
+    # Another file than the authors' is named so.
+    saved("ucf_1@base", 0, 79.0, scale="paper", given={"base": {"file": "mine.ckpt", "sha256": "cd" * 32}})
+    filled = render.fill_both(load("mct"), "paper", render.records_of("mct", project / "runs"))
+    assert filled[-1].result.origin == "from given weights"
+
+
+def test_wandb_keeps_cells_from_given_weights_apart() -> None:
+    metrics, source = {"test/video_top1": 85.0}, load("avid_cma")
+    ours, given = (summary(source, "ucf_1@avid", "paper", metrics, stages) for stages in ((), ["avid"]))
+    assert ours["table/kinetics_transfer/ucf"] == given["given/kinetics_transfer/ucf"] == 85.0
+    assert not ours.keys() & given.keys() - {"published/kinetics_transfer/ucf"}

@@ -22,7 +22,7 @@ from assemble.reporting.records import Record, RecordError, config_hash
 from assemble.reporting.results import find_promoted, promoted_curves, write_results
 from assemble.stages.plan import plan_stages
 from assemble.stages.request import Selection
-from tests.reporting.conftest import Capsys, MakeRecord, Save, Saved, out_of_date
+from tests.reporting.conftest import AUTHORS, Capsys, MakeRecord, Save, Saved, out_of_date
 from tests.reporting.test_records import CONFIGS, METRICS, a_record
 
 PAPERS = [paper.name for paper in existing_papers()]
@@ -197,3 +197,25 @@ def test_records_are_of_the_stages_as_they_are_configured_now(paper: str) -> Non
             record = found.pop((scale, seed, stage.request.stage), None)
             assert record is None or record.lineage_hash == stage.request.lineage, stage.request.stage
     assert not found, f"no stage of these is left: {sorted(found)}"
+
+
+def test_records_of_the_authors_weights_are_promoted_into_a_file_of_their_own(
+    project: Path, saved: Saved, capsys: Capsys
+) -> None:
+    saved("ucf_1@base", 0, 79.0, scale="paper")
+    for seed in (0, 1):
+        saved("ucf_1@base", seed, 81.0, scale="paper", given=AUTHORS)
+    saved("esc@base", scale="paper", given={"base": {"file": "mine.ckpt", "sha256": "cd" * 32}})
+    assert main(["promote", "mct"]) == 0
+    assert (
+        "kept: mct/paper/seed0/esc@base: not promoted, since it starts from a file of yours" in capsys.readouterr().out
+    )
+    results = project / "papers" / "mct" / "results" / "paper"
+    assert {path.name for path in results.glob("*.json")} == {"seed0.json", "released.json"}
+    kept = find_promoted("mct")
+    assert [(one.seed, one.metrics["test/top1"], one.given) for one in kept] == [
+        (0, 79.0, {}), (0, 81.0, AUTHORS), (1, 81.0, AUTHORS),
+    ]  # fmt: skip
+    assert main(["promote", "mct"]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 3
+    assert find_promoted("mct") == kept
