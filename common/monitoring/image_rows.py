@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,39 +26,26 @@ SHOWN_SIDE = 96
 GAP = 4
 
 
-def first_captions(module: pl.LightningModule) -> tuple[list[str], dict[str, Any]]:
-    """The first captions of the test, as drawn in figures, and the batch that holds them, on the module's device."""
+def draw_row(module: pl.LightningModule, images_of: Callable[[dict[str, Any]], Tensor]) -> None:
+    """Write a row of images [B, 3, S, S] in [0, 1], made from the batch of the first captions, on rank 0 only.
+
+    `captions.row.json` holds the captions; a credit that the data need is below the images.
+    """
+    if not module.trainer.is_global_zero:
+        return
     loader: Any = module.trainer.test_dataloaders
+    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
     samples = [loader.dataset[number] for number in range(min(CAPTIONS, len(loader.dataset)))]
     batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
-    return module.trainer.datamodule.texts("test", batch["caption"]), batch  # type: ignore[attr-defined]
-
-
-def credit_of(module: pl.LightningModule) -> str:
-    """Credit line for real or generated pictures; empty if the license of the data needs none."""
-    return getattr(module.trainer.datamodule, "credit", "")  # type: ignore[attr-defined]
-
-
-def draw_real_row(module: pl.LightningModule) -> None:
-    """Write the row of the captions' real images, on rank 0 only."""
-    if module.trainer.is_global_zero:
-        texts, batch = first_captions(module)
-        log_image(module, write_row(texts, pixels(batch["image"]), media_folder(module), credit_of(module)))
-
-
-def pixels(images: Tensor) -> Pixels:
-    """Images [B, 3, S, S] in [0, 1] as displayed, [B, S, S, 3]."""
-    values = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return values.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def write_row(texts: Sequence[str], images: Pixels, folder: Path, credit: str = "") -> Path:
-    """Write images [N, S, S, 3] as `captions.row.png` with their captions as JSON; returns the path."""
-    path = folder / "captions.row.png"
-    row = credited(side_by_side(images), credit) if credit else side_by_side(images)
+    values = (images_of(batch).detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    row = side_by_side(values.permute(0, 2, 3, 1).cpu().numpy())
+    if credit := getattr(data, "credit", ""):
+        row = credited(row, credit)
+    path = media_folder(module) / "captions.row.png"
     write_whole(path, lambda partial: Image.fromarray(row).save(partial, "PNG"))
-    write_atomically(path.with_suffix(".json"), json.dumps(list(texts), ensure_ascii=False) + "\n")
-    return path
+    texts = data.texts("test", batch["caption"])
+    write_atomically(path.with_suffix(".json"), json.dumps(texts, ensure_ascii=False) + "\n")
+    log_image(module, path)
 
 
 def side_by_side(images: Pixels) -> Pixels:

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,7 +32,7 @@ from common.metrics.generation import (
     object_captions,
 )
 from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
-from common.monitoring.image_rows import draw_real_row
+from common.monitoring.image_rows import draw_row
 from common.types import AtLeastTwo, NonNegativeInt, PositiveInt
 
 Batch = dict[str, Any]
@@ -304,7 +305,7 @@ class RealImages(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
-        draw_real_row(self)
+        draw_row(self, itemgetter("image"))
 
 
 def without_substitutes(batch: Batch) -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -42,55 +41,21 @@ Items = Literal["images", "captions"]
 Role = Literal["train", "test", "reference"]
 
 
-#: The image of an item, and its captions: `count` from number `first` on.
+#: The row of an item's image in the annotations, and the item's captions: `count` from number `first` on.
 ITEM = np.dtype([("image", "<i8"), ("first", "<i8"), ("count", "<i8")])
+Table = npt.NDArray[np.void]
 
 
-@dataclass(frozen=True, eq=False)
-class CaptionedItems:
-    """Items of a split, each with its possible captions.
-
-    Args:
-        listing: the image of every item.
-        texts: captions by image, numbered consecutively.
-        numbers: one row of `ITEM` per item.
-    """
-
-    listing: Listing
-    texts: Rows[str]
-    numbers: npt.NDArray[Any]
-
-    @staticmethod
-    def of(listing: Listing, annotations: ImageAnnotations, items: Items, captions_per_image: int) -> CaptionedItems:
-        """All items of a split: one per image or per caption, with an image's first `captions_per_image` captions."""
-        texts = annotations.captions
-        numbers = np.zeros(len(listing), ITEM)
-        numbers["image"] = np.arange(len(listing))
-        numbers["first"] = texts.starts[:-1]
-        numbers["count"] = np.minimum(np.diff(texts.starts), captions_per_image)
-        if items == "captions":
-            ends = np.cumsum(numbers["count"])
-            numbers = np.repeat(numbers, numbers["count"])
-            numbers["first"] += np.arange(len(numbers)) - (ends - np.diff(ends, prepend=0))[numbers["image"]]
-            numbers["count"] = 1
-            listing = listing.subset(numbers["image"])
-        return CaptionedItems(listing, texts, numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @property
-    def images(self) -> npt.NDArray[np.int64]:
-        """Row of each item's image in the annotations, int64 [N]."""
-        return self.numbers["image"]
-
-    def draw_caption(self, item: int, rng: np.random.Generator) -> int:
-        """The number of a random caption of an item."""
-        _, first, count = self.numbers[item].item()
-        return first + int(rng.integers(count))
-
-    def subset(self, items: npt.NDArray[np.int64]) -> CaptionedItems:
-        return CaptionedItems(self.listing.subset(items), self.texts, self.numbers[items])
+def item_table(captions: Rows[str], items: Items, captions_per_image: int) -> Table:
+    """The items of a split, one per image or per caption, with the first `captions_per_image` captions of an image."""
+    count = np.minimum(np.diff(captions.starts), captions_per_image)
+    table = np.zeros(len(captions), ITEM)
+    table["image"], table["first"], table["count"] = np.arange(len(captions)), captions.starts[:-1], count
+    if items == "captions":
+        table = np.repeat(table, count)
+        table["first"] += np.arange(len(table)) - np.repeat(np.cumsum(count) - count, count)
+        table["count"] = 1
+    return table
 
 
 class TextToImageItems(ImageItems):
@@ -101,13 +66,14 @@ class TextToImageItems(ImageItems):
     Source: [2.5].
     """
 
-    def __init__(self, items: CaptionedItems, **options: Any) -> None:
-        super().__init__(items.listing, **options)
-        self.items = items
+    def __init__(self, listing: Listing, table: Table, transform: SquashTransform, **options: Any) -> None:
+        super().__init__(listing, transform, **options)
+        self.table = table
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
         sample = super().read(item, rng)
-        return {**sample, "caption": torch.tensor(self.items.draw_caption(item.file, rng))}
+        _, first, count = self.table[item.file].item()
+        return {**sample, "caption": torch.tensor(first + int(rng.integers(count)))}
 
 
 class TextToImageData(ShardedDataModule):
@@ -179,62 +145,64 @@ class TextToImageData(ShardedDataModule):
         self.stores: dict[str, FeatureStore] = {}
 
     def setup(self, stage: str) -> None:
+        self.listings: dict[str, Listing] = {}
         self.annotations: dict[str, ImageAnnotations] = {}
-        self._items: dict[str, CaptionedItems] = {}
         for split in (self.split, self.test_split):
-            listing = self.dataset.listing(split)
-            annotations = self.annotations[split] = self.dataset.annotations(split, listing)
-            require_captions(listing, annotations)
-            self._items[split] = CaptionedItems.of(listing, annotations, self.items, self.captions_per_image)
+            self.listings[split] = listing = self.dataset.listing(split)
+            self.annotations[split] = self.dataset.annotations(split, listing)
+            require_captions(listing, self.annotations[split])
         self.tokenizer.prepare(text for texts in self.annotations[self.split].captions for text in texts)
         if self.text_features is not None:
             # Open both now, so a missing store of the test split doesn't fail after days of training.
             try:
                 self.stores = {
-                    split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
-                    for split, items in self._items.items()
+                    split: self.text_features.open(self.dataset.name, split, annotations.captions, self.tokenizer)
+                    for split, annotations in self.annotations.items()
                 }
             except FeaturesError as error:
                 raise FeaturesError(
                     f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features`, "
-                    "or set data.text_features to null and give the model a "
-                    "text_encoder that computes the features while it trains"
+                    "or set data.text_features to null and give the model a text_encoder"
                 ) from None
 
-    def items_of(self, role: Role) -> CaptionedItems:
-        """The items of a role, known after setup."""
-        if role == "train":
-            return self._items[self.split]
-        items = self._items[self.test_split]
-        order = np.random.default_rng(0).permutation(len(items))
-        if role == "reference":
-            start, wanted = 0, self.reference_samples or len(order)
-            wanted = wanted if self.official_quirks else min(wanted, len(order))
-        else:
-            start, wanted = len(order[: self.reference_samples]), self.test_samples or len(order)
-        return items.subset(order[(start + np.arange(wanted)) % len(order)])
+    def items_of(self, role: Role) -> tuple[Listing, Table]:
+        """The image of every item of a role, and its row in the table; known after setup."""
+        split = self.split if role == "train" else self.test_split
+        listing, table = (
+            self.listings[split],
+            item_table(self.annotations[split].captions, self.items, self.captions_per_image),
+        )
+        if role != "train":
+            order = np.random.default_rng(0).permutation(len(table))
+            first = 0 if role == "reference" else len(order[: self.reference_samples])
+            count = (self.reference_samples if role == "reference" else self.test_samples) or len(order)
+            if role == "reference" and not self.official_quirks:
+                count = min(count, len(order))
+            table = table[order[(first + np.arange(count)) % len(order)]]
+        whole = role == "train" and self.items == "images"
+        return listing if whole else listing.subset(table["image"]), table
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
-        images = TextToImageItems(self.items_of("train"), transform=self.transform, training=True, **self.item_options)
+        images = TextToImageItems(*self.items_of("train"), self.transform, training=True, **self.item_options)
         return self.training_loader(images, self._collate(self.split), batches_at_once=self.minibatches)
 
     def test_dataloader(self) -> DataLoader[Any]:
         options = {**self.item_options, "seed": 0}
-        images = TextToImageItems(self.items_of("test"), transform=self.transform, training=False, **options)
+        images = TextToImageItems(*self.items_of("test"), self.transform, training=False, **options)
         return self.evaluation_loader(images, self.test_batch_size, collate_fn=self._collate(self.test_split))
 
     def reference_loader(self) -> DataLoader[Any]:
         """Real images, `image` and `index`, over all ranks."""
         options = {**self.item_options, "seed": 1}
-        images = ImageItems(self.items_of("reference").listing, self.transform, training=False, **options)
+        images = ImageItems(self.items_of("reference")[0], self.transform, training=False, **options)
         return self.evaluation_loader(images, self.test_batch_size, "reference")
 
     @property
     def caption_count(self) -> int:
         """Number of captions of the test split, an upper bound of `caption` in test batches."""
-        return len(self._items[self.test_split].texts.column)
+        return len(self.annotations[self.test_split].captions.column)
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
         """Test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
@@ -243,7 +211,8 @@ class TextToImageData(ShardedDataModule):
         return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
 
     def _collate(self, split: str) -> Callable[[Sequence[Sample]], dict[str, Tensor]]:
-        return partial(collate, self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
+        captions = self.annotations[split].captions
+        return partial(collate, captions, self.tokenizer, self.stores.get(split), self.sentence_pool)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """One iteration of made-up minibatches with captions of maximum length, `size` per device; see `Example`."""
@@ -273,17 +242,15 @@ class TextToImageData(ShardedDataModule):
         return self.tokenizer.vocabulary_size
 
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
-        rows = self.items_of(role).texts
-        return [rows.column[int(number)] for number in captions]
+        column = self.annotations[self.split if role == "train" else self.test_split].captions.column
+        return [column[int(number)] for number in captions]
 
     def attributes(self, role: Role) -> Tensor:
         """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
-        if not isinstance(self.world, TwoSidesWorld):
-            raise ValueError("data.world: only two_objects and emoji_scenes know what a picture shows")
-        if not hasattr(self, "annotations"):
-            raise StageError("it learns what its pictures show, and an estimate has no pictures")
+        if not isinstance(self.world, TwoSidesWorld) or not hasattr(self, "annotations"):
+            raise StageError("data.world: only the pictures of two_objects and emoji_scenes have attributes")
         split = self.split if role == "train" else self.test_split
-        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role).images])
+        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role)[1]["image"]])
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()

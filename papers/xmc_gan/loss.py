@@ -7,7 +7,7 @@ in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,10 @@ class Contrast(NamedTuple):
     loss: Tensor
     accuracy: Tensor
     entropy: Tensor
+
+
+#: Functions that compute the contrastive terms of a network, by their names.
+Terms = Mapping[str, Callable[[], Contrast]]
 
 
 class Loss(NamedTuple):
@@ -89,30 +93,24 @@ class XMCGANLoss:
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
         """Loss of the discriminator from outputs of all real, then all generated images; only contrasts real ones."""
         n = len(captions.length)
-        terms = {}
-        if self.weights["real_sentence"] > 0:
-            terms["real_sentence"] = self.pairs(output.pooled[:n], output.sentence)
-        if self.weights["real_word"] > 0 and output.regions is not None:
-            terms["real_word"] = self.words(output.regions[:n], captions)
+        terms: Terms = {
+            "real_sentence": lambda: self.pairs(output.pooled[:n], output.sentence),
+            "real_word": lambda: self.words(output.regions[:n], captions),  # type: ignore[index]
+        }
         return self.total("discriminator", hinge_discriminator(output.logit[:n], output.logit[n:]), terms)
 
-    def generator(
-        self, output: DiscriminatorOutput, captions: Captions, features: tuple[Tensor, Tensor] | None = None
-    ) -> Loss:
+    def generator(self, output: DiscriminatorOutput, captions: Captions, features: Sequence[Tensor] = ()) -> Loss:
         """Loss of the generator from outputs of all real, then all generated images.
 
-        `features` [B, F] are of the real and the generated images by the frozen network; None if its weight is 0.
+        `features` [B, F] are of the real and the generated images by the frozen network, if its weight is not 0.
         """
         n = len(captions.length)
-        terms = {}
-        if self.weights["fake_sentence"] > 0:
-            terms["fake_sentence"] = self.pairs(output.pooled[n:], output.sentence)
-        if self.weights["fake_word"] > 0 and output.regions is not None:
-            terms["fake_word"] = self.words(output.regions[n:], captions)
-        if self.weights["image_d"] > 0:
-            terms["image_d"] = self.pairs(output.pooled[n:], output.pooled[:n])
-        if self.weights["image_net"] > 0 and features is not None:
-            terms["image_net"] = self.pairs(*features)
+        terms: Terms = {
+            "fake_sentence": lambda: self.pairs(output.pooled[n:], output.sentence),
+            "fake_word": lambda: self.words(output.regions[n:], captions),  # type: ignore[index]
+            "image_d": lambda: self.pairs(output.pooled[n:], output.pooled[:n]),
+            "image_net": lambda: self.pairs(*features),
+        }
         return self.total("generator", hinge_generator(output.logit[n:]), terms)
 
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
@@ -138,12 +136,16 @@ class XMCGANLoss:
         ranks = shared_with(len(x), self.negatives_group)
         return self.groups(x) if ranks is None else [gather_with_gradient(x, ranks)]
 
-    def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:
-        total = sum((self.weights[name] * term.loss for name, term in terms.items()), hinge)
-        logs = {f"{network}_loss": total.detach(), f"{network}_hinge": hinge.detach()}
-        for name, term in terms.items():
-            logs |= {f"{name}_{part}": value.detach() for part, value in term._asdict().items()}
-        return Loss(total, logs)
+    def total(self, network: str, hinge: Tensor, terms: Terms) -> Loss:
+        """Sum of the hinge loss and the weighted terms; a term with a weight of 0 is not computed."""
+        total = hinge
+        logs = {f"{network}_hinge": hinge.detach()}
+        for name, compute in terms.items():
+            if self.weights[name] > 0:
+                term = compute()
+                total = total + self.weights[name] * term.loss
+                logs |= {f"{name}_{part}": value.detach() for part, value in term._asdict().items()}
+        return Loss(total, {f"{network}_loss": total.detach(), **logs})
 
 
 def mean(groups: Sequence[Contrast]) -> Contrast:
@@ -173,10 +175,8 @@ def contrast(logits: Tensor) -> Contrast:
     return Contrast(loss, accuracy, entropy)
 
 
-def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normalize: bool = True) -> Contrast:
-    """Contrast of two vectors per sample: image and sentence, or generated and real image.
-
-    Cosines (dot products without `l2_normalize`) are divided by `temperature`.
+def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast:
+    """Contrast of two vectors per sample (image and sentence, or generated and real image) by their cosines.
 
     Shapes:
         left, right [B, D]
@@ -184,21 +184,7 @@ def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1, l2_normaliz
     Source: [5.2] to [5.5].
     """
     with torch.autocast(left.device.type, enabled=False):
-        left, right = left.float(), right.float()
-        if l2_normalize:
-            left, right = normalize(left), normalize(right)
-        return contrast(left @ right.T / temperature)
-
-
-def word_loss(regions: Tensor, words: Tensor, length: Tensor, gammas: Gammas = (5.0, 5.0, 50.0)) -> Contrast:
-    """Contrast of captions and images by `word_similarity`, one caption per image.
-
-    Shapes:
-        regions [B, R, C], words [B, T, C], length [B]
-
-    Source: [5.6].
-    """
-    return contrast(word_similarity(regions, words, length, gammas))
+        return contrast(normalize(left.float()) @ normalize(right.float()).T / temperature)
 
 
 def word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: Gammas = (5.0, 5.0, 50.0)) -> Tensor:

@@ -6,6 +6,7 @@ generator and discriminator gives both losses, and both networks step at once.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -16,16 +17,16 @@ from common.memory.collective import OverlappedAverage
 from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
+from common.monitoring.image_rows import draw_row
 from common.protocols.captions import check_vocabulary
 from common.protocols.generation import ImageEvaluation
 from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import fused, refuse_half_weights
 from common.training.selection import CheckpointChoice
 from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
-from papers.xmc_gan import monitoring
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.layers import keeping_statistics
-from papers.xmc_gan.loss import XMCGANLoss, pair_loss, word_loss
+from papers.xmc_gan.loss import XMCGANLoss, contrast, pair_loss, word_similarity
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 
 Batch = dict[str, Any]
@@ -103,14 +104,6 @@ class XMCGANModule(pl.LightningModule):
         words, sentence = self.text_encoder(batch["tokens"], batch["length"])
         return Captions(words, sentence, batch["length"])
 
-    def image_features(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Features [B, F] of real and generated images by the frozen network, if any."""
-        if self.image_network is None:
-            return None
-        with torch.no_grad():
-            features = self.image_network(real)
-        return features, self.image_network(fake)
-
     # -- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -140,7 +133,8 @@ class XMCGANModule(pl.LightningModule):
         fake = self.generator(z, *captions)
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
         of_discriminator = self.loss.discriminator(output, captions)
-        of_generator = self.loss.generator(output, captions, self.image_features(real, fake))
+        features = [] if self.image_network is None else [self.image_network(images) for images in (real, fake)]
+        of_generator = self.loss.generator(output, captions, features)
         self.set_gradients(of_discriminator.total, self.discriminator, retain_graph=True)
         self.set_gradients(of_generator.total, self.generator)
         # Lightning counts the steps of its wrapper: one per iteration, that of the generator.
@@ -205,8 +199,6 @@ class XMCGANModule(pl.LightningModule):
         if (self.text_encoder is None) == (data.text_features is None):
             raise ValueError("set either model.text_encoder or data.text_features, and the other one to null")
         check_vocabulary(self, self.text_encoder)
-        if (splits := getattr(self.evaluation, "splits", 1)) > (images := len(data.items_of("test"))):
-            raise ValueError(f"model.evaluation.splits: {splits} parts of {images} test images")
 
     def _check_training(self) -> None:
         for field, size in (
@@ -250,7 +242,7 @@ class XMCGANModule(pl.LightningModule):
             accuracy = {"sentence": pair_loss(output.pooled[rows], output.sentence[rows]).accuracy}
             if output.regions is not None:
                 words = captions.words[rows], captions.length[rows], self.loss.word_gammas
-                accuracy["word"] = word_loss(output.regions[rows], *words).accuracy
+                accuracy["word"] = contrast(word_similarity(output.regions[rows], *words)).accuracy
             self._matched.update(batch["index"][rows], **{name: x.expand(size) for name, x in accuracy.items()})
 
     def on_test_epoch_end(self) -> None:
@@ -260,4 +252,4 @@ class XMCGANModule(pl.LightningModule):
         if self.evaluation is not None:
             values = {**self._chosen, **self.evaluation.compute()}
             self.log_dict({f"test/{name}": value for name, value in values.items()})
-        monitoring.draw(self)
+        draw_row(self, partial(self.images_of, seed=0))

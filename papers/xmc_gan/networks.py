@@ -25,18 +25,15 @@ from papers.xmc_gan.layers import (
 )
 
 #: Side of a generator's first map and a discriminator's last.
-FIRST_SIDE = 4
+SMALLEST = 4
 
 
-def image_side(channels: Sequence[int]) -> int:
-    """Image side of a network with these channels, one entry per resolution from 4 pixels on."""
-    return FIRST_SIDE * 2 ** (len(channels) - 1)
-
-
-def level_of(cond_size: int, sides: Sequence[int]) -> int:
+def map_sides(channels: Sequence[int], cond_size: int) -> list[int]:
+    """Sides of a network's maps, one entry per resolution from 4 pixels to the image; one of them is `cond_size`."""
+    sides = [SMALLEST * 2**level for level in range(len(channels))]
     if cond_size not in sides:
         raise ValueError(f"cond_size is {cond_size}, the maps of these channels have sides {sides}")
-    return sides.index(cond_size)
+    return sides
 
 
 class Captions(NamedTuple):
@@ -116,13 +113,13 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.z_dim, self.gamma, self.batch_norm_group = z_dim, gamma, batch_norm_group
-        self.image_size = image_side(channels)
-        sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
-        attending = level_of(cond_size, sides)
+        sides = map_sides(channels, cond_size)
+        self.image_size = sides[-1]
         widths = [width * multiple for multiple in channels]
         vector, places = 2 * z_dim, 2 * z_dim + embedding_dim
         self.sentence = nn.Linear(embedding_dim, z_dim)
-        self.start = nn.Linear(z_dim, FIRST_SIDE**2 * widths[0])
+        self.start = nn.Linear(z_dim, SMALLEST**2 * widths[0])
+        attending = sides.index(cond_size)
         blocks = [
             GeneratorBlock(
                 inputs, outputs, places if side >= cond_size else vector, side >= cond_size, batch_norm_group
@@ -142,10 +139,15 @@ class Generator(nn.Module):
         Shapes:
             z [B, z_dim], words [B, T, E], sentence [B, E], length [B] -> [B, 3, S, S]
         """
-        x, vector = self.up_to_attention(z, sentence)
-        context, _ = self.attend(x, words, length)
-        side = x.shape[-1]
-        condition = torch.cat([context, vector[:, :, None, None].expand(-1, -1, side, side)], dim=1)
+        vector = torch.cat([self.sentence(sentence), z], dim=1)
+        # Places before channels, so that weights of the official code fit.
+        x = self.start(z).unflatten(1, (SMALLEST, SMALLEST, -1)).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = block(x, vector)
+        shape = x.shape[-2:]
+        words = attend(self.query(x).flatten(2).transpose(1, 2), words, length, self.gamma)
+        words = words.transpose(1, 2).unflatten(2, shape)
+        condition = torch.cat([words, vector[:, :, None, None].expand(-1, -1, *shape)], dim=1)
         if x.is_contiguous(memory_format=torch.channels_last):
             # The result of `cat` has channels first, which would change the layout of the scaled maps at every block.
             condition = condition.contiguous(memory_format=torch.channels_last)
@@ -154,35 +156,14 @@ class Generator(nn.Module):
         # In float32, because half precision has too few shades.
         return (torch.tanh(self.image(F.relu(self.norm(x, condition))).float()) + 1.0) / 2.0
 
-    def attention(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
-        """Attention of every place to each word, [B, T, cond_size, cond_size]; sums to 1 over the words."""
-        x, _ = self.up_to_attention(z, sentence)
-        return self.attend(x, words, length)[1]
 
-    def up_to_attention(self, z: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
-        """The map that attends to the words [B, C, cond_size, cond_size], and the vector of noise and sentence."""
-        vector = torch.cat([self.sentence(sentence), z], dim=1)
-        # Places before channels, so that weights of the official code fit.
-        x = self.start(z).unflatten(1, (FIRST_SIDE, FIRST_SIDE, -1)).permute(0, 3, 1, 2)
-        for block in self.blocks:
-            x = block(x, vector)
-        return x, vector
+def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> Tensor:
+    """Mix normalized words for every region, weighted by a softmax of cosines times `gamma`, in float32.
 
-    def attend(self, x: Tensor, words: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Attended words of each place [B, E, h, w], and its attention to each word [B, T, h, w]."""
-        query = self.query(x)
-        context, weights = attend(query.flatten(2).transpose(1, 2), words, length, self.gamma)
-        shape = query.shape[-2:]
-        return context.transpose(1, 2).unflatten(2, shape), weights.transpose(1, 2).unflatten(2, shape)
-
-
-def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Attention of regions over words: a softmax of cosines times `gamma`, in float32.
-
-    Returns mixes of normalized words, and their weights. `length` counts valid words, at least one.
+    `length` counts valid words, at least one.
 
     Shapes:
-        query [B, R, E], words [B, T, E], length [B] -> [B, R, E], [B, R, T]
+        query [B, R, E], words [B, T, E], length [B] -> [B, R, E]
 
     Source: [3.4].
     """
@@ -190,8 +171,7 @@ def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> tuple[
         words = normalize(words.float())
         scores = gamma * normalize(query.float()) @ words.transpose(1, 2)
         padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
-        weights = scores.masked_fill(padded[:, None], -torch.inf).softmax(dim=-1)
-        return weights @ words, weights
+        return scores.masked_fill(padded[:, None], -torch.inf).softmax(dim=-1) @ words
 
 
 # -- discriminator -----------------------------------------------------------------------------------------------------
@@ -257,14 +237,14 @@ class Discriminator(nn.Module):
         embedding_dim: PositiveInt = 768,
     ) -> None:
         super().__init__()
-        self.image_size = image_side(channels)
-        sides = [self.image_size // 2 ** (level + 1) for level in range(len(channels) - 1)]
+        sides = map_sides(channels[:-1], cond_size)  # the last block keeps the resolution
+        self.image_size = 2 * sides[-1]
         widths = [width * multiple for multiple in channels]
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(inputs, outputs, first=level == 0, halve=level < len(channels) - 1)
             for level, (inputs, outputs) in enumerate(zip([3, *widths], widths))
         )
-        self._region_level = level_of(cond_size, sides)
+        self._region_level = sides[::-1].index(cond_size)
         self.regions: SpectralConv | None = SpectralConv(widths[self._region_level], embedding_dim, 1)
         self.logit = SpectralLinear(widths[-1], 1)
         self.sentence = SpectralLinear(embedding_dim, widths[-1])

@@ -252,7 +252,7 @@ def test_real_images_cannot_be_made_anew(options: dict[str, int]) -> None:
 
 def test_real_images_are_measured_as_if_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = MagicMock()
-    monkeypatch.setattr(generation, "draw_real_row", drawn)
+    monkeypatch.setattr(generation, "draw_row", drawn)
     evaluation = MagicMock(repeats=1, object_copies=0)
     evaluation.compute.return_value = {"fid": 3.0}
     images = RealImages(evaluation)
@@ -261,4 +261,6 @@ def test_real_images_are_measured_as_if_generated(tmp_path: Path, monkeypatch: p
     assert called == ["load_pretrained", "begin", "update", "update", "compute"]
     for call in evaluation.update.call_args_list:
         assert call.args[0] is call.args[1]["image"]
-    drawn.assert_called_once_with(images)
+    ((drawn_by, shown), _) = drawn.call_args
+    assert drawn_by is images
+    assert shown({"image": 5}) == 5

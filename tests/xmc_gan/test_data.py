@@ -142,19 +142,19 @@ def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> No
 # ---------------------------------------------------------------------------------------------------------------- test
 def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
     data = attached(small(tmp_path, test_samples=9, reference_samples=4))
-    order = data.items_of("reference").images.tolist() + data.items_of("test").images.tolist()[:2]
+    order = data.items_of("reference")[1]["image"].tolist() + data.items_of("test")[1]["image"].tolist()[:2]
     assert sorted(order) == list(range(6))
-    assert data.items_of("test").images.tolist() == [*order[4:], *order, *order[:1]]
+    assert data.items_of("test")[1]["image"].tolist() == [*order[4:], *order, *order[:1]]
     batches = list(data.test_dataloader())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(9))
     # A second visit may show another caption of the image.
     captions = torch.cat([batch["caption"] for batch in batches]).tolist()
-    assert all(caption // 2 == row for caption, row in zip(captions, data.items_of("test").images))
+    assert all(caption // 2 == row for caption, row in zip(captions, data.items_of("test")[1]["image"]))
     assert [batch["index"].tolist() for batch in data.reference_loader()] == [[0, 1, 2, 3]]
     everything = attached(small(tmp_path, test_samples=None, reference_samples=None))
     assert (
-        sorted(everything.items_of("test").images.tolist())
-        == sorted(everything.items_of("reference").images.tolist())
+        sorted(everything.items_of("test")[1]["image"].tolist())
+        == sorted(everything.items_of("reference")[1]["image"].tolist())
         == [*range(6)]
     )
 
@@ -162,10 +162,10 @@ def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
 @pytest.mark.parametrize("official", [True, False])
 def test_too_few_real_images_are_taken_again_as_officially(tmp_path: Path, official: bool) -> None:
     data = attached(small(tmp_path, test_samples=8, reference_samples=8, official_quirks=official))
-    rows = data.items_of("reference").images.tolist()
+    rows = data.items_of("reference")[1]["image"].tolist()
     assert sorted(rows[:6]) == list(range(6))
     assert rows[6:] == (rows[:2] if official else [])
-    assert data.items_of("test").images.tolist() == [*rows[:6], *rows[:2]]
+    assert data.items_of("test")[1]["image"].tolist() == [*rows[:6], *rows[:2]]
 
 
 def test_what_is_measured_on_does_not_depend_on_the_seed(world: TwoObjectsWorld) -> None:
@@ -185,7 +185,7 @@ def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:
     expected = world.draw("val", range(12)).images
     for batch in data.reference_loader():
         for index, image in zip(batch["index"].tolist(), batch["image"]):
-            row = data.items_of("reference").images[index]
+            row = data.items_of("reference")[1]["image"][index]
             assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == expected[row].tolist()
 
 
@@ -207,7 +207,7 @@ def test_every_narrative_is_an_item(tmp_path: Path) -> None:
     )
     (batch,) = data.train_dataloader()
     assert sorted(batch["index"].tolist()) == sorted(batch["caption"].tolist()) == [0, 1, 2]
-    assert data.items_of("train").images.tolist() == [0, 0, 1]
+    assert data.items_of("train")[1]["image"].tolist() == [0, 0, 1]
     assert data.texts("train", [0, 1, 2]) == ["A man rides a bike.", "In the front a bike.", "A woman cuts a cake."]
     assert torch.equal(batch["index"], batch["caption"])
     assert batch["tokens"].shape == (3, 64)

@@ -20,7 +20,7 @@ from papers.xmc_gan.layers import (
     SpectralLinear,
     keeping_statistics,
 )
-from papers.xmc_gan.loss import pair_loss, word_loss
+from papers.xmc_gan.loss import contrast, pair_loss, word_similarity
 from papers.xmc_gan.networks import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
 from papers.xmc_gan.weights import export, to_official
 from tests.encoders.test_official_network import count
@@ -136,8 +136,8 @@ def test_scores_losses_and_gradients_of_both_networks() -> None:
         found = {
             "real_sentence": pair_loss(seen.pooled[:3], seen.sentence),
             "fake_sentence": pair_loss(seen.pooled[3:], seen.sentence),
-            "real_word": word_loss(seen.regions[:3], words, length),
-            "fake_word": word_loss(seen.regions[3:], words, length),
+            "real_word": contrast(word_similarity(seen.regions[:3], words, length)),
+            "fake_word": contrast(word_similarity(seen.regions[3:], words, length)),
             "image_contrastive": pair_loss(seen.pooled[3:], seen.pooled[:3]),
         }
         for name, value in found.items():

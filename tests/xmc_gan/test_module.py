@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from assemble.stages.run import run_stage
@@ -249,3 +251,19 @@ def test_real_images_are_matched_in_groups_of_the_smaller_batch(
     sizes = ["--data.batch_size", str(training), "--data.test_batch_size", str(test)]
     record = run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_EVALUATOR, *sizes))
     assert ({"test/real_sentence_accuracy", "test/real_word_accuracy"} <= record.metrics.keys()) == matched
+
+
+def test_every_stage_shows_the_images_of_the_same_captions() -> None:
+    stages = finished()
+    shown = []
+    for name in ("real_images", "baseline", "xmc_gan"):
+        media = stages.folder(name) / "media"
+        files = ["captions.row.json", "captions.row.png"]
+        assert sorted(path.name for path in media.iterdir()) == files
+        assert sorted(Path(path).name for path in stages.records[name].media) == files
+        captions = json.loads((media / files[0]).read_text(encoding="utf-8"))
+        shown.append((captions, np.asarray(Image.open(media / files[1]))))
+    assert len(shown[0][0]) == 8
+    assert shown[0][0] == shown[1][0] == shown[2][0]
+    assert {picture.shape for _, picture in shown} == {(96, 8 * 96 + 7 * 4, 3)}
+    assert not np.array_equal(shown[1][1], shown[2][1])
