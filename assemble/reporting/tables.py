@@ -62,6 +62,7 @@ class Stage(Part):
     Args:
         parents: configuration field to the stage whose checkpoint it takes, or `$row` for the row's model.
         overrides: configuration field to value, on top of the recipe.
+        given: whether no recipe trains it, so that only a file can stand for it; its rows are left out without one.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Stage(Part):
     parents: dict[str, _StageName] = Field(default_factory=dict, alias="from")
     overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
     scales: _Scales = SCALES
+    given: StrictBool = False
 
 
 class Metric(Part):
@@ -390,6 +392,8 @@ class Tables(Part):
         """
         if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
             return []
+        if row.model is not None and self.stages[row.model].given and row.model not in given:
+            return []
         found: list[str] = []
         for name in self.stages_of(row, metric, scale, given):
             if name == ROW:
@@ -504,6 +508,10 @@ def expand(
         if name not in source.stages:
             near = nearest(name, {*source.stages, *needed})
             raise ReportingError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
+        if source.stages[name].given and name not in given:
+            raise ReportingError(
+                f"{source.path}: no recipe trains {name!r}; name a file that stands for it with --given"
+            )
         if tables or rows:
             raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
         _need(name, None, scale, source, needed)

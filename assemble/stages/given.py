@@ -104,7 +104,9 @@ def started(instances: Sequence[StageInstance], given: Collection[str], absent: 
 def given_lines(released: Mapping[str, Released], given: Mapping[str, Given], absent: Mapping[str, int]) -> list[str]:
     """The table of given stages; `absent` counts the stages that start from each one whose file is missing."""
     rows = [("given", "file", "from")]
-    rows += [(stage, file.path.name, released[stage].origin if file.source else "you") for stage, file in given.items()]
+    rows += [
+        (stage, file.path.name, released[stage].origin if file.source else "your file") for stage, file in given.items()
+    ]
     for stage, count in absent.items():
         without = f"; its {count} stages are left out" if count > 0 else ""
         rows.append((stage, f"missing: {released[stage].file}", f"{released[stage].origin}{without}"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from common.data.datasets.coco import CLASSES
 from common.data.datasets.imagenet import imagenet_class
 from common.data.rehearsal import (
@@ -16,7 +14,6 @@ from common.data.rehearsal import (
     write_random_karpathy,
     write_random_voc,
 )
-from common.encoders.image import ImageResNet
 
 
 def write_datasets(root: Path) -> None:
@@ -32,9 +29,5 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT, which knows the words of the captions, and a network in MoCo v2's released format to `$DATA`."""
+    """Write BERT, which knows the words of the captions, to `$DATA`."""
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
-    weights = {f"module.encoder_q.{name}": value for name, value in ImageResNet().state_dict().items()}
-    (root / "weights").mkdir(exist_ok=True)
-    released = root / "weights" / "moco_v2_200ep_pretrain.pth.tar"
-    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": weights}, released)

@@ -71,7 +71,7 @@ SMOKE = {
 PUBLISHED = ("avid_cma/cma", "xmc_gan/xmc_gan", "m3p/m3p")
 MAIN = ("avid_cma/cma", "mct/mct_tag", "xmc_gan/xmc_gan", "m3p/m3p", "vx2text/small")
 #: Torchvision's detector reads boxes on the host.
-WAITING = ("mct/voc_detection", "mct/voc_detection_moco")
+WAITING = ("mct/voc_detection",)
 
 
 class Watch(TorchDispatchMode):
