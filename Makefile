@@ -30,7 +30,7 @@ reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
 # A misspelled variable would change nothing. What programs read may be set here as well.
-VARIABLES := SCALE SEEDS HARDWARE DATA TORCH PYTHON TEST_JOBS FAST PREPARE ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
+VARIABLES := SCALE SEEDS HARDWARE DATA TORCH PYTHON TEST_JOBS FAST ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
   RECORD PAPER RELEASED GIVEN FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
 PROGRAMS := ASSEMBLE_% WANDB_% HF_% OMP_% MALLOC_% CUDA_% NCCL_% SBATCH_% UV_% PIP_% PYTHON% LD_% SHELL MAKEFLAGS
 UNKNOWN := $(filter-out $(VARIABLES) $(PROGRAMS),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
@@ -104,7 +104,7 @@ rehearse: $(STAMP) ## Rehearse all papers
 	$(ASSEMBLE) rehearse $(REHEARSED)
 
 data-%: $(STAMP) ## List a paper's data sets, which were found, how to get the rest
-	$(ASSEMBLE) data $* --data "$(DATA)" $(if $(PREPARE),--prepare)
+	$(ASSEMBLE) data $* --data "$(DATA)"
 
 plan-%: $(STAMP) ## Print a paper's stages and what is left to run; ESTIMATE=1: memory and GPU hours
 	$(ASSEMBLE) plan $* $(RUN) $(if $(ESTIMATE),--estimate)

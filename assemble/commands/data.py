@@ -1,4 +1,4 @@
-"""The command `assemble data`: lists a paper's data sets, fetches and checks them, and computes features."""
+"""The command `assemble data`: lists a paper's data sets, fetches open ones, and computes features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from assemble.commands.parsing import Option, PaperName, at_least, existing_folder
+from assemble.commands.parsing import Option, PaperName, existing_folder
 from assemble.reporting.papers import existing_papers, paper_named, working_folder
 from common.errors import StageError, optional_package
 
@@ -20,7 +20,6 @@ def data(
     paper: PaperName,
     *,
     data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None,
-    prepare: Annotated[bool, "decode a sample of files and compare checksums"] = False,
     fetch: Annotated[
         str | None,
         "download an open data set or weights, such as esc50 (common/data/open_data.yaml), from its publisher; "
@@ -36,7 +35,6 @@ def data(
         ),
     ] = None,
     text_features: Annotated[bool, "compute the frozen text features of a paper that stores them"] = False,
-    bert: Annotated[Path | None, "BERT's released weights, for --text-features"] = None,
     extract_regions: Annotated[
         Path | None,
         Option(
@@ -46,29 +44,19 @@ def data(
     ] = None,
     detector: Annotated[Path | None, "weights of the detector; you have to provide them"] = None,
     output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
-    regions: Annotated[int | None, Option("most regions per image; default: 100", parse=at_least(1))] = None,
     distribution: Annotated[bool, "also store the probabilities of all classes"] = False,
-    batch_size: Annotated[
-        int | None,
-        Option("captions or images at a time; default: 256 captions, 4 images", parse=at_least(1)),
-    ] = None,
-    device: Annotated[str | None, Option("default: auto", choices=("auto", "cpu", "cuda"))] = None,
 ) -> int:
     """List a paper's data sets and weights, which were found, and how to get the rest.
 
     Only --fetch downloads anything.
     """
     root = (data or data_root()).resolve()
-    given: dict[str, object] = {"--prepare": prepare, "--fetch": fetch, "--measure": measure is not None}
+    given: dict[str, object] = {"--fetch": fetch, "--measure": measure is not None}
     given |= {"--text-features": text_features, "--extract-regions": extract_regions}
     if len(several := [flag for flag, value in given.items() if value]) > 1:
         raise StageError(f"give only one of {', '.join(several)}")
-    if (detector or output or distribution or regions) and extract_regions is None:
-        raise StageError("--detector, --output, --distribution and --regions need --extract-regions FOLDER")
-    if (batch_size or device) and not (text_features or extract_regions):
-        raise StageError("--batch-size and --device need --text-features or --extract-regions FOLDER")
-    if bert and not text_features:
-        raise StageError("--bert needs --text-features")
+    if (detector or output or distribution) and extract_regions is None:
+        raise StageError("--detector, --output and --distribution need --extract-regions FOLDER")
     if accept_license and fetch is None:
         raise StageError("--accept-license needs --fetch NAME")
     if fetch is not None:
@@ -76,18 +64,18 @@ def data(
     if extract_regions is not None:
         if output is None or detector is None:
             raise StageError("--extract-regions needs --output FILE (.h5 or .npz) and --detector WEIGHTS")
-        return _extract(extract_regions, output, detector, regions or 100, batch_size or 4, device, distribution)
+        return _extract(extract_regions, output, detector, distribution)
     from assemble.stages.paper_modules import optional_part
     from assemble.stages.recipe_data import data_sections, datasets_of, files_of
-    from common.data.prepare import report, report_files
+    from common.data.overview import report, report_files
 
     name = paper_named(paper).name
-    own = optional_part(name, "prepare")
+    prepare = optional_part(name, "prepare")
     if text_features:
-        if own is None:
-            able = ", ".join(one.short for one in existing_papers() if optional_part(one.name, "prepare"))
+        if prepare is None:
+            able = ", ".join(other.short for other in existing_papers() if optional_part(other.name, "prepare"))
             raise StageError(f"--text-features: {name} stores no text features; {able} does")
-        for path in own.text_features(data_sections(name, root), bert, _device(device), batch_size or 256):
+        for path in prepare.text_features(data_sections(name, root)):
             print(f"written to {path}")
         return 0
     if measure is not None:
@@ -99,21 +87,11 @@ def data(
 
         print(f"{recipe}: {measure_loading(run, root)}")
         return 0
-    report(datasets_of(name, root), prepare=prepare)
-    report_files(files_of(name, root, verify=prepare))
-    if own is not None:
-        own.report(data_sections(name, root))
+    report(datasets_of(name, root))
+    report_files(files_of(name, root))
+    if prepare is not None:
+        prepare.report(data_sections(name, root))
     return 0
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name != "cpu" and torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        raise StageError("--device cuda: torch finds no GPU on this machine")
-    return "cpu"
 
 
 def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
@@ -126,13 +104,13 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
     fetch(entry, root)
     if entry.note:
         print(entry.note)
-    print(f"{entry.title} is in {root}; `assemble data {paper} --data {root} --prepare` checks it")
+    print(f"{entry.title} is in {root}; `assemble data {paper} --data {root}` lists what was found")
     return 0
 
 
-def _extract(
-    images: Path, output: Path, weights: Path, regions: int, batch_size: int, device: str | None, distribution: bool
-) -> int:
+def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> int:
+    import torch
+
     from common.data.checksums import digest
     from common.data.regions import REGION_SUFFIXES
 
@@ -144,9 +122,9 @@ def _extract(
         optional_package("h5py", "features")  # before hours of detection
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
 
-    place = _device(device)
-    extractor = RegionExtractor(load_detector(weights), regions, place, {"detector": digest(weights, "sha256")})
-    written, skipped = extract_regions(images, output, extractor, batch_size, distribution)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    extractor = RegionExtractor(load_detector(weights), device=device, origin={"detector": digest(weights, "sha256")})
+    written, skipped = extract_regions(images, output, extractor, distribution=distribution)
     print(f"{output}: regions of {written:,} images")
     if skipped:
         print(f"{len(skipped):,} images cannot be read (see {output}.skipped.txt), such as {skipped[0]}")

@@ -47,7 +47,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     return [dataset_of(entry, data) for entry in entries.values()]
 
 
-def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
+def files_of(paper: str, data: Path) -> list[FileStatus]:
     """Files and folders, except data sets, that a paper's recipes read at the scale `paper`."""
     from common.data.released_files import look_at
 
@@ -55,7 +55,7 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
     for recipe in _published_recipes(paper):
         for path in files_in(resolve(paper, recipe, scale="paper").config):
             recipes.setdefault(path, []).append(recipe)
-    return [look_at(path, data, tuple(own), verify) for path, own in sorted(recipes.items())]
+    return [look_at(path, data, tuple(names)) for path, names in sorted(recipes.items())]
 
 
 def files_in(config: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def write_fixtures(paper: str, root: Path) -> None:
     if hasattr(module, "write_weights"):
         module.write_weights(root)
     if (prepare := optional_part(paper, "prepare")) is not None:  # make stored features the way a user does
-        prepare.text_features(data_sections(paper, root), bert=None, device="cpu", batch_size=16)
+        prepare.text_features(data_sections(paper, root))
     write_atomically(mark, version)
 
 

@@ -151,7 +151,6 @@ def _require_files(section: object) -> None:
         return
     from common.data.datasets.folder import FolderOfImages, OwnFolder
     from common.data.images import require_captions
-    from common.data.prepare import check_files
 
     arguments = section.get("init_args") or {}
     for entry in dataset_entries(without_unread_sets(section)):
@@ -161,9 +160,7 @@ def _require_files(section: object) -> None:
             continue  # the check of the configuration raises a better error
         dataset.require_folder()
         if isinstance(dataset, OwnFolder) and is_main_process():
-            needs_sound = class_at(section["class_path"]).needs_sound
-            allowed = arguments.get("max_skipped_fraction", 1.0)
-            print(printable("\n".join(check_files(dataset, allowed, needs_sound=needs_sound))))
+            print(printable(dataset.summary()))
             if isinstance(dataset, FolderOfImages) and entry is arguments.get("dataset") and arguments.get("tokenizer"):
                 split = arguments.get("split", "train")
                 listing = dataset.listing(split)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.data import checksums
 from common.errors import StageError, nearest
@@ -22,15 +21,13 @@ _RETRIES = 2
 class OpenFile:
     """A file that can be downloaded.
 
-    `file` is relative to the folder of the data sets, `unpack` is the folder for an archive's contents, and `strip` the
-    number of leading folders to drop from its names.
+    `file` and `unpack`, the folder for an archive's contents, are relative to the folder of the data sets.
     """
 
     address: str
     file: str
     checksum: str | None = None
     unpack: str | None = None
-    strip: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,9 @@ class OpenData:
     def describe(self) -> str:
         lines = [f"{self.title} ({self.size})", f"  license: {self.license}", f"  terms:   {self.terms}"]
         for file in self.files:
-            known = f"checksum {file.checksum}" if file.checksum else "no checksum is published"
-            lines.append(f"  {file.address}\n    -> {file.file}, {known}")
+            checksum = f"checksum {file.checksum}" if file.checksum else "no checksum is published"
+            lines.append(f"  {file.address}\n    -> {file.file}, {checksum}")
         return "\n".join(lines)
-
-    def checksums(self) -> dict[str, str]:
-        """Published checksums by file name."""
-        return {Path(file.file).name: file.checksum for file in self.files if file.checksum}
 
 
 def open_data(name: str) -> OpenData:
@@ -91,7 +84,14 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
         raise StageError(f"{path}: {problem}. It is kept as {wrong}; rerun the command to download it again")
     if file.unpack is not None:
         print(f"{file.file}: unpacking into {file.unpack}/")
-        _unpack(path, root / file.unpack, file.strip)
+        # Zip files need no filter: names that lead out of the folder are skipped.
+        options: dict[str, Any] = {} if path.suffix == ".zip" else {"filter": "data"}
+        try:
+            shutil.unpack_archive(path, root / file.unpack, **options)
+        except Exception as error:  # untrusted file: formats and compressions raise different errors
+            raise StageError(
+                f"{path} cannot be unpacked: {error}. If it is damaged, delete it and rerun the command"
+            ) from None
         unpacked.touch()
 
 
@@ -107,28 +107,3 @@ def _download(address: str, path: Path) -> None:
         getter.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60))
     except OSError as error:
         raise StageError(f"{address} cannot be downloaded: {error}") from None
-
-
-def _unpack(archive: Path, folder: Path, strip: int) -> None:
-    unpacking = folder / f".unpacking-{archive.name}"
-    shutil.rmtree(unpacking, ignore_errors=True)
-    unpacking.mkdir(parents=True)
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                opened.extractall(unpacking)
-        else:
-            with tarfile.open(archive) as packed:
-                packed.extractall(unpacking, filter="data")
-    except Exception as error:  # untrusted file: formats and compressions raise different errors
-        shutil.rmtree(unpacking, ignore_errors=True)
-        raise StageError(
-            f"{archive} cannot be unpacked: {error}. If it is damaged, delete it and rerun the command"
-        ) from None
-    for path in sorted(unpacking.rglob("*")):
-        parts = path.relative_to(unpacking).parts[strip:]
-        if parts and (path.is_symlink() or not path.is_dir()):
-            target = folder.joinpath(*parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    shutil.rmtree(unpacking)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -106,12 +106,10 @@ class ShardedDataModule(pl.LightningDataModule):
         max_skipped_fraction: the run fails if more than this share of the files is broken.
 
     Attributes:
-        needs_sound: whether clips without sound are skipped.
         tokenizer: checkpoints keep the vocabulary that a `CaptionTokenizer` has learned.
     """
 
     trainer: pl.Trainer  # Lightning sets it before it asks for a loader.
-    needs_sound: ClassVar[bool] = False
     tokenizer: Any = None
 
     def __init__(

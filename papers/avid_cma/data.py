@@ -25,8 +25,6 @@ class PretrainingData(AudioVisualData):
         kwargs: see AudioVisualData and ShardedDataModule.
     """
 
-    needs_sound = True
-
     def __init__(
         self,
         dataset: MediaDataset,

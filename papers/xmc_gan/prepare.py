@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
@@ -18,10 +19,11 @@ from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.data.text_features import StoredFeatures, bert_digest, make_store
 from common.errors import StageError
-from common.models.trained import with_arguments
 from common.types import class_at
 from papers.xmc_gan.text import BertText
 
+#: Captions at a time.
+BATCH_SIZE = 256
 COMMAND = "assemble data xmc_gan --text-features"
 NO_DATA = "the data set is missing"
 
@@ -60,38 +62,36 @@ class WantedStore:
         except (OSError, ValueError) as error:
             return str(error)
 
-    def make(self, device: str, batch_size: int, console: Console) -> None:
+    def make(self, console: Console) -> None:
         self.tokenizer.prepare()
         captions, digest = self.captions(), bert_digest(Path(self.features.bert).expanduser())
         encoder = BertText(self.features.bert)
         encoder.encoder.require_weights()
-        encoder.to(device)
+        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
         about = {"dataset": self.dataset.name, "split": self.split}
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
             task = progress.add_task(f"BERT reads {self.title}", total=int(captions.starts[-1]))
             advance = functools.partial(progress.advance, task)
-            make_store(self.path, captions, self.tokenizer, encoder, digest, batch_size, advance, about)
+            make_store(self.path, captions, self.tokenizer, encoder, digest, BATCH_SIZE, advance, about)
 
 
 #: `class_path` and `init_args` of the data modules of recipes.
 Sections = Iterable[Mapping[str, Any]]
 
 
-def wanted_stores(sections: Sections, bert: Path | None = None) -> list[WantedStore]:
-    """Return every store that data modules read, once each; `bert` overrides their folder of BERT."""
-    found: dict[Path, WantedStore] = {}
+def wanted_stores(sections: Sections) -> list[WantedStore]:
+    """Return every store that data modules read, once each."""
+    stores: dict[Path, WantedStore] = {}
     for section in sections:
         arguments = section.get("init_args") or {}
         if not arguments.get("text_features"):
             continue
-        features, words = StoredFeatures(**arguments["text_features"]), arguments["tokenizer"]
-        if bert is not None:
-            features, words = replace(features, bert=str(bert)), with_arguments(words, vocabulary=str(bert))
-        dataset, tokenizer = _instance(arguments["dataset"]), _instance(words)
+        features = StoredFeatures(**arguments["text_features"])
+        dataset, tokenizer = _instance(arguments["dataset"]), _instance(arguments["tokenizer"])
         for split in (arguments["split"], arguments["test_split"]):
             store = WantedStore(dataset, split, tokenizer, features)
-            found.setdefault(store.path, store)
-    return list(found.values())
+            stores.setdefault(store.path, store)
+    return list(stores.values())
 
 
 def _instance(section: dict[str, Any]) -> Any:
@@ -111,15 +111,15 @@ def report(sections: Sections) -> None:
         console.print(Text(f"`{COMMAND}` computes what it can, once: about 14 GB for COCO 2014, minutes on a GPU."))
 
 
-def text_features(sections: Sections, bert: Path | None, device: str, batch_size: int) -> list[Path]:
-    """Make missing or outdated stores of all available data sets; `bert` overrides the recipes' folder."""
+def text_features(sections: Sections) -> list[Path]:
+    """Make missing or outdated stores of all available data sets."""
     console = Console(stderr=True)
-    made, states = [], {store: store.state() for store in wanted_stores(sections, bert)}
+    made, states = [], {store: store.state() for store in wanted_stores(sections)}
     for store, state in states.items():
         if state in ("present", NO_DATA):
             console.print(Text(f"{store.title}: {state}; see `assemble data xmc_gan`"))
         else:
-            store.make(device, batch_size, console)
+            store.make(console)
             made.append(store.path)
     if set(states.values()) == {NO_DATA}:
         raise StageError("no features were computed: no data set is available")

@@ -68,9 +68,7 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
     for title in ("COCO 2014", "Localized Narratives", "Text features", "missing", "--text-features"):
         assert title in printed
     assert "BERT is not at" not in printed
-    assert (
-        main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu", "--batch-size", "2"]) == 0
-    )
+    assert main(["data", "xmc_gan", "--data", str(data), "--text-features"]) == 0
     printed = capsys.readouterr().out
     assert [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")] == [
         "coco_2014-train-17.h5",
@@ -86,5 +84,5 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
     assert store.about["dataset"] == "coco_2014"
     # Once made, a store is left alone.
     changed = store.path.stat().st_mtime_ns
-    main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu"])
+    main(["data", "xmc_gan", "--data", str(data), "--text-features"])
     assert store.path.stat().st_mtime_ns == changed

@@ -19,12 +19,6 @@ import yaml
 
 from assemble.commands.main import main
 from common.data import fetch as fetching
-from common.data.datasets.coco import COCO
-from common.data.datasets.coco_2014 import COCO2014
-from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.ucf101 import UCF101
-from common.data.datasets.voc import PascalVOC
 from common.data.fetch import OpenData, OpenFile, fetch, open_data
 from common.errors import StageError
 from common.files import read_yaml
@@ -114,13 +108,12 @@ class TestDownload:
 
 
 class TestUnpack:
-    def test_a_zip_without_its_first_folder(self, address: str, tmp_path: Path) -> None:
+    def test_an_archive_is_unpacked_once(self, address: str, tmp_path: Path) -> None:
         Server.body = packed("x.zip", {"dataset-master/data/a.txt": b"a", "dataset-master/README": b"b"})
-        data = one(address, file="set/x.zip", unpack="set", strip=1)
-        (tmp_path / "set/.unpacking-x.zip").mkdir(parents=True)  # a killed process left it
+        data = one(address, file="set/x.zip", unpack="set")
         fetch(data, tmp_path)
-        assert (tmp_path / "set/data/a.txt").read_text() == "a"
-        names = ["README", "data", "x.zip", "x.zip.unpacked"]
+        assert (tmp_path / "set/dataset-master/data/a.txt").read_text() == "a"
+        names = ["dataset-master", "x.zip", "x.zip.unpacked"]
         assert sorted(path.name for path in (tmp_path / "set").iterdir()) == names
         (tmp_path / "set/x.zip").unlink()
         fetch(data, tmp_path)
@@ -133,14 +126,15 @@ class TestUnpack:
         assert not list(tmp_path.rglob("out.txt"))
 
     @pytest.mark.parametrize("name", ["x.tgz", "x.zip"])
-    def test_a_damaged_archive_leaves_nothing_behind(self, address: str, tmp_path: Path, name: str) -> None:
-        whole = packed("x.tgz", {"a/list.txt": BODY})
+    def test_a_damaged_archive_is_named_and_unpacked_once_it_is_whole(
+        self, address: str, tmp_path: Path, name: str
+    ) -> None:
+        whole = packed(name, {"a/list.txt": BODY})
         data = one(address, file=f"set/{name}", unpack="set")
         for damaged in (whole[: len(whole) // 2], b"no archive"):
             Server.body = damaged
             with pytest.raises(StageError, match=name):
                 fetch(data, tmp_path)
-            assert [path.name for path in (tmp_path / "set").iterdir()] == [name]
             (tmp_path / "set" / name).unlink()
         Server.body = whole
         fetch(data, tmp_path)
@@ -171,7 +165,7 @@ def test_terms_come_first(
 
 
 def test_the_table() -> None:
-    """Every entry can be read, and its checksums are those that the data sets know."""
+    """Every entry can be read."""
     for name in read_yaml(fetching.TABLE, StageError):
         data = open_data(name)
         assert data.files
@@ -181,7 +175,3 @@ def test_the_table() -> None:
                 ("https://", "http://images.cocodataset.org/", "http://host.robots.ox.ac.uk/")
             )
             assert not Path(file.file).is_absolute()
-    assert PascalVOC("x", years=["2007"]).checksums() == open_data("voc2007").checksums()
-    assert [len(dataset("x").checksums()) for dataset in (COCO, COCO2014, UCF101)] == [3, 3, 1]
-    assert COCOKarpathy("x").checksums().keys() == {"train2014.zip", "val2014.zip"}
-    assert "md5:29b22e2961454d5413ddabcf34fc5622" in ImageNet("x").checksums().values()

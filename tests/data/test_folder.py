@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.clips import AudioVisualClips, SoundWindows
 from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfImages
 from common.data.listing import DatasetError, DatasetMissing, Listing
-from common.data.prepare import check_files
 from common.data.sequences import Texts
 from tests.data.media_factory import listing_of, write_video, write_wav
 
@@ -255,54 +253,13 @@ class TestImages:
         assert annotations.captions == [(), ()]
 
 
-class TestCheck:
-    def test_broken_and_silent_files_are_told_before_training(self, tmp_path: Path) -> None:
-        write_video(tmp_path / "x/good.mkv", 0.2)
-        write_video(tmp_path / "x/silent.mkv", 0.2, with_audio=False)
-        broken = touch(tmp_path, "x/broken.mkv") / "x/broken.mkv"
-        dataset = FolderOfClips(tmp_path)
-        first, reason, silent = check_files(dataset, allowed=1 / 3)
-        assert first == f"{tmp_path}: 3 clips of 1 class (class folders)"
-        assert reason.startswith(f"  cannot be read: {broken}: ")
-        assert silent == (f"  1 of 3 files tried have no sound, such as {tmp_path}/x/silent.mkv: training skips them")
-        assert check_files(dataset, 0.5, needs_sound=False) == [first, reason]
-        with pytest.raises(ValueError, match=r"1 of 3 files cannot be read, more than max_skipped_fraction = 0\.05"):
-            check_files(dataset, allowed=0.05)
-        (tmp_path / "x/good.mkv").unlink()
-        with pytest.raises(ValueError, match="no readable clip has sound, which this recipe needs"):
-            check_files(dataset)
-        touch(tmp_path, "x/silent.wav")
-        assert len(check_files(FolderOfClips(tmp_path), needs_sound=False)) == 2
-        (tmp_path / "x/silent.mkv").unlink()
-        with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
-            check_files(dataset)
-
-    def test_at_most_a_thousand_are_tried_and_ten_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("common.data.prepare._verdict", lambda clip, streams: clip.path.stem.strip("k"))
-        names = [f"{number}.png" for number in range(11)]
-        dataset = FolderOfImages(touch(tmp_path, *names, *(f"{'k' * (number + 1)}.png" for number in range(200))))
-        told = check_files(dataset)
-        assert told[0] == f"{tmp_path}: 211 images without classes (files without classes)"
-        assert told[1:11] == [f"  cannot be read: {Path(name).stem}" for name in sorted(names)[:10]]
-        assert told[11:] == ["  ... and 1 more of 211 files tried"]
-        (tmp_path / names[0]).unlink()
-        assert len(check_files(dataset)) == 11
-        touch(tmp_path, *(f"x{number}.png" for number in range(801)))
-        assert "of 1,000 files tried" in check_files(dataset)[-1]
-
-    def test_what_was_tried_is_not_tried_again_until_it_changes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name in ("a.png", "b.png"):
-            Image.new("RGB", (8, 8)).save(tmp_path / name)
-        read = []
-        from common.data import media
-
-        real = media.read_image
-        monkeypatch.setattr(media, "read_image", lambda path: read.append(path) or real(path))
-        dataset = FolderOfImages(tmp_path)
-        assert check_files(dataset) == check_files(dataset)
-        assert len(read) == 2
-        (tmp_path / "b.png").write_bytes(b"truncated")
-        assert "b.png" in "\n".join(check_files(dataset))
-        assert len(read) == 3
+def test_the_summary_counts_files_and_classes_and_names_what_is_ignored(tmp_path: Path) -> None:
+    touch(tmp_path, "x/a.mkv", "x/b.mkv", "notes.txt")
+    first, ignored = FolderOfClips(tmp_path).summary().splitlines()
+    assert first == f"{tmp_path}: 2 clips of 1 class (class folders)"
+    assert ignored == "  1 other files are ignored: 1 x .txt"
+    assert (
+        FolderOfImages(touch(tmp_path / "y", "a.png"))
+        .summary()
+        .endswith("1 images without classes (files without classes)")
+    )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from common.data.annotations import LanguageCaptions
 from common.data.datasets.coco_cn import COCOCN
@@ -20,13 +17,10 @@ from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import TextLines, WikipediaText
 from common.data.listing import DatasetMissing
-from common.data.prepare import report
-from common.data.regions import write_regions
 from common.data.sequences import Packed, Rows, Texts
 from tests.data.image_layouts import (
     COCO,
     FLICKR,
-    regions,
     write_coco_cn,
     write_coco_karpathy,
     write_conceptual_captions,
@@ -189,17 +183,3 @@ def test_a_language_without_text(tmp_path: Path) -> None:
     assert lines[0] == "good"
     with pytest.raises(ValueError, match=r"en\.train\.txt: not UTF-8 at byte 7"):
         lines[1]
-
-
-# ---------------------------------------------------------------------------------------------------- overview
-def overview(*datasets: Any, **options: Any) -> str:
-    console = Console(file=io.StringIO(), width=400)
-    report(datasets, console, **options)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_damaged_region_features_are_found_by_prepare(tmp_path: Path) -> None:
-    dataset = Multi30K(write_multi30k(tmp_path))
-    damaged = replace(regions(1), features=np.full((3, 6), np.nan, np.float32))
-    write_regions(tmp_path / "regions" / "train.npz", zip(FLICKR, [regions(0), damaged]))
-    assert f"picture '{FLICKR[1]}': features or boxes that are not finite" in overview(dataset, prepare=True)

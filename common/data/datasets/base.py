@@ -185,10 +185,6 @@ class MediaDataset(ABC):
             raise ValueError(f"{self.title} is split by folds: give fold = 1 to {self.num_folds} (--data.fold)")
         return split, fold
 
-    def checksums(self) -> Mapping[str, str]:
-        """Relative name of an archive or other file -> checksum as in :func:`common.data.checksums.problem`."""
-        return {}
-
     def _one_of(self, *names: str, reason: str = "") -> Path:
         """The first file or folder of these names, relative to the root, that exists."""
         found = first_of(self.root, names)
@@ -252,8 +248,7 @@ class MediaDataset(ABC):
 class DatasetStatus:
     """Status of a data set's folder, for the overview of ``make data-<paper>``.
 
-    `counts` has the items per available split (and fold). `checked` is the number of files that we tried to decode;
-    `verified` files have the published checksum, `corrupt` ones another.
+    `counts` has the items per available split (and fold).
     """
 
     dataset: MediaDataset
@@ -261,10 +256,6 @@ class DatasetStatus:
     counts: Mapping[str, int]
     problems: Sequence[str] = ()
     notes: tuple[str, ...] = ()
-    broken: tuple[str, ...] = ()
-    checked: int = 0
-    verified: tuple[str, ...] = ()
-    corrupt: tuple[str, ...] = ()
 
     @property
     def present(self) -> bool:

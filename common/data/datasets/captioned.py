@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data.annotations import LanguageCaptions, read_json, read_once, read_rows, single_spaced
 from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, MediaDataset, Scan, prefix_of, walk
-from common.data.listing import DatasetError, DatasetMissing, Listing, spread
+from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.data.sequences import Rows, Texts
 from common.files import parsing, read_bytes
@@ -100,22 +100,6 @@ class LanguageCaptioned(MediaDataset):
         if not lacking:
             return []
         return [f"{split}: {len(lacking):,} of {len(keys):,} images have no region features, such as {lacking[0]}"]
-
-    def check_regions(self, samples: int) -> list[str]:
-        """Read the regions of some pictures of every split and report damage."""
-        problems = []
-        for split in self.splits:
-            try:
-                features = self.regions(split)
-            except (DatasetMissing, RegionError):
-                continue  # the status reports it
-            keys = features.keys
-            for row in spread(len(keys), samples):
-                try:
-                    features[keys[row]]
-                except RegionError as error:
-                    problems.append(str(error))
-        return problems
 
     def _checked_language(self, language: str | None) -> str:
         language = self.languages[0] if language is None else language

@@ -21,7 +21,6 @@ from common.data.annotations import (
     read_once,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, walk, write_json
-from common.data.fetch import open_data
 from common.data.listing import DatasetError, Listing
 from common.files import parsing
 
@@ -76,9 +75,6 @@ class COCO(MediaDataset):
         instances = read_instances(path)
         tags, boxes = instances.tags(found.image_ids), functools.partial(boxes_of, path, found.image_ids)
         return replace(found, tags=tags, tag_names=instances.categories, read_boxes=boxes)
-
-    def checksums(self) -> Mapping[str, str]:
-        return open_data(self.name).checksums()
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder = self._one_of(f"{split}{self.year}")

@@ -24,7 +24,6 @@ from common.data.annotations import (
 from common.data.datasets.base import IMAGE_SUFFIXES, DatasetStatus, Scan, walk, write_json
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import PER_IMAGE, Annotated, coco_name, fill_scan
-from common.data.fetch import open_data
 from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.sequences import Rows, Texts
 from common.files import parsing
@@ -133,10 +132,6 @@ class COCOKarpathy(LanguageCaptioned):
 
     def _options(self) -> dict[str, object]:
         return {"restval": self.restval}
-
-    def checksums(self) -> Mapping[str, str]:
-        known = open_data("coco_2014").checksums()
-        return {name: known[name] for name in ("train2014.zip", "val2014.zip")}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         images, rows = self._images(split)

@@ -95,6 +95,14 @@ class OwnFolder(MediaDataset):
             "  `--data FOLDER` names it; docs/own-data.md shows examples."
         )
 
+    def summary(self) -> str:
+        """The numbers of files and classes, and notes, in lines to print."""
+        listing = self.listing("all")
+        classes = len(listing.classes)
+        of = f"of {classes} {'class' if classes == 1 else 'classes'}" if classes else "without classes"
+        first = f"{self.root}: {len(listing):,} {self.unit} {of} ({listing.layout})"
+        return "\n".join([first, *(f"  {note}" for note in listing.notes)])
+
     def _scan(self, split: str, fold: int | None) -> Scan:
         items, scan = self._contents()
         label_of = {name: label for label, name in enumerate(scan.classes)}

@@ -65,11 +65,6 @@ class ImageNet(MediaDataset):
     def published_classes(self) -> int | None:
         return self.num_classes if self.class_list is None else len(self._listed())
 
-    def checksums(self) -> Mapping[str, str]:
-        from torchvision.datasets.imagenet import ARCHIVE_META
-
-        return {name: f"md5:{digits}" for name, digits in ARCHIVE_META.values()}
-
     def _options(self) -> dict[str, object]:
         if self.class_list is None:
             return {}

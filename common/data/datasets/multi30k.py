@@ -13,7 +13,7 @@ from common.data.datasets.base import write_lines
 from common.data.datasets.captioned import CaptionedDataset, one_language, read_text_lines
 from common.data.listing import DatasetError
 
-_HOMES = ("data/", "")
+_HOMES = ("data/", "", "dataset-master/data/")
 _TASK1 = {"train": "train", "val": "val", "test": "test_2016_flickr"}
 _TASK2 = {"train": "train", "val": "val", "test": "test_2016"}
 _CAPTIONS = 5

@@ -21,7 +21,6 @@ from common.data.datasets.base import (
     walk,
     write_lines,
 )
-from common.data.fetch import open_data
 from common.data.listing import DatasetError
 from common.files import parsing
 
@@ -64,9 +63,6 @@ class UCF101(MediaDataset):
     size = "6.5 GB"
     license = "no explicit license, for research; the videos belong to their uploaders"
     source = "https://www.crcv.ucf.edu/data/UCF101.php"
-
-    def checksums(self) -> Mapping[str, str]:
-        return open_data(self.name).checksums()
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         videos = self._one_of(*_VIDEO_FOLDERS)

@@ -75,12 +75,6 @@ class PascalVOC(MediaDataset):
     def published_count(self, split: str, fold: int | None = None) -> int | None:
         return sum(_PUBLISHED.get(year, {}).get(split, 0) for year in self.years) or None
 
-    def checksums(self) -> Mapping[str, str]:
-        from torchvision.datasets.voc import DATASET_YEAR_DICT as ARCHIVES
-
-        known = (ARCHIVES.get(name) for year in self.years for name in (year, f"{year}-test"))
-        return {archive["filename"]: f"md5:{archive['md5']}" for archive in known if archive is not None}
-
     def labels(self, split: str, listing: Listing | None = None) -> npt.NDArray[np.int8]:
         """Classes in each image of a listing (None = the whole split), int8 [N, classes].
 

@@ -1,0 +1,66 @@
+"""Overview of a paper's data sets and released files; downloads nothing, because most have terms to accept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from common import files
+from common.data.datasets.base import DatasetStatus, MediaDataset
+from common.data.released_files import FileStatus
+from common.errors import printable
+
+
+def report(datasets: Sequence[MediaDataset], console: Console | None = None) -> list[DatasetStatus]:
+    console = console or files.console()
+    statuses = []
+    for dataset in datasets:
+        with console.status(f"Checking {dataset.title}"):
+            statuses.append(dataset.status())
+        _print(console, dataset.full_title, _state(statuses[-1]), _details(statuses[-1]))
+    return statuses
+
+
+def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
+    console = console or files.console()
+    if statuses:
+        console.print(Text("Weights and other files", style="italic"))
+    for status in statuses:
+        file, recipes = status.file, status.recipes
+        state = Text("incomplete" if status.path.exists() else "missing", style="red")
+        if status.present:
+            state = Text("present", style="green")
+        names = ", ".join(recipes[:2]) + (f" and {len(recipes) - 2} more" if len(recipes) > 2 else "")
+        lines = [f"Path: {status.path}", f"Size: {file.size}", f"License: {file.license}", f"Read by: {names}"]
+        lines += [f"Missing: {', '.join(status.missing)}"] if status.missing else []
+        if not status.present:
+            lines.append(f"Get it from: {file.source.replace('{path}', str(status.path))}")
+        _print(console, file.title, state, lines)
+
+
+def _print(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
+    console.print(Text.assemble((title, "bold"), ": ", state))
+    # Text, not markup, because paths may contain square brackets.
+    console.print(Text(printable("\n".join(f"  {line}" for line in lines))))
+
+
+def _state(status: DatasetStatus) -> Text:
+    if status.present:
+        return Text("present", style="yellow" if status.notes else "green")
+    return Text("incomplete" if status.counts else "missing", style="yellow" if status.counts else "red")
+
+
+def _details(status: DatasetStatus) -> list[str]:
+    counts = ", ".join(f"{part} {count:,}" for part, count in status.counts.items())
+    dataset = status.dataset
+    lines = [f"Path: {dataset.root}"]
+    lines += [f"{dataset.unit.capitalize()}: {counts}"] if counts else []
+    lines += [f"Layout: {status.layout}"] if status.layout else []
+    lines += [f"Size: {dataset.size}", f"License: {dataset.license}"]
+    if not status.present:
+        lines += "".join(status.problems[:1]).splitlines()[:1]
+        lines += ["Expected:", *(f"  {line}" for line in dataset.expected_layout.splitlines())]
+        lines += [f"  {dataset.further_layout}"] if dataset.further_layout else []
+    return [*lines, f"Get it from: {dataset.source}", *(f"Note: {note}" for note in status.notes)]
